@@ -1,0 +1,30 @@
+"""Continuous normalizing flows on PyTorch: fit, score and sample densities.
+
+>>> import torch, cnf
+>>> flow = cnf.ffjord(dim=2, hidden=(16,))
+>>> history = cnf.fit(flow, torch.randn(200, 2), steps=3)
+>>> flow.log_prob(torch.zeros(5, 2)).shape, flow.sample(5).shape
+(torch.Size([5]), torch.Size([5, 2]))
+"""
+
+from cnf.fields import ConcatSquash
+from cnf.flow import Flow, ffjord
+from cnf.layers import CNF, Standardize
+from cnf.ode import SolveError
+from cnf.storage import load, save
+from cnf.training import History, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CNF",
+    "ConcatSquash",
+    "Flow",
+    "History",
+    "SolveError",
+    "Standardize",
+    "ffjord",
+    "fit",
+    "load",
+    "save",
+]

@@ -1,0 +1,244 @@
+"""A flow: a base distribution and the invertible layers between it and the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from cnf.bases import map_tensors
+from cnf.fields import ConcatSquash
+from cnf.layers import CNF, Layer, Standardize
+from cnf.ode import Stats
+
+Shape = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Log-densities with what they cost.
+
+    Attributes:
+        log_prob: log p(x) in nats per row, shape (rows,).
+        stats: The evaluations and steps of all CNF layers.
+    """
+
+    log_prob: Tensor
+    stats: Stats
+
+
+class Flow(nn.Module):
+    """The distribution of x = T(z), z ~ base, with T the composition of invertible layers.
+
+        log p(x) = log p_base(T⁻¹(x)) + log |det ∂T⁻¹/∂x|
+
+    Args:
+        base: Any `torch.distributions` object over vectors (event shape (dim,)), not batched.
+        layers: Invertible layers, the one next to the data last.
+
+    Raises:
+        ValueError: The base is not a single distribution over vectors.
+        SolveError: From any method: a solve failed; the message names the rows and what to try.
+
+    Shapes: x is (*batch, dim) and a context (*batch, context_dim); their batch shapes broadcast.
+
+    Example:
+        >>> base = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+        >>> flow = Flow(base, [CNF(ConcatSquash(2, hidden=(16, 16))), Standardize(2)])
+        >>> x, log_prob = flow.sample_and_log_prob(5)
+        >>> torch.allclose(flow.log_prob(x), log_prob, atol=1e-3)
+        True
+    """
+
+    def __init__(self, base: Distribution, layers: Iterable[Layer]) -> None:
+        super().__init__()
+        if len(base.event_shape) != 1 or base.batch_shape:
+            raise ValueError(
+                "Expected a base with an event shape (dim,) and no batch shape (wrap it in "
+                f"torch.distributions.Independent); got event shape {tuple(base.event_shape)} and "
+                f"batch shape {tuple(base.batch_shape)}"
+            )
+        self.base = base
+        # For the type checker, what the module list holds.
+        self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
+
+    @property
+    def dim(self) -> int:
+        """Size of x."""
+        return self.base.event_shape[0]
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density log p(x | context) in nats, shape (*batch)."""
+        rows, context, batch = self._rows(x, context)
+        return self.score_rows(rows, context).log_prob.reshape(batch)
+
+    def sample(self, shape: Shape = (), context: Tensor | None = None) -> Tensor:
+        """Draws, shape (*shape, *context's batch, dim), without a gradient."""
+        with torch.no_grad():
+            return self._draw(self.base.sample, shape, context, self._transport)
+
+    def rsample(self, shape: Shape = (), context: Tensor | None = None) -> Tensor:
+        """Draws with a gradient to the parameters and the context (reparameterised)."""
+        return self._draw(self._base_rsample, shape, context, self._transport)
+
+    def sample_and_log_prob(
+        self, shape: Shape = (), context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log p in one solve, without a gradient."""
+        with torch.no_grad():
+            joint = self._draw(self.base.sample, shape, context, self._push)
+        return joint[..., :-1], joint[..., -1]
+
+    def rsample_and_log_prob(
+        self, shape: Shape = (), context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log p in one solve, with a gradient to parameters and context."""
+        joint = self._draw(self._base_rsample, shape, context, self._push)
+        return joint[..., :-1], joint[..., -1]
+
+    def score_rows(self, x: Tensor, context: Tensor | None = None) -> Scored:
+        """Log p of rows (rows, dim) given a context (rows, context_dim), with the solve's cost."""
+        log_det = x.new_zeros(len(x))
+        stats = Stats()
+        for layer in reversed(self.layers):
+            mapped = layer.pull(x, context)
+            x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
+        return Scored(self.base.log_prob(x) + log_det, stats)
+
+    def path(self, z: Tensor, frames: int, context: Tensor | None = None) -> Tensor:
+        """The way of base points `z` (rows, dim) to the data, shape (frames, rows, dim).
+
+        Flow time runs evenly through all CNF layers. Fixed layers (standardisation) have no time:
+        those on the data's side of a CNF layer are applied to all of its frames, so that the path
+        is in the data's units throughout.
+
+        Raises:
+            ValueError: Fewer than two frames, or no CNF layer to pass through.
+        """
+        cnfs = [layer for layer in self.layers if isinstance(layer, CNF)]
+        if frames < 2 or not cnfs:
+            raise ValueError(
+                f"Expected at least 2 frames and 1 CNF layer; got {frames} and {len(cnfs)}"
+            )
+        times = torch.linspace(0, len(cnfs), frames, dtype=z.dtype).tolist()
+        states: list[Tensor] = []
+        crossed = 0
+        for layer in self.layers:
+            if isinstance(layer, CNF):
+                own = [t - crossed for t in times if crossed < t <= crossed + 1]
+                stops = sorted({0.0, *own, 1.0})
+                solved = dict(zip(stops, layer.path(z, stops, context), strict=True))
+                states += [z] if crossed == 0 else []
+                states += [solved[t] for t in own]
+                z, crossed = solved[1.0], crossed + 1
+            else:
+                z = layer.transport(z, context)
+                states = [layer.transport(state, context) for state in states]
+        return torch.stack(states)
+
+    def with_solver(self, **changes: Any) -> Self:
+        """A flow that shares the very parameters and solves otherwise.
+
+        Args:
+            changes: Any of `cnf.layers.SolverSettings`' attributes: `rtol`, `method`, `norm`, …
+
+        Example:
+            >>> flow = ffjord(2)
+            >>> exact = flow.with_solver(rtol=1e-8, atol=1e-8)
+            >>> exact.layers[0].field is flow.layers[0].field
+            True
+        """
+        return type(self)(self.base, [layer.with_solver(**changes) for layer in self.layers])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Take the base along when the module changes dtype or device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.base = map_tensors(self.base, fn)
+        return self
+
+    def _rows(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
+        """X and context broadcast against each other and flattened to rows, and the batch shape."""
+        if x.ndim < 1 or x.shape[-1] != self.dim:
+            raise ValueError(f"Expected x of shape (..., {self.dim}); got {tuple(x.shape)}")
+        if context is None:
+            return x.reshape(-1, self.dim), None, x.shape[:-1]
+        batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
+        rows = x.expand(*batch, self.dim).reshape(-1, self.dim)
+        return rows, context.expand(*batch, -1).reshape(-1, context.shape[-1]), batch
+
+    def _draw(
+        self,
+        base_sample: Callable[[torch.Size], Tensor],
+        shape: Shape,
+        context: Tensor | None,
+        carry: Callable[[Tensor, Tensor | None], Tensor],
+    ) -> Tensor:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if context is not None:
+            shape = (*shape, *context.shape[:-1])
+        rows, context, batch = self._rows(base_sample(torch.Size(shape)), context)
+        return carry(rows, context).unflatten(0, batch) if batch else carry(rows, context)[0]
+
+    def _transport(self, z: Tensor, context: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            z = layer.transport(z, context)
+        return z
+
+    def _push(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """Samples and, as the last column, their log-density."""
+        log_prob = self.base.log_prob(z)
+        for layer in self.layers:
+            mapped = layer.push(z, context)
+            z, log_prob = mapped.value, log_prob - mapped.log_det
+        return torch.cat([z, log_prob.unsqueeze(1)], 1)
+
+    def _base_rsample(self, shape: torch.Size) -> Tensor:
+        if not self.base.has_rsample:
+            raise ValueError(
+                "Expected a base with rsample for a reparameterised draw; "
+                f"got {type(self.base).__name__}"
+            )
+        return self.base.rsample(shape)
+
+
+def ffjord(
+    dim: int,
+    hidden: Sequence[int] = (64, 64),
+    context_dim: int = 0,
+    activation: str = "tanh",
+    blocks: int = 1,
+    **solver: Any,
+) -> Flow:
+    """FFJORD: a standard normal base, CNF layers with concat-squash fields, a standardisation.
+
+    Args:
+        dim: Size of x.
+        hidden: Widths of each field's hidden layers; with one or two the exact trace has a closed
+            form, whatever the dimension.
+        context_dim: Size of the context in log p(x | context), 0 without one.
+        activation: `"tanh"`, `"softplus"`, `"silu"` or `"gelu"`.
+        blocks: How many CNF layers follow one another.
+        solver: Any of `cnf.layers.SolverSettings`' attributes.
+
+    Raises:
+        ValueError: A size is not positive, or a name unknown.
+
+    Source: Grathwohl et al. (2019), FFJORD: Free-form continuous dynamics for scalable reversible
+    generative models.
+
+    Example:
+        >>> flow = ffjord(dim=2)
+        >>> flow.log_prob(torch.zeros(7, 2)).shape
+        torch.Size([7])
+    """
+    if blocks < 1:
+        raise ValueError(f"Expected blocks of at least 1; got {blocks}")
+    layers: list[Layer] = [
+        CNF(ConcatSquash(dim, hidden, context_dim, activation), **solver) for _ in range(blocks)
+    ]
+    base = Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1)
+    return Flow(base, [*layers, Standardize(dim)])

@@ -1,0 +1,12 @@
+"""Invertible layers between base and data.
+
+A new layer is one class in one file, entered in `LAYERS`, and nothing else.
+"""
+
+from cnf.layers.cnf import CNF, SolverSettings
+from cnf.layers.layer import Layer, Mapped
+from cnf.layers.standardize import Standardize
+
+LAYERS: dict[str, type[Layer]] = {layer.name: layer for layer in (CNF, Standardize)}
+
+__all__ = ["CNF", "LAYERS", "Layer", "Mapped", "SolverSettings", "Standardize"]

@@ -1,0 +1,40 @@
+"""What training minimises: a registry of objectives behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cnf.flow import Flow
+from cnf.ode import Stats
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss to differentiate, and what its solve cost."""
+
+    value: Tensor
+    stats: Stats
+
+
+Objective = Callable[[Flow, Tensor, Tensor | None], Loss]
+
+
+def maximum_likelihood(flow: Flow, x: Tensor, context: Tensor | None) -> Loss:
+    """The mean negative log-likelihood −(1/n) Σ log p(x_i | c_i), in nats per row.
+
+    Shapes: x (rows, dim), context (rows, context_dim) or None → a scalar.
+
+    Example:
+        >>> import torch
+        >>> from cnf.flow import ffjord
+        >>> maximum_likelihood(ffjord(2), torch.zeros(3, 2), None).value.shape
+        torch.Size([])
+    """
+    scored = flow.score_rows(x, context)
+    return Loss(-scored.log_prob.mean(), scored.stats)
+
+
+OBJECTIVES: dict[str, Objective] = {"mle": maximum_likelihood}

@@ -1,0 +1,96 @@
+"""What a solve gives back: the solution, its statistics and its status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+
+
+class Status(Enum):
+    """How a solve ended; the value is a sentence that says what to do next."""
+
+    FINISHED = "The solve reached the last time."
+    STEP_LIMIT = (
+        "The step limit was hit before the last time: the dynamics are stiff, or the tolerance is "
+        "too tight for them. Raise max_steps, loosen rtol and atol, or train with a smaller "
+        "learning rate or weight decay so that the field stays smooth."
+    )
+    STEP_TOO_SMALL = (
+        "The step size fell below the resolution of time: the dynamics are stiff or discontinuous "
+        "here. Loosen rtol and atol, solve in float64, or use a smoother field."
+    )
+    NOT_FINITE = (
+        "The state or its derivative is NaN or infinite. Check the inputs and the field's weights "
+        "for NaN and infinity; if the weights diverged, train with a smaller learning rate or clip "
+        "the gradient."
+    )
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a solve cost: evaluations of the dynamics, accepted and rejected steps.
+
+    Statistics of solves that follow one another add up.
+
+    Example:
+        >>> Stats(7, 1, 0) + Stats(13, 2, 0)
+        Stats(evaluations=20, accepted=3, rejected=0)
+    """
+
+    evaluations: int = 0
+    accepted: int = 0
+    rejected: int = 0
+
+    def __add__(self, other: Stats) -> Stats:
+        return Stats(
+            self.evaluations + other.evaluations,
+            self.accepted + other.accepted,
+            self.rejected + other.rejected,
+        )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The states at the requested times, and how the solve went.
+
+    Attributes:
+        ts: The requested times, shape (T,).
+        ys: The states there, shape (T, *state); NaN at times that a failed solve did not reach.
+        status: How the solve ended.
+        stats: What it cost.
+        rows: Where the status is not FINISHED, the rows (first axis of the state) at fault, the
+            worst first; empty for a state without axes.
+        last_time: The time reached: the last of `ts` when finished.
+    """
+
+    ts: Tensor
+    ys: Tensor
+    status: Status
+    stats: Stats
+    rows: tuple[int, ...]
+    last_time: float
+
+
+class SolveError(RuntimeError):
+    """A solve that did not reach its last time.
+
+    Attributes:
+        solution: What was solved until then.
+    """
+
+    def __init__(self, solution: Solution) -> None:
+        self.solution = solution
+        super().__init__(_message(solution))
+
+
+def _message(solution: Solution) -> str:
+    shown = ", ".join(str(row) for row in solution.rows[:5])
+    more = f" and {len(solution.rows) - 5} more" if len(solution.rows) > 5 else ""
+    where = f" (rows {shown}{more})" if shown else ""
+    stats = solution.stats
+    return (
+        f"{solution.status.value} Stopped at t = {solution.last_time:.6g}{where} after "
+        f"{stats.accepted} accepted and {stats.rejected} rejected steps."
+    )

@@ -1,0 +1,69 @@
+"""Named, complete configurations of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a training run is made of, but the data, the seed and the time.
+
+    Attributes:
+        hidden: Widths of each field's hidden layers.
+        activation: The fields' activation.
+        blocks: Number of CNF layers.
+        batch_size: Rows for each step.
+        learning_rate: Peak of the schedule (linear warm-up, then a cosine to zero).
+        warmup: Fraction of the run that warms up.
+        weight_decay: AdamW's decoupled weight decay.
+        clip: Largest norm of the gradient.
+        average: Decay of the weights' moving average, which is validated and kept.
+        rtol: The solver's relative tolerance in training.
+        atol: The solver's absolute tolerance in training.
+        gradient: The solver's gradient mode in training.
+        validations: How often the run is validated, evenly over its length.
+        validation_rows: The most rows that a validation scores.
+        patience: Validations without improvement after which the run ends.
+    """
+
+    hidden: tuple[int, ...] = (64, 64, 64)
+    activation: str = "tanh"
+    blocks: int = 1
+    batch_size: int = 512
+    learning_rate: float = 5e-3
+    warmup: float = 0.02
+    weight_decay: float = 1e-6
+    clip: float = 5.0
+    average: float = 0.995
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    gradient: str = "backprop"
+    validations: int = 50
+    validation_rows: int = 2000
+    patience: int = 20
+
+
+RECIPES: dict[str, Recipe] = {
+    # FFJORD's own network for its toys: small enough to keep every evaluation's graph.
+    "toy": Recipe(),
+    # Two hidden layers: the trace has a closed form, whatever the number of columns.
+    "table": Recipe(hidden=(128, 128), activation="silu", weight_decay=1e-4, learning_rate=3e-3),
+}
+
+
+def choose_recipe(name: str | None, dim: int) -> tuple[str, Recipe]:
+    """The recipe called `name`, or the one for data of this dimension; with its name.
+
+    Raises:
+        ValueError: The name is unknown.
+
+    Example:
+        >>> choose_recipe(None, dim=10)[0]
+        'table'
+    """
+    if name is None:
+        name = "toy" if dim <= 2 else "table"
+    if name not in RECIPES:
+        raise ValueError(f"Expected a recipe among {', '.join(RECIPES)}; got {name!r}")
+    return name, RECIPES[name]

@@ -1,0 +1,156 @@
+"""Saving and loading: safetensors and JSON, never pickle, so that loading executes no code.
+
+A model is a folder with `model.safetensors` (weights, buffers, the base's tensors) and
+`config.json` (what the flow is made of, its solver settings, the SHA-256 of the weights' file, and
+metadata).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from cnf.bases import describe, rebuild
+from cnf.flow import Flow
+from cnf.layers import LAYERS
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write `flow` to `folder`, which is made if need be.
+
+    Both files are written under temporary names first and then renamed.
+
+    Args:
+        flow: A flow whose fields, layers and base can be made anew from their configuration.
+        folder: Where to.
+        metadata: What else to remember, ready for JSON; `load_config(folder)["metadata"]`.
+
+    Raises:
+        ValueError: A part of the flow cannot be made anew from its configuration.
+        OSError: The folder cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> from cnf.flow import ffjord
+        >>> flow, x = ffjord(2), torch.zeros(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(flow, folder)
+        ...     torch.equal(load(folder).log_prob(x), flow.log_prob(x))
+        True
+    """
+    base, base_tensors = describe(flow.base, "base")
+    tensors = {**flow.state_dict(), **base_tensors}
+    weights = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    )
+    config = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "dtype": str(next(flow.parameters()).dtype).removeprefix("torch."),
+        "base": base,
+        "layers": [{"name": layer.name, **layer.config()} for layer in flow.layers],
+        "metadata": dict(metadata or {}),
+    }
+    text = json.dumps(config, indent=2, allow_nan=False).encode()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {folder / WEIGHTS: weights, folder / CONFIG: text}
+    for path, content in parts.items():
+        _write_durably(_temporary(path), content)
+    for path in parts:
+        os.replace(_temporary(path), path)
+
+
+def load(folder: str | Path) -> Flow:
+    """The flow that `save` wrote to `folder`, on the CPU and bit for bit.
+
+    Raises:
+        ValueError: The folder holds no model, or one that is damaged, of another program or of a
+            newer version; the message says which.
+    """
+    config = load_config(folder)
+    path = Path(folder) / WEIGHTS
+    try:
+        weights = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"Expected a model's weights in {path}; {error.strerror}") from None
+    if hashlib.sha256(weights).hexdigest() != config["sha256"]:
+        raise ValueError(
+            f"Expected the weights that config.json was written with; the SHA-256 of {path} is "
+            "another one, so the file is damaged or of another model. Restore or retrain it"
+        )
+    try:
+        tensors = safetensors.torch.load(weights)
+        base = rebuild(config["base"], "base", tensors)
+        layers = [_layer(dict(layer)) for layer in config["layers"]]
+        flow = Flow(base, layers).to(getattr(torch, config["dtype"]))
+        flow.load_state_dict(
+            {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
+        )
+    except (
+        safetensors.SafetensorError,
+        AttributeError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"Expected a model of cnf-flows in {folder}; got: {reason}") from None
+    return flow
+
+
+def load_config(folder: str | Path) -> dict[str, Any]:
+    """What `config.json` in `folder` says, checked to be a model's of this format.
+
+    Raises:
+        ValueError: There is no such file, or it is not a model's configuration.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"Expected a folder written by train or cnf.save; {path}: {error.strerror}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"Expected {path} to be JSON; {error}") from None
+    wanted = {"format", "sha256", "dtype", "base", "layers", "metadata"}
+    if not isinstance(config, dict) or not wanted <= set(config):
+        raise ValueError(f"Expected {path} to hold {', '.join(sorted(wanted))}; some are missing")
+    if config["format"] != FORMAT:
+        raise ValueError(
+            f"Expected a model of format {FORMAT} in {path}; got {config['format']!r}. "
+            "Load it with the version of cnf-flows that wrote it"
+        )
+    return config
+
+
+def _layer(config: dict[str, Any]) -> Any:
+    name = config.pop("name")
+    if name not in LAYERS:
+        raise ValueError(f"Expected a layer among {', '.join(LAYERS)}; got {name!r}")
+    return LAYERS[name](**config)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

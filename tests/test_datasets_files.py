@@ -1,0 +1,307 @@
+"""Files: what is written is read back, and what cannot be read is refused in one line."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from cnf.datasets import check_writable, read_table, write_table
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+ENDINGS = [".csv", ".npy", ".npz", ".parquet"]
+
+
+def refused(path) -> str:
+    with pytest.raises(ValueError, match="^Expected .*; got .*: ") as error:
+        read_table(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def text_file(folder: Path, text: str) -> Path:
+    file = folder / "table.csv"
+    file.write_bytes(text.encode())
+    return file
+
+
+# --- round trips
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@settings(max_examples=30, deadline=None)
+@given(
+    values=st.sampled_from([np.float64, np.float32, np.int32, np.bool_]).flatmap(
+        lambda dtype: arrays(
+            dtype,
+            array_shapes(min_dims=2, max_dims=2, max_side=5),
+            elements={"allow_nan": False, "allow_infinity": False}
+            if np.issubdtype(dtype, np.floating)
+            else None,
+        )
+    )
+)
+def test_what_is_written_is_read_back(ending, values):
+    columns = tuple(f'"c", {i}' for i in range(values.shape[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"table{ending}"
+        write_table(file, values, columns)
+        table = read_table(file)
+        np.testing.assert_array_equal(table.values, values.astype(np.float64))
+        assert [path.name for path in Path(folder).iterdir()] == [file.name]
+    assert table.name == "table"
+    if ending != ".npy":
+        assert table.columns == columns
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_one_dimension_is_one_column(ending, tmp_path):
+    write_table(tmp_path / f"t{ending}", [1.0, 2.0], ["log_prob"])
+    assert read_table(str(tmp_path / f"t{ending}")).values.tolist() == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_writing_replaces_the_file(ending, tmp_path):
+    file = tmp_path / f"t{ending.upper()}"
+    write_table(file, np.zeros((9, 2)), ["a", "b"])
+    write_table(file, np.ones((1, 1)), ["a"])
+    assert read_table(file).values.tolist() == [[1.0]]
+
+
+def test_csv_keeps_infinities_that_a_log_density_may_have(tmp_path):
+    write_table(tmp_path / "t.csv", [0.1, -np.inf, np.nan], ["log_prob"])
+    assert (tmp_path / "t.csv").read_text() == "log_prob\n0.1\n-inf\nnan\n"
+
+
+# --- csv
+
+
+def test_csv_is_read_leniently_where_nothing_is_in_doubt(tmp_path):
+    file = text_file(tmp_path, '\ufeffx, "y, z",flag\r\n 1, 2e-3 ,True\r\n\r\n"3",+4,false\r\n\r\n')
+    table = read_table(file)
+    assert table.columns == ("x", "y, z", "flag")
+    assert table.values.tolist() == [[1.0, 0.002, 1.0], [3.0, 4.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("x,y\n1,2\n\n3,abc\nq,4\n", ["got 'abc'", "column 'y'", "data row 2 (line 4)"]),
+        ("x,y\n1,\n", ["got an empty cell", "column 'y'", "data row 1 (line 2)"]),
+        ("x,y\n1,2\nNA,2\n", ["got 'NA'", "column 'x'", "data row 2 (line 3)"]),
+        ("x\n1\nnan\n", ["got 'nan'", "data row 2"]),
+        ("x\n-inf\n", ["got '-inf'", "data row 1"]),
+        ("x\n1e999\n", ["got '1e999'"]),
+        ("x\n2024_05\n", ["got '2024_05'"]),
+        ("x,y\n1,2,3\n", ["Expected 2 cells", "got 3 at data row 1 (line 2)"]),
+        ("x,y\n1,2\n3\n", ["Expected 2 cells", "got 1 at data row 2 (line 3)"]),
+        ("1.5,2\n3,4\n", ["Expected a header", "got only numbers, 1.5, 2"]),
+        ("", ["Expected a header", "empty file"]),
+        ("x,y\n", ["Expected rows", "empty table"]),
+        ("x,x\n1,2\n", ["['x'] repeated"]),
+        (",x\n0,2\n", ["blank names at columns [1]", "row index"]),
+        ("x;y\n1;2\n", ["got '1;2'"]),
+        (f'x\n"{"1" * 200_000}"\n', ["readable .csv", "field larger than"]),
+    ],
+)
+def test_csv_errors(text, parts, tmp_path):
+    message = refused(text_file(tmp_path, text))
+    assert all(part in message for part in parts), message
+
+
+def test_csv_in_another_encoding(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_bytes("x,größe\n1,2\n".encode("latin-1"))
+    assert "can't decode" in refused(file)
+
+
+# --- npy and npz
+
+
+def test_npy_is_mapped_and_never_changed(tmp_path):
+    file = tmp_path / "t.npy"
+    np.save(file, np.arange(6.0).reshape(3, 2))
+    table = read_table(file)
+    assert isinstance(table.values.base, np.memmap)
+    assert table.columns == ("x0", "x1")
+    table.values[0, 0] = 9.0
+    assert np.load(file)[0, 0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        (np.zeros(()), "shape ()"),
+        (np.zeros((2, 2, 2)), "shape (2, 2, 2)"),
+        (np.zeros((0, 2)), "empty table"),
+        (
+            np.array([[1.0, 2.0], [3.0, np.nan]]),
+            "got nan in column 'x1' at row 2 (counting from 1)",
+        ),
+        (np.array([[1.0], [np.inf]], np.float32), "got inf in column 'x0' at row 2"),
+        (np.array([["a", "b"]]), "got 'a' in column 'x0' at row 1"),
+        (np.array([1j]), "got '1j'"),
+        (np.array([{}], dtype=object), "Python objects in dtype"),
+    ],
+)
+def test_npy_errors(values, part, tmp_path):
+    file = tmp_path / "t.npy"
+    np.save(file, values, allow_pickle=True)
+    assert part in refused(file)
+
+
+def test_npz_with_one_array_needs_no_name(tmp_path):
+    np.savez(tmp_path / "t.npz", rows=np.ones((2, 1)))
+    assert read_table(tmp_path / "t.npz").values.tolist() == [[1.0], [1.0]]
+    assert read_table(f"{tmp_path / 't.npz'}:rows").name == "t"
+
+
+def test_npz_with_several_arrays_wants_a_name(tmp_path):
+    file = tmp_path / "t.npz"
+    np.savez(file, train=np.ones(2), test=np.zeros((3, 2)))
+    assert read_table(f"{file}:test").values.shape == (3, 2)
+    assert "got 2 arrays: choose from train, test" in refused(file)
+    assert "no array 'tests': choose from test" in refused(f"{file}:tests")
+
+
+def test_npz_without_arrays(tmp_path):
+    np.savez(tmp_path / "t.npz")
+    assert "got 0 arrays: write it again" in refused(tmp_path / "t.npz")
+
+
+def test_npz_with_pickled_objects(tmp_path):
+    np.savez(tmp_path / "t.npz", rows=np.array([{}], dtype=object))
+    assert "readable .npz" in refused(tmp_path / "t.npz")
+
+
+# --- parquet
+
+
+def test_parquet_converts_numbers_and_booleans(tmp_path):
+    frame = pd.DataFrame({"i": [1, 2], "b": [True, False], "f": np.float32([0.1, 0.2])})
+    frame["nullable"] = pd.array([3, 4], dtype="Int64")
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = read_table(tmp_path / "t.parquet")
+    assert table.columns == ("i", "b", "f", "nullable")
+    np.testing.assert_array_equal(table.values, frame.to_numpy(np.float64))
+
+
+def test_parquet_without_names(tmp_path):
+    pd.DataFrame(np.ones((2, 2))).to_parquet(tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet").columns == ("x0", "x1")
+
+
+@pytest.mark.parametrize(
+    ("column", "part"),
+    [
+        (["a", "b"], "got 'a' in column 'y' at row 1"),
+        ([1.0, np.nan], "got nan in column 'y' at row 2"),
+        ([True, None], "got None in column 'y' at row 2"),
+        (pd.array([1, None], dtype="Int64"), "in column 'y' at row 2"),
+        (pd.to_datetime(["2024-01-01", "2024-01-02"]), "got Timestamp"),
+    ],
+)
+def test_parquet_errors(column, part, tmp_path):
+    frame = pd.DataFrame({"x": [1.0, 2.0], "y": column})
+    frame.to_parquet(tmp_path / "t.parquet")
+    assert part in refused(tmp_path / "t.parquet")
+
+
+# --- any file
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz", ".parquet"])
+@pytest.mark.parametrize("content", [b"", b"not at all", b"PK\x03\x04 torn"])
+def test_damaged_files(ending, content, tmp_path):
+    file = tmp_path / f"t{ending}"
+    file.write_bytes(content)
+    assert f"Expected a readable {ending} file" in refused(file)
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz", ".parquet"])
+def test_torn_files(ending, tmp_path):
+    file = tmp_path / f"t{ending}"
+    write_table(file, np.random.default_rng(0).normal(size=(500, 2)), ["a", "b"])
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert f"Expected a readable {ending} file" in refused(file)
+
+
+def test_an_array_under_an_archives_name(tmp_path):
+    with (tmp_path / "t.npz").open("wb") as stream:
+        np.save(stream, np.ones(3))
+    assert "readable .npz" in refused(tmp_path / "t.npz")
+
+
+def test_no_such_file(tmp_path):
+    assert "no such file" in refused(tmp_path / "t.csv")
+    assert "no such file" in refused(f"{tmp_path}/t.npz:rows")
+
+
+def test_a_folder(tmp_path):
+    (tmp_path / "t.csv").mkdir()
+    assert "a folder" in refused(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t", "t.csv.gz"])
+def test_unknown_ending(name, tmp_path):
+    (tmp_path / name).touch()
+    assert ".csv, .npy, .npz, .npz:ARRAY or .parquet" in refused(tmp_path / name)
+
+
+# --- writing
+
+
+def test_unwritable_paths(tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").touch()
+    for name, part in {
+        "t.txt": "Expected a path that ends in .csv, .npy, .npz, .parquet; got",
+        "folder.csv": "got the folder",
+        "missing/t.csv": "create it first",
+        "file/t.csv": "create it first",
+    }.items():
+        with pytest.raises(ValueError, match="^Expected") as error:
+            check_writable(tmp_path / name)
+        assert part in str(error.value)
+        with pytest.raises(ValueError, match="^Expected"):
+            write_table(tmp_path / name, [1.0], ["x"])
+
+
+def test_a_folder_without_permission(tmp_path, monkeypatch):
+    def touch(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", touch)
+    with pytest.raises(ValueError, match=r"\(Permission denied\): choose another"):
+        check_writable(tmp_path / "t.csv")
+
+
+def test_checking_leaves_nothing_behind(tmp_path):
+    check_writable(tmp_path / "t.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "t.npy"
+    write_table(file, [1.0], ["x"])
+
+    def full(stream, values):
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_table(file, [2.0], ["x"])
+    assert [path.name for path in tmp_path.iterdir()] == ["t.npy"]
+    assert np.load(file).tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"), [(["a"], "each of 2 columns"), (["1", "2"], "only numbers, 1, 2")]
+)
+def test_names_that_could_not_be_read_back(columns, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        write_table(tmp_path / "t.csv", np.ones((3, 2)), columns)
+    assert not list(tmp_path.iterdir())

@@ -71,6 +71,11 @@ class Flow(nn.Module):
         """Size of x."""
         return self.base.event_shape[0]
 
+    @property
+    def solves(self) -> int:
+        """How many ODE solves one pass through the flow takes."""
+        return sum(isinstance(layer, CNF) for layer in self.layers)
+
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density log p(x | context) in nats, shape (*batch)."""
         rows, context, batch = self._rows(x, context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,20 @@ class Recipe:
     validations: int = 50
     validation_rows: int = 2000
     patience: int = 20
+
+    def __post_init__(self) -> None:
+        from_zero = {"warmup", "average", "weight_decay"}
+        below_one = {"warmup", "average"}
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                continue
+            number = min(value, default=0) if isinstance(value, tuple) else value
+            low = number >= 0 if name in from_zero else number > 0
+            high = number < (1 if name in below_one else inf)
+            if not (low and high):
+                wanted = "at least 0" if name in from_zero else "above 0"
+                wanted += " and below 1" if name in below_one else ""
+                raise ValueError(f"Expected the recipe's {name} to be {wanted}; got {value}")
 
 
 RECIPES: dict[str, Recipe] = {

@@ -1,1 +1,1 @@
-"""The programs of the toolkit."""
+"""The programs: train, evaluate, sample, log-prob, plot. Each parses, calls and prints."""

@@ -1,6 +1,43 @@
-"""x."""
+"""`cnf NAME …`: the programs under one command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from cnf.datasets import closest
+
+PROGRAMS = {
+    "train": "fit a flow to a toy, a bundled table or a file",
+    "evaluate": "score held-out rows, beside a Gaussian and the truth where it is known",
+    "sample": "draw rows from a trained flow into a file",
+    "log-prob": "score the rows of a file",
+    "plot": "draw a trained flow's figures",
+}
 
 
-def main() -> int:
-    """X."""
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program that the first argument names.
+
+    Example:
+        >>> main(["--help"])  # doctest: +ELLIPSIS
+        usage: cnf NAME ...
+        ...
+    """
+    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: cnf NAME ... (cnf NAME --help says more)\n")
+        for program, purpose in PROGRAMS.items():
+            print(f"  {program:<10}{purpose}")
+        return 0
+    if name not in PROGRAMS:
+        hint = ", ".join(closest(name, PROGRAMS) or PROGRAMS)
+        print(f"cnf: expected a program's name, such as {hint}; got {name!r}", file=sys.stderr)
+        return 2
+    status: int = import_module(f"cnf.scripts.{name.replace('-', '_')}").main(rest)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from cnf.datasets import TABLES, Table, check_fittable, closest, load, split
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits, load_wine
+
+from cnf.datasets import TABLES, Table, check_fittable, closest, load, split
 
 SHAPES = {
     "digits": (1797, 64),
@@ -64,7 +65,7 @@ def test_a_toy_is_no_table():
 
 @pytest.mark.parametrize("path", ["missing.csv", "no/such/file", "notes.txt", ".", ""])
 def test_what_looks_like_a_path_is_read_as_one(path):
-    with pytest.raises(ValueError, match="^Expected"):
+    with pytest.raises(ValueError, match=r"^Expected"):
         load(path)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cnf.divergence import Divergence, choose_divergence, velocity_of
+from cnf.divergence import Divergence, FieldTrace, choose_divergence, velocity_of
 from cnf.fields import FIELDS, TracedField
 from cnf.layers.layer import Layer, Mapped
 from cnf.ode import GRADIENTS, TABLEAUS, Solution, Tolerance, solve
@@ -165,10 +165,15 @@ class CNF(Layer):
     def extra_repr(self) -> str:
         """The settings, with the divergence that they choose, for the module's repr."""
         settings = ", ".join(f"{name}={value!r}" for name, value in asdict(self.settings).items())
+        return f"{settings}; {self.trace()}"
+
+    def trace(self) -> str:
+        """How the divergence is computed, in words: what "auto" picked, where that is known yet."""
         if not isinstance(self.field, TracedField):
-            return settings
+            return self.settings.divergence
         chosen = choose_divergence(self.settings.divergence, self.field, self.field.dim)
-        return f"{settings} ({chosen!r})"
+        own = isinstance(chosen, FieldTrace)
+        return f"exact by {self.field.trace}" if own else repr(chosen)
 
     def _map(self, x: Tensor, context: Tensor | None, times: tuple[float, float]) -> Mapped:
         self._check(x, context)

@@ -1,0 +1,39 @@
+"""Data to fit: toys whose true log-density is known, scikit-learn's tables, and files.
+
+`TOYS` and `TABLES` are the registries; `load` takes a table's name or a file's path.
+
+Example:
+    >>> from cnf.datasets import TABLES, TOYS, load
+    >>> load("iris").values.shape
+    (150, 4)
+    >>> TOYS["8gaussians"].sample(3, seed=0).shape
+    (3, 2)
+"""
+
+if __name__ != "cnf.datasets":
+    raise ImportError(
+        f"Expected this package to be imported as cnf.datasets; got {__name__}: the bare name "
+        "belongs to Hugging Face's datasets; install this project and import cnf.datasets."
+    )
+
+from cnf.datasets.files import check_writable, read_table, write_table
+from cnf.datasets.splits import Split, check_fittable, split
+from cnf.datasets.table import Table, closest
+from cnf.datasets.tables import TABLES, load
+from cnf.datasets.toy import Toy
+from cnf.datasets.toys import TOYS
+
+__all__ = [
+    "TABLES",
+    "TOYS",
+    "Split",
+    "Table",
+    "Toy",
+    "check_fittable",
+    "check_writable",
+    "closest",
+    "load",
+    "read_table",
+    "split",
+    "write_table",
+]

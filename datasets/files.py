@@ -1,0 +1,334 @@
+"""Tables in files: .csv, .npy, .npz and .parquet, read strictly and written all or nothing."""
+
+import csv
+import errno
+import os
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from numbers import Real
+from pathlib import Path
+from typing import IO, Any
+from uuid import uuid4
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from cnf.datasets.table import Table, closest
+
+__all__ = ["ENDINGS", "check_writable", "read_table", "write_table"]
+
+ENDINGS = ".csv, .npy, .npz, .npz:ARRAY or .parquet"
+ARCHIVE = ".npz"
+NAMES = "columns"  # the array in an archive that names the columns of the others
+BOOLEANS = {"true": 1.0, "false": 0.0}
+
+Array = NDArray[np.float64]
+
+
+def read_table(path: str | os.PathLike[str]) -> Table:
+    r"""Read a table of finite numbers from a file.
+
+    - `.csv`: UTF-8, separated by commas, with a header; blank lines are skipped.
+    - `.npy`: a one- or two-dimensional array, mapped into memory; its columns are x0, x1, …
+    - `.npz`, or `FILE.npz:ARRAY` where it holds several arrays. An array of text called `columns`
+      names the columns. Pickled objects are never loaded.
+    - `.parquet`.
+
+    Whole numbers become floats, and so do booleans, as 0 and 1.
+
+    Args:
+        path: The file, its kind told by its name's ending.
+
+    Returns:
+        The table, called as the file is, without the ending.
+
+    Raises:
+        ValueError: If there is no such file or array, it cannot be read, it has no rows, or it
+            holds text, missing cells, NaN or infinity; then the first such row and column are
+            named.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder) / "pairs.csv"
+        ...     _ = file.write_text("x,y\n1,2.5\n3,4.5\n")
+        ...     table = read_table(file)
+        >>> table.name, table.columns, table.values.tolist()
+        ('pairs', ('x', 'y'), [[1.0, 2.5], [3.0, 4.5]])
+    """
+    stem, found, member = os.fspath(path).partition(f"{ARCHIVE}:")
+    file = Path(stem + ARCHIVE if found else stem)
+    ending = file.suffix.lower()
+    if ending not in WRITERS:
+        raise ValueError(f"Expected a path that ends in {ENDINGS}; got {file}: convert the file.")
+    if not file.is_file():
+        got = "a folder" if file.is_dir() else "no such file"
+        raise ValueError(f"Expected a file at {file}; got {got}: check the path.")
+    table = _read_npz(file, member) if ending == ARCHIVE else READERS[ending](file)
+    if not table.values.size:
+        raise ValueError(f"Expected rows in {file}; got an empty table: check how it was written.")
+    return table
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Check, before work is done for it, that `write_table` can write to a path.
+
+    Args:
+        path: The file to be.
+
+    Raises:
+        ValueError: If its ending is unknown, it is a folder, or its folder cannot be written to.
+        OSError: If the disk is full.
+
+    Example:
+        >>> check_writable("a.txt")
+        Traceback (most recent call last):
+        ValueError: Expected a path that ends in .csv, .npy, .npz, .parquet; got a.txt: rename it.
+    """
+    file = Path(path)
+    if file.suffix.lower() not in WRITERS:
+        raise ValueError(
+            f"Expected a path that ends in {', '.join(WRITERS)}; got {file}: rename it."
+        )
+    if file.is_dir():
+        raise ValueError(f"Expected a path for a file; got the folder {file}: choose another name.")
+    if not file.parent.is_dir():
+        raise ValueError(f"Expected a folder at {file.parent}; got none: create it first.")
+    probe = _temporary(file)
+    try:  # permission bits do not tell all: file systems may be read-only, and root passes them
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # no mistake of the user's
+            raise
+        raise ValueError(
+            f"Expected a folder that can be written to; got {file.parent} "
+            f"({error.strerror}): choose another."
+        ) from error
+
+
+def write_table(path: str | os.PathLike[str], values: ArrayLike, columns: Sequence[str]) -> None:
+    """Write a table to a file, such that `read_table` gives back the same float64 numbers.
+
+    The file is written under a temporary name beside its place and then moved there: it appears
+    whole or not at all.
+
+    Args:
+        path: The file, .csv, .npy, .npz or .parquet by its name's ending. An .npy file does not
+            keep the columns' names; an .npz file holds them as `columns`, beside `values`.
+        values: Real numbers of shape (rows, columns), or (rows,) for one column.
+        columns: The columns' names.
+
+    Raises:
+        ValueError: If the path cannot be written to, or the names do not fit the values.
+        OSError: If writing fails half-way, as on a full disk.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_table(Path(folder) / "scores.npz", [0.5, 0.1], ["log_prob"])
+        ...     read_table(Path(folder) / "scores.npz").values.tolist()
+        [[0.5], [0.1]]
+    """
+    check_writable(path)
+    file = Path(path)
+    numbers = np.asarray(values, dtype=np.float64)
+    table = Table(file.stem, numbers[:, None] if numbers.ndim == 1 else numbers, tuple(columns))
+    temporary = _temporary(file)
+    try:
+        with temporary.open("wb") as stream:
+            WRITERS[file.suffix.lower()](stream, table)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(file: Path) -> Path:
+    return file.with_name(f".{uuid4().hex}.tmp")
+
+
+@contextmanager
+def _decoding(file: Path) -> Iterator[None]:
+    """Turn what a library says about a damaged file into one line; only its calls go inside.
+
+    A damaged file can surface as anything: zipfile, zlib, struct and Arrow have their own errors.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"Expected a readable {file.suffix} file; got {file} ({reason}): write it again."
+        ) from error
+
+
+def _refuse(file: Path, value: object, column: str, place: str) -> ValueError:
+    plain = value.item() if isinstance(value, np.generic) else value
+    got = "an empty cell" if isinstance(plain, str) and not plain.strip() else repr(plain)
+    return ValueError(
+        f"Expected finite numbers in {file}; got {got} in column {column!r} at {place}: "
+        "fill or drop it."
+    )
+
+
+def _refuse_first(file: Path, cells: Callable[[int, int], object], table: Table) -> Table:
+    """Pass a table of finite numbers on; name the first cell of any other as the file has it."""
+    finite = np.isfinite(table.values)
+    if finite.all():
+        return table
+    row, column = divmod(int(finite.argmin()), finite.shape[1])
+    place = f"row {row + 1} (counting from 1)"
+    raise _refuse(file, cells(row, column), table.columns[column], place)
+
+
+# --- csv ------------------------------------------------------------------------------------------
+# Python's own reader and float(): pandas would be about as fast at exact parsing, but cannot say on
+# which line of the file a cell stands, and pads ragged rows.
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not blank, and the line on which each ends."""
+    with _decoding(file), file.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.reader(stream, skipinitialspace=True)
+        yield from ((reader.line_num, row) for row in reader if row)
+
+
+def _read_csv(file: Path) -> Table:
+    rows = _csv_rows(file)
+    _, header = next(rows, (0, []))
+    _check_header(file, header)
+    numbers = array("d")  # eight bytes a cell, where a list of floats takes four times as many
+    for row, (line, cells) in enumerate(rows, start=1):
+        numbers.extend(_csv_numbers(file, header, cells, f"data row {row} (line {line})"))
+    values = np.array(numbers, dtype=np.float64).reshape(-1, len(header))
+    return Table(file.stem, values, tuple(header))
+
+
+def _check_header(file: Path, header: Sequence[str]) -> None:
+    if not header:
+        raise ValueError(
+            f"Expected a header and rows in {file}; got an empty file: write it again."
+        )
+    if all(isfinite(_number(cell)) for cell in header):
+        raise ValueError(
+            f"Expected a header in {file}; got only numbers, {', '.join(header)[:40]}: "
+            "put the columns' names on the first line."
+        )
+
+
+def _csv_numbers(file: Path, header: list[str], cells: list[str], place: str) -> list[float]:
+    if len(cells) != len(header):
+        raise ValueError(
+            f"Expected {len(header)} cells in each row of {file}, as in its header; "
+            f"got {len(cells)} at {place}: mend that row."
+        )
+    numbers = [_number(cell) for cell in cells]
+    for column, cell, number in zip(header, cells, numbers, strict=True):
+        if not isfinite(number):
+            raise _refuse(file, cell, column, place)
+    return numbers
+
+
+def _number(cell: str) -> float:
+    """Read a cell; NaN for text. float() alone would also take 2024_05 as 202405."""
+    try:
+        return float("nan") if "_" in cell else float(cell)
+    except ValueError:
+        return BOOLEANS.get(cell.strip().lower(), float("nan"))
+
+
+def _write_csv(stream: IO[bytes], table: Table) -> None:
+    _check_header(Path(f"{table.name}.csv"), table.columns)
+    frame = pd.DataFrame(table.values, columns=list(table.columns))
+    frame.to_csv(stream, index=False, na_rep="nan", lineterminator="\n")
+
+
+# --- npy and npz ----------------------------------------------------------------------------------
+
+
+def _read_npy(file: Path) -> Table:
+    with _decoding(file):
+        # Copy on write: nothing is read until it is used, and nothing done to it reaches the file.
+        values = np.lib.format.open_memmap(file, mode="c")
+    return _from_array(file, values)
+
+
+def _read_npz(file: Path, member: str) -> Table:
+    with _decoding(file), file.open("rb") as stream:
+        archive = dict(np.load(stream, allow_pickle=False))
+    names = archive.pop(NAMES, None)
+    if not member and len(archive) == 1:
+        member = next(iter(archive))
+    if member not in archive:
+        near = ", ".join(closest(member, archive)) if member else ", ".join(archive)
+        got = f"no array {member!r}" if member else f"{len(archive)} arrays"
+        advice = f"choose from {near}" if archive else "write it again"
+        raise ValueError(f"Expected {file}:ARRAY with an array it holds; got {got}: {advice}.")
+    named = names is not None and names.dtype.kind == "U"
+    return _from_array(file, archive[member], tuple(map(str, names)) if named else None)
+
+
+def _from_array(file: Path, values: NDArray[Any], columns: tuple[str, ...] | None = None) -> Table:
+    if values.ndim not in (1, 2):
+        raise ValueError(
+            f"Expected one or two dimensions in {file}; got shape {values.shape}: "
+            "reshape to (rows, columns)."
+        )
+    matrix = values[:, None] if values.ndim == 1 else values
+    if columns is None or len(columns) != matrix.shape[1]:
+        columns = tuple(f"x{i}" for i in range(matrix.shape[1]))
+    if matrix.dtype.kind not in "buif":
+        got = matrix.ravel()[0] if matrix.size else matrix.dtype
+        raise _refuse(file, str(got), columns[0], "row 1")
+    table = Table(file.stem, np.asarray(matrix, dtype=np.float64), columns)
+    return _refuse_first(file, lambda *cell: table.values[cell], table)
+
+
+def _write_npz(stream: IO[bytes], table: Table) -> None:
+    np.savez(stream, values=table.values, columns=np.array(table.columns))
+
+
+# --- parquet --------------------------------------------------------------------------------------
+
+
+def _read_parquet(file: Path) -> Table:
+    with _decoding(file):
+        frame = pd.read_parquet(file)
+    values = np.empty(frame.shape)
+    for i in range(frame.shape[1]):
+        values[:, i] = _from_series(frame.iloc[:, i])
+    # pandas labels columns that have no name by their number.
+    columns = tuple(f"x{name}" if isinstance(name, int) else str(name) for name in frame.columns)
+    return _refuse_first(file, lambda *cell: frame.iat[cell], Table(file.stem, values, columns))
+
+
+def _from_series(series: "pd.Series[float]") -> Array:
+    """Numbers of a column; NaN where it is missing or is no number, as text and dates are not."""
+    if pd.api.types.is_numeric_dtype(series.dtype):
+        return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
+    numbers = [float(cell) if isinstance(cell, Real) else np.nan for cell in series]
+    return np.array(numbers, dtype=np.float64)
+
+
+def _write_parquet(stream: IO[bytes], table: Table) -> None:
+    pd.DataFrame(table.values, columns=list(table.columns)).to_parquet(stream, index=False)
+
+
+READERS: dict[str, Callable[[Path], Table]] = {
+    ".csv": _read_csv,
+    ".npy": _read_npy,
+    ".parquet": _read_parquet,
+}
+WRITERS: dict[str, Callable[[IO[bytes], Table], None]] = {
+    ".csv": _write_csv,
+    ".npy": lambda stream, table: np.save(stream, table.values),
+    ".npz": _write_npz,
+    ".parquet": _write_parquet,
+}

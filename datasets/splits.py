@@ -1,0 +1,91 @@
+"""Training, validation and test rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnf.datasets.table import Table
+
+__all__ = ["Split", "check_fittable", "split"]
+
+FEWEST_ROWS = 10  # a tenth of fewer rows is no row
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Indices of rows, disjoint and together all of them, each part in random order.
+
+    Attributes:
+        train: Indices of the training rows.
+        validation: Indices of the validation rows.
+        test: Indices of the test rows.
+
+    Example:
+        >>> import numpy as np
+        >>> Split(train=np.arange(8), validation=np.array([8]), test=np.array([9])).test
+        array([9])
+    """
+
+    train: NDArray[np.intp]
+    validation: NDArray[np.intp]
+    test: NDArray[np.intp]
+
+
+def split(rows: int, seed: int) -> Split:
+    """Divide rows at random into 80 % training, 10 % validation and 10 % test.
+
+    The two tenths are rounded down, and the same rows and seed always give the same parts.
+
+    Args:
+        rows: How many rows there are, at least 10.
+        seed: Seed of the permutation, zero or more.
+
+    Returns:
+        The parts' indices.
+
+    Raises:
+        ValueError: If there are too few rows, or the seed is negative.
+
+    Example:
+        >>> parts = split(25, seed=0)
+        >>> len(parts.train), len(parts.validation), len(parts.test)
+        (21, 2, 2)
+    """
+    if rows < FEWEST_ROWS:
+        raise ValueError(
+            f"Expected at least {FEWEST_ROWS} rows, to split them 80/10/10; got {rows}: add rows."
+        )
+    if seed < 0:
+        raise ValueError(f"Expected a seed; got {seed}: give 0 or more.")
+    order = np.random.default_rng(seed).permutation(rows)
+    tenth = rows // 10
+    return Split(train=order[2 * tenth :], validation=order[tenth : 2 * tenth], test=order[:tenth])
+
+
+def check_fittable(table: Table) -> None:
+    """Check that a density can be fitted to a table.
+
+    Args:
+        table: The table.
+
+    Raises:
+        ValueError: If it has fewer than 10 rows, which no 80/10/10 split divides, or columns that
+            are constant, which have no density.
+
+    Example:
+        >>> from cnf.datasets import load
+        >>> check_fittable(load("wine"))
+    """
+    rows = len(table.values)
+    if rows < FEWEST_ROWS:
+        raise ValueError(
+            f"Expected at least {FEWEST_ROWS} rows in {table.name}, to split them 80/10/10; "
+            f"got {rows}: add rows."
+        )
+    constant = np.flatnonzero(table.values.min(axis=0) == table.values.max(axis=0))
+    if len(constant):
+        names = ", ".join(repr(table.columns[i]) for i in constant)
+        raise ValueError(
+            f"Expected columns that vary in {table.name}; got constant columns {names}: drop them."
+        )

@@ -1,0 +1,74 @@
+"""A table of numbers with named columns."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Table", "closest"]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of real numbers.
+
+    Attributes:
+        name: What the table is called.
+        values: Float64 array of shape (rows, columns).
+        columns: The columns' names, distinct and not blank.
+
+    Raises:
+        ValueError: If the parts do not fit together.
+
+    Example:
+        >>> Table("pairs", np.zeros((3, 2)), ("x", "y")).columns
+        ('x', 'y')
+    """
+
+    name: str
+    values: NDArray[np.float64]
+    columns: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or self.values.dtype != np.float64:
+            got = f"{self.values.dtype} of shape {self.values.shape}"
+            raise ValueError(
+                f"Expected float64 values of shape (rows, columns); got {got}: convert."
+            )
+        if len(self.columns) != self.values.shape[1]:
+            raise ValueError(
+                f"Expected a name for each of {self.values.shape[1]} columns; "
+                f"got {len(self.columns)} names: give one a column."
+            )
+        repeated = [name for name, count in Counter(self.columns).items() if count > 1]
+        if repeated:
+            raise ValueError(
+                f"Expected distinct column names; got {repeated} repeated: rename them."
+            )
+        if any(not name.strip() for name in self.columns):
+            blank = [i for i, name in enumerate(self.columns, start=1) if not name.strip()]
+            raise ValueError(
+                f"Expected a name for every column; got blank names at columns {blank}: name them, "
+                "or drop a row index that was saved with the table."
+            )
+
+
+def closest(name: str, choices: Iterable[str]) -> list[str]:
+    """Find the names most like a misspelt one.
+
+    Args:
+        name: What the user wrote.
+        choices: What there is.
+
+    Returns:
+        Up to three of the choices, the most alike first; upper and lower case are alike.
+
+    Example:
+        >>> closest("Moon", ["circles", "moons", "wine", "rings"])
+        ['moons', 'wine', 'rings']
+    """
+    by_lower = {choice.lower(): choice for choice in choices}
+    return [by_lower[match] for match in get_close_matches(name.lower(), by_lower, n=3, cutoff=0.0)]

@@ -1,0 +1,100 @@
+"""What every toy has: rows to draw, and the exact density that they were drawn from."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Toy"]
+
+Array = NDArray[np.float64]
+
+# Rows scored at once. A density by quadrature holds a few (rows, nodes) arrays: this keeps each of
+# them at a few megabytes, about the size of a cache, however many rows are asked for.
+CHUNK = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy(ABC):
+    """A two-dimensional distribution that can be sampled and whose log-density is known.
+
+    Rows are independent and identically distributed: angles and labels are drawn at random, never
+    spread evenly, so that the mean of `log_prob` over a sample estimates minus the entropy.
+
+    Attributes:
+        name: The name it has in `TOYS`.
+        bounds: A window for plots, ((x minimum, x maximum), (y minimum, y maximum)).
+
+    References:
+        Grathwohl et al., FFJORD (2019), https://arxiv.org/abs/1810.01367: the eight toys and their
+        scale, `lib/toy_data.py` of its code. The densities are this project's.
+
+    Example:
+        >>> from cnf.datasets import TOYS
+        >>> x = TOYS["moons"].sample(1000, seed=0)
+        >>> x.shape, TOYS["moons"].log_prob(x).shape
+        ((1000, 2), (1000,))
+    """
+
+    name: str
+    bounds: tuple[tuple[float, float], tuple[float, float]] = ((-4.0, 4.0), (-4.0, 4.0))
+
+    def sample(self, n: int, seed: int | np.random.Generator) -> Array:
+        """Draw rows.
+
+        Args:
+            n: How many rows, zero or more.
+            seed: A seed, or a generator, which is advanced.
+
+        Returns:
+            Float64 array of shape (n, 2).
+
+        Raises:
+            ValueError: If `n` or `seed` is negative.
+
+        Example:
+            >>> from cnf.datasets import TOYS
+            >>> bool((TOYS["rings"].sample(5, seed=1) == TOYS["rings"].sample(5, seed=1)).all())
+            True
+        """
+        if n < 0:
+            raise ValueError(f"Expected a number of rows; got {n}: ask for 0 or more.")
+        if not isinstance(seed, np.random.Generator) and seed < 0:
+            raise ValueError(f"Expected a seed; got {seed}: give 0 or more.")
+        return self._sample(n, np.random.default_rng(seed))
+
+    def log_prob(self, x: ArrayLike) -> Array:
+        """Evaluate the log-density, in nats, in the units of the samples.
+
+        Args:
+            x: Points of shape (n, 2), finite.
+
+        Returns:
+            Float64 array of shape (n,); minus infinity outside a bounded support.
+
+        Raises:
+            ValueError: If `x` has another shape, or holds NaN or infinity.
+
+        Example:
+            >>> from cnf.datasets import TOYS
+            >>> TOYS["checkerboard"].log_prob([[-3.0, -3.0], [9.0, 9.0]])
+            array([-3.4657359,       -inf])
+        """
+        points = np.asarray(x, dtype=np.float64)
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ValueError(f"Expected points of shape (n, 2); got shape {points.shape}: reshape.")
+        bad = ~np.isfinite(points).all(axis=1)
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(
+                f"Expected finite points; got {points[row].tolist()} at index {row}: drop it."
+            )
+        starts = range(0, max(len(points), 1), CHUNK)
+        return np.concatenate([self._log_prob(points[start : start + CHUNK]) for start in starts])
+
+    @abstractmethod
+    def _sample(self, n: int, rng: np.random.Generator) -> Array: ...
+
+    @abstractmethod
+    def _log_prob(self, x: Array) -> Array: ...

@@ -1,0 +1,121 @@
+"""`evaluate DIR`: the NLL of held-out rows, beside a Gaussian's and the truth where it is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnf.datasets import Toy, load
+from cnf.scripts.data import select_columns
+from cnf.scripts.program import Parser, program
+from cnf.scripts.trained import Trained
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a flow does on rows that it has not seen; all in nats unless said otherwise.
+
+    Attributes:
+        n: Number of rows.
+        nll: Mean negative log-density of a row, in the data's own units.
+        stderr: Its standard error over the rows.
+        nll_standardized: The same for columns divided by the training rows' standard deviations.
+        bits_per_dim: nll / (columns · ln 2).
+        gaussian_nll: That of a full-covariance Gaussian fitted on the training rows.
+        nfe: Evaluations of the field for each solve.
+        entropy: Minus the mean true log-density of the same rows, where it is known.
+        kl: nll − entropy.
+        kl_stderr: Its standard error, from the differences row by row.
+    """
+
+    n: int
+    nll: float
+    stderr: float
+    nll_standardized: float
+    bits_per_dim: float
+    gaussian_nll: float
+    nfe: float
+    entropy: float | None = None
+    kl: float | None = None
+    kl_stderr: float | None = None
+
+    def json(self) -> str:
+        """One JSON object, without what is not known."""
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(known)
+
+    def lines(self) -> list[str]:
+        """The numbers for people."""
+        lines = [
+            f"  NLL           {self.nll:10.4f} ± {self.stderr:.4f} nats per row ({self.n} rows)",
+            f"                {self.bits_per_dim:10.4f} bits per dimension",
+            f"                {self.nll_standardized:10.4f} nats per row in standardised units",
+            f"  Gaussian NLL  {self.gaussian_nll:10.4f} (the flow is better by "
+            f"{self.gaussian_nll - self.nll:.4f})",
+        ]
+        if self.entropy is not None:
+            lines += [
+                f"  true entropy  {self.entropy:10.4f}",
+                f"  KL            {self.kl:10.4f} ± {self.kl_stderr:.4f} from truth to flow",
+            ]
+        return [*lines, f"  evaluations   {self.nfe:10.1f} per solve"]
+
+
+def evaluate(trained: Trained, rows: Array, toy: Toy | None) -> Evaluation:
+    """Score `rows` with the flow, a Gaussian and, where there is one, the toy's true density."""
+    log_prob, nfe = trained.score(rows)
+    nll = -float(log_prob.mean())
+    variances = np.diag(trained.metadata["gaussian"]["covariance"])
+    known = {}
+    if toy is not None:
+        truth = toy.log_prob(rows)
+        known = {
+            "entropy": -float(truth.mean()),
+            "kl": float((truth - log_prob).mean()),
+            "kl_stderr": _stderr(truth - log_prob),
+        }
+    return Evaluation(
+        n=len(rows),
+        nll=nll,
+        stderr=_stderr(log_prob),
+        nll_standardized=nll - 0.5 * float(np.log(variances).sum()),
+        bits_per_dim=nll / (len(trained.columns) * float(np.log(2))),
+        gaussian_nll=-float(trained.gaussian_log_prob(rows).mean()),
+        nfe=nfe,
+        **known,
+    )
+
+
+@program("evaluate")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program."""
+    parser = Parser("evaluate", description=__doc__)
+    parser.add_argument("dir", metavar="DIR", help="a folder written by train")
+    parser.add_argument(
+        "--data", help="a table's name or file; the held-out test rows when not given"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    arguments = parser.parse_args(argv)
+    trained = Trained.read(arguments.dir)
+    if arguments.data is None:
+        data = trained.data()
+        evaluation = evaluate(trained, data.test, data.toy)
+    else:
+        rows = select_columns(load(arguments.data), trained.columns)
+        evaluation = evaluate(trained, rows, None)
+    print(evaluation.json() if arguments.json else "\n".join(evaluation.lines()))
+    return 0
+
+
+def _stderr(values: Array) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

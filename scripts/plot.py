@@ -1,0 +1,64 @@
+"""`plot DIR`: a trained flow's figures, into DIR/figures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from cnf.plotting import POINTS, density_figure, draw_learning_curve, pairs_figure
+from cnf.scripts.data import Data
+from cnf.scripts.program import Parser, program
+from cnf.scripts.trained import METRICS, Trained
+
+
+def plot(trained: Trained, data: Data) -> list[Path]:
+    """Draw the density (2-D) or pairs of columns, and the learning curve; where they are."""
+    folder = trained.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    if len(trained.columns) == 2:
+        truth = data.toy.log_prob if data.toy else None
+        figures = {"density": density_figure(trained.flow, data.test, truth)}
+    else:
+        samples = trained.sample(POINTS, seed=0)
+        figures = {"pairs": pairs_figure(data.test, samples, trained.columns)}
+    metrics = trained.folder / METRICS
+    if metrics.exists():
+        figures["learning_curve"] = _learning_curve(metrics)
+    return [_write(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+@program("plot")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program."""
+    parser = Parser("plot", description=__doc__)
+    parser.add_argument("dir", metavar="DIR", help="a folder written by train")
+    arguments = parser.parse_args(argv)
+    trained = Trained.read(arguments.dir)
+    for path in plot(trained, trained.data()):
+        print(path)
+    return 0
+
+
+def _learning_curve(metrics: Path) -> Figure:
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    draw_learning_curve(
+        figure.subplots(),
+        *([record[key] for record in records] for key in ("seconds", "loss", "validation_nll")),
+    )
+    return figure
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=110)
+    os.replace(temporary, path)
+    return path
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,195 @@
+"""`train DATA --out DIR`: fit a flow, score it on held-out rows, draw its figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnf.callbacks import ProgressBar
+from cnf.datasets import TABLES, TOYS
+from cnf.fields import ACTIVATIONS
+from cnf.flow import Flow, ffjord
+from cnf.layers import CNF
+from cnf.objectives import OBJECTIVES
+from cnf.recipes import RECIPES, Recipe, choose_recipe
+from cnf.scripts.data import Data, open_data
+from cnf.scripts.evaluate import evaluate
+from cnf.scripts.plot import plot
+from cnf.scripts.program import Parser, positive_integer, positive_number, program, seed
+from cnf.scripts.trained import METRICS, Trained, fit_gaussian
+from cnf.storage import save
+from cnf.training import Event, History, fit
+
+# Every attribute of a recipe is an option that overrides it.
+HELP = {
+    "hidden": "widths of each field's hidden layers, such as 64,64,64",
+    "activation": f"one of {', '.join(ACTIVATIONS)}",
+    "blocks": "number of CNF layers",
+    "batch_size": "rows for each step",
+    "learning_rate": "peak learning rate",
+    "warmup": "fraction of the run that warms up",
+    "weight_decay": "AdamW's weight decay",
+    "clip": "largest norm of the gradient",
+    "average": "decay of the weights' moving average",
+    "rtol": "the solver's relative tolerance in training",
+    "atol": "the solver's absolute tolerance in training",
+    "gradient": "backprop or checkpoint",
+    "validations": "how often the run is validated",
+    "validation_rows": "the most rows that a validation scores",
+    "patience": "validations without improvement that end the run",
+}
+
+
+@program("train")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program."""
+    arguments = _parser().parse_args(argv)
+    data = open_data(arguments.data, arguments.seed)
+    name, recipe = _recipe(arguments, len(data.columns))
+    torch.manual_seed(arguments.seed)
+    flow = _flow(recipe, len(data.columns))
+    out = _new_folder(arguments.out)
+    print(_summary(data, flow, name), flush=True)
+    recorder = _Recorder(out, _metadata(arguments, data, recipe))
+    history = _train(arguments, data, flow, recipe, recorder)
+    print(
+        f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept the "
+        f"averaged weights of step {history.best_step}"
+    )
+    trained = Trained.read(str(out))
+    print("\n".join(evaluate(trained, data.test, data.toy).lines()), flush=True)
+    print("\n".join(f"  {path}" for path in plot(trained, data)))
+    return 0
+
+
+class _Recorder:
+    """A callback that appends each validation to metrics.jsonl and saves each best flow."""
+
+    def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
+        self.folder = folder
+        self.metadata = metadata
+
+    def __call__(self, event: Event) -> None:
+        if event.record is None:
+            return
+        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(event.record)) + "\n")
+        if event.improved:
+            save(event.flow, self.folder, self.metadata)
+
+
+def _parser() -> Parser:
+    parser = Parser("train", description=__doc__)
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help=f"a toy ({', '.join(TOYS)}), a bundled table ({', '.join(TABLES)}), or a file: .csv "
+        "with a header, .npy, .parquet, .npz or FILE.npz:ARRAY",
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder")
+    parser.add_argument("--recipe", choices=RECIPES, help="by the number of columns when not given")
+    parser.add_argument("--objective", choices=OBJECTIVES, default="mle", help="(default mle)")
+    parser.add_argument("--budget", type=positive_number, help="seconds of training (default 60)")
+    parser.add_argument("--steps", type=positive_integer, help="number of training steps")
+    parser.add_argument("--seed", type=seed, default=0, help="of data and weights (default 0)")
+    numbers = parser.add_argument_group("the recipe's numbers (defaults: those of the recipe)")
+    for field in fields(Recipe):
+        numbers.add_argument(f"--{field.name.replace('_', '-')}", help=HELP[field.name])
+    return parser
+
+
+def _recipe(arguments: argparse.Namespace, dim: int) -> tuple[str, Recipe]:
+    """The recipe, with what the command line changes of it."""
+    name, recipe = choose_recipe(arguments.recipe, dim)
+    changes = {
+        field.name: _convert(field.name, text, getattr(recipe, field.name))
+        for field in fields(Recipe)
+        if (text := getattr(arguments, field.name)) is not None
+    }
+    return name, replace(recipe, **changes)
+
+
+def _convert(name: str, text: str, default: Any) -> Any:
+    """`text` as a value of the default's type."""
+    kind = type(default)
+    try:
+        return tuple(int(part) for part in text.split(",")) if kind is tuple else kind(text)
+    except ValueError:
+        raise ValueError(
+            f"Expected --{name.replace('_', '-')} to be like {default}; got {text!r}"
+        ) from None
+
+
+def _flow(recipe: Recipe, dim: int) -> Flow:
+    flow = ffjord(dim, recipe.hidden, activation=recipe.activation, blocks=recipe.blocks)
+    return flow.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _new_folder(name: str) -> Path:
+    """The output folder, made and checked: new or empty, and writable."""
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ValueError(f"Expected --out to be a new or empty folder; {name} is not empty")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"Expected --out to be a folder to write to; {name}: {error.strerror}"
+        ) from None
+    return folder
+
+
+def _summary(data: Data, flow: Flow, recipe: str) -> str:
+    """What is about to be trained."""
+    rows, columns = data.train.shape
+    layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
+    return (
+        f"{data.name}: {rows} training rows of {columns} columns; recipe {recipe}, "
+        f"{sum(p.numel() for p in flow.parameters())} weights, divergence {layer.trace()}"
+    )
+
+
+def _metadata(arguments: argparse.Namespace, data: Data, recipe: Recipe) -> dict[str, Any]:
+    """What the other programs, and whoever repeats the run, need to know."""
+    return {
+        "data": data.name,
+        "data_sha256": data.sha256,
+        "seed": arguments.seed,
+        "columns": list(data.columns),
+        "gaussian": fit_gaussian(data.train),
+        "objective": arguments.objective,
+        "budget": arguments.budget,
+        "steps": arguments.steps,
+        "recipe": asdict(recipe),
+    }
+
+
+def _train(
+    arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe, recorder: _Recorder
+) -> History:
+    history = fit(
+        flow,
+        torch.from_numpy(data.train),
+        objective=arguments.objective,
+        recipe=recipe,
+        budget=arguments.budget,
+        steps=arguments.steps,
+        validation=torch.from_numpy(data.validation),
+        seed=arguments.seed,
+        callbacks=[ProgressBar(), recorder],
+    )
+    save(flow, recorder.folder, recorder.metadata)
+    return history
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -111,9 +111,13 @@ def advance(
 
 
 def _combine(y: Tensor, h: Tensor, weights: Tensor, stages: list[Tensor]) -> Tensor:
-    """Y + h Σ_j weights_j stages_j, as one product."""
-    slope = weights @ torch.stack(stages).flatten(1)
-    return torch.addcmul(y, h, slope.view_as(y))
+    """Y + h Σ_j weights_j stages_j."""
+    return torch.addcmul(y, h, _weighted(weights, stages))
+
+
+def _weighted(weights: Tensor, stages: list[Tensor]) -> Tensor:
+    """Σ_j weights_j stages_j, as one product."""
+    return (weights @ torch.stack(stages).view(len(stages), -1)).view_as(stages[0])
 
 
 def _place(ts: Tensor, interval: int, start: float, size: float) -> tuple[Tensor, Tensor]:
@@ -180,7 +184,7 @@ def _attempt(run: Run, f: Dynamics, ts: Tensor, step: Step, args: Any, settings:
     run.evaluations += tableau.stages - 1
     with torch.no_grad():
         weights = tableau_tensors(tableau, y.dtype, y.device).e
-        error = h * (weights @ torch.stack(stages).flatten(1)).view_as(y)
+        error = h * _weighted(weights, stages)
         run.ratio = settings.tolerance.ratio(error, run.y, y)
         run.error = settings.tolerance.norm(run.ratio).item()
     size = abs(h.item())

@@ -92,7 +92,7 @@ def solve(
 
 def _times(t: Tensor | Sequence[float], y0: Tensor) -> Tensor:
     """The output times as a tensor like y0, checked."""
-    ts = torch.as_tensor(t).to(y0)
+    ts = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
     gaps = ts.detach().diff() if ts.ndim == 1 else ts.new_empty(0)
     if not (gaps.numel() and ((gaps > 0).all() | (gaps < 0).all()).item()):
         raise ValueError(

@@ -1,0 +1,22 @@
+"""Fixtures that several test modules share."""
+
+import pytest
+import torch
+
+import cnf
+from cnf.datasets import TOYS
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def fitted() -> cnf.Flow:
+    """A flow fitted to moons: small and quick, but with all that training does to a field."""
+    torch.manual_seed(0)
+    rows = torch.from_numpy(TOYS["moons"].sample(5000, seed=0))
+    flow = cnf.ffjord(2, hidden=(32, 32))
+    cnf.fit(flow, rows, steps=200)
+    return flow.double()

@@ -1,0 +1,213 @@
+"""Flows: exact log-densities, the two directions, shapes, bases and gradients."""
+
+import math
+
+import pytest
+import torch
+from helpers import max_difference, reference_log_prob
+from torch.distributions import (
+    Categorical,
+    Independent,
+    Laplace,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+)
+
+import cnf
+from cnf.datasets import TOYS
+
+DOUBLE = torch.float64
+BASES = {
+    "normal": Independent(Normal(torch.zeros(2), torch.ones(2)), 1),
+    "laplace": Independent(Laplace(torch.zeros(2), torch.ones(2)), 1),
+    "student": Independent(StudentT(torch.full((2,), 5.0)), 1),
+    "correlated": MultivariateNormal(torch.ones(2), torch.tensor([[2.0, 0.5], [0.5, 1.0]])),
+    "mixture": MixtureSameFamily(
+        Categorical(logits=torch.zeros(3)),
+        Independent(Normal(torch.randn(3, 2), torch.ones(3, 2)), 1),
+    ),
+}
+
+
+def flow_over(base, **settings):
+    return cnf.Flow(base, [cnf.CNF(cnf.ConcatSquash(2, (8, 8)), **settings), cnf.Standardize(2)])
+
+
+def test_log_prob_agrees_with_an_independent_integration(fitted):
+    x = torch.from_numpy(TOYS["moons"].sample(10, seed=3))
+    tight = fitted.with_solver(rtol=1e-9, atol=1e-9)
+    expected = torch.from_numpy(reference_log_prob(fitted, x))
+    assert max_difference(tight.log_prob(x), expected) < 1e-6
+
+
+def test_log_prob_of_a_deep_stack_agrees_with_an_independent_integration():
+    flow = cnf.ffjord(3, hidden=(6, 5, 4), blocks=2, activation="softplus", rtol=1e-9, atol=1e-9)
+    flow.layers[-1].fit(torch.randn(100, 3) * 3 + 1)
+    x = torch.randn(5, 3, dtype=DOUBLE)
+    expected = torch.from_numpy(reference_log_prob(flow.double(), x))
+    assert max_difference(flow.log_prob(x), expected) < 1e-6
+
+
+def test_there_and_back_at_the_default_tolerance(fitted):
+    z = fitted.base.sample((1000,))
+    x = z
+    for layer in fitted.layers:
+        x, _ = layer(x)
+    for layer in reversed(fitted.layers):
+        x, _ = layer.inverse(x)
+    assert max_difference(z, x) < 1e-5
+
+
+def test_a_fitted_density_integrates_to_one(fitted):
+    side = torch.linspace(-8, 8, 321, dtype=DOUBLE)
+    grid = torch.cartesian_prod(side, side)
+    with torch.no_grad():
+        total = sum(fitted.log_prob(part).exp().sum() for part in grid.split(8000))
+    assert total.item() * (16 / 320) ** 2 == pytest.approx(1.0, abs=1e-3)
+
+
+def test_gradcheck_of_log_prob():
+    flow = cnf.ffjord(2, hidden=(3, 3), context_dim=1, rtol=1e-10, atol=1e-10).double()
+    x = torch.randn(2, 2, dtype=DOUBLE, requires_grad=True)
+    context = torch.randn(2, 1, dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, context, *_: flow.log_prob(x, context), (x, context, *flow.parameters())
+    )
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_sample_and_log_prob_agree_for_any_base(name):
+    flow = flow_over(BASES[name], rtol=1e-8, atol=1e-8).double()
+    x, log_prob = flow.sample_and_log_prob((4, 3))
+    assert x.shape == (4, 3, 2)
+    assert x.dtype == DOUBLE
+    assert not x.requires_grad
+    assert max_difference(flow.log_prob(x), log_prob) < 1e-6
+
+
+def test_samples_follow_the_density(fitted):
+    """E_p[1/p · 1{box}] is the box's area: a mismatch of sampler and density would show."""
+    with torch.no_grad():
+        x, log_prob = fitted.sample_and_log_prob(4000)
+    # Inside the upper moon's arm, where the density is well away from zero.
+    inside = ((x - torch.tensor([0.0, 1.3])).abs() < torch.tensor([0.6, 0.3])).all(1)
+    weights = torch.where(inside, (-log_prob).exp(), 0.0)
+    stderr = weights.std() / math.sqrt(len(x))
+    assert (weights.mean() - 4 * 0.6 * 0.3).abs() < 4 * stderr
+    assert stderr < 0.1
+
+
+def test_rsample_is_differentiable_and_sample_is_not():
+    flow = flow_over(BASES["normal"])
+    assert not flow.sample(3).requires_grad
+    flow.rsample(3).square().sum().backward()
+    assert all(p.grad is not None for p in flow.parameters())
+    x, log_prob = flow.rsample_and_log_prob(3)
+    assert x.requires_grad
+    assert log_prob.requires_grad
+
+
+def test_rsample_needs_a_base_that_has_it():
+    flow = flow_over(BASES["mixture"])
+    assert flow.sample(3).shape == (3, 2)
+    with pytest.raises(ValueError, match="rsample"):
+        flow.rsample(3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "context", "expected"),
+    [
+        ((), None, (2,)),
+        (5, None, (5, 2)),
+        ((4, 5), None, (4, 5, 2)),
+        ((), (7,), (7, 2)),
+        (5, (7,), (5, 7, 2)),
+        ((4, 5), (7, 1), (4, 5, 7, 1, 2)),
+        ((), (), (2,)),
+    ],
+)
+def test_sample_shapes(shape, context, expected):
+    flow = cnf.ffjord(2, hidden=(4,), context_dim=3 if context is not None else 0)
+    given = None if context is None else torch.randn(*context, 3)
+    assert flow.sample(shape, given).shape == expected
+    x, log_prob = flow.sample_and_log_prob(shape, given)
+    assert x.shape == expected
+    assert log_prob.shape == expected[:-1]
+
+
+def test_log_prob_broadcasts_rows_against_contexts():
+    flow = cnf.ffjord(2, hidden=(4,), context_dim=3, rtol=1e-7, atol=1e-7).double()
+    x, context = torch.randn(5, 1, 2, dtype=DOUBLE), torch.randn(4, 3, dtype=DOUBLE)
+    together = flow.log_prob(x, context)
+    assert together.shape == (5, 4)
+    assert together[2, 3].item() == pytest.approx(
+        flow.log_prob(x[2, 0], context[3]).item(), abs=1e-5
+    )
+    assert together.std(1).min() > 0  # the context matters
+
+
+def test_standardisation_is_part_of_log_prob():
+    """With a field of zeros, the flow is the Gaussian with the data's mean and variances."""
+    flow = flow_over(BASES["normal"]).double()
+    for parameter in flow.layers[0].field.last.parameters():
+        torch.nn.init.zeros_(parameter)
+    data = torch.randn(100, 2, dtype=DOUBLE) * torch.tensor([0.1, 30.0]) + 5
+    flow.layers[1].fit(data)
+    gaussian = Independent(Normal(data.mean(0), data.std(0, correction=0)), 1)
+    torch.testing.assert_close(flow.log_prob(data), gaussian.log_prob(data))
+
+
+def test_with_solver_shares_the_very_parameters():
+    flow = flow_over(BASES["normal"])
+    other = flow.with_solver(rtol=1e-9, atol=1e-9)
+    assert all(a is b for a, b in zip(flow.parameters(), other.parameters(), strict=True))
+    assert other.layers[0].settings.rtol == 1e-9
+
+
+def test_the_base_follows_the_flow_to_another_dtype():
+    for base in BASES.values():
+        flow = flow_over(base).double()
+        assert flow.base.sample().dtype == DOUBLE
+        assert flow.log_prob(torch.zeros(3, 2, dtype=DOUBLE)).dtype == DOUBLE
+
+
+def test_path_runs_from_base_to_samples_through_a_stack():
+    flow = cnf.ffjord(2, hidden=(8,), blocks=3, rtol=1e-8, atol=1e-8)
+    flow.layers[-1].fit(torch.randn(50, 2) * 4 + 10)
+    flow.double()
+    z = torch.randn(6, 2, dtype=DOUBLE)
+    path = flow.path(z, frames=8)
+    assert path.shape == (8, 6, 2)
+    torch.testing.assert_close(path[0], flow.layers[-1](z)[0])  # the base, in the data's units
+    end = z
+    for layer in flow.layers:
+        end, _ = layer(end)
+    assert max_difference(path[-1], end) < 1e-6
+    assert (path.diff(dim=0).abs().amax((1, 2)) > 0).all()
+    with pytest.raises(ValueError, match="at least 2 frames"):
+        flow.path(z, frames=1)
+
+
+@pytest.mark.parametrize(
+    "base", [Normal(0.0, 1.0), Normal(torch.zeros(2), torch.ones(2)), Categorical(torch.ones(3))]
+)
+def test_a_base_must_be_over_vectors(base):
+    with pytest.raises(ValueError, match=r"event shape \(dim,\)"):
+        cnf.Flow(base, [])
+
+
+def test_wrong_arguments():
+    flow = cnf.ffjord(2, hidden=(4,))
+    with pytest.raises(ValueError, match=r"x of shape \(..., 2\); got \(5, 3\)"):
+        flow.log_prob(torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="blocks of at least 1"):
+        cnf.ffjord(2, blocks=0)
+
+
+def test_a_row_of_nan_is_named():
+    x = torch.zeros(5, 2)
+    x[3, 1] = math.nan
+    with pytest.raises(cnf.SolveError, match="rows 3"):
+        cnf.ffjord(2, hidden=(4,)).log_prob(x)

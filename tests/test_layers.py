@@ -1,0 +1,216 @@
+"""Invertible layers: inverse, log-determinant, gradients, and what they refuse."""
+
+import math
+
+import pytest
+import torch
+from helpers import max_difference
+from torch import nn
+
+from cnf.fields import ConcatSquash
+from cnf.layers import CNF, LAYERS, Standardize
+from cnf.ode import SolveError
+
+DOUBLE = torch.float64
+
+
+class Rotate(nn.Module):
+    """A user's own field: a rotation and a growth, whose flow is known in closed form."""
+
+    growth = 0.3
+
+    def forward(self, t, x):
+        return self.growth * x + torch.stack([-x[:, 1], x[:, 0]], 1)
+
+
+class Broken(nn.Module):
+    def forward(self, t, x):
+        return torch.where(torch.arange(len(x)).unsqueeze(1) == 1, torch.nan, x)
+
+
+class Stiff(nn.Module):
+    def forward(self, t, x):
+        return -1e6 * (x - torch.cos(10 * t))
+
+
+def made(name):
+    if name == "cnf":
+        return CNF(ConcatSquash(3, (8, 8)), rtol=1e-9, atol=1e-9).double()
+    return Standardize(3).fit(torch.randn(50, 3) * 5 + 2).double()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_inverse_undoes_forward_and_log_determinants_cancel(name):
+    layer, z = made(name), torch.randn(20, 3, dtype=DOUBLE)
+    x, log_det = layer(z)
+    back, minus = layer.inverse(x)
+    assert max_difference(z, back) < 1e-7
+    assert max_difference(log_det, -minus) < 1e-7
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_log_determinant_agrees_with_autograd(name):
+    layer, z = made(name), torch.randn(4, 3, dtype=DOUBLE)
+    _, log_det = layer(z)
+    for i in range(4):
+        jacobian = torch.autograd.functional.jacobian(lambda row: layer(row)[0], z[i : i + 1])
+        _, expected = torch.linalg.slogdet(jacobian.reshape(3, 3))
+        assert log_det[i].item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_configuration_makes_the_layer_anew(name):
+    layer = made(name)
+    again = LAYERS[name](**layer.config()).double()
+    again.load_state_dict(layer.state_dict())
+    z = torch.randn(5, 3, dtype=DOUBLE)
+    assert torch.equal(layer(z)[0], again(z)[0])
+
+
+@pytest.mark.parametrize("divergence", ["auto", "autograd", "hutchinson"])
+def test_a_users_own_field(divergence):
+    """x(1) = e^g R(1) z; log |det| = 2 g, which one Rademacher probe too gets right here."""
+    layer = CNF(Rotate(), divergence=divergence, rtol=1e-8, atol=1e-8)
+    z = torch.randn(6, 2, dtype=DOUBLE)
+    x, log_det = layer(z)
+    c, s = math.exp(0.3) * math.cos(1), math.exp(0.3) * math.sin(1)
+    expected = z @ torch.tensor([[c, s], [-s, c]], dtype=DOUBLE)
+    torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(log_det, torch.full((6,), 0.6, dtype=DOUBLE), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "backprop"])
+@pytest.mark.parametrize("divergence", ["exact", "autograd"])
+def test_gradients_reach_weights_and_context(gradient, divergence):
+    field = ConcatSquash(2, (3, 3), context_dim=1).double()
+    layer = CNF(field, gradient=gradient, divergence=divergence, rtol=1e-10, atol=1e-10)
+    x = torch.randn(2, 2, dtype=DOUBLE, requires_grad=True)
+    context = torch.randn(2, 1, dtype=DOUBLE, requires_grad=True)
+
+    def pull(x, context, *parameters):
+        return layer.inverse(x, context)
+
+    assert torch.autograd.gradcheck(pull, (x, context, *field.parameters()))
+
+
+def test_gradients_reach_a_users_own_weights():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(0.5, dtype=DOUBLE))
+
+        def forward(self, t, x):
+            return self.rate * x
+
+    layer = CNF(Scale(), rtol=1e-9, atol=1e-9)
+    x, log_det = layer(torch.ones(1, 3, dtype=DOUBLE))
+    (x.sum() + log_det.sum()).backward()
+    # x = 3 e^r and log |det| = 3 r.
+    assert layer.field.rate.grad.item() == pytest.approx(3 * math.exp(0.5) + 3, rel=1e-6)
+
+
+def test_the_probe_is_fixed_for_one_solve():
+    """With a probe redrawn at each evaluation the error estimate would never settle."""
+    layer = CNF(ConcatSquash(4, (16, 16)), divergence="hutchinson", rtol=1e-8, atol=1e-8).double()
+    z = torch.randn(10, 4, dtype=DOUBLE)
+    first, second = layer.push(z), layer.push(z)
+    assert first.stats.rejected <= 2
+    torch.testing.assert_close(first.value, second.value)
+    assert max_difference(first.log_det, second.log_det) > 1e-6  # another solve, another probe
+
+
+def test_transport_is_push_without_the_log_determinant():
+    layer, z = made("cnf"), torch.randn(20, 3, dtype=DOUBLE)
+    assert max_difference(layer.transport(z), layer.push(z).value) < 1e-7
+    path = layer.path(z, [0.0, 0.3, 1.0])
+    assert torch.equal(path[0], z)
+    assert max_difference(path[-1], layer.push(z).value) < 1e-7
+
+
+@pytest.mark.parametrize("norm", ["worst", "mean"])
+def test_every_row_meets_the_tolerance_in_the_worst_norm_alone(norm):
+    """One row in a thousand with far larger dynamics: the mean hides it, the worst does not."""
+
+    class Uneven(nn.Module):
+        def forward(self, t, x):
+            return torch.sin(x * 10) * x
+
+    z = torch.full((1000, 1), 1e-3, dtype=DOUBLE)
+    z[0] = 3.0
+    layer = CNF(Uneven(), rtol=1e-4, atol=1e-4, norm=norm)
+    exact = CNF(Uneven(), rtol=1e-11, atol=1e-11)
+    error = max_difference(layer(z)[0][:1], exact(z)[0][:1])
+    assert (error < 1e-4) == (norm == "worst")
+
+
+def test_with_solver_shares_the_field():
+    layer = CNF(ConcatSquash(2, (4, 4)))
+    other = layer.with_solver(rtol=1e-9, gradient="backprop")
+    assert other.field is layer.field
+    assert (other.settings.rtol, other.settings.gradient) == (1e-9, "backprop")
+    assert layer.settings.rtol == 1e-5
+
+
+def test_repr_says_what_auto_picked():
+    assert "exact by closed form" in repr(CNF(ConcatSquash(40, (4, 4))))
+    assert "Hutchinson(noise='rademacher')" in repr(CNF(ConcatSquash(40, (4, 4, 4))))
+
+
+def test_a_field_of_nan_and_a_stiff_one_are_told_apart():
+    z = torch.ones(4, 2, dtype=DOUBLE)
+    with pytest.raises(SolveError, match=r"NaN or infinite.*\(rows 1\)"):
+        CNF(Broken())(z)
+    with pytest.raises(SolveError, match="step limit.*stiff"):
+        CNF(Stiff(), max_steps=200)(z)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rtol": -1.0}, "rtol to be a number of at least 0; got -1.0"),
+        ({"method": "rk45"}, "method to be one of"),
+        ({"divergence": "none"}, "divergence to be one of"),
+        ({"gradient": "adjoint"}, "gradient to be one of"),
+        ({"norm": "max"}, "norm to be one of worst, mean"),
+        ({"max_steps": 0}, "max_steps of at least 1"),
+        ({"tolerance": 1e-3}, "settings among divergence, method, .*; got tolerance"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CNF(ConcatSquash(2), **settings)
+
+
+def test_wrong_shapes():
+    layer = CNF(ConcatSquash(2, context_dim=1))
+    with pytest.raises(ValueError, match=r"shape \(rows, 2\)"):
+        layer(torch.randn(4, 3), torch.randn(4, 1))
+    with pytest.raises(ValueError, match=r"context of shape \(4, 1\); got None"):
+        layer(torch.randn(4, 2))
+    with pytest.raises(ValueError, match=r"context of shape \(4, 1\); got \(4, 2\)"):
+        layer(torch.randn(4, 2), torch.randn(4, 2))
+    with pytest.raises(ValueError, match="no context"):
+        CNF(ConcatSquash(2))(torch.randn(4, 2), torch.randn(4, 2))
+
+
+def test_standardize_gives_zero_mean_and_unit_variance():
+    x = torch.randn(500, 3, dtype=DOUBLE) * torch.tensor([1e-3, 1.0, 1e3]) + 7
+    z, log_det = Standardize(3).double().fit(x).inverse(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(3, dtype=DOUBLE), rtol=0, atol=1e-9)
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(3, dtype=DOUBLE))
+    torch.testing.assert_close(log_det[0], -x.std(0, correction=0).log().sum())
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e8])
+def test_standardize_refuses_a_constant_column(constant):
+    x = torch.randn(50, 3)
+    x[:, 1] = constant
+    with pytest.raises(ValueError, match="constant: column 1"):
+        Standardize(3).fit(x)
+
+
+def test_standardize_refuses_what_it_cannot_fit():
+    with pytest.raises(ValueError, match="at least 2 rows of 3 columns"):
+        Standardize(3).fit(torch.randn(1, 3))
+    with pytest.raises(ValueError, match="finite"):
+        Standardize(1).fit(torch.tensor([[1.0], [math.nan]]))

@@ -70,6 +70,7 @@ def _parameters(base: Distribution) -> dict[str, str]:
     names = {name: name for name in base.arg_constraints if name in vars(base)}
     if "logits" in names:
         names.pop("probs", None)
+    names = names or {name: name for name in base.arg_constraints}  # kept by a part of it
     if not names:
         raise ValueError(
             f"Expected a base described by its parameters to save; {type(base).__name__} is not"

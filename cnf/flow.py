@@ -72,6 +72,12 @@ class Flow(nn.Module):
         return self.base.event_shape[0]
 
     @property
+    def like(self) -> Tensor:
+        """An empty tensor of the flow's dtype on its device."""
+        tensors = (t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
+        return next(tensors, torch.empty(0)).new_empty(0)
+
+    @property
     def solves(self) -> int:
         """How many ODE solves one pass through the flow takes."""
         return sum(isinstance(layer, CNF) for layer in self.layers)

@@ -75,9 +75,10 @@ def draw_learning_curve(
     # The first values tower over the rest: show what came after them.
     shown = np.concatenate([np.asarray(loss), np.asarray(validation_nll)])
     shown = shown[np.isfinite(shown)]
-    low, high = shown.min(), np.quantile(shown, 0.95)
-    margin = 0.08 * max(high - low, 1e-9)
-    ax.set_ylim(low - margin, high + margin)
+    if shown.size:
+        low, high = shown.min(), np.quantile(shown, 0.95)
+        margin = 0.08 * max(high - low, 1e-9)
+        ax.set_ylim(low - margin, high + margin)
     ax.set(xlabel="seconds", ylabel="nats per row")
     ax.legend(frameon=False)
     return ax
@@ -139,6 +140,8 @@ def pairs_figure(data: Array, samples: Array, columns: Sequence[str], most: int 
         for color, label in ((DATA_COLOR, "data"), (MODEL_COLOR, "flow"))
     ]
     figure.legend(handles=handles, loc="upper right", frameon=False)
+    if shown < len(columns):
+        figure.suptitle(f"the first {shown} of {len(columns)} columns")
     return figure
 
 
@@ -177,20 +180,18 @@ def _pair(
 
 
 def _samples_and_path(flow: Flow, seed: int) -> tuple[Array, Array]:
-    like = next(flow.parameters())
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        path = flow.path(flow.base.sample(torch.Size((POINTS,))).to(like), FRAMES)
+        path = flow.path(flow.base.sample(torch.Size((POINTS,))).to(flow.like), FRAMES)
     frames = path.double().cpu().numpy()
     return frames[-1], frames
 
 
 def _log_prob(flow: Flow) -> Callable[[Array], Array]:
-    like = next(flow.parameters())
 
     def log_prob(rows: Array) -> Array:
         with torch.no_grad():
-            parts = torch.from_numpy(rows).to(like).split(4096)
+            parts = torch.from_numpy(rows).to(flow.like).split(4096)
             return torch.cat([flow.log_prob(part) for part in parts]).double().cpu().numpy()
 
     return log_prob

@@ -59,8 +59,7 @@ def rows_for(flow: Flow, name: str, x: Tensor, context: Tensor | None) -> Rows:
             f"Expected a context of shape ({len(x)}, context_dim) for {name}; "
             f"got {tuple(context.shape)}"
         )
-    like = next(flow.parameters())
-    rows = Rows(x.to(like), None if context is None else context.to(like))
+    rows = Rows(x.to(flow.like), None if context is None else context.to(flow.like))
     _check_finite(name, rows.x)
     if rows.context is not None:
         _check_finite(f"the context of {name}", rows.context)

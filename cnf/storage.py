@@ -58,7 +58,7 @@ def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = No
     config = {
         "format": FORMAT,
         "sha256": hashlib.sha256(weights).hexdigest(),
-        "dtype": str(next(flow.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(flow.like.dtype).removeprefix("torch."),
         "base": base,
         "layers": [{"name": layer.name, **layer.config()} for layer in flow.layers],
         "metadata": dict(metadata or {}),

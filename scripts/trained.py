@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import multivariate_normal
+from scipy.stats import Covariance, multivariate_normal
 from tqdm import trange
 
 from cnf.flow import Flow
@@ -74,12 +74,11 @@ class Trained:
 
     def score(self, rows: Array) -> tuple[Array, float]:
         """Log p of rows in nats, and the mean number of evaluations of a solve."""
-        like = next(self.flow.parameters())
         log_prob = np.empty(len(rows))
         evaluations = []
         with torch.no_grad():
             for i in trange(0, len(rows), CHUNK, desc="scoring", disable=None, leave=False):
-                chunk = torch.from_numpy(rows[i : i + CHUNK]).to(like)
+                chunk = torch.from_numpy(rows[i : i + CHUNK]).to(self.flow.like)
                 scored = self.flow.score_rows(chunk)
                 log_prob[i : i + CHUNK] = scored.log_prob.double().cpu().numpy()
                 evaluations.append(scored.stats.evaluations / self.flow.solves)
@@ -98,16 +97,17 @@ class Trained:
     def gaussian_log_prob(self, rows: Array) -> Array:
         """Log-density of the full-covariance Gaussian fitted on the training rows."""
         gaussian = self.metadata["gaussian"]
-        normal = multivariate_normal(gaussian["mean"], gaussian["covariance"])
+        cholesky = np.linalg.cholesky(gaussian["covariance"])
+        normal = multivariate_normal(gaussian["mean"], Covariance.from_cholesky(cholesky))
         return np.atleast_1d(normal.logpdf(rows))
 
 
 def fit_gaussian(rows: Array) -> dict[str, Any]:
     """Mean and covariance of `rows`, as JSON.
 
-    A millionth of each variance is added to it, so that exactly collinear columns, whose Gaussian
+    A billionth of each variance is added to it, so that exactly collinear columns, whose Gaussian
     has no density, still give a finite number.
     """
     covariance = np.cov(rows.T, bias=True).reshape(rows.shape[1], rows.shape[1])
-    covariance = covariance + 1e-6 * np.diag(np.diag(covariance))
+    covariance = covariance + 1e-9 * np.diag(np.diag(covariance))
     return {"mean": rows.mean(0).tolist(), "covariance": covariance.tolist()}

@@ -7,6 +7,9 @@ import cnf
 from cnf.datasets import TOYS
 
 
+torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

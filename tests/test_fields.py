@@ -102,7 +102,9 @@ def test_gated_linear_columns_are_its_linear_part_of_unit_vectors():
     for signals in (torch.tensor([0.4]), torch.rand(1, 1)):
         affine = layer.at(signals)
         columns = affine.columns()
-        torch.testing.assert_close(columns.squeeze(1), affine.linear(torch.eye(3)[:, None, :])[:, 0])
+        torch.testing.assert_close(
+            columns.squeeze(1), affine.linear(torch.eye(3)[:, None, :])[:, 0]
+        )
 
 
 @pytest.mark.parametrize(

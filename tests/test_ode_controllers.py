@@ -70,5 +70,7 @@ def test_first_step_is_that_of_scipy(rate, tolerance):
 
 def test_first_step_of_dynamics_that_stand_still():
     y = torch.zeros(3)
-    step = first_step_size(lambda t, y: 0 * y, torch.tensor(0.0), y, y, 1.0, 5, Tolerance(1e-6, 1e-6))
+    step = first_step_size(
+        lambda t, y: 0 * y, torch.tensor(0.0), y, y, 1.0, 5, Tolerance(1e-6, 1e-6)
+    )
     assert 0 < step <= 1e-6

@@ -16,8 +16,8 @@ def rms_norm(ratio: Tensor) -> Tensor:
     """Root mean square √(Σ r² / n) over all entries of `ratio`, a scalar tensor.
 
     Example:
-        >>> rms_norm(torch.tensor([3.0, 4.0])).item() ** 2
-        12.5
+        >>> rms_norm(torch.tensor([1.0, 7.0])).item()
+        5.0
     """
     return ratio.square().mean().sqrt()
 

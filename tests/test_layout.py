@@ -1,0 +1,98 @@
+"""Imports point one way: a module imports only from what stands above it in the design."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ORDER = [
+    "cnf.ode.tableaus",
+    "cnf.ode.controllers",
+    "cnf.ode.solution",
+    "cnf.ode.integrate",
+    "cnf.ode.gradients",
+    "cnf.ode.solve",
+    "cnf.ode",
+    "cnf.fields.activations",
+    "cnf.fields.gated_linear",
+    "cnf.fields.field",
+    "cnf.fields.concat_squash",
+    "cnf.fields",
+    "cnf.divergence",
+    "cnf.layers.layer",
+    "cnf.layers.cnf",
+    "cnf.layers.standardize",
+    "cnf.layers",
+    "cnf.bases",
+    "cnf.flow",
+    "cnf.objectives",
+    "cnf.storage",
+    "cnf.recipes",
+    "cnf.rows",
+    "cnf.training",
+    "cnf.callbacks",
+    "cnf.plotting",
+    "cnf",
+    "cnf.datasets.table",
+    "cnf.datasets.toy",
+    "cnf.datasets.curves",
+    "cnf.datasets.pinwheel",
+    "cnf.datasets.toys",
+    "cnf.datasets.files",
+    "cnf.datasets.splits",
+    "cnf.datasets.tables",
+    "cnf.datasets",
+    "cnf.scripts.program",
+    "cnf.scripts.data",
+    "cnf.scripts.trained",
+    "cnf.scripts.evaluate",
+    "cnf.scripts.sample",
+    "cnf.scripts.log_prob",
+    "cnf.scripts.plot",
+    "cnf.scripts.train",
+    "cnf.scripts.__main__",
+    "cnf.scripts",
+]
+
+
+def sources() -> dict[str, Path]:
+    """Every module of the project by its import name."""
+    found = {}
+    for folder, package in (
+        ("cnf", "cnf"),
+        ("datasets", "cnf.datasets"),
+        ("scripts", "cnf.scripts"),
+    ):
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            name = ".".join([package, *parts]).removesuffix(".__init__")
+            found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """The project's modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found.add(node.module)
+    return {name for name in found if name.split(".")[0] == "cnf"}
+
+
+def test_the_order_names_every_module():
+    assert sorted(ORDER) == sorted(sources())
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_upwards(module):
+    above = ORDER[: ORDER.index(module)]
+    assert imports(sources()[module]) <= set(above)
+
+
+@pytest.mark.parametrize("module", [name for name in ORDER if name.startswith("cnf.datasets")])
+def test_data_sets_know_nothing_of_flows(module):
+    assert all(name.startswith("cnf.datasets") for name in imports(sources()[module]))

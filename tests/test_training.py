@@ -1,0 +1,248 @@
+"""The training loop: it learns, keeps the best, ends when it should, and survives failures."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import cnf
+from cnf import training
+from cnf.objectives import OBJECTIVES, Loss, maximum_likelihood
+from cnf.ode import Stats
+from cnf.recipes import RECIPES, Recipe, choose_recipe
+from cnf.rows import Rows
+
+QUICK = Recipe(hidden=(8,), batch_size=64, validations=10, validation_rows=200)
+DATA = torch.randn(600, 2, generator=torch.Generator().manual_seed(0)) * 3 + 10
+
+
+def small_flow():
+    torch.manual_seed(0)
+    return cnf.ffjord(2, hidden=(8,))
+
+
+def bimodal(n):
+    """Two clusters, far from Gaussian: entropy ln 2 + 1 + ln 2π + 2 ln 0.5."""
+    generator = torch.Generator().manual_seed(1)
+    side = torch.randint(0, 2, (n, 1), generator=generator) * 4 - 2
+    noise = 0.5 * torch.randn(n, 2, generator=generator)
+    return torch.cat([side + noise[:, :1], noise[:, 1:]], 1)
+
+
+def test_it_learns_what_a_gaussian_cannot():
+    torch.manual_seed(0)
+    flow, data = cnf.ffjord(2, hidden=(32, 32)), bimodal(4000)
+    history = cnf.fit(flow, data, steps=150, recipe="toy")
+    entropy = math.log(2) + 1 + math.log(2 * math.pi) + 2 * math.log(0.5)
+    gaussian = 1 + math.log(2 * math.pi) + 0.5 * math.log(4.25 * 0.25)
+    nll = -flow.log_prob(bimodal(2000)).mean().item()
+    assert gaussian - entropy > 0.6
+    assert nll < entropy + 0.12
+    assert history.validation_nll[-1] < history.validation_nll[0]
+
+
+def test_the_flow_is_left_with_the_weights_of_the_best_validation():
+    seen = {}
+
+    def remember(event):
+        if event.record is not None:
+            seen[event.step] = (
+                event.record.validation_nll,
+                event.improved,
+                next(event.flow.parameters()).clone(),
+            )
+
+    flow = small_flow()
+    history = cnf.fit(flow, DATA, recipe=QUICK, steps=40, callbacks=[remember])
+    best = min(seen, key=lambda step: seen[step][0])
+    assert history.best_step == best
+    assert torch.equal(next(flow.parameters()), seen[best][2])
+    assert [step for step, (_, improved, _) in seen.items() if improved][-1] == best
+
+
+def test_history_is_what_the_callbacks_saw():
+    events = []
+    history = cnf.fit(small_flow(), DATA, recipe=QUICK, steps=20, callbacks=[events.append])
+    assert [event.step for event in events] == list(range(1, 21))
+    records = [event.record for event in events if event.record is not None]
+    for name in ("step", "seconds", "loss", "validation_nll", "nfe"):
+        np.testing.assert_array_equal(
+            getattr(history, name), [getattr(record, name) for record in records]
+        )
+    last = records[-1].step - records[-2].step
+    assert records[-1].loss == pytest.approx(np.mean([event.loss for event in events[-last:]]))
+    assert (history.steps, history.reason, events[-1].progress) == (20, "steps", 1.0)
+
+
+def test_validation_is_of_the_averaged_weights():
+    """After the first step the average has moved a tenth of what the weights have."""
+    flow = small_flow()
+    start = next(flow.parameters()).clone()
+    moved = {}
+
+    def compare(event):
+        moved["average"] = next(event.flow.parameters()) - start
+        moved["weights"] = next(flow.parameters()) - start
+
+    cnf.fit(flow, DATA, recipe=QUICK, steps=1, callbacks=[compare])
+    torch.testing.assert_close(moved["average"], 0.9 * moved["weights"], rtol=1e-3, atol=1e-6)
+
+
+def test_standardisation_is_fitted_once_on_the_training_rows():
+    flow = small_flow()
+    cnf.fit(flow, DATA, recipe=QUICK, steps=1, validation=DATA[:50])
+    torch.testing.assert_close(flow.layers[-1].loc, DATA.mean(0))
+    cnf.fit(flow, DATA + 100, recipe=QUICK, steps=1)
+    torch.testing.assert_close(flow.layers[-1].loc, DATA.mean(0))
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit():
+    def weights(seed):
+        flow = small_flow()
+        cnf.fit(flow, DATA, recipe=QUICK, steps=10, seed=seed)
+        return torch.cat([p.flatten() for p in flow.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_a_conditional_flow_learns_its_condition():
+    torch.manual_seed(0)
+    context = torch.rand(3000, 1) * 4 - 2
+    data = context + 0.3 * torch.randn(3000, 1)
+    flow = cnf.ffjord(1, hidden=(16, 16), context_dim=1)
+    cnf.fit(flow, data, context=context, recipe="toy", steps=150)
+    fresh = torch.rand(1000, 1) * 4 - 2
+    rows = fresh + 0.3 * torch.randn(1000, 1)
+    nll = -flow.log_prob(rows, fresh).mean().item()
+    entropy = 0.5 * math.log(2 * math.pi * math.e * 0.09)
+    assert nll < entropy + 0.1
+
+
+@pytest.mark.parametrize("budget", [0.5, 2.0])
+def test_a_budget_is_kept(budget):
+    history = cnf.fit(small_flow(), DATA, recipe=QUICK, budget=budget)
+    assert history.reason == "budget"
+    assert 0.5 * budget < history.duration < 1.1 * budget + 0.2
+    assert history.step[-1] == history.steps  # the last step is validated
+
+
+def test_it_stops_early_when_validation_gets_worse():
+    """Fifteen rows to train on: the flow overfits them soon."""
+    recipe = dataclasses.replace(QUICK, validations=100, patience=3, learning_rate=0.05)
+    history = cnf.fit(small_flow(), DATA[:15], recipe=recipe, steps=2000, validation=DATA[100:300])
+    assert history.reason == "early stopping"
+    assert history.steps < 2000
+    assert history.best_step == history.step[-4]
+
+
+@pytest.mark.parametrize("at", [1, 7])
+def test_ctrl_c_ends_it_cleanly_with_the_best_model(at):
+    def interrupt(event):
+        if event.step == at:
+            raise KeyboardInterrupt
+
+    flow = small_flow()
+    start = next(flow.parameters()).clone()
+    history = cnf.fit(flow, DATA, recipe=QUICK, steps=50, callbacks=[interrupt])
+    assert history.reason == "interrupted"
+    assert history.steps == at
+    assert not torch.equal(next(flow.parameters()), start)
+    assert flow.log_prob(DATA[:5]).isfinite().all()
+
+
+def failing(steps, value):
+    """Maximum likelihood whose loss is `value` at the given calls."""
+    calls = iter(range(1, 10_000))
+
+    def objective(flow, x, context):
+        loss = maximum_likelihood(flow, x, context)
+        return Loss(loss.value * value, Stats()) if next(calls) in steps else loss
+
+    return objective
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch, value):
+    monkeypatch.setitem(OBJECTIVES, "mle", failing({3, 4, 9}, value))
+    flow = small_flow()
+    history = cnf.fit(flow, DATA, recipe=QUICK, steps=20)
+    assert history.skipped == 3
+    assert history.reason == "steps"
+    assert all(p.isfinite().all() for p in flow.parameters())
+
+
+def test_failure_from_the_start_is_an_error_with_advice(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "mle", failing(range(1, 1000), math.nan))
+    recipe = dataclasses.replace(QUICK, validations=1)
+    with pytest.raises(training.TrainingError, match="20 steps in a row.*Lower the learning rate"):
+        cnf.fit(small_flow(), DATA, recipe=recipe, steps=100)
+
+
+def test_failure_later_on_keeps_the_best_model(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "mle", failing(range(30, 1000), math.nan))
+    history = cnf.fit(small_flow(), DATA, recipe=QUICK, steps=100)
+    assert history.reason.startswith("diverged: The loss is nan")
+    assert history.steps == 29 + training.MOST_FAILURES
+    assert 0 < history.best_step <= 29 + training.MOST_FAILURES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"data": torch.zeros(5, 3)}, r"data of shape \(rows, 2\).*got \(5, 3\)"),
+        ({"data": torch.zeros(0, 2)}, "at least one row"),
+        ({"data": torch.randn(1, 2)}, "at least 2 rows"),
+        ({"data": torch.tensor([[1.0, 2.0], [math.nan, 1.0]])}, "nan in row 1, column 0"),
+        ({"data": torch.ones(20, 2)}, "constant: column 0, 1"),
+        ({"context": torch.zeros(3, 1)}, r"context of shape \(600, context_dim\)"),
+        ({"validation": torch.zeros(3, 1)}, "validation of shape"),
+        ({"objective": "mel"}, "objective among mle; got 'mel'"),
+        ({"recipe": "toys"}, "recipe among toy, table; got 'toys'"),
+        ({"budget": -1.0}, "budget to be above 0"),
+        ({"steps": 0}, "steps to be above 0"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cnf.fit(small_flow(), **{"data": DATA, **arguments})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 0},
+        {"learning_rate": -1e-3},
+        {"learning_rate": math.nan},
+        {"hidden": ()},
+        {"hidden": (8, 0)},
+        {"warmup": 1.0},
+        {"average": 1.0},
+        {"weight_decay": -1.0},
+        {"rtol": 0.0},
+        {"clip": math.inf},
+    ],
+)
+def test_recipes_check_their_numbers(change):
+    with pytest.raises(ValueError, match=f"recipe's {next(iter(change))}"):
+        Recipe(**change)
+
+
+def test_the_recipe_is_chosen_by_the_dimension():
+    assert choose_recipe(None, 2) == ("toy", RECIPES["toy"])
+    assert choose_recipe(None, 3) == ("table", RECIPES["table"])
+    assert choose_recipe("toy", 30) == ("toy", RECIPES["toy"])
+
+
+def test_batches_go_through_all_rows_in_a_new_order_each_time():
+    rows = Rows(torch.arange(10.0).unsqueeze(1), torch.arange(10.0).unsqueeze(1))
+    batches = rows.batches(5, torch.Generator().manual_seed(0))
+    first, second = ([next(batches), next(batches)] for _ in range(2))
+    for epoch in (first, second):
+        assert sorted(torch.cat([batch.x for batch in epoch]).flatten().tolist()) == list(range(10))
+        assert all(torch.equal(batch.x, batch.context) for batch in epoch)
+    assert not torch.equal(first[0].x, second[0].x)
+    # Fewer rows than a batch: all of them.
+    assert len(next(rows.batches(64, torch.Generator()))) == 10

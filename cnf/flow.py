@@ -222,6 +222,7 @@ def ffjord(
     context_dim: int = 0,
     activation: str = "tanh",
     blocks: int = 1,
+    zero_last: bool = True,
     **solver: Any,
 ) -> Flow:
     """FFJORD: a standard normal base, CNF layers with concat-squash fields, a standardisation.
@@ -233,6 +234,8 @@ def ffjord(
         context_dim: Size of the context in log p(x | context), 0 without one.
         activation: `"tanh"`, `"softplus"`, `"silu"` or `"gelu"`.
         blocks: How many CNF layers follow one another.
+        zero_last: Whether the fields start at zero, so that training starts from the Gaussian that
+            the standardisation fits: it gets further in the same number of steps.
         solver: Any of `cnf.layers.SolverSettings`' attributes.
 
     Raises:
@@ -249,7 +252,8 @@ def ffjord(
     if blocks < 1:
         raise ValueError(f"Expected blocks of at least 1; got {blocks}")
     layers: list[Layer] = [
-        CNF(ConcatSquash(dim, hidden, context_dim, activation), **solver) for _ in range(blocks)
+        CNF(ConcatSquash(dim, hidden, context_dim, activation, zero_last), **solver)
+        for _ in range(blocks)
     ]
     base = Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1)
     return Flow(base, [*layers, Standardize(dim)])

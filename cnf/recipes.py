@@ -32,7 +32,7 @@ class Recipe:
     activation: str = "tanh"
     blocks: int = 1
     batch_size: int = 512
-    learning_rate: float = 5e-3
+    learning_rate: float = 2e-2
     warmup: float = 0.02
     weight_decay: float = 1e-6
     clip: float = 5.0

@@ -6,7 +6,6 @@ import torch
 import cnf
 from cnf.datasets import TOYS
 
-
 torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
 
 

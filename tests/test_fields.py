@@ -76,6 +76,12 @@ def test_gradients_of_the_trace_to_weights_and_context(hidden):
     assert torch.autograd.gradcheck(trace, (x, context, *field.parameters()))
 
 
+def test_zero_last_starts_the_field_at_zero():
+    x = torch.randn(5, 2)
+    assert (ConcatSquash(2, (4, 4), zero_last=True)(torch.tensor(0.3), x) == 0).all()
+    assert (ConcatSquash(2, (4, 4))(torch.tensor(0.3), x) != 0).all()
+
+
 def test_the_form_of_the_trace_follows_the_depth():
     forms = [ConcatSquash(3, (4,) * depth).trace for depth in (1, 2, 3)]
     assert forms == ["closed form", "closed form", "tangents"]

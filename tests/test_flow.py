@@ -43,7 +43,9 @@ def test_log_prob_agrees_with_an_independent_integration(fitted):
 
 
 def test_log_prob_of_a_deep_stack_agrees_with_an_independent_integration():
-    flow = cnf.ffjord(3, hidden=(6, 5, 4), blocks=2, activation="softplus", rtol=1e-9, atol=1e-9)
+    flow = cnf.ffjord(
+        3, hidden=(6, 5, 4), blocks=2, activation="softplus", rtol=1e-9, atol=1e-9, zero_last=False
+    )
     flow.layers[-1].fit(torch.randn(100, 3) * 3 + 1)
     x = torch.randn(5, 3, dtype=DOUBLE)
     expected = torch.from_numpy(reference_log_prob(flow.double(), x))
@@ -69,7 +71,9 @@ def test_a_fitted_density_integrates_to_one(fitted):
 
 
 def test_gradcheck_of_log_prob():
-    flow = cnf.ffjord(2, hidden=(3, 3), context_dim=1, rtol=1e-10, atol=1e-10).double()
+    flow = cnf.ffjord(
+        2, hidden=(3, 3), context_dim=1, rtol=1e-10, atol=1e-10, zero_last=False
+    ).double()
     x = torch.randn(2, 2, dtype=DOUBLE, requires_grad=True)
     context = torch.randn(2, 1, dtype=DOUBLE, requires_grad=True)
     assert torch.autograd.gradcheck(
@@ -129,7 +133,7 @@ def test_rsample_needs_a_base_that_has_it():
     ],
 )
 def test_sample_shapes(shape, context, expected):
-    flow = cnf.ffjord(2, hidden=(4,), context_dim=3 if context is not None else 0)
+    flow = cnf.ffjord(2, hidden=(4,), context_dim=3 if context is not None else 0, zero_last=False)
     given = None if context is None else torch.randn(*context, 3)
     assert flow.sample(shape, given).shape == expected
     x, log_prob = flow.sample_and_log_prob(shape, given)
@@ -138,7 +142,7 @@ def test_sample_shapes(shape, context, expected):
 
 
 def test_log_prob_broadcasts_rows_against_contexts():
-    flow = cnf.ffjord(2, hidden=(4,), context_dim=3, rtol=1e-7, atol=1e-7).double()
+    flow = cnf.ffjord(2, hidden=(4,), context_dim=3, rtol=1e-7, atol=1e-7, zero_last=False).double()
     x, context = torch.randn(5, 1, 2, dtype=DOUBLE), torch.randn(4, 3, dtype=DOUBLE)
     together = flow.log_prob(x, context)
     assert together.shape == (5, 4)
@@ -174,7 +178,7 @@ def test_the_base_follows_the_flow_to_another_dtype():
 
 
 def test_path_runs_from_base_to_samples_through_a_stack():
-    flow = cnf.ffjord(2, hidden=(8,), blocks=3, rtol=1e-8, atol=1e-8)
+    flow = cnf.ffjord(2, hidden=(8,), blocks=3, rtol=1e-8, atol=1e-8, zero_last=False)
     flow.layers[-1].fit(torch.randn(50, 2) * 4 + 10)
     flow.double()
     z = torch.randn(6, 2, dtype=DOUBLE)
@@ -199,7 +203,7 @@ def test_a_base_must_be_over_vectors(base):
 
 
 def test_wrong_arguments():
-    flow = cnf.ffjord(2, hidden=(4,))
+    flow = cnf.ffjord(2, hidden=(4,), zero_last=False)
     with pytest.raises(ValueError, match=r"x of shape \(..., 2\); got \(5, 3\)"):
         flow.log_prob(torch.zeros(5, 3))
     with pytest.raises(ValueError, match="blocks of at least 1"):
@@ -210,4 +214,4 @@ def test_a_row_of_nan_is_named():
     x = torch.zeros(5, 2)
     x[3, 1] = math.nan
     with pytest.raises(cnf.SolveError, match="rows 3"):
-        cnf.ffjord(2, hidden=(4,)).log_prob(x)
+        cnf.ffjord(2, hidden=(4,), zero_last=False).log_prob(x)

@@ -36,6 +36,8 @@ class ConcatSquash(TracedField):
         hidden: Widths of the hidden layers, at least one.
         context_dim: Size of the context c; 0 without one.
         activation: `"tanh"`, `"softplus"`, `"silu"` or `"gelu"`.
+        zero_last: Whether the last layer starts at zero, and so the field, and its flow as the
+            identity.
 
     Raises:
         ValueError: A size is not positive or the activation unknown.
@@ -62,6 +64,7 @@ class ConcatSquash(TracedField):
         hidden: Sequence[int] = (64, 64),
         context_dim: int = 0,
         activation: str = "tanh",
+        zero_last: bool = False,
     ) -> None:
         super().__init__()
         if dim < 1 or context_dim < 0 or not hidden or min(hidden) < 1:
@@ -88,6 +91,9 @@ class ConcatSquash(TracedField):
             for inputs, outputs in pairwise(sizes)
         )
         self.last = GatedLinear(sizes[-1], dim, signals, gate=False, shift=True)
+        if zero_last:
+            for parameter in self.last.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The velocity f(t, x, c)."""
@@ -147,7 +153,7 @@ class ConcatSquash(TracedField):
         return [layer.at(signals) for layer in (*self.layers, self.last)]
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """The constructor's arguments, but for the weights' start."""
         return {
             "dim": self.dim,
             "hidden": list(self.hidden),

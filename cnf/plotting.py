@@ -70,8 +70,9 @@ def draw_learning_curve(
     """Training loss and validation NLL over the seconds of training."""
     ax.plot(seconds, loss, color=DATA_COLOR, lw=1, label="training loss")
     ax.plot(seconds, validation_nll, color=MODEL_COLOR, label="validation NLL")
-    best = int(np.argmin(validation_nll))
-    ax.plot(seconds[best], validation_nll[best], "o", color=MODEL_COLOR, label="best")
+    if np.isfinite(validation_nll).any():
+        best = int(np.nanargmin(validation_nll))
+        ax.plot(seconds[best], validation_nll[best], "o", color=MODEL_COLOR, label="best")
     # The first values tower over the rest: show what came after them.
     shown = np.concatenate([np.asarray(loss), np.asarray(validation_nll)])
     shown = shown[np.isfinite(shown)]
@@ -133,8 +134,9 @@ def pairs_figure(data: Array, samples: Array, columns: Sequence[str], most: int 
     for i in range(shown):
         for j in range(shown):
             _pair(axes[i, j], data, samples, (i, j), limits)
-        axes[-1, i].set_xlabel(columns[i])
-        axes[i, 0].set_ylabel(columns[i] if i else "")
+        # Names are shown as they are: a $ in one starts no formula.
+        axes[-1, i].set_xlabel(columns[i], parse_math=False)
+        axes[i, 0].set_ylabel(columns[i] if i else "", parse_math=False)
     handles = [
         axes[0, 0].plot([], [], "o", color=color, label=label)[0]
         for color, label in ((DATA_COLOR, "data"), (MODEL_COLOR, "flow"))

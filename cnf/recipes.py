@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
+from cnf.fields import ACTIVATIONS
+from cnf.ode import GRADIENTS
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -47,6 +50,12 @@ class Recipe:
     def __post_init__(self) -> None:
         from_zero = {"warmup", "average", "weight_decay"}
         below_one = {"warmup", "average"}
+        for name, choices in (("activation", ACTIVATIONS), ("gradient", GRADIENTS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"Expected the recipe's {name} to be one of {', '.join(choices)}; "
+                    f"got {getattr(self, name)!r}"
+                )
         for name, value in vars(self).items():
             if isinstance(value, str):
                 continue
@@ -54,7 +63,7 @@ class Recipe:
             low = number >= 0 if name in from_zero else number > 0
             high = number < (1 if name in below_one else inf)
             if not (low and high):
-                wanted = "at least 0" if name in from_zero else "above 0"
+                wanted = "finite and " + ("at least 0" if name in from_zero else "above 0")
                 wanted += " and below 1" if name in below_one else ""
                 raise ValueError(f"Expected the recipe's {name} to be {wanted}; got {value}")
 

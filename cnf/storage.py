@@ -25,6 +25,7 @@ from cnf.layers import LAYERS
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
@@ -67,10 +68,14 @@ def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = No
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parts = {folder / WEIGHTS: weights, folder / CONFIG: text}
-    for path, content in parts.items():
-        _write_durably(_temporary(path), content)
-    for path in parts:
-        os.replace(_temporary(path), path)
+    try:
+        for path, content in parts.items():
+            _write_durably(_temporary(path), content)
+        for path in parts:
+            os.replace(_temporary(path), path)
+    finally:
+        for path in parts:
+            _temporary(path).unlink(missing_ok=True)
 
 
 def load(folder: str | Path) -> Flow:
@@ -94,15 +99,19 @@ def load(folder: str | Path) -> Flow:
     try:
         tensors = safetensors.torch.load(weights)
         base = rebuild(config["base"], "base", tensors)
-        layers = [_layer(dict(layer)) for layer in config["layers"]]
-        flow = Flow(base, layers).to(getattr(torch, config["dtype"]))
+        with torch.random.fork_rng(devices=[]):  # the first weights, drawn only to be replaced
+            layers = [_layer(dict(layer)) for layer in config["layers"]]
+        flow = Flow(base, layers).to(DTYPES[config["dtype"]])
         flow.load_state_dict(
             {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
         )
+    except KeyError as error:
+        raise ValueError(
+            f"Expected a model of cnf-flows in {folder}; {error} is missing or unknown"
+        ) from None
     except (
         safetensors.SafetensorError,
         AttributeError,
-        KeyError,
         RuntimeError,
         TypeError,
         ValueError,
@@ -128,14 +137,16 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"Expected {path} to be JSON; {error}") from None
     wanted = {"format", "sha256", "dtype", "base", "layers", "metadata"}
-    if not isinstance(config, dict) or not wanted <= set(config):
-        raise ValueError(f"Expected {path} to hold {', '.join(sorted(wanted))}; some are missing")
+    missing = wanted - set(config) if isinstance(config, dict) else wanted
+    if missing:
+        raise ValueError(f"Expected {path} to hold {', '.join(sorted(missing))}; missing")
     if config["format"] != FORMAT:
         raise ValueError(
             f"Expected a model of format {FORMAT} in {path}; got {config['format']!r}. "
             "Load it with the version of cnf-flows that wrote it"
         )
-    return config
+    checked: dict[str, Any] = config
+    return checked
 
 
 def _layer(config: dict[str, Any]) -> Any:

@@ -232,7 +232,7 @@ class _Run:
     failures: int = 0  # in a row
     failure: str = ""
     validating: float = 0.0  # seconds spent on validation
-    start: float = field(default_factory=perf_counter)
+    start: float = 0.0
     reason: str = ""
 
     def __post_init__(self) -> None:
@@ -253,6 +253,7 @@ class _Run:
         return perf_counter() - self.start
 
     def loop(self, batches: Iterable[Rows], callbacks: Sequence[Callback]) -> None:
+        self.start = perf_counter()
         for batch in batches:
             self._schedule(self.limit.progress(self.seconds, self.step))
             loss, nfe = self._take_step(batch)

@@ -63,11 +63,11 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     stem, found, member = os.fspath(path).partition(f"{ARCHIVE}:")
     file = Path(stem + ARCHIVE if found else stem)
     ending = file.suffix.lower()
-    if ending not in WRITERS:
-        raise ValueError(f"Expected a path that ends in {ENDINGS}; got {file}: convert the file.")
     if not file.is_file():
         got = "a folder" if file.is_dir() else "no such file"
         raise ValueError(f"Expected a file at {file}; got {got}: check the path.")
+    if ending not in WRITERS:
+        raise ValueError(f"Expected a path that ends in {ENDINGS}; got {file}: convert the file.")
     table = _read_npz(file, member) if ending == ARCHIVE else READERS[ending](file)
     if not table.values.size:
         raise ValueError(f"Expected rows in {file}; got an empty table: check how it was written.")
@@ -144,6 +144,8 @@ def write_table(path: str | os.PathLike[str], values: ArrayLike, columns: Sequen
         with temporary.open("wb") as stream:
             WRITERS[file.suffix.lower()](stream, table)
         temporary.replace(file)
+    except OSError as error:  # NumPy's do not say what was written where
+        raise OSError(f"Could not write {file} ({error}): is the disk full?") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+import cnf
 from cnf.datasets import closest
+from cnf.scripts.program import say
 
 PROGRAMS = {
     "train": "fit a flow to a toy, a bundled table or a file",
@@ -27,9 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: cnf NAME ... (cnf NAME --help says more)\n")
-        for program, purpose in PROGRAMS.items():
-            print(f"  {program:<10}{purpose}")
+        programs = (f"  {program:<10}{purpose}" for program, purpose in PROGRAMS.items())
+        say("usage: cnf NAME ... (cnf NAME --help says more)\n", *programs)
+        return 0
+    if name == "--version":
+        say(f"cnf-flows {cnf.__version__}")
         return 0
     if name not in PROGRAMS:
         hint = ", ".join(closest(name, PROGRAMS) or PROGRAMS)

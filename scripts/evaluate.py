@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cnf.datasets import Toy, load
-from cnf.scripts.data import select_columns
-from cnf.scripts.program import Parser, program
+from cnf.datasets import Toy
+from cnf.scripts.data import open_rows
+from cnf.scripts.program import Parser, program, say
 from cnf.scripts.trained import Trained
 
 Array = NDArray[np.float64]
@@ -24,7 +24,7 @@ class Evaluation:
     Attributes:
         n: Number of rows.
         nll: Mean negative log-density of a row, in the data's own units.
-        stderr: Its standard error over the rows.
+        stderr: Its standard error over the rows; not known for a single one.
         nll_standardized: The same for columns divided by the training rows' standard deviations.
         bits_per_dim: nll / (columns · ln 2).
         gaussian_nll: That of a full-covariance Gaussian fitted on the training rows.
@@ -36,7 +36,7 @@ class Evaluation:
 
     n: int
     nll: float
-    stderr: float
+    stderr: float | None
     nll_standardized: float
     bits_per_dim: float
     gaussian_nll: float
@@ -52,17 +52,18 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """The numbers for people."""
+        better = self.gaussian_nll - self.nll
         lines = [
-            f"  NLL           {self.nll:10.4f} ± {self.stderr:.4f} nats per row ({self.n} rows)",
+            f"  NLL           {self.nll:10.4f}{_error(self.stderr)} nats per row (rows: {self.n})",
             f"                {self.bits_per_dim:10.4f} bits per dimension",
             f"                {self.nll_standardized:10.4f} nats per row in standardised units",
-            f"  Gaussian NLL  {self.gaussian_nll:10.4f} (the flow is better by "
-            f"{self.gaussian_nll - self.nll:.4f})",
+            f"  Gaussian NLL  {self.gaussian_nll:10.4f} (the flow is "
+            f"{'better' if better >= 0 else 'worse'} by {abs(better):.4f})",
         ]
         if self.entropy is not None:
             lines += [
                 f"  true entropy  {self.entropy:10.4f}",
-                f"  KL            {self.kl:10.4f} ± {self.kl_stderr:.4f} from truth to flow",
+                f"  KL            {self.kl:10.4f}{_error(self.kl_stderr)} from truth to flow",
             ]
         return [*lines, f"  evaluations   {self.nfe:10.1f} per solve"]
 
@@ -71,8 +72,8 @@ def evaluate(trained: Trained, rows: Array, toy: Toy | None) -> Evaluation:
     """Score `rows` with the flow, a Gaussian and, where there is one, the toy's true density."""
     log_prob, nfe = trained.score(rows)
     nll = -float(log_prob.mean())
-    variances = np.diag(trained.metadata["gaussian"]["covariance"])
-    known = {}
+    variances = np.diag(trained.gaussian.covariance)
+    known: dict[str, float | None] = {}
     if toy is not None:
         truth = toy.log_prob(rows)
         known = {
@@ -86,7 +87,7 @@ def evaluate(trained: Trained, rows: Array, toy: Toy | None) -> Evaluation:
         stderr=_stderr(log_prob),
         nll_standardized=nll - 0.5 * float(np.log(variances).sum()),
         bits_per_dim=nll / (len(trained.columns) * float(np.log(2))),
-        gaussian_nll=-float(trained.gaussian_log_prob(rows).mean()),
+        gaussian_nll=-float(trained.gaussian.log_prob(rows).mean()),
         nfe=nfe,
         **known,
     )
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("evaluate", description=__doc__)
     parser.add_argument("dir", metavar="DIR", help="a folder written by train")
     parser.add_argument(
-        "--data", help="a table's name or file; the held-out test rows when not given"
+        "--data", help="rows to score: a name or a file; the held-out rows when not given"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     arguments = parser.parse_args(argv)
@@ -107,14 +108,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = trained.data()
         evaluation = evaluate(trained, data.test, data.toy)
     else:
-        rows = select_columns(load(arguments.data), trained.columns)
-        evaluation = evaluate(trained, rows, None)
-    print(evaluation.json() if arguments.json else "\n".join(evaluation.lines()))
+        evaluation = evaluate(trained, *open_rows(arguments.data, trained.columns, trained.seed))
+    say(*([evaluation.json()] if arguments.json else evaluation.lines()))
     return 0
 
 
-def _stderr(values: Array) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+def _stderr(values: Array) -> float | None:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def _error(stderr: float | None) -> str:
+    return "" if stderr is None else f" ± {stderr:.4f}"
 
 
 if __name__ == "__main__":

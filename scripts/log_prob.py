@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from cnf.datasets import check_writable, load, write_table
-from cnf.scripts.data import select_columns
-from cnf.scripts.program import Parser, program
+from cnf.datasets import check_writable, write_table
+from cnf.scripts.data import open_rows
+from cnf.scripts.program import Parser, program, say
 from cnf.scripts.trained import Trained
 
 
@@ -23,11 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     check_writable(arguments.out)
+    if os.path.exists(arguments.out) and os.path.samefile(arguments.data, arguments.out):
+        raise ValueError(f"Expected --out to be another file than --data; got {arguments.out}")
     trained = Trained.read(arguments.dir)
-    rows = select_columns(load(arguments.data), trained.columns)
+    rows, _ = open_rows(arguments.data, trained.columns, trained.seed)
     log_prob, _ = trained.score(rows)
     write_table(arguments.out, log_prob[:, None], ["log_prob"])
-    print(f"{len(rows)} rows in {arguments.out}, mean log p {log_prob.mean():.4f}")
+    say(f"{len(rows)} rows in {arguments.out}, mean log p {log_prob.mean():.4f}")
     return 0
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from cnf.plotting import POINTS, density_figure, draw_learning_curve, pairs_figure
 from cnf.scripts.data import Data
-from cnf.scripts.program import Parser, program
+from cnf.scripts.program import Parser, program, say
 from cnf.scripts.trained import METRICS, Trained
 
 
@@ -38,24 +40,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("dir", metavar="DIR", help="a folder written by train")
     arguments = parser.parse_args(argv)
     trained = Trained.read(arguments.dir)
-    for path in plot(trained, trained.data()):
-        print(path)
+    say(*plot(trained, trained.data()))
     return 0
 
 
 def _learning_curve(metrics: Path) -> Figure:
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    draw_learning_curve(
-        figure.subplots(),
-        *([record[key] for record in records] for key in ("seconds", "loss", "validation_nll")),
+    # A number that was not finite stands as null in the file.
+    curves = (
+        [nan if record[key] is None else record[key] for record in records]
+        for key in ("seconds", "loss", "validation_nll")
     )
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    draw_learning_curve(figure.subplots(), *curves)
     return figure
 
 
 def _write(figure: Figure, path: Path) -> Path:
     temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110)
+    with warnings.catch_warnings():  # a column's name may have letters that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(temporary, dpi=110)
     os.replace(temporary, path)
     return path
 

@@ -1,20 +1,13 @@
-"""What all programs share: one-line errors, exit statuses, and the types of arguments."""
+"""What all programs share: one-line errors, exit statuses, printing, the types of arguments."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage before it; exit status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where help is."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 class Main(Protocol):
@@ -23,6 +16,22 @@ class Main(Protocol):
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         """Run."""
         ...
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage before it; exit status 2.
+
+    Args:
+        name: The program's name.
+        description: The module's docstring: its first words name the program, the rest is shown.
+    """
+
+    def __init__(self, name: str, description: str | None) -> None:
+        super().__init__(f"cnf {name}", description=(description or "").replace("`", ""))
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def program(name: str) -> Callable[[Main], Main]:
@@ -37,15 +46,24 @@ def program(name: str) -> Callable[[Main], Main]:
             try:
                 return main(argv)
             except ValueError as error:
-                return _say(name, error, 2)
+                return _complain(name, error, 2)
             except (OSError, RuntimeError, MemoryError) as error:
-                return _say(name, error, 1)
+                return _complain(name, error, 1)
             except KeyboardInterrupt:
-                return _say(name, "interrupted", 1)
+                return _complain(name, "interrupted", 1)
 
         return guarded
 
     return decorate
+
+
+def say(*lines: object) -> None:
+    """Print lines at once; where nobody reads them any more, go on in silence."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        # What Python would flush on its way out goes nowhere instead of failing again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def positive_number(text: str) -> float:
@@ -80,7 +98,7 @@ def _number(kind: type[int] | type[float], text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected {what}; got {text!r}") from None
 
 
-def _say(name: str, message: object, status: int) -> int:
+def _complain(name: str, message: object, status: int) -> int:
     line = " ".join(str(message).split()) or type(message).__name__
-    print(f"{name}: {line}", file=sys.stderr)
+    print(f"cnf {name}: {line}", file=sys.stderr)
     return status

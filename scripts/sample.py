@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cnf.datasets import check_writable, write_table
-from cnf.scripts.program import Parser, positive_integer, program, seed
+from cnf.scripts.program import Parser, positive_integer, program, say, seed
 from cnf.scripts.trained import Trained
 
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_writable(arguments.out)
     trained = Trained.read(arguments.dir)
     write_table(arguments.out, trained.sample(arguments.n, arguments.seed), trained.columns)
-    print(f"{arguments.n} rows in {arguments.out}")
+    say(f"{arguments.n} rows in {arguments.out}")
     return 0
 
 

@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from cnf.recipes import RECIPES, Recipe, choose_recipe
 from cnf.scripts.data import Data, open_data
 from cnf.scripts.evaluate import evaluate
 from cnf.scripts.plot import plot
-from cnf.scripts.program import Parser, positive_integer, positive_number, program, seed
-from cnf.scripts.trained import METRICS, Trained, fit_gaussian
+from cnf.scripts.program import Parser, positive_integer, positive_number, program, say, seed
+from cnf.scripts.trained import METRICS, Gaussian, Trained
 from cnf.storage import save
 from cnf.training import Event, History, fit
 
@@ -56,16 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(arguments.seed)
     flow = _flow(recipe, len(data.columns))
     out = _new_folder(arguments.out)
-    print(_summary(data, flow, name), flush=True)
+    say(_summary(data, flow, name))
     recorder = _Recorder(out, _metadata(arguments, data, recipe))
     history = _train(arguments, data, flow, recipe, recorder)
-    print(
+    say(
         f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept the "
         f"averaged weights of step {history.best_step}"
     )
     trained = Trained.read(str(out))
-    print("\n".join(evaluate(trained, data.test, data.toy).lines()), flush=True)
-    print("\n".join(f"  {path}" for path in plot(trained, data)))
+    say(*evaluate(trained, data.test, data.toy).lines())
+    say(*(f"  {path}" for path in plot(trained, data)))
     return 0
 
 
@@ -80,9 +81,14 @@ class _Recorder:
         if event.record is None:
             return
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(event.record)) + "\n")
+            file.write(_json_line(asdict(event.record)) + "\n")
         if event.improved:
             save(event.flow, self.folder, self.metadata)
+
+
+def _json_line(numbers: dict[str, float]) -> str:
+    """One JSON object, null for what is not finite."""
+    return json.dumps({key: x if isfinite(x) else None for key, x in numbers.items()})
 
 
 def _parser() -> Parser:
@@ -96,12 +102,24 @@ def _parser() -> Parser:
     parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder")
     parser.add_argument("--recipe", choices=RECIPES, help="by the number of columns when not given")
     parser.add_argument("--objective", choices=OBJECTIVES, default="mle", help="(default mle)")
-    parser.add_argument("--budget", type=positive_number, help="seconds of training (default 60)")
-    parser.add_argument("--steps", type=positive_integer, help="number of training steps")
+    parser.add_argument(
+        "--budget", metavar="SECONDS", type=positive_number, help="of training (default 60)"
+    )
+    parser.add_argument(
+        "--steps",
+        metavar="N",
+        type=positive_integer,
+        help="number of steps; with --budget too, whichever is reached first ends the run",
+    )
     parser.add_argument("--seed", type=seed, default=0, help="of data and weights (default 0)")
-    numbers = parser.add_argument_group("the recipe's numbers (defaults: those of the recipe)")
+    numbers = parser.add_argument_group("the recipe's numbers (in brackets: each recipe's own)")
     for field in fields(Recipe):
-        numbers.add_argument(f"--{field.name.replace('_', '-')}", help=HELP[field.name])
+        defaults = (f"{name}: {_text(getattr(made, field.name))}" for name, made in RECIPES.items())
+        numbers.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            metavar="X",
+            help=f"{HELP[field.name]} ({', '.join(defaults)})",
+        )
     return parser
 
 
@@ -123,8 +141,13 @@ def _convert(name: str, text: str, default: Any) -> Any:
         return tuple(int(part) for part in text.split(",")) if kind is tuple else kind(text)
     except ValueError:
         raise ValueError(
-            f"Expected --{name.replace('_', '-')} to be like {default}; got {text!r}"
+            f"Expected --{name.replace('_', '-')} to be like {_text(default)}; got {text!r}"
         ) from None
+
+
+def _text(value: object) -> str:
+    """A recipe's value as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _flow(recipe: Recipe, dim: int) -> Flow:
@@ -142,9 +165,8 @@ def _new_folder(name: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(
-            f"Expected --out to be a folder to write to; {name}: {error.strerror}"
-        ) from None
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise ValueError(f"Expected --out to be a folder to write to; {name}: {why}") from None
     return folder
 
 
@@ -165,7 +187,7 @@ def _metadata(arguments: argparse.Namespace, data: Data, recipe: Recipe) -> dict
         "data_sha256": data.sha256,
         "seed": arguments.seed,
         "columns": list(data.columns),
-        "gaussian": fit_gaussian(data.train),
+        "gaussian": Gaussian.fit(data.train).json(),
         "objective": arguments.objective,
         "budget": arguments.budget,
         "steps": arguments.steps,

@@ -14,6 +14,7 @@ from scipy.stats import Covariance, multivariate_normal
 from tqdm import trange
 
 from cnf.flow import Flow
+from cnf.ode import SolveError
 from cnf.scripts.data import Data, open_data
 from cnf.storage import load, load_config
 
@@ -23,19 +24,59 @@ CHUNK = 2000  # rows scored or drawn in one solve
 METRICS = "metrics.jsonl"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """The full-covariance Gaussian of some rows, the yardstick beside every flow.
+
+    Attributes:
+        mean: Shape (columns,).
+        covariance: Shape (columns, columns).
+    """
+
+    mean: Array
+    covariance: Array
+
+    @staticmethod
+    def fit(rows: Array) -> Gaussian:
+        """The maximum-likelihood fit.
+
+        A billionth of each variance is added to it, so that exactly collinear columns, whose
+        Gaussian has no density, still give a finite number.
+        """
+        covariance = np.atleast_2d(np.cov(rows.T, bias=True))
+        return Gaussian(rows.mean(0), covariance + 1e-9 * np.diag(np.diag(covariance)))
+
+    def log_prob(self, rows: Array) -> Array:
+        """Log-density of rows, in nats."""
+        cholesky = Covariance.from_cholesky(np.linalg.cholesky(self.covariance))
+        return np.atleast_1d(multivariate_normal(self.mean, cholesky).logpdf(rows))
+
+    def json(self) -> dict[str, Any]:
+        """The numbers, ready for JSON."""
+        return {"mean": self.mean.tolist(), "covariance": self.covariance.tolist()}
+
+
+@dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained flow and its history.
+    """A trained flow and what it was trained on.
 
     Attributes:
         folder: Where it lies.
         flow: The flow, on the CPU.
-        metadata: What `train` wrote down: data, seed, columns, recipe, the Gaussian beside it.
+        columns: Names of the columns that it was fitted on.
+        source: What DATA was.
+        sha256: Of DATA's values, empty for a toy.
+        seed: Of DATA's split, or of the toy's rows.
+        gaussian: Fitted on the training rows.
     """
 
     folder: Path
     flow: Flow
-    metadata: Mapping[str, Any]
+    columns: tuple[str, ...]
+    source: str
+    sha256: str
+    seed: int
+    gaussian: Gaussian
 
     @staticmethod
     def read(folder: str) -> Trained:
@@ -45,18 +86,14 @@ class Trained:
             ValueError: There is none that `train` wrote.
         """
         metadata = load_config(folder)["metadata"]
-        wanted = {"data", "data_sha256", "seed", "columns", "gaussian"}
-        if not isinstance(metadata, dict) or not wanted <= set(metadata):
+        flow = load(folder)
+        try:
+            return Trained(Path(folder), flow, **_checked(metadata, flow.dim))
+        except (KeyError, TypeError, ValueError):
             raise ValueError(
-                f"Expected a folder written by train; config.json in {folder} does not say what "
-                "the model was trained on"
-            )
-        return Trained(Path(folder), load(folder), metadata)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns that the flow was fitted on."""
-        return tuple(self.metadata["columns"])
+                f"Expected a folder written by train; the metadata in {folder}/config.json is not "
+                "what train writes down. Restore it, or train again"
+            ) from None
 
     def data(self) -> Data:
         """The data that the flow was trained on, split as it was then.
@@ -64,24 +101,32 @@ class Trained:
         Raises:
             ValueError: The data is not there any more, or has changed.
         """
-        data = open_data(self.metadata["data"], self.metadata["seed"])
-        if data.sha256 != self.metadata["data_sha256"]:
+        data = open_data(self.source, self.seed)
+        if data.sha256 != self.sha256:
             raise ValueError(
                 f"Expected the table that the model was trained on; {data.name} has changed since, "
-                "so its held-out rows are not known any more. Name the rows to score with --data"
+                "so its held-out rows are not known any more. Restore it, or train again (evaluate "
+                "scores other rows with --data)"
             )
         return data
 
     def score(self, rows: Array) -> tuple[Array, float]:
-        """Log p of rows in nats, and the mean number of evaluations of a solve."""
+        """Log p of rows in nats, and the mean number of evaluations of a solve.
+
+        Raises:
+            RuntimeError: Rows lie where the flow cannot be integrated; the message names them.
+        """
         log_prob = np.empty(len(rows))
         evaluations = []
         with torch.no_grad():
             for i in trange(0, len(rows), CHUNK, desc="scoring", disable=None, leave=False):
                 chunk = torch.from_numpy(rows[i : i + CHUNK]).to(self.flow.like)
-                scored = self.flow.score_rows(chunk)
+                try:
+                    scored = self.flow.score_rows(chunk)
+                except SolveError as error:
+                    raise RuntimeError(_unscorable(error, i)) from None
                 log_prob[i : i + CHUNK] = scored.log_prob.double().cpu().numpy()
-                evaluations.append(scored.stats.evaluations / self.flow.solves)
+                evaluations.append(scored.stats.evaluations / max(1, self.flow.solves))
         return log_prob, float(np.mean(evaluations))
 
     def sample(self, n: int, seed: int) -> Array:
@@ -94,20 +139,40 @@ class Trained:
             ]
         return np.concatenate(parts)
 
-    def gaussian_log_prob(self, rows: Array) -> Array:
-        """Log-density of the full-covariance Gaussian fitted on the training rows."""
-        gaussian = self.metadata["gaussian"]
-        cholesky = np.linalg.cholesky(gaussian["covariance"])
-        normal = multivariate_normal(gaussian["mean"], Covariance.from_cholesky(cholesky))
-        return np.atleast_1d(normal.logpdf(rows))
+
+def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
+    """The attributes that `train` wrote down, or a KeyError, TypeError or ValueError."""
+    gaussian = Gaussian(
+        np.array(metadata["gaussian"]["mean"], dtype=np.float64),
+        np.array(metadata["gaussian"]["covariance"], dtype=np.float64),
+    )
+    columns, seed = metadata["columns"], metadata["seed"]
+    fits = (
+        isinstance(columns, list)
+        and len(columns) == dim
+        and all(isinstance(name, str) and name.strip() for name in columns)
+        and isinstance(metadata["data"], str)
+        and isinstance(metadata["data_sha256"], str)
+        and isinstance(seed, int)
+        and seed >= 0
+        and gaussian.mean.shape == (dim,)
+        and gaussian.covariance.shape == (dim, dim)
+    )
+    if not fits:
+        raise ValueError
+    np.linalg.cholesky(gaussian.covariance)  # a ValueError where it is no covariance
+    return {
+        "columns": tuple(columns),
+        "source": metadata["data"],
+        "sha256": metadata["data_sha256"],
+        "seed": seed,
+        "gaussian": gaussian,
+    }
 
 
-def fit_gaussian(rows: Array) -> dict[str, Any]:
-    """Mean and covariance of `rows`, as JSON.
-
-    A billionth of each variance is added to it, so that exactly collinear columns, whose Gaussian
-    has no density, still give a finite number.
-    """
-    covariance = np.cov(rows.T, bias=True).reshape(rows.shape[1], rows.shape[1])
-    covariance = covariance + 1e-9 * np.diag(np.diag(covariance))
-    return {"mean": rows.mean(0).tolist(), "covariance": covariance.tolist()}
+def _unscorable(error: SolveError, first: int) -> str:
+    rows = [first + row for row in error.solution.rows[:5]]
+    return (
+        f"Rows {', '.join(map(str, rows))} (counted from 0) lie where the flow cannot be "
+        f"integrated, far from what it was trained on perhaps: leave them out. {error}"
+    )

@@ -136,7 +136,7 @@ def test_a_foreign_file_with_the_right_checksum_is_found(folder):
     ("change", "message"),
     [
         (lambda c: c.update(format=2), "format 1 in .*; got 2"),
-        (lambda c: c.pop("layers"), "some are missing"),
+        (lambda c: c.pop("layers"), "to hold layers; missing"),
         (lambda c: c["layers"][0].update(name="os.system"), "layer among .*got 'os.system'"),
         (lambda c: c["layers"][0]["field"].update(name="eval"), "field among .*; got 'eval'"),
         (lambda c: c["layers"][0].update(rtol=-1), "rtol"),

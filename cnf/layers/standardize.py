@@ -52,18 +52,14 @@ class Standardize(Layer):
             )
         if not x.isfinite().all():
             raise ValueError("Expected finite values to standardise; got NaN or infinity")
-        rows = x.double()
-        scale = rows.std(0, correction=0)
-        # What is left of a constant column after rounding is no scale to divide by.
-        constant = scale <= 1e-12 * rows.abs().amax(0)
-        if constant.any():
-            columns = ", ".join(str(i) for i in constant.nonzero().flatten().tolist())
+        constant = constant_columns(x)
+        if constant:
             raise ValueError(
-                f"Expected columns that vary; constant: column {columns} (counted from 0). "
-                "Leave it out: a constant has no density"
+                f"Expected columns that vary; constant: column {', '.join(map(str, constant))} "
+                "(counted from 0). Leave it out: a constant has no density"
             )
-        self.loc.copy_(rows.mean(0))
-        self.scale.copy_(scale)
+        self.loc.copy_(x.double().mean(0))
+        self.scale.copy_(x.double().std(0, correction=0))
         self.fitted.fill_(True)
         return self
 
@@ -82,3 +78,16 @@ class Standardize(Layer):
     def extra_repr(self) -> str:
         """The size and whether it is fitted, for the module's repr."""
         return f"dim={self.dim}, fitted={bool(self.fitted)}"
+
+
+def constant_columns(x: Tensor) -> list[int]:
+    """The columns of `x` (rows, columns) whose spread is no more than rounding leaves.
+
+    Example:
+        >>> constant_columns(torch.tensor([[1.0, 0.1], [2.0, 0.1]]))
+        [1]
+    """
+    rows = x.double()
+    spread = rows.std(0, correction=0)
+    constant: list[int] = (spread <= 1e-12 * rows.abs().amax(0)).nonzero().flatten().tolist()
+    return constant

@@ -67,7 +67,7 @@ def open_data(name: str, seed: int) -> Data:
         toy=None,
         sha256=hashlib.sha256(table.values.tobytes()).hexdigest(),
     )
-    _check_single_precision(table.values, table)
+    _check_single_precision(table.values, table, table.columns)
     constant = constant_columns(torch.from_numpy(data.train).float())
     if constant:
         names = ", ".join(repr(table.columns[i]) for i in constant)
@@ -91,7 +91,7 @@ def open_rows(name: str, columns: tuple[str, ...], seed: int) -> tuple[Array, To
         return _select(table, columns), TOYS[name]
     table = load(name)
     rows = _select(table, columns)
-    _check_single_precision(rows, table)
+    _check_single_precision(rows, table, columns)
     return rows, None
 
 
@@ -107,7 +107,7 @@ def _select(table: Table, columns: tuple[str, ...]) -> Array:
     )
 
 
-def _check_single_precision(rows: Array, table: Table) -> None:
+def _check_single_precision(rows: Array, table: Table, columns: tuple[str, ...]) -> None:
     """Refuse numbers that are infinite in the flow's precision."""
     largest = np.finfo(np.float32).max
     if np.abs(rows).max(initial=0.0) <= largest:
@@ -115,5 +115,5 @@ def _check_single_precision(rows: Array, table: Table) -> None:
     row, column = np.argwhere(np.abs(rows) > largest)[0].tolist()
     raise ValueError(
         f"Expected numbers up to {largest:.2g} in {table.name}; got {rows[row, column]:.3g} in "
-        f"row {row}, column {column} (counted from 0). Bring the column to another scale"
+        f"row {row} (counted from 0), column {columns[column]!r}. Bring it to another scale"
     )

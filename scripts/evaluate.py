@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     trained = Trained.read(arguments.dir)
     if arguments.data is None:
-        data = trained.data()
+        data = trained.data(advice="name the rows to score with --data")
         evaluation = evaluate(trained, data.test, data.toy)
     else:
         evaluation = evaluate(trained, *open_rows(arguments.data, trained.columns, trained.seed))

@@ -95,8 +95,11 @@ class Trained:
                 "what train writes down. Restore it, or train again"
             ) from None
 
-    def data(self) -> Data:
+    def data(self, advice: str = "train again") -> Data:
         """The data that the flow was trained on, split as it was then.
+
+        Args:
+            advice: What a user may do instead of restoring a table that has changed.
 
         Raises:
             ValueError: The data is not there any more, or has changed.
@@ -105,8 +108,7 @@ class Trained:
         if data.sha256 != self.sha256:
             raise ValueError(
                 f"Expected the table that the model was trained on; {data.name} has changed since, "
-                "so its held-out rows are not known any more. Restore it, or train again (evaluate "
-                "scores other rows with --data)"
+                f"so its held-out rows are not known any more. Restore it, or {advice}"
             )
         return data
 

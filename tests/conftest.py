@@ -16,9 +16,9 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session")
 def fitted() -> cnf.Flow:
-    """A flow fitted to moons: small and quick, but with all that training does to a field."""
+    """A flow fitted to moons: small and quick, with as many layers as the toy recipe has."""
     torch.manual_seed(0)
     rows = torch.from_numpy(TOYS["moons"].sample(5000, seed=0))
-    flow = cnf.ffjord(2, hidden=(32, 32))
+    flow = cnf.ffjord(2, hidden=(32, 32, 32))
     cnf.fit(flow, rows, steps=200)
     return flow.double()

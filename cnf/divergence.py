@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cnf.fields import TracedField
+from cnf.ode import PerRow
 
 # Up to this dimension "auto" takes the exact trace even where it costs a pass for each dimension.
 LARGEST_EXACT_DIM = 32
@@ -24,7 +25,7 @@ LARGEST_EXACT_DIM = 32
 class Divergence(ABC):
     """A way to compute a field's velocity and the trace of its Jacobian."""
 
-    def constants(self, field: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    def constants(self, field: nn.Module, x: Tensor) -> tuple[Tensor | PerRow, ...]:
         """What one solve needs, for states like `x` of shape (rows, dim)."""
         return ()
 
@@ -37,7 +38,7 @@ class Divergence(ABC):
         context: Tensor | None,
         constants: tuple[Tensor, ...],
     ) -> tuple[Tensor, Tensor]:
-        """The velocity (rows, dim) and its divergence (rows,) at scalar time t."""
+        """The velocity (rows, dim) and its divergence (rows,), t a scalar or of shape (rows, 1)."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ class Hutchinson(Divergence):
     Source: Hutchinson (1990); Grathwohl et al. (2019), FFJORD, equation 8.
 
     Example:
+        >>> from cnf.ode import take_rows
         >>> field, x = nn.Linear(3, 3), torch.randn(4, 3)
         >>> estimate = Hutchinson()
-        >>> probe = estimate.constants(field, x)
+        >>> probe = take_rows(estimate.constants(field, x), None)
         >>> module = type("Field", (nn.Module,), {"forward": lambda self, t, x: 2 * x})()
         >>> estimate(module, torch.tensor(0.0), x, None, probe)[1]
         tensor([6., 6., 6., 6.])
@@ -110,11 +112,11 @@ class Hutchinson(Divergence):
         if self.noise not in ("rademacher", "gaussian"):
             raise ValueError(f"Expected noise to be rademacher or gaussian; got {self.noise!r}")
 
-    def constants(self, field: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        """A fresh probe of x's shape."""
+    def constants(self, field: nn.Module, x: Tensor) -> tuple[Tensor | PerRow, ...]:
+        """A fresh probe of x's shape, one for each row."""
         if self.noise == "gaussian":
-            return (torch.randn_like(x),)
-        return (torch.randint_like(x, 0, 2) * 2 - 1,)
+            return (PerRow(torch.randn_like(x)),)
+        return (PerRow(torch.randint_like(x, 0, 2) * 2 - 1),)
 
     def __call__(
         self,

@@ -237,7 +237,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        loose = {"rtol": recipe.rtol, "atol": recipe.atol, "norm": "mean"}
+        loose = {"rtol": recipe.rtol, "atol": recipe.atol, "step": "joint"}
         self.view = self.flow.with_solver(**loose, gradient=recipe.gradient)
         self.averaged = copy.deepcopy(self.flow)
         self.judged = self.averaged.with_solver(**loose)

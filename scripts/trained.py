@@ -128,7 +128,7 @@ class Trained:
                 except SolveError as error:
                     raise RuntimeError(_unscorable(error, i)) from None
                 log_prob[i : i + CHUNK] = scored.log_prob.double().cpu().numpy()
-                evaluations.append(scored.stats.evaluations / max(1, self.flow.solves))
+                evaluations.append(np.mean(scored.stats.evaluations) / max(1, self.flow.solves))
         return log_prob, float(np.mean(evaluations))
 
     def sample(self, n: int, seed: int) -> Array:

@@ -126,10 +126,14 @@ def test_nan_on_the_way_is_told_from_stiffness():
     solution = solve(f, torch.ones(5, 2), [0.0, 0.25, 1.0], on_failure="return")
     assert solution.status is Status.NOT_FINITE
     assert solution.rows == (2,)
-    assert solution.last_time == pytest.approx(0.5, abs=1e-3)
-    # What was reached is kept, the rest is marked.
-    torch.testing.assert_close(solution.ys[1], torch.full((5, 2), math.exp(-0.25)))
-    assert solution.ys[2].isnan().all()
+    # What was reached is kept, the other rows finish, the rest is marked.
+    torch.testing.assert_close(
+        solution.ys[1], torch.full((5, 2), math.exp(-0.25)), atol=1e-5, rtol=0
+    )
+    others = torch.tensor([0, 1, 3, 4])
+    end = torch.full((4, 2), math.exp(-1))
+    torch.testing.assert_close(solution.ys[2, others], end, atol=1e-5, rtol=0)
+    assert solution.ys[2, 2].isnan().all()
 
 
 def test_stiff_dynamics_hit_the_step_limit_and_say_so():
@@ -161,7 +165,7 @@ def test_a_jump_makes_the_step_too_small():
         ({"t": [0.0, 0.0]}, "strictly"),
         ({"t": [0.0, math.nan]}, "strictly"),
         ({"y0": torch.ones(2, dtype=torch.int64)}, "floating dtype; got torch.int64"),
-        ({"method": "dopri6"}, "method to be one of dopri5; got 'dopri6'"),
+        ({"method": "dopri6"}, "method to be one of dopri5.*; got 'dopri6'"),
         ({"gradient": "adjoint"}, "gradient to be one of"),
         ({"rtol": -1.0}, "rtol to be a number of at least 0"),
         ({"max_steps": 0}, "max_steps to be above 0"),

@@ -147,7 +147,7 @@ class ConcatSquash(TracedField):
 
     def _affine(self, t: Tensor, context: Tensor | None) -> list[Affine]:
         """The layers at a time and a context, the last one too."""
-        signals = t.reshape(1)
+        signals = t.reshape(-1, 1) if t.ndim else t.reshape(1)
         if context is not None:
             signals = torch.cat([signals.expand(len(context), 1), context], 1)
         return [layer.at(signals) for layer in (*self.layers, self.last)]

@@ -29,7 +29,10 @@ class TracedField(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The velocity at scalar time t, shapes (rows, dim), (rows, context_dim) → (rows, dim)."""
+        """The velocity (rows, dim) at x (rows, dim) and context (rows, context_dim).
+
+        The time is a scalar for all rows, or has shape (rows, 1).
+        """
 
     @abstractmethod
     def constants(self) -> tuple[Tensor, ...]:

@@ -13,21 +13,11 @@ from torch.func import functional_call
 from cnf.divergence import Divergence, FieldTrace, choose_divergence, velocity_of
 from cnf.fields import FIELDS, TracedField
 from cnf.layers.layer import Layer, Mapped
-from cnf.ode import GRADIENTS, TABLEAUS, Solution, Tolerance, solve
+from cnf.ode import GRADIENTS, TABLEAUS, Norm, PerRow, Solution, Tolerance, solve
 
 
-def worst_row(ratio: Tensor) -> Tensor:
-    """The largest row error: every row meets the tolerance, whatever rows stand beside it."""
-    return _row_errors(ratio).amax()
-
-
-def mean_row(ratio: Tensor) -> Tensor:
-    """The root mean square of the row errors: cheaper, for training."""
-    return _row_errors(ratio).square().mean().sqrt()
-
-
-def _row_errors(ratio: Tensor) -> Tensor:
-    """The larger of the RMS over a row's coordinates and its log-density's own error.
+def row_errors(ratio: Tensor) -> Tensor:
+    """The larger of the RMS over a row's coordinates and its log-density's own error, (rows,).
 
     So the log-density, the last column, is always controlled and never diluted by the others.
     """
@@ -35,7 +25,12 @@ def _row_errors(ratio: Tensor) -> Tensor:
     return torch.maximum(coordinates, ratio[:, -1].abs())
 
 
-NORMS = {"worst": worst_row, "mean": mean_row}
+def batch_error(ratio: Tensor) -> Tensor:
+    """The root mean square of the row errors, a scalar."""
+    return row_errors(ratio).square().mean().sqrt()
+
+
+NORMS: dict[str, Norm] = {"per_sample": row_errors, "joint": batch_error}
 
 
 @dataclass(frozen=True)
@@ -48,9 +43,9 @@ class SolverSettings:
         rtol: Relative tolerance.
         atol: Absolute tolerance.
         gradient: `"checkpoint"` or `"backprop"`.
-        norm: `"worst"`: every row meets the tolerance; `"mean"`: the rows' errors do in the mean
-            square, for training.
-        max_steps: The most steps that one solve may take.
+        step: `"per_sample"`: every row has its own time and steps, so that a row's log p does not
+            depend on the rows beside it; `"joint"`: one step for the batch, cheapest for training.
+        max_steps: The most steps that one solve may take, for each row where steps are per sample.
 
     Raises:
         ValueError: A name is unknown or a number out of range.
@@ -61,7 +56,7 @@ class SolverSettings:
     rtol: float = 1e-5
     atol: float = 1e-5
     gradient: str = "checkpoint"
-    norm: str = "worst"
+    step: str = "per_sample"
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
@@ -70,7 +65,7 @@ class SolverSettings:
         names: dict[str, Mapping[str, object]] = {
             "method": TABLEAUS,
             "gradient": GRADIENTS,
-            "norm": NORMS,
+            "step": NORMS,
         }
         for setting, choices in names.items():
             if getattr(self, setting) not in choices:
@@ -144,7 +139,7 @@ class CNF(Layer):
         self._check(z, context)
         dynamics = _Velocity(self.field)
         states = torch.cat([z, z.new_zeros(len(z), 1)], 1)
-        return self._solve(dynamics, states, times, (context,)).ys[..., :-1]
+        return self._solve(dynamics, states, times, (_per_row(context),)).ys[..., :-1]
 
     def with_solver(self, **changes: Any) -> Self:
         """A layer on the very same field, with these of `SolverSettings`' attributes changed."""
@@ -181,7 +176,7 @@ class CNF(Layer):
         constants = divergence.constants(self.field, x)
         dynamics = _Augmented(self.field, divergence)
         states = torch.cat([x, x.new_zeros(len(x), 1)], 1)
-        solution = self._solve(dynamics, states, times, (context, constants))
+        solution = self._solve(dynamics, states, times, (_per_row(context), constants))
         end = solution.ys[-1]
         return Mapped(end[:, :-1], end[:, -1], solution.stats)
 
@@ -201,7 +196,8 @@ class CNF(Layer):
             method=self.settings.method,
             rtol=self.settings.rtol,
             atol=self.settings.atol,
-            norm=NORMS[self.settings.norm],
+            step=self.settings.step,
+            norm=NORMS[self.settings.step],
             max_steps=self.settings.max_steps,
             gradient=self.settings.gradient,
         )
@@ -249,6 +245,10 @@ class _Velocity(nn.Module):
     def forward(self, t: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
         velocity = velocity_of(self.field, t, y[:, :-1], context)
         return torch.cat([velocity, torch.zeros_like(y[:, -1:])], 1)
+
+
+def _per_row(context: Tensor | None) -> PerRow | None:
+    return None if context is None else PerRow(context)
 
 
 def _made(config: dict[str, Any]) -> TracedField:

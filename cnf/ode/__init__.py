@@ -1,7 +1,17 @@
 """The shared adaptive ODE solver: knows nothing of flows."""
 
-from cnf.ode.controllers import PIController, Tolerance, rms_norm
-from cnf.ode.gradients import GRADIENTS
+from cnf.ode.arguments import PerRow, take_rows
+from cnf.ode.controllers import (
+    IController,
+    Norm,
+    PIController,
+    Tolerance,
+    max_norm,
+    rms_norm,
+    row_max_norm,
+    row_rms_norm,
+)
+from cnf.ode.gradients import GRADIENTS, Backsolve
 from cnf.ode.solution import Solution, SolveError, Stats, Status
 from cnf.ode.solve import solve
 from cnf.ode.tableaus import TABLEAUS, Tableau
@@ -9,13 +19,21 @@ from cnf.ode.tableaus import TABLEAUS, Tableau
 __all__ = [
     "GRADIENTS",
     "TABLEAUS",
+    "Backsolve",
+    "IController",
+    "Norm",
     "PIController",
+    "PerRow",
     "Solution",
     "SolveError",
     "Stats",
     "Status",
     "Tableau",
     "Tolerance",
+    "max_norm",
     "rms_norm",
+    "row_max_norm",
+    "row_rms_norm",
     "solve",
+    "take_rows",
 ]

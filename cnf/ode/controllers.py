@@ -1,49 +1,91 @@
-"""Step-size control: error norms, the first step, and the controller of the next one."""
+"""Step-size control: error norms, the first step, and the controllers of the next one.
+
+What is controlled is a *lane*: the whole batch with joint steps, each row with per-sample steps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
+from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+Array = NDArray[np.float64]
 Norm = Callable[[Tensor], Tensor]
+
+TINY = float(np.finfo(np.float64).tiny)
 
 
 def rms_norm(ratio: Tensor) -> Tensor:
-    """Root mean square √(Σ r² / n) over all entries of `ratio`, a scalar tensor.
+    """Root mean square √(Σ r² / n) over all entries of `ratio`, a scalar: for joint steps.
 
     Example:
         >>> rms_norm(torch.tensor([1.0, 7.0])).item()
         5.0
     """
-    return ratio.square().mean().sqrt()
+    return torch.linalg.vector_norm(ratio) / max(1, ratio.numel()) ** 0.5
 
 
-@dataclass(frozen=True)
+def max_norm(ratio: Tensor) -> Tensor:
+    """The largest magnitude over all entries of `ratio`, a scalar: for joint steps.
+
+    Example:
+        >>> max_norm(torch.tensor([1.0, -7.0])).item()
+        7.0
+    """
+    return ratio.abs().amax()
+
+
+def row_rms_norm(ratio: Tensor) -> Tensor:
+    """Root mean square over each row of `ratio`, shape (rows,): for per-sample steps.
+
+    Example:
+        >>> row_rms_norm(torch.tensor([[1.0, 7.0], [0.0, 0.0]])).tolist()
+        [5.0, 0.0]
+    """
+    return ratio.reshape(len(ratio), -1).square().mean(1).sqrt()
+
+
+def row_max_norm(ratio: Tensor) -> Tensor:
+    """The largest magnitude in each row of `ratio`, shape (rows,): for per-sample steps.
+
+    Example:
+        >>> row_max_norm(torch.tensor([[1.0, -7.0], [0.0, 0.0]])).tolist()
+        [7.0, 0.0]
+    """
+    return ratio.reshape(len(ratio), -1).abs().amax(1)
+
+
+@dataclass(frozen=True, eq=False)
 class Tolerance:
     """Absolute and relative tolerance: an error is measured in units of atol + rtol · |y|.
 
     Args:
-        rtol: Relative tolerance, not negative.
-        atol: Absolute tolerance, not negative.
-        norm: Reduces the tensor of error ratios to one scalar; a step is accepted up to 1.
+        rtol: Relative tolerance, not negative: a number, or a tensor that broadcasts against the
+            state, for components of different size.
+        atol: Absolute tolerance, alike.
+        norm: Reduces the tensor of error ratios to a scalar (joint steps) or to one number for each
+            row (per-sample steps); a step is accepted up to 1.
 
     Raises:
         ValueError: A tolerance is negative or not finite, or both are zero.
     """
 
-    rtol: float
-    atol: float
+    rtol: float | Tensor
+    atol: float | Tensor
     norm: Norm = rms_norm
 
     def __post_init__(self) -> None:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if not (isfinite(value) and value >= 0):
+            low, high = _range(value)
+            if not (isfinite(high) and low >= 0):
                 raise ValueError(f"Expected {name} to be a number of at least 0; got {value}")
-        if self.rtol == self.atol == 0:
+        if _range(self.rtol)[1] == _range(self.atol)[1] == 0:
             raise ValueError("Expected rtol or atol to be above 0; got 0 for both")
 
     def ratio(self, error: Tensor, *states: Tensor) -> Tensor:
@@ -51,7 +93,27 @@ class Tolerance:
         size = states[0].abs()
         for state in states[1:]:
             size = torch.maximum(size, state.abs())
-        return error / torch.add(size.new_full((), self.atol), size, alpha=self.rtol)
+        return error / (self.atol + self.rtol * size)
+
+
+def _range(value: float | Tensor) -> tuple[float, float]:
+    if isinstance(value, Tensor):
+        return float(value.min()), float(value.max())
+    return value, value
+
+
+class Controller(Protocol):
+    """What chooses the next step's size."""
+
+    def factors(self, error: Array, previous: Array, order: int) -> Array:
+        """What to multiply the step sizes by.
+
+        Args:
+            error: Error ratio of this step in each lane; not finite counts as infinitely large.
+            previous: Error ratio of the lane's last accepted step.
+            order: The error estimate's order plus one.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +122,7 @@ class PIController:
 
     After a step with error ratio r the next step's size is h times
 
-        safety · r^(−α) · r_previous^β,   α = (1 − 0.75 · beta · q) / q,  β = beta,
+        safety · r^(−α) · r_previous^β,   α = 1 / q − 0.75 · β,
 
     with q the error estimate's order plus one, kept within [factor_min, factor_max], and never
     larger straight after a rejection. `beta = 0` gives the elementary (I) controller.
@@ -69,8 +131,8 @@ class PIController:
     the constants of their DOPRI5.
 
     Example:
-        >>> PIController().factor(error=1.0, previous=1.0, order=5)
-        0.9
+        >>> PIController().factors(np.array([1.0, np.nan]), np.ones(2), order=5).tolist()
+        [0.9, 0.2]
     """
 
     safety: float = 0.9
@@ -78,59 +140,49 @@ class PIController:
     factor_max: float = 10.0
     beta: float = 0.04
 
-    def factor(self, error: float, previous: float, order: int) -> float:
-        """What to multiply the step size by.
-
-        Args:
-            error: Error ratio of this step; not finite counts as infinitely large.
-            previous: Error ratio of the last accepted step.
-            order: q above.
-        """
-        if not isfinite(error):
-            return self.factor_min
-        limit = self.factor_max if error <= 1 else 1.0
-        if error == 0:
-            return limit
+    def factors(self, error: Array, previous: Array, order: int) -> Array:
+        """See `Controller`."""
         alpha = 1 / order - 0.75 * self.beta
-        factor: float = self.safety * error**-alpha * max(previous, 1e-4) ** self.beta
-        return min(limit, max(self.factor_min, factor))
+        # What is not finite fails every comparison, and so gets the smallest factor.
+        factor = self.safety * np.maximum(error, TINY) ** -alpha
+        factor *= np.maximum(previous, 1e-4) ** self.beta
+        limit = np.where(error <= 1, self.factor_max, 1.0)
+        return np.minimum(limit, np.fmax(self.factor_min, factor))
+
+
+@dataclass(frozen=True)
+class IController(PIController):
+    """Elementary step-size control: the next size is h · safety · r^(−1/q)."""
+
+    beta: float = 0.0
 
 
 def first_step_size(
-    f: Callable[[Tensor, Tensor], Tensor],
-    t: Tensor,
+    size: Callable[[Tensor], Array],
+    change: Callable[[Array], Tensor],
     y: Tensor,
     slope: Tensor,
-    direction: float,
     order: int,
-    tolerance: Tolerance,
-) -> float:
+) -> Array:
     """A first step size of about the right magnitude, at the price of one evaluation.
 
     Source: Hairer, Nørsett & Wanner (1993), section II.4, "Starting step size".
 
     Args:
-        f: Dynamics f(t, y).
-        t: Start time, a scalar.
-        y: State at t.
-        slope: f(t, y).
-        direction: +1 for forward and −1 for reverse time.
+        size: The norm of a vector in units of the tolerance, one for each lane.
+        change: The change of the slope over an Euler step of the sizes given.
+        y: First state.
+        slope: Its slope.
         order: Order of the error estimate plus one.
-        tolerance: Tolerance of the solve.
 
     Returns:
-        A positive number; `nan` where the state or the slope is not finite.
+        A positive number for each lane.
     """
-
-    def size(vector: Tensor) -> float:
-        return float(tolerance.norm(tolerance.ratio(vector, y)))
-
     d0, d1 = size(y), size(slope)
-    guess = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
-    step = direction * guess
-    d2 = size(f(t + step, y + step * slope) - slope) / guess
-    if max(d1, d2) <= 1e-15:
-        return max(1e-6, guess * 1e-3)
-    if not isfinite(d2):
-        return guess if isfinite(d0 + d1) else float("nan")
-    return float(min(100 * guess, (0.01 / max(d1, d2)) ** (1 / order)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        guess = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
+        d2 = size(change(guess)) / guess
+        largest = np.maximum(d1, d2)
+        step = np.minimum(100 * guess, (0.01 / largest) ** (1 / order))
+    step = np.where(largest <= 1e-15, np.maximum(1e-6, guess * 1e-3), step)
+    return np.where(np.isfinite(d2), step, guess)

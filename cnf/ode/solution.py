@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -28,20 +30,25 @@ class Status(Enum):
     )
 
 
-@dataclass(frozen=True)
+# A number for the whole batch, or an array with one for each row where steps are per sample.
+Count = int | NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
 class Stats:
     """What a solve cost: evaluations of the dynamics, accepted and rejected steps.
 
-    Statistics of solves that follow one another add up.
+    Each is a number for the whole batch with joint steps, an array with one for each row with
+    per-sample steps. Statistics of solves that follow one another add up.
 
     Example:
         >>> Stats(7, 1, 0) + Stats(13, 2, 0)
         Stats(evaluations=20, accepted=3, rejected=0)
     """
 
-    evaluations: int = 0
-    accepted: int = 0
-    rejected: int = 0
+    evaluations: Count = 0
+    accepted: Count = 0
+    rejected: Count = 0
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(
@@ -58,19 +65,26 @@ class Solution:
     Attributes:
         ts: The requested times, shape (T,).
         ys: The states there, shape (T, *state); NaN at times that a failed solve did not reach.
-        status: How the solve ended.
+        row_status: How each row (along the first axis of the state) ended, an array of `Status`.
         stats: What it cost.
-        rows: Where the status is not FINISHED, the rows (first axis of the state) at fault, the
-            worst first; empty for a state without axes.
-        last_time: The time reached: the last of `ts` when finished.
+        rows: The rows that did not finish, the worst first.
+        last_time: The time that all lanes of control reached: the last of `ts` when finished.
     """
 
     ts: Tensor
     ys: Tensor
-    status: Status
+    row_status: NDArray[np.object_]
     stats: Stats
     rows: tuple[int, ...]
     last_time: float
+
+    @property
+    def status(self) -> Status:
+        """FINISHED where all rows are, else the status of the worst row."""
+        if not self.rows:
+            return Status.FINISHED
+        status: Status = self.row_status[self.rows[0]]
+        return status
 
 
 class SolveError(RuntimeError):
@@ -91,6 +105,6 @@ def _message(solution: Solution) -> str:
     where = f" (rows {shown}{more})" if shown else ""
     stats = solution.stats
     return (
-        f"{solution.status.value} Stopped at t = {solution.last_time:.6g}{where} after "
-        f"{stats.accepted} accepted and {stats.rejected} rejected steps."
+        f"{solution.status.value} Stopped at t = {solution.last_time:.6g}{where} after up to "
+        f"{np.max(stats.accepted)} accepted and {np.max(stats.rejected)} rejected steps."
     )

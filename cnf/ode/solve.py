@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from math import ceil, inf
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cnf.ode.controllers import Norm, PIController, Tolerance, rms_norm
-from cnf.ode.gradients import GRADIENTS
-from cnf.ode.integrate import Dynamics, Settings
-from cnf.ode.solution import Solution, SolveError, Status
-from cnf.ode.tableaus import TABLEAUS
+from cnf.ode.controllers import (
+    Controller,
+    Norm,
+    PIController,
+    Tolerance,
+    rms_norm,
+    row_rms_norm,
+)
+from cnf.ode.gradients import GRADIENTS, Gradient
+from cnf.ode.integrate import STATUSES, Dynamics, Observer, Settings
+from cnf.ode.solution import Solution, SolveError
+from cnf.ode.tableaus import TABLEAUS, Tableau
+
+# What reduces the error ratios where the caller does not say: over the batch, or over each row.
+ROW_NORMS: dict[str, Norm] = {"joint": rms_norm, "per_sample": row_rms_norm}
 
 
 def solve(
@@ -23,35 +35,56 @@ def solve(
     args: Any = (),
     *,
     method: str = "dopri5",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    norm: Norm = rms_norm,
-    controller: PIController | None = None,
+    rtol: float | Tensor = 1e-5,
+    atol: float | Tensor = 1e-5,
+    norm: Norm | None = None,
+    controller: Controller | None = None,
+    step: Literal["joint", "per_sample"] = "joint",
     first_step: float | None = None,
+    min_step: float = 0.0,
+    max_step: float = inf,
     max_steps: int = 10_000,
-    gradient: str = "checkpoint",
+    step_size: float | Tensor | None = None,
+    stops: Tensor | None = None,
+    gradient: str | Gradient = "checkpoint",
+    observer: Observer | None = None,
     on_failure: Literal["raise", "return"] = "raise",
 ) -> Solution:
     """Solve the initial value problem dy/dt = f(t, y, args), y(t₀) = y0, adaptively.
 
     Args:
-        f: Dynamics; takes a scalar time, a state of y0's shape and `args`, gives dy/dt.
-        y0: Initial state, floating point, any shape; its first axis counts as rows in messages.
+        f: Dynamics; takes a time, a state and `args`, gives dy/dt. With joint steps the time is a
+            scalar and the state of y0's shape; with per-sample steps the state has the rows at
+            hand, and the time shape (rows, 1, …), one for each.
+        y0: Initial state, floating point, any shape; its first axis counts as rows.
         t: Times t₀ … t_T, at least two, strictly increasing or strictly decreasing. The solution
-            is given at each of them; each is hit by a step's end.
+            is given at each of them, between steps by dense output.
         args: Every tensor that wants a gradient, in nested tuples, lists and dicts; handed to f.
+            One that belongs to the rows is wrapped, `PerRow(tensor)`, and unwrapped for f.
         method: Name of a tableau in `cnf.ode.TABLEAUS`.
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
+        rtol: Relative tolerance; a tensor that broadcasts against y0 for each component's own.
+        atol: Absolute tolerance, alike.
         norm: Reduces the tensor of error ratios |error| / (atol + rtol · max(|y|, |y₁|)) to a
-            scalar; a step is accepted where that is at most 1.
+            scalar, or with per-sample steps to one number for each row; a step is accepted where
+            that is at most 1. The root mean square when None.
         controller: Step-size controller; `PIController()` when None.
+        step: `"joint"`: one step for the whole batch. `"per_sample"`: every row has its own time,
+            step and status, no row's result depends on the rows beside it, and rows that are done
+            leave the batch; rows of f must not depend on one another.
         first_step: Size of the first step tried; chosen from f when None.
-        max_steps: The most steps, accepted and rejected, that the solve may take.
-        gradient: `"checkpoint"` or `"backprop"`, see `cnf.ode.gradients`. Both are exact for the
-            discrete solve, to y0, t and args, with the steps' relative sizes as constants.
-        on_failure: Whether a solve that does not reach its last time raises or is returned, with
-            its status, its rows at fault and NaN at the times that it did not reach.
+        min_step: The smallest step, accepted whatever its error.
+        max_step: The largest step.
+        max_steps: The most steps, accepted and rejected, for the batch or for each row.
+        step_size: Steps of this size, or from each to the next of these times, with no error
+            control; joint steps only. Methods without an error estimate need it.
+        stops: Times between t₀ and t_T that a step has to end at.
+        gradient: `"checkpoint"`, `"backprop"` or `"backsolve"`, or a `Backsolve` of one's own, see
+            `cnf.ode.gradients`. The first two are exact for the discrete solve, to y0, t and args,
+            with the steps' relative sizes as constants; the third has constant memory.
+        observer: Called as `observer(kind, t, y, h)` with kind "step" before each step tried, then
+            "accept" or "reject".
+        on_failure: Whether a solve some of whose rows do not reach the last time raises or is
+            returned, with each row's status, and NaN at the times that a row did not reach.
 
     Returns:
         The solution at the times `t`.
@@ -74,20 +107,60 @@ def solve(
     """
     if not y0.is_floating_point():
         raise ValueError(f"Expected y0 of a floating dtype; got {y0.dtype}")
-    settings = Settings(
-        tableau=TABLEAUS[_known("method", method, TABLEAUS)],
-        tolerance=Tolerance(rtol, atol, norm),
-        controller=controller or PIController(),
-        first_step=_positive("first_step", first_step),
-        max_steps=_positive("max_steps", max_steps),
-    )
-    differentiate = GRADIENTS[_known("gradient", gradient, GRADIENTS)]
+    tableau = TABLEAUS[_known("method", method, TABLEAUS)]
     ts = _times(t, y0)
-    run, ys = differentiate(f, y0, ts, args, settings)
-    solution = Solution(ts, ys, run.status, run.stats, run.rows, run.time)
-    if on_failure == "raise" and run.status is not Status.FINISHED:
+    per_sample = _known("step", step, ROW_NORMS) == "per_sample"
+    settings = Settings(
+        tableau=tableau,
+        tolerance=Tolerance(rtol, atol, norm or ROW_NORMS[step]),
+        controller=controller or PIController(),
+        per_sample=per_sample,
+        first_step=_positive("first_step", first_step),
+        min_step=min_step,
+        max_step=_positive("max_step", max_step),
+        max_steps=_positive("max_steps", max_steps),
+        grid=_grid(tableau, step_size, ts, per_sample),
+        stops=None if stops is None else stops.detach(),
+        observer=observer,
+    )
+    if per_sample and y0.ndim == 0:
+        raise ValueError("Expected y0 with rows for per-sample steps; got a scalar")
+    if isinstance(gradient, str):
+        gradient = GRADIENTS[_known("gradient", gradient, GRADIENTS)]
+    run = gradient(f, y0, ts, args, settings)
+    row_status = np.array(STATUSES, dtype=object)[run.status]
+    behind = np.abs(run.times - ts[-1].item()).argmax()
+    solution = Solution(ts, run.ys, row_status, run.stats, run.rows, float(run.times[behind]))
+    if on_failure == "raise" and solution.rows:
         raise SolveError(solution)
     return solution
+
+
+def _grid(
+    tableau: Tableau, step_size: float | Tensor | None, ts: Tensor, per_sample: bool
+) -> Tensor | None:
+    """The times of fixed steps; None for adaptive ones."""
+    if step_size is None:
+        if not tableau.adaptive:
+            raise ValueError(
+                f"Expected step_size for {tableau.name}, which has no error estimate; got None"
+            )
+        return None
+    if per_sample:
+        raise ValueError("Expected joint steps with step_size; got per-sample steps")
+    begin, end = float(ts[0]), float(ts[-1])
+    if isinstance(step_size, Tensor):
+        grid = step_size.detach().to(ts)
+        gaps = grid.diff() * (1.0 if end > begin else -1.0)
+        if not ((gaps > 0).all() and float(grid[0]) == begin and float(grid[-1]) == end):
+            raise ValueError(
+                f"Expected step_size to be times from {begin} to {end} in order; "
+                f"got {grid.tolist()}"
+            )
+        return grid
+    steps = max(1, ceil(abs(end - begin) / _positive("step_size", step_size) - 1e-9))
+    sizes = torch.arange(steps, dtype=torch.float64) * step_size * (1 if end > begin else -1)
+    return torch.cat([begin + sizes, torch.tensor([end], dtype=torch.float64)])
 
 
 def _times(t: Tensor | Sequence[float], y0: Tensor) -> Tensor:

@@ -1,0 +1,44 @@
+"""Arguments of dynamics: nested tuples, lists and dicts, some of whose tensors belong to rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import register_pytree_node, tree_map
+
+
+@dataclass(frozen=True, eq=False)
+class PerRow:
+    """An argument with one entry for each row of the state: a context, a probe.
+
+    The dynamics get the tensor itself, in per-sample steps the entries of the rows at hand.
+
+    Attributes:
+        tensor: Shape (rows, …).
+
+    Example:
+        >>> import torch
+        >>> context = torch.arange(3.0).unsqueeze(1)
+        >>> take_rows({"context": PerRow(context)}, torch.tensor([2, 0]))["context"].tolist()
+        [[2.0], [0.0]]
+    """
+
+    tensor: Tensor
+
+
+register_pytree_node(
+    PerRow, lambda row: ([row.tensor], None), lambda children, _: PerRow(*children)
+)
+
+
+def take_rows(args: Any, rows: Tensor | None) -> Any:
+    """`args` as the dynamics get them: unwrapped, with the entries of `rows` (None: all)."""
+
+    def take(leaf: Any) -> Any:
+        if not isinstance(leaf, PerRow):
+            return leaf
+        return leaf.tensor if rows is None else leaf.tensor[rows]
+
+    return tree_map(take, args, is_leaf=lambda leaf: isinstance(leaf, PerRow))

@@ -1,0 +1,149 @@
+"""Step control: where each lane stands, the step it tries next, and what becomes of it.
+
+A lane is what has a step size of its own: the whole batch with joint steps, each row with
+per-sample steps. Times are fractions of the way from the first output time to the last, in float64
+on the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnf.ode.controllers import Controller
+
+Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+# A fraction this close to a stop is there: it is far below what float32 resolves and far above what
+# adding up steps in float64 loses.
+CLOSE = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """How lanes are controlled, with all times as fractions.
+
+    Attributes:
+        controller: Chooses the next step's size.
+        order: The error estimate's order plus one.
+        min_step: The smallest step, accepted whatever its error.
+        max_step: The largest step.
+        resolution: A rejected step smaller than this is a failure.
+        stops: Where a step has to end, in order; the last is 1.
+        grid: Whether steps go from each stop to the next with no error control.
+    """
+
+    controller: Controller
+    order: int
+    min_step: float
+    max_step: float
+    resolution: float
+    stops: Array
+    grid: bool
+
+
+@dataclass(eq=False)
+class Lanes:
+    """The lanes under way; every array has one entry for each.
+
+    Attributes:
+        control: How they are controlled.
+        number: Which lane of the solve each is.
+        fraction: How far it got.
+        size: The size of the step it would like to try.
+        previous: The error of its last accepted step.
+        good: The size after its last accepted step.
+        passed: How many output times it has passed.
+        evaluations: Evaluations of the dynamics.
+        accepted: Accepted steps.
+        rejected: Rejected steps.
+    """
+
+    control: Control
+    number: Counts
+    fraction: Array
+    size: Array
+    previous: Array
+    good: Array
+    passed: Counts
+    evaluations: Counts
+    accepted: Counts
+    rejected: Counts
+
+    @staticmethod
+    def start(control: Control, count: int) -> Lanes:
+        """Lanes at the first output time."""
+        zeros, counts = np.zeros(count), np.zeros(count, dtype=np.int64)
+        return Lanes(
+            control,
+            number=np.arange(count),
+            fraction=zeros,
+            size=zeros,
+            previous=np.ones(count),
+            good=zeros,
+            passed=counts + 1,
+            evaluations=counts,
+            accepted=counts,
+            rejected=counts,
+        )
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def select(self, index: Mask | Counts) -> Lanes:
+        """Some of the lanes."""
+        arrays = (getattr(self, f.name)[index] for f in fields(self) if f.name != "control")
+        return Lanes(self.control, *arrays)
+
+    def propose(self) -> Array:
+        """The sizes to try: up to the next stop, and two halves rather than a sliver before it."""
+        stops = self.control.stops
+        if len(stops) == 1:
+            rest = 1.0 - self.fraction
+        else:
+            rest = stops[np.searchsorted(stops, self.fraction + CLOSE, "right")] - self.fraction
+        if self.control.grid:
+            return rest
+        size = np.clip(self.size, self.control.min_step, self.control.max_step)
+        return np.where(size >= rest, rest, np.minimum(size, rest / 2))
+
+    def accepts(self, size: Array, error: Array) -> Mask:
+        """Which steps are good enough."""
+        good: Mask = error <= 1
+        if self.control.min_step:
+            good |= (size <= self.control.min_step) & np.isfinite(error)
+        return good
+
+    def adapt(self, size: Array, error: Array, accept: Mask) -> None:
+        """Move on with the accepted steps, and choose the next sizes."""
+        rejected = len(accept) - np.count_nonzero(accept)
+        self.accepted = self.accepted + accept
+        end = self.fraction + size
+        self.fraction = np.where(accept, end, self.fraction) if rejected else end
+        if self.control.grid:
+            return
+        order = self.control.order
+        proposed = size * self.control.controller.factors(error, self.previous, order)
+        # A step that was cut short to end on a stop says little of the next one's size.
+        cut = size < 0.99 * self.size
+        kept = np.where(cut, np.maximum(proposed, self.size), proposed)
+        if rejected:
+            self.rejected = self.rejected + ~accept
+            self.size = np.where(accept, kept, proposed)
+            self.previous = np.where(accept, error, self.previous)
+            self.good = np.where(accept, kept, self.good)
+        else:
+            self.size, self.previous, self.good = kept, error, kept
+
+    def done(self) -> Mask:
+        """Which lanes have come to the last output time."""
+        finished: Mask = self.fraction > 1 - CLOSE
+        return finished
+
+    def stuck(self, accept: Mask) -> Mask:
+        """Which lanes' rejected steps can hardly get smaller."""
+        return ~accept & (self.size < self.control.resolution)

@@ -1,0 +1,253 @@
+"""Joint and per-sample steps: rows on their own, statuses, and what bounds the steps."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cnf.ode import (
+    IController,
+    PerRow,
+    PIController,
+    SolveError,
+    Status,
+    max_norm,
+    row_max_norm,
+    solve,
+)
+
+DOUBLE = torch.float64
+STEPS = ["joint", "per_sample"]
+
+
+def oscillate(t, y, speed):
+    """A pendulum for each row, at its own speed."""
+    angle, velocity = y.unbind(1)
+    return torch.stack([velocity, -torch.sin(angle)], 1) * speed
+
+
+@pytest.fixture
+def uneven():
+    """A thousand rows, some of them with a hundred times the curvature of the rest."""
+    speed = torch.ones(1000, 1, dtype=DOUBLE)
+    speed[::50] = 10.0
+    return torch.randn(1000, 2, dtype=DOUBLE), speed
+
+
+def ends(y0, speed, **options):
+    return solve(oscillate, y0, [0.0, 1.0], PerRow(speed), rtol=1e-6, atol=1e-6, **options)
+
+
+def test_a_row_does_not_depend_on_its_company(uneven):
+    y0, speed = uneven
+    together = ends(y0, speed, step="per_sample").ys[-1]
+    some = range(0, 1000, 25)
+    alone = [ends(y0[i : i + 1], speed[i : i + 1], step="per_sample").ys[-1] for i in some]
+    torch.testing.assert_close(together[::25], torch.cat(alone), rtol=0, atol=1e-9)
+
+
+def test_the_work_is_the_sum_of_what_each_row_needs(uneven):
+    own, joint = (ends(*uneven, step=step).stats for step in ("per_sample", "joint"))
+    assert own.evaluations.shape == (1000,)
+    assert own.evaluations[0] > 3 * own.evaluations[1]
+    assert own.evaluations.sum() < 0.5 * 1000 * joint.evaluations
+    assert (own.evaluations == 2 + 6 * (own.accepted + own.rejected)).all()
+
+
+def test_every_row_meets_the_tolerance(uneven):
+    y0, speed = uneven
+    exact = solve(oscillate, y0, [0.0, 1.0], PerRow(speed), rtol=1e-12, atol=1e-12).ys[-1]
+    own = (ends(y0, speed, step="per_sample").ys[-1] - exact).abs().amax()
+    assert own < 1e-4
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("late", [False, True])
+def test_one_row_of_nan_among_a_thousand(step, late):
+    broken = torch.zeros(1000, 1)
+    broken[17] = 1.0
+
+    def f(t, y, broken):
+        return torch.where((broken > 0) & (t >= 0.5 * late), torch.nan, -y)
+
+    clean = solve(f, torch.ones(1000, 2), [0.0, 1.0], PerRow(0 * broken), step=step).ys[-1]
+    solution = solve(
+        f, torch.ones(1000, 2), [0.0, 1.0], PerRow(broken), step=step, on_failure="return"
+    )
+    others = torch.arange(1000) != 17
+    assert solution.rows == (17,)
+    assert solution.row_status[17] is Status.NOT_FINITE
+    assert (solution.row_status[others] == Status.FINISHED).all()
+    assert solution.ys[-1, 17].isnan().all()
+    tolerance = 0 if step == "per_sample" else 1e-5
+    torch.testing.assert_close(solution.ys[-1, others], clean[others], rtol=0, atol=tolerance)
+
+
+def test_every_row_has_its_own_status():
+    kind = torch.tensor([[0.0], [1.0], [2.0], [0.0]], dtype=DOUBLE)
+
+    def f(t, y, kind):
+        stiff = -1e6 * (y - torch.cos(t))
+        return torch.where(kind == 1, stiff, torch.where(kind == 2, torch.nan, -y))
+
+    y0 = torch.ones(4, 1, dtype=DOUBLE)
+    options = {"step": "per_sample", "max_steps": 200}
+    solution = solve(f, y0, [0.0, 0.5, 1.0], PerRow(kind), on_failure="return", **options)
+    statuses = [Status.FINISHED, Status.STEP_LIMIT, Status.NOT_FINITE, Status.FINISHED]
+    assert list(solution.row_status) == statuses
+    assert solution.ys.isfinite().all(2).tolist() == [
+        [True, True, True, True],
+        [True, False, False, True],
+        [True, False, False, True],
+    ]
+    with pytest.raises(SolveError, match=r"rows 1, 2") as caught:
+        solve(f, y0, [0.0, 0.5, 1.0], PerRow(kind), **options)
+    np.testing.assert_array_equal(caught.value.solution.row_status, solution.row_status)
+
+
+def test_per_sample_times_have_the_rows_shape():
+    seen = set()
+
+    def f(t, y, args):
+        seen.add((tuple(t.shape), tuple(y.shape)))
+        return -y * torch.arange(1.0, 3.0).view(-1, 1, 1)[: len(y)]
+
+    solve(f, torch.ones(1, 3, 4), [0.0, 1.0], step="per_sample")
+    assert seen == {((), (1, 3, 4)), ((1, 1, 1), (1, 3, 4))}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_outputs_between_steps(step, uneven):
+    y0, speed = uneven
+    times = torch.linspace(0, 1, 12, dtype=DOUBLE)
+    options = {"rtol": 1e-8, "atol": 1e-8, "step": step}
+    dense = solve(oscillate, y0, times, PerRow(speed), **options)
+    ends = solve(oscillate, y0, times[[0, -1]], PerRow(speed), **options)
+    exact = solve(oscillate, y0, times, PerRow(speed), rtol=1e-12, atol=1e-12).ys
+    torch.testing.assert_close(dense.ys[-1], ends.ys[-1], rtol=0, atol=1e-12)
+    assert (dense.ys - exact).abs().max() < 2e-5
+    # Output times between steps cost no step.
+    assert np.max(dense.stats.accepted) == np.max(ends.stats.accepted)
+
+
+def starts(**options):
+    """The start times of all steps tried on y' = −y over [0, 1]."""
+    seen = []
+
+    def observer(kind, t, y, h):
+        if kind == "step":
+            seen.append((t.item(), h.item()))
+
+    y0 = torch.ones(2, dtype=DOUBLE)
+    solution = solve(lambda t, y, args: -y, y0, [0.0, 1.0], observer=observer, **options)
+    assert abs(solution.ys[-1, 0].item() - math.exp(-1)) < 1e-3
+    return np.array(seen)
+
+
+def test_max_step_bounds_every_step():
+    seen = starts(max_step=0.07)
+    assert len(seen) >= 15
+    assert seen[:, 1].max() <= 0.07 + 1e-12
+
+
+def test_min_step_is_accepted_whatever_its_error():
+    seen = starts(rtol=1e-14, atol=1e-14, min_step=0.1)
+    assert len(seen) <= 12
+
+
+def test_stops_are_hit():
+    ends = starts(stops=torch.tensor([0.123, 0.77], dtype=DOUBLE)).sum(1)
+    assert np.abs(ends - 0.123).min() < 1e-12
+    assert np.abs(ends - 0.77).min() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("step_size", "expected"),
+    [
+        (0.25, [0.0, 0.25, 0.5, 0.75]),
+        (0.3, [0.0, 0.3, 0.6, 0.9]),
+        (torch.tensor([0.0, 0.1, 0.7, 1.0]), [0.0, 0.1, 0.7]),
+    ],
+)
+def test_fixed_steps(step_size, expected):
+    seen = starts(step_size=step_size)
+    np.testing.assert_allclose(seen[:, 0], expected, atol=1e-6)
+    assert seen.sum(1)[-1] == pytest.approx(1.0)
+
+
+def test_observer_sees_accepted_and_rejected_steps():
+    kinds = []
+    y0 = torch.ones(1, dtype=DOUBLE)
+    solution = solve(
+        lambda t, y, args: -50 * y,
+        y0,
+        [0.0, 1.0],
+        first_step=0.5,
+        observer=lambda kind, t, y, h: kinds.append(kind),
+    )
+    assert kinds.count("accept") == solution.stats.accepted
+    assert kinds.count("reject") == solution.stats.rejected > 0
+    assert kinds[::2] == ["step"] * (len(kinds) // 2)
+
+
+def test_each_component_may_have_its_own_tolerance():
+    """A loose tolerance for the fast component lets it go."""
+
+    def f(t, y, args):
+        return torch.stack([torch.cos(40 * t), -y[1]])
+
+    y0 = torch.ones(2, dtype=DOUBLE)
+    tight = solve(f, y0, [0.0, 1.0], rtol=1e-8, atol=1e-8)
+    atol = torch.tensor([10.0, 1e-8], dtype=DOUBLE)
+    loose = solve(f, y0, [0.0, 1.0], rtol=0.0, atol=atol)
+    assert loose.stats.accepted < tight.stats.accepted / 2
+    assert abs(loose.ys[-1, 1].item() - math.exp(-1)) < 1e-6
+
+
+@pytest.mark.parametrize(("step", "norm"), [("joint", max_norm), ("per_sample", row_max_norm)])
+def test_the_norm_is_the_callers(step, norm):
+    """A thousand components, one of which moves: the mean hides it, the maximum does not."""
+    moves = torch.zeros(1000, dtype=DOUBLE)
+    moves[0] = 1.0
+
+    def f(t, y, args):
+        return moves * torch.cos(10 * t)
+
+    y0 = torch.zeros(2, 1000, dtype=DOUBLE)
+    largest = solve(f, y0, [0.0, 1.0], step=step, norm=norm)
+    mean = solve(f, y0, [0.0, 1.0], step=step)
+    exact = math.sin(10) / 10
+    assert np.max(largest.stats.accepted) > np.max(mean.stats.accepted)
+    assert abs(largest.ys[-1, 0, 0].item() - exact) < abs(mean.ys[-1, 0, 0].item() - exact)
+
+
+@pytest.mark.parametrize("controller", [IController(), PIController(), PIController(safety=0.5)])
+def test_any_controller_meets_the_tolerance(controller):
+    y0 = torch.randn(5, 2, dtype=DOUBLE)
+    speed = torch.full((5, 1), 3.0, dtype=DOUBLE)
+    options = {"rtol": 1e-7, "atol": 1e-7, "controller": controller}
+    found = solve(oscillate, y0, [0.0, 2.0], PerRow(speed), **options)
+    exact = solve(oscillate, y0, [0.0, 2.0], PerRow(speed), rtol=1e-12, atol=1e-12)
+    assert (found.ys - exact.ys).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": "each"}, "step to be one of joint, per_sample"),
+        ({"step": "per_sample", "step_size": 0.1}, "joint steps with step_size"),
+        ({"step_size": -0.1}, "step_size to be above 0"),
+        ({"step_size": torch.tensor([0.0, 0.5])}, "times from 0.0 to 1.0"),
+        ({"max_step": 0.0}, "max_step to be above 0"),
+        ({"atol": torch.tensor([1.0, -1.0])}, "atol to be a number of at least 0"),
+    ],
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        solve(lambda t, y, args: -y, torch.ones(2, 2), [0.0, 1.0], **options)
+
+
+def test_per_sample_steps_need_rows():
+    with pytest.raises(ValueError, match="rows for per-sample steps"):
+        solve(lambda t, y, args: -y, torch.tensor(1.0), [0.0, 1.0], step="per_sample")

@@ -9,6 +9,11 @@ ROOT = Path(__file__).parents[1]
 ORDER = [
     "cnf.ode.tableaus",
     "cnf.ode.controllers",
+    "cnf.ode.interpolation",
+    "cnf.ode.arguments",
+    "cnf.ode.lanes",
+    "cnf.ode.step",
+    "cnf.ode.outputs",
     "cnf.ode.solution",
     "cnf.ode.integrate",
     "cnf.ode.gradients",

@@ -285,7 +285,7 @@ def _replay(
         for output in step.outputs:
             values = taken.y1
             if output.inside:
-                inside = inside or dense(f, taken, end_slope(f, taken))
+                inside = inside or dense(taken, end_slope(f, taken))
                 values = inside((ts[output.index] - t) / h)
             rows = slice(None) if output.rows is None else output.rows
             ends.append(values[rows])

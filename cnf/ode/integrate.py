@@ -319,7 +319,7 @@ class _Loop:
             interior = bool((self.taus[i] < lanes.fraction[here] - CLOSE).any())
             values = taken.y1
             if interior:
-                inside = inside or dense(self.bound, taken, slope)
+                inside = inside or dense(taken, slope)
                 values = inside((self.ts[i] - taken.t) / taken.h)
             self._add(i, values, here)
             rows = None if here.sum() == accept.sum() else self._index(here[accept])

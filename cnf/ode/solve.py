@@ -22,7 +22,7 @@ from cnf.ode.controllers import (
 from cnf.ode.gradients import GRADIENTS, Gradient
 from cnf.ode.integrate import STATUSES, Dynamics, Observer, Settings
 from cnf.ode.solution import Solution, SolveError
-from cnf.ode.tableaus import TABLEAUS, Tableau
+from cnf.ode.tableaus import TABLEAUS
 
 # What reduces the error ratios where the caller does not say: over the batch, or over each row.
 ROW_NORMS: dict[str, Norm] = {"joint": rms_norm, "per_sample": row_rms_norm}
@@ -76,7 +76,7 @@ def solve(
         max_step: The largest step.
         max_steps: The most steps, accepted and rejected, for the batch or for each row.
         step_size: Steps of this size, or from each to the next of these times, with no error
-            control; joint steps only. Methods without an error estimate need it.
+            control; joint steps only.
         stops: Times between t₀ and t_T that a step has to end at.
         gradient: `"checkpoint"`, `"backprop"` or `"backsolve"`, or a `Backsolve` of one's own, see
             `cnf.ode.gradients`. The first two are exact for the discrete solve, to y0, t and args,
@@ -119,7 +119,7 @@ def solve(
         min_step=min_step,
         max_step=_positive("max_step", max_step),
         max_steps=_positive("max_steps", max_steps),
-        grid=_grid(tableau, step_size, ts, per_sample),
+        grid=_grid(step_size, ts, per_sample),
         stops=None if stops is None else stops.detach(),
         observer=observer,
     )
@@ -136,15 +136,9 @@ def solve(
     return solution
 
 
-def _grid(
-    tableau: Tableau, step_size: float | Tensor | None, ts: Tensor, per_sample: bool
-) -> Tensor | None:
+def _grid(step_size: float | Tensor | None, ts: Tensor, per_sample: bool) -> Tensor | None:
     """The times of fixed steps; None for adaptive ones."""
     if step_size is None:
-        if not tableau.adaptive:
-            raise ValueError(
-                f"Expected step_size for {tableau.name}, which has no error estimate; got None"
-            )
         return None
     if per_sample:
         raise ValueError("Expected joint steps with step_size; got per-sample steps")

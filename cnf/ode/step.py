@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cnf.ode.interpolation import bootstrap_middle, interpolate
+from cnf.ode.interpolation import interpolate
 from cnf.ode.tableaus import Tableau, tableau_tensors
 
 BoundDynamics = Callable[[Tensor, Tensor], Tensor]
@@ -121,13 +121,10 @@ def end_slope(f: BoundDynamics, taken: Taken) -> Tensor:
     return taken.stages[-1]
 
 
-def dense(f: BoundDynamics, taken: Taken, slope1: Tensor) -> Callable[[Tensor], Tensor]:
+def dense(taken: Taken, slope1: Tensor) -> Callable[[Tensor], Tensor]:
     """The states inside a step as a function of the fraction θ of it."""
-    stages, t, h, y0, y1 = taken.stages, taken.t, taken.h, taken.y0, taken.y1
+    stages, h, y0, y1 = taken.stages, taken.h, taken.y0, taken.y1
     slope0 = stages[0]
-    middle = None
-    if stages.weights.mid is not None:
-        middle = stages.state(y0, h, stages.weights.mid)
-    elif stages.tableau.dense == "bootstrap":
-        middle = bootstrap_middle(f, t, h, y0, y1, slope0, slope1)
+    mid = stages.weights.mid
+    middle = None if mid is None else stages.state(y0, h, mid)
     return lambda theta: interpolate(theta, h, y0, y1, slope0, slope1, middle)

@@ -36,10 +36,12 @@ class Tableau:
         a: Rows of the strictly lower triangular stage matrix; row i has i entries.
         b: Weights of the solution.
         e: Weights of the error estimate.
+        mid: Weights m with y(t + h/2) ≈ y + h Σ_i m_i k_i to order 4, for dense output of that
+            order; without them it is the cubic Hermite polynomial, of order 3.
 
     Raises:
-        ValueError: The lengths do not fit, a row of a does not sum to its c, or b or b − e misses
-            an order condition (Hairer, Nørsett & Wanner 1993, section II.2).
+        ValueError: The lengths do not fit, a row of a does not sum to its c, or b, b − e or mid
+            misses an order condition (Hairer, Nørsett & Wanner 1993, section II.2).
 
     Example:
         >>> TABLEAUS["dopri5"].order, TABLEAUS["dopri5"].first_same_as_last
@@ -53,6 +55,7 @@ class Tableau:
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     e: tuple[float, ...]
+    mid: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         lengths = [len(row) for row in self.a]
@@ -69,13 +72,10 @@ class Tableau:
                     f"got {sum(row)} for c = {node}"
                 )
         embedded = tuple(b - e for b, e in zip(self.b, self.e, strict=True))
-        for weights, order in ((self.b, self.order), (embedded, self.error_order)):
-            residual = self._order_residual(weights, order)
-            if residual > 1e-12:
-                raise ValueError(
-                    f"Expected weights of order {order} in the tableau {self.name!r}; "
-                    f"an order condition is missed by {residual:.1e}"
-                )
+        self._check_order(self.b, self.order, 1.0)
+        self._check_order(embedded, self.error_order, 1.0)
+        if self.mid is not None:
+            self._check_order(self.mid, 4, 0.5)
 
     @property
     def stages(self) -> int:
@@ -92,13 +92,18 @@ class Tableau:
         """Number of leading stages that the solution depends on."""
         return max(i for i, weight in enumerate(self.b, start=1) if weight != 0)
 
-    def _order_residual(self, weights: tuple[float, ...], order: int) -> float:
-        """The largest violation of Σ_i b_i Φ_i(τ) = 1 / γ(τ), trees τ of up to `order` nodes."""
+    def _check_order(self, weights: tuple[float, ...], order: int, theta: float) -> None:
+        """Hold Σ_i w_i Φ_i(τ) = θ^|τ| / γ(τ) for all trees τ of up to `order` nodes."""
         trees = [tree for size in range(1, order + 1) for tree in _trees(size)]
-        return max(
-            abs(_dot(weights, self._elementary_weights(tree)) - 1 / _density(tree))
-            for tree in trees
+        wanted = ((tree, theta ** _nodes(tree) / _density(tree)) for tree in trees)
+        residual = max(
+            abs(_dot(weights, self._elementary_weights(tree)) - value) for tree, value in wanted
         )
+        if residual > 1e-12:
+            raise ValueError(
+                f"Expected weights of order {order} at {theta:g} of a step in the tableau "
+                f"{self.name!r}; an order condition is missed by {residual:.1e}"
+            )
 
     def _elementary_weights(self, tree: Tree) -> tuple[float, ...]:
         branches = [self._elementary_weights(branch) for branch in tree]
@@ -139,12 +144,16 @@ def _density(tree: Tree) -> int:
 
 @dataclass(frozen=True)
 class TableauTensors:
-    """The coefficients of a tableau as tensors of one dtype on one device."""
+    """The coefficients of a tableau as tensors of one dtype on one device.
+
+    Weights of stages that do not count are zero: each has as many entries as there are stages.
+    """
 
     c: Tensor
     a: tuple[Tensor, ...]
     b: Tensor
     e: Tensor
+    mid: Tensor | None
 
 
 @lru_cache
@@ -152,17 +161,20 @@ def tableau_tensors(tableau: Tableau, dtype: torch.dtype, device: torch.device) 
     """The coefficients of `tableau` as tensors, made once for each dtype and device."""
 
     def tensor(values: tuple[float, ...]) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+        padded = [*values, *[0.0] * (tableau.stages - len(values))]
+        return torch.tensor(padded, dtype=dtype, device=device)
 
     return TableauTensors(
         c=tensor(tableau.c),
         a=tuple(tensor(row) for row in tableau.a),
-        b=tensor(tableau.b[: tableau.solution_stages]),
+        b=tensor(tableau.b),
         e=tensor(tableau.e),
+        mid=None if tableau.mid is None else tensor(tableau.mid),
     )
 
 
-# Dormand & Prince (1980), table 2; e is b minus the embedded fourth-order weights.
+# Dormand & Prince (1980), table 2; e is b minus the embedded fourth-order weights; mid is the
+# continuous extension of Shampine (1986), Some practical Runge-Kutta formulas, at half a step.
 _DOPRI5 = Tableau(
     name="dopri5",
     order=5,
@@ -186,6 +198,15 @@ _DOPRI5 = Tableau(
         -2187 / 6784 + 92097 / 339200,
         11 / 84 - 187 / 2100,
         -1 / 40,
+    ),
+    mid=(
+        6025192743 / 60171106304,
+        0,
+        51252292925 / 130801643196,
+        -2691868925 / 90256659456,
+        187940372067 / 3189068634112,
+        -1776094331 / 39487288512,
+        11237099 / 470086768,
     ),
 )
 

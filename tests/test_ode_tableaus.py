@@ -1,13 +1,66 @@
-"""Tableaus check themselves, and have the order that they claim."""
+"""Tableaus check themselves, have the order that they claim, and are the methods of their names."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+import torchdiffeq
+from torchdiffeq._impl.odeint import SOLVERS
 
 from cnf.ode import TABLEAUS, solve
-from cnf.ode.tableaus import Tableau, _trees
+from cnf.ode.tableaus import Tableau, _elementary_weights, _trees, tableau_tensors
+
+ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.adaptive]
+SHARED = [name for name in TABLEAUS if name in SOLVERS]
+SHARED_ADAPTIVE = [name for name in SHARED if TABLEAUS[name].adaptive]
+
+# The fewest steps of each order's regression: few enough to stay clear of round-off, and enough
+# for the leading term of the error to prevail.
+COUNTS = {1: 200, 2: 100, 3: 100, 4: 100, 5: 80, 8: 16}
+SPAN = 4.0
+
+
+def turn(t, y, args=()):
+    """A rotation at the speed r² (1 + cos(t) / 2): non-linear, and solved by `turned`."""
+    x, z = y[..., 0], y[..., 1]
+    speed = (1 + torch.cos(t) / 2) * (x * x + z * z)
+    return torch.stack([-speed * z, speed * x], -1)
+
+
+def turned(t):
+    """The solution of `turn` from (1, 0) at t = 0."""
+    angle = t + torch.sin(t) / 2
+    return torch.stack([torch.cos(angle), torch.sin(angle)], -1)
+
+
+def numpy_stages(tableau, f, t, y, h):
+    """The slopes of one step, from the definition of a Runge-Kutta method."""
+    slopes = []
+    for node, row in zip(tableau.c, tableau.a, strict=True):
+        inner = y + h * sum((w * k for w, k in zip(row, slopes, strict=True)), np.zeros_like(y))
+        slopes.append(f(t + node * h, inner))
+    return np.stack(slopes)
+
+
+def numpy_turn(t, y):
+    return turn(torch.tensor(t, dtype=torch.float64), torch.from_numpy(y)).numpy()
+
+
+def wrong(tableau):
+    """Parts of a tableau with one coefficient wrong, every one in turn."""
+    for part in ("b", "e", "c", "mid"):
+        values = getattr(tableau, part) or ()
+        for i in range(len(values)):
+            yield {part: tuple(value + 1e-6 * (i == j) for j, value in enumerate(values))}
+    for i, row in enumerate(tableau.a):
+        for j in range(len(row)):
+            changed = tuple(value + 1e-6 * (j == k) for k, value in enumerate(row))
+            rows = (*tableau.a[:i], changed, *tableau.a[i + 1 :])
+            yield {"a": rows}
+        if i:  # with the node that belongs to it: only the order conditions can tell
+            node = tableau.c[i] + 1e-6
+            yield {"a": rows, "c": (*tableau.c[:i], node, *tableau.c[i + 1 :])}
 
 
 def test_rooted_trees_are_counted_as_in_the_literature():
@@ -15,37 +68,132 @@ def test_rooted_trees_are_counted_as_in_the_literature():
     assert [len(_trees(size)) for size in range(1, 9)] == [1, 1, 2, 4, 9, 20, 48, 115]
 
 
+@pytest.mark.parametrize("name", TABLEAUS)
+def test_every_wrong_coefficient_is_found(name):
+    tableau = TABLEAUS[name]
+    for change in wrong(tableau):
+        with pytest.raises(ValueError, match=f"in the tableau '{name}'"):
+            dataclasses.replace(tableau, **change)
+
+
+@pytest.mark.parametrize("name", TABLEAUS)
+def test_an_order_claimed_too_high_is_found(name):
+    tableau = TABLEAUS[name]
+    with pytest.raises(ValueError, match=f"b to be of order {tableau.order + 1}"):
+        dataclasses.replace(tableau, order=tableau.order + 1)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_an_error_order_claimed_too_high_is_found(name):
+    order = TABLEAUS[name].error_order + 1
+    with pytest.raises(ValueError, match=f"b - e to be of order {order}"):
+        dataclasses.replace(TABLEAUS[name], error_order=order)
+
+
 @pytest.mark.parametrize("part", ["b", "e", "c", "a", "mid"])
-def test_a_wrong_coefficient_is_found(part):
-    tableau = TABLEAUS["dopri5"]
-    values = list(getattr(tableau, part))
-    values[3] = (*values[3][:2], values[3][2] + 1e-6) if part == "a" else values[3] + 1e-6
-    with pytest.raises(ValueError, match="dopri5"):
-        dataclasses.replace(tableau, **{part: tuple(values)})
-
-
-def test_an_order_claimed_too_high_is_found():
-    with pytest.raises(ValueError, match="order 6"):
-        dataclasses.replace(TABLEAUS["dopri5"], order=6)
+def test_what_is_not_a_number_is_found(part):
+    values = list(getattr(TABLEAUS["dopri5"], part))
+    values[3] = (0.0, 0.0, float("nan")) if part == "a" else float("nan")
+    with pytest.raises(ValueError, match="'dopri5'"):
+        dataclasses.replace(TABLEAUS["dopri5"], **{part: tuple(values)})
 
 
 def test_lengths_that_do_not_fit_are_found():
     with pytest.raises(ValueError, match="stages throughout"):
         Tableau("short", 1, 1, c=(0.0,), a=((),), b=(1.0, 0.0), e=(0.0,))
+    with pytest.raises(ValueError, match=r"1 weights b, 2 weights mid"):
+        Tableau("long", 1, None, c=(0.0,), a=((),), b=(1.0,), mid=(0.5, 0.0))
+
+
+@pytest.mark.parametrize(("e", "error_order"), [((0.0,), None), (None, 0)])
+def test_half_an_error_estimate_is_found(e, error_order):
+    with pytest.raises(ValueError, match="both or neither of e and error_order"):
+        Tableau("half", 1, error_order, c=(0.0,), a=((),), b=(1.0,), e=e)
+
+
+def test_what_each_method_has():
+    fixed = {"euler", "midpoint", "heun2", "heun3", "rk4"}
+    assert set(TABLEAUS) - set(ADAPTIVE) == fixed
+    last = {name for name, tableau in TABLEAUS.items() if tableau.first_same_as_last}
+    assert last == {"bosh3", "dopri5", "tsit5", "dopri8"}
+    assert all(TABLEAUS[name].solution_stages == TABLEAUS[name].stages - 1 for name in last)
+    dense = {name: tableau.dense for name, tableau in TABLEAUS.items() if tableau.order >= 4}
+    assert dense == {
+        "dopri5": "quartic",
+        "tsit5": "quartic",
+        "dopri8": "quartic",
+        "rk4": "bootstrap",
+    }
+    assert {tableau.dense for tableau in TABLEAUS.values() if tableau.order < 4} == {"cubic"}
+
+
+@pytest.mark.parametrize("name", TABLEAUS)
+def test_tensors_hold_the_coefficients(name):
+    tableau = TABLEAUS[name]
+    tensors = tableau_tensors(tableau, torch.float64, torch.device("cpu"))
+    assert [row.tolist() for row in tensors.a] == [
+        [*row, *[0.0] * (tableau.stages - len(row))] for row in tableau.a
+    ]
+    for part in ("b", "c", "e", "mid"):
+        values, tensor = getattr(tableau, part), getattr(tensors, part)
+        assert values is tensor is None or tensor.tolist() == list(values)
+
+
+def test_the_middle_weights_of_dopri8_are_the_smallest_of_order_5():
+    tableau = TABLEAUS["dopri8"]
+    conditions = np.array([weights for _, weights in _elementary_weights(tableau.a, 5)])
+    sizes = np.array([size for size in range(1, 6) for _ in _trees(size)])
+    # The weights b, of order 8, meet the conditions of a whole step.
+    wanted = 0.5**sizes * (conditions @ tableau.b)
+    smallest = np.linalg.lstsq(conditions, wanted, rcond=1e-11)[0]
+    np.testing.assert_allclose(tableau.mid, smallest, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", TABLEAUS)
 def test_order_by_regression(name):
-    """The slope of log error on log step, on y' = y cos t with y = exp(sin t)."""
-    y0 = torch.ones(1, dtype=torch.float64)
-    counts = np.array([40, 80, 160, 320])
+    """The slope of log error on log step, the error the largest over the steps."""
+    order = TABLEAUS[name].order
+    counts = [round(COUNTS[order] * factor) for factor in (1, 1.25, 1.5, 2)]
     errors = []
     for count in counts:
-        times = torch.linspace(0, 4, count + 1, dtype=torch.float64)
-        solution = solve(
-            lambda t, y, args: y * torch.cos(t), y0, times, method=name, step_size=times
-        )
-        exact = torch.exp(torch.sin(times))
-        errors.append((solution.ys[:, 0] - exact).abs().max().item())
+        times = torch.linspace(0, SPAN, count + 1, dtype=torch.float64)
+        y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        ys = solve(turn, y0, times, method=name, step_size=times).ys
+        errors.append((ys - turned(times)).abs().max().item())
+    assert errors[-1] > 1e-13
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert slope == pytest.approx(TABLEAUS[name].order, abs=0.15)
+    assert slope == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("name", TABLEAUS)
+def test_one_step_agrees_with_the_definition(name):
+    tableau = TABLEAUS[name]
+    y, h = np.array([0.6, -0.9]), 0.3
+    expected = y + h * np.tensordot(tableau.b, numpy_stages(tableau, numpy_turn, 0.5, y, h), 1)
+    ys = solve(turn, torch.from_numpy(y), [0.5, 0.5 + h], method=name, step_size=h).ys
+    np.testing.assert_allclose(ys[-1].numpy(), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_one_step_agrees_with_torchdiffeq(name):
+    y0 = torch.tensor([0.6, -0.9], dtype=torch.float64)
+    times = torch.tensor([0.5, 0.8], dtype=torch.float64)
+    tableau = TABLEAUS[name]
+    options = {"first_step": 0.3} if tableau.adaptive else {}
+    loose = {"rtol": 1e9, "atol": 1e9}  # whatever the error of the first step, it is accepted
+    expected = torchdiffeq.odeint(turn, y0, times, method=name, options=options, **loose)
+    ys = solve(turn, y0, times, method=name, step_size=0.3).ys
+    torch.testing.assert_close(ys, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", SHARED_ADAPTIVE)
+def test_coefficients_are_those_of_torchdiffeq(name):
+    """Up to the sign of the error, and its scale: dopri5's is the paper's, half as large again."""
+    tableau = TABLEAUS[name]
+    c, rows, b, error = SOLVERS[name].tableau
+    np.testing.assert_allclose(tableau.c[1:], c.numpy(), rtol=1e-15)
+    for ours, theirs in zip(tableau.a[1:], rows, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-15)
+    np.testing.assert_allclose(tableau.b, b.numpy(), rtol=1e-15)
+    scale = {"dopri5": 1.5, "adaptive_heun": -1.0}.get(name, 1.0)
+    np.testing.assert_allclose(tableau.e, scale * error.numpy(), rtol=1e-12)

@@ -5,10 +5,12 @@ A new method is a new entry of `TABLEAUS`: pure data that checks itself when it 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations_with_replacement
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,68 +21,66 @@ Tree = tuple["Tree", ...]
 
 @dataclass(frozen=True)
 class Tableau:
-    """An explicit Runge-Kutta method with an embedded error estimate.
+    """An explicit Runge-Kutta method, with an embedded error estimate where it is adaptive.
 
     A step of size h from (t, y) computes the stages and the solution
 
         k_i = f(t + c_i h, y + h Σ_j a_ij k_j),    y₁ = y + h Σ_i b_i k_i,
 
     and estimates its error as h Σ_i e_i k_i, with e the difference between b and the weights of a
-    method of lower order.
+    method of lower order. A method without e can only take steps of given sizes.
 
     Args:
         name: The method's name in the registry.
         order: Order of the solution, that of b.
-        error_order: Order of the embedded solution, that of b − e.
+        error_order: Order of the embedded solution, that of b − e; None where there is none.
         c: Stage times, one for each stage.
         a: Rows of the strictly lower triangular stage matrix; row i has i entries.
         b: Weights of the solution.
-        e: Weights of the error estimate.
+        e: Weights of the error estimate; None where there is none.
         mid: Weights m with y(t + h/2) ≈ y + h Σ_i m_i k_i to order 4, for dense output of that
-            order; without them it is the cubic Hermite polynomial, of order 3.
+            order; see `dense` for what becomes of a method without them.
 
     Raises:
-        ValueError: The lengths do not fit, a row of a does not sum to its c, or b, b − e or mid
-            misses an order condition (Hairer, Nørsett & Wanner 1993, section II.2).
+        ValueError: The lengths do not fit, one of e and error_order is there without the other, a
+            row of a does not sum to its c, or b, b − e or mid misses an order condition (Hairer,
+            Nørsett & Wanner 1993, section II.2).
 
     Example:
         >>> TABLEAUS["dopri5"].order, TABLEAUS["dopri5"].first_same_as_last
         (5, True)
+        >>> TABLEAUS["rk4"].adaptive, TABLEAUS["rk4"].dense
+        (False, 'bootstrap')
     """
 
     name: str
     order: int
-    error_order: int
+    error_order: int | None
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
-    e: tuple[float, ...]
+    e: tuple[float, ...] | None = None
     mid: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        lengths = [len(row) for row in self.a]
-        stages = len(self.c)
-        if lengths != list(range(stages)) or {len(self.b), len(self.e)} != {stages}:
-            raise ValueError(
-                f"Expected {stages} stages throughout the tableau {self.name!r}; got rows of a of "
-                f"lengths {lengths}, {len(self.b)} weights b and {len(self.e)} weights e"
-            )
-        for node, row in zip(self.c, self.a, strict=True):
-            if abs(sum(row) - node) > 1e-12:
-                raise ValueError(
-                    f"Expected the rows of a to sum to c in the tableau {self.name!r}; "
-                    f"got {sum(row)} for c = {node}"
-                )
-        embedded = tuple(b - e for b, e in zip(self.b, self.e, strict=True))
-        self._check_order(self.b, self.order, 1.0)
-        self._check_order(embedded, self.error_order, 1.0)
+        self._check_lengths()
+        self._check_nodes()
+        self._check_order("b", self.b, self.order, 1.0)
+        if self.e is not None and self.error_order is not None:
+            embedded = tuple(b - e for b, e in zip(self.b, self.e, strict=True))
+            self._check_order("b - e", embedded, self.error_order, 1.0)
         if self.mid is not None:
-            self._check_order(self.mid, 4, 0.5)
+            self._check_order("mid", self.mid, 4, 0.5)
 
     @property
     def stages(self) -> int:
         """Number of stages."""
         return len(self.c)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it estimates its error, so that its steps can be controlled."""
+        return self.e is not None
 
     @property
     def first_same_as_last(self) -> bool:
@@ -92,29 +92,77 @@ class Tableau:
         """Number of leading stages that the solution depends on."""
         return max(i for i, weight in enumerate(self.b, start=1) if weight != 0)
 
-    def _check_order(self, weights: tuple[float, ...], order: int, theta: float) -> None:
-        """Hold Σ_i w_i Φ_i(τ) = θ^|τ| / γ(τ) for all trees τ of up to `order` nodes."""
-        trees = [tree for size in range(1, order + 1) for tree in _trees(size)]
-        wanted = ((tree, theta ** _nodes(tree) / _density(tree)) for tree in trees)
-        residual = max(
-            abs(_dot(weights, self._elementary_weights(tree)) - value) for tree, value in wanted
-        )
-        if residual > 1e-12:
+    @property
+    def dense(self) -> Literal["cubic", "quartic", "bootstrap"]:
+        """How the states inside a step are found, to order 4 or the method's own if that is less.
+
+        `"cubic"` and `"quartic"`: `interpolate` without the middle value, or with that of `mid`, at
+        the price of no evaluation. `"bootstrap"`: with that of `bootstrap_middle`, which takes one.
+        """
+        if self.mid is not None:
+            return "quartic"
+        return "cubic" if self.order <= 3 else "bootstrap"
+
+    def _check_lengths(self) -> None:
+        stages, rows = len(self.c), [len(row) for row in self.a]
+        weights = {
+            part: len(values)
+            for part, values in (("b", self.b), ("e", self.e), ("mid", self.mid))
+            if values is not None
+        }
+        if rows != list(range(stages)) or {*weights.values()} != {stages}:
+            counts = ", ".join(f"{count} weights {part}" for part, count in weights.items())
             raise ValueError(
-                f"Expected weights of order {order} at {theta:g} of a step in the tableau "
+                f"Expected {stages} stages throughout the tableau {self.name!r}; got rows of a of "
+                f"lengths {rows}, {counts}"
+            )
+        if (self.e is None) != (self.error_order is None):
+            raise ValueError(
+                f"Expected both or neither of e and error_order in the tableau {self.name!r}; "
+                f"got e = {self.e}, error_order = {self.error_order}"
+            )
+
+    def _check_nodes(self) -> None:
+        for node, row in zip(self.c, self.a, strict=True):
+            if not abs(sum(row) - node) <= 1e-12:  # NaN is wrong too
+                raise ValueError(
+                    f"Expected the rows of a to sum to c in the tableau {self.name!r}; "
+                    f"got {sum(row)} for c = {node}"
+                )
+
+    def _check_order(self, part: str, weights: tuple[float, ...], order: int, theta: float) -> None:
+        """Hold Σ_i w_i Φ_i(τ) = θ^|τ| / γ(τ) for all trees τ of up to `order` nodes."""
+        residuals = (
+            abs(_dot(weights, elementary) - theta ** _nodes(tree) / _density(tree))
+            for tree, elementary in _elementary_weights(self.a, order)
+        )
+        residual = max(residuals, default=0.0)
+        if not residual <= 1e-12:
+            raise ValueError(
+                f"Expected {part} to be of order {order} at {theta:g} of a step in the tableau "
                 f"{self.name!r}; an order condition is missed by {residual:.1e}"
             )
 
-    def _elementary_weights(self, tree: Tree) -> tuple[float, ...]:
-        branches = [self._elementary_weights(branch) for branch in tree]
-        return tuple(prod(_dot(row, branch) for branch in branches) for row in self.a)
+
+def _elementary_weights(
+    a: tuple[tuple[float, ...], ...], order: int
+) -> Iterator[tuple[Tree, tuple[float, ...]]]:
+    """The weights Φ_i(τ) = Π_branches Σ_j a_ij Φ_j(branch) of every tree of up to `order` nodes."""
+    sums: dict[Tree, tuple[float, ...]] = {}  # Σ_j a_ij Φ_j of the trees so far
+    for size in range(1, order + 1):
+        for tree in _trees(size):
+            branches = [sums[branch] for branch in tree]
+            weights = tuple(prod(branch[i] for branch in branches) for i in range(len(a)))
+            if size < order:
+                sums[tree] = tuple(_dot(row, weights) for row in a)
+            yield tree, weights
 
 
 def _dot(left: tuple[float, ...], right: tuple[float, ...]) -> float:
     return sum(x * y for x, y in zip(left, right, strict=False))
 
 
-@lru_cache
+@cache
 def _trees(size: int) -> frozenset[Tree]:
     """All rooted trees of `size` nodes."""
     return frozenset(tuple(sorted(forest)) for forest in _forests(size - 1))
@@ -134,10 +182,12 @@ def _forests(size: int, largest: int | None = None) -> list[tuple[Tree, ...]]:
     return found
 
 
+@cache
 def _nodes(tree: Tree) -> int:
     return 1 + sum(_nodes(branch) for branch in tree)
 
 
+@cache
 def _density(tree: Tree) -> int:
     return _nodes(tree) * prod(_density(branch) for branch in tree)
 
@@ -146,13 +196,14 @@ def _density(tree: Tree) -> int:
 class TableauTensors:
     """The coefficients of a tableau as tensors of one dtype on one device.
 
-    Weights of stages that do not count are zero: each has as many entries as there are stages.
+    Weights of stages that do not count are zero: each has as many entries as there are stages. What
+    the tableau does not have is None.
     """
 
     c: Tensor
     a: tuple[Tensor, ...]
     b: Tensor
-    e: Tensor
+    e: Tensor | None
     mid: Tensor | None
 
 
@@ -168,10 +219,75 @@ def tableau_tensors(tableau: Tableau, dtype: torch.dtype, device: torch.device) 
         c=tensor(tableau.c),
         a=tuple(tensor(row) for row in tableau.a),
         b=tensor(tableau.b),
-        e=tensor(tableau.e),
+        e=None if tableau.e is None else tensor(tableau.e),
         mid=None if tableau.mid is None else tensor(tableau.mid),
     )
 
+
+# Euler (1768). This and the next four are in Hairer, Nørsett & Wanner (1993), section II.1.
+_EULER = Tableau(name="euler", order=1, error_order=None, c=(0,), a=((),), b=(1,))
+
+# Runge (1895).
+_MIDPOINT = Tableau(
+    name="midpoint", order=2, error_order=None, c=(0, 1 / 2), a=((), (1 / 2,)), b=(0, 1)
+)
+
+# Heun (1900): the trapezoidal rule with an Euler predictor.
+_HEUN2 = Tableau(name="heun2", order=2, error_order=None, c=(0, 1), a=((), (1,)), b=(1 / 2, 1 / 2))
+
+# Heun (1900).
+_HEUN3 = Tableau(
+    name="heun3",
+    order=3,
+    error_order=None,
+    c=(0, 1 / 3, 2 / 3),
+    a=((), (1 / 3,), (0, 2 / 3)),
+    b=(1 / 4, 0, 3 / 4),
+)
+
+# Kutta (1901): the 3/8 rule.
+_RK4 = Tableau(
+    name="rk4",
+    order=4,
+    error_order=None,
+    c=(0, 1 / 3, 2 / 3, 1),
+    a=((), (1 / 3,), (-1 / 3, 1), (1, -1, 1)),
+    b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
+)
+
+# Heun's second-order method with Euler's embedded in it.
+_ADAPTIVE_HEUN = Tableau(
+    name="adaptive_heun",
+    order=2,
+    error_order=1,
+    c=(0, 1),
+    a=((), (1,)),
+    b=(1 / 2, 1 / 2),
+    e=(-1 / 2, 1 / 2),
+)
+
+# RKF1(2) of Fehlberg (1969), Low-order classical Runge-Kutta formulas with stepsize control, NASA
+# TR R-315, its second-order solution carried on.
+_FEHLBERG2 = Tableau(
+    name="fehlberg2",
+    order=2,
+    error_order=1,
+    c=(0, 1 / 2, 1),
+    a=((), (1 / 2,), (1 / 256, 255 / 256)),
+    b=(1 / 512, 255 / 256, 1 / 512),
+    e=(-1 / 512, 0, 1 / 512),
+)
+
+# Bogacki & Shampine (1989), A 3(2) pair of Runge-Kutta formulas.
+_BOSH3 = Tableau(
+    name="bosh3",
+    order=3,
+    error_order=2,
+    c=(0, 1 / 2, 3 / 4, 1),
+    a=((), (1 / 2,), (0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    b=(2 / 9, 1 / 3, 4 / 9, 0),
+    e=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+)
 
 # Dormand & Prince (1980), table 2; e is b minus the embedded fourth-order weights; mid is the
 # continuous extension of Shampine (1986), Some practical Runge-Kutta formulas, at half a step.
@@ -210,4 +326,250 @@ _DOPRI5 = Tableau(
     ),
 )
 
-TABLEAUS: dict[str, Tableau] = {tableau.name: tableau for tableau in (_DOPRI5,)}
+# Tsitouras (2011), Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying
+# assumption; mid is the paper's continuous extension at half a step.
+_TSIT5 = Tableau(
+    name="tsit5",
+    order=5,
+    error_order=4,
+    c=(0, 0.161, 0.327, 0.9, 0.9800255409045097, 1, 1),
+    a=(
+        (),
+        (0.161,),
+        (-0.008480655492356989, 0.335480655492357),
+        (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
+        (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
+        (
+            5.86145544294642,
+            -12.92096931784711,
+            8.159367898576159,
+            -0.071584973281401,
+            -0.028269050394068383,
+        ),
+        (
+            0.09646076681806523,
+            0.01,
+            0.4798896504144996,
+            1.379008574103742,
+            -3.290069515436081,
+            2.324710524099774,
+        ),
+    ),
+    b=(
+        0.09646076681806523,
+        0.01,
+        0.4798896504144996,
+        1.379008574103742,
+        -3.290069515436081,
+        2.324710524099774,
+        0,
+    ),
+    e=(
+        -0.00178001105222577714,
+        -0.0008164344596567469,
+        0.007880878010261995,
+        -0.1447110071732629,
+        0.5823571654525552,
+        -0.45808210592918697,
+        1 / 66,
+    ),
+    mid=(
+        0.10741235230096871,
+        0.01135625,
+        0.39560903056045305,
+        -0.34475214352593553,
+        1.3161853649581645,
+        -1.0170608542936508,
+        0.03125,
+    ),
+)
+
+# RK8(7)13M of Prince & Dormand (1981), High order embedded Runge-Kutta formulae, and the next
+# step's first stage; e is b minus the embedded seventh-order weights. mid is not theirs: of all
+# weights of order 5 at half a step, these have the least sum of squares.
+_DOPRI8 = Tableau(
+    name="dopri8",
+    order=8,
+    error_order=7,
+    c=(
+        0,
+        1 / 18,
+        1 / 12,
+        1 / 8,
+        5 / 16,
+        3 / 8,
+        59 / 400,
+        93 / 200,
+        5490023248 / 9719169821,
+        13 / 20,
+        1201146811 / 1299019798,
+        1,
+        1,
+        1,
+    ),
+    a=(
+        (),
+        (1 / 18,),
+        (1 / 48, 1 / 16),
+        (1 / 32, 0, 3 / 32),
+        (5 / 16, 0, -75 / 64, 75 / 64),
+        (3 / 80, 0, 0, 3 / 16, 3 / 20),
+        (
+            29443841 / 614563906,
+            0,
+            0,
+            77736538 / 692538347,
+            -28693883 / 1125000000,
+            23124283 / 1800000000,
+        ),
+        (
+            16016141 / 946692911,
+            0,
+            0,
+            61564180 / 158732637,
+            22789713 / 633445777,
+            545815736 / 2771057229,
+            -180193667 / 1043307555,
+        ),
+        (
+            39632708 / 573591083,
+            0,
+            0,
+            -433636366 / 683701615,
+            -421739975 / 2616292301,
+            100302831 / 723423059,
+            790204164 / 839813087,
+            800635310 / 3783071287,
+        ),
+        (
+            246121993 / 1340847787,
+            0,
+            0,
+            -37695042795 / 15268766246,
+            -309121744 / 1061227803,
+            -12992083 / 490766935,
+            6005943493 / 2108947869,
+            393006217 / 1396673457,
+            123872331 / 1001029789,
+        ),
+        (
+            -1028468189 / 846180014,
+            0,
+            0,
+            8478235783 / 508512852,
+            1311729495 / 1432422823,
+            -10304129995 / 1701304382,
+            -48777925059 / 3047939560,
+            15336726248 / 1032824649,
+            -45442868181 / 3398467696,
+            3065993473 / 597172653,
+        ),
+        (
+            185892177 / 718116043,
+            0,
+            0,
+            -3185094517 / 667107341,
+            -477755414 / 1098053517,
+            -703635378 / 230739211,
+            5731566787 / 1027545527,
+            5232866602 / 850066563,
+            -4093664535 / 808688257,
+            3962137247 / 1805957418,
+            65686358 / 487910083,
+        ),
+        (
+            403863854 / 491063109,
+            0,
+            0,
+            -5068492393 / 434740067,
+            -411421997 / 543043805,
+            652783627 / 914296604,
+            11173962825 / 925320556,
+            -13158990841 / 6184727034,
+            3936647629 / 1978049680,
+            -160528059 / 685178525,
+            248638103 / 1413531060,
+            0,
+        ),
+        (
+            14005451 / 335480064,
+            0,
+            0,
+            0,
+            0,
+            -59238493 / 1068277825,
+            181606767 / 758867731,
+            561292985 / 797845732,
+            -1041891430 / 1371343529,
+            760417239 / 1151165299,
+            118820643 / 751138087,
+            -528747749 / 2220607170,
+            1 / 4,
+        ),
+    ),
+    b=(
+        14005451 / 335480064,
+        0,
+        0,
+        0,
+        0,
+        -59238493 / 1068277825,
+        181606767 / 758867731,
+        561292985 / 797845732,
+        -1041891430 / 1371343529,
+        760417239 / 1151165299,
+        118820643 / 751138087,
+        -528747749 / 2220607170,
+        1 / 4,
+        0,
+    ),
+    e=(
+        14005451 / 335480064 - 13451932 / 455176623,
+        0,
+        0,
+        0,
+        0,
+        -59238493 / 1068277825 + 808719846 / 976000145,
+        181606767 / 758867731 - 1757004468 / 5645159321,
+        561292985 / 797845732 - 656045339 / 265891186,
+        -1041891430 / 1371343529 + 3867574721 / 1518517206,
+        760417239 / 1151165299 - 465885868 / 322736535,
+        118820643 / 751138087 - 53011238 / 667516719,
+        -528747749 / 2220607170 - 2 / 45,
+        1 / 4,
+        0,
+    ),
+    mid=(
+        0.04073672270602739,
+        0,
+        0,
+        0,
+        0,
+        0.14569877189269972,
+        0.2349888710237251,
+        0.07725446379852334,
+        0.015755162207448905,
+        -0.015169356578661397,
+        -5.2378775334618644e-05,
+        0.0002625812418576301,
+        0.0002625812418576301,
+        0.0002625812418576301,
+    ),
+)
+
+TABLEAUS: dict[str, Tableau] = {
+    tableau.name: tableau
+    for tableau in (
+        _ADAPTIVE_HEUN,
+        _FEHLBERG2,
+        _BOSH3,
+        _DOPRI5,
+        _TSIT5,
+        _DOPRI8,
+        _EULER,
+        _MIDPOINT,
+        _HEUN2,
+        _HEUN3,
+        _RK4,
+    )
+}

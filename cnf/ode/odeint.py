@@ -176,7 +176,9 @@ def odeint_adjoint(
         adjoint_method and _tableau(adjoint_method).name,
         "state" if _seminorm(adjoint_options, options or {}) else "full",
     )
-    _warn_of_callbacks(func, [f"{name}_adjoint" for name in CALLBACKS.values()], "odeint_adjoint")
+    _warn_of_callbacks(
+        func, [f"{name}_adjoint" for name in CALLBACKS.values()], "odeint_adjoint", 3
+    )
     ys = problem.y0[None] if len(t) == 1 else problem.solve(gradient, params)
     return problem.form.unpack(ys, len(t))
 
@@ -213,7 +215,7 @@ class _Form:
             _fit(part, shape).to(self.dtype) for part, shape in zip(parts, self.shapes, strict=True)
         ]
         packed = torch.cat([part.flatten() for part in fitted]) if self.together else fitted[0]
-        return torch.view_as_real(packed) if self.dtype.is_complex else packed
+        return torch.view_as_real(packed.resolve_conj()) if self.dtype.is_complex else packed
 
     def unpack(self, packed: Tensor, *times: int) -> Any:
         """A state, or the states at a number of times, as the user has it."""
@@ -223,7 +225,7 @@ class _Form:
             return packed
         parts = packed.split([shape.numel() for shape in self.shapes], dim=-1)
         return tuple(
-            part.reshape(*times, *shape) for part, shape in zip(parts, self.shapes, strict=True)
+            part.reshape((*times, *shape)) for part, shape in zip(parts, self.shapes, strict=True)
         )
 
     def tolerance(self, name: str, given: Any, y0: Tensor) -> float | Tensor:
@@ -288,7 +290,7 @@ class _Problem:
         options = dict(options or {})
         _check_options(tableau, options)
         if not tableau.adaptive:
-            _warn_of_callbacks(func, list(CALLBACKS.values())[1:], tableau.name)
+            _warn_of_callbacks(func, list(CALLBACKS.values())[1:], tableau.name, 4)
         return _Problem(func, y0, form, packed, t, *tolerances, tableau, options)
 
     def slope(self, t: Tensor, y: Tensor) -> Tensor:
@@ -347,12 +349,13 @@ class _Problem:
             grid: Tensor = constructor(self.func, self.given_y0, self.t)
             if not (grid[0] == begin and grid[-1] == end):
                 raise InputError(
-                    f"Expected the grid to go from {begin:g} to {end:g}; got {grid.tolist()}"
+                    f"Expected the grid to go from {begin.item():g} to {end.item():g}; "
+                    f"got {grid.tolist()}"
                 )
             return grid
         if size is None:
             return self.t
-        span = float(end - begin)
+        span = float((end - begin).detach())
         count = max(1, ceil(abs(span) / float(size) - 1e-9))
         steps = torch.arange(count, dtype=self.t.dtype, device=self.t.device)
         return torch.cat([begin + steps * (float(size) if span > 0 else -float(size)), end[None]])
@@ -420,10 +423,11 @@ class _Rerouted(torch.autograd.Function):
                 tensor.detach().requires_grad_(want)
                 for tensor, want in zip((t, y), wanted, strict=False)
             )
-            ctx.slope = f(t, y)
+            slope = f(t, y)
+        ctx.slope = slope
         ctx.inputs = (t, y, *held)
         ctx.like = (t, y, *args)
-        return ctx.slope.detach()
+        return slope.detach()
 
     @staticmethod
     @once_differentiable
@@ -537,10 +541,10 @@ def _check_options(tableau: Tableau, options: Options) -> None:
         raise ValueError(f"Expected interp to be linear or cubic; got {options['interp']!r}")
 
 
-def _warn_of_callbacks(func: Func, names: list[str], who: str) -> None:
+def _warn_of_callbacks(func: Func, names: list[str], who: str, level: int) -> None:
     found = [name for name in names if hasattr(func, name)]
     if found:
-        warn(f"{who} does not support callbacks {found}", stacklevel=3)
+        warn(f"{who} does not support callbacks {found}", stacklevel=level)
 
 
 def _stops(options: Options, t: Tensor) -> dict[str, Tensor]:
@@ -556,7 +560,7 @@ def _stops(options: Options, t: Tensor) -> dict[str, Tensor]:
             "Expected step_t and jump_t without repeated times between them; "
             f"got {together.tolist()}"
         )
-    low, high = sorted((float(t[0]), float(t[-1])))
+    low, high = sorted(t.detach()[[0, -1]].tolist())
     inside = {name: times[(low < times) & (times < high)] for name, times in given.items()}
     return {name: times for name, times in inside.items() if len(times)}
 
@@ -567,7 +571,7 @@ def _perturbed(f: BoundDynamics, t: Tensor, h: Tensor) -> BoundDynamics:
 
     def inside(time: Tensor, y: Tensor) -> Tensor:
         towards = end if time == t else t if time == end else time
-        nudged = torch.nextafter(time.detach(), towards.detach())
+        nudged: Tensor = torch.nextafter(time.detach(), towards.detach())
         return f(time + (nudged - time.detach()), y)
 
     return inside
@@ -583,7 +587,8 @@ def _between(ts: Tensor, grid: Tensor, ys: Tensor) -> Tensor:
     after = torch.searchsorted(ahead * grid.detach(), ahead * ts.detach()).clamp(min=1)
     begin, end = grid[after - 1], grid[after]
     theta = ((ts - begin) / (end - begin)).to(ys.dtype).view(-1, *(1,) * (ys.ndim - 1))
-    return ys[after - 1] + theta * (ys[after] - ys[after - 1])
+    states: Tensor = ys[after - 1] + theta * (ys[after] - ys[after - 1])
+    return states
 
 
 def _fit(slope: Any, shape: torch.Size) -> Tensor:

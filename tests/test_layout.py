@@ -56,6 +56,8 @@ ORDER = [
     "cnf.scripts.log_prob",
     "cnf.scripts.plot",
     "cnf.scripts.train",
+    "cnf.scripts.detest",
+    "cnf.scripts.benchmark",
     "cnf.scripts.__main__",
     "cnf.scripts",
 ]

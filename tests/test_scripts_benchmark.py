@@ -1,0 +1,63 @@
+"""The benchmark: what it prints, what it measures, and what it says without its peers."""
+
+import sys
+
+import pytest
+import torch
+from test_scripts_running import complaint, done
+
+from cnf.ode import GRADIENTS
+from cnf.scripts import benchmark
+from cnf.scripts.detest import DETEST
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
+def test_overhead_names_every_solver_and_the_threads():
+    pytest.importorskip("torchode")
+    threads = torch.get_num_threads()
+    table = done("benchmark", "solver", "--section", "overhead", "--repeats", "1")
+    assert all(name in table for name in ("cnf", "torchdiffeq", "torchode", "bare field"))
+    assert "threads: 1" in table
+    assert torch.get_num_threads() == threads
+
+
+def test_detest_has_a_line_for_each_method_and_tolerance(monkeypatch):
+    monkeypatch.setattr(benchmark, "DETEST", {"A1": DETEST["A1"]})
+    monkeypatch.setattr(benchmark, "TOLERANCES", (1e-3, 1e-4))
+    lines = done("benchmark", "solver", "--section", "detest").splitlines()
+    for method in benchmark.shared_methods():
+        assert sum(line.startswith(method) for line in lines) == 2
+
+
+def test_memory_is_measured_at_every_point_and_drawn(tmp_path, monkeypatch):
+    """With points made up: what a process of its own measures is tested below."""
+    made = [benchmark.Peak(mode, steps, steps * 2**20) for mode in GRADIENTS for steps in (2, 7)]
+    monkeypatch.setattr(benchmark, "peaks", lambda _: iter(made))
+    table = done("benchmark", "solver", "--section", "memory", "--out", tmp_path / "new")
+    assert all(mode in table for mode in GRADIENTS)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["memory.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_checkpointed_step_costs_about_one_state(monkeypatch):
+    monkeypatch.setattr(benchmark, "GRADIENTS", {"checkpoint": GRADIENTS["checkpoint"]})
+    (peak,) = benchmark.peaks([200])
+    assert peak.steps in (200, 201)
+    assert 0.8 < peak.bytes / (peak.steps * 4 * benchmark.STATE) < 1.5
+
+
+@pytest.mark.parametrize("library", ["torchdiffeq", "torchode"])
+def test_missing_library_is_one_line(library, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    line = complaint("benchmark", "solver", "--section", "overhead")
+    assert library in line
+    assert "cnf-flows[bench]" in line
+
+
+def test_memory_needs_no_other_library(monkeypatch):
+    for library in ("torchdiffeq", "torchode"):
+        monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr(benchmark, "STEPS", (1,))
+    monkeypatch.setattr(benchmark, "peaks", lambda _: iter([benchmark.Peak("backprop", 1, 2**20)]))
+    assert "backprop" in done("benchmark", "solver", "--section", "memory")

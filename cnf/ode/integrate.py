@@ -229,11 +229,8 @@ def _fail(run: Run, status: Status) -> None:
     run.status = status
     if run.ratio.ndim == 0:
         return
-    error = (
-        run.ratio.detach().flatten(1).nan_to_num(nan=torch.inf).amax(1)
-        if run.ratio.ndim > 1
-        else run.ratio.detach().nan_to_num(nan=torch.inf)
-    )
+    ratio = run.ratio.detach().abs().nan_to_num(nan=torch.inf)
+    error = ratio.reshape(len(ratio), -1).amax(1)
     order = error.argsort(descending=True)
     threshold = torch.inf if status is Status.NOT_FINITE else min(1.0, error.max().item())
     run.rows = tuple(order[error[order] >= threshold].tolist())

@@ -66,7 +66,8 @@ def fit(
 
     Raises:
         ValueError: The data does not fit the flow, or a number or name is out of range.
-        TrainingError: The very first steps failed over and over.
+        TrainingError: The steps failed over and over, or no validation could be scored, so that
+            there is no model worth keeping.
 
     Example:
         >>> from cnf.flow import ffjord
@@ -202,10 +203,11 @@ class _Run:
 
     def finish(self) -> History:
         """Leave the flow with the best weights, and the history as arrays."""
-        if not isfinite(self.best_nll) and self.failures:
+        if not isfinite(self.best_nll) and (self.failures or self.records):
             raise TrainingError(
-                f"Training failed {self.failures} steps in a row with nothing to keep. Lower the "
-                f"learning rate, or look for extreme values in the data. {self.failure}"
+                f"Training ended with nothing to keep: {self.failures} steps in a row failed, and "
+                f"none of {len(self.records)} validations could be scored. Lower the learning "
+                f"rate, or look for extreme values in the data. {self.failure}".rstrip()
             )
         if not self.records:  # interrupted before the first validation
             self.best_state, self.best_step = self.averaged.state_dict(), self.step
@@ -246,7 +248,7 @@ class _Run:
         self.optimizer.step()
         self._average()
         self.failures = 0
-        self.recent.append((value, loss.stats.evaluations / self.flow.solves))
+        self.recent.append((value, loss.stats.evaluations / max(1, self.flow.solves)))
         return self.recent[-1]
 
     def _skip(self, failure: str) -> tuple[float, float]:

@@ -9,10 +9,11 @@
 
 from cnf.fields import ConcatSquash
 from cnf.flow import Flow, ffjord
+from cnf.history import History
 from cnf.layers import CNF, Standardize
 from cnf.ode import SolveError
 from cnf.storage import load, save
-from cnf.training import History, fit
+from cnf.training import fit
 
 __version__ = "0.1.0"
 

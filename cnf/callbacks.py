@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cnf.training import Event
+from cnf.history import Event
 
 
 class ProgressBar:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import cos, inf, isfinite, nan, pi
 from time import perf_counter
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cnf.flow import Flow
+from cnf.history import Callback, Event, History, Record
 from cnf.layers import Standardize
 from cnf.objectives import OBJECTIVES, Objective
 from cnf.ode import SolveError
@@ -22,83 +22,6 @@ from cnf.rows import Rows, hold_out, rows_for
 
 MOST_FAILURES = 20  # failed steps in a row that end a run: skipping more would not bring it back
 CHUNK = 1000  # rows that a validation scores in one solve
-
-
-@dataclass(frozen=True)
-class Record:
-    """One validation.
-
-    Attributes:
-        step: Steps taken.
-        seconds: Time since the loop's start.
-        loss: Mean training loss since the record before.
-        validation_nll: Validation NLL of the averaged weights, nats per row, in the data's units;
-            infinite where a solve failed.
-        nfe: Mean evaluations per training solve since the record before.
-    """
-
-    step: int
-    seconds: float
-    loss: float
-    validation_nll: float
-    nfe: float
-
-
-@dataclass(frozen=True)
-class Event:
-    """One training step, as callbacks see it.
-
-    Attributes:
-        step: Steps taken, this one included.
-        seconds: Time since the loop's start.
-        progress: Fraction of the run that is done, 0 to 1.
-        loss: The step's loss, nan for a skipped step.
-        nfe: The step's evaluations per solve, nan for a skipped step.
-        record: The validation that followed this step, if one did.
-        improved: Whether that is the best so far.
-        flow: The flow with averaged weights, which is what is validated and kept.
-    """
-
-    step: int
-    seconds: float
-    progress: float
-    loss: float
-    nfe: float
-    record: Record | None
-    improved: bool
-    flow: Flow
-
-
-Callback = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class History:
-    """How a training run went; the arrays have one entry for each validation, as in `Record`.
-
-    Attributes:
-        step: See `Record`, as all arrays.
-        seconds: .
-        loss: .
-        validation_nll: .
-        nfe: .
-        best_step: The step whose averaged weights the flow was left with.
-        steps: Steps taken in all.
-        duration: Seconds of training.
-        skipped: Steps skipped because the solve, the loss or the gradient failed.
-        reason: Why the run ended: budget, steps, early stopping, interrupted, or diverged.
-    """
-
-    step: NDArray[np.int64]
-    seconds: NDArray[np.float64]
-    loss: NDArray[np.float64]
-    validation_nll: NDArray[np.float64]
-    nfe: NDArray[np.float64]
-    best_step: int
-    steps: int
-    duration: float
-    skipped: int
-    reason: str
 
 
 class TrainingError(RuntimeError):
@@ -143,7 +66,8 @@ def fit(
 
     Raises:
         ValueError: The data does not fit the flow, or a number or name is out of range.
-        TrainingError: The very first steps failed over and over.
+        TrainingError: The steps failed over and over, or no validation could be scored, so that
+            there is no model worth keeping.
 
     Example:
         >>> from cnf.flow import ffjord
@@ -279,10 +203,11 @@ class _Run:
 
     def finish(self) -> History:
         """Leave the flow with the best weights, and the history as arrays."""
-        if not isfinite(self.best_nll) and self.failures:
+        if not isfinite(self.best_nll) and (self.failures or self.records):
             raise TrainingError(
-                f"Training failed {self.failures} steps in a row with nothing to keep. Lower the "
-                f"learning rate, or look for extreme values in the data. {self.failure}"
+                f"Training ended with nothing to keep: {self.failures} steps in a row failed, and "
+                f"none of {len(self.records)} validations could be scored. Lower the learning "
+                f"rate, or look for extreme values in the data. {self.failure}".rstrip()
             )
         if not self.records:  # interrupted before the first validation
             self.best_state, self.best_step = self.averaged.state_dict(), self.step
@@ -323,7 +248,7 @@ class _Run:
         self.optimizer.step()
         self._average()
         self.failures = 0
-        self.recent.append((value, loss.stats.evaluations / self.flow.solves))
+        self.recent.append((value, loss.stats.evaluations / max(1, self.flow.solves)))
         return self.recent[-1]
 
     def _skip(self, failure: str) -> tuple[float, float]:

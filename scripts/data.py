@@ -87,7 +87,9 @@ def open_rows(name: str, columns: tuple[str, ...], seed: int) -> tuple[Array, To
         ValueError: There is no such data, or its columns are not the model's.
     """
     if name in TOYS:
-        table = Table(name, TOYS[name].sample(TOY_ROWS["test"], seed), TOY_COLUMNS)
+        # A stream of its own: NumPy's generator of [seed, 0], the training rows', is that of seed.
+        fresh = TOYS[name].sample(TOY_ROWS["test"], np.random.default_rng([seed, len(TOY_ROWS)]))
+        table = Table(name, fresh, TOY_COLUMNS)
         return _select(table, columns), TOYS[name]
     table = load(name)
     rows = _select(table, columns)

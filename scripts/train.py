@@ -17,6 +17,7 @@ from cnf.callbacks import ProgressBar
 from cnf.datasets import TABLES, TOYS
 from cnf.fields import ACTIVATIONS
 from cnf.flow import Flow, ffjord
+from cnf.history import Event, History
 from cnf.layers import CNF
 from cnf.objectives import OBJECTIVES
 from cnf.recipes import RECIPES, Recipe, choose_recipe
@@ -26,7 +27,7 @@ from cnf.scripts.plot import plot
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say, seed
 from cnf.scripts.trained import METRICS, Gaussian, Trained
 from cnf.storage import save
-from cnf.training import Event, History, fit
+from cnf.training import fit
 
 # Every attribute of a recipe is an option that overrides it.
 HELP = {

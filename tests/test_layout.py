@@ -35,6 +35,7 @@ ORDER = [
     "cnf.storage",
     "cnf.recipes",
     "cnf.rows",
+    "cnf.history",
     "cnf.training",
     "cnf.callbacks",
     "cnf.plotting",

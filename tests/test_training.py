@@ -182,8 +182,39 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch, value):
 def test_failure_from_the_start_is_an_error_with_advice(monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "mle", failing(range(1, 1000), math.nan))
     recipe = dataclasses.replace(QUICK, validations=1)
-    with pytest.raises(training.TrainingError, match="20 steps in a row.*Lower the learning rate"):
+    with pytest.raises(
+        training.TrainingError, match="20 steps in a row failed.*Lower the learning rate"
+    ):
         cnf.fit(small_flow(), DATA, recipe=recipe, steps=100)
+
+
+def test_a_run_that_no_validation_could_score_is_an_error(monkeypatch):
+    """The untrained weights are not passed off as the best ones."""
+    monkeypatch.setattr(training, "mean_nll", lambda flow, rows: math.inf)
+    with pytest.raises(training.TrainingError, match="none of 10 validations could be scored"):
+        cnf.fit(small_flow(), DATA, recipe=QUICK, steps=20)
+
+
+def test_a_flow_without_a_solve_is_trained_too():
+    class Shift(cnf.layers.Layer):
+        name = "shift"
+
+        def __init__(self):
+            super().__init__()
+            self.by = torch.nn.Parameter(torch.zeros(2))
+
+        def push(self, z, context=None):
+            return cnf.layers.Mapped(z + self.by, z.new_zeros(len(z)))
+
+        def pull(self, x, context=None):
+            return cnf.layers.Mapped(x - self.by, x.new_zeros(len(x)))
+
+        def config(self):
+            return {}
+
+    flow = cnf.Flow(small_flow().base, [Shift()])
+    assert cnf.fit(flow, DATA, recipe=QUICK, steps=5).nfe[-1] == 0
+    assert flow.layers[0].by.min() > 0  # towards the data's mean of 10
 
 
 def test_failure_later_on_keeps_the_best_model(monkeypatch):

@@ -11,7 +11,7 @@ from cnf.ode.controllers import (
     row_max_norm,
     row_rms_norm,
 )
-from cnf.ode.gradients import GRADIENTS, Backsolve
+from cnf.ode.gradients import GRADIENTS, Backsolve, Checkpoint
 from cnf.ode.solution import Solution, SolveError, Stats, Status
 from cnf.ode.solve import solve
 from cnf.ode.tableaus import TABLEAUS, Tableau
@@ -20,6 +20,7 @@ __all__ = [
     "GRADIENTS",
     "TABLEAUS",
     "Backsolve",
+    "Checkpoint",
     "IController",
     "Norm",
     "PIController",

@@ -7,18 +7,19 @@ the output times and the tensors in `args`. A new mode is a new entry of `GRADIE
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from cnf.ode.arguments import take_rows
 from cnf.ode.controllers import Tolerance, rms_norm
-from cnf.ode.integrate import Dynamics, Run, Settings, Step, integrate
-from cnf.ode.step import Stages, advance, dense, end_slope
+from cnf.ode.integrate import Dynamics, Grid, Kept, Run, Settings, Step, integrate
+from cnf.ode.solution import SolveError, Tally
+from cnf.ode.step import Stages, advance, within
 from cnf.ode.tableaus import TABLEAUS
 
 Gradient = Callable[[Dynamics, Tensor, Tensor, Any, Settings], Run]
@@ -32,13 +33,32 @@ def backprop(f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings)
     return integrate(f, y0, ts, args, settings)
 
 
-def checkpoint(f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings) -> Run:
+@dataclass(frozen=True)
+class Checkpoint:
     """Keep the accepted steps' first states; on the way back replay one step at a time.
 
     Exact for the discrete solve, with the memory of one state for each step and one step's graph.
     Gradients reach the tensors in `args` and no others: a tensor caught in a closure gets none.
+
+    Attributes:
+        keep: Bytes for the activations of accepted steps, from the first on: a step whose
+            activations are kept is not replayed. 0 keeps none.
+
+    Example:
+        >>> from cnf.ode import solve
+        >>> rate, y0 = torch.tensor(-1.0, requires_grad=True), torch.ones(2)
+        >>> kept = Checkpoint(keep=2**20)
+        >>> solution = solve(lambda t, y, a: a * y, y0, [0.0, 1.0], rate, gradient=kept)
+        >>> solution.ys.sum().backward()
+        >>> solution.stats.backward
+        0
     """
-    return _apply(_Checkpoint, _Problem(f, settings), y0, ts, args)
+
+    keep: int = 0
+
+    def __call__(self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings) -> Run:
+        """Solve, with this way back."""
+        return _apply(_Checkpoint, _Problem(f, args, settings, self), y0, ts)
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,9 @@ class Backsolve:
         norm: `"state"`: the error norm leaves the gradient of the arguments out, which steers no
             trajectory (the seminorm of Kidger et al. 2021); `"full"`: it does not.
 
+    Where the forward solve has fixed steps, the way back goes through the same times, unless it has
+    a method of its own that estimates its error.
+
     Source: Chen et al. (2018), Neural ordinary differential equations, appendix B; Kidger, Chen &
     Lyons (2021), "Hey, that's not an ODE": faster ODE adjoints via seminorms.
     """
@@ -70,229 +93,279 @@ class Backsolve:
 
     def __call__(self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings) -> Run:
         """Solve, with this way back."""
-        return _apply(_Backsolve, _Problem(f, settings, self), y0, ts, args)
+        if self.method and not TABLEAUS[self.method].adaptive and settings.grid is None:
+            raise ValueError(
+                f"Expected a method with an error estimate for the way back of an adaptive solve; "
+                f"got {self.method!r}"
+            )
+        return _apply(_Backsolve, _Problem(f, args, settings, self), y0, ts)
 
 
 GRADIENTS: dict[str, Gradient] = {
     "backprop": backprop,
-    "checkpoint": checkpoint,
+    "checkpoint": Checkpoint(),
     "backsolve": Backsolve(),
 }
 
 
+@dataclass
+class _Problem:
+    """What goes into the autograd functions that is not a tensor, and the run that comes out."""
+
+    f: Dynamics
+    args: Any
+    settings: Settings
+    mode: Any
+    run: Run | None = None
+
+
 def _apply(
-    function: type[torch.autograd.Function],
-    problem: _Problem,
-    y0: Tensor,
-    ts: Tensor,
-    args: Any,
+    function: type[torch.autograd.Function], problem: _Problem, y0: Tensor, ts: Tensor
 ) -> Run:
     """Run an autograd function over the arguments' leaves; a plain solve where none wants it."""
-    leaves, problem.spec = tree_flatten(args)
+    leaves, _ = tree_flatten(problem.args)
     tensors = [leaf for leaf in (y0, ts, *leaves) if isinstance(leaf, Tensor)]
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         with torch.no_grad():
-            return integrate(problem.f, y0, ts, args, problem.settings)
+            return integrate(problem.f, y0, ts, problem.args, problem.settings)
     ys = function.apply(problem, y0, ts, *leaves)  # type: ignore[no-untyped-call]
+    assert problem.run is not None
     return replace(problem.run, ys=ys)
 
 
-@dataclass
-class _Problem:
-    """What goes through the autograd functions that is not a tensor, in both directions."""
+class _Leaves:
+    """The output times and the arguments once more, as leaves that gather gradients.
 
-    f: Dynamics
-    settings: Settings
-    backsolve: Backsolve | None = None
-    spec: TreeSpec = field(init=False)
-    run: Run = field(init=False)
+    Attributes:
+        ts: The output times.
+        args: The arguments.
+        wanted: The arguments' tensors that want a gradient.
+    """
 
+    def __init__(self, problem: _Problem, ts: Tensor, needs: tuple[bool, ...]) -> None:
+        leaves, spec = tree_flatten(problem.args)
+        self.ts = _leaf(ts, needs[0])
+        self.all = [
+            _leaf(leaf, needed) if isinstance(leaf, Tensor) else leaf
+            for leaf, needed in zip(leaves, needs[1:], strict=True)
+        ]
+        self.wanted = [leaf for leaf in self.all if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self.args = tree_unflatten(self.all, spec)
 
-def _forward(
-    ctx: Any, problem: _Problem, y0: Tensor, ts: Tensor, leaves: tuple[Any, ...], *, record: bool
-) -> Tensor:
-    args = tree_unflatten(leaves, problem.spec)
-    problem.run = integrate(problem.f, y0, ts, args, problem.settings, record=record)
-    ctx.problem = problem
-    ctx.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    ctx.save_for_backward(
-        ts,
-        None if record else problem.run.ys,
-        *(leaf if isinstance(leaf, Tensor) else None for leaf in leaves),
-    )
-    return problem.run.ys
-
-
-def _leaves(ctx: Any) -> tuple[list[Any], list[Tensor]]:
-    """The arguments' leaves, detached, and those of them that want a gradient."""
-    _, _, *tensors = ctx.saved_tensors
-    leaves = [
-        constant if tensor is None else _leaf(tensor, needed)
-        for tensor, constant, needed in zip(
-            tensors, ctx.constants, ctx.needs_input_grad[3:], strict=True
+    def grads(self) -> tuple[Tensor | None, ...]:
+        """What they gathered: of the times, and of every argument."""
+        return tuple(
+            leaf.grad if isinstance(leaf, Tensor) else None for leaf in (self.ts, *self.all)
         )
-    ]
-    wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-    return leaves, wanted
-
-
-def _grads(leaves: list[Any]) -> list[Tensor | None]:
-    return [leaf.grad if isinstance(leaf, Tensor) else None for leaf in leaves]
 
 
 class _Checkpoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: _Problem, y0: Tensor, ts: Tensor, *leaves: Any) -> Tensor:
-        return _forward(ctx, problem, y0, ts, leaves, record=True)
+    def forward(ctx: Any, problem: _Problem, y0: Tensor, ts: Tensor, *tensors: Any) -> Tensor:
+        tape = _Tape(problem, ts, ctx.needs_input_grad[2:])
+        problem.run = tape.record(y0)
+        ctx.tape = tape
+        ctx.missing = problem.run.missing
+        # That none of them is changed before the way back is what autograd sees to.
+        ctx.save_for_backward(ts, *(leaf for leaf in tensors if isinstance(leaf, Tensor)))
+        return problem.run.ys
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
-        ts = _leaf(ctx.saved_tensors[0], ctx.needs_input_grad[2])
-        leaves, wanted = _leaves(ctx)
-        wanted = [ts, *wanted] if ts.requires_grad else wanted
-        args = tree_unflatten(leaves, ctx.problem.spec)
-        adjoint = _sweep(ctx.problem, ts, args, wanted, grad_ys)
-        return None, adjoint, ts.grad, *_grads(leaves)
+        _ = ctx.saved_tensors
+        if ctx.missing is not None:
+            grad_ys = grad_ys.masked_fill(ctx.missing, 0.0)
+        return None, ctx.tape.sweep(grad_ys), *ctx.tape.leaves.grads()
+
+
+class _Tape:
+    """A solve's accepted steps, and the way back through them."""
+
+    def __init__(self, problem: _Problem, ts: Tensor, needs: tuple[bool, ...]) -> None:
+        self.f, self.settings, self.keep = problem.f, problem.settings, problem.mode.keep
+        self.leaves = _Leaves(problem, ts, needs)
+        with torch.enable_grad():
+            self.own_knots = self.settings.knots(self.leaves.ts)
+        self.knots = _leaf(self.own_knots, self.leaves.ts.requires_grad)
+        self.inputs = [leaf for leaf in (self.leaves.ts, self.knots) if leaf.requires_grad]
+        self.inputs += self.leaves.wanted
+        self.steps: list[Step] = []
+        self.tally = Tally()
+
+    def record(self, y0: Tensor) -> Run:
+        """Solve."""
+        ts, args = self.leaves.ts, self.leaves.args
+        run = integrate(
+            self.f,
+            y0.detach(),
+            ts,
+            args,
+            self.settings,
+            record=True,
+            keep=self.keep,
+            knots=self.knots,
+        )
+        self.steps, self.tally = run.steps, run.stats.tallies[0]
+        return run
+
+    def sweep(self, grad_ys: Tensor) -> Tensor:
+        """Carry the adjoint from the last output time to the first; the leaves gather theirs."""
+        for leaf in self.inputs:
+            leaf.grad = None
+        adjoint = torch.zeros_like(grad_ys[0])
+        for step in reversed(self.steps):
+            kept = step.kept or self.replay(step)
+            cotangents = [_take(adjoint, step.rows)]
+            cotangents += [
+                _take(_take(grad_ys[output.index], step.rows), output.rows)
+                for output in step.outputs
+            ]
+            y = kept.y
+            y.grad = None
+            torch.autograd.backward(
+                kept.ends, cotangents, inputs=[y, *self.inputs], retain_graph=kept is step.kept
+            )
+            assert y.grad is not None
+            before = _take(y.grad, kept.rows)
+            adjoint = before if step.rows is None else adjoint.index_copy(0, step.rows, before)
+        if self.knots.grad is not None:
+            torch.autograd.backward(self.own_knots, self.knots.grad, retain_graph=True)
+        return adjoint + grad_ys[0]
+
+    @torch.enable_grad()
+    def replay(self, step: Step) -> Kept:
+        """Repeat an accepted step under autograd."""
+        y = _leaf(step.y, True)
+        args = take_rows(self.leaves.args, step.rows)
+        calls = 0
+
+        def bound(t: Tensor, y: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return self.f(t, y, args)
+
+        t, h = step.times(self.knots)
+        f = bound if self.settings.jumps is None else within(bound, t, h)
+        stages = Stages(self.settings.tableau, y, buffered=False)
+        stages.restart(f(t, y))
+        taken = advance(f, stages, t, h, y)
+        ends = [taken.y1, *(output.values(taken, self.leaves.ts) for output in step.outputs)]
+        self.tally.add(calls, step.rows)
+        return Kept(y, ends)
 
 
 class _Backsolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: _Problem, y0: Tensor, ts: Tensor, *leaves: Any) -> Tensor:
-        return _forward(ctx, problem, y0, ts, leaves, record=False)
+    def forward(ctx: Any, problem: _Problem, y0: Tensor, ts: Tensor, *tensors: Any) -> Tensor:
+        problem.run = integrate(problem.f, y0, ts, problem.args, problem.settings)
+        ctx.back = _Back(problem, _Leaves(problem, ts, ctx.needs_input_grad[2:]), y0)
+        ctx.missing = problem.run.missing
+        saved = (leaf for leaf in tensors if isinstance(leaf, Tensor))
+        ctx.save_for_backward(problem.run.ys, ts, *saved)
+        return problem.run.ys
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
-        ts, ys = ctx.saved_tensors[:2]
-        leaves, wanted = _leaves(ctx)
-        args = take_rows(tree_unflatten(leaves, ctx.problem.spec), None)
-        back = _Back(ctx.problem, args, wanted, ys[0])
-        grad_ts = torch.zeros_like(ts)
-        adjoint, gradient = grad_ys[-1], back.nothing
-        for i in range(len(ts) - 1, 0, -1):
-            grad_ts[i] = (grad_ys[i] * back.slope(ts[i], ys[i])).sum()
-            adjoint, gradient = back.solve(ts[[i, i - 1]], ys[i], adjoint, gradient)
-            if i == 1:
-                grad_ts[0] = -(adjoint * back.slope(ts[0], ys[0])).sum()
-            adjoint = adjoint + grad_ys[i - 1]
-        back.hand_out(gradient)
-        return None, adjoint, grad_ts, *_grads(leaves)
+        ys = ctx.saved_tensors[0]
+        if ctx.missing is not None:
+            ys, grad_ys = (part.masked_fill(ctx.missing, 0.0) for part in (ys, grad_ys))
+        return None, ctx.back.sweep(ys, grad_ys), *ctx.back.leaves.grads()
 
 
 class _Back:
-    """The adjoint system of a problem, packed in one vector: state, adjoint, gradient."""
+    """The adjoint system of a problem, packed in one row: state, adjoint, gradient."""
 
-    def __init__(self, problem: _Problem, args: Any, wanted: list[Tensor], y: Tensor) -> None:
-        self.f, self.args, self.wanted, self.shape = problem.f, args, wanted, y.shape
-        self.sizes = [y.numel(), y.numel(), sum(leaf.numel() for leaf in wanted)]
-        self.nothing = y.new_zeros(self.sizes[2])
-        options = problem.backsolve
-        assert options is not None
+    def __init__(self, problem: _Problem, leaves: _Leaves, y: Tensor) -> None:
+        assert problem.run is not None
+        self.f, self.leaves, self.shape = problem.f, leaves, y.shape
+        self.args = take_rows(leaves.args, None)
+        self.sizes = [y.numel(), y.numel(), sum(leaf.numel() for leaf in leaves.wanted)]
+        self.forward, self.tally = problem.settings, problem.run.stats.tallies[0]
+        mode: Backsolve = problem.mode
         kept = sum(self.sizes[:2])
-        forward = problem.settings
+        tolerance = self.forward.tolerance
         self.settings = replace(
-            forward,
-            tableau=TABLEAUS[options.method] if options.method else forward.tableau,
+            self.forward,
+            tableau=TABLEAUS[mode.method] if mode.method else self.forward.tableau,
             tolerance=Tolerance(
-                _plain(options.rtol, forward.tolerance.rtol, y),
-                _plain(options.atol, forward.tolerance.atol, y),
-                rms_norm if options.norm == "full" else lambda ratio: rms_norm(ratio[:kept]),
+                _plain(tolerance.rtol if mode.rtol is None else mode.rtol),
+                _plain(tolerance.atol if mode.atol is None else mode.atol),
+                rms_norm if mode.norm == "full" else lambda ratio: rms_norm(ratio[:, :kept]),
             ),
             per_sample=False,
             grid=None,
             stops=None,
             observer=None,
         )
+        self.fixed = self.forward.grid is not None and not (
+            mode.method and self.settings.tableau.adaptive
+        )
+
+    def sweep(self, ys: Tensor, grad_ys: Tensor) -> Tensor:
+        """Carry the adjoint from the last output time to the first; the leaves gather theirs."""
+        ts = self.leaves.ts.detach()
+        knots = self.forward.knots(ts) if self.fixed else None
+        grad_ts = torch.zeros_like(ts)
+        adjoint, gradient = grad_ys[-1], ys.new_zeros(self.sizes[2])
+        for i in range(len(ts) - 1, 0, -1):
+            grad_ts[i] = (grad_ys[i] * self.slope(ts[i], ys[i])).sum()
+            settings = replace(self.settings, grid=_between(knots, ts[i], ts[i - 1]))
+            packed = torch.cat([ys[i].flatten(), adjoint.flatten(), gradient])[None]
+            run = integrate(self.dynamics, packed, ts[[i, i - 1]], None, settings)
+            self.tally.add(int(run.stats.evaluations))
+            if run.rows and settings.grid is None:
+                raise SolveError(run.solution(ts[[i, i - 1]]), "On the way back: ")
+            _, adjoint, gradient = run.ys[-1, 0].split(self.sizes)
+            adjoint = adjoint.view(self.shape)
+            if i == 1:
+                grad_ts[0] = -(adjoint * self.slope(ts[0], ys[0])).sum()
+            adjoint = adjoint + grad_ys[i - 1]
+        self.leaves.ts.grad = grad_ts
+        parts = gradient.split([leaf.numel() for leaf in self.leaves.wanted])
+        for leaf, part in zip(self.leaves.wanted, parts, strict=True):
+            leaf.grad = part.view_as(leaf)
+        return adjoint
 
     def slope(self, t: Tensor, y: Tensor) -> Tensor:
-        """The forward dynamics, in the time shape that the solve had."""
+        """The forward dynamics, with a time of the shape that these have."""
+        if self.forward.per_sample:
+            t = t.expand(len(y), *(1,) * (y.ndim - 1))
         return self.f(t, y, self.args)
 
     def dynamics(self, t: Tensor, packed: Tensor, _: Any) -> Tensor:
-        y, adjoint, _gradient = packed.split(self.sizes)
+        """The slope of state, adjoint and gradient."""
+        y, adjoint, _gradient = packed[0].split(self.sizes)
+        wanted = self.leaves.wanted
         with torch.enable_grad():
             leaf = _leaf(y.view(self.shape), True)
-            slope = self.f(t, leaf, self.args)
+            slope = self.slope(t, leaf)
             pulled = torch.autograd.grad(
-                slope, [leaf, *self.wanted], adjoint.view(self.shape), allow_unused=True
+                slope, [leaf, *wanted], adjoint.view(self.shape), allow_unused=True
             )
         parts = [
             torch.zeros_like(leaf) if part is None else part
-            for part, leaf in zip(pulled, [leaf, *self.wanted], strict=True)
+            for part, leaf in zip(pulled, [leaf, *wanted], strict=True)
         ]
-        return torch.cat([slope.detach().flatten(), *(-part.flatten() for part in parts)])
-
-    def solve(
-        self, ts: Tensor, y: Tensor, adjoint: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Adjoint and gradient at the second of two times, from those at the first."""
-        packed = torch.cat([y.flatten(), adjoint.flatten(), gradient])
-        run = integrate(self.dynamics, packed, ts, None, self.settings)
-        _, adjoint, gradient = run.ys[-1].split(self.sizes)
-        return adjoint.view(self.shape), gradient
-
-    def hand_out(self, gradient: Tensor) -> None:
-        """Give every leaf its part of the gradient."""
-        parts = gradient.split([leaf.numel() for leaf in self.wanted])
-        for leaf, part in zip(self.wanted, parts, strict=True):
-            leaf.grad = part.view_as(leaf)
+        return torch.cat([slope.detach().flatten(), *(-part.flatten() for part in parts)])[None]
 
 
-def _plain(chosen: float | Tensor | None, forward: float | Tensor, y: Tensor) -> float | Tensor:
-    """A tolerance of the packed vector: components' own tolerances serve state and adjoint."""
-    value = forward if chosen is None else chosen
-    return float(value.min()) if isinstance(value, Tensor) else value
+def _between(knots: Tensor | None, begin: Tensor, end: Tensor) -> Grid | None:
+    """The grid from one time back to another through the knots in between."""
+    if knots is None:
+        return None
+    inner = knots[(knots > torch.minimum(begin, end)) & (knots < torch.maximum(begin, end))].flip(0)
+    return lambda ts: torch.cat([ts[:1], inner, ts[-1:]])
 
 
-def _sweep(
-    problem: _Problem, ts: Tensor, args: Any, wanted: list[Tensor], grad_ys: Tensor
-) -> Tensor:
-    """Carry the adjoint from the last output time to the first; gradients gather in `wanted`."""
-    adjoint = torch.zeros_like(grad_ys[0])
-    for step in reversed(problem.run.steps):
-        before = _replay(problem, step, ts, args, wanted, (adjoint, grad_ys))
-        adjoint = before if step.rows is None else adjoint.index_copy(0, step.rows, before)
-    return adjoint + grad_ys[0]
+def _plain(tolerance: float | Tensor) -> float:
+    """A tolerance for all of the packed row: the least of the components' own."""
+    return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
 
 
-def _replay(
-    problem: _Problem,
-    step: Step,
-    ts: Tensor,
-    args: Any,
-    wanted: list[Tensor],
-    adjoints: tuple[Tensor, Tensor],
-) -> Tensor:
-    """Repeat one accepted step under autograd and pull the adjoint of its rows back through it."""
-    adjoint, grad_ys = (
-        whole if step.rows is None else whole.index_select(axis, step.rows)
-        for axis, whole in enumerate(adjoints)
-    )
-    y = _leaf(step.y, True)
-    with torch.enable_grad():
-        taken_args = take_rows(args, step.rows)
-
-        def f(t: Tensor, y: Tensor) -> Tensor:
-            return problem.f(t, y, taken_args)
-
-        t, h = step.times(ts[0], ts[-1] - ts[0])
-        stages = Stages(problem.settings.tableau, y, buffered=False)
-        stages.restart(f(t, y))
-        taken = advance(f, stages, t, h, y)
-        ends, cotangents = [taken.y1], [adjoint]
-        inside = None
-        for output in step.outputs:
-            values = taken.y1
-            if output.inside:
-                inside = inside or dense(taken, end_slope(f, taken))
-                values = inside((ts[output.index] - t) / h)
-            rows = slice(None) if output.rows is None else output.rows
-            ends.append(values[rows])
-            cotangents.append(grad_ys[output.index][rows])
-    torch.autograd.backward(ends, cotangents, inputs=[y, *wanted])
-    assert y.grad is not None
-    return y.grad
+def _take(whole: Tensor, rows: Tensor | None) -> Tensor:
+    return whole if rows is None else whole.index_select(0, rows)
 
 
 def _leaf(tensor: Tensor, needs_grad: bool) -> Tensor:

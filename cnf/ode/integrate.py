@@ -6,8 +6,11 @@ its error, crosses from the device to the host in each step.
 
 The loop knows nothing of gradients: run where autograd records, everything that it computes is
 differentiable; run where autograd does not, it is a plain solver whose accepted steps can be
-replayed one by one. The fractions are constants of the gradient: a step that starts at fraction s
-starts at the time t₀ + s (t₁ − t₀), and is differentiable in t₀ and t₁ through that.
+replayed one by one.
+
+A step lies between two knots: the first and the last output time, or neighbours in a grid of fixed
+steps. Where between them is a constant of the gradient: a step that starts at fraction s of the way
+starts at the time a + s (b − a), and is differentiable in the knots a and b through that.
 """
 
 from __future__ import annotations
@@ -20,17 +23,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 
 from cnf.ode.arguments import take_rows
 from cnf.ode.controllers import Controller, Tolerance, first_step_size
 from cnf.ode.lanes import CLOSE, Array, Control, Lanes, Mask
 from cnf.ode.outputs import Outputs
-from cnf.ode.solution import Stats, Status
-from cnf.ode.step import BoundDynamics, Stages, Taken, add_error_stages, advance, dense, end_slope
+from cnf.ode.solution import Solution, Stats, Status, Tally
+from cnf.ode.step import BoundDynamics, Stages, Taken, advance, within
 from cnf.ode.tableaus import Tableau
 
 Dynamics = Callable[[Tensor, Tensor, Any], Tensor]
 Observer = Callable[[str, Tensor, Tensor, Tensor], None]
+Grid = Callable[[Tensor], Tensor]
 
 STATUSES = tuple(Status)
 
@@ -48,8 +54,10 @@ class Settings:
         min_step: The smallest step, accepted whatever its error.
         max_step: The largest step.
         max_steps: The most steps for each lane, accepted and rejected.
-        grid: Times to step through with no error control; adaptive when None.
+        grid: Gives, from the output times, times to step through with no error control; adaptive
+            when None.
         stops: Times that a step has to end at.
+        jumps: Times where the dynamics jump: steps end there, and look at neither's other side.
         observer: Called with "step", "accept" or "reject", the step's start, state and size.
     """
 
@@ -61,9 +69,14 @@ class Settings:
     min_step: float = 0.0
     max_step: float = float("inf")
     max_steps: int = 10_000
-    grid: Tensor | None = None
+    grid: Grid | None = None
     stops: Tensor | None = None
+    jumps: Tensor | None = None
     observer: Observer | None = None
+
+    def knots(self, ts: Tensor) -> Tensor:
+        """The times that steps lie between, differentiable in the output times."""
+        return ts[[0, -1]] if self.grid is None else self.grid(ts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +93,28 @@ class Output:
     rows: Tensor | None
     inside: bool
 
+    def values(self, taken: Taken, ts: Tensor) -> Tensor:
+        """The states of its rows."""
+        last = self.index == len(ts) - 1  # there the step's end follows the time by itself
+        time = ts[self.index]
+        values = taken.inside(time) if self.inside else taken.y1 if last else taken.at_end(time)
+        return values if self.rows is None else values[self.rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The graph of a step.
+
+    Attributes:
+        y: The leaf that it starts from.
+        ends: What it comes to: the states at its end, and at each output time that it passes.
+        rows: Which rows of y those at its end belong to; None for all.
+    """
+
+    y: Tensor
+    ends: list[Tensor]
+    rows: Tensor | None = None
+
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -87,20 +122,26 @@ class Step:
 
     Attributes:
         rows: The rows of the batch that take it; None for all.
-        start: Where it starts, as a fraction: one number, or one for each row.
+        knot: Which of the knots it lies after.
+        start: Where it starts, as a fraction of the way to the next: one number, or one for each
+            row.
         size: Its size as a fraction, alike.
         y: The states that it starts from.
         outputs: The output times that it passes.
+        kept: Its graph, where that is kept.
     """
 
     rows: Tensor | None
+    knot: int
     start: float | Tensor
     size: float | Tensor
     y: Tensor
     outputs: tuple[Output, ...] = ()
+    kept: Kept | None = None
 
-    def times(self, begin: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
-        """The step's start time and signed size, differentiable in the whole's."""
+    def times(self, knots: Tensor) -> tuple[Tensor, Tensor]:
+        """Its start time and signed size, differentiable in the knots."""
+        begin, span = knots[self.knot], knots[self.knot + 1] - knots[self.knot]
         return begin + self.start * span, self.size * span
 
     def select(self, index: Tensor) -> Step:
@@ -108,7 +149,7 @@ class Step:
         assert isinstance(self.start, Tensor)
         assert isinstance(self.size, Tensor)
         rows = index if self.rows is None else self.rows[index]
-        return Step(rows, self.start[index], self.size[index], self.y[index])
+        return Step(rows, self.knot, self.start[index], self.size[index], self.y[index])
 
 
 @dataclass(eq=False)
@@ -131,9 +172,28 @@ class Run:
     times: Array
     stats: Stats
 
+    @property
+    def missing(self) -> Tensor | None:
+        """Where the outputs are NaN because a row did not get there; None where all did."""
+        return self.ys.isnan() if self.rows else None
+
+    def solution(self, ts: Tensor) -> Solution:
+        """What a user gets, with the output times."""
+        row_status = np.array(STATUSES, dtype=object)[self.status]
+        behind = np.abs(self.times - ts[-1].item()).argmax()
+        return Solution(ts, self.ys, row_status, self.stats, self.rows, float(self.times[behind]))
+
 
 def integrate(
-    f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings, *, record: bool = False
+    f: Dynamics,
+    y0: Tensor,
+    ts: Tensor,
+    args: Any,
+    settings: Settings,
+    *,
+    record: bool = False,
+    keep: int = 0,
+    knots: Tensor | None = None,
 ) -> Run:
     """Integrate dy/dt = f(t, y, args) from `ts[0]` to `ts[-1]`, with outputs at all of `ts`.
 
@@ -144,8 +204,12 @@ def integrate(
         args: The dynamics' arguments.
         settings: How to integrate.
         record: Whether to keep the accepted steps for a replay.
+        keep: Bytes for the graphs of recorded steps; times, knots and arguments are their leaves.
+        knots: What `settings.knots` gives, as a leaf.
     """
-    loop = _Loop(f, y0, ts, args, settings, record)
+    loop = _Loop(f, y0, ts, args, settings, settings.knots(ts) if knots is None else knots)
+    if record:
+        loop.steps, loop.room = [], keep
     loop.begin()
     while len(loop.lanes):
         loop.step()
@@ -156,16 +220,16 @@ class _Loop:
     """The loop's state: the lanes under way, and the tensors of the rows that they carry."""
 
     def __init__(
-        self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings, record: bool
+        self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings, knots: Tensor
     ) -> None:
         self.f, self.args, self.settings = f, args, settings
         self.per_sample = settings.per_sample
-        self.ts, self.whole = ts, (ts[0], ts[-1] - ts[0])
+        self.ts, self.knots = ts, knots
         self.clock = _Clock(ts)
         self.taus = self.clock.fractions(ts)
         self.batch = y0.shape[0] if y0.ndim else 1
         self.lanes = Lanes.start(
-            self.clock.control(settings, y0.dtype), self.batch if self.per_sample else 1
+            self.clock.control(settings, self.knots), self.batch if self.per_sample else 1
         )
         self.gone: list[Lanes] = []
         self.y = self.slope = self.ratio = y0
@@ -173,17 +237,21 @@ class _Loop:
         self.dead: Tensor | None = None  # rows that joint steps carry along but do not mind
         self.status = np.zeros(self.batch, dtype=np.int8)
         self.tries = 0
+        self.last = np.zeros(0), np.zeros(0, dtype=bool)  # of the last try: errors, and accepted
         self.outputs = Outputs(y0, len(ts))
-        self.steps: list[Step] | None = [] if record else None
+        self.steps: list[Step] | None = None  # the accepted ones, where they are recorded
+        self.room = 0  # bytes left for their graphs
         self._bind()
 
     def begin(self) -> None:
         """The first slopes and the first steps' sizes."""
-        self.slope = self.bound(self.ts[0], self.y)
+        self.slope = self._fresh_slope()
+        if self.settings.grid is not None:
+            return
         self.ratio = self.y + self.slope
         bad = ~_finite_rows(self.ratio)
         self._leave(self._drop_rows(bad) if bad.any() else np.zeros(len(self.lanes), dtype=bool))
-        if not len(self.lanes) or self.settings.grid is not None:
+        if not len(self.lanes):
             return
         if self.settings.first_step is not None:
             sizes = np.full(len(self.lanes), self.settings.first_step)
@@ -194,10 +262,21 @@ class _Loop:
 
     def step(self) -> None:
         """Try one step in every lane."""
+        if self.room > 0:
+            with torch.enable_grad(), Scale(self.args) as scale:
+                self._try(scale)
+            self.y, self.slope = self.y.detach(), self.slope.detach()
+        else:
+            self._try()
+        done, failed = self.lanes.done(), self._failures()
+        self._leave(done if failed is None else done | failed)
+
+    def _try(self, scale: Scale | None = None) -> None:
+        """One step in every lane; with a scale, one whose graph is weighed and perhaps kept."""
         lanes = self.lanes
         size = lanes.propose()
-        step = Step(self.rows, self._to_state(lanes.fraction), self._to_state(size), self.y)
-        taken = self._take(step)
+        step = self._plan(size)
+        taken = self._take(step, fresh=scale is not None)
         error = self._errors(taken)
         accept = lanes.accepts(size, error)
         lanes.adapt(size, error, accept)
@@ -206,15 +285,12 @@ class _Loop:
             kind = "accept" if accepted == len(accept) else "reject"
             self.settings.observer(kind, taken.t, taken.y0, taken.h)
         if accepted:
-            self._move_on(step, taken, accept)
+            self._move_on(step, taken, accept, scale)
         else:
             # The step's stages have taken the place that the slope before it had.
             self.slope = taken.stages[0]
-        lanes.evaluations = lanes.evaluations + self.calls
-        self.calls = 0
-        failed = self._failures(error, accept)
-        done = lanes.done()
-        self._leave(done if failed is None else done | failed)
+        self.tries += 1  # of every lane that is still under way
+        self.last = error, accept
 
     def end(self) -> Run:
         """The outputs, stacked, and the record."""
@@ -223,7 +299,9 @@ class _Loop:
         for lanes in self.gone:
             fractions[lanes.number] = np.minimum(lanes.fraction, 1.0)
             counts[:, lanes.number] = lanes.evaluations, lanes.accepted, lanes.rejected
-        stats = Stats(*counts) if self.per_sample else Stats(*counts[:, 0].tolist())
+        tally = Tally(np.zeros(self.batch, dtype=np.int64) if self.per_sample else 0)
+        numbers = counts if self.per_sample else counts[:, 0].tolist()
+        stats = Stats(*numbers, tallies=(tally,))
         ys = self.outputs.stack()
         times = self.clock.begin + fractions * self.clock.span
         return Run(ys, self.steps or [], self.status, self._worst_first(), times, stats)
@@ -247,6 +325,20 @@ class _Loop:
             return float(lanes[0])
         return torch.from_numpy(lanes).to(self.y).view(-1, *(1,) * (self.y.ndim - 1))
 
+    def _plan(self, size: Array) -> Step:
+        """The step to try in every lane."""
+        knot, start = 0, self.lanes.fraction
+        if self.settings.grid is not None:
+            knot, start, size = self.tries, np.zeros(len(size)), np.ones(len(size))
+        y = self.y.detach().requires_grad_() if self.room > 0 else self.y
+        return Step(self.rows, knot, self._to_state(start), self._to_state(size), y)
+
+    def _fresh_slope(self) -> Tensor:
+        """The slopes where the lanes stand, past a jump if there is one."""
+        t = self.knots[0] + self._to_state(self.lanes.fraction) * (self.knots[-1] - self.knots[0])
+        f = self.bound if self.settings.jumps is None else within(self.bound, t, self.knots[-1] - t)
+        return f(t, self.y)
+
     def _first_sizes(self) -> Array:
         direction = 1.0 if self.clock.span > 0 else -1.0
         tolerance = self.settings.tolerance
@@ -260,23 +352,25 @@ class _Loop:
 
         return first_step_size(size, change, self.y, self.slope, self.lanes.control.order)
 
-    def _take(self, step: Step) -> Taken:
-        t, h = step.times(*self.whole)
+    def _take(self, step: Step, *, fresh: bool) -> Taken:
+        """The step, with the slope that is at hand or, where its graph matters, a fresh one."""
+        t, h = step.times(self.knots)
         if self.settings.observer is not None:
             self.settings.observer("step", t, step.y, h)
-        self.stages.restart(self.slope)
-        taken = advance(self.bound, self.stages, t, h, step.y)
-        if self.settings.grid is None:
-            add_error_stages(self.bound, taken)
-        return taken
+        f = self.bound if self.settings.jumps is None else within(self.bound, t, h)
+        stages = self.stages
+        if fresh:
+            stages = Stages(self.settings.tableau, step.y, buffered=False)
+        stages.restart(f(t, step.y) if fresh else self.slope)
+        return advance(f, stages, t, h, step.y)
 
-    @torch.no_grad()
     def _errors(self, taken: Taken) -> Array:
         """The error of each lane's step in units of the tolerance."""
         if self.settings.grid is not None:
-            return np.zeros(1)
-        error = taken.stages.increment(taken.h, taken.stages.weights.e)
-        return self._norm(self.settings.tolerance.ratio(error, taken.y0, taken.y1))
+            return np.zeros(len(self.lanes))
+        error = taken.error()
+        with torch.no_grad():
+            return self._norm(self.settings.tolerance.ratio(error, taken.y0, taken.y1))
 
     def _norm(self, ratio: Tensor) -> Array:
         """One error for each lane."""
@@ -289,60 +383,69 @@ class _Loop:
         numbers: Array = errors.double().cpu().numpy()
         return numbers
 
-    def _move_on(self, step: Step, taken: Taken, accept: Mask) -> None:
-        """Take the accepted steps: outputs, record, new states and slopes."""
-        slope = end_slope(self.bound, taken)
-        outputs = self._output(taken, slope, accept)
-        if accept.all():
-            self.y, self.slope = taken.y1, slope
+    def _move_on(self, step: Step, taken: Taken, accept: Mask, scale: Scale | None) -> None:
+        """Take the accepted steps: outputs, new states and slopes, record."""
+        outputs, values = self._output(taken, accept)
+        chosen = None
+        if self.lanes.done().all():
+            self.y = taken.y1
+        elif accept.all():
+            self.y, self.slope = taken.y1, taken.end_slope
         else:
             chosen = torch.from_numpy(accept).to(self.y.device)
             mask = _as_mask(chosen, self.y)
             self.y = torch.where(mask, taken.y1, taken.y0)
-            self.slope = torch.where(mask, slope, taken.stages[0])
-            step = step.select(chosen.nonzero().flatten())
-        if self.steps is not None:
-            self.steps.append(replace(step, outputs=outputs))
+            self.slope = torch.where(mask, taken.end_slope, taken.stages[0])
+            chosen = chosen.nonzero().flatten()
+        jumped = self.lanes.at_jump()
+        if jumped.any():
+            mask = _as_mask(torch.from_numpy(jumped).to(self.y.device), self.y)
+            self.slope = torch.where(mask, self._fresh_slope(), self.slope)
+        if self.steps is None:
+            return
+        step = replace(step if chosen is None else step.select(chosen), outputs=outputs)
+        if scale is not None:
+            self.room -= scale.bytes
+            if self.room >= 0:
+                ends = [taken.y1 if chosen is None else taken.y1[chosen], *values]
+                step = replace(step, kept=Kept(taken.y0, ends, chosen))
+        self.steps.append(step)
 
-    def _output(self, taken: Taken, slope: Tensor, accept: Mask) -> tuple[Output, ...]:
+    def _output(self, taken: Taken, accept: Mask) -> tuple[tuple[Output, ...], list[Tensor]]:
         """The states at the output times that the accepted steps pass."""
         lanes = self.lanes
         if lanes.fraction.max() < self.taus[lanes.passed.min()] - CLOSE:
-            return ()
+            return (), []
         reached = np.searchsorted(self.taus, lanes.fraction + CLOSE, side="right")
-        outputs = []
-        inside = None
+        outputs, values = [], []
         for i in range(lanes.passed.min(), reached.max()):
             here = (lanes.passed <= i) & (i < reached)
             if not here.any():
                 continue
-            interior = bool((self.taus[i] < lanes.fraction[here] - CLOSE).any())
-            values = taken.y1
-            if interior:
-                inside = inside or dense(taken, slope)
-                values = inside((self.ts[i] - taken.t) / taken.h)
-            self._add(i, values, here)
-            rows = None if here.sum() == accept.sum() else self._index(here[accept])
-            outputs.append(Output(i, rows, interior))
+            inside = bool((self.taus[i] < lanes.fraction[here] - CLOSE).any())
+            rows = None if here.all() else self._index(here)
+            values.append(Output(i, rows, inside).values(taken, self.ts))
+            self._add(i, rows, values[-1])
+            chosen = None if here.sum() == accept.sum() else self._index(here[accept])
+            outputs.append(Output(i, chosen, inside))
         lanes.passed = reached
-        return tuple(outputs)
+        return tuple(outputs), values
 
-    def _add(self, i: int, values: Tensor, here: Mask) -> None:
+    def _add(self, index: int, rows: Tensor | None, values: Tensor) -> None:
         if self.dead is not None:
             values = values.masked_fill(_as_mask(self.dead, values), torch.nan)
-        if here.all():
-            self.outputs.add(i, self.rows, values)
-            return
-        index = self._index(here)
-        self.outputs.add(i, index if self.rows is None else self.rows[index], values[index])
+        whole = self.rows if rows is None else rows if self.rows is None else self.rows[rows]
+        self.outputs.add(index, whole, values)
 
     def _index(self, mask: Mask) -> Tensor:
         return torch.from_numpy(np.flatnonzero(mask)).to(self.y.device)
 
-    def _failures(self, error: Array, accept: Mask) -> Mask | None:
+    def _failures(self) -> Mask | None:
         """Which lanes can go no further; their rows are marked with the reason."""
-        self.tries += 1  # of every lane that is still under way
+        error, accept = self.last
         failed = None
+        if self.settings.grid is not None and self.lanes.done().all():
+            self._mark_rows(np.flatnonzero(~_finite_rows(self.y).cpu().numpy()), Status.NOT_FINITE)
         if not accept.all():
             bad = ~np.isfinite(error)
             self.stages.clean = not bad.any()
@@ -375,6 +478,9 @@ class _Loop:
             return rows
         self._mark_rows(np.flatnonzero(rows), Status.NOT_FINITE)
         self.dead = bad if self.dead is None else bad | self.dead
+        self.y, self.slope = (
+            part.masked_fill(_as_mask(bad, part), 0.0) for part in (self.y, self.slope)
+        )
         return np.array([bool(self.dead.all())])
 
     def _mark(self, lanes: Mask, status: Status) -> None:
@@ -409,6 +515,23 @@ class _Loop:
         return tuple(sorted(rows, key=lambda row: -last[row].item()))
 
 
+class Scale(saved_tensors_hooks):
+    """Weighs what autograd saves while it is open, the leaves and arguments left out."""
+
+    def __init__(self, args: Any) -> None:
+        tensors = (leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+        self.seen = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        self.bytes = 0
+        super().__init__(self._weigh, lambda tensor: tensor)
+
+    def _weigh(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor.detach()
+
+
 class _Clock:
     """Times as fractions of the way from the first output time to the last."""
 
@@ -421,12 +544,16 @@ class _Clock:
         numbers: Array = times.detach().double().cpu().numpy()
         return (numbers - self.begin) / self.span
 
-    def control(self, settings: Settings, dtype: torch.dtype) -> Control:
+    def control(self, settings: Settings, knots: Tensor) -> Control:
         """The settings of the control, in fractions."""
-        stops = np.ones(1)
-        given = settings.stops if settings.grid is None else settings.grid
-        if given is not None:
-            stops = np.unique(np.append(self.fractions(given), 1.0))
+        stops = jumps = np.ones(1)
+        if settings.jumps is not None:
+            jumps = self.fractions(settings.jumps)
+        if settings.grid is not None:
+            stops = np.append(self.fractions(knots)[1:-1], 1.0)
+        elif settings.stops is not None or settings.jumps is not None:
+            given = [] if settings.stops is None else self.fractions(settings.stops)
+            stops = np.unique(np.concatenate([given, jumps, [1.0]]))
             stops = stops[(stops > CLOSE) & (stops <= 1)]
         largest = max(abs(self.begin), abs(self.begin + self.span))
         return Control(
@@ -434,9 +561,10 @@ class _Clock:
             order=(settings.tableau.error_order or 0) + 1,
             min_step=settings.min_step / self.length,
             max_step=settings.max_step / self.length,
-            resolution=4 * torch.finfo(dtype).eps * largest / self.length,
+            resolution=4 * torch.finfo(knots.dtype).eps * largest / self.length,
             stops=stops,
             grid=settings.grid is not None,
+            jumps=None if settings.jumps is None else jumps[(jumps > CLOSE) & (jumps < 1 - CLOSE)],
         )
 
 

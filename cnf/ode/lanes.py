@@ -22,6 +22,10 @@ Mask = NDArray[np.bool_]
 # adding up steps in float64 loses.
 CLOSE = 1e-12
 
+# After a step whose error is not finite nothing is known of the size that would do: the next is
+# shorter by this factor, by its square, its fourth power … A row that is beyond help fails soon.
+BLIND = 0.2
+
 
 @dataclass(frozen=True, eq=False)
 class Control:
@@ -35,6 +39,7 @@ class Control:
         resolution: A rejected step smaller than this is a failure.
         stops: Where a step has to end, in order; the last is 1.
         grid: Whether steps go from each stop to the next with no error control.
+        jumps: Those of the stops where the dynamics jump; None for none.
     """
 
     controller: Controller
@@ -44,6 +49,7 @@ class Control:
     resolution: float
     stops: Array
     grid: bool
+    jumps: Array | None
 
 
 @dataclass(eq=False)
@@ -57,6 +63,7 @@ class Lanes:
         size: The size of the step it would like to try.
         previous: The error of its last accepted step.
         good: The size after its last accepted step.
+        blind: Steps tried since then whose error was not finite.
         passed: How many output times it has passed.
         evaluations: Evaluations of the dynamics.
         accepted: Accepted steps.
@@ -69,6 +76,7 @@ class Lanes:
     size: Array
     previous: Array
     good: Array
+    blind: Array
     passed: Counts
     evaluations: Counts
     accepted: Counts
@@ -85,6 +93,7 @@ class Lanes:
             size=zeros,
             previous=np.ones(count),
             good=zeros,
+            blind=zeros,
             passed=counts + 1,
             evaluations=counts,
             accepted=counts,
@@ -102,12 +111,12 @@ class Lanes:
     def propose(self) -> Array:
         """The sizes to try: up to the next stop, and two halves rather than a sliver before it."""
         stops = self.control.stops
+        if self.control.grid:
+            return stops[self.accepted] - self.fraction
         if len(stops) == 1:
             rest = 1.0 - self.fraction
         else:
             rest = stops[np.searchsorted(stops, self.fraction + CLOSE, "right")] - self.fraction
-        if self.control.grid:
-            return rest
         size = np.clip(self.size, self.control.min_step, self.control.max_step)
         return np.where(size >= rest, rest, np.minimum(size, rest / 2))
 
@@ -128,6 +137,9 @@ class Lanes:
             return
         order = self.control.order
         proposed = size * self.control.controller.factors(error, self.previous, order)
+        blind = ~np.isfinite(error) if rejected else None
+        if blind is not None and blind.any():
+            proposed = np.where(blind, size * BLIND**2.0**self.blind, proposed)
         # A step that was cut short to end on a stop says little of the next one's size.
         cut = size < 0.99 * self.size
         kept = np.where(cut, np.maximum(proposed, self.size), proposed)
@@ -136,8 +148,17 @@ class Lanes:
             self.size = np.where(accept, kept, proposed)
             self.previous = np.where(accept, error, self.previous)
             self.good = np.where(accept, kept, self.good)
+            self.blind = np.where(accept, 0.0, self.blind + blind)
         else:
-            self.size, self.previous, self.good = kept, error, kept
+            self.size, self.previous, self.good, self.blind = kept, error, kept, np.zeros(len(kept))
+
+    def at_jump(self) -> Mask:
+        """Which lanes stand where the dynamics jump."""
+        jumps = self.control.jumps
+        if jumps is None:
+            return np.zeros(len(self), dtype=bool)
+        near: Mask = (np.abs(self.fraction[:, None] - jumps) < CLOSE).any(1)
+        return near
 
     def done(self) -> Mask:
         """Which lanes have come to the last output time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -34,12 +34,33 @@ class Status(Enum):
 Count = int | NDArray[np.int64]
 
 
+@dataclass(eq=False)
+class Tally:
+    """A count of evaluations that goes on after the solve, on its ways back."""
+
+    count: Count = 0
+
+    def add(self, calls: int, rows: Tensor | None = None) -> None:
+        """Count calls with all rows, or with some."""
+        if rows is None:
+            self.count = self.count + calls
+        else:
+            assert isinstance(self.count, np.ndarray)
+            self.count[rows.cpu().numpy()] += calls
+
+
 @dataclass(frozen=True, eq=False)
 class Stats:
     """What a solve cost: evaluations of the dynamics, accepted and rejected steps.
 
     Each is a number for the whole batch with joint steps, an array with one for each row with
     per-sample steps. Statistics of solves that follow one another add up.
+
+    Attributes:
+        evaluations: Evaluations forward.
+        accepted: Accepted steps.
+        rejected: Rejected steps.
+        tallies: Those of the evaluations backward.
 
     Example:
         >>> Stats(7, 1, 0) + Stats(13, 2, 0)
@@ -49,12 +70,23 @@ class Stats:
     evaluations: Count = 0
     accepted: Count = 0
     rejected: Count = 0
+    tallies: tuple[Tally, ...] = field(default=(), repr=False)
+
+    @property
+    def backward(self) -> Count:
+        """Evaluations backward: of the dynamics in replays, of the adjoint system in backsolve.
+
+        None until the gradient is asked for.
+        """
+        total: Count = sum((tally.count for tally in self.tallies), start=0)
+        return total
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(
             self.evaluations + other.evaluations,
             self.accepted + other.accepted,
             self.rejected + other.rejected,
+            self.tallies + other.tallies,
         )
 
 
@@ -94,15 +126,15 @@ class SolveError(RuntimeError):
         solution: What was solved until then.
     """
 
-    def __init__(self, solution: Solution) -> None:
+    def __init__(self, solution: Solution, preface: str = "") -> None:
         self.solution = solution
-        super().__init__(_message(solution))
+        super().__init__(preface + _message(solution))
 
 
 def _message(solution: Solution) -> str:
     shown = ", ".join(str(row) for row in solution.rows[:5])
     more = f" and {len(solution.rows) - 5} more" if len(solution.rows) > 5 else ""
-    where = f" (rows {shown}{more})" if shown else ""
+    where = f" (rows {shown}{more})" if len(solution.row_status) > 1 else ""
     stats = solution.stats
     return (
         f"{solution.status.value} Stopped at t = {solution.last_time:.6g}{where} after up to "

@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from math import ceil, inf
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,9 +19,9 @@ from cnf.ode.controllers import (
     row_rms_norm,
 )
 from cnf.ode.gradients import GRADIENTS, Gradient
-from cnf.ode.integrate import STATUSES, Dynamics, Observer, Settings
+from cnf.ode.integrate import Dynamics, Grid, Observer, Settings
 from cnf.ode.solution import Solution, SolveError
-from cnf.ode.tableaus import TABLEAUS
+from cnf.ode.tableaus import TABLEAUS, Tableau
 
 # What reduces the error ratios where the caller does not say: over the batch, or over each row.
 ROW_NORMS: dict[str, Norm] = {"joint": rms_norm, "per_sample": row_rms_norm}
@@ -45,7 +44,8 @@ def solve(
     max_step: float = inf,
     max_steps: int = 10_000,
     step_size: float | Tensor | None = None,
-    stops: Tensor | None = None,
+    stops: Tensor | Sequence[float] | None = None,
+    jumps: Tensor | Sequence[float] | None = None,
     gradient: str | Gradient = "checkpoint",
     observer: Observer | None = None,
     on_failure: Literal["raise", "return"] = "raise",
@@ -76,11 +76,14 @@ def solve(
         max_step: The largest step.
         max_steps: The most steps, accepted and rejected, for the batch or for each row.
         step_size: Steps of this size, or from each to the next of these times, with no error
-            control; joint steps only.
+            control: what a method without an error estimate needs, and any other can have. They are
+            differentiable in t₀, t_T and the times that are among `t` as well.
         stops: Times between t₀ and t_T that a step has to end at.
-        gradient: `"checkpoint"`, `"backprop"` or `"backsolve"`, or a `Backsolve` of one's own, see
-            `cnf.ode.gradients`. The first two are exact for the discrete solve, to y0, t and args,
-            with the steps' relative sizes as constants; the third has constant memory.
+        jumps: Such times where f jumps: a step that ends or starts there sees f on its own side.
+        gradient: `"checkpoint"`, `"backprop"` or `"backsolve"`, or a `Checkpoint` or `Backsolve` of
+            one's own, see `cnf.ode.gradients`. The first two are exact for the discrete solve, to
+            y0, t and args, with the adaptive steps' relative sizes as constants; the third has
+            constant memory.
         observer: Called as `observer(kind, t, y, h)` with kind "step" before each step tried, then
             "accept" or "reject".
         on_failure: Whether a solve some of whose rows do not reach the last time raises or is
@@ -119,8 +122,9 @@ def solve(
         min_step=min_step,
         max_step=_positive("max_step", max_step),
         max_steps=_positive("max_steps", max_steps),
-        grid=_grid(step_size, ts, per_sample),
-        stops=None if stops is None else stops.detach(),
+        grid=_grid(step_size, ts, tableau),
+        stops=_inner("stops", stops, ts),
+        jumps=_inner("jumps", jumps, ts),
         observer=observer,
     )
     if per_sample and y0.ndim == 0:
@@ -128,33 +132,57 @@ def solve(
     if isinstance(gradient, str):
         gradient = GRADIENTS[_known("gradient", gradient, GRADIENTS)]
     run = gradient(f, y0, ts, args, settings)
-    row_status = np.array(STATUSES, dtype=object)[run.status]
-    behind = np.abs(run.times - ts[-1].item()).argmax()
-    solution = Solution(ts, run.ys, row_status, run.stats, run.rows, float(run.times[behind]))
+    solution = run.solution(ts)
     if on_failure == "raise" and solution.rows:
         raise SolveError(solution)
     return solution
 
 
-def _grid(step_size: float | Tensor | None, ts: Tensor, per_sample: bool) -> Tensor | None:
-    """The times of fixed steps; None for adaptive ones."""
+def _grid(step_size: float | Tensor | None, ts: Tensor, tableau: Tableau) -> Grid | None:
+    """What gives the times of fixed steps; None for adaptive ones."""
     if step_size is None:
-        return None
-    if per_sample:
-        raise ValueError("Expected joint steps with step_size; got per-sample steps")
-    begin, end = float(ts[0]), float(ts[-1])
-    if isinstance(step_size, Tensor):
-        grid = step_size.detach().to(ts)
-        gaps = grid.diff() * (1.0 if end > begin else -1.0)
-        if not ((gaps > 0).all() and float(grid[0]) == begin and float(grid[-1]) == end):
+        if not tableau.adaptive:
             raise ValueError(
-                f"Expected step_size to be times from {begin} to {end} in order; "
-                f"got {grid.tolist()}"
+                f"Expected step_size with method {tableau.name!r}, which has no error estimate to "
+                "choose its steps by; got None"
             )
-        return grid
-    steps = max(1, ceil(abs(end - begin) / _positive("step_size", step_size) - 1e-9))
-    sizes = torch.arange(steps, dtype=torch.float64) * step_size * (1 if end > begin else -1)
-    return torch.cat([begin + sizes, torch.tensor([end], dtype=torch.float64)])
+        return None
+    begin, end = ts[0].item(), ts[-1].item()
+    ahead = 1.0 if end > begin else -1.0
+    if not isinstance(step_size, Tensor):
+        steps = max(1, ceil(abs(end - begin) / _positive("step_size", step_size) - 1e-9))
+        gaps = torch.arange(steps, dtype=ts.dtype, device=ts.device) * (ahead * step_size)
+        return lambda ts: torch.cat([ts[:1] + gaps, ts[-1:]])
+    times = step_size.to(ts)
+    if not (
+        times.ndim == 1
+        and times.detach()[[0, -1]].equal(ts.detach()[[0, -1]])
+        and bool((ahead * times.detach().diff() > 0).all())
+    ):
+        raise ValueError(
+            f"Expected step_size to be times from {begin:g} to {end:g} in order; "
+            f"got {step_size.tolist()}"
+        )
+    return lambda ts: _snapped(times, ts)
+
+
+def _snapped(times: Tensor, ts: Tensor) -> Tensor:
+    """`times`, with those among `ts` taken from there."""
+    place = (ts[:, None] == times).to(torch.int8)
+    return torch.where(place.any(0), ts[place.argmax(0)], times)
+
+
+def _inner(what: str, times: Tensor | Sequence[float] | None, ts: Tensor) -> Tensor | None:
+    """The times between the first and the last, as a tensor, checked."""
+    if times is None:
+        return None
+    found = torch.as_tensor(times, dtype=torch.float64).detach().to(ts.device)
+    low, high = ts.detach()[[0, -1]].sort().values.tolist()
+    if found.ndim != 1 or not bool(((low <= found) & (found <= high)).all()):
+        raise ValueError(
+            f"Expected {what} to be times between {low:g} and {high:g}; got {found.tolist()}"
+        )
+    return found
 
 
 def _times(t: Tensor | Sequence[float], y0: Tensor) -> Tensor:

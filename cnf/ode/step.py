@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from cnf.ode.interpolation import interpolate
+from cnf.ode.interpolation import bootstrap_middle, interpolate
 from cnf.ode.tableaus import Tableau, tableau_tensors
 
 BoundDynamics = Callable[[Tensor, Tensor], Tensor]
@@ -73,15 +74,70 @@ class Stages:
         return weights[:count] @ torch.stack(self.slopes).view(count, -1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Taken:
-    """What a step comes to: where it starts and ends, and the slopes that dense output needs."""
+    """What a step comes to.
 
+    Attributes:
+        f: The dynamics that it was taken with.
+        t: Where it starts, a scalar or one for each row.
+        h: Its signed size, alike.
+        y0: The state at its start.
+        y1: The state at its end.
+        stages: Its slopes.
+    """
+
+    f: BoundDynamics
     t: Tensor
     h: Tensor
     y0: Tensor
     y1: Tensor
     stages: Stages
+
+    @cached_property
+    def end_slope(self) -> Tensor:
+        """The slope at its end, the next step's first stage."""
+        if not self.stages.tableau.first_same_as_last:
+            return self.f(self.t + self.h, self.y1)
+        self._evaluate(self.stages.tableau.stages)
+        return self.stages[-1]
+
+    def error(self) -> Tensor:
+        """The estimate of its error, at the price of the stages that only this needs."""
+        assert self.stages.weights.e is not None
+        self._evaluate(self.stages.tableau.error_stages)
+        return self.stages.increment(self.h, self.stages.weights.e)
+
+    @cached_property
+    def middle(self) -> Tensor | None:
+        """The state at its middle to order 4, where dense output takes it."""
+        kind, mid = self.stages.tableau.dense, self.stages.weights.mid
+        slopes = self.stages[0], self.end_slope
+        if kind == "bootstrap":
+            return bootstrap_middle(self.f, self.t, self.h, self.y0, self.y1, *slopes)
+        return None if mid is None else self.stages.state(self.y0, self.h, mid)
+
+    def inside(self, time: Tensor) -> Tensor:
+        """The state at a time inside the step, by dense output."""
+        slopes = self.stages[0], self.end_slope
+        theta = (time - self.t) / self.h
+        return interpolate(theta, self.h, self.y0, self.y1, *slopes, self.middle)
+
+    def at_end(self, time: Tensor) -> Tensor:
+        """The state at its end, where `time` is; differentiable in it."""
+        if not (time.requires_grad and torch.is_grad_enabled()):
+            return self.y1
+        return self.y1 + self.end_slope * (time - (self.t + self.h))
+
+    def _evaluate(self, count: int) -> None:
+        """Evaluate the stages up to a number of them."""
+        stages, tableau = self.stages, self.stages.tableau
+        for i in range(len(stages), count):
+            if tableau.first_same_as_last and i == tableau.stages - 1:
+                stages.append(self.f(self.t + self.h, self.y1))
+            else:
+                y = stages.state(self.y0, self.h, stages.weights.a[i])
+                stages.append(self.f(self.t + stages.weights.c[i] * self.h, y))
 
 
 def advance(f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor, y: Tensor) -> Taken:
@@ -99,32 +155,17 @@ def advance(f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor, y: Tensor) -
     times = torch.addcmul(t, c, h).unbind()
     for i in range(1, stages.tableau.solution_stages):
         stages.append(f(times[i], stages.state(y, h, weights.a[i])))
-    return Taken(t, h, y, stages.state(y, h, weights.b), stages)
+    return Taken(f, t, h, y, stages.state(y, h, weights.b), stages)
 
 
-def add_error_stages(f: BoundDynamics, taken: Taken) -> None:
-    """Evaluate the stages that only the error estimate and the next step need."""
-    stages, tableau = taken.stages, taken.stages.tableau
-    for i in range(len(stages), tableau.stages):
-        if tableau.first_same_as_last and i == tableau.stages - 1:
-            stages.append(f(taken.t + taken.h, taken.y1))
-        else:
-            y = stages.state(taken.y0, taken.h, stages.weights.a[i])
-            stages.append(f(taken.t + stages.weights.c[i] * taken.h, y))
+def within(f: BoundDynamics, t: Tensor, h: Tensor) -> BoundDynamics:
+    """`f` looked at just inside a step where it is asked for at the step's ends, as it may jump."""
+    first, last = t.detach(), (t + h).detach()
+    after, before = torch.nextafter(first, last), torch.nextafter(last, first)
+    low, high = torch.minimum(after, before), torch.maximum(after, before)
 
+    def inside(time: Tensor, y: Tensor) -> Tensor:
+        value = time.detach()
+        return f(time + (torch.clamp(value, low, high) - value), y)
 
-def end_slope(f: BoundDynamics, taken: Taken) -> Tensor:
-    """The slope at the end of a step, the next step's first stage."""
-    if not taken.stages.tableau.first_same_as_last:
-        return f(taken.t + taken.h, taken.y1)
-    add_error_stages(f, taken)
-    return taken.stages[-1]
-
-
-def dense(taken: Taken, slope1: Tensor) -> Callable[[Tensor], Tensor]:
-    """The states inside a step as a function of the fraction θ of it."""
-    stages, h, y0, y1 = taken.stages, taken.h, taken.y0, taken.y1
-    slope0 = stages[0]
-    mid = stages.weights.mid
-    middle = None if mid is None else stages.state(y0, h, mid)
-    return lambda theta: interpolate(theta, h, y0, y1, slope0, slope1, middle)
+    return inside

@@ -93,6 +93,11 @@ class Tableau:
         return max(i for i, weight in enumerate(self.b, start=1) if weight != 0)
 
     @property
+    def error_stages(self) -> int:
+        """Number of leading stages that the error estimate depends on."""
+        return max((i for i, weight in enumerate(self.e or (), start=1) if weight != 0), default=0)
+
+    @property
     def dense(self) -> Literal["cubic", "quartic", "bootstrap"]:
         """How the states inside a step are found, to order 4 or the method's own if that is less.
 

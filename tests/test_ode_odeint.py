@@ -74,7 +74,10 @@ def assert_same_calls(func, y0, t, inputs, solvers=BOTH, close=1e-6, **keywords)
 @pytest.mark.parametrize("method", FIXED)
 def test_fixed_steps_are_those_of_torchdiffeq(method, options, reverse):
     y0, t = wanting(3, 2), times(reverse)
-    assert_same_calls(swing, y0, t, (y0, t), close=1e-13, method=method, options=options)
+    # Our cubic states between the steps of rk4 are of an order more.
+    better = method == "rk4" and "interp" in (options or {})
+    close = 1e-3 if better else 1e-13
+    assert_same_calls(swing, y0, t, (y0, t), close=close, method=method, options=options)
 
 
 @pytest.mark.parametrize("solver", BOTH)
@@ -619,18 +622,19 @@ def test_adjoint_gradients(keywords, reverse):
 @pytest.mark.parametrize("interp", ["linear", "cubic"])
 @pytest.mark.parametrize("method", ["euler", "rk4"])
 def test_adjoint_gradients_of_fixed_steps(method, options, interp):
-    """Its discretisation differs from torchdiffeq's by that of the method."""
+    """They are those of the outputs, which between steps are interpolated."""
     field, y0 = Field(), wanting(4, 2)
     options = options and options | {"interp": interp}
     t = torch.linspace(0, 1, 21 if options is None else 4, dtype=torch.float64)
     inputs = (y0, *field.net.parameters())
     ours, theirs = (s(field, y0, t, method=method, options=options) for s in BOTH_ADJOINT)
-    # Its cubic states between the steps of rk4 are of lower order than ours.
+    # Our cubic states between the steps of rk4 are of an order more.
     close = 1e-4 if (method, interp) == ("rk4", "cubic") else 1e-12
     torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
-    ours, theirs = gradients(ours, inputs), gradients(theirs, inputs)
-    close = 1e-4 if method == "rk4" else 0.2
-    torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
+    straight = odeint(field, y0, t, method=method, options=options)
+    found, expected = gradients(ours, inputs), gradients(straight, inputs)
+    close = 1e-5 if method == "rk4" else 0.2
+    torch.testing.assert_close(found, expected, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("solver", BOTH_ADJOINT)

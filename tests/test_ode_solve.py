@@ -165,7 +165,7 @@ def test_a_jump_makes_the_step_too_small():
         ({"t": [0.0, 0.0]}, "strictly"),
         ({"t": [0.0, math.nan]}, "strictly"),
         ({"y0": torch.ones(2, dtype=torch.int64)}, "floating dtype; got torch.int64"),
-        ({"method": "dopri6"}, "method to be one of dopri5.*; got 'dopri6'"),
+        ({"method": "dopri6"}, "method to be one of .*dopri5.*; got 'dopri6'"),
         ({"gradient": "adjoint"}, "gradient to be one of"),
         ({"rtol": -1.0}, "rtol to be a number of at least 0"),
         ({"max_steps": 0}, "max_steps to be above 0"),

@@ -245,7 +245,10 @@ class _Loop:
 
     def begin(self) -> None:
         """The first slopes and the first steps' sizes."""
-        self.slope = self._fresh_slope()
+        begin = self.knots[0]
+        if self.per_sample:
+            begin = begin.expand(self.batch, *(1,) * (self.y.ndim - 1))
+        self.slope = self._fresh_slope(begin)
         if self.settings.grid is not None:
             return
         self.ratio = self.y + self.slope
@@ -333,9 +336,8 @@ class _Loop:
         y = self.y.detach().requires_grad_() if self.room > 0 else self.y
         return Step(self.rows, knot, self._to_state(start), self._to_state(size), y)
 
-    def _fresh_slope(self) -> Tensor:
-        """The slopes where the lanes stand, past a jump if there is one."""
-        t = self.knots[0] + self._to_state(self.lanes.fraction) * (self.knots[-1] - self.knots[0])
+    def _fresh_slope(self, t: Tensor) -> Tensor:
+        """The slopes of the states at hand, at times that may be those of jumps."""
         f = self.bound if self.settings.jumps is None else within(self.bound, t, self.knots[-1] - t)
         return f(t, self.y)
 
@@ -400,7 +402,7 @@ class _Loop:
         jumped = self.lanes.at_jump()
         if jumped.any():
             mask = _as_mask(torch.from_numpy(jumped).to(self.y.device), self.y)
-            self.slope = torch.where(mask, self._fresh_slope(), self.slope)
+            self.slope = torch.where(mask, self._fresh_slope(taken.t + taken.h), self.slope)
         if self.steps is None:
             return
         step = replace(step if chosen is None else step.select(chosen), outputs=outputs)

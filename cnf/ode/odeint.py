@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import pairwise
 from math import ceil, inf
 from typing import Any
 from warnings import warn
@@ -17,9 +16,8 @@ from torch.autograd.function import once_differentiable
 from cnf.ode.controllers import Norm, PIController, rms_norm
 from cnf.ode.gradients import Backsolve, Gradient
 from cnf.ode.integrate import Observer
-from cnf.ode.interpolation import interpolate
 from cnf.ode.solve import solve
-from cnf.ode.step import BoundDynamics, Stages, Taken, advance
+from cnf.ode.step import BoundDynamics
 from cnf.ode.tableaus import TABLEAUS, Tableau
 
 State = Tensor | tuple[Tensor, ...]
@@ -95,13 +93,7 @@ def odeint(
         tensor([0.3679, 0.7358])
     """
     problem = _Problem.of(func, y0, t, rtol, atol, method, options)
-    if len(t) == 1:
-        ys = problem.y0[None]
-    elif problem.tableau.adaptive:
-        ys = problem.solve("backprop")
-    else:
-        ys = problem.march()
-    return problem.form.unpack(ys, len(t))
+    return problem.form.unpack(problem.solve("backprop"), len(t))
 
 
 def odeint_adjoint(
@@ -179,8 +171,7 @@ def odeint_adjoint(
     _warn_of_callbacks(
         func, [f"{name}_adjoint" for name in CALLBACKS.values()], "odeint_adjoint", 3
     )
-    ys = problem.y0[None] if len(t) == 1 else problem.solve(gradient, params)
-    return problem.form.unpack(ys, len(t))
+    return problem.form.unpack(problem.solve(gradient, params), len(t))
 
 
 @dataclass(frozen=True)
@@ -299,13 +290,17 @@ class _Problem:
 
     def solve(self, gradient: str | Gradient, params: tuple[Tensor, ...] = ()) -> Tensor:
         """The states at the times `t` by the solver, with gradients to `params` as well."""
-        steps: dict[str, Any]
+        if len(self.t) == 1:
+            return self.y0[None]
         ts = self.t
         if self.tableau.adaptive:
             steps = self.adaptive()
         else:
             grid = self.grid()
-            steps = {"step_size": grid, "max_steps": len(grid)}
+            # A state that is not finite is handed out: fixed steps do not fail.
+            steps = {"step_size": grid, "max_steps": len(grid), "on_failure": "return"}
+            if self.options.get("perturb"):
+                steps["jumps"] = grid
             if self.options.get("interp", "linear") == "linear" and not _contains(grid, ts):
                 ts = grid
         ys = solve(
@@ -359,37 +354,6 @@ class _Problem:
         count = max(1, ceil(abs(span) / float(size) - 1e-9))
         steps = torch.arange(count, dtype=self.t.dtype, device=self.t.device)
         return torch.cat([begin + steps * (float(size) if span > 0 else -float(size)), end[None]])
-
-    def march(self) -> Tensor:
-        """The states at the times `t` by fixed steps, with a gradient to each time of the grid."""
-        ys, times, grid = [self.y0], self.t.tolist(), self.grid()
-        ahead = 1.0 if times[-1] > times[0] else -1.0
-        for (_, end), taken in zip(pairwise(grid.tolist()), self.steps(grid), strict=True):
-            while len(ys) < len(times) and ahead * (end - times[len(ys)]) >= 0:
-                ys.append(self.inside(taken, self.t[len(ys)]))
-        return torch.stack(ys)
-
-    def steps(self, grid: Tensor) -> Iterator[Taken]:
-        """The steps through the times of a grid, one after the other."""
-        observe, y = self.observer(), self.y0
-        stages = Stages(self.tableau, y, buffered=not torch.is_grad_enabled())
-        for begin, end in pairwise(grid):
-            t, h = begin.to(y), (end - begin).to(y)
-            if observe is not None:
-                observe("step", t, y, h)
-            f = _perturbed(self.slope, t, h) if self.options.get("perturb") else self.slope
-            stages.restart(f(t, y))
-            taken = advance(f, stages, t, h, y)
-            yield taken
-            y = taken.y1
-
-    def inside(self, taken: Taken, time: Tensor) -> Tensor:
-        """The state at a time inside a fixed step, or at its end."""
-        t, h, y0, y1 = taken.t, taken.h, taken.y0, taken.y1
-        theta = (time.to(t) - t) / h
-        if self.options.get("interp", "linear") == "linear":
-            return y1 if theta == 1 else y0 + theta * (y1 - y0)
-        return interpolate(theta, h, y0, y1, taken.stages[0], self.slope(t + h, y1), None)
 
     def observer(self) -> Observer | None:
         """What calls the callbacks that func has."""
@@ -563,18 +527,6 @@ def _stops(options: Options, t: Tensor) -> dict[str, Tensor]:
     low, high = sorted(t.detach()[[0, -1]].tolist())
     inside = {name: times[(low < times) & (times < high)] for name, times in given.items()}
     return {name: times for name, times in inside.items() if len(times)}
-
-
-def _perturbed(f: BoundDynamics, t: Tensor, h: Tensor) -> BoundDynamics:
-    """`f`, evaluated just inside a step where that is asked for at its ends."""
-    end = t + h
-
-    def inside(time: Tensor, y: Tensor) -> Tensor:
-        towards = end if time == t else t if time == end else time
-        nudged: Tensor = torch.nextafter(time.detach(), towards.detach())
-        return f(time + (nudged - time.detach()), y)
-
-    return inside
 
 
 def _contains(grid: Tensor, ts: Tensor) -> bool:

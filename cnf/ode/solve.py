@@ -168,8 +168,9 @@ def _grid(step_size: float | Tensor | None, ts: Tensor, tableau: Tableau) -> Gri
 
 def _snapped(times: Tensor, ts: Tensor) -> Tensor:
     """`times`, with those among `ts` taken from there."""
-    place = (ts[:, None] == times).to(torch.int8)
-    return torch.where(place.any(0), ts[place.argmax(0)], times)
+    sign = (ts[-1] - ts[0]).detach().sign()
+    place = torch.searchsorted(sign * ts.detach(), sign * times.detach()).clamp(max=len(ts) - 1)
+    return torch.where(ts[place] == times, ts[place], times)
 
 
 def _inner(what: str, times: Tensor | Sequence[float] | None, ts: Tensor) -> Tensor | None:

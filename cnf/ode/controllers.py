@@ -90,10 +90,15 @@ class Tolerance:
 
     def ratio(self, error: Tensor, *states: Tensor) -> Tensor:
         """`error` in units of the tolerance at the largest of `states`, entry by entry."""
+        return error / self.scale(*states)
+
+    @torch.no_grad()
+    def scale(self, *states: Tensor) -> Tensor:
+        """The error allowed at the largest of `states`, entry by entry."""
         size = states[0].abs()
         for state in states[1:]:
-            size = torch.maximum(size, state.abs())
-        return error / (self.atol + self.rtol * size)
+            torch.maximum(size, state.abs(), out=size)
+        return size.mul_(self.rtol).add_(self.atol)
 
 
 def _range(value: float | Tensor) -> tuple[float, float]:
@@ -145,7 +150,8 @@ class PIController:
         alpha = 1 / order - 0.75 * self.beta
         # What is not finite fails every comparison, and so gets the smallest factor.
         factor = self.safety * np.maximum(error, TINY) ** -alpha
-        factor *= np.maximum(previous, 1e-4) ** self.beta
+        if self.beta:
+            factor *= np.maximum(previous, 1e-4) ** self.beta
         limit = np.where(error <= 1, self.factor_max, 1.0)
         return np.minimum(limit, np.fmax(self.factor_min, factor))
 

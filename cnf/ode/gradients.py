@@ -245,11 +245,12 @@ class _Tape:
             calls += 1
             return self.f(t, y, args)
 
-        t, h = step.times(self.knots)
+        begin = self.knots[step.knot]
+        t, h = step.times(begin, self.knots[step.knot + 1] - begin)
         f = bound if self.settings.jumps is None else within(bound, t, h)
         stages = Stages(self.settings.tableau, y, buffered=False)
-        stages.restart(f(t, y))
-        taken = advance(f, stages, t, h, y)
+        stages.restart(y, f(t, y))
+        taken = advance(f, stages, t, h)
         ends = [taken.y1, *(output.values(taken, self.leaves.ts) for output in step.outputs)]
         self.tally.add(calls, step.rows)
         return Kept(y, ends)

@@ -76,7 +76,7 @@ class Settings:
 
     def knots(self, ts: Tensor) -> Tensor:
         """The times that steps lie between, differentiable in the output times."""
-        return ts[[0, -1]] if self.grid is None else self.grid(ts)
+        return ts[:: len(ts) - 1] if self.grid is None else self.grid(ts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ class Kept:
     rows: Tensor | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Step:
     """An accepted step, as a replay needs it.
 
@@ -139,10 +139,11 @@ class Step:
     outputs: tuple[Output, ...] = ()
     kept: Kept | None = None
 
-    def times(self, knots: Tensor) -> tuple[Tensor, Tensor]:
-        """Its start time and signed size, differentiable in the knots."""
-        begin, span = knots[self.knot], knots[self.knot + 1] - knots[self.knot]
-        return begin + self.start * span, self.size * span
+    def times(self, begin: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
+        """Its start time and signed size, differentiable in the knot before it and the way on."""
+        if isinstance(self.start, Tensor):
+            return begin + self.start * span, self.size * span
+        return torch.add(begin, span, alpha=self.start), self.size * span
 
     def select(self, index: Tensor) -> Step:
         """The step of some of its rows."""
@@ -211,7 +212,7 @@ def integrate(
     if record:
         loop.steps, loop.room = [], keep
     loop.begin()
-    while len(loop.lanes):
+    while loop.running:
         loop.step()
     return loop.end()
 
@@ -224,13 +225,17 @@ class _Loop:
     ) -> None:
         self.f, self.args, self.settings = f, args, settings
         self.per_sample = settings.per_sample
-        self.ts, self.knots = ts, knots
+        self.ts = ts
+        self.begins, self.spans = knots[:-1].unbind(), knots.diff().unbind()
         self.clock = _Clock(ts)
         self.taus = self.clock.fractions(ts)
+        adaptive = settings.grid is None
+        self.lengths = [self.clock.span] if adaptive else knots.detach().double().diff().tolist()
         self.batch = y0.shape[0] if y0.ndim else 1
         self.lanes = Lanes.start(
-            self.clock.control(settings, self.knots), self.batch if self.per_sample else 1
+            self.clock.control(settings, knots), self.batch if self.per_sample else 1
         )
+        self.running = True
         self.gone: list[Lanes] = []
         self.y = self.slope = self.ratio = y0
         self.rows: Tensor | None = None  # which of the batch are at hand; None for all
@@ -238,23 +243,25 @@ class _Loop:
         self.status = np.zeros(self.batch, dtype=np.int8)
         self.tries = 0
         self.last = np.zeros(0), np.zeros(0, dtype=bool)  # of the last try: errors, and accepted
+        self.accepted = 0  # and how many
         self.outputs = Outputs(y0, len(ts))
+        self.ahead = self.taus[1]  # the first output time that some lane has not passed
         self.steps: list[Step] | None = None  # the accepted ones, where they are recorded
         self.room = 0  # bytes left for their graphs
         self._bind()
 
     def begin(self) -> None:
         """The first slopes and the first steps' sizes."""
-        begin = self.knots[0]
+        begin = self.begins[0]
         if self.per_sample:
             begin = begin.expand(self.batch, *(1,) * (self.y.ndim - 1))
         self.slope = self._fresh_slope(begin)
         if self.settings.grid is not None:
             return
         self.ratio = self.y + self.slope
-        bad = ~_finite_rows(self.ratio)
-        self._leave(self._drop_rows(bad) if bad.any() else np.zeros(len(self.lanes), dtype=bool))
-        if not len(self.lanes):
+        if not self.ratio.detach().sum().isfinite():  # which is cheap; too large a sum does no harm
+            self._leave(self._drop_rows(~_finite_rows(self.ratio)))
+        if not self.running:
             return
         if self.settings.first_step is not None:
             sizes = np.full(len(self.lanes), self.settings.first_step)
@@ -283,11 +290,11 @@ class _Loop:
         error = self._errors(taken)
         accept = lanes.accepts(size, error)
         lanes.adapt(size, error, accept)
-        accepted = np.count_nonzero(accept)
         if self.settings.observer is not None:
-            kind = "accept" if accepted == len(accept) else "reject"
+            kind = "accept" if accept.all() else "reject"
             self.settings.observer(kind, taken.t, taken.y0, taken.h)
-        if accepted:
+        self.accepted = np.count_nonzero(accept)
+        if self.accepted:
             self._move_on(step, taken, accept, scale)
         else:
             # The step's stages have taken the place that the slope before it had.
@@ -338,15 +345,15 @@ class _Loop:
 
     def _fresh_slope(self, t: Tensor) -> Tensor:
         """The slopes of the states at hand, at times that may be those of jumps."""
-        f = self.bound if self.settings.jumps is None else within(self.bound, t, self.knots[-1] - t)
+        f = self.bound if self.settings.jumps is None else within(self.bound, t, self.ts[-1] - t)
         return f(t, self.y)
 
     def _first_sizes(self) -> Array:
         direction = 1.0 if self.clock.span > 0 else -1.0
-        tolerance = self.settings.tolerance
+        scale = self.settings.tolerance.scale(self.y)
 
         def size(vector: Tensor) -> Array:
-            return self._norm(tolerance.ratio(vector, self.y))
+            return self._norm(vector / scale)
 
         def change(step: Array) -> Tensor:
             h = self.y.new_tensor(direction) * self._to_state(step)
@@ -356,15 +363,16 @@ class _Loop:
 
     def _take(self, step: Step, *, fresh: bool) -> Taken:
         """The step, with the slope that is at hand or, where its graph matters, a fresh one."""
-        t, h = step.times(self.knots)
+        t, h = step.times(self.begins[step.knot], self.spans[step.knot])
         if self.settings.observer is not None:
             self.settings.observer("step", t, step.y, h)
         f = self.bound if self.settings.jumps is None else within(self.bound, t, h)
         stages = self.stages
         if fresh:
             stages = Stages(self.settings.tableau, step.y, buffered=False)
-        stages.restart(f(t, step.y) if fresh else self.slope)
-        return advance(f, stages, t, h, step.y)
+        size = step.size * self.lengths[step.knot] if isinstance(step.size, float) else None
+        stages.restart(step.y, f(t, step.y) if fresh else self.slope, size)
+        return advance(f, stages, t, h)
 
     def _errors(self, taken: Taken) -> Array:
         """The error of each lane's step in units of the tolerance."""
@@ -389,10 +397,10 @@ class _Loop:
         """Take the accepted steps: outputs, new states and slopes, record."""
         outputs, values = self._output(taken, accept)
         chosen = None
-        if self.lanes.done().all():
+        if self.accepted == len(accept):
             self.y = taken.y1
-        elif accept.all():
-            self.y, self.slope = taken.y1, taken.end_slope
+            if np.count_nonzero(self.lanes.done()) < len(accept):
+                self.slope = taken.end_slope
         else:
             chosen = torch.from_numpy(accept).to(self.y.device)
             mask = _as_mask(chosen, self.y)
@@ -400,7 +408,7 @@ class _Loop:
             self.slope = torch.where(mask, taken.end_slope, taken.stages[0])
             chosen = chosen.nonzero().flatten()
         jumped = self.lanes.at_jump()
-        if jumped.any():
+        if jumped is not None:
             mask = _as_mask(torch.from_numpy(jumped).to(self.y.device), self.y)
             self.slope = torch.where(mask, self._fresh_slope(taken.t + taken.h), self.slope)
         if self.steps is None:
@@ -416,7 +424,7 @@ class _Loop:
     def _output(self, taken: Taken, accept: Mask) -> tuple[tuple[Output, ...], list[Tensor]]:
         """The states at the output times that the accepted steps pass."""
         lanes = self.lanes
-        if lanes.fraction.max() < self.taus[lanes.passed.min()] - CLOSE:
+        if lanes.fraction.max() < self.ahead - CLOSE:
             return (), []
         reached = np.searchsorted(self.taus, lanes.fraction + CLOSE, side="right")
         outputs, values = [], []
@@ -431,6 +439,7 @@ class _Loop:
             chosen = None if here.sum() == accept.sum() else self._index(here[accept])
             outputs.append(Output(i, chosen, inside))
         lanes.passed = reached
+        self.ahead = self.taus[min(reached.min(), len(self.taus) - 1)]
         return tuple(outputs), values
 
     def _add(self, index: int, rows: Tensor | None, values: Tensor) -> None:
@@ -448,7 +457,7 @@ class _Loop:
         failed = None
         if self.settings.grid is not None and self.lanes.done().all():
             self._mark_rows(np.flatnonzero(~_finite_rows(self.y).cpu().numpy()), Status.NOT_FINITE)
-        if not accept.all():
+        if self.accepted < len(accept):
             bad = ~np.isfinite(error)
             self.stages.clean = not bad.any()
             stuck = self.lanes.stuck(accept)
@@ -499,22 +508,24 @@ class _Loop:
         """Let the lanes that are done leave the batch, their rows with them."""
         self.lanes.evaluations = self.lanes.evaluations + self.calls
         self.calls = 0
-        if not done.any():
+        left = len(done) - np.count_nonzero(done)
+        if left == len(done):
             return
-        self.gone.append(self.lanes.select(done))
-        self.lanes = self.lanes.select(~done)
-        if self.per_sample:
+        self.running = left > 0
+        self.gone.append(self.lanes.select(done) if left else self.lanes)
+        if left:
+            self.lanes = self.lanes.select(~done)
             index = self._index(~done)
             self.y, self.slope = self.y[index], self.slope[index]
             self.rows = index if self.rows is None else self.rows[index]
             self._bind()
 
     def _worst_first(self) -> tuple[int, ...]:
-        rows = np.flatnonzero(self.status).tolist()
-        if self.per_sample or not rows or self.ratio.ndim == 0:
-            return tuple(rows)
-        last = self.ratio.detach().abs().nan_to_num(nan=torch.inf).reshape(self.batch, -1).amax(1)
-        return tuple(sorted(rows, key=lambda row: -last[row].item()))
+        rows = np.flatnonzero(self.status)
+        if not self.per_sample and len(rows) and self.ratio.ndim:
+            last = self.ratio.detach().abs().nan_to_num(nan=torch.inf).reshape(self.batch, -1)
+            rows = rows[np.argsort(-last.amax(1).cpu().numpy()[rows], kind="stable")]
+        return tuple(rows.tolist())
 
 
 class Scale(saved_tensors_hooks):

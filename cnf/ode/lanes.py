@@ -117,7 +117,7 @@ class Lanes:
             rest = 1.0 - self.fraction
         else:
             rest = stops[np.searchsorted(stops, self.fraction + CLOSE, "right")] - self.fraction
-        size = np.clip(self.size, self.control.min_step, self.control.max_step)
+        size = np.minimum(np.maximum(self.size, self.control.min_step), self.control.max_step)
         return np.where(size >= rest, rest, np.minimum(size, rest / 2))
 
     def accepts(self, size: Array, error: Array) -> Mask:
@@ -129,7 +129,7 @@ class Lanes:
 
     def adapt(self, size: Array, error: Array, accept: Mask) -> None:
         """Move on with the accepted steps, and choose the next sizes."""
-        rejected = len(accept) - np.count_nonzero(accept)
+        rejected = np.count_nonzero(accept) < len(accept)
         self.accepted = self.accepted + accept
         end = self.fraction + size
         self.fraction = np.where(accept, end, self.fraction) if rejected else end
@@ -152,13 +152,12 @@ class Lanes:
         else:
             self.size, self.previous, self.good, self.blind = kept, error, kept, np.zeros(len(kept))
 
-    def at_jump(self) -> Mask:
-        """Which lanes stand where the dynamics jump."""
-        jumps = self.control.jumps
-        if jumps is None:
-            return np.zeros(len(self), dtype=bool)
-        near: Mask = (np.abs(self.fraction[:, None] - jumps) < CLOSE).any(1)
-        return near
+    def at_jump(self) -> Mask | None:
+        """Which lanes stand where the dynamics jump; None where none do."""
+        if self.control.jumps is None:
+            return None
+        near: Mask = (np.abs(self.fraction[:, None] - self.control.jumps) < CLOSE).any(1)
+        return near if near.any() else None
 
     def done(self) -> Mask:
         """Which lanes have come to the last output time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from math import ceil, inf
 from typing import Any, Literal
 
@@ -189,8 +190,9 @@ def _inner(what: str, times: Tensor | Sequence[float] | None, ts: Tensor) -> Ten
 def _times(t: Tensor | Sequence[float], y0: Tensor) -> Tensor:
     """The output times as a tensor like y0, checked."""
     ts = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
-    gaps = ts.detach().diff() if ts.ndim == 1 else ts.new_empty(0)
-    if not (gaps.numel() and ((gaps > 0).all() | (gaps < 0).all()).item()):
+    times = ts.tolist() if ts.ndim == 1 else []
+    ahead = 1.0 if len(times) > 1 and times[1] > times[0] else -1.0
+    if len(times) < 2 or not all(ahead * (b - a) > 0 for a, b in pairwise(times)):
         raise ValueError(
             "Expected t to be at least two times, strictly increasing or strictly decreasing; "
             f"got {ts.tolist()}"

@@ -29,6 +29,7 @@ class Stages:
         self.tableau = tableau
         self.weights = tableau_tensors(tableau, y.dtype, y.device)
         self.slopes: list[Tensor] = []
+        self.y, self.flat, self.size = y, y, None
         self.buffered = buffered
         self.clean = True  # no slope of an earlier step is left that is not finite
         if buffered:
@@ -42,9 +43,10 @@ class Stages:
     def __len__(self) -> int:
         return len(self.slopes)
 
-    def restart(self, slope: Tensor) -> None:
-        """Begin a step with its first slope."""
+    def restart(self, y: Tensor, slope: Tensor, size: float | None = None) -> None:
+        """Begin a step with its state, its slope, and its signed size where that is one for all."""
         self.slopes = []
+        self.y, self.flat, self.size = y, y.view(-1) if self.buffered else y, size
         if self.buffered and not self.clean:
             slope = slope.clone()
             self.buffer.zero_()
@@ -61,15 +63,16 @@ class Stages:
         """The sum h Σ_j weights_j k_j over the slopes so far; weights beyond them are zero."""
         return h * self._sum(weights).view_as(self.slopes[0])
 
-    def state(self, y: Tensor, h: Tensor, weights: Tensor) -> Tensor:
-        """Y plus the increment."""
-        if self.buffered and not h.ndim:
-            return torch.addmv(y.view(-1), self.matrix, h * weights).view_as(y)
-        return torch.addcmul(y, h, self._sum(weights).view_as(y))
+    def state(self, h: Tensor, weights: Tensor) -> Tensor:
+        """The state that the step began with plus the increment."""
+        if self.buffered and self.size is not None:
+            moved = torch.addmv(self.flat, self.matrix, weights, alpha=self.size)
+            return moved.view_as(self.y)
+        return torch.addcmul(self.y, h, self._sum(weights).view_as(self.y))
 
     def _sum(self, weights: Tensor) -> Tensor:
         if self.buffered:
-            return self.matrix @ weights
+            return torch.mv(self.matrix, weights)
         count = len(self.slopes)
         return weights[:count] @ torch.stack(self.slopes).view(count, -1)
 
@@ -115,7 +118,7 @@ class Taken:
         slopes = self.stages[0], self.end_slope
         if kind == "bootstrap":
             return bootstrap_middle(self.f, self.t, self.h, self.y0, self.y1, *slopes)
-        return None if mid is None else self.stages.state(self.y0, self.h, mid)
+        return None if mid is None else self.stages.state(self.h, mid)
 
     def inside(self, time: Tensor) -> Tensor:
         """The state at a time inside the step, by dense output."""
@@ -136,26 +139,27 @@ class Taken:
             if tableau.first_same_as_last and i == tableau.stages - 1:
                 stages.append(self.f(self.t + self.h, self.y1))
             else:
-                y = stages.state(self.y0, self.h, stages.weights.a[i])
+                y = stages.state(self.h, stages.weights.a[i])
                 stages.append(self.f(self.t + stages.weights.c[i] * self.h, y))
 
 
-def advance(f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor, y: Tensor) -> Taken:
-    """One Runge-Kutta step from (t, y), with only the stages that the solution needs.
+def advance(f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor) -> Taken:
+    """One Runge-Kutta step, with only the stages that the solution needs.
 
     Args:
         f: Dynamics f(t, y).
-        stages: Begun with the slope at (t, y).
+        stages: Begun with the state and the slope at t.
         t: Start time, a scalar or one for each row.
         h: Signed size, alike.
-        y: State at t.
     """
     weights = stages.weights
-    c = weights.c.view(-1, *(1,) * t.ndim) if t.ndim else weights.c
-    times = torch.addcmul(t, c, h).unbind()
+    if t.ndim:
+        times = torch.addcmul(t, weights.c.view(-1, *(1,) * t.ndim), h).unbind()
+    else:
+        times = torch.addcmul(t, weights.c, h).unbind()
     for i in range(1, stages.tableau.solution_stages):
-        stages.append(f(times[i], stages.state(y, h, weights.a[i])))
-    return Taken(f, t, h, y, stages.state(y, h, weights.b), stages)
+        stages.append(f(times[i], stages.state(h, weights.a[i])))
+    return Taken(f, t, h, stages.y, stages.state(h, weights.b), stages)
 
 
 def within(f: BoundDynamics, t: Tensor, h: Tensor) -> BoundDynamics:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import combinations_with_replacement
 from math import prod
 from typing import Literal
@@ -72,32 +72,32 @@ class Tableau:
         if self.mid is not None:
             self._check_order("mid", self.mid, 4, 0.5)
 
-    @property
+    @cached_property
     def stages(self) -> int:
         """Number of stages."""
         return len(self.c)
 
-    @property
+    @cached_property
     def adaptive(self) -> bool:
         """Whether it estimates its error, so that its steps can be controlled."""
         return self.e is not None
 
-    @property
+    @cached_property
     def first_same_as_last(self) -> bool:
         """Whether the last stage is the next step's first (so that it costs nothing)."""
         return self.c[-1] == 1 and self.b[-1] == 0 and self.a[-1] == self.b[:-1]
 
-    @property
+    @cached_property
     def solution_stages(self) -> int:
         """Number of leading stages that the solution depends on."""
         return max(i for i, weight in enumerate(self.b, start=1) if weight != 0)
 
-    @property
+    @cached_property
     def error_stages(self) -> int:
         """Number of leading stages that the error estimate depends on."""
         return max((i for i, weight in enumerate(self.e or (), start=1) if weight != 0), default=0)
 
-    @property
+    @cached_property
     def dense(self) -> Literal["cubic", "quartic", "bootstrap"]:
         """How the states inside a step are found, to order 4 or the method's own if that is less.
 

@@ -155,7 +155,7 @@ class Flow(nn.Module):
         """A flow that shares the very parameters and solves otherwise.
 
         Args:
-            changes: Any of `cnf.layers.SolverSettings`' attributes: `rtol`, `method`, `norm`, …
+            changes: Any of `cnf.layers.SolverSettings`' attributes: `rtol`, `method`, `step`, …
 
         Example:
             >>> flow = ffjord(2)

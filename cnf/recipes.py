@@ -26,6 +26,7 @@ class Recipe:
         rtol: The solver's relative tolerance in training.
         atol: The solver's absolute tolerance in training.
         gradient: The solver's gradient mode in training.
+        keep: Bytes for the activations of accepted steps, which `"checkpoint"` does not replay.
         validations: How often the run is validated, evenly over its length.
         validation_rows: The most rows that a validation scores.
         patience: Validations without improvement after which the run ends.
@@ -42,13 +43,14 @@ class Recipe:
     average: float = 0.995
     rtol: float = 1e-3
     atol: float = 1e-3
-    gradient: str = "backprop"
+    gradient: str = "checkpoint"
+    keep: int = 2**28
     validations: int = 50
     validation_rows: int = 2000
     patience: int = 20
 
     def __post_init__(self) -> None:
-        from_zero = {"warmup", "average", "weight_decay"}
+        from_zero = {"warmup", "average", "weight_decay", "keep"}
         below_one = {"warmup", "average"}
         for name, choices in (("activation", ACTIVATIONS), ("gradient", GRADIENTS)):
             if getattr(self, name) not in choices:
@@ -69,7 +71,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # FFJORD's own network for its toys: small enough to keep every evaluation's graph.
+    # FFJORD's own network for its toys.
     "toy": Recipe(),
     # Two hidden layers: the trace has a closed form, whatever the number of columns.
     "table": Recipe(hidden=(128, 128), activation="silu", weight_decay=1e-4, learning_rate=3e-3),

@@ -162,7 +162,7 @@ class _Run:
     def __post_init__(self) -> None:
         recipe = self.recipe
         loose = {"rtol": recipe.rtol, "atol": recipe.atol, "step": "joint"}
-        self.view = self.flow.with_solver(**loose, gradient=recipe.gradient)
+        self.view = self.flow.with_solver(**loose, gradient=recipe.gradient, keep=recipe.keep)
         self.averaged = copy.deepcopy(self.flow)
         self.judged = self.averaged.with_solver(**loose)
         self.best_state = copy.deepcopy(self.averaged.state_dict())

@@ -18,6 +18,7 @@ ORDER = [
     "cnf.ode.integrate",
     "cnf.ode.gradients",
     "cnf.ode.solve",
+    "cnf.ode.odeint",
     "cnf.ode",
     "cnf.fields.activations",
     "cnf.fields.gated_linear",

@@ -13,7 +13,17 @@ from torch.func import functional_call
 from cnf.divergence import Divergence, FieldTrace, choose_divergence, velocity_of
 from cnf.fields import FIELDS, TracedField
 from cnf.layers.layer import Layer, Mapped
-from cnf.ode import GRADIENTS, TABLEAUS, Norm, PerRow, Solution, Tolerance, solve
+from cnf.ode import (
+    GRADIENTS,
+    TABLEAUS,
+    Checkpoint,
+    Gradient,
+    Norm,
+    PerRow,
+    Solution,
+    Tolerance,
+    solve,
+)
 
 
 def row_errors(ratio: Tensor) -> Tensor:
@@ -25,12 +35,22 @@ def row_errors(ratio: Tensor) -> Tensor:
     return torch.maximum(coordinates, ratio[:, -1].abs())
 
 
+def own_errors(ratio: Tensor) -> Tensor:
+    """The row errors in units of a tenth of the tolerance, (rows,).
+
+    A map's error is what those of its steps add up to; so it keeps near the tolerance, there and
+    back. Measured on flows fitted to toys: z → x → z at 1e-5 is wrong by up to 1e-5, with the whole
+    tolerance for each step by up to 2e-4; the price is a third more evaluations.
+    """
+    return 10 * row_errors(ratio)
+
+
 def batch_error(ratio: Tensor) -> Tensor:
     """The root mean square of the row errors, a scalar."""
     return row_errors(ratio).square().mean().sqrt()
 
 
-NORMS: dict[str, Norm] = {"per_sample": row_errors, "joint": batch_error}
+NORMS: dict[str, Norm] = {"per_sample": own_errors, "joint": batch_error}
 
 
 @dataclass(frozen=True)
@@ -42,9 +62,14 @@ class SolverSettings:
         method: Name of a tableau in `cnf.ode.TABLEAUS`.
         rtol: Relative tolerance.
         atol: Absolute tolerance.
-        gradient: `"checkpoint"` or `"backprop"`.
-        step: `"per_sample"`: every row has its own time and steps, so that a row's log p does not
-            depend on the rows beside it; `"joint"`: one step for the batch, cheapest for training.
+        gradient: Name of a mode in `cnf.ode.GRADIENTS`.
+        keep: Bytes for the activations of accepted steps, which `"checkpoint"` then does not
+            replay on the way back.
+        step: `"per_sample"`: every row has its own time and steps, each with an error of at most a
+            tenth of the tolerance, so that a row's log p does not depend on the rows beside it;
+            `"joint"`: one step for the batch, whose root mean square error is within the
+            tolerance, cheapest for training.
+        step_size: Steps of this size with no error control, for any method; adaptive when None.
         max_steps: The most steps that one solve may take, for each row where steps are per sample.
 
     Raises:
@@ -56,7 +81,9 @@ class SolverSettings:
     rtol: float = 1e-5
     atol: float = 1e-5
     gradient: str = "checkpoint"
+    keep: int = 0
     step: str = "per_sample"
+    step_size: float | None = None
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
@@ -75,6 +102,19 @@ class SolverSettings:
                 )
         if self.max_steps < 1:
             raise ValueError(f"Expected max_steps of at least 1; got {self.max_steps}")
+        if self.keep < 0:
+            raise ValueError(f"Expected keep of at least 0 bytes; got {self.keep}")
+        if self.step_size is None and not TABLEAUS[self.method].adaptive:
+            raise ValueError(
+                f"Expected a step_size with method {self.method!r}, which has no error estimate"
+            )
+        if self.step_size is not None and not self.step_size > 0:
+            raise ValueError(f"Expected step_size to be above 0; got {self.step_size}")
+
+    @property
+    def gradient_mode(self) -> Gradient:
+        """How solves are differentiated."""
+        return Checkpoint(self.keep) if self.gradient == "checkpoint" else GRADIENTS[self.gradient]
 
 
 class CNF(Layer):
@@ -198,8 +238,9 @@ class CNF(Layer):
             atol=self.settings.atol,
             step=self.settings.step,
             norm=NORMS[self.settings.step],
+            step_size=self.settings.step_size,
             max_steps=self.settings.max_steps,
-            gradient=self.settings.gradient,
+            gradient=self.settings.gradient_mode,
         )
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:

@@ -11,7 +11,8 @@ from cnf.ode.controllers import (
     row_max_norm,
     row_rms_norm,
 )
-from cnf.ode.gradients import GRADIENTS, Backsolve, Checkpoint
+from cnf.ode.gradients import GRADIENTS, Backsolve, Checkpoint, Gradient
+from cnf.ode.odeint import odeint, odeint_adjoint
 from cnf.ode.solution import Solution, SolveError, Stats, Status
 from cnf.ode.solve import solve
 from cnf.ode.tableaus import TABLEAUS, Tableau
@@ -21,6 +22,7 @@ __all__ = [
     "TABLEAUS",
     "Backsolve",
     "Checkpoint",
+    "Gradient",
     "IController",
     "Norm",
     "PIController",
@@ -32,6 +34,8 @@ __all__ = [
     "Tableau",
     "Tolerance",
     "max_norm",
+    "odeint",
+    "odeint_adjoint",
     "rms_norm",
     "row_max_norm",
     "row_rms_norm",

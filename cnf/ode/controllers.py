@@ -143,7 +143,7 @@ class PIController:
     safety: float = 0.9
     factor_min: float = 0.2
     factor_max: float = 10.0
-    beta: float = 0.04
+    beta: float = 0.02
 
     def factors(self, error: Array, previous: Array, order: int) -> Array:
         """See `Controller`."""

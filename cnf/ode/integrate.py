@@ -273,7 +273,8 @@ class _Loop:
     def step(self) -> None:
         """Try one step in every lane."""
         if self.room > 0:
-            with torch.enable_grad(), Scale(self.args) as scale:
+            scale = Scale(self.args)
+            with torch.enable_grad(), scale:
                 self._try(scale)
             self.y, self.slope = self.y.detach(), self.slope.detach()
         else:

@@ -20,6 +20,7 @@ from cnf.flow import Flow, ffjord
 from cnf.history import Event, History
 from cnf.layers import CNF
 from cnf.objectives import OBJECTIVES
+from cnf.ode import GRADIENTS
 from cnf.recipes import RECIPES, Recipe, choose_recipe
 from cnf.scripts.data import Data, open_data
 from cnf.scripts.evaluate import evaluate
@@ -42,7 +43,8 @@ HELP = {
     "average": "decay of the weights' moving average",
     "rtol": "the solver's relative tolerance in training",
     "atol": "the solver's absolute tolerance in training",
-    "gradient": "backprop or checkpoint",
+    "gradient": f"one of {', '.join(GRADIENTS)}",
+    "keep": "bytes for the activations that checkpoint does not replay",
     "validations": "how often the run is validated",
     "validation_rows": "the most rows that a validation scores",
     "patience": "validations without improvement that end the run",

@@ -1,14 +1,19 @@
 """The gradient modes against each other, finite differences and the closed form."""
 
+import gc
 import math
+import weakref
 
+import numpy as np
 import pytest
 import torch
 
 from cnf.fields import ConcatSquash
-from cnf.ode import GRADIENTS, Backsolve, PerRow, solve
+from cnf.ode import GRADIENTS, TABLEAUS, Backsolve, Checkpoint, PerRow, solve
 
 STEPS = ["joint", "per_sample"]
+EVERYTHING = Checkpoint(keep=2**30)
+EXACT = ["backprop", "checkpoint", EVERYTHING]
 
 
 def dynamics(t, y, args):
@@ -33,10 +38,10 @@ def problem():
     )
 
 
-def outputs(gradient, step, y0, t, weights, bias, row, tolerance=1e-6):
+def outputs(gradient, step, y0, t, weights, bias, row, tolerance=1e-6, **more):
     args = {"weights": weights, "rest": (bias, None), "row": PerRow(row)}
     options = {"rtol": tolerance, "atol": tolerance, "gradient": gradient, "step": step}
-    return solve(dynamics, y0, t, args, **options).ys
+    return solve(dynamics, y0, t, args, **options | more).ys
 
 
 def gradients(mode, step, problem, cotangent, tolerance=1e-6):
@@ -49,13 +54,16 @@ def test_checkpoint_equals_backprop(problem, step, reverse):
     if reverse:
         problem = (problem[0], problem[1].detach().flip(0).requires_grad_(), *problem[2:])
     cotangent = torch.randn(3, 4, 3, dtype=torch.float64)
-    left, right = (gradients(mode, step, problem, cotangent) for mode in ("checkpoint", "backprop"))
-    torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+    expected = gradients("backprop", step, problem, cotangent)
+    # Nothing kept, everything, and what of it fits.
+    for mode in ("checkpoint", EVERYTHING, Checkpoint(keep=20_000)):
+        found = gradients(mode, step, problem, cotangent)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(
-    "gradient", [*GRADIENTS, Backsolve(norm="full"), Backsolve(method="dopri5")]
+    "gradient", [*GRADIENTS, EVERYTHING, Backsolve(norm="full"), Backsolve(method="dopri5")]
 )
 def test_gradcheck_of_state_times_and_arguments(problem, step, gradient):
     assert torch.autograd.gradcheck(
@@ -129,6 +137,163 @@ def test_only_the_first_output_has_a_gradient(gradient):
     ys = solve(lambda t, y, args: -y, y0, [0.0, 1.0], gradient=gradient).ys
     (grad,) = torch.autograd.grad(ys[0].sum(), y0)
     torch.testing.assert_close(grad, torch.ones(2))
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("gradient", EXACT)
+@pytest.mark.parametrize("method", TABLEAUS)
+def test_gradcheck_of_fixed_steps(problem, gradient, step, method):
+    """Which go with the times: t₀, t_T and one in between that a step ends at."""
+    y0, t, *rest = problem
+    middle = torch.tensor(1.3, dtype=torch.float64)
+
+    def end(y0, t, *rest):
+        times = torch.stack([t[0], t[1], middle, t[2]])
+        return outputs(gradient, step, y0, t, *rest, method=method, step_size=times)
+
+    assert torch.autograd.gradcheck(end, (y0, t, *rest))
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_backsolve_goes_back_through_fixed_steps(problem, step, method):
+    fine = {"method": method, "step_size": 0.01}
+    found, expected = (
+        torch.autograd.grad(outputs(mode, step, *problem, **fine).square().sum(), problem)
+        for mode in ("backsolve", "checkpoint")
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    # A method of its own that can choose its steps does so.
+    loose = Backsolve(method="dopri5", rtol=1e-3, atol=1e-3)
+    args = {"weights": problem[2], "rest": (problem[3], None), "row": PerRow(problem[4])}
+    options = {"method": "rk4", "step_size": 0.01, "step": step}
+    solution = solve(dynamics, *problem[:2], args, gradient=loose, **options)
+    solution.ys.sum().backward()
+    assert np.max(solution.stats.backward) < 100
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("gradient", [*GRADIENTS, EVERYTHING])
+def test_gradient_to_an_output_time_where_a_step_ends(problem, gradient, step):
+    y0, t, *rest = (value.detach() for value in problem)
+    t.requires_grad_()
+    ys = outputs(gradient, step, y0, t, *rest, tolerance=1e-10, stops=t.detach()[1:2])
+    (found,) = torch.autograd.grad(ys[1].sum(), t, retain_graph=True)
+    slope = dynamics(t[1], ys[1], {"weights": rest[0], "rest": (rest[1], None), "row": rest[2]})
+    assert found[1].item() == pytest.approx(slope.sum().item(), abs=1e-9)
+    assert found[2].item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("gradient", [*GRADIENTS, EVERYTHING])
+def test_gradient_through_a_jump(gradient, step):
+    """y' = a before t = ½ and 3 a after it: y(1) = y₀ + 2 a."""
+    rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    y0 = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
+
+    def f(t, y, rate):
+        return torch.where(t < 0.5, rate, 3 * rate).expand_as(y)
+
+    options = {"gradient": gradient, "step": step, "rtol": 1e-8, "atol": 1e-8}
+    solution = solve(f, y0, [0.0, 0.3, 1.0], rate, jumps=[0.5], **options)
+    torch.testing.assert_close(solution.ys[1:, 0, 0].detach(), torch.tensor([0.21, 1.4]).double())
+    assert np.all(solution.stats.rejected == 0)
+    found = torch.autograd.grad(solution.ys[-1, 0, 0], (rate, y0))
+    torch.testing.assert_close(found[0].item(), 2.0)
+    assert found[1].flatten().tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("gradient", [*GRADIENTS, EVERYTHING])
+def test_a_row_that_fails_leaves_the_others_their_gradient(problem, gradient, step):
+    y0, t, weights, bias, row = (value.detach() for value in problem)
+    options = {"tolerance": 1e-9, "on_failure": "return"}
+    found = []
+    for first in (1.0, math.nan):
+        y0 = torch.cat([torch.full_like(y0[:1], first), y0[1:]])
+        wanted = [value.clone().requires_grad_() for value in (weights, bias)]
+        ys = outputs(gradient, step, y0, t, *wanted, row, **options)
+        assert bool(ys[-1, 0].isnan().all()) == math.isnan(first)
+        found.append(torch.autograd.grad(ys[:, 1:].square().sum(), wanted))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
+def test_evaluations_backward_are_counted(problem):
+    y0, t, weights, bias, row = problem
+    args = {"weights": weights, "rest": (bias, None), "row": PerRow(row)}
+    for step in STEPS:
+        counts = {}
+        for mode in [*GRADIENTS, EVERYTHING]:
+            solution = solve(dynamics, y0, t.detach(), args, step=step, gradient=mode)
+            assert np.sum(solution.stats.backward) == 0
+            solution.ys[-1].sum().backward()
+            counts[mode] = solution.stats.backward
+            accepted = solution.stats.accepted
+        assert np.sum(counts["backprop"]) == np.sum(counts[EVERYTHING]) == 0
+        # Of the seven stages the last matters to the output inside a step alone; where rows step
+        # together it is evaluated for all of them.
+        extra = counts["checkpoint"] - 6 * accepted
+        assert np.all((extra >= 1) & (extra <= 4))
+        assert np.all(counts["backsolve"] > 10)
+
+
+def test_evaluations_backward_of_a_sum_of_solves():
+    y0 = torch.ones(1, requires_grad=True)
+    first, second = (solve(lambda t, y, args: -y, y0, [0.0, 1.0]) for _ in range(2))
+    total = first.stats + second.stats
+    (first.ys[-1] + second.ys[-1]).sum().backward()
+    assert total.backward == first.stats.backward + second.stats.backward > 0
+
+
+@pytest.mark.parametrize("gradient", [*GRADIENTS, EVERYTHING])
+def test_an_argument_that_was_changed_before_the_way_back_is_an_error(gradient):
+    rate = torch.tensor(-1.0, requires_grad=True)
+    ys = solve(lambda t, y, a: a * y, torch.ones(1), [0.0, 1.0], rate, gradient=gradient).ys
+    with torch.no_grad():
+        rate += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        ys.sum().backward()
+
+
+@pytest.mark.parametrize("gradient", [*GRADIENTS, EVERYTHING])
+def test_twice_back_gives_the_same(gradient):
+    rate = torch.tensor(-1.0, requires_grad=True)
+    ys = solve(lambda t, y, a: a * y, torch.ones(1), [0.0, 1.0], rate, gradient=gradient).ys
+    first, second = (torch.autograd.grad(ys.sum(), rate, retain_graph=True) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("gradient", [*GRADIENTS, EVERYTHING])
+def test_a_solution_that_is_let_go_is_gone(gradient):
+    """No cycle of references keeps its memory until the collector comes."""
+    rate = torch.tensor(-1.0, requires_grad=True)
+    gc.collect()
+    gc.disable()
+    try:
+        ys = solve(lambda t, y, a: a * y, torch.ones(1), [0.0, 1.0], rate, gradient=gradient).ys
+        gone = weakref.ref(ys)
+        del ys
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_way_back_that_fails_says_so():
+    rate = torch.tensor(1.0, requires_grad=True)
+
+    def f(t, y, rate):
+        # Differentiable nowhere once autograd asks.
+        return torch.where(y > 0, -rate * y, y) if not y.requires_grad else y * math.nan * rate
+
+    ys = solve(f, torch.ones(1), [0.0, 1.0], rate, gradient="backsolve").ys
+    with pytest.raises(RuntimeError, match=r"On the way back: The state or its derivative is NaN"):
+        ys.sum().backward()
+
+
+def test_a_way_back_without_an_error_estimate():
+    y0 = torch.ones(1, requires_grad=True)
+    with pytest.raises(ValueError, match="error estimate for the way back"):
+        solve(lambda t, y, args: -y, y0, [0.0, 1.0], gradient=Backsolve(method="rk4"))
 
 
 def test_a_gradient_mode_of_the_wrong_name():

@@ -175,9 +175,7 @@ def test_order_between_steps_by_regression(name, local):
     assert slope_of_error(counts, errors) > order + local - 0.15
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, tableau in TABLEAUS.items() if tableau.dense != "bootstrap"]
-)
+@pytest.mark.parametrize("name", TABLEAUS)
 def test_order_of_outputs_between_steps_by_regression(name):
     """As above, of what a solve gives at times that no step ends at."""
     order = min(4, TABLEAUS[name].order)

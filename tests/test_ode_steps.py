@@ -176,6 +176,53 @@ def test_fixed_steps(step_size, expected):
     assert seen.sum(1)[-1] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("method", ["euler", "rk4", "dopri5", "dopri8"])
+def test_fixed_steps_are_the_same_for_each_row_and_for_all(method, uneven):
+    y0, speed = uneven
+    times = torch.linspace(0, 1, 12, dtype=DOUBLE)
+    options = {"method": method, "step_size": 0.01}
+    own, joint = (solve(oscillate, y0, times, PerRow(speed), step=s, **options) for s in STEPS)
+    torch.testing.assert_close(own.ys, joint.ys, rtol=1e-12, atol=1e-12)
+    assert np.all(own.stats.accepted == 100)
+
+
+def test_fixed_steps_that_blow_up_are_marked():
+    y0 = torch.tensor([[1.0], [0.0]], dtype=DOUBLE)
+    options = {"method": "euler", "step_size": 0.1, "on_failure": "return"}
+    for step in STEPS:
+        solution = solve(lambda t, y, args: 1e300 * y, y0, [0.0, 1.0], step=step, **options)
+        assert list(solution.row_status) == [Status.NOT_FINITE, Status.FINISHED]
+        assert solution.ys[-1, 1].item() == 0.0
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_jump_that_is_told_of_costs_nothing(step):
+    def f(t, y, args):
+        return torch.where(t < 0.4, -y, 5 + y)
+
+    y0 = torch.ones(3, 1, dtype=DOUBLE)
+    options = {"step": step, "rtol": 1e-8, "atol": 1e-8}
+    told = solve(f, y0, [0.0, 0.7, 1.0], jumps=[0.4], **options)
+    blind = solve(f, y0, [0.0, 0.7, 1.0], **options)
+    expected = [(math.exp(-0.4) + 5) * math.exp(t - 0.4) - 5 for t in (0.7, 1.0)]
+    np.testing.assert_allclose(told.ys[1:, 0, 0].numpy(), expected, rtol=1e-7)
+    assert np.max(told.stats.evaluations) < 0.7 * np.max(blind.stats.evaluations)
+
+
+def test_a_row_beyond_help_fails_soon():
+    """Its steps shrink faster and faster, not by five each time, down to what float64 resolves."""
+
+    def f(t, y, args):
+        return torch.where(t > 0.5, torch.nan, -y)
+
+    for step in STEPS:
+        solution = solve(
+            f, torch.ones(1, 1, dtype=DOUBLE), [0.0, 1.0], step=step, on_failure="return"
+        )
+        assert solution.status is Status.NOT_FINITE
+        assert np.max(solution.stats.rejected) <= 10
+
+
 def test_observer_sees_accepted_and_rejected_steps():
     kinds = []
     y0 = torch.ones(1, dtype=DOUBLE)

@@ -31,7 +31,7 @@ from cnf.ode.controllers import Controller, Tolerance, first_step_size
 from cnf.ode.lanes import CLOSE, Array, Control, Lanes, Mask
 from cnf.ode.outputs import Outputs
 from cnf.ode.solution import Solution, Stats, Status, Tally
-from cnf.ode.step import BoundDynamics, Stages, Taken, advance, within
+from cnf.ode.step import Stages, Taken, advance, within
 from cnf.ode.tableaus import Tableau
 
 Dynamics = Callable[[Tensor, Tensor, Any], Tensor]
@@ -225,7 +225,7 @@ class _Loop:
     ) -> None:
         self.f, self.args, self.settings = f, args, settings
         self.per_sample = settings.per_sample
-        self.ts = ts
+        self.ts, self.knots = ts, knots
         self.begins, self.spans = knots[:-1].unbind(), knots.diff().unbind()
         self.clock = _Clock(ts)
         self.taus = self.clock.fractions(ts)
@@ -248,6 +248,7 @@ class _Loop:
         self.ahead = self.taus[1]  # the first output time that some lane has not passed
         self.steps: list[Step] | None = None  # the accepted ones, where they are recorded
         self.room = 0  # bytes left for their graphs
+        self.calls = 0  # of the dynamics, not yet put down to the lanes
         self._bind()
 
     def begin(self) -> None:
@@ -260,7 +261,10 @@ class _Loop:
             return
         self.ratio = self.y + self.slope
         if not self.ratio.detach().sum().isfinite():  # which is cheap; too large a sum does no harm
-            self._leave(self._drop_rows(~_finite_rows(self.ratio)))
+            bad = ~_finite_rows(self.ratio)
+            self._leave(self._drop_rows(bad))
+            if self.running:  # not even in the graph may the others meet them
+                self.slope = self._fresh_slope(begin[~bad] if self.per_sample else begin)
         if not self.running:
             return
         if self.settings.first_step is not None:
@@ -319,16 +323,15 @@ class _Loop:
 
     def _bind(self) -> None:
         """The dynamics with the arguments of the rows at hand, counting their calls."""
-        args = take_rows(self.args, self.rows)
-        self.calls = 0
-
-        def bound(t: Tensor, y: Tensor) -> Tensor:
-            self.calls += 1
-            return self.f(t, y, args)
-
-        self.bound: BoundDynamics = bound
+        self.at_hand = take_rows(self.args, self.rows)
         buffered = not torch.is_grad_enabled()
         self.stages = Stages(self.settings.tableau, self.y, buffered=buffered)
+
+    def bound(self, t: Tensor, y: Tensor) -> Tensor:
+        """The dynamics with the arguments of the rows at hand."""
+        self.calls += 1
+        slope: Tensor = self.f(t, y, self.at_hand)
+        return slope
 
     def _to_state(self, lanes: Array) -> float | Tensor:
         """Numbers of the lanes as the state's arithmetic takes them."""
@@ -364,7 +367,11 @@ class _Loop:
 
     def _take(self, step: Step, *, fresh: bool) -> Taken:
         """The step, with the slope that is at hand or, where its graph matters, a fresh one."""
-        t, h = step.times(self.begins[step.knot], self.spans[step.knot])
+        begin, span = self.begins[step.knot], self.spans[step.knot]
+        if fresh:  # and everything that it depends on
+            self.at_hand = take_rows(self.args, self.rows)
+            begin, span = self.knots[step.knot], self.knots[step.knot + 1] - self.knots[step.knot]
+        t, h = step.times(begin, span)
         if self.settings.observer is not None:
             self.settings.observer("step", t, step.y, h)
         f = self.bound if self.settings.jumps is None else within(self.bound, t, h)

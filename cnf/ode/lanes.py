@@ -63,7 +63,9 @@ class Lanes:
         size: The size of the step it would like to try.
         previous: The error of its last accepted step.
         good: The size after its last accepted step.
-        blind: Steps tried since then whose error was not finite.
+        blind: How many steps tried had an error that is not finite; until it has passed the end of
+            the last of them.
+        wall: That end, as a fraction.
         passed: How many output times it has passed.
         evaluations: Evaluations of the dynamics.
         accepted: Accepted steps.
@@ -77,6 +79,7 @@ class Lanes:
     previous: Array
     good: Array
     blind: Array
+    wall: Array
     passed: Counts
     evaluations: Counts
     accepted: Counts
@@ -94,6 +97,7 @@ class Lanes:
             previous=np.ones(count),
             good=zeros,
             blind=zeros,
+            wall=zeros,
             passed=counts + 1,
             evaluations=counts,
             accepted=counts,
@@ -137,20 +141,22 @@ class Lanes:
             return
         order = self.control.order
         proposed = size * self.control.controller.factors(error, self.previous, order)
-        blind = ~np.isfinite(error) if rejected else None
-        if blind is not None and blind.any():
-            proposed = np.where(blind, size * BLIND**2.0**self.blind, proposed)
         # A step that was cut short to end on a stop says little of the next one's size.
         cut = size < 0.99 * self.size
         kept = np.where(cut, np.maximum(proposed, self.size), proposed)
-        if rejected:
-            self.rejected = self.rejected + ~accept
-            self.size = np.where(accept, kept, proposed)
-            self.previous = np.where(accept, error, self.previous)
-            self.good = np.where(accept, kept, self.good)
-            self.blind = np.where(accept, 0.0, self.blind + blind)
-        else:
-            self.size, self.previous, self.good, self.blind = kept, error, kept, np.zeros(len(kept))
+        if np.count_nonzero(self.blind):
+            self.blind = np.where(self.fraction >= self.wall, 0.0, self.blind)
+        if not rejected:
+            self.size, self.previous, self.good = kept, error, kept
+            return
+        self.rejected = self.rejected + ~accept
+        self.previous = np.where(accept, error, self.previous)
+        self.good = np.where(accept, kept, self.good)
+        self.size = np.where(accept, kept, proposed)
+        blind = ~np.isfinite(error)
+        if np.count_nonzero(blind):
+            self.size = np.where(blind, size * BLIND**2.0**self.blind, self.size)
+            self.blind, self.wall = self.blind + blind, np.where(blind, end, self.wall)
 
     def at_jump(self) -> Mask | None:
         """Which lanes stand where the dynamics jump; None where none do."""

@@ -9,8 +9,14 @@ import torch
 from scipy.integrate import solve_ivp
 
 from cnf.ode import TABLEAUS
-from cnf.scripts.benchmark import TOLERANCES, affordable, compare_all, shared_methods, summarize
-from cnf.scripts.detest import DETEST
+from cnf.scripts.benchmarks.accuracy import (
+    TOLERANCES,
+    affordable,
+    compare_all,
+    shared_methods,
+    summarize,
+)
+from cnf.scripts.benchmarks.detest import DETEST
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -83,7 +89,7 @@ def test_nothing_is_lost_on_the_way(name):
 
 def test_outer_planets_one_pair_at_a_time():
     """C5 once more, as the paper's double sum."""
-    from cnf.scripts.detest import _GRAVITY, _MASSES, _SUN
+    from cnf.scripts.benchmarks.detest import _GRAVITY, _MASSES, _SUN
 
     y = np.array(DETEST["C5"].y0)
     places = y[:15].reshape(3, 5).T

@@ -7,8 +7,8 @@ import torch
 from test_scripts_running import complaint, done
 
 from cnf.ode import GRADIENTS
-from cnf.scripts import benchmark
-from cnf.scripts.detest import DETEST
+from cnf.scripts.benchmarks import accuracy, memory, rows
+from cnf.scripts.benchmarks.detest import DETEST
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -23,17 +23,17 @@ def test_overhead_names_every_solver_and_the_threads():
 
 
 def test_detest_has_a_line_for_each_method_and_tolerance(monkeypatch):
-    monkeypatch.setattr(benchmark, "DETEST", {"A1": DETEST["A1"]})
-    monkeypatch.setattr(benchmark, "TOLERANCES", (1e-3, 1e-4))
+    monkeypatch.setattr(accuracy, "DETEST", {"A1": DETEST["A1"]})
+    monkeypatch.setattr(accuracy, "TOLERANCES", (1e-3, 1e-4))
     lines = done("benchmark", "solver", "--section", "detest").splitlines()
-    for method in benchmark.shared_methods():
+    for method in accuracy.shared_methods():
         assert sum(line.startswith(method) for line in lines) == 2
 
 
 def test_memory_is_measured_at_every_point_and_drawn(tmp_path, monkeypatch):
     """With points made up: what a process of its own measures is tested below."""
-    made = [benchmark.Peak(mode, steps, steps * 2**20) for mode in GRADIENTS for steps in (2, 7)]
-    monkeypatch.setattr(benchmark, "peaks", lambda _: iter(made))
+    made = [memory.Peak(mode, steps, steps * 2**20) for mode in GRADIENTS for steps in (2, 7)]
+    monkeypatch.setattr(memory, "peaks", lambda _: iter(made))
     table = done("benchmark", "solver", "--section", "memory", "--out", tmp_path / "new")
     assert all(mode in table for mode in GRADIENTS)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["memory.png"]
@@ -41,10 +41,22 @@ def test_memory_is_measured_at_every_point_and_drawn(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_checkpointed_step_costs_about_one_state(monkeypatch):
-    monkeypatch.setattr(benchmark, "GRADIENTS", {"checkpoint": GRADIENTS["checkpoint"]})
-    (peak,) = benchmark.peaks([200])
+    monkeypatch.setattr(memory, "GRADIENTS", {"checkpoint": GRADIENTS["checkpoint"]})
+    (peak,) = memory.peaks([200])
     assert peak.steps in (200, 201)
-    assert 0.8 < peak.bytes / (peak.steps * 4 * benchmark.STATE) < 1.5
+    assert 0.8 < peak.bytes / (peak.steps * 4 * memory.STATE) < 1.5
+
+
+def test_rows_do_not_pay_for_one_another(monkeypatch):
+    """In small: the numbers themselves are the benchmark's."""
+    monkeypatch.setattr(rows, "ROWS", 40)
+    monkeypatch.setattr(rows, "CURVED", 4)
+    table = [line.split() for line in done("benchmark", "solver", "--section", "rows").splitlines()]
+    own, joint = (
+        next(line for line in table if line[:1] == [step]) for step in ("per_sample", "joint")
+    )
+    assert int(own[1]) < int(joint[1])
+    assert float(own[3]) < 1e-9 < float(joint[3])
 
 
 @pytest.mark.parametrize("library", ["torchdiffeq", "torchode"])
@@ -58,6 +70,6 @@ def test_missing_library_is_one_line(library, monkeypatch):
 def test_memory_needs_no_other_library(monkeypatch):
     for library in ("torchdiffeq", "torchode"):
         monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.setattr(benchmark, "STEPS", (1,))
-    monkeypatch.setattr(benchmark, "peaks", lambda _: iter([benchmark.Peak("backprop", 1, 2**20)]))
+    monkeypatch.setattr(memory, "STEPS", (1,))
+    monkeypatch.setattr(memory, "peaks", lambda _: iter([memory.Peak("backprop", 1, 2**20)]))
     assert "backprop" in done("benchmark", "solver", "--section", "memory")

@@ -1,0 +1,1 @@
+"""The measurements that `benchmark` prints: a module for each table."""

@@ -1,0 +1,137 @@
+"""The memory of a solve and its gradient."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from cnf.ode import GRADIENTS, PIController, solve
+
+STEPS = (10, 30, 100, 300, 1000)
+STATE = 32_768  # float32 numbers: 128 KiB
+MIB = 2**20
+# Never a rejection, and never a change of the step's size.
+CONSTANT = PIController(safety=1.0, factor_min=1.0, factor_max=1.0, beta=0.0)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Memory of a solve with its gradient.
+
+    Attributes:
+        gradient: Gradient mode.
+        steps: Accepted steps, all of one size but perhaps the last two.
+        bytes: Peak resident memory of the process above that after a solve of one step.
+    """
+
+    gradient: str
+    steps: int
+    bytes: int
+
+
+def peaks(steps: Iterable[int]) -> Iterator[Peak]:
+    """Measure each point in a new process, so that none inherits another's peak."""
+    points = [(gradient, count) for gradient in GRADIENTS for count in steps]
+    # Tensors in pages of their own: otherwise freed ones between kept ones count too, about twice.
+    with (
+        _environment("MALLOC_MMAP_THRESHOLD_", "65536"),
+        ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes,
+    ):
+        for point in points:
+            yield processes.submit(_peak, *point).result()
+
+
+@contextmanager
+def _environment(name: str, text: str) -> Iterator[None]:
+    """A variable for the processes that start meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = text
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def _peak(gradient: str, steps: int) -> Peak:
+    torch.set_num_threads(1)
+    _differentiate(gradient, 1)
+    before = _high_water()
+    taken = _differentiate(gradient, steps)
+    return Peak(gradient, taken, _high_water() - before)
+
+
+def _differentiate(gradient: str, steps: int) -> int:
+    """Solve in steps of one size and back-propagate; how many steps it took.
+
+    One more than asked for, where rounding leaves more than a step at the end: two halves.
+    """
+    rate = torch.tensor(-1.0, requires_grad=True)
+    solution = solve(
+        lambda t, y, args: args * torch.tanh(y),
+        torch.linspace(-1, 1, STATE),
+        [0.0, 1.0],
+        rate,
+        rtol=1e6,
+        atol=1e6,
+        first_step=1 / steps,
+        controller=CONSTANT,
+        gradient=gradient,
+    )
+    solution.ys[-1].sum().backward()
+    return int(solution.stats.accepted)
+
+
+def _high_water() -> int:
+    """The most memory that this process has had, in bytes.
+
+    From Linux's own file: `ru_maxrss` begins at the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+def lines(out: Path | None) -> Iterator[str]:
+    """The table, and where its figure went."""
+    if not Path("/proc/self/status").exists():
+        yield "Memory: skipped; the peak of a process is read from /proc, which Linux alone has"
+        return
+    found = {(peak.gradient, peak.steps): peak.bytes for peak in peaks(STEPS)}
+    steps = sorted({count for _, count in found})
+    yield (
+        f"Memory: peak of a solve and its gradient in MiB, above one of one step; dopri5, a state "
+        f"of {4 * STATE / MIB:.3f} MiB, dy/dt = a tanh(y)"
+    )
+    yield f"{'steps':<15}" + "".join(f"{gradient:>12}" for gradient in GRADIENTS)
+    for count in steps:
+        row = (found.get((gradient, count)) for gradient in GRADIENTS)
+        yield f"{count:<15}" + "".join(
+            f"{'':>12}" if b is None else f"{b / MIB:>12.1f}" for b in row
+        )
+    if out is not None:
+        yield str(_draw(found, out / "memory.png"))
+
+
+def _draw(found: dict[tuple[str, int], int], path: Path) -> Path:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for gradient in GRADIENTS:
+        curve = [(steps, size / MIB) for (name, steps), size in found.items() if name == gradient]
+        axes.plot(*zip(*curve, strict=True), marker="o", label=gradient)
+    axes.set(xscale="log", yscale="log", xlabel="steps")
+    axes.set_ylabel("peak memory above one step's (MiB)")
+    axes.legend()
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=110)
+    os.replace(temporary, path)
+    return path

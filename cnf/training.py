@@ -248,7 +248,9 @@ class _Run:
         self.optimizer.step()
         self._average()
         self.failures = 0
-        self.recent.append((value, loss.stats.evaluations / max(1, self.flow.solves)))
+        self.recent.append(
+            (value, float(np.mean(loss.stats.evaluations)) / max(1, self.flow.solves))
+        )
         return self.recent[-1]
 
     def _skip(self, failure: str) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -21,6 +21,7 @@ from cnf.ode import (
     Norm,
     PerRow,
     Solution,
+    StepMode,
     Tolerance,
     solve,
 )
@@ -50,7 +51,7 @@ def batch_error(ratio: Tensor) -> Tensor:
     return row_errors(ratio).square().mean().sqrt()
 
 
-NORMS: dict[str, Norm] = {"per_sample": own_errors, "joint": batch_error}
+NORMS: dict[StepMode, Norm] = {"per_sample": own_errors, "joint": batch_error}
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ class SolverSettings:
     atol: float = 1e-5
     gradient: str = "checkpoint"
     keep: int = 0
-    step: str = "per_sample"
+    step: StepMode = "per_sample"
     step_size: float | None = None
     max_steps: int = 1000
 
     def __post_init__(self) -> None:
         Tolerance(self.rtol, self.atol)
         choose_divergence(self.divergence, nn.Identity(), 1)
-        names: dict[str, Mapping[str, object]] = {
+        names: dict[str, Collection[str]] = {
             "method": TABLEAUS,
             "gradient": GRADIENTS,
             "step": NORMS,

@@ -14,7 +14,7 @@ from cnf.ode.controllers import (
 from cnf.ode.gradients import GRADIENTS, Backsolve, Checkpoint, Gradient
 from cnf.ode.odeint import odeint, odeint_adjoint
 from cnf.ode.solution import Solution, SolveError, Stats, Status
-from cnf.ode.solve import solve
+from cnf.ode.solve import StepMode, solve
 from cnf.ode.tableaus import TABLEAUS, Tableau
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "SolveError",
     "Stats",
     "Status",
+    "StepMode",
     "Tableau",
     "Tolerance",
     "max_norm",

@@ -28,7 +28,8 @@ def rms_norm(ratio: Tensor) -> Tensor:
         >>> rms_norm(torch.tensor([1.0, 7.0])).item()
         5.0
     """
-    return torch.linalg.vector_norm(ratio) / max(1, ratio.numel()) ** 0.5
+    norm: Tensor = torch.linalg.vector_norm(ratio) / max(1, ratio.numel()) ** 0.5
+    return norm
 
 
 def max_norm(ratio: Tensor) -> Tensor:

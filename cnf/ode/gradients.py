@@ -128,7 +128,7 @@ def _apply(
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         with torch.no_grad():
             return integrate(problem.f, y0, ts, problem.args, problem.settings)
-    ys = function.apply(problem, y0, ts, *leaves)  # type: ignore[no-untyped-call]
+    ys = function.apply(problem, y0, ts, *leaves)
     assert problem.run is not None
     return replace(problem.run, ys=ys)
 

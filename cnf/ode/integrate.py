@@ -298,7 +298,7 @@ class _Loop:
         if self.settings.observer is not None:
             kind = "accept" if accept.all() else "reject"
             self.settings.observer(kind, taken.t, taken.y0, taken.h)
-        self.accepted = np.count_nonzero(accept)
+        self.accepted = int(np.count_nonzero(accept))
         if self.accepted:
             self._move_on(step, taken, accept, scale)
         else:
@@ -315,8 +315,8 @@ class _Loop:
             fractions[lanes.number] = np.minimum(lanes.fraction, 1.0)
             counts[:, lanes.number] = lanes.evaluations, lanes.accepted, lanes.rejected
         tally = Tally(np.zeros(self.batch, dtype=np.int64) if self.per_sample else 0)
-        numbers = counts if self.per_sample else counts[:, 0].tolist()
-        stats = Stats(*numbers, tallies=(tally,))
+        evaluations, accepted, rejected = counts if self.per_sample else counts[:, 0].tolist()
+        stats = Stats(evaluations, accepted, rejected, (tally,))
         ys = self.outputs.stack()
         times = self.clock.begin + fractions * self.clock.span
         return Run(ys, self.steps or [], self.status, self._worst_first(), times, stats)
@@ -516,7 +516,7 @@ class _Loop:
         """Let the lanes that are done leave the batch, their rows with them."""
         self.lanes.evaluations = self.lanes.evaluations + self.calls
         self.calls = 0
-        left = len(done) - np.count_nonzero(done)
+        left = len(done) - int(np.count_nonzero(done))
         if left == len(done):
             return
         self.running = left > 0
@@ -573,7 +573,7 @@ class _Clock:
         if settings.grid is not None:
             stops = np.append(self.fractions(knots)[1:-1], 1.0)
         elif settings.stops is not None or settings.jumps is not None:
-            given = [] if settings.stops is None else self.fractions(settings.stops)
+            given = np.ones(1) if settings.stops is None else self.fractions(settings.stops)
             stops = np.unique(np.concatenate([given, jumps, [1.0]]))
             stops = stops[(stops > CLOSE) & (stops <= 1)]
         largest = max(abs(self.begin), abs(self.begin + self.span))

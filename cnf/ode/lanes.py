@@ -162,8 +162,9 @@ class Lanes:
         """Which lanes stand where the dynamics jump; None where none do."""
         if self.control.jumps is None:
             return None
-        near: Mask = (np.abs(self.fraction[:, None] - self.control.jumps) < CLOSE).any(1)
-        return near if near.any() else None
+        near = np.abs(self.fraction[:, None] - self.control.jumps) < CLOSE
+        lanes: Mask = near.sum(1) > 0
+        return lanes if np.count_nonzero(lanes) else None
 
     def done(self) -> Mask:
         """Which lanes have come to the last output time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from math import ceil, inf
@@ -24,8 +24,10 @@ from cnf.ode.integrate import Dynamics, Grid, Observer, Settings
 from cnf.ode.solution import Solution, SolveError
 from cnf.ode.tableaus import TABLEAUS, Tableau
 
+StepMode = Literal["joint", "per_sample"]
+
 # What reduces the error ratios where the caller does not say: over the batch, or over each row.
-ROW_NORMS: dict[str, Norm] = {"joint": rms_norm, "per_sample": row_rms_norm}
+ROW_NORMS: dict[StepMode, Norm] = {"joint": rms_norm, "per_sample": row_rms_norm}
 
 
 def solve(
@@ -39,7 +41,7 @@ def solve(
     atol: float | Tensor = 1e-5,
     norm: Norm | None = None,
     controller: Controller | None = None,
-    step: Literal["joint", "per_sample"] = "joint",
+    step: StepMode = "joint",
     first_step: float | None = None,
     min_step: float = 0.0,
     max_step: float = inf,
@@ -200,7 +202,7 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> Tensor:
     return ts
 
 
-def _known(what: str, name: str, registry: dict[str, Any]) -> str:
+def _known(what: str, name: str, registry: Collection[str]) -> str:
     if name not in registry:
         close = get_close_matches(name, registry) or list(registry)
         raise ValueError(f"Expected {what} to be one of {', '.join(close)}; got {name!r}")

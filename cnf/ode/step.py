@@ -29,7 +29,8 @@ class Stages:
         self.tableau = tableau
         self.weights = tableau_tensors(tableau, y.dtype, y.device)
         self.slopes: list[Tensor] = []
-        self.y, self.flat, self.size = y, y, None
+        self.y = self.flat = y
+        self.size: float | None = None
         self.buffered = buffered
         self.clean = True  # no slope of an earlier step is left that is not finite
         if buffered:

@@ -123,14 +123,19 @@ def lines(out: Path | None) -> Iterator[str]:
 
 
 def _draw(found: dict[tuple[str, int], int], path: Path) -> Path:
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
+    state = 4 * STATE
     for gradient in GRADIENTS:
-        curve = [(steps, size / MIB) for (name, steps), size in found.items() if name == gradient]
+        curve = [(steps, size / state) for (name, steps), size in found.items() if name == gradient]
         axes.plot(*zip(*curve, strict=True), marker="o", label=gradient)
-    axes.set(xscale="log", yscale="log", xlabel="steps")
-    axes.set_ylabel("peak memory above one step's (MiB)")
-    axes.legend()
+    steps = sorted({count for _, count in found})
+    axes.plot(steps, steps, color="0.6", linestyle=":", zorder=0, label="one state a step")
+    axes.set_xscale("log")
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set(ylim=(-0.5, 2 * max(found.values()) / state), xlabel="accepted steps")
+    axes.set_ylabel("peak memory above one step's, in states")
+    axes.legend(frameon=False)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=110)
     os.replace(temporary, path)

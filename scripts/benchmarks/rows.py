@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from cnf.fields import ConcatSquash
 from cnf.layers import CNF
-from cnf.ode import PerRow, solve
+from cnf.ode import PerRow, StepMode, solve
 from cnf.scripts.benchmarks.overhead import one_thread, seconds_of
 
+STEPS: tuple[StepMode, ...] = ("per_sample", "joint")
 ROWS, CURVED, SPEED, TOLERANCE = 1000, 20, 10.0, 1e-6
 
 
@@ -57,19 +58,28 @@ def failing(t: Tensor, y: Tensor, late: Tensor) -> Tensor:
     return torch.where((late > 0) & (t > 0.5), math.nan, slope)
 
 
-def nan_seconds(step: str, repeats: int) -> list[float]:
+def nan_seconds(step: StepMode, repeats: int) -> list[float]:
     """Seconds of a batch that is clean, with a row of NaN, and with a row that becomes NaN."""
     y = torch.linspace(-3, 3, 2 * ROWS, dtype=torch.float64).reshape(ROWS, 2)
     broken, late = y.clone(), torch.zeros(ROWS, 1, dtype=torch.float64)
     broken[17], late[17] = math.nan, 1.0
-    options = {"rtol": TOLERANCE, "atol": TOLERANCE, "step": step, "on_failure": "return"}
-    runs = [
-        partial(solve, failing, start, [0.0, 10.0], PerRow(mark), **options)
-        for start, mark in ((y, 0 * late), (broken, 0 * late), (y, late))
-    ]
-    for run in runs:
-        run()
-    seconds = [[seconds_of(run, 3) for run in runs] for _ in range(repeats)]
+
+    def run(start: Tensor, mark: Tensor) -> None:
+        solve(
+            failing,
+            start,
+            [0.0, 10.0],
+            PerRow(mark),
+            rtol=TOLERANCE,
+            atol=TOLERANCE,
+            step=step,
+            on_failure="return",
+        )
+
+    runs = [partial(run, *given) for given in ((y, 0 * late), (broken, 0 * late), (y, late))]
+    for once in runs:
+        once()
+    seconds = [[seconds_of(once, 3) for once in runs] for _ in range(repeats)]
     return [median(column) for column in zip(*seconds, strict=True)]
 
 
@@ -82,7 +92,7 @@ def lines(repeats: int) -> Iterator[str]:
     )
     yield f"{'step':<15}{'evaluations, summed':>22}{'seconds':>10}{'in batch - alone':>20}"
     with torch.no_grad(), one_thread():
-        for step in ("per_sample", "joint"):
+        for step in STEPS:
             own = layer.with_solver(step=step)
             run = partial(own.pull, x, speed)
             evaluations = np.sum(run().stats.evaluations * np.ones(ROWS if step == "joint" else 1))
@@ -91,7 +101,7 @@ def lines(repeats: int) -> Iterator[str]:
         yield ""
         yield f"One row of NaN among {ROWS}: seconds, median of {repeats}, and units of clean"
         yield f"{'step':<15}{'clean':>10}{'NaN row':>18}{'NaN at half-way':>18}"
-        for step in ("per_sample", "joint"):
+        for step in STEPS:
             clean, *others = nan_seconds(step, repeats)
             yield f"{step:<15}{clean:>10.4f}" + "".join(
                 f"{taken:>11.4f}{taken / clean:>7.2f}" for taken in others

@@ -71,27 +71,54 @@ def test_gradcheck_of_state_times_and_arguments(problem, step, gradient):
     )
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_the_modes_agree_on_a_network(step):
-    """To 1e-6 at tolerance 1e-10, on two hidden layers, context and times included."""
-    field = ConcatSquash(2, (16, 16), context_dim=1).double()
+@pytest.fixture
+def network():
+    """A solve through two hidden layers, as a function of all that it depends on, and these."""
+    field = ConcatSquash(2, (16, 16), context_dim=1, zero_last=False).double()
     names, values = zip(*field.named_parameters(), strict=True)
-    y0 = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
-    t = torch.tensor([0.0, 1.0], dtype=torch.float64, requires_grad=True)
-    context = torch.randn(6, 1, dtype=torch.float64, requires_grad=True)
-    wanted = (y0, t, context, *values)
+    options = {"dtype": torch.float64, "requires_grad": True}
+    t = torch.tensor([0.0, 0.4, 1.0], **options)
+    inputs = (torch.randn(6, 2, **options), t, torch.randn(6, 1, **options), *values)
 
     def f(t, y, args):
         parameters = dict(zip(names, args[0], strict=True))
         return torch.func.functional_call(field, parameters, (t, y, args[1]))
 
-    found = []
-    for mode in GRADIENTS:
-        options = {"rtol": 1e-10, "atol": 1e-10, "gradient": mode, "step": step}
-        end = solve(f, y0, t, (values, PerRow(context)), **options).ys[-1]
-        found.append(torch.autograd.grad(end.square().sum(), wanted))
-    for other in found[1:]:
-        torch.testing.assert_close(found[0], other, rtol=1e-6, atol=1e-6)
+    def ends(y0, t, context, *values, **how):
+        how = {"rtol": 1e-10, "atol": 1e-10} | how
+        return solve(f, y0, t, (values, PerRow(context)), **how).ys[1:].square().sum()
+
+    return ends, inputs
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_modes_agree_on_a_network(network, step):
+    """To 1e-6 at tolerance 1e-10; the exact ones to 1e-12."""
+    ends, inputs = network
+    found = {
+        mode: torch.autograd.grad(ends(*inputs, gradient=mode, step=step), inputs)
+        for mode in [*GRADIENTS, EVERYTHING]
+    }
+    for mode, gradient in found.items():
+        close = 1e-6 if mode == "backsolve" else 1e-12
+        torch.testing.assert_close(gradient, found["backprop"], rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("mode", GRADIENTS)
+def test_the_modes_agree_with_central_differences_on_a_network(network, step, mode):
+    """To 1e-6 at tolerance 1e-10, along a direction of each input."""
+    ends, inputs = network
+    gradients = torch.autograd.grad(ends(*inputs, gradient=mode, step=step), inputs)
+    for i, gradient in enumerate(gradients):
+        direction = torch.randn_like(inputs[i]) / inputs[i].numel() ** 0.5
+        with torch.no_grad():
+            ahead, behind = (
+                ends(*inputs[:i], inputs[i] + h * direction, *inputs[i + 1 :], step=step)
+                for h in (1e-4, -1e-4)
+            )
+        difference = (ahead - behind) / 2e-4
+        torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-6, atol=1e-6)
 
 
 def test_second_derivatives_through_backprop(problem):

@@ -296,6 +296,29 @@ def test_wrong_arguments(options, message):
         solve(lambda t, y, args: -y, torch.ones(2, 2), [0.0, 1.0], **options)
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_no_rows_are_no_trouble(step):
+    y0 = torch.zeros(0, 2, requires_grad=True)
+    solution = solve(lambda t, y, args: -y, y0, [0.0, 0.5, 1.0], step=step)
+    assert solution.ys.shape == (3, 0, 2)
+    assert solution.status is Status.FINISHED
+    solution.ys.sum().backward()
+
+
+def test_rows_take_their_tolerances_along():
+    """Rows that are done first leave those beside them their own."""
+    y0, speed = torch.ones(3, 2, dtype=DOUBLE), torch.tensor([[9.0], [1.0], [9.0]], dtype=DOUBLE)
+    atol = torch.tensor([[1e-3], [1e-9], [1e-9]], dtype=DOUBLE)
+    options = {"step": "per_sample", "rtol": 0.0}
+    together = solve(oscillate, y0, [0.0, 2.0], PerRow(speed), atol=atol, **options)
+    for i in range(3):
+        alone = solve(
+            oscillate, y0[i : i + 1], [0.0, 2.0], PerRow(speed[i : i + 1]), atol=atol[i], **options
+        )
+        torch.testing.assert_close(together.ys[:, i : i + 1], alone.ys, rtol=0, atol=1e-13)
+        assert together.stats.evaluations[i] == alone.stats.evaluations[0]
+
+
 def test_per_sample_steps_need_rows():
     with pytest.raises(ValueError, match="rows for per-sample steps"):
         solve(lambda t, y, args: -y, torch.tensor(1.0), [0.0, 1.0], step="per_sample")

@@ -59,6 +59,13 @@ def test_rows_do_not_pay_for_one_another(monkeypatch):
     assert float(own[3]) < 1e-9 < float(joint[3])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_backsolve_does_not_grow(monkeypatch):
+    monkeypatch.setattr(memory, "GRADIENTS", {"backsolve": GRADIENTS["backsolve"]})
+    few, many = memory.peaks([10, 300])
+    assert many.bytes - few.bytes < 5 * 4 * memory.STATE
+
+
 @pytest.mark.parametrize("library", ["torchdiffeq", "torchode"])
 def test_missing_library_is_one_line(library, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)

@@ -6,7 +6,7 @@ What is controlled is a *lane*: the whole batch with joint steps, each row with 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Protocol
 
@@ -88,6 +88,15 @@ class Tolerance:
                 raise ValueError(f"Expected {name} to be a number of at least 0; got {value}")
         if _range(self.rtol)[1] == _range(self.atol)[1] == 0:
             raise ValueError("Expected rtol or atol to be above 0; got 0 for both")
+
+    def take(self, rows: Tensor, shape: torch.Size) -> Tolerance:
+        """That of some rows of a state of this shape."""
+
+        def part(value: float | Tensor) -> float | Tensor:
+            own = isinstance(value, Tensor) and value.ndim == len(shape)
+            return value[rows] if own and value.shape[0] == shape[0] else value
+
+        return replace(self, rtol=part(self.rtol), atol=part(self.atol))
 
     def ratio(self, error: Tensor, *states: Tensor) -> Tensor:
         """`error` in units of the tolerance at the largest of `states`, entry by entry."""

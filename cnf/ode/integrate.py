@@ -324,6 +324,9 @@ class _Loop:
     def _bind(self) -> None:
         """The dynamics with the arguments of the rows at hand, counting their calls."""
         self.at_hand = take_rows(self.args, self.rows)
+        self.tolerance = self.settings.tolerance
+        if self.rows is not None:
+            self.tolerance = self.tolerance.take(self.rows, self.outputs.y0.shape)
         buffered = not torch.is_grad_enabled()
         self.stages = Stages(self.settings.tableau, self.y, buffered=buffered)
 
@@ -354,7 +357,7 @@ class _Loop:
 
     def _first_sizes(self) -> Array:
         direction = 1.0 if self.clock.span > 0 else -1.0
-        scale = self.settings.tolerance.scale(self.y)
+        scale = self.tolerance.scale(self.y)
 
         def size(vector: Tensor) -> Array:
             return self._norm(vector / scale)
@@ -388,14 +391,14 @@ class _Loop:
             return np.zeros(len(self.lanes))
         error = taken.error()
         with torch.no_grad():
-            return self._norm(self.settings.tolerance.ratio(error, taken.y0, taken.y1))
+            return self._norm(self.tolerance.ratio(error, taken.y0, taken.y1))
 
     def _norm(self, ratio: Tensor) -> Array:
         """One error for each lane."""
         if self.dead is not None:
             ratio = ratio.masked_fill(_as_mask(self.dead, ratio), 0.0)
         self.ratio = ratio
-        errors = self.settings.tolerance.norm(ratio)
+        errors = self.tolerance.norm(ratio)
         if not self.per_sample:
             return np.array([errors.item()])
         numbers: Array = errors.double().cpu().numpy()

@@ -8,6 +8,7 @@ from itertools import pairwise
 from math import ceil, inf
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from cnf.ode.controllers import (
 )
 from cnf.ode.gradients import GRADIENTS, Gradient
 from cnf.ode.integrate import Dynamics, Grid, Observer, Settings
-from cnf.ode.solution import Solution, SolveError
+from cnf.ode.solution import Solution, SolveError, Stats, Status
 from cnf.ode.tableaus import TABLEAUS, Tableau
 
 StepMode = Literal["joint", "per_sample"]
@@ -130,6 +131,10 @@ def solve(
         jumps=_inner("jumps", jumps, ts),
         observer=observer,
     )
+    if not y0.numel():  # nothing moves
+        finished = np.full(y0.shape[0], Status.FINISHED)
+        ys = y0.expand(len(ts), *y0.shape)
+        return Solution(ts, ys, finished, Stats(), (), float(ts[-1]))
     if per_sample and y0.ndim == 0:
         raise ValueError("Expected y0 with rows for per-sample steps; got a scalar")
     if isinstance(gradient, str):

@@ -93,8 +93,9 @@ class Tolerance:
         """That of some rows of a state of this shape."""
 
         def part(value: float | Tensor) -> float | Tensor:
-            own = isinstance(value, Tensor) and value.ndim == len(shape)
-            return value[rows] if own and value.shape[0] == shape[0] else value
+            if isinstance(value, Tensor) and value.ndim == len(shape) and len(value) == shape[0]:
+                return value[rows]
+            return value
 
         return replace(self, rtol=part(self.rtol), atol=part(self.atol))
 

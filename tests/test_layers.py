@@ -9,6 +9,7 @@ from torch import nn
 
 from cnf.fields import ConcatSquash
 from cnf.layers import CNF, LAYERS, Standardize
+from cnf.layers.cnf import batch_error, own_errors, row_errors
 from cnf.ode import SolveError
 
 DOUBLE = torch.float64
@@ -182,6 +183,39 @@ def test_context_goes_with_its_rows(step, hidden):
     assert max_difference(log_det, torch.cat([change for _, change in one])) < 1e-6
 
 
+def test_the_row_error():
+    """The coordinates' RMS or the log-density's own error; what comes after it does not steer."""
+    ratio = torch.tensor([[3.0, 4.0, 0.1, 9.0], [0.0, 0.0, -2.0, 9.0]])
+    expected = torch.tensor([12.5**0.5, 2.0])
+    torch.testing.assert_close(row_errors(ratio, 2), expected)
+    torch.testing.assert_close(own_errors(ratio, 2), 10 * expected)
+    torch.testing.assert_close(batch_error(ratio, 2), torch.tensor((16.5 / 2) ** 0.5))
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_fixed_steps(method):
+    field = ConcatSquash(2, (6, 5), zero_last=False).double()
+    z = torch.randn(10, 2, dtype=DOUBLE)
+    exact = CNF(field, rtol=1e-11, atol=1e-11)(z)
+    fixed = CNF(field, method=method, step_size=0.01)
+    assert max_difference(fixed(z)[0], exact[0]) < 1e-6
+    assert max_difference(fixed(z)[1], exact[1]) < 1e-6
+    assert (fixed.push(z).stats.accepted == 100).all()
+
+
+@pytest.mark.parametrize("step", ["per_sample", "joint"])
+@pytest.mark.parametrize("change", [{"keep": 2**30}, {"gradient": "backsolve"}])
+def test_gradient_modes_agree(step, change):
+    layer = CNF(ConcatSquash(2, (6, 5)).double(), step=step, rtol=1e-9, atol=1e-9)
+    z = torch.randn(10, 2, dtype=DOUBLE, requires_grad=True)
+    found = []
+    for own in (layer, layer.with_solver(**change)):
+        x, log_det = own(z)
+        loss = x.square().sum() + log_det.sum()
+        found.append(torch.autograd.grad(loss, (z, *layer.parameters())))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
 def test_with_solver_shares_the_field():
     layer = CNF(ConcatSquash(2, (4, 4)))
     other = layer.with_solver(rtol=1e-9, gradient="backprop")
@@ -213,6 +247,9 @@ def test_a_field_of_nan_and_a_stiff_one_are_told_apart():
         ({"gradient": "adjoint"}, "gradient to be one of"),
         ({"step": "each"}, "step to be one of per_sample, joint"),
         ({"max_steps": 0}, "max_steps of at least 1"),
+        ({"method": "rk4"}, "step_size with method 'rk4'"),
+        ({"step_size": 0.0}, "step_size to be above 0"),
+        ({"keep": -1}, "keep of at least 0 bytes"),
         ({"tolerance": 1e-3}, "settings among divergence, method, .*; got tolerance"),
     ],
 )

@@ -145,7 +145,7 @@ def test_stiff_dynamics_hit_the_step_limit_and_say_so():
     solution = caught.value.solution
     assert solution.status is Status.STEP_LIMIT
     assert solution.stats.accepted + solution.stats.rejected == 500
-    assert 0 < solution.last_time < 1
+    assert 0 < solution.last_times[0] < 1
 
 
 def test_a_jump_makes_the_step_too_small():

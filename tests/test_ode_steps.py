@@ -84,6 +84,24 @@ def test_one_row_of_nan_among_a_thousand(step, late):
     torch.testing.assert_close(solution.ys[-1, others], clean[others], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_what_was_reached_is_kept(step):
+    """Rows grow as 1 / (1 − t y₀): the second has no state from t = ½ on."""
+    y0 = torch.tensor([[0.5], [2.0], [-1.0]], dtype=DOUBLE, requires_grad=True)
+    options = {"rtol": 1e-9, "atol": 1e-9, "step": step, "on_failure": "return"}
+    solution = solve(lambda t, y, args: y * y, y0, [0.0, 0.4, 1.0], **options)
+    assert solution.rows == (1,)
+    assert solution.ys[1].isfinite().all()
+    times = torch.from_numpy(solution.last_times).unsqueeze(1)
+    assert times[1].item() == pytest.approx(0.5, abs=1e-6)
+    assert (times[[0, 2]] == 1).all()
+    exact = y0 / (1 - times * y0)
+    others = [0, 2]
+    torch.testing.assert_close(solution.last_states[others], exact[others].detach())
+    assert solution.last_states[1] > 1e5
+    assert not solution.last_states.requires_grad
+
+
 def test_every_row_has_its_own_status():
     kind = torch.tensor([[0.0], [1.0], [2.0], [0.0]], dtype=DOUBLE)
 

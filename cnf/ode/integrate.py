@@ -162,16 +162,18 @@ class Run:
         steps: The accepted steps, in order.
         status: Of each row, as a position in `STATUSES`.
         rows: Those that did not finish, the largest last error first.
-        times: How far each lane got.
         stats: What it cost; an entry for each lane where steps are per sample.
+        last_times: How far each row got.
+        last_states: The states there.
     """
 
     ys: Tensor
     steps: list[Step]
     status: NDArray[np.int8]
     rows: tuple[int, ...]
-    times: Array
     stats: Stats
+    last_times: Array
+    last_states: Tensor
 
     @property
     def missing(self) -> Tensor | None:
@@ -181,8 +183,8 @@ class Run:
     def solution(self, ts: Tensor) -> Solution:
         """What a user gets, with the output times."""
         row_status = np.array(STATUSES, dtype=object)[self.status]
-        behind = np.abs(self.times - ts[-1].item()).argmax()
-        return Solution(ts, self.ys, row_status, self.stats, self.rows, float(self.times[behind]))
+        last = self.last_times, self.last_states
+        return Solution(ts, self.ys, row_status, self.stats, self.rows, *last)
 
 
 def integrate(
@@ -242,6 +244,7 @@ class _Loop:
         self.dead: Tensor | None = None  # rows that joint steps carry along but do not mind
         self.status = np.zeros(self.batch, dtype=np.int8)
         self.tries = 0
+        self.reached, self.ends = np.zeros(self.batch), y0.detach()  # where rows came to
         self.last = np.zeros(0), np.zeros(0, dtype=bool)  # of the last try: errors, and accepted
         self.accepted = 0  # and how many
         self.outputs = Outputs(y0, len(ts))
@@ -309,17 +312,16 @@ class _Loop:
 
     def end(self) -> Run:
         """The outputs, stacked, and the record."""
-        fractions = np.ones(self.batch if self.per_sample else 1)
-        counts = np.zeros((3, len(fractions)), dtype=np.int64)
+        counts = np.zeros((3, self.batch if self.per_sample else 1), dtype=np.int64)
         for lanes in self.gone:
-            fractions[lanes.number] = np.minimum(lanes.fraction, 1.0)
             counts[:, lanes.number] = lanes.evaluations, lanes.accepted, lanes.rejected
         tally = Tally(np.zeros(self.batch, dtype=np.int64) if self.per_sample else 0)
         evaluations, accepted, rejected = counts if self.per_sample else counts[:, 0].tolist()
         stats = Stats(evaluations, accepted, rejected, (tally,))
         ys = self.outputs.stack()
-        times = self.clock.begin + fractions * self.clock.span
-        return Run(ys, self.steps or [], self.status, self._worst_first(), times, stats)
+        times = self.clock.begin + np.minimum(self.reached, 1.0) * self.clock.span
+        last = times, self.ends
+        return Run(ys, self.steps or [], self.status, self._worst_first(), stats, *last)
 
     def _bind(self) -> None:
         """The dynamics with the arguments of the rows at hand, counting their calls."""
@@ -499,6 +501,7 @@ class _Loop:
             self._mark(rows, Status.NOT_FINITE)
             return rows
         self._mark_rows(np.flatnonzero(rows), Status.NOT_FINITE)
+        self._let_go(bad if self.dead is None else bad & ~self.dead, self.lanes.fraction)
         self.dead = bad if self.dead is None else bad | self.dead
         self.y, self.slope = (
             part.masked_fill(_as_mask(bad, part), 0.0) for part in (self.y, self.slope)
@@ -524,12 +527,27 @@ class _Loop:
             return
         self.running = left > 0
         self.gone.append(self.lanes.select(done) if left else self.lanes)
+        if self.per_sample:
+            self._let_go(torch.from_numpy(done).to(self.y.device), self.lanes.fraction[done])
+        else:
+            self._let_go(None if self.dead is None else ~self.dead, self.lanes.fraction)
         if left:
             self.lanes = self.lanes.select(~done)
             index = self._index(~done)
             self.y, self.slope = self.y[index], self.slope[index]
             self.rows = index if self.rows is None else self.rows[index]
             self._bind()
+
+    def _let_go(self, leaving: Tensor | None, fractions: Array) -> None:
+        """Keep how far some of the rows at hand (None: all) got, and their states there."""
+        y = self.y.detach()
+        if leaving is None:
+            self.reached[:], self.ends = fractions, y
+            return
+        index = leaving.nonzero().flatten()
+        rows = index if self.rows is None else self.rows[index]
+        self.reached[rows.cpu().numpy()] = fractions
+        self.ends = self.ends.index_copy(0, rows, y[index]) if y.ndim else y
 
     def _worst_first(self) -> tuple[int, ...]:
         rows = np.flatnonzero(self.status)

@@ -96,11 +96,12 @@ class Solution:
 
     Attributes:
         ts: The requested times, shape (T,).
-        ys: The states there, shape (T, *state); NaN at times that a failed solve did not reach.
+        ys: The states there, shape (T, *state); NaN at times that a failed row did not reach.
         row_status: How each row (along the first axis of the state) ended, an array of `Status`.
         stats: What it cost.
         rows: The rows that did not finish, the worst first.
-        last_time: The time that all lanes of control reached: the last of `ts` when finished.
+        last_times: How far each row got, shape (rows,): the last of `ts` where it finished.
+        last_states: The states there, of y0's shape, without a gradient.
     """
 
     ts: Tensor
@@ -108,7 +109,8 @@ class Solution:
     row_status: NDArray[np.object_]
     stats: Stats
     rows: tuple[int, ...]
-    last_time: float
+    last_times: NDArray[np.float64]
+    last_states: Tensor
 
     @property
     def status(self) -> Status:
@@ -135,8 +137,8 @@ def _message(solution: Solution) -> str:
     shown = ", ".join(str(row) for row in solution.rows[:5])
     more = f" and {len(solution.rows) - 5} more" if len(solution.rows) > 5 else ""
     where = f" (rows {shown}{more})" if len(solution.row_status) > 1 else ""
-    stats = solution.stats
+    stats, time = solution.stats, solution.last_times[solution.rows[0]]
     return (
-        f"{solution.status.value} Stopped at t = {solution.last_time:.6g}{where} after up to "
+        f"{solution.status.value} Stopped at t = {time:.6g}{where} after up to "
         f"{np.max(stats.accepted)} accepted and {np.max(stats.rejected)} rejected steps."
     )

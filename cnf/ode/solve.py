@@ -134,7 +134,8 @@ def solve(
     if not y0.numel():  # nothing moves
         finished = np.full(y0.shape[0], Status.FINISHED)
         ys = y0.expand(len(ts), *y0.shape)
-        return Solution(ts, ys, finished, Stats(), (), float(ts[-1]))
+        ends = np.full(y0.shape[0], ts[-1].item())
+        return Solution(ts, ys, finished, Stats(), (), ends, y0.detach())
     if per_sample and y0.ndim == 0:
         raise ValueError("Expected y0 with rows for per-sample steps; got a scalar")
     if isinstance(gradient, str):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -242,7 +241,7 @@ class CNF(Layer):
             rtol=self.settings.rtol,
             atol=self.settings.atol,
             step=self.settings.step,
-            norm=partial(NORMS[self.settings.step], dim=states.shape[1] - 1),
+            norm=lambda ratio: NORMS[self.settings.step](ratio, states.shape[1] - 1),
             step_size=self.settings.step_size,
             max_steps=self.settings.max_steps,
             gradient=self.settings.gradient_mode,

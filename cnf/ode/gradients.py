@@ -17,7 +17,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from cnf.ode.arguments import take_rows
 from cnf.ode.controllers import Tolerance, rms_norm
-from cnf.ode.integrate import Dynamics, Grid, Kept, Run, Settings, Step, integrate
+from cnf.ode.integrate import Dynamics, Run, integrate
+from cnf.ode.record import Kept, Step
+from cnf.ode.settings import Grid, Settings
 from cnf.ode.solution import SolveError, Tally
 from cnf.ode.step import Stages, advance, within
 from cnf.ode.tableaus import TABLEAUS

@@ -23,134 +23,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_leaves
 
 from cnf.ode.arguments import take_rows
-from cnf.ode.controllers import Controller, Tolerance, first_step_size
-from cnf.ode.lanes import CLOSE, Array, Control, Lanes, Mask
+from cnf.ode.clock import Clock
+from cnf.ode.controllers import first_step_size
+from cnf.ode.lanes import CLOSE, Array, Lanes, Mask
 from cnf.ode.outputs import Outputs
+from cnf.ode.record import Kept, Output, Scale, Step
+from cnf.ode.settings import Settings
 from cnf.ode.solution import Solution, Stats, Status, Tally
 from cnf.ode.step import Stages, Taken, advance, within
-from cnf.ode.tableaus import Tableau
 
 Dynamics = Callable[[Tensor, Tensor, Any], Tensor]
-Observer = Callable[[str, Tensor, Tensor, Tensor], None]
-Grid = Callable[[Tensor], Tensor]
 
 STATUSES = tuple(Status)
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """How to integrate: everything but the problem itself.
-
-    Attributes:
-        tableau: The method.
-        tolerance: Tolerance and norm; the norm gives one error for each lane.
-        controller: Chooses the next step's size.
-        per_sample: Whether every row of the state has its own steps.
-        first_step: Size of the first step, chosen from the dynamics when None.
-        min_step: The smallest step, accepted whatever its error.
-        max_step: The largest step.
-        max_steps: The most steps for each lane, accepted and rejected.
-        grid: Gives, from the output times, times to step through with no error control; adaptive
-            when None.
-        stops: Times that a step has to end at.
-        jumps: Times where the dynamics jump: steps end there, and look at neither's other side.
-        observer: Called with "step", "accept" or "reject", the step's start, state and size.
-    """
-
-    tableau: Tableau
-    tolerance: Tolerance
-    controller: Controller
-    per_sample: bool = False
-    first_step: float | None = None
-    min_step: float = 0.0
-    max_step: float = float("inf")
-    max_steps: int = 10_000
-    grid: Grid | None = None
-    stops: Tensor | None = None
-    jumps: Tensor | None = None
-    observer: Observer | None = None
-
-    def knots(self, ts: Tensor) -> Tensor:
-        """The times that steps lie between, differentiable in the output times."""
-        return ts[:: len(ts) - 1] if self.grid is None else self.grid(ts)
-
-
-@dataclass(frozen=True, eq=False)
-class Output:
-    """An output time that a step passes.
-
-    Attributes:
-        index: Which of the output times.
-        rows: Which of the step's rows pass it there; None for all.
-        inside: Whether it lies inside the step, not at its very end.
-    """
-
-    index: int
-    rows: Tensor | None
-    inside: bool
-
-    def values(self, taken: Taken, ts: Tensor) -> Tensor:
-        """The states of its rows."""
-        last = self.index == len(ts) - 1  # there the step's end follows the time by itself
-        time = ts[self.index]
-        values = taken.inside(time) if self.inside else taken.y1 if last else taken.at_end(time)
-        return values if self.rows is None else values[self.rows]
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """The graph of a step.
-
-    Attributes:
-        y: The leaf that it starts from.
-        ends: What it comes to: the states at its end, and at each output time that it passes.
-        rows: Which rows of y those at its end belong to; None for all.
-    """
-
-    y: Tensor
-    ends: list[Tensor]
-    rows: Tensor | None = None
-
-
-@dataclass(eq=False)
-class Step:
-    """An accepted step, as a replay needs it.
-
-    Attributes:
-        rows: The rows of the batch that take it; None for all.
-        knot: Which of the knots it lies after.
-        start: Where it starts, as a fraction of the way to the next: one number, or one for each
-            row.
-        size: Its size as a fraction, alike.
-        y: The states that it starts from.
-        outputs: The output times that it passes.
-        kept: Its graph, where that is kept.
-    """
-
-    rows: Tensor | None
-    knot: int
-    start: float | Tensor
-    size: float | Tensor
-    y: Tensor
-    outputs: tuple[Output, ...] = ()
-    kept: Kept | None = None
-
-    def times(self, begin: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
-        """Its start time and signed size, differentiable in the knot before it and the way on."""
-        if isinstance(self.start, Tensor):
-            return begin + self.start * span, self.size * span
-        return torch.add(begin, span, alpha=self.start), self.size * span
-
-    def select(self, index: Tensor) -> Step:
-        """The step of some of its rows."""
-        assert isinstance(self.start, Tensor)
-        assert isinstance(self.size, Tensor)
-        rows = index if self.rows is None else self.rows[index]
-        return Step(rows, self.knot, self.start[index], self.size[index], self.y[index])
 
 
 @dataclass(eq=False)
@@ -229,7 +115,7 @@ class _Loop:
         self.per_sample = settings.per_sample
         self.ts, self.knots = ts, knots
         self.begins, self.spans = knots[:-1].unbind(), knots.diff().unbind()
-        self.clock = _Clock(ts)
+        self.clock = Clock(ts)
         self.taus = self.clock.fractions(ts)
         adaptive = settings.grid is None
         self.lengths = [self.clock.span] if adaptive else knots.detach().double().diff().tolist()
@@ -555,59 +441,6 @@ class _Loop:
             last = self.ratio.detach().abs().nan_to_num(nan=torch.inf).reshape(self.batch, -1)
             rows = rows[np.argsort(-last.amax(1).cpu().numpy()[rows], kind="stable")]
         return tuple(rows.tolist())
-
-
-class Scale(saved_tensors_hooks):
-    """Weighs what autograd saves while it is open, the leaves and arguments left out."""
-
-    def __init__(self, args: Any) -> None:
-        tensors = (leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-        self.seen = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        self.bytes = 0
-        super().__init__(self._weigh, lambda tensor: tensor)
-
-    def _weigh(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.seen:
-            self.seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor.detach()
-
-
-class _Clock:
-    """Times as fractions of the way from the first output time to the last."""
-
-    def __init__(self, ts: Tensor) -> None:
-        self.begin, end = ts[0].item(), ts[-1].item()
-        self.span = end - self.begin
-        self.length = abs(self.span)
-
-    def fractions(self, times: Tensor) -> Array:
-        numbers: Array = times.detach().double().cpu().numpy()
-        return (numbers - self.begin) / self.span
-
-    def control(self, settings: Settings, knots: Tensor) -> Control:
-        """The settings of the control, in fractions."""
-        stops = jumps = np.ones(1)
-        if settings.jumps is not None:
-            jumps = self.fractions(settings.jumps)
-        if settings.grid is not None:
-            stops = np.append(self.fractions(knots)[1:-1], 1.0)
-        elif settings.stops is not None or settings.jumps is not None:
-            given = np.ones(1) if settings.stops is None else self.fractions(settings.stops)
-            stops = np.unique(np.concatenate([given, jumps, [1.0]]))
-            stops = stops[(stops > CLOSE) & (stops <= 1)]
-        largest = max(abs(self.begin), abs(self.begin + self.span))
-        return Control(
-            controller=settings.controller,
-            order=(settings.tableau.error_order or 0) + 1,
-            min_step=settings.min_step / self.length,
-            max_step=settings.max_step / self.length,
-            resolution=4 * torch.finfo(knots.dtype).eps * largest / self.length,
-            stops=stops,
-            grid=settings.grid is not None,
-            jumps=None if settings.jumps is None else jumps[(jumps > CLOSE) & (jumps < 1 - CLOSE)],
-        )
 
 
 def _finite_rows(y: Tensor) -> Tensor:

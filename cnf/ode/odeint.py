@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from cnf.ode.controllers import Norm, PIController, rms_norm
 from cnf.ode.gradients import Backsolve, Gradient
-from cnf.ode.integrate import Observer
+from cnf.ode.settings import Observer
 from cnf.ode.solve import solve
 from cnf.ode.step import BoundDynamics
 from cnf.ode.tableaus import TABLEAUS, Tableau

@@ -21,7 +21,8 @@ from cnf.ode.controllers import (
     row_rms_norm,
 )
 from cnf.ode.gradients import GRADIENTS, Gradient
-from cnf.ode.integrate import Dynamics, Grid, Observer, Settings
+from cnf.ode.integrate import Dynamics
+from cnf.ode.settings import Grid, Observer, Settings
 from cnf.ode.solution import Solution, SolveError, Stats, Status
 from cnf.ode.tableaus import TABLEAUS, Tableau
 

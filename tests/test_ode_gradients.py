@@ -245,6 +245,19 @@ def test_a_row_that_fails_leaves_the_others_their_gradient(problem, gradient, st
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("gradient", [*GRADIENTS, EVERYTHING])
+def test_a_row_whose_step_was_too_long_leaves_the_others_their_gradient(gradient):
+    """y' = −w √y: the first step of the second row looks below zero, that of the first is taken."""
+    w = torch.tensor(0.15, dtype=torch.float64, requires_grad=True)
+    y0 = torch.tensor([[1.0], [0.01]], dtype=torch.float64, requires_grad=True)
+    options = {"rtol": 1e-6, "atol": 1e-6, "first_step": 1.0, "step": "per_sample"}
+    solution = solve(lambda t, y, w: -w * y.sqrt(), y0, [0.0, 1.0], w, gradient=gradient, **options)
+    assert solution.stats.rejected[1] > 0
+    exact = (y0.sqrt() - w / 2).square()
+    found, expected = (torch.autograd.grad(ys.sum(), (w, y0)) for ys in (solution.ys[-1], exact))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_evaluations_backward_are_counted(problem):
     y0, t, weights, bias, row = problem
     args = {"weights": weights, "rest": (bias, None), "row": PerRow(row)}

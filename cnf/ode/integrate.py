@@ -183,11 +183,16 @@ class _Loop:
         taken = self._take(step, fresh=scale is not None)
         error = self._errors(taken)
         accept = lanes.accepts(size, error)
+        self.accepted = int(np.count_nonzero(accept))
+        if self.accepted and torch.is_grad_enabled() and not np.isfinite(error).all():
+            # A zero times NaN is NaN on the way back: no graph of theirs may hang on the others'.
+            step = self._plan(np.where(np.isfinite(error), size, 0.0))
+            taken = self._take(step, fresh=scale is not None)
+            taken.error()
         lanes.adapt(size, error, accept)
         if self.settings.observer is not None:
             kind = "accept" if accept.all() else "reject"
             self.settings.observer(kind, taken.t, taken.y0, taken.h)
-        self.accepted = int(np.count_nonzero(accept))
         if self.accepted:
             self._move_on(step, taken, accept, scale)
         else:

@@ -157,6 +157,12 @@ def test_a_jump_makes_the_step_too_small():
     assert caught.value.solution.status is Status.STEP_TOO_SMALL
 
 
+@pytest.mark.parametrize("slope", [torch.zeros(1), torch.zeros(2, 3), torch.zeros(2).double()])
+def test_a_slope_that_is_not_like_the_state(slope):
+    with pytest.raises(ValueError, match=r"a slope like the state, \(2,\) and torch.float32; got"):
+        solve(lambda t, y, args: slope, torch.ones(2), [0.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -146,6 +146,11 @@ class _Loop:
         if self.per_sample:
             begin = begin.expand(self.batch, *(1,) * (self.y.ndim - 1))
         self.slope = self._fresh_slope(begin)
+        if self.slope.shape != self.y.shape or self.slope.dtype != self.y.dtype:
+            raise ValueError(
+                f"Expected f to give a slope like the state, {tuple(self.y.shape)} and "
+                f"{self.y.dtype}; got {tuple(self.slope.shape)} and {self.slope.dtype}"
+            )
         if self.settings.grid is not None:
             return
         self.ratio = self.y + self.slope

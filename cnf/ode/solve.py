@@ -98,7 +98,7 @@ def solve(
         The solution at the times `t`.
 
     Raises:
-        ValueError: An argument is not as described.
+        ValueError: An argument is not as described, or f's slope is not like the state.
         SolveError: The solve failed, and `on_failure` is `"raise"`.
 
     Source: Hairer, Nørsett & Wanner (1993), Solving ordinary differential equations I, chapter II.

@@ -166,8 +166,8 @@ def test_a_slope_that_is_not_like_the_state(slope):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"t": [0.0]}, "at least two times"),
-        ({"t": [0.0, 1.0, 0.5]}, "strictly increasing or strictly decreasing"),
+        ({"t": [0.0]}, "at least two finite times"),
+        ({"t": [0.0, 1.0, 0.5]}, "strictly increasing or decreasing"),
         ({"t": [0.0, 0.0]}, "strictly"),
         ({"t": [0.0, math.nan]}, "strictly"),
         ({"y0": torch.ones(2, dtype=torch.int64)}, "floating dtype; got torch.int64"),

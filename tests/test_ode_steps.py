@@ -119,7 +119,7 @@ def test_every_row_has_its_own_status():
         [True, False, False, True],
         [True, False, False, True],
     ]
-    with pytest.raises(SolveError, match=r"rows 1, 2") as caught:
+    with pytest.raises(SolveError, match=r"rows 2, 1") as caught:
         solve(f, y0, [0.0, 0.5, 1.0], PerRow(kind), **options)
     np.testing.assert_array_equal(caught.value.solution.row_status, solution.row_status)
 
@@ -227,6 +227,62 @@ def test_a_jump_that_is_told_of_costs_nothing(step):
     assert np.max(told.stats.evaluations) < 0.7 * np.max(blind.stats.evaluations)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_no_step_looks_beyond_a_jump(dtype, reverse):
+    """Whatever rounding does to the times: on either side f is constant, and exact at once."""
+    generator = torch.Generator().manual_seed(0)
+    for begin, end, place in torch.rand(40, 3, generator=generator, dtype=DOUBLE).tolist():
+        first, last = sorted((begin - 1, end + 1), reverse=reverse)
+        jump = torch.tensor(place, dtype=dtype)
+
+        def f(t, y, args, jump=jump):
+            return torch.where(t < jump, 1.0, -100.0).to(y).expand_as(y)
+
+        y0 = torch.zeros(2, 1, dtype=dtype)
+        options = {"jumps": jump[None], "rtol": 1e-6, "atol": 1e-6}
+        for step in STEPS:
+            solution = solve(f, y0, [first, last], step=step, **options)
+            assert np.all(solution.stats.rejected == 0)
+            exact = abs(place - min(first, last)) - 100 * abs(max(first, last) - place)
+            expected = -exact if reverse else exact
+            assert solution.ys[-1, 0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_row_that_waits_at_a_jump_does_not_mind_the_others():
+    """One row's step beyond the jump is rejected while another's is accepted."""
+    speed = torch.tensor([[30.0], [1.0], [9.0]], dtype=DOUBLE)
+
+    def f(t, y, speed):
+        return torch.cos(speed * t) * speed
+
+    options = {"step": "per_sample", "jumps": [0.3, 0.6], "rtol": 1e-4, "atol": 1e-4}
+    together = solve(f, torch.zeros(3, 1, dtype=DOUBLE), [0.0, 1.0], PerRow(speed), **options)
+    for i in range(3):
+        y0, own = torch.zeros(1, 1, dtype=DOUBLE), speed[i : i + 1]
+        alone = solve(f, y0, [0.0, 1.0], PerRow(own), **options)
+        torch.testing.assert_close(together.ys[-1, i], alone.ys[-1, 0], rtol=0, atol=1e-14)
+        assert together.stats.evaluations[i] == alone.stats.evaluations[0]
+
+
+def test_states_and_slopes_of_any_layout():
+    """Not contiguous, expanded, a slope that is the state itself, one written where it was."""
+    y0 = torch.arange(6.0, dtype=DOUBLE).reshape(2, 3).T
+    own = torch.empty(3, 2, dtype=DOUBLE)
+    exact = math.e * y0
+    for step in STEPS:
+        for f in (
+            lambda t, y, args: y,
+            lambda t, y, args: y.T.contiguous().T,
+            lambda t, y, args: torch.mul(y, 1, out=own[: len(y)]),
+        ):
+            found = solve(f, y0, [0.0, 1.0], step=step, rtol=1e-9, atol=1e-9).ys[-1]
+            torch.testing.assert_close(found, exact, rtol=1e-7, atol=1e-7)
+        one = torch.ones(1, 1, dtype=DOUBLE).expand(3, 2)
+        found = solve(lambda t, y, args: y, one, [0.0, 1.0], step=step).ys[-1]
+        torch.testing.assert_close(found, math.e * one, rtol=1e-4, atol=1e-4)
+
+
 def test_a_row_beyond_help_fails_soon():
     """Its steps shrink faster and faster, not by five each time, down to what float64 resolves."""
 
@@ -277,7 +333,7 @@ def test_the_norm_is_the_callers(step, norm):
     moves[0] = 1.0
 
     def f(t, y, args):
-        return moves * torch.cos(10 * t)
+        return (moves * torch.cos(10 * t)).expand_as(y)
 
     y0 = torch.zeros(2, 1000, dtype=DOUBLE)
     largest = solve(f, y0, [0.0, 1.0], step=step, norm=norm)
@@ -303,6 +359,13 @@ def test_any_controller_meets_the_tolerance(controller):
         ({"step": "each"}, "step to be one of joint, per_sample"),
         ({"method": "rk4"}, "step_size with method 'rk4'"),
         ({"stops": [0.5, 1.5]}, "stops to be times between 0 and 1"),
+        ({"step_size": 1e-5}, "at most max_steps = 10000 steps; got 100000"),
+        ({"min_step": -1.0}, "min_step to be at least 0"),
+        ({"min_step": math.nan}, "min_step to be at least 0"),
+        ({"on_failure": "rise"}, "on_failure to be one of raise; got 'rise'"),
+        ({"rtol": torch.ones(3, 2)}, r"rtol to broadcast against y0 of shape \(2, 2\)"),
+        ({"norm": row_max_norm}, "norm to give a scalar with joint steps"),
+        ({"norm": max_norm, "step": "per_sample"}, "one number for each row"),
         ({"step_size": -0.1}, "step_size to be above 0"),
         ({"step_size": torch.tensor([0.0, 0.5])}, "times from 0 to 1"),
         ({"max_step": 0.0}, "max_step to be above 0"),
@@ -335,6 +398,12 @@ def test_rows_take_their_tolerances_along():
         )
         torch.testing.assert_close(together.ys[:, i : i + 1], alone.ys, rtol=0, atol=1e-13)
         assert together.stats.evaluations[i] == alone.stats.evaluations[0]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_arguments_of_rows_need_as_many(step):
+    with pytest.raises(ValueError, match=r"PerRow tensors with 3 rows.*got shape \(2, 1\)"):
+        solve(lambda t, y, a: -y, torch.ones(3, 1), [0.0, 1.0], PerRow(torch.ones(2, 1)), step=step)
 
 
 def test_per_sample_steps_need_rows():

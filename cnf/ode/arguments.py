@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import register_pytree_node, tree_map
+from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,20 @@ class PerRow:
 register_pytree_node(
     PerRow, lambda row: ([row.tensor], None), lambda children, _: PerRow(*children)
 )
+
+
+def check_rows(args: Any, rows: int) -> None:
+    """Hold that everything in `args` that belongs to rows has that many.
+
+    Raises:
+        ValueError: Something has another number.
+    """
+    for leaf in tree_leaves(args, is_leaf=lambda leaf: isinstance(leaf, PerRow)):
+        if isinstance(leaf, PerRow) and leaf.tensor.shape[:1] != (rows,):
+            raise ValueError(
+                f"Expected PerRow tensors with {rows} rows, as the state has; "
+                f"got shape {tuple(leaf.tensor.shape)}"
+            )
 
 
 def take_rows(args: Any, rows: Tensor | None) -> Any:

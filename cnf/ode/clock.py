@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnf.ode.lanes import CLOSE, Array, Control
+from cnf.ode.lanes import Array, Control
 from cnf.ode.settings import Settings
 
 
@@ -25,15 +25,10 @@ class Clock:
 
     def control(self, settings: Settings, knots: Tensor) -> Control:
         """The settings of the control, in fractions."""
-        stops = jumps = np.ones(1)
+        jumps = None
         if settings.jumps is not None:
-            jumps = self.fractions(settings.jumps)
-        if settings.grid is not None:
-            stops = np.append(self.fractions(knots)[1:-1], 1.0)
-        elif settings.stops is not None or settings.jumps is not None:
-            given = np.ones(1) if settings.stops is None else self.fractions(settings.stops)
-            stops = np.unique(np.concatenate([given, jumps, [1.0]]))
-            stops = stops[(stops > CLOSE) & (stops <= 1)]
+            jumps = torch.isin(knots[1:], settings.jumps).cpu().numpy()
+            jumps[-1] = False
         largest = max(abs(self.begin), abs(self.begin + self.span))
         return Control(
             controller=settings.controller,
@@ -41,7 +36,7 @@ class Clock:
             min_step=settings.min_step / self.length,
             max_step=settings.max_step / self.length,
             resolution=4 * torch.finfo(knots.dtype).eps * largest / self.length,
-            stops=stops,
+            knots=np.array([0.0, *self.fractions(knots)[1:-1], 1.0]),
             grid=settings.grid is not None,
-            jumps=None if settings.jumps is None else jumps[(jumps > CLOSE) & (jumps < 1 - CLOSE)],
+            jumps=jumps,
         )

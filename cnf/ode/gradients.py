@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from cnf.ode.arguments import take_rows
 from cnf.ode.controllers import Tolerance, rms_norm
-from cnf.ode.integrate import Dynamics, Run, integrate
+from cnf.ode.integrate import Dynamics, Run, integrate, stand_in
 from cnf.ode.record import Kept, Step
-from cnf.ode.settings import Grid, Settings
+from cnf.ode.settings import Settings
 from cnf.ode.solution import SolveError, Tally
-from cnf.ode.step import Stages, advance, within
+from cnf.ode.step import BoundDynamics, Stages, advance, within
 from cnf.ode.tableaus import TABLEAUS
 
 Gradient = Callable[[Dynamics, Tensor, Tensor, Any, Settings], Run]
@@ -46,6 +46,11 @@ class Checkpoint:
         keep: Bytes for the activations of accepted steps, from the first on: a step whose
             activations are kept is not replayed. 0 keeps none.
 
+    With joint or fixed steps a row that failed gets no gradient, and leaves the others theirs.
+
+    Raises:
+        ValueError: `keep` is negative.
+
     Example:
         >>> from cnf.ode import solve
         >>> rate, y0 = torch.tensor(-1.0, requires_grad=True), torch.ones(2)
@@ -57,6 +62,10 @@ class Checkpoint:
     """
 
     keep: int = 0
+
+    def __post_init__(self) -> None:
+        if self.keep < 0:
+            raise ValueError(f"Expected keep of at least 0 bytes; got {self.keep}")
 
     def __call__(self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings) -> Run:
         """Solve, with this way back."""
@@ -82,7 +91,12 @@ class Backsolve:
             trajectory (the seminorm of Kidger et al. 2021); `"full"`: it does not.
 
     Where the forward solve has fixed steps, the way back goes through the same times, unless it has
-    a method of its own that estimates its error.
+    a method of its own that estimates its error. A row that failed gets no gradient.
+
+    Raises:
+        ValueError: The method or the norm is unknown; when called, the method has no error estimate
+            and the forward solve chose its steps.
+        SolveError: On the way back, which fails as any solve may.
 
     Source: Chen et al. (2018), Neural ordinary differential equations, appendix B; Kidger, Chen &
     Lyons (2021), "Hey, that's not an ODE": faster ODE adjoints via seminorms.
@@ -92,6 +106,14 @@ class Backsolve:
     atol: float | Tensor | None = None
     method: str | None = None
     norm: Literal["state", "full"] = "state"
+
+    def __post_init__(self) -> None:
+        if self.method is not None and self.method not in TABLEAUS:
+            raise ValueError(
+                f"Expected method to be one of {', '.join(TABLEAUS)}; got {self.method!r}"
+            )
+        if self.norm not in ("state", "full"):
+            raise ValueError(f"Expected norm to be state or full; got {self.norm!r}")
 
     def __call__(self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings) -> Run:
         """Solve, with this way back."""
@@ -169,7 +191,7 @@ class _Checkpoint(torch.autograd.Function):
         ctx.tape = tape
         ctx.missing = problem.run.missing
         # That none of them is changed before the way back is what autograd sees to.
-        ctx.save_for_backward(ts, *(leaf for leaf in tensors if isinstance(leaf, Tensor)))
+        ctx.save_for_backward(y0, ts, *(leaf for leaf in tensors if isinstance(leaf, Tensor)))
         return problem.run.ys
 
     @staticmethod
@@ -194,6 +216,8 @@ class _Tape:
         self.inputs += self.leaves.wanted
         self.steps: list[Step] = []
         self.tally = Tally()
+        self.failed: Tensor | None = None
+        self.stand_in: Tensor | None = None
 
     def record(self, y0: Tensor) -> Run:
         """Solve."""
@@ -209,13 +233,22 @@ class _Tape:
             knots=self.knots,
         )
         self.steps, self.tally = run.steps, run.stats.tallies[0]
+        if run.rows and not (self.settings.per_sample and self.settings.grid is None):
+            # The rows that failed are in everyone's steps.
+            self.failed = run.failed
+            self.stand_in = stand_in(run.failed)
+            self.steps = [replace(step, kept=None) for step in run.steps]
         return run
 
     def sweep(self, grad_ys: Tensor) -> Tensor:
         """Carry the adjoint from the last output time to the first; the leaves gather theirs."""
         for leaf in self.inputs:
             leaf.grad = None
-        adjoint = torch.zeros_like(grad_ys[0])
+        adjoint, first = torch.zeros_like(grad_ys[0]), grad_ys[0]
+        if self.failed is not None:
+            if self.stand_in is None:
+                return first
+            grad_ys = grad_ys.masked_fill(self.failed.view(-1, *(1,) * (adjoint.ndim - 1)), 0.0)
         for step in reversed(self.steps):
             kept = step.kept or self.replay(step)
             cotangents = [_take(adjoint, step.rows)]
@@ -233,13 +266,13 @@ class _Tape:
             adjoint = before if step.rows is None else adjoint.index_copy(0, step.rows, before)
         if self.knots.grad is not None:
             torch.autograd.backward(self.own_knots, self.knots.grad, retain_graph=True)
-        return adjoint + grad_ys[0]
+        return adjoint + first
 
     @torch.enable_grad()
     def replay(self, step: Step) -> Kept:
         """Repeat an accepted step under autograd."""
-        y = _leaf(step.y, True)
-        args = take_rows(self.leaves.args, step.rows)
+        y = _leaf(_take(step.y, self.stand_in), True)
+        args = take_rows(self.leaves.args, self.stand_in if step.rows is None else step.rows)
         calls = 0
 
         def bound(t: Tensor, y: Tensor) -> Tensor:
@@ -247,9 +280,9 @@ class _Tape:
             calls += 1
             return self.f(t, y, args)
 
-        begin = self.knots[step.knot]
-        t, h = step.times(begin, self.knots[step.knot + 1] - begin)
-        f = bound if self.settings.jumps is None else within(bound, t, h)
+        begin, end = step.interval(self.knots)
+        t, h = step.times(begin, end - begin)
+        f = bound if self.settings.jumps is None else within(bound, begin, end)
         stages = Stages(self.settings.tableau, y, buffered=False)
         stages.restart(y, f(t, y))
         taken = advance(f, stages, t, h)
@@ -263,7 +296,6 @@ class _Backsolve(torch.autograd.Function):
     def forward(ctx: Any, problem: _Problem, y0: Tensor, ts: Tensor, *tensors: Any) -> Tensor:
         problem.run = integrate(problem.f, y0, ts, problem.args, problem.settings)
         ctx.back = _Back(problem, _Leaves(problem, ts, ctx.needs_input_grad[2:]), y0)
-        ctx.missing = problem.run.missing
         saved = (leaf for leaf in tensors if isinstance(leaf, Tensor))
         ctx.save_for_backward(problem.run.ys, ts, *saved)
         return problem.run.ys
@@ -271,10 +303,15 @@ class _Backsolve(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
-        ys = ctx.saved_tensors[0]
-        if ctx.missing is not None:
-            ys, grad_ys = (part.masked_fill(ctx.missing, 0.0) for part in (ys, grad_ys))
-        return None, ctx.back.sweep(ys, grad_ys), *ctx.back.leaves.grads()
+        first, ys = grad_ys[0], ctx.saved_tensors[0]
+        failed = ctx.back.failed
+        if failed is not None:
+            chosen = stand_in(failed)
+            if chosen is None:
+                return None, first, *ctx.back.leaves.grads()
+            ys = ys.index_select(1, chosen)
+            grad_ys = grad_ys.masked_fill(failed.view(-1, *(1,) * (ys.ndim - 2)), 0.0)
+        return None, ctx.back.sweep(ys, grad_ys) + first, *ctx.back.leaves.grads()
 
 
 class _Back:
@@ -283,7 +320,9 @@ class _Back:
     def __init__(self, problem: _Problem, leaves: _Leaves, y: Tensor) -> None:
         assert problem.run is not None
         self.f, self.leaves, self.shape = problem.f, leaves, y.shape
-        self.args = take_rows(leaves.args, None)
+        self.failed = problem.run.failed if problem.run.rows else None
+        chosen = None if self.failed is None else stand_in(self.failed)
+        self.args = take_rows(leaves.args, chosen)
         self.sizes = [y.numel(), y.numel(), sum(leaf.numel() for leaf in leaves.wanted)]
         self.forward, self.tally = problem.settings, problem.run.stats.tallies[0]
         mode: Backsolve = problem.mode
@@ -300,6 +339,7 @@ class _Back:
             per_sample=False,
             grid=None,
             stops=None,
+            jumps=None,
             observer=None,
         )
         self.fixed = self.forward.grid is not None and not (
@@ -313,8 +353,9 @@ class _Back:
         grad_ts = torch.zeros_like(ts)
         adjoint, gradient = grad_ys[-1], ys.new_zeros(self.sizes[2])
         for i in range(len(ts) - 1, 0, -1):
-            grad_ts[i] = (grad_ys[i] * self.slope(ts[i], ys[i])).sum()
-            settings = replace(self.settings, grid=_between(knots, ts[i], ts[i - 1]))
+            before = self.inside(ts[i - 1], ts[i])
+            grad_ts[i] = (grad_ys[i] * before(ts[i], ys[i])).sum()
+            settings = self.settings_between(ts[i], ts[i - 1], knots)
             packed = torch.cat([ys[i].flatten(), adjoint.flatten(), gradient])[None]
             run = integrate(self.dynamics, packed, ts[[i, i - 1]], None, settings)
             self.tally.add(int(run.stats.evaluations))
@@ -323,13 +364,25 @@ class _Back:
             _, adjoint, gradient = run.ys[-1, 0].split(self.sizes)
             adjoint = adjoint.view(self.shape)
             if i == 1:
-                grad_ts[0] = -(adjoint * self.slope(ts[0], ys[0])).sum()
-            adjoint = adjoint + grad_ys[i - 1]
+                grad_ts[0] = -(adjoint * before(ts[0], ys[0])).sum()
+            else:
+                adjoint = adjoint + grad_ys[i - 1]
         self.leaves.ts.grad = grad_ts
         parts = gradient.split([leaf.numel() for leaf in self.leaves.wanted])
         for leaf, part in zip(self.leaves.wanted, parts, strict=True):
-            leaf.grad = part.view_as(leaf)
+            leaf.grad = part.view_as(leaf).to(leaf.dtype)
         return adjoint
+
+    def settings_between(self, begin: Tensor, end: Tensor, knots: Tensor | None) -> Settings:
+        """The settings of a way from one time back to another."""
+        jumps = _inner(self.forward.jumps, begin, end)
+        inner = _inner(knots, begin, end)
+        grid = None if inner is None else lambda ts: torch.cat([ts[:1], inner, ts[-1:]])
+        return replace(self.settings, grid=grid, stops=jumps, jumps=jumps)
+
+    def inside(self, begin: Tensor, end: Tensor) -> BoundDynamics:
+        """The forward dynamics between two output times."""
+        return self.slope if self.forward.jumps is None else within(self.slope, begin, end)
 
     def slope(self, t: Tensor, y: Tensor) -> Tensor:
         """The forward dynamics, with a time of the shape that these have."""
@@ -344,27 +397,33 @@ class _Back:
         with torch.enable_grad():
             leaf = _leaf(y.view(self.shape), True)
             slope = self.slope(t, leaf)
-            pulled = torch.autograd.grad(
-                slope, [leaf, *wanted], adjoint.view(self.shape), allow_unused=True
-            )
+            pulled: tuple[Tensor | None, ...] = (None,) * (1 + len(wanted))
+            if slope.requires_grad:
+                pulled = torch.autograd.grad(
+                    slope, [leaf, *wanted], adjoint.view(self.shape), allow_unused=True
+                )
         parts = [
             torch.zeros_like(leaf) if part is None else part
             for part, leaf in zip(pulled, [leaf, *wanted], strict=True)
         ]
-        return torch.cat([slope.detach().flatten(), *(-part.flatten() for part in parts)])[None]
+        back = (-part.flatten().to(packed.dtype) for part in parts)
+        return torch.cat([slope.detach().flatten(), *back])[None]
 
 
-def _between(knots: Tensor | None, begin: Tensor, end: Tensor) -> Grid | None:
-    """The grid from one time back to another through the knots in between."""
-    if knots is None:
+def _inner(times: Tensor | None, begin: Tensor, end: Tensor) -> Tensor | None:
+    """Those of the times that lie between two others, backwards."""
+    if times is None:
         return None
-    inner = knots[(knots > torch.minimum(begin, end)) & (knots < torch.maximum(begin, end))].flip(0)
-    return lambda ts: torch.cat([ts[:1], inner, ts[-1:]])
+    low, high = torch.minimum(begin, end), torch.maximum(begin, end)
+    return times[(times > low) & (times < high)].flip(0)
 
 
 def _plain(tolerance: float | Tensor) -> float:
-    """A tolerance for all of the packed row: the least of the components' own."""
-    return float(tolerance.min()) if isinstance(tolerance, Tensor) else tolerance
+    """A tolerance for all of the packed row: the least of the components' own above zero."""
+    if not isinstance(tolerance, Tensor):
+        return tolerance
+    above = tolerance[tolerance > 0]
+    return float(above.min()) if above.numel() else 0.0
 
 
 def _take(whole: Tensor, rows: Tensor | None) -> Tensor:

@@ -32,7 +32,7 @@ from cnf.ode.outputs import Outputs
 from cnf.ode.record import Kept, Output, Scale, Step
 from cnf.ode.settings import Settings
 from cnf.ode.solution import Solution, Stats, Status, Tally
-from cnf.ode.step import Stages, Taken, advance, within
+from cnf.ode.step import BoundDynamics, Stages, Taken, advance, within
 
 Dynamics = Callable[[Tensor, Tensor, Any], Tensor]
 
@@ -47,7 +47,7 @@ class Run:
         ys: The states at the output times, stacked; NaN where a row did not get.
         steps: The accepted steps, in order.
         status: Of each row, as a position in `STATUSES`.
-        rows: Those that did not finish, the largest last error first.
+        rows: Those that did not finish: first what is not finite, then the largest last error.
         stats: What it cost; an entry for each lane where steps are per sample.
         last_times: How far each row got.
         last_states: The states there.
@@ -60,6 +60,11 @@ class Run:
     stats: Stats
     last_times: Array
     last_states: Tensor
+
+    @property
+    def failed(self) -> Tensor:
+        """A mask of the rows that did not finish."""
+        return torch.from_numpy(self.status > 0).to(self.ys.device)
 
     @property
     def missing(self) -> Tensor | None:
@@ -96,6 +101,7 @@ def integrate(
         keep: Bytes for the graphs of recorded steps; times, knots and arguments are their leaves.
         knots: What `settings.knots` gives, as a leaf.
     """
+    y0 = y0.contiguous()
     loop = _Loop(f, y0, ts, args, settings, settings.knots(ts) if knots is None else knots)
     if record:
         loop.steps, loop.room = [], keep
@@ -117,8 +123,8 @@ class _Loop:
         self.begins, self.spans = knots[:-1].unbind(), knots.diff().unbind()
         self.clock = Clock(ts)
         self.taus = self.clock.fractions(ts)
-        adaptive = settings.grid is None
-        self.lengths = [self.clock.span] if adaptive else knots.detach().double().diff().tolist()
+        whole = len(knots) == 2
+        self.lengths = [self.clock.span] if whole else knots.detach().double().diff().tolist()
         self.batch = y0.shape[0] if y0.ndim else 1
         self.lanes = Lanes.start(
             self.clock.control(settings, knots), self.batch if self.per_sample else 1
@@ -127,7 +133,8 @@ class _Loop:
         self.gone: list[Lanes] = []
         self.y = self.slope = self.ratio = y0
         self.rows: Tensor | None = None  # which of the batch are at hand; None for all
-        self.dead: Tensor | None = None  # rows that joint steps carry along but do not mind
+        self.dead: Tensor | None = None  # rows that joint steps do not mind any more,
+        self.stand_in: Tensor | None = None  # and what goes on in everyone's place
         self.status = np.zeros(self.batch, dtype=np.int8)
         self.tries = 0
         self.reached, self.ends = np.zeros(self.batch), y0.detach()  # where rows came to
@@ -142,10 +149,7 @@ class _Loop:
 
     def begin(self) -> None:
         """The first slopes and the first steps' sizes."""
-        begin = self.begins[0]
-        if self.per_sample:
-            begin = begin.expand(self.batch, *(1,) * (self.y.ndim - 1))
-        self.slope = self._fresh_slope(begin)
+        self.slope = self._first_slope()
         if self.slope.shape != self.y.shape or self.slope.dtype != self.y.dtype:
             raise ValueError(
                 f"Expected f to give a slope like the state, {tuple(self.y.shape)} and "
@@ -158,7 +162,7 @@ class _Loop:
             bad = ~_finite_rows(self.ratio)
             self._leave(self._drop_rows(bad))
             if self.running:  # not even in the graph may the others meet them
-                self.slope = self._fresh_slope(begin[~bad] if self.per_sample else begin)
+                self.slope = self._first_slope()
         if not self.running:
             return
         if self.settings.first_step is not None:
@@ -197,7 +201,7 @@ class _Loop:
         lanes.adapt(size, error, accept)
         if self.settings.observer is not None:
             kind = "accept" if accept.all() else "reject"
-            self.settings.observer(kind, taken.t, taken.y0, taken.h)
+            self.settings.observer(kind, taken.t.detach(), taken.y0.detach(), taken.h.detach())
         if self.accepted:
             self._move_on(step, taken, accept, scale)
         else:
@@ -221,12 +225,17 @@ class _Loop:
 
     def _bind(self) -> None:
         """The dynamics with the arguments of the rows at hand, counting their calls."""
-        self.at_hand = take_rows(self.args, self.rows)
+        self.at_hand = take_rows(self.args, self.chosen)
         self.tolerance = self.settings.tolerance
         if self.rows is not None:
             self.tolerance = self.tolerance.take(self.rows, self.outputs.y0.shape)
         buffered = not torch.is_grad_enabled()
         self.stages = Stages(self.settings.tableau, self.y, buffered=buffered)
+
+    @property
+    def chosen(self) -> Tensor | None:
+        """Whose arguments the dynamics get; None for everyone's own."""
+        return self.rows if self.per_sample else self.stand_in
 
     def bound(self, t: Tensor, y: Tensor) -> Tensor:
         """The dynamics with the arguments of the rows at hand."""
@@ -242,16 +251,38 @@ class _Loop:
 
     def _plan(self, size: Array) -> Step:
         """The step to try in every lane."""
-        knot, start = 0, self.lanes.fraction
-        if self.settings.grid is not None:
-            knot, start, size = self.tries, np.zeros(len(size)), np.ones(len(size))
+        start, size = self.lanes.local(size)
+        knots = self.lanes.knot
+        knot: int | Tensor = int(knots[0])
+        if self.per_sample and (knots != knot).any():
+            knot = torch.from_numpy(knots).to(self.y.device)
         y = self.y.detach().requires_grad_() if self.room > 0 else self.y
         return Step(self.rows, knot, self._to_state(start), self._to_state(size), y)
 
-    def _fresh_slope(self, t: Tensor) -> Tensor:
-        """The slopes of the states at hand, at times that may be those of jumps."""
-        f = self.bound if self.settings.jumps is None else within(self.bound, t, self.ts[-1] - t)
-        return f(t, self.y)
+    def _first_slope(self) -> Tensor:
+        """The slopes of the first states; a clone, as dynamics may write into their last answer."""
+        t = self.begins[0]
+        if self.per_sample:
+            t = t.expand(len(self.y), *(1,) * (self.y.ndim - 1))
+        f: BoundDynamics = self.bound
+        if self.settings.jumps is not None:
+            f = within(f, self.knots[0], self.knots[1])
+        return f(t, self.y).clone()
+
+    def _slope_past(self, jumped: Mask) -> Tensor:
+        """The slopes, those of lanes that have come to a jump taken just beyond it."""
+        knot = self.lanes.knot + 1
+        if not self.per_sample:
+            begin, end = self.knots[knot[0]], self.knots[knot[0] + 1]
+            return within(self.bound, begin, end)(begin, self.y)
+        index = self._index(jumped)
+        place = torch.from_numpy(knot[jumped]).to(index.device)
+        shape = (-1, *(1,) * (self.y.ndim - 1))
+        begin, end = self.knots[place].view(shape), self.knots[place + 1].view(shape)
+        args = take_rows(self.args, index if self.rows is None else self.rows[index])
+        slope = within(lambda t, y: self.f(t, y, args), begin, end)(begin, self.y[index])
+        self.lanes.evaluations = self.lanes.evaluations + jumped
+        return self.slope.index_copy(0, index, slope)
 
     def _first_sizes(self) -> Array:
         direction = 1.0 if self.clock.span > 0 else -1.0
@@ -268,18 +299,25 @@ class _Loop:
 
     def _take(self, step: Step, *, fresh: bool) -> Taken:
         """The step, with the slope that is at hand or, where its graph matters, a fresh one."""
-        begin, span = self.begins[step.knot], self.spans[step.knot]
         if fresh:  # and everything that it depends on
-            self.at_hand = take_rows(self.args, self.rows)
-            begin, span = self.knots[step.knot], self.knots[step.knot + 1] - self.knots[step.knot]
+            self.at_hand = take_rows(self.args, self.chosen)
+        if fresh or not isinstance(step.knot, int):
+            begin, end = step.interval(self.knots)
+            span = end - begin
+        else:
+            begin, span = self.begins[step.knot], self.spans[step.knot]
         t, h = step.times(begin, span)
         if self.settings.observer is not None:
-            self.settings.observer("step", t, step.y, h)
-        f = self.bound if self.settings.jumps is None else within(self.bound, t, h)
+            self.settings.observer("step", t.detach(), step.y.detach(), h.detach())
+        f: BoundDynamics = self.bound
+        if self.settings.jumps is not None:
+            f = within(f, *step.interval(self.knots))
         stages = self.stages
         if fresh:
             stages = Stages(self.settings.tableau, step.y, buffered=False)
-        size = step.size * self.lengths[step.knot] if isinstance(step.size, float) else None
+        size = None
+        if isinstance(step.size, float) and isinstance(step.knot, int):
+            size = step.size * self.lengths[step.knot]
         stages.restart(step.y, f(t, step.y) if fresh else self.slope, size)
         return advance(f, stages, t, h)
 
@@ -297,6 +335,11 @@ class _Loop:
             ratio = ratio.masked_fill(_as_mask(self.dead, ratio), 0.0)
         self.ratio = ratio
         errors = self.tolerance.norm(ratio)
+        if errors.shape != ((len(ratio),) if self.per_sample else ()):
+            raise ValueError(
+                "Expected norm to give a scalar with joint steps, and one number for each row with "
+                f"per-sample steps; got shape {tuple(errors.shape)} for {tuple(ratio.shape)}"
+            )
         if not self.per_sample:
             return np.array([errors.item()])
         numbers: Array = errors.double().cpu().numpy()
@@ -316,10 +359,9 @@ class _Loop:
             self.y = torch.where(mask, taken.y1, taken.y0)
             self.slope = torch.where(mask, taken.end_slope, taken.stages[0])
             chosen = chosen.nonzero().flatten()
-        jumped = self.lanes.at_jump()
+        jumped = self.lanes.at_jump(accept)
         if jumped is not None:
-            mask = _as_mask(torch.from_numpy(jumped).to(self.y.device), self.y)
-            self.slope = torch.where(mask, self._fresh_slope(taken.t + taken.h), self.slope)
+            self.slope = self._slope_past(jumped)
         if self.steps is None:
             return
         step = replace(step if chosen is None else step.select(chosen), outputs=outputs)
@@ -399,10 +441,12 @@ class _Loop:
         self._mark_rows(np.flatnonzero(rows), Status.NOT_FINITE)
         self._let_go(bad if self.dead is None else bad & ~self.dead, self.lanes.fraction)
         self.dead = bad if self.dead is None else bad | self.dead
-        self.y, self.slope = (
-            part.masked_fill(_as_mask(bad, part), 0.0) for part in (self.y, self.slope)
-        )
-        return np.array([bool(self.dead.all())])
+        self.stand_in = stand_in(self.dead)
+        if self.stand_in is None:
+            return np.ones(1, dtype=bool)
+        self.y, self.slope = self.y[self.stand_in], self.slope[self.stand_in]
+        self.at_hand = take_rows(self.args, self.stand_in)
+        return np.zeros(1, dtype=bool)
 
     def _mark(self, lanes: Mask, status: Status) -> None:
         """Write down what lanes failed of."""
@@ -447,10 +491,26 @@ class _Loop:
 
     def _worst_first(self) -> tuple[int, ...]:
         rows = np.flatnonzero(self.status)
-        if not self.per_sample and len(rows) and self.ratio.ndim:
+        if not len(rows):
+            return ()
+        error = np.zeros(self.batch)
+        if not self.per_sample and self.ratio.ndim:
             last = self.ratio.detach().abs().nan_to_num(nan=torch.inf).reshape(self.batch, -1)
-            rows = rows[np.argsort(-last.amax(1).cpu().numpy()[rows], kind="stable")]
-        return tuple(rows.tolist())
+            error = last.amax(1).double().cpu().numpy()
+        error[self.status == STATUSES.index(Status.NOT_FINITE)] = np.inf
+        return tuple(rows[np.argsort(-error[rows], kind="stable")].tolist())
+
+
+def stand_in(failed: Tensor) -> Tensor | None:
+    """Whom to take for each row where some have failed: itself, or the first that has not.
+
+    What is computed of stand-ins is thrown away, and finite: their gradient of zero is zero, where
+    that of a row of NaN would be NaN. None where all have failed.
+    """
+    if failed.all():
+        return None
+    first = int((~failed).nonzero()[0])
+    return torch.arange(len(failed), device=failed.device).masked_fill(failed, first)
 
 
 def _finite_rows(y: Tensor) -> Tensor:

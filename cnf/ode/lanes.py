@@ -37,9 +37,9 @@ class Control:
         min_step: The smallest step, accepted whatever its error.
         max_step: The largest step.
         resolution: A rejected step smaller than this is a failure.
-        stops: Where a step has to end, in order; the last is 1.
-        grid: Whether steps go from each stop to the next with no error control.
-        jumps: Those of the stops where the dynamics jump; None for none.
+        knots: What no step crosses, in order; the first is 0 and the last is 1.
+        grid: Whether steps go from each knot to the next with no error control.
+        jumps: At which of them, the first left out, the dynamics jump; None for nowhere.
     """
 
     controller: Controller
@@ -47,9 +47,9 @@ class Control:
     min_step: float
     max_step: float
     resolution: float
-    stops: Array
+    knots: Array
     grid: bool
-    jumps: Array | None
+    jumps: Mask | None
 
 
 @dataclass(eq=False)
@@ -66,6 +66,8 @@ class Lanes:
         blind: How many steps tried had an error that is not finite; until it has passed the end of
             the last of them.
         wall: That end, as a fraction.
+        knot: Which knot its next step lies after.
+        rest: How far the next one is.
         passed: How many output times it has passed.
         evaluations: Evaluations of the dynamics.
         accepted: Accepted steps.
@@ -80,6 +82,8 @@ class Lanes:
     good: Array
     blind: Array
     wall: Array
+    knot: Counts
+    rest: Array
     passed: Counts
     evaluations: Counts
     accepted: Counts
@@ -98,6 +102,8 @@ class Lanes:
             good=zeros,
             blind=zeros,
             wall=zeros,
+            knot=counts,
+            rest=zeros,
             passed=counts + 1,
             evaluations=counts,
             accepted=counts,
@@ -113,16 +119,26 @@ class Lanes:
         return Lanes(self.control, *arrays)
 
     def propose(self) -> Array:
-        """The sizes to try: up to the next stop, and two halves rather than a sliver before it."""
-        stops = self.control.stops
-        if self.control.grid:
-            return stops[self.accepted] - self.fraction
-        if len(stops) == 1:
-            rest = 1.0 - self.fraction
+        """The sizes to try: up to the next knot, and two halves rather than a sliver before it."""
+        control = self.control
+        if len(control.knots) == 2:
+            self.rest = 1.0 - self.fraction
         else:
-            rest = stops[np.searchsorted(stops, self.fraction + CLOSE, "right")] - self.fraction
-        size = np.minimum(np.maximum(self.size, self.control.min_step), self.control.max_step)
-        return np.where(size >= rest, rest, np.minimum(size, rest / 2))
+            self.knot = np.searchsorted(control.knots[1:], self.fraction + CLOSE, "right")
+            self.rest = control.knots[self.knot + 1] - self.fraction
+        if control.grid:
+            return self.rest
+        size = np.minimum(np.maximum(self.size, control.min_step), control.max_step)
+        return np.where(size >= self.rest, self.rest, np.minimum(size, self.rest / 2))
+
+    def local(self, size: Array) -> tuple[Array, Array]:
+        """Start and size of the steps as fractions of the way between their knots."""
+        knots = self.control.knots
+        if len(knots) == 2:
+            return self.fraction, size
+        begin, width = knots[self.knot], knots[self.knot + 1] - knots[self.knot]
+        start = (self.fraction - begin) / width
+        return start, np.where(size >= self.rest, 1.0 - start, size / width)
 
     def accepts(self, size: Array, error: Array) -> Mask:
         """Which steps are good enough."""
@@ -136,6 +152,8 @@ class Lanes:
         rejected = np.count_nonzero(accept) < len(accept)
         self.accepted = self.accepted + accept
         end = self.fraction + size
+        if len(self.control.knots) > 2:
+            end = np.where(size >= self.rest, self.control.knots[self.knot + 1], end)
         self.fraction = np.where(accept, end, self.fraction) if rejected else end
         if self.control.grid:
             return
@@ -158,12 +176,12 @@ class Lanes:
             self.size = np.where(blind, size * BLIND**2.0**self.blind, self.size)
             self.blind, self.wall = self.blind + blind, np.where(blind, end, self.wall)
 
-    def at_jump(self) -> Mask | None:
-        """Which lanes stand where the dynamics jump; None where none do."""
+    def at_jump(self, accept: Mask) -> Mask | None:
+        """Which lanes' steps have come to where the dynamics jump; None where none have."""
         if self.control.jumps is None:
             return None
-        near = np.abs(self.fraction[:, None] - self.control.jumps) < CLOSE
-        lanes: Mask = near.sum(1) > 0
+        ended = self.fraction == self.control.knots[self.knot + 1]
+        lanes: Mask = accept & ended & self.control.jumps[self.knot]
         return lanes if np.count_nonzero(lanes) else None
 
     def done(self) -> Mask:

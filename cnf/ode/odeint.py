@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import ceil, inf
+from math import inf
 from typing import Any
 from warnings import warn
 
@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from cnf.ode.controllers import Norm, PIController, rms_norm
 from cnf.ode.gradients import Backsolve, Gradient
-from cnf.ode.settings import Observer
-from cnf.ode.solve import solve
+from cnf.ode.settings import Observer, snapped
+from cnf.ode.solve import even_steps, solve
 from cnf.ode.step import BoundDynamics
 from cnf.ode.tableaus import TABLEAUS, Tableau
 
@@ -113,8 +113,9 @@ def odeint_adjoint(
 ) -> Any:
     """As `odeint`, with gradients by the continuous adjoint: `torchdiffeq.odeint_adjoint`.
 
-    The memory is constant in the number of steps (see `cnf.ode.Backsolve`). Gradients reach y0, t
-    and `adjoint_params`, leaves or not, and no other tensor that `func` holds.
+    The memory is constant in the number of steps (see `cnf.ode.Backsolve`); with fixed steps and
+    linear interpolation at times that no step ends at, it is one state for each step. Gradients
+    reach y0, t and `adjoint_params`, leaves or not, and no other tensor that `func` holds.
 
     Args:
         func: See `odeint`; a module, or `adjoint_params` are given. Its `callback_step_adjoint` and
@@ -347,13 +348,10 @@ class _Problem:
                     f"Expected the grid to go from {begin.item():g} to {end.item():g}; "
                     f"got {grid.tolist()}"
                 )
-            return grid
+            return snapped(grid, self.t)
         if size is None:
             return self.t
-        span = float((end - begin).detach())
-        count = max(1, ceil(abs(span) / float(size) - 1e-9))
-        steps = torch.arange(count, dtype=self.t.dtype, device=self.t.device)
-        return torch.cat([begin + steps * (float(size) if span > 0 else -float(size)), end[None]])
+        return even_steps(float(size), self.t)(self.t)
 
     def observer(self) -> Observer | None:
         """What calls the callbacks that func has."""

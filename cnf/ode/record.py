@@ -56,7 +56,7 @@ class Step:
 
     Attributes:
         rows: The rows of the batch that take it; None for all.
-        knot: Which of the knots it lies after.
+        knot: Which of the knots it lies after, one number or one for each row.
         start: Where it starts, as a fraction of the way to the next: one number, or one for each
             row.
         size: Its size as a fraction, alike.
@@ -66,12 +66,20 @@ class Step:
     """
 
     rows: Tensor | None
-    knot: int
+    knot: int | Tensor
     start: float | Tensor
     size: float | Tensor
     y: Tensor
     outputs: tuple[Output, ...] = ()
     kept: Kept | None = None
+
+    def interval(self, knots: Tensor) -> tuple[Tensor, Tensor]:
+        """The knots before and after it."""
+        begin, end = knots[self.knot], knots[self.knot + 1]
+        if isinstance(self.knot, int):
+            return begin, end
+        shape = (-1, *(1,) * (self.y.ndim - 1))
+        return begin.view(shape), end.view(shape)
 
     def times(self, begin: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
         """Its start time and signed size, differentiable in the knot before it and the way on."""
@@ -84,7 +92,8 @@ class Step:
         assert isinstance(self.start, Tensor)
         assert isinstance(self.size, Tensor)
         rows = index if self.rows is None else self.rows[index]
-        return Step(rows, self.knot, self.start[index], self.size[index], self.y[index])
+        knot = self.knot if isinstance(self.knot, int) else self.knot[index]
+        return Step(rows, knot, self.start[index], self.size[index], self.y[index])
 
 
 class Scale(saved_tensors_hooks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cnf.ode.controllers import Controller, Tolerance
@@ -31,8 +32,8 @@ class Settings:
         max_steps: The most steps for each lane, accepted and rejected.
         grid: Gives, from the output times, times to step through with no error control; adaptive
             when None.
-        stops: Times that a step has to end at.
-        jumps: Times where the dynamics jump: steps end there, and look at neither's other side.
+        stops: Times between the first and the last that a step has to end at, in order.
+        jumps: Those of them where the dynamics jump: no step looks beyond.
         observer: Called with "step", "accept" or "reject", the step's start, state and size.
     """
 
@@ -51,4 +52,16 @@ class Settings:
 
     def knots(self, ts: Tensor) -> Tensor:
         """The times that steps lie between, differentiable in the output times."""
-        return ts[:: len(ts) - 1] if self.grid is None else self.grid(ts)
+        if self.grid is not None:
+            return self.grid(ts)
+        if self.stops is None:
+            return ts[:: len(ts) - 1]
+        # An output time may coincide with a stop, and moves alone: what jumps there stays.
+        return torch.cat([ts[:1], self.stops, ts[-1:]])
+
+
+def snapped(times: Tensor, ts: Tensor) -> Tensor:
+    """`times`, with those among the output times taken from there, and so differentiable."""
+    sign = (ts[-1] - ts[0]).detach().sign()
+    place = torch.searchsorted(sign * ts.detach(), sign * times.detach()).clamp(max=len(ts) - 1)
+    return torch.where(ts[place] == times, ts[place], times)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnf.ode.arguments import check_rows
 from cnf.ode.controllers import (
     Controller,
     Norm,
@@ -22,7 +23,7 @@ from cnf.ode.controllers import (
 )
 from cnf.ode.gradients import GRADIENTS, Gradient
 from cnf.ode.integrate import Dynamics
-from cnf.ode.settings import Grid, Observer, Settings
+from cnf.ode.settings import Grid, Observer, Settings, snapped
 from cnf.ode.solution import Solution, SolveError, Stats, Status
 from cnf.ode.tableaus import TABLEAUS, Tableau
 
@@ -48,7 +49,7 @@ def solve(
     min_step: float = 0.0,
     max_step: float = inf,
     max_steps: int = 10_000,
-    step_size: float | Tensor | None = None,
+    step_size: float | Tensor | Sequence[float] | None = None,
     stops: Tensor | Sequence[float] | None = None,
     jumps: Tensor | Sequence[float] | None = None,
     gradient: str | Gradient = "checkpoint",
@@ -90,7 +91,7 @@ def solve(
             y0, t and args, with the adaptive steps' relative sizes as constants; the third has
             constant memory.
         observer: Called as `observer(kind, t, y, h)` with kind "step" before each step tried, then
-            "accept" or "reject".
+            "accept" or, where any row is to try again, "reject".
         on_failure: Whether a solve some of whose rows do not reach the last time raises or is
             returned, with each row's status, and NaN at the times that a row did not reach.
 
@@ -113,23 +114,26 @@ def solve(
         >>> print(f"{rate.grad:.6f}")  # d exp(rate) / d rate
         0.367879
     """
-    if not y0.is_floating_point():
-        raise ValueError(f"Expected y0 of a floating dtype; got {y0.dtype}")
+    if not (isinstance(y0, Tensor) and y0.is_floating_point()):
+        got = y0.dtype if isinstance(y0, Tensor) else type(y0).__name__
+        raise ValueError(f"Expected y0 to be a tensor of a floating dtype; got {got}")
     tableau = TABLEAUS[_known("method", method, TABLEAUS)]
     ts = _times(t, y0)
     per_sample = _known("step", step, ROW_NORMS) == "per_sample"
+    _known("on_failure", on_failure, ("raise", "return"))
+    stops, jumps = _inner("stops", stops, ts), _inner("jumps", jumps, ts)
     settings = Settings(
         tableau=tableau,
-        tolerance=Tolerance(rtol, atol, norm or ROW_NORMS[step]),
+        tolerance=_tolerance(rtol, atol, norm or ROW_NORMS[step], y0),
         controller=controller or PIController(),
         per_sample=per_sample,
         first_step=_positive("first_step", first_step),
-        min_step=min_step,
+        min_step=_positive("min_step", min_step, zero=True),
         max_step=_positive("max_step", max_step),
         max_steps=_positive("max_steps", max_steps),
-        grid=_grid(step_size, ts, tableau),
-        stops=_inner("stops", stops, ts),
-        jumps=_inner("jumps", jumps, ts),
+        grid=_grid(step_size, ts, tableau, max_steps),
+        stops=_together(stops, jumps, ts),
+        jumps=jumps,
         observer=observer,
     )
     if not y0.numel():  # nothing moves
@@ -139,6 +143,7 @@ def solve(
         return Solution(ts, ys, finished, Stats(), (), ends, y0.detach())
     if per_sample and y0.ndim == 0:
         raise ValueError("Expected y0 with rows for per-sample steps; got a scalar")
+    check_rows(args, y0.shape[0] if y0.ndim else 1)
     if isinstance(gradient, str):
         gradient = GRADIENTS[_known("gradient", gradient, GRADIENTS)]
     run = gradient(f, y0, ts, args, settings)
@@ -148,7 +153,27 @@ def solve(
     return solution
 
 
-def _grid(step_size: float | Tensor | None, ts: Tensor, tableau: Tableau) -> Grid | None:
+def _tolerance(rtol: float | Tensor, atol: float | Tensor, norm: Norm, y0: Tensor) -> Tolerance:
+    """The tolerance, checked against the state."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        shape = value.shape if isinstance(value, Tensor) else torch.Size()
+        fits = len(shape) <= y0.ndim and all(
+            own in (1, size) for own, size in zip(shape[::-1], y0.shape[::-1], strict=False)
+        )
+        if not fits:
+            raise ValueError(
+                f"Expected {name} to broadcast against y0 of shape {tuple(y0.shape)}; "
+                f"got {tuple(shape)}"
+            )
+    return Tolerance(rtol, atol, norm)
+
+
+def _grid(
+    step_size: float | Tensor | Sequence[float] | None,
+    ts: Tensor,
+    tableau: Tableau,
+    max_steps: int,
+) -> Grid | None:
     """What gives the times of fixed steps; None for adaptive ones."""
     if step_size is None:
         if not tableau.adaptive:
@@ -157,43 +182,69 @@ def _grid(step_size: float | Tensor | None, ts: Tensor, tableau: Tableau) -> Gri
                 "choose its steps by; got None"
             )
         return None
-    begin, end = ts[0].item(), ts[-1].item()
-    ahead = 1.0 if end > begin else -1.0
-    if not isinstance(step_size, Tensor):
-        steps = max(1, ceil(abs(end - begin) / _positive("step_size", step_size) - 1e-9))
-        gaps = torch.arange(steps, dtype=ts.dtype, device=ts.device) * (ahead * step_size)
-        return lambda ts: torch.cat([ts[:1] + gaps, ts[-1:]])
-    times = step_size.to(ts)
-    if not (
-        times.ndim == 1
-        and times.detach()[[0, -1]].equal(ts.detach()[[0, -1]])
-        and bool((ahead * times.detach().diff() > 0).all())
-    ):
+    if isinstance(step_size, float | int):
+        grid = even_steps(_positive("step_size", step_size), ts)
+    else:
+        times = _tensor(step_size).to(ts)
+        ends = ts.detach()[[0, -1]]
+        gaps = times.detach().diff() * (ends[1] - ends[0]).sign()
+        if not (times.ndim == 1 and times.detach()[[0, -1]].equal(ends) and bool((gaps > 0).all())):
+            raise ValueError(
+                f"Expected step_size to be times from {ends[0].item():g} to {ends[1].item():g} in "
+                f"order; got {times.tolist()}"
+            )
+
+        def grid(ts: Tensor) -> Tensor:
+            return snapped(times, ts)
+
+    steps = len(grid(ts.detach())) - 1
+    if steps > max_steps:
         raise ValueError(
-            f"Expected step_size to be times from {begin:g} to {end:g} in order; "
-            f"got {step_size.tolist()}"
+            f"Expected step_size to make at most max_steps = {max_steps} steps; got {steps}. "
+            "Raise max_steps, or take longer steps"
         )
-    return lambda ts: _snapped(times, ts)
+    return grid
 
 
-def _snapped(times: Tensor, ts: Tensor) -> Tensor:
-    """`times`, with those among `ts` taken from there."""
-    sign = (ts[-1] - ts[0]).detach().sign()
-    place = torch.searchsorted(sign * ts.detach(), sign * times.detach()).clamp(max=len(ts) - 1)
-    return torch.where(ts[place] == times, ts[place], times)
+def even_steps(size: float, ts: Tensor) -> Grid:
+    """A grid of steps of a size from the first output time, the last of them maybe shorter.
+
+    Example:
+        >>> ts = torch.tensor([0.0, 1.0])
+        >>> even_steps(0.4, ts)(ts)
+        tensor([0.0000, 0.4000, 0.8000, 1.0000])
+    """
+    span = ts[-1].item() - ts[0].item()
+    # A remainder of a few roundings is none.
+    steps = max(1, ceil(abs(span) / size * (1 - 8 * torch.finfo(ts.dtype).eps)))
+    gaps = torch.arange(steps, dtype=ts.dtype, device=ts.device) * (size if span > 0 else -size)
+    return lambda ts: torch.cat([ts[:1] + gaps, ts[-1:]])
 
 
 def _inner(what: str, times: Tensor | Sequence[float] | None, ts: Tensor) -> Tensor | None:
-    """The times between the first and the last, as a tensor, checked."""
+    """The times strictly between the first and the last, in order, checked; None for none."""
     if times is None:
         return None
-    found = torch.as_tensor(times, dtype=torch.float64).detach().to(ts.device)
-    low, high = ts.detach()[[0, -1]].sort().values.tolist()
+    found = _tensor(times).detach().to(ts)
+    begin, end = ts[0].item(), ts[-1].item()
+    low, high = sorted((begin, end))
     if found.ndim != 1 or not bool(((low <= found) & (found <= high)).all()):
         raise ValueError(
             f"Expected {what} to be times between {low:g} and {high:g}; got {found.tolist()}"
         )
-    return found
+    found = found[(low < found) & (found < high)].unique()
+    found = found if end > begin else found.flip(0)
+    return found if len(found) else None
+
+
+def _together(stops: Tensor | None, jumps: Tensor | None, ts: Tensor) -> Tensor | None:
+    """All times that steps have to end at, in order."""
+    given = [times for times in (stops, jumps) if times is not None]
+    return _inner("stops", torch.cat(given), ts) if given else None
+
+
+def _tensor(times: Tensor | Sequence[float]) -> Tensor:
+    return times if isinstance(times, Tensor) else torch.tensor(times, dtype=torch.float64)
 
 
 def _times(t: Tensor | Sequence[float], y0: Tensor) -> Tensor:
@@ -201,9 +252,10 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> Tensor:
     ts = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
     times = ts.tolist() if ts.ndim == 1 else []
     ahead = 1.0 if len(times) > 1 and times[1] > times[0] else -1.0
-    if len(times) < 2 or not all(ahead * (b - a) > 0 for a, b in pairwise(times)):
+    rising = all(0 < ahead * (b - a) < inf for a, b in pairwise(times))
+    if len(times) < 2 or not rising:
         raise ValueError(
-            "Expected t to be at least two times, strictly increasing or strictly decreasing; "
+            "Expected t to be at least two finite times, strictly increasing or decreasing; "
             f"got {ts.tolist()}"
         )
     return ts
@@ -216,7 +268,7 @@ def _known(what: str, name: str, registry: Collection[str]) -> str:
     return name
 
 
-def _positive(what: str, value: Any) -> Any:
-    if value is not None and not value > 0:
-        raise ValueError(f"Expected {what} to be above 0; got {value}")
+def _positive(what: str, value: Any, *, zero: bool = False) -> Any:
+    if value is not None and not (value > 0 or (zero and value == 0)):
+        raise ValueError(f"Expected {what} to be {'at least' if zero else 'above'} 0; got {value}")
     return value

@@ -163,9 +163,12 @@ def advance(f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor) -> Taken:
     return Taken(f, t, h, stages.y, stages.state(h, weights.b), stages)
 
 
-def within(f: BoundDynamics, t: Tensor, h: Tensor) -> BoundDynamics:
-    """`f` looked at just inside a step where it is asked for at the step's ends, as it may jump."""
-    first, last = t.detach(), (t + h).detach()
+def within(f: BoundDynamics, begin: Tensor, end: Tensor) -> BoundDynamics:
+    """`f` between two times, looked at just inside of them where it is asked for there.
+
+    It may jump at either, and a time computed from a fraction may lie a rounding beyond.
+    """
+    first, last = begin.detach(), end.detach()
     after, before = torch.nextafter(first, last), torch.nextafter(last, first)
     low, high = torch.minimum(after, before), torch.maximum(after, before)
 

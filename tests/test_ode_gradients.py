@@ -370,7 +370,12 @@ FAILING = {
     # A row of NaN among the arguments.
     "argument": (lambda t, y, a: -y * a[0] * a[1], [1.0, 1.0, 1.0], [1.0, math.nan, 2.0], {}),
     # A row that blows up on the way.
-    "blow-up": (lambda t, y, a: a[0] * a[1] * y * y, [1.0, 1.3, 0.5], [1.0, 1.0, 1.0], {}),
+    "blow-up": (
+        lambda t, y, a: torch.where(y > 1e6, math.inf, a[0] * a[1] * y * y),
+        [1.0, 1.3, 0.5],
+        [1.0, 1.0, 1.0],
+        {},
+    ),
     # One that overflows in fixed steps.
     "fixed": (
         lambda t, y, a: a[0] * a[1] * y * y,
@@ -399,7 +404,7 @@ def test_a_row_that_fails_on_the_way_leaves_the_others_their_gradient(case, grad
             gradient=gradient,
             step=step,
             on_failure="return",
-            **{"rtol": 1e-9, "atol": 1e-9} | options,
+            **{"rtol": 1e-8, "atol": 1e-8} | options,
         )
         assert len(solution.rows) == len(rows) - 2
         good = solution.ys[-1][[0, -1]]

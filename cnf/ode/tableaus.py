@@ -272,8 +272,8 @@ _ADAPTIVE_HEUN = Tableau(
 )
 
 # RKF1(2) of Fehlberg (1969), Low-order classical Runge-Kutta formulas with stepsize control, NASA
-# TR R-315, its second-order solution carried on. The error estimate is 1/512 of what the slope changes
-# over the step: far too hopeful at loose tolerances, where bosh3 is the better choice.
+# TR R-315, its second-order solution carried on. The error estimate is 1/512 of what the slope
+# changes over the step: far too hopeful at loose tolerances, where bosh3 is the better choice.
 _FEHLBERG2 = Tableau(
     name="fehlberg2",
     order=2,

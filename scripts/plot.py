@@ -30,7 +30,7 @@ def plot(trained: Trained, data: Data) -> list[Path]:
     metrics = trained.folder / METRICS
     if metrics.exists():
         figures["learning_curve"] = _learning_curve(metrics)
-    return [_write(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    return [write_figure(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 @program("plot")
@@ -56,7 +56,8 @@ def _learning_curve(metrics: Path) -> Figure:
     return figure
 
 
-def _write(figure: Figure, path: Path) -> Path:
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure under a temporary name, and rename it; gives the path."""
     temporary = path.with_name(f".{path.name}")
     with warnings.catch_warnings():  # a column's name may have letters that the font lacks
         warnings.filterwarnings("ignore", message="Glyph")

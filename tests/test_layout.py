@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
+    "cnf.ode.trees",
     "cnf.ode.tableaus",
     "cnf.ode.controllers",
     "cnf.ode.interpolation",
@@ -18,9 +19,11 @@ ORDER = [
     "cnf.ode.record",
     "cnf.ode.outputs",
     "cnf.ode.solution",
+    "cnf.ode.fates",
     "cnf.ode.integrate",
     "cnf.ode.gradients",
     "cnf.ode.solve",
+    "cnf.ode.form",
     "cnf.ode.odeint",
     "cnf.ode",
     "cnf.fields.activations",

@@ -9,7 +9,8 @@ import torchdiffeq
 from torchdiffeq._impl.odeint import SOLVERS
 
 from cnf.ode import TABLEAUS, solve
-from cnf.ode.tableaus import Tableau, _elementary_weights, _trees, tableau_tensors
+from cnf.ode.tableaus import Tableau, tableau_tensors
+from cnf.ode.trees import elementary_weights, trees
 
 ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.adaptive]
 SHARED = [name for name in TABLEAUS if name in SOLVERS]
@@ -65,7 +66,7 @@ def wrong(tableau):
 
 def test_rooted_trees_are_counted_as_in_the_literature():
     # Sloane's A000081; Hairer, Nørsett & Wanner (1993), table II.2.1.
-    assert [len(_trees(size)) for size in range(1, 9)] == [1, 1, 2, 4, 9, 20, 48, 115]
+    assert [len(trees(size)) for size in range(1, 9)] == [1, 1, 2, 4, 9, 20, 48, 115]
 
 
 @pytest.mark.parametrize("name", TABLEAUS)
@@ -141,8 +142,8 @@ def test_tensors_hold_the_coefficients(name):
 
 def test_the_middle_weights_of_dopri8_are_the_smallest_of_order_5():
     tableau = TABLEAUS["dopri8"]
-    conditions = np.array([weights for _, weights in _elementary_weights(tableau.a, 5)])
-    sizes = np.array([size for size in range(1, 6) for _ in _trees(size)])
+    conditions = np.array([weights for _, weights in elementary_weights(tableau.a, 5)])
+    sizes = np.array([size for size in range(1, 6) for _ in trees(size)])
     # The weights b, of order 8, meet the conditions of a whole step.
     wanted = 0.5**sizes * (conditions @ tableau.b)
     smallest = np.linalg.lstsq(conditions, wanted, rcond=1e-11)[0]

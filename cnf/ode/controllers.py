@@ -144,7 +144,7 @@ class PIController:
     larger straight after a rejection. `beta = 0` gives the elementary (I) controller.
 
     Source: Hairer & Wanner (1996), Solving ordinary differential equations II, section IV.2, and
-    the constants of their DOPRI5.
+    the constants of their DOPRI5 but for β, theirs being 0.04 (CHANGELOG.md says why).
 
     Example:
         >>> PIController().factors(np.array([1.0, np.nan]), np.ones(2), order=5).tolist()

@@ -8,9 +8,10 @@ The loop knows nothing of gradients: run where autograd records, everything that
 differentiable; run where autograd does not, it is a plain solver whose accepted steps can be
 replayed one by one.
 
-A step lies between two knots: the first and the last output time, or neighbours in a grid of fixed
-steps. Where between them is a constant of the gradient: a step that starts at fraction s of the way
-starts at the time a + s (b − a), and is differentiable in the knots a and b through that.
+A step lies between two knots: of the first and the last output time and the stops between them, or
+of a grid of fixed steps. Where between them is a constant of the gradient: a step that starts at
+fraction s of the way starts at the time a + s (b − a), and is differentiable in the knots a and b
+through that.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cnf.ode.arguments import take_rows
 from cnf.ode.clock import Clock
 from cnf.ode.controllers import first_step_size
+from cnf.ode.fates import Fates
 from cnf.ode.lanes import CLOSE, Array, Lanes, Mask
 from cnf.ode.outputs import Outputs
 from cnf.ode.record import Kept, Output, Scale, Step
@@ -36,8 +37,6 @@ from cnf.ode.step import BoundDynamics, Stages, Taken, advance, within
 
 Dynamics = Callable[[Tensor, Tensor, Any], Tensor]
 
-STATUSES = tuple(Status)
-
 
 @dataclass(eq=False)
 class Run:
@@ -46,25 +45,18 @@ class Run:
     Attributes:
         ys: The states at the output times, stacked; NaN where a row did not get.
         steps: The accepted steps, in order.
-        status: Of each row, as a position in `STATUSES`.
+        fates: What became of each row.
         rows: Those that did not finish: first what is not finite, then the largest last error.
         stats: What it cost; an entry for each lane where steps are per sample.
         last_times: How far each row got.
-        last_states: The states there.
     """
 
     ys: Tensor
     steps: list[Step]
-    status: NDArray[np.int8]
+    fates: Fates
     rows: tuple[int, ...]
     stats: Stats
     last_times: Array
-    last_states: Tensor
-
-    @property
-    def failed(self) -> Tensor:
-        """A mask of the rows that did not finish."""
-        return torch.from_numpy(self.status > 0).to(self.ys.device)
 
     @property
     def missing(self) -> Tensor | None:
@@ -73,9 +65,8 @@ class Run:
 
     def solution(self, ts: Tensor) -> Solution:
         """What a user gets, with the output times."""
-        row_status = np.array(STATUSES, dtype=object)[self.status]
-        last = self.last_times, self.last_states
-        return Solution(ts, self.ys, row_status, self.stats, self.rows, *last)
+        last = self.last_times, self.fates.states
+        return Solution(ts, self.ys, self.fates.statuses, self.stats, self.rows, *last)
 
 
 def integrate(
@@ -135,9 +126,8 @@ class _Loop:
         self.rows: Tensor | None = None  # which of the batch are at hand; None for all
         self.dead: Tensor | None = None  # rows that joint steps do not mind any more,
         self.stand_in: Tensor | None = None  # and what goes on in everyone's place
-        self.status = np.zeros(self.batch, dtype=np.int8)
+        self.fates = Fates(y0)
         self.tries = 0
-        self.reached, self.ends = np.zeros(self.batch), y0.detach()  # where rows came to
         self.last = np.zeros(0), np.zeros(0, dtype=bool)  # of the last try: errors, and accepted
         self.accepted = 0  # and how many
         self.outputs = Outputs(y0, len(ts))
@@ -219,9 +209,9 @@ class _Loop:
         evaluations, accepted, rejected = counts if self.per_sample else counts[:, 0].tolist()
         stats = Stats(evaluations, accepted, rejected, (tally,))
         ys = self.outputs.stack()
-        times = self.clock.begin + np.minimum(self.reached, 1.0) * self.clock.span
-        last = times, self.ends
-        return Run(ys, self.steps or [], self.status, self._worst_first(), stats, *last)
+        times = self.clock.begin + np.minimum(self.fates.reached, 1.0) * self.clock.span
+        rows = self.fates.worst_first(None if self.per_sample else self.ratio)
+        return Run(ys, self.steps or [], self.fates, rows, stats, times)
 
     def _bind(self) -> None:
         """The dynamics with the arguments of the rows at hand, counting their calls."""
@@ -407,7 +397,8 @@ class _Loop:
         error, accept = self.last
         failed = None
         if self.settings.grid is not None and self.lanes.done().all():
-            self._mark_rows(np.flatnonzero(~_finite_rows(self.y).cpu().numpy()), Status.NOT_FINITE)
+            bad = ~_finite_rows(self.y).cpu().numpy()
+            self.fates.mark(np.flatnonzero(bad), Status.NOT_FINITE)
         if self.accepted < len(accept):
             bad = ~np.isfinite(error)
             self.stages.clean = not bad.any()
@@ -438,7 +429,7 @@ class _Loop:
         if self.per_sample:
             self._mark(rows, Status.NOT_FINITE)
             return rows
-        self._mark_rows(np.flatnonzero(rows), Status.NOT_FINITE)
+        self.fates.mark(np.flatnonzero(rows), Status.NOT_FINITE)
         self._let_go(bad if self.dead is None else bad & ~self.dead, self.lanes.fraction)
         self.dead = bad if self.dead is None else bad | self.dead
         self.stand_in = stand_in(self.dead)
@@ -452,11 +443,7 @@ class _Loop:
         """Write down what lanes failed of."""
         if lanes.any():
             rows = self.lanes.number[lanes] if self.per_sample else np.arange(self.batch)
-            self._mark_rows(rows, status)
-
-    def _mark_rows(self, rows: NDArray[np.int64], status: Status) -> None:
-        fresh = rows[self.status[rows] == 0]
-        self.status[fresh] = STATUSES.index(status)
+            self.fates.mark(rows, status)
 
     def _leave(self, done: Mask) -> None:
         """Let the lanes that are done leave the batch, their rows with them."""
@@ -480,25 +467,12 @@ class _Loop:
 
     def _let_go(self, leaving: Tensor | None, fractions: Array) -> None:
         """Keep how far some of the rows at hand (None: all) got, and their states there."""
-        y = self.y.detach()
-        if leaving is None:
-            self.reached[:], self.ends = fractions, y
+        if leaving is None or not self.y.ndim:
+            self.fates.let_go(None, fractions, self.y)
             return
         index = leaving.nonzero().flatten()
         rows = index if self.rows is None else self.rows[index]
-        self.reached[rows.cpu().numpy()] = fractions
-        self.ends = self.ends.index_copy(0, rows, y[index]) if y.ndim else y
-
-    def _worst_first(self) -> tuple[int, ...]:
-        rows = np.flatnonzero(self.status)
-        if not len(rows):
-            return ()
-        error = np.zeros(self.batch)
-        if not self.per_sample and self.ratio.ndim:
-            last = self.ratio.detach().abs().nan_to_num(nan=torch.inf).reshape(self.batch, -1)
-            error = last.amax(1).double().cpu().numpy()
-        error[self.status == STATUSES.index(Status.NOT_FINITE)] = np.inf
-        return tuple(rows[np.argsort(-error[rows], kind="stable")].tolist())
+        self.fates.let_go(rows, fractions, self.y[index])
 
 
 def stand_in(failed: Tensor) -> Tensor | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import inf
 from typing import Any
 from warnings import warn
@@ -13,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from cnf.ode.controllers import Norm, PIController, rms_norm
+from cnf.ode.controllers import PIController
+from cnf.ode.form import Form, InputError, State, is_number
 from cnf.ode.gradients import Backsolve, Gradient
 from cnf.ode.settings import Observer, snapped
 from cnf.ode.solve import even_steps, solve
 from cnf.ode.step import BoundDynamics
-from cnf.ode.tableaus import TABLEAUS, Tableau
+from cnf.ode.tableaus import Tableau, find_tableau
 
-State = Tensor | tuple[Tensor, ...]
 Func = Callable[[Any, Any], Any]
 Options = Mapping[str, Any]
 
@@ -34,10 +33,6 @@ CALLBACKS = {
     "accept": "callback_accept_step",
     "reject": "callback_reject_step",
 }
-
-
-class InputError(ValueError, AssertionError):
-    """An input that is not as described: a `ValueError`, for which torchdiffeq has assertions."""
 
 
 def odeint(
@@ -166,7 +161,7 @@ def odeint_adjoint(
     gradient = Backsolve(
         _least(adjoint_rtol),
         _least(adjoint_atol),
-        adjoint_method and _tableau(adjoint_method).name,
+        adjoint_method and find_tableau(adjoint_method).name,
         "state" if _seminorm(adjoint_options, options or {}) else "full",
     )
     _warn_of_callbacks(
@@ -175,85 +170,13 @@ def odeint_adjoint(
     return problem.form.unpack(problem.solve(gradient, params), len(t))
 
 
-@dataclass(frozen=True)
-class _Form:
-    """A user's states, and the solver's: one real tensor.
-
-    Attributes:
-        shapes: Of the tensors of a tuple, or of the one tensor.
-        together: Whether they are a tuple, which the solver has as one vector.
-        dtype: The dtype of all, maybe complex: then the solver's state has a last axis of 2.
-    """
-
-    shapes: tuple[torch.Size, ...]
-    together: bool
-    dtype: torch.dtype
-
-    @staticmethod
-    def of(y0: State) -> _Form:
-        if isinstance(y0, Tensor):
-            return _Form((y0.shape,), False, y0.dtype)
-        if not (isinstance(y0, tuple) and y0 and all(isinstance(part, Tensor) for part in y0)):
-            raise InputError(f"Expected y0 to be a tensor or a tuple of tensors; got {y0}")
-        dtype = torch.cat([part.detach().flatten()[:0] for part in y0]).dtype
-        return _Form(tuple(part.shape for part in y0), True, dtype)
-
-    def pack(self, state: Any) -> Tensor:
-        """A state, or its slope, as the solver has it."""
-        parts = tuple(state) if self.together else (state,)
-        if len(parts) != len(self.shapes):
-            raise ValueError(f"Expected func to give {len(self.shapes)} tensors; got {len(parts)}")
-        fitted = [
-            _fit(part, shape).to(self.dtype) for part, shape in zip(parts, self.shapes, strict=True)
-        ]
-        packed = torch.cat([part.flatten() for part in fitted]) if self.together else fitted[0]
-        return torch.view_as_real(packed.resolve_conj()) if self.dtype.is_complex else packed
-
-    def unpack(self, packed: Tensor, *times: int) -> Any:
-        """A state, or the states at a number of times, as the user has it."""
-        if self.dtype.is_complex:
-            packed = torch.view_as_complex(packed.contiguous())
-        if not self.together:
-            return packed
-        parts = packed.split([shape.numel() for shape in self.shapes], dim=-1)
-        return tuple(
-            part.reshape((*times, *shape)) for part, shape in zip(parts, self.shapes, strict=True)
-        )
-
-    def tolerance(self, name: str, given: Any, y0: Tensor) -> float | Tensor:
-        """A tolerance that fits the solver's state."""
-        if isinstance(given, Tensor) and given.requires_grad:
-            raise InputError(f"Expected {name} without a gradient; got {given}")
-        if self.together and not _is_number(given):
-            given = tuple(given)
-            if len(given) != len(self.shapes):
-                raise InputError(
-                    f"Expected {name} for each of the {len(self.shapes)} tensors of y0; "
-                    f"got {len(given)}"
-                )
-            parts = zip(given, self.shapes, strict=True)
-            given = torch.cat([torch.as_tensor(g).expand(shape.numel()) for g, shape in parts])
-        if _is_number(given):
-            return float(given)
-        tolerance = torch.as_tensor(given).to(y0)
-        return tolerance.unsqueeze(-1) if self.dtype.is_complex else tolerance
-
-    def norm(self, given: Callable[[Any], Any] | None) -> Norm:
-        """A norm of the solver's error ratios: the user's, or the largest RMS of the tensors."""
-        if given is not None:
-            return lambda ratio: torch.as_tensor(given(self.unpack(ratio))).abs()
-        if not self.together:
-            return lambda ratio: rms_norm(self.unpack(ratio))
-        return lambda ratio: torch.stack([rms_norm(part) for part in self.unpack(ratio)]).amax()
-
-
 @dataclass(frozen=True, eq=False)
 class _Problem:
     """What both functions are called with, checked, and the state in the solver's form."""
 
     func: Func
     given_y0: State
-    form: _Form
+    form: Form
     y0: Tensor
     t: Tensor
     rtol: float | Tensor
@@ -271,8 +194,8 @@ class _Problem:
         method: str | None,
         options: Options | None,
     ) -> _Problem:
-        tableau = _tableau(method or "dopri5")
-        form = _Form.of(y0)
+        tableau = find_tableau(method or "dopri5")
+        form = Form.of(y0)
         packed = form.pack(y0)
         _check_times(t)
         if t.device != packed.device:
@@ -465,16 +388,9 @@ def _seminorm(given: Options | None, forward: Options) -> bool:
 
 def _least(tolerance: Any) -> float | None:
     """The least of a tolerance's numbers."""
-    if tolerance is None or _is_number(tolerance):
+    if tolerance is None or is_number(tolerance):
         return None if tolerance is None else float(tolerance)
     return min(float(torch.as_tensor(part).min()) for part in tolerance)
-
-
-def _tableau(method: str) -> Tableau:
-    if method not in TABLEAUS:
-        close = get_close_matches(str(method), TABLEAUS) or list(TABLEAUS)
-        raise ValueError(f"Expected method to be one of {', '.join(close)}; got {method!r}")
-    return TABLEAUS[method]
 
 
 def _check_times(t: Tensor) -> None:
@@ -523,8 +439,7 @@ def _stops(options: Options, t: Tensor) -> dict[str, Tensor]:
             f"got {together.tolist()}"
         )
     low, high = sorted(t.detach()[[0, -1]].tolist())
-    inside = {name: times[(low < times) & (times < high)] for name, times in given.items()}
-    return {name: times for name, times in inside.items() if len(times)}
+    return {name: times[(low < times) & (times < high)] for name, times in given.items()}
 
 
 def _contains(grid: Tensor, ts: Tensor) -> bool:
@@ -539,23 +454,3 @@ def _between(ts: Tensor, grid: Tensor, ys: Tensor) -> Tensor:
     theta = ((ts - begin) / (end - begin)).to(ys.dtype).view(-1, *(1,) * (ys.ndim - 1))
     states: Tensor = ys[after - 1] + theta * (ys[after] - ys[after - 1])
     return states
-
-
-def _fit(slope: Any, shape: torch.Size) -> Tensor:
-    """A slope in the shape of its state."""
-    if not isinstance(slope, Tensor):
-        raise ValueError(f"Expected func to give tensors; got {type(slope).__name__}")
-    if slope.shape == shape:
-        return slope
-    if slope.numel() == shape.numel():
-        return slope.reshape(shape)
-    try:
-        return slope.expand(shape)
-    except RuntimeError:
-        raise ValueError(
-            f"Expected func to give a slope of shape {tuple(shape)}; got {tuple(slope.shape)}"
-        ) from None
-
-
-def _is_number(value: Any) -> bool:
-    return torch.as_tensor(value).ndim == 0 if not isinstance(value, tuple | list) else False

@@ -74,10 +74,7 @@ class Stats:
 
     @property
     def backward(self) -> Count:
-        """Evaluations backward: of the dynamics in replays, of the adjoint system in backsolve.
-
-        None until the gradient is asked for.
-        """
+        """Evaluations backward so far: of the dynamics in replays, or of backsolve's system."""
         total: Count = sum((tally.count for tally in self.tallies), start=0)
         return total
 

@@ -25,7 +25,7 @@ from cnf.ode.gradients import GRADIENTS, Gradient
 from cnf.ode.integrate import Dynamics
 from cnf.ode.settings import Grid, Observer, Settings, snapped
 from cnf.ode.solution import Solution, SolveError, Stats, Status
-from cnf.ode.tableaus import TABLEAUS, Tableau
+from cnf.ode.tableaus import Tableau, find_tableau
 
 StepMode = Literal["joint", "per_sample"]
 
@@ -117,7 +117,7 @@ def solve(
     if not (isinstance(y0, Tensor) and y0.is_floating_point()):
         got = y0.dtype if isinstance(y0, Tensor) else type(y0).__name__
         raise ValueError(f"Expected y0 to be a tensor of a floating dtype; got {got}")
-    tableau = TABLEAUS[_known("method", method, TABLEAUS)]
+    tableau = find_tableau(method)
     ts = _times(t, y0)
     per_sample = _known("step", step, ROW_NORMS) == "per_sample"
     _known("on_failure", on_failure, ("raise", "return"))

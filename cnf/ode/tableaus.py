@@ -5,18 +5,15 @@ A new method is a new entry of `TABLEAUS`: pure data that checks itself when it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
-from itertools import combinations_with_replacement
-from math import prod
+from difflib import get_close_matches
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-# A rooted tree is the sorted tuple of its branches; the single node is ().
-Tree = tuple["Tree", ...]
+from cnf.ode.trees import density, dot, elementary_weights, nodes
 
 
 @dataclass(frozen=True)
@@ -138,8 +135,8 @@ class Tableau:
     def _check_order(self, part: str, weights: tuple[float, ...], order: int, theta: float) -> None:
         """Hold Σ_i w_i Φ_i(τ) = θ^|τ| / γ(τ) for all trees τ of up to `order` nodes."""
         residuals = (
-            abs(_dot(weights, elementary) - theta ** _nodes(tree) / _density(tree))
-            for tree, elementary in _elementary_weights(self.a, order)
+            abs(dot(weights, elementary) - theta ** nodes(tree) / density(tree))
+            for tree, elementary in elementary_weights(self.a, order)
         )
         residual = max(residuals, default=0.0)
         if not residual <= 1e-12:
@@ -147,54 +144,6 @@ class Tableau:
                 f"Expected {part} to be of order {order} at {theta:g} of a step in the tableau "
                 f"{self.name!r}; an order condition is missed by {residual:.1e}"
             )
-
-
-def _elementary_weights(
-    a: tuple[tuple[float, ...], ...], order: int
-) -> Iterator[tuple[Tree, tuple[float, ...]]]:
-    """The weights Φ_i(τ) = Π_branches Σ_j a_ij Φ_j(branch) of every tree of up to `order` nodes."""
-    sums: dict[Tree, tuple[float, ...]] = {}  # Σ_j a_ij Φ_j of the trees so far
-    for size in range(1, order + 1):
-        for tree in _trees(size):
-            branches = [sums[branch] for branch in tree]
-            weights = tuple(prod(branch[i] for branch in branches) for i in range(len(a)))
-            if size < order:
-                sums[tree] = tuple(_dot(row, weights) for row in a)
-            yield tree, weights
-
-
-def _dot(left: tuple[float, ...], right: tuple[float, ...]) -> float:
-    return sum(x * y for x, y in zip(left, right, strict=False))
-
-
-@cache
-def _trees(size: int) -> frozenset[Tree]:
-    """All rooted trees of `size` nodes."""
-    return frozenset(tuple(sorted(forest)) for forest in _forests(size - 1))
-
-
-def _forests(size: int, largest: int | None = None) -> list[tuple[Tree, ...]]:
-    """All multisets of rooted trees of `size` nodes in total, none of more than `largest`."""
-    if size == 0:
-        return [()]
-    found = []
-    for first in range(min(size, largest or size), 0, -1):
-        for count in range(1, size // first + 1):
-            rest = size - first * count
-            smaller = _forests(rest, first - 1) if first > 1 or rest == 0 else []
-            for group in combinations_with_replacement(sorted(_trees(first)), count):
-                found += [group + forest for forest in smaller]
-    return found
-
-
-@cache
-def _nodes(tree: Tree) -> int:
-    return 1 + sum(_nodes(branch) for branch in tree)
-
-
-@cache
-def _density(tree: Tree) -> int:
-    return _nodes(tree) * prod(_density(branch) for branch in tree)
 
 
 @dataclass(frozen=True)
@@ -579,3 +528,19 @@ TABLEAUS: dict[str, Tableau] = {
         _RK4,
     )
 }
+
+
+def find_tableau(name: str) -> Tableau:
+    """The method of a name.
+
+    Raises:
+        ValueError: There is none; the message names the closest.
+
+    Example:
+        >>> find_tableau("rk4").stages
+        4
+    """
+    if name not in TABLEAUS:
+        close = get_close_matches(str(name), TABLEAUS) or list(TABLEAUS)
+        raise ValueError(f"Expected method to be one of {', '.join(close)}; got {name!r}")
+    return TABLEAUS[name]

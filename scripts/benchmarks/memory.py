@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from cnf.ode import GRADIENTS, PIController, solve
+from cnf.scripts.plot import write_figure
 
 STEPS = (10, 30, 100, 300, 1000)
 STATE = 32_768  # float32 numbers: 128 KiB
@@ -136,7 +137,4 @@ def _draw(found: dict[tuple[str, int], int], path: Path) -> Path:
     axes.set(ylim=(-0.5, 2 * max(found.values()) / state), xlabel="accepted steps")
     axes.set_ylabel("peak memory above one step's, in states")
     axes.legend(frameon=False)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
-    return path
+    return write_figure(figure, path)

@@ -10,8 +10,10 @@ from statistics import median
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Independent, Normal
 
 from cnf.fields import ConcatSquash
+from cnf.flow import Flow
 from cnf.layers import CNF
 from cnf.ode import PerRow, StepMode, solve
 from cnf.scripts.benchmarks.overhead import one_thread, seconds_of
@@ -33,21 +35,22 @@ class Sped(nn.Module):
         return velocity
 
 
-def problem(rows: int, curved: int) -> tuple[CNF, Tensor, Tensor]:
-    """A layer, rows to push through it, and their speeds; the first rows are the curved ones."""
+def problem(rows: int, curved: int) -> tuple[Flow, Tensor, Tensor]:
+    """A flow, rows to score, and their speeds; the first rows are the curved ones."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layer = CNF(Sped(), rtol=TOLERANCE, atol=TOLERANCE, divergence="exact").double()
+        layer = CNF(Sped(), rtol=TOLERANCE, atol=TOLERANCE, divergence="exact")
+        flow = Flow(Independent(Normal(torch.zeros(2), torch.ones(2)), 1), [layer]).double()
         x = torch.randn(rows, 2, dtype=torch.float64)
     speed = torch.ones(rows, 1, dtype=torch.float64)
     speed[:curved] = SPEED
-    return layer, x, speed
+    return flow, x, speed
 
 
-def company(layer: CNF, x: Tensor, speed: Tensor) -> float:
-    """The largest difference of a row's log-determinant in the batch to the one by itself."""
-    together = layer.pull(x, speed).log_det
-    alone = [layer.pull(x[i : i + 1], speed[i : i + 1]).log_det for i in range(len(x))]
+def company(flow: Flow, x: Tensor, speed: Tensor) -> float:
+    """The largest difference of a row's log p in the batch to the one by itself."""
+    together = flow.log_prob(x, speed)
+    alone = [flow.log_prob(x[i : i + 1], speed[i : i + 1]) for i in range(len(x))]
     return float((together - torch.cat(alone)).abs().max())
 
 
@@ -85,7 +88,7 @@ def nan_seconds(step: StepMode, repeats: int) -> list[float]:
 
 def lines(repeats: int) -> Iterator[str]:
     """The tables."""
-    layer, x, speed = problem(ROWS, CURVED)
+    flow, x, speed = problem(ROWS, CURVED)
     yield (
         f"Rows: a CNF on {ROWS} rows, {CURVED} of them with {SPEED**2:.0f} times the curvature; "
         f"float64, rtol = atol = {TOLERANCE:g}, exact trace, threads: 1"
@@ -93,8 +96,8 @@ def lines(repeats: int) -> Iterator[str]:
     yield f"{'step':<15}{'evaluations, summed':>22}{'seconds':>10}{'in batch - alone':>20}"
     with torch.no_grad(), one_thread():
         for step in STEPS:
-            own = layer.with_solver(step=step)
-            run = partial(own.pull, x, speed)
+            own = flow.with_solver(step=step)
+            run = partial(own.score_rows, x, speed)
             evaluations = np.sum(run().stats.evaluations * np.ones(ROWS if step == "joint" else 1))
             taken = median(seconds_of(run, 1) for _ in range(repeats))
             yield f"{step:<15}{evaluations:>22.0f}{taken:>10.2f}{company(own, x, speed):>20.1e}"

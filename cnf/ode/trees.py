@@ -1,0 +1,66 @@
+"""Rooted trees, which the order conditions of Runge-Kutta methods are written in.
+
+Source: Butcher (1963), Coefficients for the study of Runge-Kutta integration processes; Hairer,
+Nørsett & Wanner (1993), Solving ordinary differential equations I, section II.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import combinations_with_replacement
+from math import prod
+
+# A rooted tree is the sorted tuple of its branches; the single node is ().
+Tree = tuple["Tree", ...]
+
+
+def elementary_weights(
+    a: tuple[tuple[float, ...], ...], order: int
+) -> Iterator[tuple[Tree, tuple[float, ...]]]:
+    """The weights Φ_i(τ) = Π_branches Σ_j a_ij Φ_j(branch) of every tree of up to `order` nodes."""
+    sums: dict[Tree, tuple[float, ...]] = {}  # Σ_j a_ij Φ_j of the trees so far
+    for size in range(1, order + 1):
+        for tree in trees(size):
+            branches = [sums[branch] for branch in tree]
+            weights = tuple(prod(branch[i] for branch in branches) for i in range(len(a)))
+            if size < order:
+                sums[tree] = tuple(dot(row, weights) for row in a)
+            yield tree, weights
+
+
+def dot(left: tuple[float, ...], right: tuple[float, ...]) -> float:
+    """The sum of products; what one of them has too many counts for nothing."""
+    return sum(x * y for x, y in zip(left, right, strict=False))
+
+
+@cache
+def trees(size: int) -> frozenset[Tree]:
+    """All rooted trees of `size` nodes."""
+    return frozenset(tuple(sorted(forest)) for forest in _forests(size - 1))
+
+
+def _forests(size: int, largest: int | None = None) -> list[tuple[Tree, ...]]:
+    """All multisets of rooted trees of `size` nodes in total, none of more than `largest`."""
+    if size == 0:
+        return [()]
+    found = []
+    for first in range(min(size, largest or size), 0, -1):
+        for count in range(1, size // first + 1):
+            rest = size - first * count
+            smaller = _forests(rest, first - 1) if first > 1 or rest == 0 else []
+            for group in combinations_with_replacement(sorted(trees(first)), count):
+                found += [group + forest for forest in smaller]
+    return found
+
+
+@cache
+def nodes(tree: Tree) -> int:
+    """The number |τ| of its nodes."""
+    return 1 + sum(nodes(branch) for branch in tree)
+
+
+@cache
+def density(tree: Tree) -> int:
+    """Its density γ(τ): its nodes times the densities of its branches."""
+    return nodes(tree) * prod(density(branch) for branch in tree)

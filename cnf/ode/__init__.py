@@ -1,6 +1,8 @@
 """The shared adaptive ODE solver: knows nothing of flows."""
 
 from cnf.ode.arguments import PerRow, take_rows
+from cnf.ode.backsolve import Backsolve
+from cnf.ode.checkpoint import Checkpoint
 from cnf.ode.controllers import (
     IController,
     Norm,
@@ -11,7 +13,7 @@ from cnf.ode.controllers import (
     row_max_norm,
     row_rms_norm,
 )
-from cnf.ode.gradients import GRADIENTS, Backsolve, Checkpoint, Gradient
+from cnf.ode.gradients import GRADIENTS, Gradient
 from cnf.ode.odeint import odeint, odeint_adjoint
 from cnf.ode.solution import Solution, SolveError, Stats, Status
 from cnf.ode.solve import StepMode, solve

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cnf.ode.backsolve import Backsolve
 from cnf.ode.controllers import PIController
 from cnf.ode.form import Form, InputError, State, is_number
-from cnf.ode.gradients import Backsolve, Gradient
+from cnf.ode.gradients import Gradient
 from cnf.ode.settings import Observer, snapped
 from cnf.ode.solve import even_steps, solve
 from cnf.ode.step import BoundDynamics

@@ -87,7 +87,7 @@ def solve(
         stops: Times between t₀ and t_T that a step has to end at.
         jumps: Such times where f jumps: a step that ends or starts there sees f on its own side.
         gradient: `"checkpoint"`, `"backprop"` or `"backsolve"`, or a `Checkpoint` or `Backsolve` of
-            one's own, see `cnf.ode.gradients`. The first two are exact for the discrete solve, to
+            one's own. The first two are exact for the discrete solve, to
             y0, t and args, with the adaptive steps' relative sizes as constants; the third has
             constant memory.
         observer: Called as `observer(kind, t, y, h)` with kind "step" before each step tried, then

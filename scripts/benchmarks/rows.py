@@ -90,7 +90,7 @@ def lines(repeats: int) -> Iterator[str]:
     """The tables."""
     flow, x, speed = problem(ROWS, CURVED)
     yield (
-        f"Rows: a CNF on {ROWS} rows, {CURVED} of them with {SPEED**2:.0f} times the curvature; "
+        f"Rows: log p of {ROWS} rows, {CURVED} of them with {SPEED**2:.0f} times the curvature; "
         f"float64, rtol = atol = {TOLERANCE:g}, exact trace, threads: 1"
     )
     yield f"{'step':<15}{'evaluations, summed':>22}{'seconds':>10}{'in batch - alone':>20}"

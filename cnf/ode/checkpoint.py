@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cnf.ode.arguments import take_rows
-from cnf.ode.integrate import Dynamics, Run, integrate, stand_in
+from cnf.ode.dynamics import Dynamics, Plain, StagedDynamics
+from cnf.ode.integrate import Run, integrate, stand_in
 from cnf.ode.leaves import Leaves, Problem, as_leaf, differentiable
+from cnf.ode.pullback import Adjoint, Trail, retrace
 from cnf.ode.record import Kept, Step
 from cnf.ode.settings import Settings
 from cnf.ode.solution import Tally
-from cnf.ode.step import Stages, advance, within
+from cnf.ode.step import Stages, advance, stage_times, within
+from cnf.ode.tableaus import tableau_tensors
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,13 @@ class _Tape:
         self.knots = as_leaf(self.own_knots, self.leaves.ts.requires_grad)
         self.inputs = [leaf for leaf in (self.leaves.ts, self.knots) if leaf.requires_grad]
         self.inputs += self.leaves.wanted
+        # Where only the end is asked for, at a time without a gradient, for steps of one size.
+        self.by_hand = (
+            not self.knots.requires_grad
+            and len(ts) == 2
+            and not self.settings.per_sample
+            and self.settings.jumps is None
+        )
         self.steps: list[Step] = []
         self.tally = Tally()
         self.failed: Tensor | None = None
@@ -104,6 +114,7 @@ class _Tape:
             self.settings,
             record=True,
             keep=self.keep,
+            by_hand=self.by_hand,
             knots=self.knots,
         )
         self.steps, self.tally = run.steps, run.stats.tallies[0]
@@ -111,7 +122,7 @@ class _Tape:
             # The rows that failed are in everyone's steps.
             self.failed = run.fates.failed
             self.stand_in = stand_in(self.failed)
-            self.steps = [replace(step, kept=None) for step in run.steps]
+            self.steps = [replace(step, kept=None, trail=None) for step in run.steps]
         return run
 
     def sweep(self, grad_ys: Tensor) -> Tensor:
@@ -123,6 +134,8 @@ class _Tape:
             if self.stand_in is None:
                 return first
             grad_ys = grad_ys.masked_fill(self.failed.view(-1, *(1,) * (adjoint.ndim - 1)), 0.0)
+        if self.by_hand:
+            return self._sweep_by_hand(grad_ys[1]) + first
         for step in reversed(self.steps):
             kept = step.kept or self.replay(step)
             cotangents = [_take(adjoint, step.rows)]
@@ -141,6 +154,30 @@ class _Tape:
         if self.knots.grad is not None:
             torch.autograd.backward(self.own_knots, self.knots.grad, retain_graph=True)
         return adjoint + first
+
+    def _sweep_by_hand(self, cotangent: Tensor) -> Tensor:
+        """The cotangent of the first state for that of the last."""
+        if self.steps:
+            adjoint = Adjoint(self.settings.tableau, cotangent)
+        for step in reversed(self.steps):
+            cotangent = (step.trail or self._retrace(step)).pull(cotangent, adjoint)
+        if self.steps and self.steps[0].trail is not None:
+            self.steps[0].trail.first.linearization.finish()
+        return cotangent
+
+    def _retrace(self, step: Step) -> Trail:
+        """Take an accepted step again, with ways back for its evaluations."""
+        tableau = self.settings.tableau
+        y = _take(step.y, self.stand_in).detach()
+        with torch.enable_grad():
+            args = take_rows(self.leaves.args, self.stand_in)
+        begin, end = step.interval(self.knots)
+        t, h = step.times(begin, end - begin)
+        weights = tableau_tensors(tableau, y.dtype, y.device)
+        dynamics = self.f if isinstance(self.f, StagedDynamics) else Plain(self.f)
+        linearization = dynamics.linearize(stage_times(weights, t, h), args)
+        self.tally.add(tableau.solution_stages)
+        return retrace(linearization, tableau, y, h.item())
 
     @torch.enable_grad()
     def replay(self, step: Step) -> Kept:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cnf.ode.backsolve import Backsolve
 from cnf.ode.checkpoint import Checkpoint
-from cnf.ode.integrate import Dynamics, Run, integrate
+from cnf.ode.dynamics import Dynamics
+from cnf.ode.integrate import Run, integrate
 from cnf.ode.settings import Settings
 
 Gradient = Callable[[Dynamics, Tensor, Tensor, Any, Settings], Run]

@@ -16,7 +16,6 @@ through that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,15 +26,23 @@ from torch import Tensor
 from cnf.ode.arguments import take_rows
 from cnf.ode.clock import Clock
 from cnf.ode.controllers import first_step_size
+from cnf.ode.dynamics import Dynamics, Evaluation, Plain, StagedDynamics
 from cnf.ode.fates import Fates
 from cnf.ode.lanes import CLOSE, Array, Lanes, Mask
 from cnf.ode.outputs import Outputs
-from cnf.ode.record import Kept, Output, Scale, Step
+from cnf.ode.pullback import Recorder, Trail
+from cnf.ode.record import Kept, Output, Scale, Step, storages
 from cnf.ode.settings import Settings
 from cnf.ode.solution import Solution, Stats, Status, Tally
-from cnf.ode.step import BoundDynamics, Stages, Taken, advance, within
-
-Dynamics = Callable[[Tensor, Tensor, Any], Tensor]
+from cnf.ode.step import (
+    BoundDynamics,
+    StageDynamics,
+    Stages,
+    Taken,
+    advance,
+    stage_times,
+    within,
+)
 
 
 @dataclass(eq=False)
@@ -78,6 +85,7 @@ def integrate(
     *,
     record: bool = False,
     keep: int = 0,
+    by_hand: bool = False,
     knots: Tensor | None = None,
 ) -> Run:
     """Integrate dy/dt = f(t, y, args) from `ts[0]` to `ts[-1]`, with outputs at all of `ts`.
@@ -89,13 +97,16 @@ def integrate(
         args: The dynamics' arguments.
         settings: How to integrate.
         record: Whether to keep the accepted steps for a replay.
-        keep: Bytes for the graphs of recorded steps; times, knots and arguments are their leaves.
+        keep: Bytes for the ways back of recorded steps; the arguments are their leaves.
+        by_hand: Whether those are the adjoint of the step with ways back of its evaluations alone,
+            and not graphs of the whole step, which the times and knots are leaves of too.
         knots: What `settings.knots` gives, as a leaf.
     """
     y0 = y0.contiguous()
     loop = _Loop(f, y0, ts, args, settings, settings.knots(ts) if knots is None else knots)
     if record:
-        loop.steps, loop.room = [], keep
+        loop.steps, loop.room, loop.by_hand = [], keep, by_hand
+        loop.left_out = storages(args) if keep else frozenset()
     loop.begin()
     while loop.running:
         loop.step()
@@ -109,6 +120,7 @@ class _Loop:
         self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings, knots: Tensor
     ) -> None:
         self.f, self.args, self.settings = f, args, settings
+        self.dynamics = f if isinstance(f, StagedDynamics) else Plain(f)
         self.per_sample = settings.per_sample
         self.ts, self.knots = ts, knots
         self.begins, self.spans = knots[:-1].unbind(), knots.diff().unbind()
@@ -133,7 +145,11 @@ class _Loop:
         self.outputs = Outputs(y0, len(ts))
         self.ahead = self.taus[1]  # the first output time that some lane has not passed
         self.steps: list[Step] | None = None  # the accepted ones, where they are recorded
-        self.room = 0  # bytes left for their graphs
+        self.room = 0  # bytes left for their ways back
+        self.by_hand = False
+        self.left_out: frozenset[int] = frozenset()  # storages that do not count
+        self.recorder: Recorder | None = None  # of the step being tried
+        self.first: Evaluation | None = None  # that of the slope at hand
         self.calls = 0  # of the dynamics, not yet put down to the lanes
         self._bind()
 
@@ -165,8 +181,8 @@ class _Loop:
     def step(self) -> None:
         """Try one step in every lane."""
         if self.room > 0:
-            scale = Scale(self.args)
-            with torch.enable_grad(), scale:
+            scale = Scale(self.left_out)
+            with scale, torch.set_grad_enabled(not self.by_hand):
                 self._try(scale)
             self.y, self.slope = self.y.detach(), self.slope.detach()
         else:
@@ -175,18 +191,19 @@ class _Loop:
         self._leave(done if failed is None else done | failed)
 
     def _try(self, scale: Scale | None = None) -> None:
-        """One step in every lane; with a scale, one whose graph is weighed and perhaps kept."""
+        """One step in every lane; with a scale, one whose way back is weighed and perhaps kept."""
         lanes = self.lanes
         size = lanes.propose()
         step = self._plan(size)
-        taken = self._take(step, fresh=scale is not None)
+        fresh = scale is not None and not self.by_hand
+        taken = self._take(step, fresh=fresh)
         error = self._errors(taken)
         accept = lanes.accepts(size, error)
         self.accepted = int(np.count_nonzero(accept))
         if self.accepted and torch.is_grad_enabled() and not np.isfinite(error).all():
             # A zero times NaN is NaN on the way back: no graph of theirs may hang on the others'.
             step = self._plan(np.where(np.isfinite(error), size, 0.0))
-            taken = self._take(step, fresh=scale is not None)
+            taken = self._take(step, fresh=fresh)
             taken.error()
         lanes.adapt(size, error, accept)
         if self.settings.observer is not None:
@@ -246,7 +263,7 @@ class _Loop:
         knot: int | Tensor = int(knots[0])
         if self.per_sample and (knots != knot).any():
             knot = torch.from_numpy(knots).to(self.y.device)
-        y = self.y.detach().requires_grad_() if self.room > 0 else self.y
+        y = self.y.detach().requires_grad_() if self.room > 0 and not self.by_hand else self.y
         return Step(self.rows, knot, self._to_state(start), self._to_state(size), y)
 
     def _first_slope(self) -> Tensor:
@@ -257,6 +274,14 @@ class _Loop:
         f: BoundDynamics = self.bound
         if self.settings.jumps is not None:
             f = within(f, self.knots[0], self.knots[1])
+        if self.room > 0 and self.by_hand:
+            scale = Scale(self.left_out)
+            with scale:
+                self.recorder = Recorder(self.dynamics.linearize(t.unsqueeze(0), self.at_hand))
+                slope = self._counted(self.recorder)(0, self.y)
+            self.first = self.recorder.evaluations[0]
+            self.room -= scale.bytes + self.first.linearization.bytes
+            return slope.clone()
         return f(t, self.y).clone()
 
     def _slope_past(self, jumped: Mask) -> Tensor:
@@ -309,7 +334,29 @@ class _Loop:
         if isinstance(step.size, float) and isinstance(step.knot, int):
             size = step.size * self.lengths[step.knot]
         stages.restart(step.y, f(t, step.y) if fresh else self.slope, size)
-        return advance(f, stages, t, h)
+        return advance(f, stages, t, h, self._prepared(t, h))
+
+    def _prepared(self, t: Tensor, h: Tensor) -> StageDynamics | None:
+        """The dynamics at a step's stages, prepared at once; None where they are not to be."""
+        by_hand = self.room > 0 and self.by_hand
+        staged = by_hand or isinstance(self.f, StagedDynamics)
+        if not staged or self.per_sample or self.settings.jumps is not None:
+            return None
+        times = stage_times(self.stages.weights, t, h)[1:]
+        if by_hand:
+            self.recorder = Recorder(self.dynamics.linearize(times, self.at_hand))
+            return self._counted(self.recorder, first=1)
+        stages = self.dynamics.prepare(times, self.at_hand)
+        return self._counted(lambda i, y: self.dynamics.evaluate(stages[i], y), first=1)
+
+    def _counted(self, at: StageDynamics, first: int = 0) -> StageDynamics:
+        """Count the calls; the stages are numbered from the first on."""
+
+        def counted(i: int, y: Tensor) -> Tensor:
+            self.calls += 1
+            return at(i - first, y)
+
+        return counted
 
     def _errors(self, taken: Taken) -> Array:
         """The error of each lane's step in units of the tolerance."""
@@ -357,10 +404,24 @@ class _Loop:
         step = replace(step if chosen is None else step.select(chosen), outputs=outputs)
         if scale is not None:
             self.room -= scale.bytes
-            if self.room >= 0:
+            if self.by_hand:
+                step = self._with_trail(step, taken)
+            elif self.room >= 0:
                 ends = [taken.y1 if chosen is None else taken.y1[chosen], *values]
                 step = replace(step, kept=Kept(taken.y0, ends, chosen))
         self.steps.append(step)
+
+    def _with_trail(self, step: Step, taken: Taken) -> Step:
+        """The step with the ways back of its evaluations, the last of which is the next first."""
+        assert self.recorder is not None
+        assert self.first is not None
+        assert taken.stages.size is not None
+        self.room -= self.recorder.linearization.bytes
+        evaluations = self.recorder.evaluations
+        count = self.settings.tableau.solution_stages - 1
+        trail = Trail(self.first, tuple(evaluations[:count]), taken.stages.size)
+        self.first = evaluations[-1] if evaluations else None
+        return replace(step, trail=trail) if self.room >= 0 else step
 
     def _output(self, taken: Taken, accept: Mask) -> tuple[tuple[Output, ...], list[Tensor]]:
         """The states at the output times that the accepted steps pass."""

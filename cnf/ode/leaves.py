@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from cnf.ode.integrate import Dynamics, Run, integrate
+from cnf.ode.dynamics import Dynamics
+from cnf.ode.integrate import Run, integrate
 from cnf.ode.settings import Settings
 
 

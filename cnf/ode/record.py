@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
+from cnf.ode.pullback import Trail
 from cnf.ode.step import Taken
 
 
@@ -63,6 +64,7 @@ class Step:
         y: The states that it starts from.
         outputs: The output times that it passes.
         kept: Its graph, where that is kept.
+        trail: The ways back of its evaluations, where those are kept.
     """
 
     rows: Tensor | None
@@ -72,6 +74,7 @@ class Step:
     y: Tensor
     outputs: tuple[Output, ...] = ()
     kept: Kept | None = None
+    trail: Trail | None = None
 
     def interval(self, knots: Tensor) -> tuple[Tensor, Tensor]:
         """The knots before and after it."""
@@ -97,11 +100,14 @@ class Step:
 
 
 class Scale(saved_tensors_hooks):
-    """Weighs what autograd saves while it is open, the leaves and arguments left out."""
+    """Weighs what autograd saves while it is open, some tensors' storages left out.
 
-    def __init__(self, args: Any) -> None:
-        tensors = (leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-        self.seen = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    Args:
+        left_out: What `storages` gives of them.
+    """
+
+    def __init__(self, left_out: frozenset[int]) -> None:
+        self.seen = set(left_out)
         self.bytes = 0
         super().__init__(self._weigh, lambda tensor: tensor)
 
@@ -111,3 +117,9 @@ class Scale(saved_tensors_hooks):
             self.seen.add(storage.data_ptr())
             self.bytes += storage.nbytes()
         return tensor.detach()
+
+
+def storages(args: Any) -> frozenset[int]:
+    """The storages of the tensors among arguments."""
+    tensors = (leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+    return frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)

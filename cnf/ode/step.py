@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from cnf.ode.interpolation import bootstrap_middle, interpolate
-from cnf.ode.tableaus import Tableau, tableau_tensors
+from cnf.ode.tableaus import Tableau, TableauTensors, tableau_tensors
 
 BoundDynamics = Callable[[Tensor, Tensor], Tensor]
+# The dynamics at one of a step's stages, by its number; the number of stages stands for its end.
+StageDynamics = Callable[[int, Tensor], Tensor]
 
 
 class Stages:
@@ -84,6 +86,7 @@ class Taken:
 
     Attributes:
         f: The dynamics that it was taken with.
+        at: The same at its stages.
         t: Where it starts, a scalar or one for each row.
         h: Its signed size, alike.
         y0: The state at its start.
@@ -92,6 +95,7 @@ class Taken:
     """
 
     f: BoundDynamics
+    at: StageDynamics
     t: Tensor
     h: Tensor
     y0: Tensor
@@ -102,7 +106,7 @@ class Taken:
     def end_slope(self) -> Tensor:
         """The slope at its end, the next step's first stage."""
         if not self.stages.tableau.first_same_as_last:
-            return self.f(self.t + self.h, self.y1)
+            return self.at(self.stages.tableau.stages, self.y1)
         self._evaluate(self.stages.tableau.stages)
         return self.stages[-1]
 
@@ -138,13 +142,14 @@ class Taken:
         stages, tableau = self.stages, self.stages.tableau
         for i in range(len(stages), count):
             if tableau.first_same_as_last and i == tableau.stages - 1:
-                stages.append(self.f(self.t + self.h, self.y1))
+                stages.append(self.at(i, self.y1))
             else:
-                y = stages.state(self.h, stages.weights.a[i])
-                stages.append(self.f(self.t + stages.weights.c[i] * self.h, y))
+                stages.append(self.at(i, stages.state(self.h, stages.weights.a[i])))
 
 
-def advance(f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor) -> Taken:
+def advance(
+    f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor, at: StageDynamics | None = None
+) -> Taken:
     """One Runge-Kutta step, with only the stages that the solution needs.
 
     Args:
@@ -152,15 +157,24 @@ def advance(f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor) -> Taken:
         stages: Begun with the state and the slope at t.
         t: Start time, a scalar or one for each row.
         h: Signed size, alike.
+        at: The same dynamics at the stages, where they are known there; made of f when None.
     """
     weights = stages.weights
-    if t.ndim:
-        times = torch.addcmul(t, weights.c.view(-1, *(1,) * t.ndim), h).unbind()
-    else:
-        times = torch.addcmul(t, weights.c, h).unbind()
+    at = at or stagewise(f, stage_times(weights, t, h))
     for i in range(1, stages.tableau.solution_stages):
-        stages.append(f(times[i], stages.state(h, weights.a[i])))
-    return Taken(f, t, h, stages.y, stages.state(h, weights.b), stages)
+        stages.append(at(i, stages.state(h, weights.a[i])))
+    return Taken(f, at, t, h, stages.y, stages.state(h, weights.b), stages)
+
+
+def stage_times(weights: TableauTensors, t: Tensor, h: Tensor) -> Tensor:
+    """The times of a step's stages and of its end, along the first axis."""
+    return torch.addcmul(t, weights.times.view(-1, *(1,) * t.ndim), h)
+
+
+def stagewise(f: BoundDynamics, times: Tensor) -> StageDynamics:
+    """Dynamics by the number of the stage."""
+    at = times.unbind()
+    return lambda i, y: f(at[i], y)
 
 
 def within(f: BoundDynamics, begin: Tensor, end: Tensor) -> BoundDynamics:

@@ -151,10 +151,11 @@ class TableauTensors:
     """The coefficients of a tableau as tensors of one dtype on one device.
 
     Weights of stages that do not count are zero: each has as many entries as there are stages. What
-    the tableau does not have is None.
+    the tableau does not have is None. The times are the stages' c, and then 1, for the step's end,
+    where that is not a stage.
     """
 
-    c: Tensor
+    times: Tensor
     a: tuple[Tensor, ...]
     b: Tensor
     e: Tensor | None
@@ -169,8 +170,9 @@ def tableau_tensors(tableau: Tableau, dtype: torch.dtype, device: torch.device) 
         padded = [*values, *[0.0] * (tableau.stages - len(values))]
         return torch.tensor(padded, dtype=dtype, device=device)
 
+    end = () if tableau.first_same_as_last else (1.0,)
     return TableauTensors(
-        c=tensor(tableau.c),
+        times=torch.tensor([*tableau.c, *end], dtype=dtype, device=device),
         a=tuple(tensor(row) for row in tableau.a),
         b=tensor(tableau.b),
         e=None if tableau.e is None else tensor(tableau.e),

@@ -1,0 +1,178 @@
+"""Dynamics, at the times of a step's stages all at once, with a way back for each evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+Dynamics = Callable[[Tensor, Tensor, Any], Tensor]
+
+
+class StagedDynamics(ABC):
+    """Dynamics that compute at once what depends on the times of a step's stages alone.
+
+    An instance is called as any dynamics are, `f(t, y, args)`. Where all rows have the same time
+    the solver calls `prepare` once for each step instead, and then `evaluate` for each stage.
+
+    Example:
+        >>> class Rotation(StagedDynamics):
+        ...     def prepare(self, times, args):
+        ...         return torch.cos(args * times).unbind()
+        ...
+        ...     def evaluate(self, stage, y):
+        ...         return stage * y
+        >>> Rotation()(torch.tensor(0.0), torch.ones(2), torch.tensor(3.0))
+        tensor([1., 1.])
+    """
+
+    @abstractmethod
+    def prepare(self, times: Tensor, args: Any) -> Sequence[Any]:
+        """What `evaluate` needs at each of `times`, of shape (times,) or (times, rows, 1, …)."""
+
+    @abstractmethod
+    def evaluate(self, stage: Any, y: Tensor) -> Tensor:
+        """The slope dy/dt at one of the times."""
+
+    def __call__(self, t: Tensor, y: Tensor, args: Any) -> Tensor:
+        """The slope dy/dt at one time."""
+        return self.evaluate(self.prepare(t.unsqueeze(0), args)[0], y)
+
+    def linearize(self, times: Tensor, args: Any) -> Linearization:
+        """Evaluations at `times` with a way back; by autograd where a subclass knows no better."""
+        with torch.enable_grad():
+            prepared = self.prepare(times, args)
+        stages = Leaves()
+        return AutogradLinearization(self, [stages.of(stage) for stage in prepared], stages)
+
+
+class Linearization(ABC):
+    """Evaluations of dynamics at a step's stages, each with a way back.
+
+    Gradients are gathered in the `grad` of the leaves among the arguments.
+
+    Attributes:
+        bytes: What the evaluations so far have kept outside of autograd.
+    """
+
+    bytes: int = 0
+
+    @abstractmethod
+    def push(self, i: int, y: Tensor) -> tuple[Tensor, Any]:
+        """The slope at stage i, without a graph, and what `pull` needs of the evaluation."""
+
+    @abstractmethod
+    def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
+        """The cotangent of the state for that of the slope; the arguments' is gathered."""
+
+    def finish(self) -> None:
+        """Bring what was gathered at the stages on to the arguments, once all are pulled."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a linearization, for its way back."""
+
+    linearization: Linearization
+    stage: int
+    saved: Any
+
+    def pull(self, cotangent: Tensor) -> Tensor:
+        """The cotangent of the state."""
+        return self.linearization.pull(self.stage, self.saved, cotangent)
+
+
+@dataclass(frozen=True)
+class Plain(StagedDynamics):
+    """A function f(t, y, args) as dynamics that prepare nothing."""
+
+    f: Dynamics
+
+    def prepare(self, times: Tensor, args: Any) -> Sequence[Any]:
+        """Each time, with the arguments."""
+        return [(time, args) for time in times.unbind()]
+
+    def evaluate(self, stage: Any, y: Tensor) -> Tensor:
+        """The function's value."""
+        time, args = stage
+        return self.f(time, y, args)
+
+    def linearize(self, times: Tensor, args: Any) -> Linearization:
+        """By autograd."""
+        leaves = Leaves()
+        return AutogradLinearization(self, self.prepare(times, leaves.of(args)), leaves)
+
+
+class Leaves:
+    """Tensors that want a gradient as leaves, those that are none with their way back at the end.
+
+    Attributes:
+        all: The leaves.
+        made: Those of tensors that were none, with the tensors.
+    """
+
+    def __init__(self) -> None:
+        self.all: list[Tensor] = []
+        self.made: list[tuple[Tensor, Tensor]] = []
+
+    def of(self, tree: Any) -> Any:
+        """A tree with leaves for its tensors."""
+        return tree_map(self._leaf, tree)
+
+    def flush(self) -> None:
+        """Take what was gathered at the made leaves back to what they were made of."""
+        gathered = [(tensor, leaf.grad) for tensor, leaf in self.made if leaf.grad is not None]
+        if gathered:
+            tensors, grads = zip(*gathered, strict=True)
+            torch.autograd.backward(tensors, grads, retain_graph=True)
+        for _, leaf in self.made:
+            leaf.grad = None
+
+    def _leaf(self, value: Any) -> Any:
+        if not (isinstance(value, Tensor) and value.requires_grad):
+            return value
+        leaf = value
+        if not value.is_leaf:
+            leaf = value.detach().requires_grad_()
+            self.made.append((value, leaf))
+        self.all.append(leaf)
+        return leaf
+
+
+class AutogradLinearization(Linearization):
+    """Evaluations whose ways back are graphs of autograd, each from the state to its slope alone.
+
+    Args:
+        dynamics: The dynamics.
+        stages: What it prepared, in leaves.
+        leaves: Those.
+    """
+
+    def __init__(self, dynamics: StagedDynamics, stages: Sequence[Any], leaves: Leaves) -> None:
+        self.dynamics, self.stages, self.leaves = dynamics, stages, leaves
+
+    def push(self, i: int, y: Tensor) -> tuple[Tensor, Any]:
+        """The slope, and its graph."""
+        leaf = y.detach().requires_grad_()
+        with torch.enable_grad():
+            slope = self.dynamics.evaluate(self.stages[i], leaf)
+        return slope.detach(), (leaf, slope)
+
+    def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
+        """Autograd's way back; zero where the slope does not depend on the state."""
+        leaf, slope = saved
+        if not slope.requires_grad:
+            return torch.zeros_like(leaf)
+        leaf.grad = None
+        inputs = [leaf, *self.leaves.all]
+        torch.autograd.backward(slope, cotangent, inputs=inputs, retain_graph=True)
+        return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+    def finish(self) -> None:
+        """The way back of `prepare`."""
+        self.leaves.flush()

@@ -1,0 +1,117 @@
+"""A step's way back by hand: the adjoint of a Runge-Kutta step, made of its evaluations' own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cnf.ode.dynamics import Evaluation, Linearization
+from cnf.ode.step import Stages
+from cnf.ode.tableaus import Tableau, tableau_tensors
+
+
+@dataclass(eq=False)
+class Recorder:
+    """Evaluates the stages of a step, and keeps their ways back.
+
+    Attributes:
+        linearization: The dynamics at the stages.
+        evaluations: Those made, in order.
+    """
+
+    linearization: Linearization
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+    def __call__(self, i: int, y: Tensor) -> Tensor:
+        """The slope at stage i."""
+        slope, saved = self.linearization.push(i, y)
+        self.evaluations.append(Evaluation(self.linearization, i, saved))
+        return slope
+
+
+@dataclass(frozen=True, eq=False)
+class Trail:
+    """The ways back of a step's evaluations.
+
+    A step from y over h with slopes k_i at the states Y_i,
+
+        Y_i = y + h Σ_{j<i} a_ij k_j,   y₁ = y + h Σ_i b_i k_i,
+
+    takes the cotangent λ of y₁ back by those of its slopes and states, the last stage first:
+
+        k̄_i = h (b_i λ + Σ_{j>i} a_ji Ȳ_j),   Ȳ_i = (∂k_i/∂Y_i)ᵀ k̄_i,   ȳ = λ + Σ_i Ȳ_i.
+
+    Attributes:
+        first: Its first slope's evaluation, which may belong to the step before.
+        stages: The other ones' that its end depends on.
+        size: h.
+
+    Source: Hairer, Lubich & Wanner (2006), Geometric numerical integration, section VI.4; the
+    discrete adjoint.
+    """
+
+    first: Evaluation
+    stages: tuple[Evaluation, ...]
+    size: float
+
+    def pull(self, cotangent: Tensor, adjoint: Adjoint) -> Tensor:
+        """The cotangent of the state at its start for that at its end."""
+        adjoint.begin(cotangent)
+        for i in range(len(self.stages), 0, -1):
+            evaluation = self.stages[i - 1]
+            adjoint.take(i, evaluation.pull(adjoint.slope(i, self.size)))
+        adjoint.take(0, self.first.pull(adjoint.slope(0, self.size)))
+        for linearization in {id(e.linearization): e.linearization for e in self.stages}.values():
+            linearization.finish()
+        return adjoint.state()
+
+
+class Adjoint:
+    """The cotangents of a step's states in one buffer, and the sums of them.
+
+    Args:
+        tableau: The method.
+        y: A state like those to come.
+    """
+
+    def __init__(self, tableau: Tableau, y: Tensor) -> None:
+        weights = tableau_tensors(tableau, y.dtype, y.device)
+        count = tableau.solution_stages
+        # Row i has the weights of the cotangents Ȳ_j, and of λ, in that of slope i.
+        stacked = torch.stack([*weights.a[:count], weights.b])[:, :count]
+        self.weights = stacked.T.contiguous()
+        self.buffer = y.new_zeros(count + 1, *y.shape)
+        self.places = self.buffer.unbind()
+        self.matrix = self.buffer.view(count + 1, -1).T
+        self.shape = y.shape
+
+    def begin(self, cotangent: Tensor) -> None:
+        """Start with the cotangent of the step's end."""
+        self.buffer.zero_()  # what the step before left need not be finite
+        self.places[-1].copy_(cotangent)
+
+    def slope(self, i: int, size: float) -> Tensor:
+        """The cotangent of slope i."""
+        return torch.mv(self.matrix, self.weights[i]).mul_(size).view(self.shape)
+
+    def take(self, i: int, cotangent: Tensor) -> None:
+        """Put down the cotangent of the state at stage i."""
+        self.places[i].copy_(cotangent)
+
+    def state(self) -> Tensor:
+        """The cotangent of the step's first state."""
+        return self.buffer.sum(0)
+
+
+def retrace(linearization: Linearization, tableau: Tableau, y: Tensor, size: float) -> Trail:
+    """Take an accepted step again, for its way back."""
+    recorder = Recorder(linearization)
+    stages = Stages(tableau, y, buffered=True)
+    stages.restart(y, recorder(0, y), size)
+    h = y.new_tensor(size)
+    for i in range(1, tableau.solution_stages):
+        stages.append(recorder(i, stages.state(h, stages.weights.a[i])))
+    first, *rest = recorder.evaluations
+    return Trail(first, tuple(rest), size)

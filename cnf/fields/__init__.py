@@ -3,11 +3,27 @@
 A new field is one class in one file, entered in `FIELDS`, and nothing else.
 """
 
-from cnf.fields.activations import ACTIVATIONS
-from cnf.fields.concat_squash import ConcatSquash
-from cnf.fields.field import TracedField
+from cnf.fields.activations import ACTIVATIONS, Activation
+from cnf.fields.concat_squash import Concat, ConcatSquash, Ignore, Squash
+from cnf.fields.field import ModuleField, Traced, TracedField, VectorField, as_field
 from cnf.fields.gated_linear import GatedLinear
 
-FIELDS: dict[str, type[TracedField]] = {field.name: field for field in (ConcatSquash,)}
+FIELDS: dict[str, type[TracedField]] = {
+    field.name: field for field in (Ignore, Concat, Squash, ConcatSquash)
+}
 
-__all__ = ["ACTIVATIONS", "FIELDS", "ConcatSquash", "GatedLinear", "TracedField"]
+__all__ = [
+    "ACTIVATIONS",
+    "FIELDS",
+    "Activation",
+    "Concat",
+    "ConcatSquash",
+    "GatedLinear",
+    "Ignore",
+    "ModuleField",
+    "Squash",
+    "Traced",
+    "TracedField",
+    "VectorField",
+    "as_field",
+]

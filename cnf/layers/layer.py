@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cnf.ode import Stats
+from cnf.ode import Stats, Status
+from cnf.regularizers import Regularization
+
+
+@dataclass(frozen=True)
+class Care:
+    """With what care log-densities are assessed.
+
+    Attributes:
+        probes: Estimates for each row, where the divergence is one.
+        generator: Where they come from.
+        tighter: By what the tolerances are multiplied.
+    """
+
+    probes: int
+    generator: torch.Generator
+    tighter: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -19,11 +39,29 @@ class Mapped:
         value: Shape (rows, dim).
         log_det: log |det| of the map's Jacobian at the input, shape (rows,).
         stats: What the solve cost; zeros for a layer without one.
+        penalties: Integrals along the path that training asked for, each of shape (rows,).
     """
 
     value: Tensor
     log_det: Tensor
     stats: Stats = field(default_factory=Stats)
+    penalties: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """Where a layer takes its input towards the base, and how far that can be relied on.
+
+    Attributes:
+        mapped: The map; NaN in rows whose solve failed.
+        variance: Of the log-determinant as an estimate, shape (rows,): zero where it is exact, NaN
+            where it is made of one estimate alone.
+        status: How each row's solve ended, an array of `cnf.ode.Status`.
+    """
+
+    mapped: Mapped
+    variance: Tensor
+    status: NDArray[np.object_]
 
 
 class Layer(nn.Module, ABC):
@@ -56,6 +94,17 @@ class Layer(nn.Module, ABC):
         """`pull` as a pair: z of shape (rows, dim) and log |det ∂z/∂x| of shape (rows,)."""
         mapped = self.pull(x, context)
         return mapped.value, mapped.log_det
+
+    def pull_regularized(
+        self, x: Tensor, context: Tensor | None, regularization: Regularization, base_time: float
+    ) -> Mapped:
+        """`pull` for training, with penalties; a layer without a solve has none."""
+        return self.pull(x, context)
+
+    def assess(self, x: Tensor, context: Tensor | None, care: Care) -> Assessed:
+        """`pull` that never raises for a row, with what it is worth."""
+        finished = np.full(len(x), Status.FINISHED)
+        return Assessed(self.pull(x, context), x.new_zeros(len(x)), finished)
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The value of `push` alone, cheaper where the log-determinant costs something."""

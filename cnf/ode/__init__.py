@@ -13,6 +13,7 @@ from cnf.ode.controllers import (
     row_max_norm,
     row_rms_norm,
 )
+from cnf.ode.dynamics import AutogradLinearization, Dynamics, Leaves, Linearization, StagedDynamics
 from cnf.ode.gradients import GRADIENTS, Gradient
 from cnf.ode.odeint import odeint, odeint_adjoint
 from cnf.ode.solution import Solution, SolveError, Stats, Status
@@ -22,15 +23,20 @@ from cnf.ode.tableaus import TABLEAUS, Tableau
 __all__ = [
     "GRADIENTS",
     "TABLEAUS",
+    "AutogradLinearization",
     "Backsolve",
     "Checkpoint",
+    "Dynamics",
     "Gradient",
     "IController",
+    "Leaves",
+    "Linearization",
     "Norm",
     "PIController",
     "PerRow",
     "Solution",
     "SolveError",
+    "StagedDynamics",
     "Stats",
     "Status",
     "StepMode",

@@ -70,6 +70,7 @@ class Linearization(ABC):
     def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
         """The cotangent of the state for that of the slope; the arguments' is gathered."""
 
+    @abstractmethod
     def finish(self) -> None:
         """Bring what was gathered at the stages on to the arguments, once all are pulled."""
 

@@ -21,8 +21,8 @@ from cnf.ode.controllers import (
     rms_norm,
     row_rms_norm,
 )
-from cnf.ode.gradients import GRADIENTS, Gradient
 from cnf.ode.dynamics import Dynamics
+from cnf.ode.gradients import GRADIENTS, Gradient
 from cnf.ode.settings import Grid, Observer, Settings, snapped
 from cnf.ode.solution import Solution, SolveError, Stats, Status
 from cnf.ode.tableaus import Tableau, find_tableau

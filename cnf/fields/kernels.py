@@ -1,0 +1,39 @@
+"""The evaluations of a perceptron, as they are or compiled."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from cnf.fields import perceptron
+
+
+class Kernels(NamedTuple):
+    """The functions of `cnf.fields.perceptron`."""
+
+    velocity: Callable[..., Any] = perceptron.velocity
+    traced: Callable[..., Any] = perceptron.traced
+    tangents: Callable[..., Any] = perceptron.tangents
+    pull: Callable[..., Any] = perceptron.pull
+
+
+EAGER = Kernels()
+
+
+@lru_cache
+def compiled_kernels() -> Kernels:
+    """The functions compiled; as they are, with a warning, where there is no compiler."""
+    try:
+        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(2))
+    except Exception as error:  # whatever a toolchain that is missing or broken comes up with
+        warnings.warn(
+            f"compile=True has no effect: torch.compile finds no working compiler ({error!r:.200})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return EAGER
+    return Kernels(*(torch.compile(function) for function in EAGER))

@@ -1,0 +1,270 @@
+"""A multilayer perceptron, the exact trace of its Jacobian, and the gradient of both by hand.
+
+At one time it is a chain of affine maps, each but the last gated and followed by an activation:
+
+    z_l = (W_l h_{l−1}) ∘ g_l + o_l,   h_l = σ_l(z_l),   f = W_{L+1} h_L + o_{L+1},   h₀ = x.
+
+With the slopes d_l = g_l ∘ σ_l'(z_l) the trace of ∂f/∂x is
+
+    L = 1:  dᵀ p,        p = rowsum(W₁ ∘ W₂ᵀ),
+    L = 2:  d₂ᵀ P d₁,    P = W₂ ∘ (W₁ W₃)ᵀ,
+    L ≥ 3:  Σ_j Σ_k A_jk d_{L−1,k} C_jk,   C_j = N_jᵀ d₁ carried on by C ← W_l (d_{l−1} ∘ C),
+            A_j = M_jᵀ d_L,   N_j = (W₂ ∘ W₁[:, j])ᵀ,   M_j = W_L ∘ W_{L+1}[j, :]ᵀ,
+
+with j over the dimensions of x. The matrices p, P, N and M are of the weights alone. So one and two
+hidden layers cost one product for each state whatever the dimension; deeper ones carry `dim`
+tangents, but through neither the first two layers nor the last two: those are never formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cnf.fields.activations import Activation
+
+
+class Perceptron(NamedTuple):
+    """A perceptron at one time.
+
+    Attributes:
+        weights: W₁ … W_{L+1}, each (out, in). A gate that is the same for all rows is folded in,
+            and into the matrices of the trace.
+        offsets: o₁ … o_{L+1}, one after the other, shape (width,) or (rows, width).
+        gates: g₁ … g_L alike, shape (rows, width); None where they are folded in, or not there.
+        matrices: Of the trace: (p,), (P,) or (N, M); empty where only the velocity is asked for.
+    """
+
+    weights: tuple[Tensor, ...]
+    offsets: Tensor
+    gates: Tensor | None
+    matrices: tuple[Tensor, ...]
+
+
+def trace_matrices(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The matrices p, P, or N of shape (H₁, dim H₂) and M of shape (H_L, dim H_{L−1})."""
+    match weights:
+        case [first, last]:
+            return ((first * last.T).sum(1),)
+        case [first, middle, last]:
+            return (middle * (first @ last).T,)
+        case [first, second, *_, before, last]:
+            N = second.T.unsqueeze(1) * first.unsqueeze(2)
+            M = before.unsqueeze(1) * last.T.unsqueeze(2)
+            return N.flatten(1), M.flatten(1)
+        case _:
+            raise AssertionError("a perceptron has a hidden layer")
+
+
+def gated_matrices(matrices: tuple[Tensor, ...], gates: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The matrices with gates g₁ … g_L folded in, each of shape (stages, width)."""
+    match matrices, len(gates):
+        case (vector,), 1:
+            return (vector * gates[0],)
+        case (matrix,), _:
+            return (matrix * gates[1].unsqueeze(2) * gates[0].unsqueeze(1),)
+        case (N, M), _:
+            columns = N.shape[1] // gates[1].shape[1]
+            N = N * gates[0].unsqueeze(2) * gates[1].repeat(1, columns).unsqueeze(1)
+            return N, M * gates[-1].unsqueeze(2)
+        case _:
+            return ()
+
+
+class Hidden(NamedTuple):
+    """A hidden layer at a state, as the way back needs it.
+
+    Attributes:
+        z: Before the activation.
+        value: h = σ(z).
+        derivative: σ'(z).
+        slope: d = g ∘ σ'(z).
+        product: W h of the layer before, where there is a gate.
+    """
+
+    z: Tensor
+    value: Tensor
+    derivative: Tensor
+    slope: Tensor
+    product: Tensor | None
+
+
+class Met(NamedTuple):
+    """The trace of a state, as the way back needs it.
+
+    Attributes:
+        ends: P d₁, or A_j one after the other.
+        carried: C₂ … C_{L−1}, each with its C_j one after the other.
+        sums: Σ_j A_j ∘ C_j.
+    """
+
+    ends: Tensor
+    carried: list[Tensor]
+    sums: Tensor
+
+
+class Gradients(NamedTuple):
+    """Of a `Perceptron`'s tensors, in its order."""
+
+    weights: tuple[Tensor, ...]
+    offsets: Tensor
+    gates: Tensor | None
+    matrices: tuple[Tensor, ...]
+
+
+def velocity(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> Tensor:
+    """The velocity, (rows, dim) → (rows, dim)."""
+    return _last(net, _hidden(net, activations, x))
+
+
+def traced(
+    net: Perceptron, activations: Sequence[Activation], x: Tensor
+) -> tuple[Tensor, Tensor, tuple[list[Hidden], Met | None]]:
+    """The velocity, the trace of its Jacobian, and what `pull` needs of both."""
+    hidden = _hidden(net, activations, x)
+    trace, met = _trace(net, [layer.slope for layer in hidden])
+    return _last(net, hidden), trace, (hidden, met)
+
+
+def tangents(
+    net: Perceptron, activations: Sequence[Activation], x: Tensor, vectors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The velocity, and the Jacobian's products with `vectors` (K, rows or 1, dim)."""
+    hidden = _hidden(net, activations, x)
+    for layer, weight in zip(hidden, net.weights, strict=False):
+        vectors = layer.slope * (vectors @ weight.T)
+    return _last(net, hidden), vectors @ net.weights[-1].T
+
+
+def pull(
+    net: Perceptron,
+    activations: Sequence[Activation],
+    x: Tensor,
+    saved: tuple[list[Hidden], Met | None],
+    velocity: Tensor,
+    trace: Tensor,
+) -> tuple[Tensor, Gradients]:
+    """The gradients of x and of the net for those of the velocity and the trace."""
+    hidden, met = saved
+    slopes, matrices, middle = _pull_trace(net, [layer.slope for layer in hidden], met, trace)
+    gates = _parts(net.gates, net.weights[:-1])
+    weights: list[Tensor] = [velocity.T @ hidden[-1].value]
+    offsets, gate_parts = [velocity], []
+    h = velocity @ net.weights[-1]
+    for i in reversed(range(len(hidden))):
+        layer, gate, slope = hidden[i], gates[i], slopes[i]
+        gated = None
+        if gate is not None:
+            gated, slope = slope * layer.derivative, slope * gate
+        z = activations[i].back(layer.z, layer.value, layer.derivative, h, slope)
+        offsets.append(z)
+        if gate is not None:
+            assert layer.product is not None
+            gate_parts.append(torch.addcmul(gated, z, layer.product))
+            z = z * gate
+        before = hidden[i - 1].value if i else x
+        weight = z.T @ before
+        weights.append(weight + middle[i] if i in middle else weight)
+        h = z @ net.weights[i]
+    shared = net.offsets.ndim == 1
+    parts = [part.sum(0) if shared else part for part in reversed(offsets)]
+    return h, Gradients(
+        tuple(reversed(weights)),
+        torch.cat(parts, -1),
+        torch.cat(gate_parts[::-1], -1) if gate_parts else None,
+        matrices,
+    )
+
+
+def _hidden(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> list[Hidden]:
+    """The hidden layers at x."""
+    layers = []
+    weights = net.weights[:-1]
+    offsets, gates = _parts(net.offsets, net.weights), _parts(net.gates, weights)
+    for weight, offset, gate, activation in zip(weights, offsets, gates, activations, strict=False):
+        assert offset is not None
+        if gate is None:
+            z, product = torch.addmm(offset, x, weight.T), None
+        else:
+            product = x @ weight.T
+            z = torch.addcmul(offset, product, gate)
+        x, derivative = activation(z)
+        slope = derivative if gate is None else derivative * gate
+        layers.append(Hidden(z, x, derivative, slope, product))
+    return layers
+
+
+def _last(net: Perceptron, hidden: list[Hidden]) -> Tensor:
+    """The last layer, of the hidden ones."""
+    weight = net.weights[-1]
+    return torch.addmm(net.offsets[..., -len(weight) :], hidden[-1].value, weight.T)
+
+
+def _trace(net: Perceptron, slopes: list[Tensor]) -> tuple[Tensor, Met | None]:
+    """The trace of the slopes, as the head of this file has it."""
+    if len(slopes) == 1:
+        return slopes[0] @ net.matrices[0], None
+    if len(slopes) == 2:
+        ends = slopes[0] @ net.matrices[0].T
+        return (ends * slopes[1]).sum(1), Met(ends, [], ends)
+    N, M = net.matrices
+    carried = [slopes[0] @ N]
+    for slope, weight in zip(slopes[1:-2], net.weights[2:-2], strict=True):
+        carried.append((_by_dim(carried[-1], slope) * slope.unsqueeze(1) @ weight.T).flatten(1))
+    ends = slopes[-1] @ M
+    sums = _dot(_by_dim(ends, slopes[-2]), _by_dim(carried[-1], slopes[-2]))
+    return (sums * slopes[-2]).sum(1), Met(ends, carried, sums)
+
+
+def _pull_trace(
+    net: Perceptron, slopes: list[Tensor], met: Met | None, trace: Tensor
+) -> tuple[list[Tensor], tuple[Tensor, ...], dict[int, Tensor]]:
+    """The gradients of the slopes, of the matrices, and of weights that carried tangents."""
+    trace = trace.unsqueeze(1)
+    if met is None:
+        return [trace * net.matrices[0]], ((slopes[0] * trace).sum(0),), {}
+    if len(slopes) == 2:
+        ends = slopes[1] * trace
+        (P,) = net.matrices
+        return [ends @ P, met.ends * trace], (ends.T @ slopes[0],), {}
+    N, M = net.matrices
+    found = {len(slopes) - 2: met.sums * trace}
+    middle = {}
+    both = (slopes[-2] * trace).unsqueeze(1)
+    ends = (_by_dim(met.carried[-1], slopes[-2]) * both).flatten(1)
+    carried = _by_dim(met.ends, slopes[-2]) * both
+    found[len(slopes) - 1] = ends @ M.T
+    for i in range(len(slopes) - 3, 0, -1):  # the layer whose tangents are carried on
+        before, slope = _by_dim(met.carried[i - 1], slopes[i]), slopes[i].unsqueeze(1)
+        middle[i + 1] = carried.flatten(0, 1).T @ (before * slope).flatten(0, 1)
+        carried = carried @ net.weights[i + 1]
+        found[i] = _dot(carried, before)
+        carried = carried * slope
+    carried = carried.flatten(1)
+    found[0] = carried @ N.T
+    matrices = (slopes[0].T @ carried, slopes[-1].T @ ends)
+    return [found[i] for i in range(len(slopes))], matrices, middle
+
+
+def _by_dim(joined: Tensor, like: Tensor) -> Tensor:
+    """(rows, dim · width) as (rows, dim, width)."""
+    return joined.view(len(joined), -1, like.shape[1])
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """The sum of the product over the second axis, which is short: term by term is faster."""
+    pairs = list(zip(left.unbind(1), right.unbind(1), strict=True))
+    total = pairs[0][0] * pairs[0][1]
+    for one, other in pairs[1:]:
+        total = torch.addcmul(total, one, other)
+    return total
+
+
+def _parts(joined: Tensor | None, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """A tensor's parts for the layers, along its last axis."""
+    if joined is None:
+        return [None] * len(weights)
+    return joined.split([len(weight) for weight in weights], -1)

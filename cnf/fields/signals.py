@@ -1,0 +1,49 @@
+"""What moves a field's layers beside its state: features of time, and the context."""
+
+from __future__ import annotations
+
+from math import pi
+
+import torch
+from torch import Tensor
+
+
+def time_features(times: Tensor, waves: int) -> Tensor:
+    """The times, and sin 2πkt and cos 2πkt for k = 1 … `waves`, along a new or the last axis.
+
+    Shapes: (times,) → (times, 1 + 2 waves); (times, rows, 1) → (times, rows, 1 + 2 waves).
+
+    Example:
+        >>> time_features(torch.tensor([0.0, 0.25]), waves=1)
+        tensor([[ 0.0000e+00,  0.0000e+00,  1.0000e+00],
+                [ 2.5000e-01,  1.0000e+00, -4.3711e-08]])
+    """
+    times = times.unsqueeze(-1) if times.ndim == 1 else times
+    if not waves:
+        return times
+    angles = times * (2 * pi * torch.arange(1, waves + 1, dtype=times.dtype, device=times.device))
+    return torch.cat([times, torch.sin(angles), torch.cos(angles)], -1)
+
+
+def check_sizes(dim: int, context_dim: int, **sizes: int) -> None:
+    """Hold that a field's sizes make sense.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    least = {"dim": 1, "context_dim": 0, "time_features": 0, "x_features": 0}
+    for name, size in {"dim": dim, "context_dim": context_dim, **sizes}.items():
+        if size < least.get(name, 1):
+            raise ValueError(f"Expected {name} of at least {least.get(name, 1)}; got {size}")
+
+
+def check_hidden(hidden: tuple[int, ...]) -> None:
+    """Hold that there are hidden layers, and each is of a size.
+
+    Raises:
+        ValueError: There is none, or one of none.
+    """
+    if not hidden or min(hidden) < 1:
+        raise ValueError(
+            f"Expected at least one hidden width, each at least 1; got hidden = {hidden}"
+        )

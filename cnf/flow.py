@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import nan
 from typing import Any, Self, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from cnf.bases import map_tensors
-from cnf.fields import ConcatSquash
-from cnf.layers import CNF, Layer, Standardize
-from cnf.ode import Stats
+from cnf.fields import make_field
+from cnf.layers import CNF, Care, Layer, Standardize
+from cnf.ode import Stats, Status
+from cnf.regularizers import Regularization
+from cnf.scores import Scored, Scores
 
 Shape = int | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Log-densities with what they cost.
-
-    Attributes:
-        log_prob: log p(x) in nats per row, shape (rows,).
-        stats: The evaluations and steps of all CNF layers.
-    """
-
-    log_prob: Tensor
-    stats: Stats
 
 
 class Flow(nn.Module):
@@ -39,6 +31,7 @@ class Flow(nn.Module):
     Args:
         base: Any `torch.distributions` object over vectors (event shape (dim,)), not batched.
         layers: Invertible layers, the one next to the data last.
+        context: Standardises the context on its way to the layers; they get it as it is when None.
 
     Raises:
         ValueError: The base is not a single distribution over vectors.
@@ -54,7 +47,9 @@ class Flow(nn.Module):
         True
     """
 
-    def __init__(self, base: Distribution, layers: Iterable[Layer]) -> None:
+    def __init__(
+        self, base: Distribution, layers: Iterable[Layer], context: Standardize | None = None
+    ) -> None:
         super().__init__()
         if len(base.event_shape) != 1 or base.batch_shape:
             raise ValueError(
@@ -65,6 +60,7 @@ class Flow(nn.Module):
         self.base = base
         # For the type checker, what the module list holds.
         self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
+        self.context = context
 
     @property
     def dim(self) -> int:
@@ -111,14 +107,69 @@ class Flow(nn.Module):
         joint = self._draw(self._base_rsample, shape, context, self._push)
         return joint[..., :-1], joint[..., -1]
 
-    def score_rows(self, x: Tensor, context: Tensor | None = None) -> Scored:
-        """Log p of rows (rows, dim) given a context (rows, context_dim), with the solve's cost."""
+    def score(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        probes: int = 16,
+        generator: torch.Generator | None = None,
+    ) -> Scores:
+        """Log p(x | context) with its errors, without a gradient; never raises for a row.
+
+        Args:
+            x: Shape (*batch, dim).
+            context: Shape (*batch, context_dim).
+            probes: Estimates of the trace for each row, where the divergence is one.
+            generator: Where the probes come from; PyTorch's own on the CPU when None.
+
+        The rows are solved twice, the second time at a tenth of the tolerance.
+
+        Example:
+            >>> scores = ffjord(2).score(torch.zeros(3, 2))
+            >>> scores.stderr
+            tensor([0., 0., 0.])
+        """
+        rows, context, batch = self._rows(x, context)
+        generator = generator or torch.default_generator
+        state = generator.get_state()
+        log_prob, variance, status, stats = self._assess(rows, context, Care(probes, generator))
+        generator.set_state(state)
+        care = Care(probes, generator, tighter=0.1)
+        tighter, *_ = self._assess(rows, context, care)
+        if variance.isnan().all() and not log_prob.isnan().all():
+            warnings.warn(
+                "One probe has no standard error: stderr is NaN. Take more, score(x, probes=16)",
+                stacklevel=2,
+            )
+        parts = (part.reshape(batch) for part in (log_prob, variance.sqrt(), log_prob - tighter))
+        log_prob, stderr, change = parts
+        return Scores(log_prob, stderr, change.abs(), status.reshape(batch), stats)
+
+    def score_rows(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        regularization: Regularization | None = None,
+    ) -> Scored:
+        """Log p of rows (rows, dim) given a context (rows, context_dim), with the solve's cost.
+
+        With a regularization, as training has it, the penalties are found along the way, and the
+        base's time may be another one: what is called log p is then only what to train.
+        """
+        context = self._standardized(context)
         log_det = x.new_zeros(len(x))
-        stats = Stats()
+        stats, penalties = Stats(), dict[str, Tensor]()
+        base_time = 0.0 if regularization is None else regularization.base_time()
         for layer in reversed(self.layers):
-            mapped = layer.pull(x, context)
+            if regularization is None:
+                mapped = layer.pull(x, context)
+            else:
+                mapped = layer.pull_regularized(x, context, regularization, base_time)
             x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
-        return Scored(self.base.log_prob(x) + log_det, stats)
+            for name, penalty in mapped.penalties.items():
+                penalties[name] = penalties[name] + penalty if name in penalties else penalty
+        return Scored(self.base.log_prob(x) + log_det, stats, penalties)
 
     def path(self, z: Tensor, frames: int, context: Tensor | None = None) -> Tensor:
         """The way of base points `z` (rows, dim) to the data, shape (frames, rows, dim).
@@ -135,6 +186,7 @@ class Flow(nn.Module):
             raise ValueError(
                 f"Expected at least 2 frames and 1 CNF layer; got {frames} and {len(cnfs)}"
             )
+        context = self._standardized(context)
         times = torch.linspace(0, len(cnfs), frames, dtype=z.dtype).tolist()
         states: list[Tensor] = []
         crossed = 0
@@ -163,7 +215,8 @@ class Flow(nn.Module):
             >>> exact.layers[0].field is flow.layers[0].field
             True
         """
-        return type(self)(self.base, [layer.with_solver(**changes) for layer in self.layers])
+        layers = [layer.with_solver(**changes) for layer in self.layers]
+        return type(self)(self.base, layers, self.context)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Take the base along when the module changes dtype or device."""
@@ -181,6 +234,35 @@ class Flow(nn.Module):
         rows = x.expand(*batch, self.dim).reshape(-1, self.dim)
         return rows, context.expand(*batch, -1).reshape(-1, context.shape[-1]), batch
 
+    def _standardized(self, context: Tensor | None) -> Tensor | None:
+        """The context as the layers get it, (rows, context_dim)."""
+        if context is None or self.context is None:
+            return context
+        if context.ndim != 2 or context.shape[1] != self.context.dim:
+            raise ValueError(
+                f"Expected a context of shape (rows, {self.context.dim}); got "
+                f"{tuple(context.shape)}"
+            )
+        return self.context.pull(context).value
+
+    @torch.no_grad()
+    def _assess(
+        self, x: Tensor, context: Tensor | None, care: Care
+    ) -> tuple[Tensor, Tensor, NDArray[np.object_], Stats]:
+        """Log p of rows, its variance as an estimate, the rows' statuses and the cost."""
+        context = self._standardized(context)
+        log_det, variance, stats = x.new_zeros(len(x)), x.new_zeros(len(x)), Stats()
+        status = np.full(len(x), Status.FINISHED)
+        for layer in reversed(self.layers):
+            assessed = layer.assess(x, context, care)
+            mapped, going = assessed.mapped, status == Status.FINISHED
+            x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
+            variance = variance + assessed.variance
+            status[going] = assessed.status[going]
+        lost = x.isnan().any(1)
+        base = self.base.log_prob(x.masked_fill(lost.unsqueeze(1), 0.0))  # which refuses NaN
+        return (base + log_det).masked_fill(lost, nan), variance, status, stats
+
     def _draw(
         self,
         base_sample: Callable[[torch.Size], Tensor],
@@ -192,6 +274,7 @@ class Flow(nn.Module):
         if context is not None:
             shape = (*shape, *context.shape[:-1])
         rows, context, batch = self._rows(base_sample(torch.Size(shape)), context)
+        context = self._standardized(context)
         return carry(rows, context).unflatten(0, batch) if batch else carry(rows, context)[0]
 
     def _transport(self, z: Tensor, context: Tensor | None) -> Tensor:
@@ -223,6 +306,8 @@ def ffjord(
     activation: str = "tanh",
     blocks: int = 1,
     zero_last: bool = True,
+    field: str = "concat_squash",
+    field_options: Mapping[str, Any] | None = None,
     **solver: Any,
 ) -> Flow:
     """FFJORD: a standard normal base, CNF layers with concat-squash fields, a standardisation.
@@ -231,11 +316,14 @@ def ffjord(
         dim: Size of x.
         hidden: Widths of each field's hidden layers; with one or two the exact trace has a closed
             form, whatever the dimension.
-        context_dim: Size of the context in log p(x | context), 0 without one.
+        context_dim: Size of the context in log p(x | context), 0 without one; a context is
+            standardised too.
         activation: `"tanh"`, `"softplus"`, `"silu"` or `"gelu"`.
         blocks: How many CNF layers follow one another.
         zero_last: Whether the fields start at zero, so that training starts from the Gaussian that
             the standardisation fits: it gets further in the same number of steps.
+        field: A name in `cnf.fields.FIELDS`.
+        field_options: What else the field takes, such as `{"x_features": 64, "x_scale": 5.0}`.
         solver: Any of `cnf.layers.SolverSettings`' attributes.
 
     Raises:
@@ -251,9 +339,11 @@ def ffjord(
     """
     if blocks < 1:
         raise ValueError(f"Expected blocks of at least 1; got {blocks}")
+    options = {"hidden": hidden, "context_dim": context_dim, "activation": activation}
+    options |= {"zero_last": zero_last, **(field_options or {})}
     layers: list[Layer] = [
-        CNF(ConcatSquash(dim, hidden, context_dim, activation, zero_last), **solver)
-        for _ in range(blocks)
+        CNF(make_field(field, dim=dim, **options), **solver) for _ in range(blocks)
     ]
     base = Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1)
-    return Flow(base, [*layers, Standardize(dim)])
+    context = Standardize(context_dim) if context_dim else None
+    return Flow(base, [*layers, Standardize(dim)], context)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cnf.flow import Flow
 from cnf.ode import Stats
+from cnf.regularizers import Regularization
 
 
 @dataclass(frozen=True)
@@ -19,22 +20,33 @@ class Loss:
     stats: Stats
 
 
-Objective = Callable[[Flow, Tensor, Tensor | None], Loss]
+Objective = Callable[[Flow, Tensor, Tensor | None, Regularization | None], Loss]
 
 
-def maximum_likelihood(flow: Flow, x: Tensor, context: Tensor | None) -> Loss:
+def maximum_likelihood(
+    flow: Flow,
+    x: Tensor,
+    context: Tensor | None = None,
+    regularization: Regularization | None = None,
+) -> Loss:
     """The mean negative log-likelihood −(1/n) Σ log p(x_i | c_i), in nats per row.
+
+    With a regularization, the mean penalties with their weights are added.
 
     Shapes: x (rows, dim), context (rows, context_dim) or None → a scalar.
 
     Example:
         >>> import torch
         >>> from cnf.flow import ffjord
-        >>> maximum_likelihood(ffjord(2), torch.zeros(3, 2), None).value.shape
+        >>> maximum_likelihood(ffjord(2), torch.zeros(3, 2)).value.shape
         torch.Size([])
     """
-    scored = flow.score_rows(x, context)
-    return Loss(-scored.log_prob.mean(), scored.stats)
+    scored = flow.score_rows(x, context, regularization)
+    loss = -scored.log_prob.mean()
+    if regularization is not None:
+        for name, weight in regularization.active.items():
+            loss = loss + weight * scored.penalties[name].mean()
+    return Loss(loss, scored.stats)
 
 
 OBJECTIVES: dict[str, Objective] = {"mle": maximum_likelihood}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from math import inf
+from typing import Any
 
-from cnf.fields import ACTIVATIONS
+from cnf.divergence import check_divergence
+from cnf.fields import ACTIVATIONS, FIELDS
 from cnf.ode import GRADIENTS
+from cnf.regularizers import Regularization
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,17 @@ class Recipe:
         validations: How often the run is validated, evenly over its length.
         validation_rows: The most rows that a validation scores.
         patience: Validations without improvement after which the run ends.
+        field: The fields' name in `cnf.fields.FIELDS`.
+        time_features: The number of sines and cosines of time that enter the fields' layers.
+        x_features: The number of sines and of cosines of x that enter the fields.
+        x_scale: The standard deviation of their frequencies, in units of standardised columns.
+        divergence: A name for `cnf.divergence.choose_divergence`, in training.
+        kinetic: Weight of the regularizer of this name in `cnf.regularizers`.
+        jacobian: Alike.
+        path_l1: Alike.
+        path_l2: Alike.
+        directional: Alike.
+        steer: Half the width of the interval that the base's time is drawn from, in training.
     """
 
     hidden: tuple[int, ...] = (64, 64, 64)
@@ -48,11 +63,29 @@ class Recipe:
     validations: int = 50
     validation_rows: int = 2000
     patience: int = 20
+    field: str = "concat_squash"
+    time_features: int = 0
+    x_features: int = 0
+    x_scale: float = 1.0
+    divergence: str = "auto"
+    kinetic: float = 0.0
+    jacobian: float = 0.0
+    path_l1: float = 0.0
+    path_l2: float = 0.0
+    directional: float = 0.0
+    steer: float = 0.0
 
     def __post_init__(self) -> None:
-        from_zero = {"warmup", "average", "weight_decay", "keep"}
-        below_one = {"warmup", "average"}
-        for name, choices in (("activation", ACTIVATIONS), ("gradient", GRADIENTS)):
+        from_zero = {"warmup", "average", "weight_decay", "keep", "time_features", "x_features"}
+        from_zero |= {field.name for field in fields(Regularization)}
+        below_one = {"warmup", "average", "steer"}
+        check_divergence(self.divergence)
+        named: dict[str, Collection[str]] = {
+            "activation": ACTIVATIONS,
+            "gradient": GRADIENTS,
+            "field": FIELDS,
+        }
+        for name, choices in named.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
                     f"Expected the recipe's {name} to be one of {', '.join(choices)}; "
@@ -68,6 +101,24 @@ class Recipe:
                 wanted = "finite and " + ("at least 0" if name in from_zero else "above 0")
                 wanted += " and below 1" if name in below_one else ""
                 raise ValueError(f"Expected the recipe's {name} to be {wanted}; got {value}")
+
+    @property
+    def regularization(self) -> Regularization | None:
+        """What training adds to the loss; None for nothing."""
+        found = Regularization(
+            **{field.name: getattr(self, field.name) for field in fields(Regularization)}
+        )
+        return found if found.active or found.steer else None
+
+    @property
+    def field_options(self) -> dict[str, Any]:
+        """What `cnf.ffjord` hands on to the fields, where the recipe changes it."""
+        options = {
+            "time_features": self.time_features,
+            "x_features": self.x_features,
+            "x_scale": self.x_scale if self.x_features else 0,
+        }
+        return {name: value for name, value in options.items() if value}
 
 
 RECIPES: dict[str, Recipe] = {

@@ -20,7 +20,7 @@ import torch
 
 from cnf.bases import describe, rebuild
 from cnf.flow import Flow
-from cnf.layers import LAYERS
+from cnf.layers import LAYERS, Standardize
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -62,6 +62,7 @@ def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = No
         "dtype": str(flow.like.dtype).removeprefix("torch."),
         "base": base,
         "layers": [{"name": layer.name, **layer.config()} for layer in flow.layers],
+        "context": None if flow.context is None else flow.context.config(),
         "metadata": dict(metadata or {}),
     }
     text = json.dumps(config, indent=2, allow_nan=False).encode()
@@ -101,7 +102,9 @@ def load(folder: str | Path) -> Flow:
         base = rebuild(config["base"], "base", tensors)
         with torch.random.fork_rng(devices=[]):  # the first weights, drawn only to be replaced
             layers = [_layer(dict(layer)) for layer in config["layers"]]
-        flow = Flow(base, layers).to(DTYPES[config["dtype"]])
+        context = config.get("context")
+        flow = Flow(base, layers, None if context is None else Standardize(**context))
+        flow = flow.to(DTYPES[config["dtype"]])
         flow.load_state_dict(
             {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
         )

@@ -87,7 +87,7 @@ def fit(
     else:
         pair = validation if isinstance(validation, tuple) else (validation, None)
         held_out = rows_for(flow, "validation", *pair)
-    _fit_standardization(flow, train.x)
+    _fit_standardization(flow, train)
     run = _Run(flow, chosen, limit, OBJECTIVES[objective], held_out[: chosen.validation_rows])
     try:
         run.loop(train.batches(chosen.batch_size, generator), callbacks)
@@ -107,8 +107,11 @@ def mean_nll(flow: Flow, rows: Rows) -> float:
     return mean if isfinite(mean) else inf
 
 
-def _fit_standardization(flow: Flow, x: Tensor) -> None:
-    """Fit the standardisations between the data and the first other layer, where they are not."""
+def _fit_standardization(flow: Flow, rows: Rows) -> None:
+    """Fit the standardisations of the context, and between the data and the first other layer."""
+    if flow.context is not None and rows.context is not None and not flow.context.fitted:
+        flow.context.fit(rows.context)
+    x = rows.x
     for layer in reversed(flow.layers):
         if not isinstance(layer, Standardize):
             return
@@ -161,7 +164,12 @@ class _Run:
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        loose = {"rtol": recipe.rtol, "atol": recipe.atol, "step": "joint"}
+        loose = {
+            "rtol": recipe.rtol,
+            "atol": recipe.atol,
+            "step": "joint",
+            "divergence": recipe.divergence,
+        }
         self.view = self.flow.with_solver(**loose, gradient=recipe.gradient, keep=recipe.keep)
         self.averaged = copy.deepcopy(self.flow)
         self.judged = self.averaged.with_solver(**loose)
@@ -237,7 +245,7 @@ class _Run:
         """One optimizer step, skipped where the solve, the loss or the gradient fails."""
         self.optimizer.zero_grad()
         try:
-            loss = self.objective(self.view, batch.x, batch.context)
+            loss = self.objective(self.view, batch.x, batch.context, self.recipe.regularization)
             loss.value.backward()
         except SolveError as error:
             return self._skip(str(error))

@@ -15,7 +15,8 @@ import torch
 
 from cnf.callbacks import ProgressBar
 from cnf.datasets import TABLES, TOYS
-from cnf.fields import ACTIVATIONS
+from cnf.divergence import DIVERGENCES
+from cnf.fields import ACTIVATIONS, FIELDS
 from cnf.flow import Flow, ffjord
 from cnf.history import Event, History
 from cnf.layers import CNF
@@ -48,6 +49,17 @@ HELP = {
     "validations": "how often the run is validated",
     "validation_rows": "the most rows that a validation scores",
     "patience": "validations without improvement that end the run",
+    "field": f"one of {', '.join(FIELDS)}",
+    "time_features": "sines and cosines of time that enter the fields",
+    "x_features": "sines and cosines of x, at random frequencies, that enter the fields",
+    "x_scale": "standard deviation of those frequencies",
+    "divergence": f"in training: one of auto, exact, {', '.join(DIVERGENCES)}",
+    "kinetic": "weight of the paths' kinetic energy in the loss",
+    "jacobian": "weight of the field's squared Jacobian along the paths",
+    "path_l1": "weight of the paths' length in the L1 norm",
+    "path_l2": "weight of the paths' length",
+    "directional": "weight of the gradient of the squared speed along the paths",
+    "steer": "the base's time is drawn up to this far from 0 in training (STEER)",
 }
 
 
@@ -154,7 +166,14 @@ def _text(value: object) -> str:
 
 
 def _flow(recipe: Recipe, dim: int) -> Flow:
-    flow = ffjord(dim, recipe.hidden, activation=recipe.activation, blocks=recipe.blocks)
+    flow = ffjord(
+        dim,
+        recipe.hidden,
+        activation=recipe.activation,
+        blocks=recipe.blocks,
+        field=recipe.field,
+        field_options=recipe.field_options,
+    )
     return flow.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

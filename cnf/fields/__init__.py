@@ -3,27 +3,60 @@
 A new field is one class in one file, entered in `FIELDS`, and nothing else.
 """
 
+from inspect import signature
+from typing import Any
+
 from cnf.fields.activations import ACTIVATIONS, Activation
+from cnf.fields.blend import Blend
 from cnf.fields.concat_squash import Concat, ConcatSquash, Ignore, Squash
 from cnf.fields.field import ModuleField, Traced, TracedField, VectorField, as_field
 from cnf.fields.gated_linear import GatedLinear
+from cnf.fields.hyper import Hyper
+from cnf.fields.residual import Residual
 
 FIELDS: dict[str, type[TracedField]] = {
-    field.name: field for field in (Ignore, Concat, Squash, ConcatSquash)
+    field.name: field for field in (Ignore, Concat, Squash, ConcatSquash, Blend, Hyper, Residual)
 }
+
+
+def make_field(name: str, **arguments: Any) -> TracedField:
+    """A field of the registry.
+
+    Raises:
+        ValueError: There is none of this name, or it does not take an argument.
+
+    Example:
+        >>> make_field("concat_squash", dim=2).dim
+        2
+    """
+    if name not in FIELDS:
+        raise ValueError(f"Expected a field among {', '.join(FIELDS)}; got {name!r}")
+    known = signature(FIELDS[name]).parameters
+    unknown = [argument for argument in arguments if argument not in known]
+    if unknown:
+        raise ValueError(
+            f"Expected arguments of the field {name} among {', '.join(known)}; "
+            f"got {', '.join(unknown)}"
+        )
+    return FIELDS[name](**arguments)
+
 
 __all__ = [
     "ACTIVATIONS",
     "FIELDS",
     "Activation",
+    "Blend",
     "Concat",
     "ConcatSquash",
     "GatedLinear",
+    "Hyper",
     "Ignore",
     "ModuleField",
+    "Residual",
     "Squash",
     "Traced",
     "TracedField",
     "VectorField",
     "as_field",
+    "make_field",
 ]

@@ -18,7 +18,7 @@ from cnf.fields.gated_linear import GatedLinear
 from cnf.fields.kernels import EAGER, Kernels, compiled_kernels
 from cnf.fields.linearization import PerceptronLinearization
 from cnf.fields.perceptron import Perceptron, gated_matrices, trace_matrices
-from cnf.fields.signals import check_hidden, check_sizes, time_features
+from cnf.fields.signals import check_hidden, check_sizes, combined, time_features
 from cnf.ode import Linearization, PerRow
 
 
@@ -233,9 +233,7 @@ class GatedPerceptron(TracedField):
 
 def _moved(features: Tensor, matrix: Tensor | None, rest: Tensor | None) -> Tensor:
     """What time and context come to: (times, width), or (times, rows, width)."""
-    moved = None if matrix is None else features @ matrix
-    if moved is None or rest is None:
-        found = rest if moved is None else moved
-        assert found is not None
-        return found if moved is not None else found.expand(len(features), *found.shape)
-    return moved.unsqueeze(1) + rest if rest.ndim > 1 and moved.ndim == 2 else moved + rest
+    if matrix is not None:
+        return combined(features @ matrix, rest)
+    assert rest is not None
+    return rest.expand(len(features), *rest.shape)

@@ -25,6 +25,16 @@ def time_features(times: Tensor, waves: int) -> Tensor:
     return torch.cat([times, torch.sin(angles), torch.cos(angles)], -1)
 
 
+def combined(moved: Tensor, rest: Tensor | None) -> Tensor:
+    """What time comes to, (times, width) or (times, rows, width), and what the context does.
+
+    The rest has shape (width,), or (rows, width) and its result (times, rows, width).
+    """
+    if rest is None:
+        return moved
+    return moved.unsqueeze(1) + rest if rest.ndim > 1 and moved.ndim == 2 else moved + rest
+
+
 def check_sizes(dim: int, context_dim: int, **sizes: int) -> None:
     """Hold that a field's sizes make sense.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from cnf.divergence import Divergence, Hutchinson, choose_divergence, describe
-from cnf.fields import FIELDS, TracedField, VectorField, as_field
+from cnf.fields import FIELDS, TracedField, VectorField, as_field, make_field
 from cnf.layers.augmented import Augmented, Velocity
 from cnf.layers.layer import Assessed, Care, Layer, Mapped
 from cnf.layers.settings import NORMS, SolverSettings
@@ -57,7 +57,7 @@ class CNF(Layer):
 
     def __init__(self, field: nn.Module | dict[str, Any], **settings: Any) -> None:
         super().__init__()
-        self.field = _made(field) if isinstance(field, dict) else field
+        self.field = make_field(**field) if isinstance(field, dict) else field
         self.settings = SolverSettings().changed(settings)
         as_field(self.field, compiled=self.settings.compile)
 
@@ -197,12 +197,3 @@ def _mapped(dynamics: Augmented, solution: Solution) -> Mapped:
     names = dynamics.regularizers
     penalties = dict(zip(names, end[:, dynamics.width - len(names) :].abs().unbind(1), strict=True))
     return Mapped(end[:, :dim], end[:, dim], solution.stats, penalties)
-
-
-def _made(config: dict[str, Any]) -> TracedField:
-    """The field of a configuration."""
-    arguments = dict(config)
-    name = arguments.pop("name")
-    if name not in FIELDS:
-        raise ValueError(f"Expected a field among {', '.join(FIELDS)}; got {name!r}")
-    return FIELDS[name](**arguments)

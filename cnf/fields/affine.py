@@ -1,0 +1,40 @@
+"""What a layer of a field is at one time: an affine map of its rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Affine(NamedTuple):
+    """The map x → (W x + m Δ x) ∘ g + o.
+
+    Attributes:
+        weight: W, shape (out, in), or (rows, out, in).
+        offset: o, shape (out,), or (rows, out).
+        gate: g alike; None for one.
+        change: Δ, shape (out, in); None for none.
+        mix: m, shape (rows, 1).
+    """
+
+    weight: Tensor
+    offset: Tensor
+    gate: Tensor | None = None
+    change: Tensor | None = None
+    mix: Tensor | None = None
+
+    def linear(self, x: Tensor) -> Tensor:
+        """The linear part, for x of shape (..., rows or 1, in)."""
+        if self.weight.ndim == 2:
+            y = x @ self.weight.T
+        else:
+            y = torch.einsum("...ri,roi->...ro", x, self.weight)
+        if self.change is not None:
+            y = y + self.mix * (x @ self.change.T)
+        return y if self.gate is None else y * self.gate
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The map of x, shape (rows, in) → (rows, out)."""
+        return self.linear(x) + self.offset

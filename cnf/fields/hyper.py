@@ -1,0 +1,75 @@
+"""FFJORD's hyper network: a network that makes another one's weights of the time."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cnf.fields.affine import Affine
+from cnf.fields.layerwise import LayerwiseField, TimedLayer
+
+WIDTH = 8  # of the networks that make the weights, as in FFJORD's code
+
+
+class HyperLinear(TimedLayer):
+    """A linear map whose weights and biases a small network makes of the time.
+
+    Args:
+        inputs: Size of x.
+        outputs: Size of y.
+        context_dim: Size of the context that shifts it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, context_dim: int) -> None:
+        super().__init__(outputs, context_dim)
+        self.inside = nn.Linear(1, WIDTH)
+        self.weight = nn.Linear(WIDTH, outputs * inputs)
+        self.bias = nn.Linear(WIDTH, outputs)
+        # So that the weights made start as large as a linear map's own.
+        with torch.no_grad():
+            scale = (inputs * WIDTH) ** -0.5
+            for made in (self.weight, self.bias):
+                nn.init.uniform_(made.weight, -scale, scale)
+                nn.init.uniform_(made.bias, -(inputs**-0.5), inputs**-0.5)
+
+    def constants(self) -> tuple[Tensor, ...]:
+        """The small network's parameters."""
+        return tuple(self.parameters_of(self.inside, self.weight, self.bias))
+
+    @staticmethod
+    def parameters_of(*layers: nn.Linear) -> list[Tensor]:
+        """Weight and bias of each, one after the other."""
+        return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+
+    @staticmethod
+    def at(times: Tensor, constants: tuple[Tensor, ...]) -> list[Affine]:
+        """The map at each time."""
+        inside, inside_bias, weight, weight_bias, bias, bias_bias = constants
+        times = times.unsqueeze(-1) if times.ndim == 1 else times
+        h = torch.tanh(times @ inside.T + inside_bias)
+        offsets = h @ bias.T + bias_bias
+        weights = (h @ weight.T + weight_bias).unflatten(-1, (offsets.shape[-1], -1))
+        return [Affine(w, o) for w, o in zip(weights.unbind(), offsets.unbind(), strict=True)]
+
+
+class Hyper(LayerwiseField):
+    """FFJORD's hyper network: small networks make each layer's weights of the time.
+
+    With steps for each row every row has weights of its own: (rows, out, in) numbers for each
+    layer. Arguments and errors are those of `LayerwiseField`.
+
+    Source: `HyperLinear` of the code with Grathwohl et al. (2019), FFJORD; Ha et al. (2017),
+    HyperNetworks.
+
+    Example:
+        >>> Hyper(2, hidden=(16, 16)).trace
+        'tangents'
+    """
+
+    name: ClassVar[str] = "hyper"
+
+    def layer(self, inputs: int, outputs: int) -> HyperLinear:
+        """A new layer."""
+        return HyperLinear(inputs, outputs, self.context_dim)

@@ -1,0 +1,135 @@
+"""Fields whose layers are affine at a given time: their traces by tangents through the layers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from cnf.fields.activations import find_activation
+from cnf.fields.affine import Affine
+from cnf.fields.field import TracedField
+from cnf.fields.signals import check_hidden, check_sizes
+from cnf.ode import PerRow
+
+
+class TimedLayer(nn.Module):
+    """A layer that is an affine map at each time, shifted by a context.
+
+    Args:
+        outputs: Size of its output.
+        context_dim: Size of the context.
+    """
+
+    def __init__(self, outputs: int, context_dim: int) -> None:
+        super().__init__()
+        self.shift = nn.Linear(context_dim, outputs, bias=False) if context_dim else None
+
+    @abstractmethod
+    def constants(self) -> tuple[Tensor, ...]:
+        """What it is made of."""
+
+    @staticmethod
+    @abstractmethod
+    def at(times: Tensor, constants: tuple[Tensor, ...]) -> list[Affine]:
+        """The maps at times of shape (times,) or (times, rows, 1)."""
+
+
+class LayerwiseField(TracedField):
+    """A perceptron of layers that time makes anew, shifted by a context: h_l = σ(A_l(t) h_{l−1}).
+
+    Its Jacobian's products are tangents that go through the layers in one stack with nothing
+    formed; an exact trace is `dim` of them. A subclass says what the layers are.
+
+    Args:
+        dim: Size of x.
+        hidden: Widths of the hidden layers, at least one.
+        context_dim: Size of the context c; 0 without one.
+        activation: A name in `ACTIVATIONS`.
+        zero_last: Whether the last layer starts at zero.
+
+    Raises:
+        ValueError: A size is out of range or the activation unknown.
+
+    Shapes: `forward(t, x, context)`: scalar, (rows, dim), (rows, context_dim) → (rows, dim).
+    """
+
+    trace = "tangents"
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        activation: str = "tanh",
+        zero_last: bool = False,
+    ) -> None:
+        super().__init__()
+        check_sizes(dim, context_dim)
+        check_hidden(tuple(hidden))
+        self.dim = dim
+        self.hidden = tuple(hidden)
+        self.context_dim = context_dim
+        self.activation = activation
+        self.sigma = find_activation(activation)
+        sizes = [dim, *self.hidden, dim]
+        self.layers = nn.ModuleList(self.layer(*size) for size in pairwise(sizes))
+        if zero_last:
+            for parameter in self.layers[-1].parameters():
+                nn.init.zeros_(parameter)
+
+    @abstractmethod
+    def layer(self, inputs: int, outputs: int) -> TimedLayer:
+        """A new layer."""
+
+    def constants(self, context: Tensor | None) -> list[tuple[Any, PerRow | None]]:
+        """What each layer is made of, and by what the context shifts it."""
+        return [
+            (layer.constants(), None if context is None else PerRow(layer.shift(context)))
+            for layer in self.layers
+        ]
+
+    def prepare(
+        self, times: Tensor, constants: Any, trace_constants: Any = None
+    ) -> list[tuple[Affine, ...]]:
+        """The layers at each time."""
+        layers = []
+        for module, (own, shift) in zip(self.layers, constants, strict=True):
+            maps = module.at(times, own)
+            if shift is not None:
+                maps = [affine._replace(offset=affine.offset + shift) for affine in maps]
+            layers.append(maps)
+        return [*zip(*layers, strict=True)]
+
+    def velocity(self, stage: Sequence[Affine], x: Tensor) -> Tensor:
+        """The velocity."""
+        *hidden, last = stage
+        for affine in hidden:
+            x, _ = self.sigma(affine(x))
+        return last(x)
+
+    def products(
+        self, stage: Sequence[Affine], x: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The velocity, and the Jacobian's products."""
+        *hidden, last = stage
+        for affine in hidden:
+            x, slope = self.sigma(affine(x))
+            vectors = slope * affine.linear(vectors)
+        return last(x), last.linear(vectors)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, but for the weights' start."""
+        return {
+            "dim": self.dim,
+            "hidden": list(self.hidden),
+            "context_dim": self.context_dim,
+            "activation": self.activation,
+        }
+
+    def extra_repr(self) -> str:
+        """The sizes, for the module's repr."""
+        return f"dim={self.dim}, hidden={self.hidden}, activation={self.activation!r}"

@@ -1,0 +1,147 @@
+"""A residual network whose blocks are gated and shifted by time and context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cnf.fields.activations import find_activation
+from cnf.fields.affine import Affine
+from cnf.fields.field import TracedField
+from cnf.fields.gated_linear import GatedLinear
+from cnf.fields.signals import check_hidden, check_sizes, combined, time_features
+from cnf.ode import PerRow
+
+
+class Residual(TracedField):
+    """A stream of one width that blocks add to.
+
+    With signals s = (t, features of t, c),
+
+        h₀ = A x + a,   h_k = h_{k−1} + U_k σ((V_k h_{k−1} + v_k) ∘ g_k(s) + B_k s) + u_k,
+        f(t, x, c) = C σ(h_K) + b.
+
+    Args:
+        dim: Size of x.
+        hidden: The stream's width, then each block's; at least the stream's.
+        context_dim: Size of the context c; 0 without one.
+        activation: A name in `ACTIVATIONS`.
+        zero_last: Whether the last layer starts at zero.
+        time_features: The number of sines and of cosines of 2πkt among the signals.
+
+    Raises:
+        ValueError: A size is out of range or the activation unknown.
+
+    Shapes: `forward(t, x, context)`: scalar, (rows, dim), (rows, context_dim) → (rows, dim).
+
+    Source: He et al. (2016), Identity mappings in deep residual networks.
+
+    Example:
+        >>> Residual(2, hidden=(32, 64, 64)).trace
+        'tangents'
+    """
+
+    name: ClassVar[str] = "residual"
+    trace = "tangents"
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: Sequence[int] = (64, 64, 64),
+        context_dim: int = 0,
+        activation: str = "tanh",
+        zero_last: bool = False,
+        time_features: int = 0,
+    ) -> None:
+        super().__init__()
+        check_sizes(dim, context_dim, time_features=time_features)
+        check_hidden(tuple(hidden))
+        self.dim = dim
+        self.hidden = tuple(hidden)
+        self.context_dim = context_dim
+        self.activation = activation
+        self.time_features = time_features
+        self.sigma = find_activation(activation)
+        stream, *widths = self.hidden
+        self.times = 1 + 2 * time_features
+        self.first = nn.Linear(dim, stream)
+        self.inside = nn.ModuleList(
+            GatedLinear(stream, width, self.times + context_dim, gate=True, shift=True)
+            for width in widths
+        )
+        self.outside = nn.ModuleList(nn.Linear(width, stream) for width in widths)
+        self.last = nn.Linear(stream, dim)
+        if zero_last:
+            for parameter in self.last.parameters():
+                nn.init.zeros_(parameter)
+
+    def constants(self, context: Tensor | None) -> Any:
+        """The plain layers' parameters, and each gated one's with what the context does to it."""
+        plain = [(layer.weight, layer.bias) for layer in (self.first, *self.outside, self.last)]
+        return plain, [self._gated(layer, context) for layer in self.inside]
+
+    def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> list[Any]:
+        """The first and last layer and the blocks' two, at each time."""
+        plain, gated = constants
+        first, *outside, last = (Affine(*parameters) for parameters in plain)
+        features = time_features(times, self.time_features)
+        inside = [_at(features, own) for own in gated]
+        blocks = [[*zip(inner, outside, strict=True)] for inner in zip(*inside, strict=True)]
+        blocks = blocks or [[] for _ in times]
+        return [(first, block, last) for block in blocks]
+
+    def velocity(self, stage: Any, x: Tensor) -> Tensor:
+        """The velocity."""
+        first, blocks, last = stage
+        h = first(x)
+        for inner, outer in blocks:
+            h = h + outer(self.sigma(inner(h))[0])
+        velocity: Tensor = last(self.sigma(h)[0])
+        return velocity
+
+    def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity, and the Jacobian's products."""
+        first, blocks, last = stage
+        h, vectors = first(x), first.linear(vectors)
+        for inner, outer in blocks:
+            value, slope = self.sigma(inner(h))
+            h, vectors = h + outer(value), vectors + outer.linear(slope * inner.linear(vectors))
+        value, slope = self.sigma(h)
+        return last(value), last.linear(slope * vectors)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, but for the weights' start."""
+        return {
+            "dim": self.dim,
+            "hidden": list(self.hidden),
+            "context_dim": self.context_dim,
+            "activation": self.activation,
+            "time_features": self.time_features,
+        }
+
+    def extra_repr(self) -> str:
+        """The sizes, for the module's repr."""
+        return f"dim={self.dim}, hidden={self.hidden}, activation={self.activation!r}"
+
+    def _gated(self, layer: GatedLinear, context: Tensor | None) -> tuple[Any, ...]:
+        """Weight and bias, then matrix and rest of the gate, and of the shift."""
+        assert layer.gate is not None
+        assert layer.shift is not None
+        gate, shift, bias = layer.gate.weight, layer.shift.weight, layer.gate.bias
+        moved = shifted = None
+        if context is not None:
+            moved = PerRow(context @ gate[:, self.times :].T + bias)
+            shifted = PerRow(context @ shift[:, self.times :].T)
+        gates = gate[:, : self.times].T, bias if moved is None else moved
+        return layer.linear.weight, layer.linear.bias, gates, (shift[:, : self.times].T, shifted)
+
+
+def _at(features: Tensor, constants: tuple[Any, ...]) -> list[Affine]:
+    """A gated layer at each time."""
+    weight, bias, (gate, moved), (shift, shifted) = constants
+    gates = torch.sigmoid(combined(features @ gate, moved))
+    offsets = bias * gates + combined(features @ shift, shifted)
+    return [Affine(weight, o, g) for o, g in zip(offsets.unbind(), gates.unbind(), strict=True)]

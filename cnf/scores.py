@@ -1,0 +1,49 @@
+"""Log-densities of rows, with what they cost and how far they can be relied on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cnf.ode import Stats
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Log-densities with what they cost.
+
+    Attributes:
+        log_prob: log p(x) in nats per row, shape (rows,).
+        stats: The evaluations and steps of all CNF layers.
+        penalties: What a regularization asked for, summed over the layers, each of shape (rows,).
+    """
+
+    log_prob: Tensor
+    stats: Stats
+    penalties: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Log-densities of rows, with their errors and how their solves went.
+
+    Attributes:
+        log_prob: log p(x) in nats, shape (*batch); NaN where a row's solve failed.
+        stderr: Its standard error from the probes of an estimated trace, alike; zero where the
+            trace is exact, NaN where there is only one probe.
+        solver_error: |log p − log p at a tenth of the tolerance with the same probes|, alike.
+        status: `cnf.ode.Status` of each row, an array of shape (*batch): the first layer's that did
+            not finish, coming from the data.
+        stats: What the first of the two solves cost, for each of the rows in their flat order, or
+            for all together where steps are joint.
+    """
+
+    log_prob: Tensor
+    stderr: Tensor
+    solver_error: Tensor
+    status: NDArray[np.object_]
+    stats: Stats

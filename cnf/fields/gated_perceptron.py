@@ -165,7 +165,8 @@ class GatedPerceptron(TracedField):
             gates = pad(gates, (self.fixed, 0), value=1.0)
             offsets = biases * pad(gates, (0, self.dim), value=1.0)
         if shift_times is not None or shift_rows is not None:
-            offsets = offsets + _moved(features, shift_times, shift_rows)
+            shifts = _moved(features, shift_times, shift_rows)
+            offsets = (offsets if offsets.ndim == shifts.ndim else offsets.unsqueeze(1)) + shifts
         if gates is None or gates.ndim > 2:
             stages = len(times)
             own = [None] * stages if gates is None else gates.unbind()

@@ -17,7 +17,7 @@ from cnf.fields.field import Traced, TracedField
 from cnf.fields.gated_linear import GatedLinear
 from cnf.fields.kernels import EAGER, Kernels, compiled_kernels
 from cnf.fields.linearization import PerceptronLinearization
-from cnf.fields.perceptron import Perceptron, gated_matrices, trace_matrices
+from cnf.fields.perceptron import Perceptron, Stacked, gated_matrices, trace_matrices
 from cnf.fields.signals import check_hidden, check_sizes, combined, time_features
 from cnf.ode import Linearization, PerRow
 
@@ -154,32 +154,8 @@ class GatedPerceptron(TracedField):
     def prepare(
         self, times: Tensor, constants: Constants, trace_constants: Any = None
     ) -> list[Perceptron]:
-        """The perceptron at each time; gates that are the same for all rows are folded in."""
-        weights, biases, gate_times, gate_biases, shift_times, shift_rows = constants
-        features = time_features(times, self.time_features)
-        matrices = trace_constants or ()
-        gates = None
-        offsets = biases.expand(len(times), -1)
-        if gate_biases is not None:
-            gates = torch.sigmoid(_moved(features, gate_times, gate_biases))
-            gates = pad(gates, (self.fixed, 0), value=1.0)
-            offsets = biases * pad(gates, (0, self.dim), value=1.0)
-        if shift_times is not None or shift_rows is not None:
-            shifts = _moved(features, shift_times, shift_rows)
-            offsets = (offsets if offsets.ndim == shifts.ndim else offsets.unsqueeze(1)) + shifts
-        if gates is None or gates.ndim > 2:
-            stages = len(times)
-            own = [None] * stages if gates is None else gates.unbind()
-            return [Perceptron(weights, o, g, matrices) for o, g in zip(offsets, own, strict=True)]
-        parts = gates.split([len(weight) for weight in weights[:-1]], 1)
-        folded = [(w * g.unsqueeze(2)).unbind() for w, g in zip(weights, parts, strict=False)]
-        folded = [*zip(*folded, strict=True)]
-        folded_matrices = zip(*(m.unbind() for m in gated_matrices(matrices, parts)), strict=True)
-        by_stage = folded_matrices if matrices else [()] * len(times)
-        return [
-            Perceptron((*hidden, weights[-1]), offset, None, own)
-            for hidden, offset, own in zip(folded, offsets.unbind(), by_stage, strict=True)
-        ]
+        """The perceptron at each time."""
+        return self._stacked(times, constants, trace_constants).unstacked()
 
     def velocity(self, stage: Perceptron, x: Tensor) -> Tensor:
         """The velocity."""
@@ -196,8 +172,8 @@ class GatedPerceptron(TracedField):
     def linearize(self, times: Tensor, constants: Any, trace_constants: Any) -> Linearization:
         """`traced`, differentiated by hand."""
         with torch.enable_grad():
-            stages = self.prepare(times, constants, trace_constants)
-        return PerceptronLinearization(stages, self.activations, self.kernels)
+            stacked = self._stacked(times, constants, trace_constants)
+        return PerceptronLinearization(stacked, self.activations, self.kernels)
 
     def compiled(self) -> Self:
         """This field, sharing its parameters, with its evaluations compiled."""
@@ -225,6 +201,27 @@ class GatedPerceptron(TracedField):
     def fixed(self) -> int:
         """The width of the layer of Fourier features of x, 0 without one."""
         return self.dim + 2 * self.x_features if self.x_features else 0
+
+    def _stacked(self, times: Tensor, constants: Constants, matrices: Any) -> Stacked:
+        """The perceptron at all times; gates that are the same for all rows are folded in."""
+        weights, biases, gate_times, gate_biases, shift_times, shift_rows = constants
+        features = time_features(times, self.time_features)
+        matrices = matrices or ()
+        gates = None
+        offsets = biases.expand(len(times), -1)
+        if gate_biases is not None:
+            gates = torch.sigmoid(_moved(features, gate_times, gate_biases))
+            gates = pad(gates, (self.fixed, 0), value=1.0) if self.fixed else gates
+            offsets = biases * pad(gates, (0, self.dim), value=1.0)
+        if shift_times is not None or shift_rows is not None:
+            shifts = _moved(features, shift_times, shift_rows)
+            offsets = (offsets if offsets.ndim == shifts.ndim else offsets.unsqueeze(1)) + shifts
+        if gates is None or gates.ndim > 2:
+            return Stacked(Perceptron(weights, offsets, gates, matrices), len(times), folded=False)
+        parts = gates.split([len(weight) for weight in weights[:-1]], 1)
+        hidden = (w * g.unsqueeze(2) for w, g in zip(weights, parts, strict=False))
+        net = Perceptron((*hidden, weights[-1]), offsets, None, gated_matrices(matrices, parts))
+        return Stacked(net, len(times), folded=True)
 
     def _split(self, weight: Tensor, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """By what the features of time enter, (features, width), and what the context makes."""

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils._pytree import tree_leaves
 
 from cnf.fields.activations import Activation
 from cnf.fields.kernels import Kernels
-from cnf.fields.perceptron import Gradients, Perceptron
+from cnf.fields.perceptron import Hidden, Met, Stacked
 from cnf.ode import Linearization
 
 
@@ -22,46 +21,54 @@ class PerceptronLinearization(Linearization):
     States are (rows, dim + 1), slopes alike: the last column is the log-density's.
 
     Args:
-        stages: The perceptron at each stage, as autograd knows it.
+        stacked: The perceptron at the stages, as autograd knows it.
         activations: Of its hidden layers.
         kernels: How it is evaluated.
     """
 
     def __init__(
-        self, stages: Sequence[Perceptron], activations: Sequence[Activation], kernels: Kernels
+        self, stacked: Stacked, activations: Sequence[Activation], kernels: Kernels
     ) -> None:
-        self.stages, self.activations, self.kernels = stages, activations, kernels
-        self.gathered: list[tuple[Perceptron, Gradients]] = []
+        self.stacked, self.activations, self.kernels = stacked, activations, kernels
+        with torch.no_grad():
+            self.stages = stacked.unstacked()
+        self.gathered: list[Tensor] = []
 
     def push(self, i: int, y: Tensor) -> tuple[Tensor, Any]:
         """The slope, and what its way back needs."""
         x = y[:, :-1]
         with torch.no_grad():
             velocity, trace, saved = self.kernels.traced(self.stages[i], self.activations, x)
+            slope = torch.cat([velocity, trace.unsqueeze(1)], 1)
         if not self.bytes:
-            self.bytes = len(self.stages) * sum(
-                t.nbytes for t in tree_leaves(saved) if t is not None
-            )
-        return torch.cat([velocity, trace.unsqueeze(1)], 1), (x, saved)
+            self.bytes = len(self.stages) * _bytes(*saved)
+        return slope, (x, saved)
 
     def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
-        """The way back; what belongs to the perceptron is kept for `finish`."""
+        """The way back; what belongs to the perceptron is gathered for `finish`."""
         x, rest = saved
-        velocity, trace = cotangent[:, :-1], cotangent[:, -1]
-        gradient, own = self.kernels.pull(
-            self.stages[i], self.activations, x, rest, velocity, trace
-        )
-        self.gathered.append((self.stages[i], own))
+        stage, parts = self.stages[i], (cotangent[:, :-1], cotangent[:, -1])
+        gradient, own = self.kernels.pull(stage, self.activations, x, rest, *parts)
+        if not self.gathered:
+            self.gathered = [torch.zeros_like(tensor) for tensor in self.stacked.net.tensors()]
+        grads = zip(self.gathered, own.tensors(), self.stacked.differ(), strict=True)
+        for total, grad, differs in grads:
+            (total[i] if differs else total).add_(grad)
         return pad(gradient, (0, 1))
 
     def finish(self) -> None:
         """The way back of what the perceptrons were made of."""
-        tensors, grads = [], []
-        for stage, own in self.gathered:
-            for tensor, grad in zip(tree_leaves(stage), tree_leaves(own), strict=True):
-                if tensor is not None and tensor.requires_grad:
-                    tensors.append(tensor)
-                    grads.append(grad)
-        if tensors:
+        pairs = zip(self.stacked.net.tensors(), self.gathered, strict=False)
+        wanted = [(tensor, grad) for tensor, grad in pairs if tensor.requires_grad]
+        if wanted:
+            tensors, grads = zip(*wanted, strict=True)
             torch.autograd.backward(tensors, grads, retain_graph=True)
         self.gathered = []
+
+
+def _bytes(hidden: list[Hidden], met: Met | None) -> int:
+    """What an evaluation keeps."""
+    kept = [tensor for layer in hidden for tensor in layer if tensor is not None]
+    if met is not None:
+        kept += [met.ends, *met.carried, met.sums]
+    return sum(tensor.nbytes for tensor in kept)

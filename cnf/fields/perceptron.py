@@ -43,6 +43,50 @@ class Perceptron(NamedTuple):
     gates: Tensor | None
     matrices: tuple[Tensor, ...]
 
+    def tensors(self) -> list[Tensor]:
+        """All of them, in order."""
+        gates = [] if self.gates is None else [self.gates]
+        return [*self.weights, self.offsets, *gates, *self.matrices]
+
+
+class Stacked(NamedTuple):
+    """A perceptron at several times.
+
+    Attributes:
+        net: Its tensors; those that differ between the times have an axis for them in front.
+        times: How many.
+        folded: Whether gates are folded into the hidden layers' weights and into the matrices, so
+            that these differ between the times.
+    """
+
+    net: Perceptron
+    times: int
+    folded: bool
+
+    def differ(self) -> list[bool]:
+        """Which of the net's tensors differ between the times."""
+        gates = [] if self.net.gates is None else [True]
+        hidden = [self.folded] * (len(self.net.weights) - 1)
+        return [*hidden, False, True, *gates, *[self.folded] * len(self.net.matrices)]
+
+    def unstacked(self) -> list[Perceptron]:
+        """The perceptron at each of the times."""
+        count = self.times
+        columns = [
+            tensor.unbind() if differs else [tensor] * count
+            for tensor, differs in zip(self.net.tensors(), self.differ(), strict=True)
+        ]
+        layers, gated = len(self.net.weights), self.net.gates is not None
+        return [
+            Perceptron(
+                row[:layers],
+                row[layers],
+                row[layers + 1] if gated else None,
+                row[layers + 1 + gated :],
+            )
+            for row in zip(*columns, strict=True)
+        ]
+
 
 def trace_matrices(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The matrices p, P, or N of shape (H₁, dim H₂) and M of shape (H_L, dim H_{L−1})."""
@@ -106,15 +150,6 @@ class Met(NamedTuple):
     sums: Tensor
 
 
-class Gradients(NamedTuple):
-    """Of a `Perceptron`'s tensors, in its order."""
-
-    weights: tuple[Tensor, ...]
-    offsets: Tensor
-    gates: Tensor | None
-    matrices: tuple[Tensor, ...]
-
-
 def velocity(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> Tensor:
     """The velocity, (rows, dim) → (rows, dim)."""
     return _last(net, _hidden(net, activations, x))
@@ -146,8 +181,8 @@ def pull(
     saved: tuple[list[Hidden], Met | None],
     velocity: Tensor,
     trace: Tensor,
-) -> tuple[Tensor, Gradients]:
-    """The gradients of x and of the net for those of the velocity and the trace."""
+) -> tuple[Tensor, Perceptron]:
+    """The gradients of x and, in its form, of the net for those of the velocity and the trace."""
     hidden, met = saved
     slopes, matrices, middle = _pull_trace(net, [layer.slope for layer in hidden], met, trace)
     gates = _parts(net.gates, net.weights[:-1])
@@ -171,7 +206,7 @@ def pull(
         h = z @ net.weights[i]
     shared = net.offsets.ndim == 1
     parts = [part.sum(0) if shared else part for part in reversed(offsets)]
-    return h, Gradients(
+    return h, Perceptron(
         tuple(reversed(weights)),
         torch.cat(parts, -1),
         torch.cat(gate_parts[::-1], -1) if gate_parts else None,

@@ -18,8 +18,10 @@ class Activation:
     Attributes:
         function: σ(z) and σ'(z) together: the derivative is made of what the value has already
             computed.
-        back: The way back, z̄ = σ' v̄ + σ'' d̄, of z, σ(z), σ'(z) and the cotangents v̄ of the value
-            and d̄ of the derivative.
+        back: The way back, z̄ = σ' v̄ + σ'' d̄, of z (None where it is not needed), σ(z), σ'(z) and
+            the cotangents v̄ of the value and d̄ of the derivative.
+        slope: σ'(z) once more, of z (None where it is not needed) and σ(z).
+        needs_argument: Whether `back` and `slope` need z, beside the value.
 
     Example:
         >>> value, slope = ACTIVATIONS["tanh"](torch.zeros(3))
@@ -28,7 +30,9 @@ class Activation:
     """
 
     function: Callable[[Tensor], tuple[Tensor, Tensor]]
-    back: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor | None, Tensor], Tensor]
+    back: Callable[[Tensor | None, Tensor, Tensor, Tensor, Tensor], Tensor]
+    needs_argument: bool = True
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """σ(z) and σ'(z)."""
@@ -42,10 +46,14 @@ def _tanh(z: Tensor) -> tuple[Tensor, Tensor]:
     the exponential of its sigmoid, not its tanh.
     """
     value = torch.sigmoid(2 * z) * 2 - 1
-    return value, 1 - value * value
+    return value, _tanh_slope(None, value)
 
 
-def _tanh_back(z: Tensor, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+def _tanh_slope(z: Tensor | None, value: Tensor) -> Tensor:
+    return 1 - value * value
+
+
+def _tanh_back(z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
     """σ'' = −2 σ σ'."""
     return torch.addcmul(v, value, d, value=-2) * slope
 
@@ -55,7 +63,12 @@ def _softplus(z: Tensor) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.softplus(z), torch.sigmoid(z)
 
 
-def _softplus_back(z: Tensor, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+def _softplus_slope(z: Tensor | None, value: Tensor) -> Tensor:
+    """σ' = 1 − e^−σ."""
+    return -torch.expm1(-value)
+
+
+def _softplus_back(z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
     """σ'' = σ' (1 − σ')."""
     return torch.addcmul(v + d, slope, d, value=-1) * slope
 
@@ -67,8 +80,15 @@ def _silu(z: Tensor) -> tuple[Tensor, Tensor]:
     return value, gate + value * (1 - gate)
 
 
-def _silu_back(z: Tensor, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+def _silu_slope(z: Tensor | None, value: Tensor) -> Tensor:
+    assert z is not None
+    gate = torch.sigmoid(z)
+    return gate + value * (1 - gate)
+
+
+def _silu_back(z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
     """σ'' = s (1 − s) (2 + z (1 − 2s))."""
+    assert z is not None
     gate = torch.sigmoid(z)
     return v * slope + d * gate * (1 - gate) * (2 + z * (1 - 2 * gate))
 
@@ -83,16 +103,22 @@ def _gelu(z: Tensor) -> tuple[Tensor, Tensor]:
     return z * cdf, cdf + z * _normal_density(z)
 
 
-def _gelu_back(z: Tensor, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+def _gelu_slope(z: Tensor | None, value: Tensor) -> Tensor:
+    assert z is not None
+    return _gelu(z)[1]
+
+
+def _gelu_back(z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
     """σ'' = (2 − z²) φ(z)."""
+    assert z is not None
     return v * slope + d * (2 - z * z) * _normal_density(z)
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "tanh": Activation(_tanh, _tanh_back),
-    "softplus": Activation(_softplus, _softplus_back),
-    "silu": Activation(_silu, _silu_back),
-    "gelu": Activation(_gelu, _gelu_back),
+    "tanh": Activation(_tanh, _tanh_slope, _tanh_back, needs_argument=False),
+    "softplus": Activation(_softplus, _softplus_slope, _softplus_back, needs_argument=False),
+    "silu": Activation(_silu, _silu_slope, _silu_back),
+    "gelu": Activation(_gelu, _gelu_slope, _gelu_back),
 }
 
 
@@ -112,12 +138,15 @@ def waves(dim: int) -> Activation:
     """The identity on the first `dim` entries and the sine on the rest: Fourier features of x."""
 
     def function(z: Tensor) -> tuple[Tensor, Tensor]:
-        head, rest = z[..., :dim], z[..., dim:]
-        value = torch.cat([head, torch.sin(rest)], -1)
-        return value, torch.cat([torch.ones_like(head), torch.cos(rest)], -1)
+        value = torch.cat([z[..., :dim], torch.sin(z[..., dim:])], -1)
+        return value, slope(z, value)
 
-    def back(z: Tensor, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
-        bend = torch.cat([torch.zeros_like(z[..., :dim]), -value[..., dim:]], -1)
+    def slope(z: Tensor | None, value: Tensor) -> Tensor:
+        assert z is not None
+        return torch.cat([torch.ones_like(z[..., :dim]), torch.cos(z[..., dim:])], -1)
+
+    def back(z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+        bend = torch.cat([torch.zeros_like(value[..., :dim]), -value[..., dim:]], -1)
         return v * slope + d * bend
 
-    return Activation(function, back)
+    return Activation(function, slope, back)

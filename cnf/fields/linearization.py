@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from cnf.fields.activations import Activation
 from cnf.fields.kernels import Kernels
-from cnf.fields.perceptron import Hidden, Met, Stacked
+from cnf.fields.perceptron import Stacked
 from cnf.ode import Linearization
 
 
@@ -41,7 +41,7 @@ class PerceptronLinearization(Linearization):
             velocity, trace, saved = self.kernels.traced(self.stages[i], self.activations, x)
             slope = torch.cat([velocity, trace.unsqueeze(1)], 1)
         if not self.bytes:
-            self.bytes = len(self.stages) * _bytes(*saved)
+            self.bytes = len(self.stages) * saved.nbytes
         return slope, (x, saved)
 
     def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
@@ -64,11 +64,3 @@ class PerceptronLinearization(Linearization):
             tensors, grads = zip(*wanted, strict=True)
             torch.autograd.backward(tensors, grads, retain_graph=True)
         self.gathered = []
-
-
-def _bytes(hidden: list[Hidden], met: Met | None) -> int:
-    """What an evaluation keeps."""
-    kept = [tensor for layer in hidden for tensor in layer if tensor is not None]
-    if met is not None:
-        kept += [met.ends, *met.carried, met.sums]
-    return sum(tensor.nbytes for tensor in kept)

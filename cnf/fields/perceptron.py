@@ -77,13 +77,9 @@ class Stacked(NamedTuple):
             for tensor, differs in zip(self.net.tensors(), self.differ(), strict=True)
         ]
         layers, gated = len(self.net.weights), self.net.gates is not None
+        rest = layers + 1 + gated
         return [
-            Perceptron(
-                row[:layers],
-                row[layers],
-                row[layers + 1] if gated else None,
-                row[layers + 1 + gated :],
-            )
+            Perceptron(row[:layers], row[layers], row[layers + 1] if gated else None, row[rest:])
             for row in zip(*columns, strict=True)
         ]
 
@@ -119,58 +115,62 @@ def gated_matrices(matrices: tuple[Tensor, ...], gates: Sequence[Tensor]) -> tup
 
 
 class Hidden(NamedTuple):
-    """A hidden layer at a state, as the way back needs it.
+    """A hidden layer at a state, as the way back needs it; what is cheap is computed again.
 
     Attributes:
-        z: Before the activation.
         value: h = σ(z).
-        derivative: σ'(z).
-        slope: d = g ∘ σ'(z).
+        z: Before the activation, where that needs it.
         product: W h of the layer before, where there is a gate.
     """
 
-    z: Tensor
     value: Tensor
-    derivative: Tensor
-    slope: Tensor
+    z: Tensor | None
     product: Tensor | None
 
 
-class Met(NamedTuple):
-    """The trace of a state, as the way back needs it.
+class Saved(NamedTuple):
+    """An evaluation, as the way back needs it.
 
     Attributes:
-        ends: P d₁, or A_j one after the other.
+        hidden: The hidden layers.
+        ends: P d₁, or A_j one after the other; None for one hidden layer.
         carried: C₂ … C_{L−1}, each with its C_j one after the other.
-        sums: Σ_j A_j ∘ C_j.
     """
 
-    ends: Tensor
+    hidden: list[Hidden]
+    ends: Tensor | None
     carried: list[Tensor]
-    sums: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes."""
+        kept = [tensor for layer in self.hidden for tensor in layer if tensor is not None]
+        kept += [*self.carried, *([] if self.ends is None else [self.ends])]
+        return sum(tensor.nbytes for tensor in kept)
 
 
 def velocity(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> Tensor:
     """The velocity, (rows, dim) → (rows, dim)."""
-    return _last(net, _hidden(net, activations, x))
+    hidden, _ = _hidden(net, activations, x)
+    return _last(net, hidden)
 
 
 def traced(
     net: Perceptron, activations: Sequence[Activation], x: Tensor
-) -> tuple[Tensor, Tensor, tuple[list[Hidden], Met | None]]:
+) -> tuple[Tensor, Tensor, Saved]:
     """The velocity, the trace of its Jacobian, and what `pull` needs of both."""
-    hidden = _hidden(net, activations, x)
-    trace, met = _trace(net, [layer.slope for layer in hidden])
-    return _last(net, hidden), trace, (hidden, met)
+    hidden, slopes = _hidden(net, activations, x)
+    trace, ends, carried = _trace(net, slopes)
+    return _last(net, hidden), trace, Saved(hidden, ends, carried)
 
 
 def tangents(
     net: Perceptron, activations: Sequence[Activation], x: Tensor, vectors: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The velocity, and the Jacobian's products with `vectors` (K, rows or 1, dim)."""
-    hidden = _hidden(net, activations, x)
-    for layer, weight in zip(hidden, net.weights, strict=False):
-        vectors = layer.slope * (vectors @ weight.T)
+    hidden, slopes = _hidden(net, activations, x)
+    for slope, weight in zip(slopes, net.weights, strict=False):
+        vectors = slope * (vectors @ weight.T)
     return _last(net, hidden), vectors @ net.weights[-1].T
 
 
@@ -178,30 +178,34 @@ def pull(
     net: Perceptron,
     activations: Sequence[Activation],
     x: Tensor,
-    saved: tuple[list[Hidden], Met | None],
+    saved: Saved,
     velocity: Tensor,
     trace: Tensor,
 ) -> tuple[Tensor, Perceptron]:
     """The gradients of x and, in its form, of the net for those of the velocity and the trace."""
-    hidden, met = saved
-    slopes, matrices, middle = _pull_trace(net, [layer.slope for layer in hidden], met, trace)
+    hidden = saved.hidden
     gates = _parts(net.gates, net.weights[:-1])
+    derivatives = [a.slope(h.z, h.value) for a, h in zip(activations, hidden, strict=True)]
+    slopes = [d if g is None else d * g for d, g in zip(derivatives, gates, strict=True)]
+    bars, matrices, middle = _pull_trace(net, slopes, saved, trace)
     weights: list[Tensor] = [velocity.T @ hidden[-1].value]
     offsets, gate_parts = [velocity], []
     h = velocity @ net.weights[-1]
     for i in reversed(range(len(hidden))):
-        layer, gate, slope = hidden[i], gates[i], slopes[i]
+        layer, gate, slope = hidden[i], gates[i], bars[i]
         gated = None
         if gate is not None:
-            gated, slope = slope * layer.derivative, slope * gate
-        z = activations[i].back(layer.z, layer.value, layer.derivative, h, slope)
+            gated, slope = slope * derivatives[i], slope * gate
+        z = activations[i].back(layer.z, layer.value, derivatives[i], h, slope)
         offsets.append(z)
-        if gate is not None:
+        if gated is not None:
+            assert gate is not None
             assert layer.product is not None
             gate_parts.append(torch.addcmul(gated, z, layer.product))
             z = z * gate
         before = hidden[i - 1].value if i else x
-        weight = z.T @ before
+        # A tall product is far slower than a wide one.
+        weight = z.T @ before if before.shape[1] >= z.shape[1] else (before.T @ z).T
         weights.append(weight + middle[i] if i in middle else weight)
         h = z @ net.weights[i]
     shared = net.offsets.ndim == 1
@@ -214,9 +218,11 @@ def pull(
     )
 
 
-def _hidden(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> list[Hidden]:
-    """The hidden layers at x."""
-    layers = []
+def _hidden(
+    net: Perceptron, activations: Sequence[Activation], x: Tensor
+) -> tuple[list[Hidden], list[Tensor]]:
+    """The hidden layers at x, and their slopes."""
+    layers, slopes = [], []
     weights = net.weights[:-1]
     offsets, gates = _parts(net.offsets, net.weights), _parts(net.gates, weights)
     for weight, offset, gate, activation in zip(weights, offsets, gates, activations, strict=False):
@@ -226,10 +232,10 @@ def _hidden(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> li
         else:
             product = x @ weight.T
             z = torch.addcmul(offset, product, gate)
-        x, derivative = activation(z)
-        slope = derivative if gate is None else derivative * gate
-        layers.append(Hidden(z, x, derivative, slope, product))
-    return layers
+        x, slope = activation(z)
+        layers.append(Hidden(x, z if activation.needs_argument else None, product))
+        slopes.append(slope if gate is None else slope * gate)
+    return layers, slopes
 
 
 def _last(net: Perceptron, hidden: list[Hidden]) -> Tensor:
@@ -238,42 +244,42 @@ def _last(net: Perceptron, hidden: list[Hidden]) -> Tensor:
     return torch.addmm(net.offsets[..., -len(weight) :], hidden[-1].value, weight.T)
 
 
-def _trace(net: Perceptron, slopes: list[Tensor]) -> tuple[Tensor, Met | None]:
-    """The trace of the slopes, as the head of this file has it."""
+def _trace(net: Perceptron, slopes: list[Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The trace of the slopes, as the head of this file has it, with `Saved`'s ends and carried."""
     if len(slopes) == 1:
-        return slopes[0] @ net.matrices[0], None
+        return slopes[0] @ net.matrices[0], None, []
     if len(slopes) == 2:
         ends = slopes[0] @ net.matrices[0].T
-        return (ends * slopes[1]).sum(1), Met(ends, [], ends)
+        return (ends * slopes[1]).sum(1), ends, []
     N, M = net.matrices
     carried = [slopes[0] @ N]
     for slope, weight in zip(slopes[1:-2], net.weights[2:-2], strict=True):
         carried.append((_by_dim(carried[-1], slope) * slope.unsqueeze(1) @ weight.T).flatten(1))
     ends = slopes[-1] @ M
     sums = _dot(_by_dim(ends, slopes[-2]), _by_dim(carried[-1], slopes[-2]))
-    return (sums * slopes[-2]).sum(1), Met(ends, carried, sums)
+    return (sums * slopes[-2]).sum(1), ends, carried
 
 
 def _pull_trace(
-    net: Perceptron, slopes: list[Tensor], met: Met | None, trace: Tensor
+    net: Perceptron, slopes: list[Tensor], saved: Saved, trace: Tensor
 ) -> tuple[list[Tensor], tuple[Tensor, ...], dict[int, Tensor]]:
     """The gradients of the slopes, of the matrices, and of weights that carried tangents."""
     trace = trace.unsqueeze(1)
-    if met is None:
+    if saved.ends is None:
         return [trace * net.matrices[0]], ((slopes[0] * trace).sum(0),), {}
     if len(slopes) == 2:
         ends = slopes[1] * trace
         (P,) = net.matrices
-        return [ends @ P, met.ends * trace], (ends.T @ slopes[0],), {}
+        return [ends @ P, saved.ends * trace], (ends.T @ slopes[0],), {}
     N, M = net.matrices
-    found = {len(slopes) - 2: met.sums * trace}
+    A, C = _by_dim(saved.ends, slopes[-2]), _by_dim(saved.carried[-1], slopes[-2])
+    found = {len(slopes) - 2: _dot(A, C) * trace}
     middle = {}
     both = (slopes[-2] * trace).unsqueeze(1)
-    ends = (_by_dim(met.carried[-1], slopes[-2]) * both).flatten(1)
-    carried = _by_dim(met.ends, slopes[-2]) * both
+    ends, carried = (C * both).flatten(1), A * both
     found[len(slopes) - 1] = ends @ M.T
     for i in range(len(slopes) - 3, 0, -1):  # the layer whose tangents are carried on
-        before, slope = _by_dim(met.carried[i - 1], slopes[i]), slopes[i].unsqueeze(1)
+        before, slope = _by_dim(saved.carried[i - 1], slopes[i]), slopes[i].unsqueeze(1)
         middle[i + 1] = carried.flatten(0, 1).T @ (before * slope).flatten(0, 1)
         carried = carried @ net.weights[i + 1]
         found[i] = _dot(carried, before)

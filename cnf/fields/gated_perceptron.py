@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from math import pi
 from typing import Any, ClassVar, NamedTuple, Self
@@ -14,10 +15,12 @@ from torch.nn.functional import pad
 
 from cnf.fields.activations import find_activation, waves
 from cnf.fields.field import Traced, TracedField
+from cnf.fields.folding import Folding
 from cnf.fields.gated_linear import GatedLinear
 from cnf.fields.kernels import EAGER, Kernels, compiled_kernels
-from cnf.fields.linearization import PerceptronLinearization
-from cnf.fields.perceptron import Perceptron, Stacked, gated_matrices, trace_matrices
+from cnf.fields.linearization import PerceptronLinearization, pull_stacked
+from cnf.fields.logistic import LOGISTIC, logistic_biases, logistic_shifts, logistic_weights
+from cnf.fields.perceptron import Perceptron, Stacked, trace_matrices
 from cnf.fields.signals import check_hidden, check_sizes, combined, time_features
 from cnf.ode import Linearization, PerRow
 
@@ -103,7 +106,9 @@ class GatedPerceptron(TracedField):
         self.time_features = time_features
         self.x_features = x_features
         self.x_scale = x_scale
-        self.activations = (find_activation(activation),) * len(self.hidden)
+        self.logistic = activation == "tanh"
+        own = LOGISTIC if self.logistic else find_activation(activation)
+        self.activations = (own,) * len(self.hidden)
         if x_features:
             frequencies = x_scale * torch.randn(x_features, dim)
             first = torch.cat([torch.eye(dim), frequencies, frequencies])
@@ -128,9 +133,9 @@ class GatedPerceptron(TracedField):
     def constants(self, context: Tensor | None) -> Constants:
         """The layers' parameters, joined, and what the context does to each row."""
         layers = [*self.layers, self.last]
-        weights, biases = zip(*((p.linear.weight, p.linear.bias) for p in layers), strict=True)
-        if self.x_features:
-            weights, biases = (self.frequencies, *weights), (self.phases, *biases)
+        weights = self._weights()
+        biases = [layer.linear.bias for layer in layers]
+        biases = [self.phases, *biases] if self.x_features else biases
         gate_times = gate_biases = shift_times = shift_rows = None
         if self.gated:
             gate = torch.cat([layer.gate.weight for layer in self.layers])
@@ -139,17 +144,22 @@ class GatedPerceptron(TracedField):
             gate_biases = gate_biases if rows is None else PerRow(gate_biases + rows)
         if self.last.shift is not None:
             shift = torch.cat([layer.shift.weight for layer in layers])
-            shift_times, rows = self._split(shift, context)
-            shift_times = None if shift_times is None else pad(shift_times, (self.fixed, 0))
-            shift_rows = None if rows is None else PerRow(pad(rows, (self.fixed, 0)))
+            shift_times, rows = (self._shift(part) for part in self._split(shift, context))
+            shift_rows = None if rows is None else PerRow(rows)
+        if self.logistic:
+            first = 1 if self.x_features else 0
+            biases = logistic_biases(weights, biases, first)
+            weights = logistic_weights(weights, first)
         return Constants(
-            weights, torch.cat(biases), gate_times, gate_biases, shift_times, shift_rows
+            tuple(weights), torch.cat(biases), gate_times, gate_biases, shift_times, shift_rows
         )
 
     def trace_constants(self) -> tuple[Tensor, ...]:
         """The matrices of the trace."""
-        weights = [layer.linear.weight for layer in (*self.layers, self.last)]
-        return trace_matrices([self.frequencies, *weights] if self.x_features else weights)
+        weights = self._weights()
+        if self.logistic:
+            weights = logistic_weights(weights, 1 if self.x_features else 0)
+        return trace_matrices(weights)
 
     def prepare(
         self, times: Tensor, constants: Constants, trace_constants: Any = None
@@ -170,10 +180,21 @@ class GatedPerceptron(TracedField):
         return Traced(*self.kernels.traced(stage, self.activations, x)[:2])
 
     def linearize(self, times: Tensor, constants: Any, trace_constants: Any) -> Linearization:
-        """`traced`, differentiated by hand."""
-        with torch.enable_grad():
-            stacked = self._stacked(times, constants, trace_constants)
-        return PerceptronLinearization(stacked, self.activations, self.kernels)
+        """`traced`, differentiated by hand; so are gates, where they are folded in."""
+        tensors = (*constants.weights, *constants[1:], *trace_constants)
+        leaves = all(tensor is None or tensor.is_leaf for tensor in tensors)
+        features = time_features(times, self.time_features)
+        with torch.no_grad():
+            folding = self._folding(features, constants, trace_constants) if leaves else None
+        if folding is None:
+            with torch.enable_grad():
+                stacked = self._stacked(times, constants, trace_constants)
+            back = partial(pull_stacked, stacked.net)
+        else:
+            with torch.no_grad():
+                stacked = folding.stacked()
+            back = partial(self._pull_folding, folding, features, constants, trace_constants)
+        return PerceptronLinearization(stacked, self.activations, self.kernels, back)
 
     def compiled(self) -> Self:
         """This field, sharing its parameters, with its evaluations compiled."""
@@ -204,24 +225,72 @@ class GatedPerceptron(TracedField):
 
     def _stacked(self, times: Tensor, constants: Constants, matrices: Any) -> Stacked:
         """The perceptron at all times; gates that are the same for all rows are folded in."""
-        weights, biases, gate_times, gate_biases, shift_times, shift_rows = constants
-        features = time_features(times, self.time_features)
-        matrices = matrices or ()
-        gates = None
-        offsets = biases.expand(len(times), -1)
-        if gate_biases is not None:
-            gates = torch.sigmoid(_moved(features, gate_times, gate_biases))
-            gates = pad(gates, (self.fixed, 0), value=1.0) if self.fixed else gates
-            offsets = biases * pad(gates, (0, self.dim), value=1.0)
-        if shift_times is not None or shift_rows is not None:
-            shifts = _moved(features, shift_times, shift_rows)
+        features, matrices = time_features(times, self.time_features), matrices or ()
+        folding = self._folding(features, constants, matrices)
+        if folding is not None:
+            return folding.stacked()
+        gates, shifts = self._gates(features, constants), self._shifts(features, constants)
+        offsets = constants.biases.expand(len(times), -1)
+        if gates is not None:
+            offsets = constants.biases * pad(gates, (0, self.dim), value=1.0)
+        if shifts is not None:
             offsets = (offsets if offsets.ndim == shifts.ndim else offsets.unsqueeze(1)) + shifts
-        if gates is None or gates.ndim > 2:
-            return Stacked(Perceptron(weights, offsets, gates, matrices), len(times), folded=False)
-        parts = gates.split([len(weight) for weight in weights[:-1]], 1)
-        hidden = (w * g.unsqueeze(2) for w, g in zip(weights, parts, strict=False))
-        net = Perceptron((*hidden, weights[-1]), offsets, None, gated_matrices(matrices, parts))
-        return Stacked(net, len(times), folded=True)
+        net = Perceptron(constants.weights, offsets, gates, matrices)
+        return Stacked(net, len(times), folded=False)
+
+    def _folding(self, features: Tensor, constants: Constants, matrices: Any) -> Folding | None:
+        """The perceptron with its gates folded in, where they are the same for all rows."""
+        biases = constants.gate_biases
+        if biases is None or features.ndim > 2 or biases.ndim > 1:
+            return None
+        gates, shifts = self._gates(features, constants), self._shifts(features, constants)
+        assert gates is not None
+        return Folding(constants.weights, constants.biases, matrices, gates, shifts)
+
+    def _pull_folding(
+        self,
+        folding: Folding,
+        features: Tensor,
+        constants: Constants,
+        matrices: Sequence[Tensor],
+        grads: Perceptron,
+    ) -> None:
+        """The way back of the folding and of its gates and shifts, to the constants."""
+        weights, biases, own, gates = folding.back(grads)
+        arguments = (gates * folding.gates * (1 - folding.gates))[:, self.fixed :]
+        pairs = [*zip(constants.weights, weights, strict=True), *zip(matrices, own, strict=True)]
+        pairs += [(constants.biases, biases), (constants.gate_biases, arguments.sum(0))]
+        pairs += [(constants.gate_times, features.T @ arguments)]
+        if constants.shift_times is not None:
+            pairs += [(constants.shift_times, features.T @ grads.offsets)]
+        for leaf, grad in pairs:
+            if leaf.requires_grad:
+                leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
+
+    def _gates(self, features: Tensor, constants: Constants) -> Tensor | None:
+        """The gates, those of Fourier features of x being open: (times, [rows,] gated width)."""
+        if constants.gate_biases is None:
+            return None
+        gates = torch.sigmoid(_moved(features, constants.gate_times, constants.gate_biases))
+        return pad(gates, (self.fixed, 0), value=1.0) if self.fixed else gates
+
+    def _shifts(self, features: Tensor, constants: Constants) -> Tensor | None:
+        """The shifts, (times, [rows,] width)."""
+        if constants.shift_times is None and constants.shift_rows is None:
+            return None
+        return _moved(features, constants.shift_times, constants.shift_rows)
+
+    def _weights(self) -> list[Tensor]:
+        """Of all layers, the Fourier features' first."""
+        weights = [layer.linear.weight for layer in (*self.layers, self.last)]
+        return [self.frequencies, *weights] if self.x_features else weights
+
+    def _shift(self, part: Tensor | None) -> Tensor | None:
+        """A part of the shifts, (..., width), for all layers that there are."""
+        if part is None:
+            return None
+        part = pad(part, (self.fixed, 0)) if self.fixed else part
+        return logistic_shifts(part, self.fixed, self.dim) if self.logistic else part
 
     def _split(self, weight: Tensor, context: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """By what the features of time enter, (features, width), and what the context makes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from cnf.fields.activations import Activation
 from cnf.fields.kernels import Kernels
-from cnf.fields.perceptron import Stacked
+from cnf.fields.perceptron import Perceptron, Stacked
 from cnf.ode import Linearization
 
 
@@ -24,12 +24,18 @@ class PerceptronLinearization(Linearization):
         stacked: The perceptron at the stages, as autograd knows it.
         activations: Of its hidden layers.
         kernels: How it is evaluated.
+        back: Takes the gradients of the stacked tensors to what they were made of.
     """
 
     def __init__(
-        self, stacked: Stacked, activations: Sequence[Activation], kernels: Kernels
+        self,
+        stacked: Stacked,
+        activations: Sequence[Activation],
+        kernels: Kernels,
+        back: Callable[[Perceptron], None],
     ) -> None:
         self.stacked, self.activations, self.kernels = stacked, activations, kernels
+        self.back = back
         with torch.no_grad():
             self.stages = stacked.unstacked()
         self.gathered: list[Tensor] = []
@@ -58,9 +64,15 @@ class PerceptronLinearization(Linearization):
 
     def finish(self) -> None:
         """The way back of what the perceptrons were made of."""
-        pairs = zip(self.stacked.net.tensors(), self.gathered, strict=False)
-        wanted = [(tensor, grad) for tensor, grad in pairs if tensor.requires_grad]
-        if wanted:
-            tensors, grads = zip(*wanted, strict=True)
-            torch.autograd.backward(tensors, grads, retain_graph=True)
-        self.gathered = []
+        if self.gathered:
+            self.back(self.stacked.net.of(self.gathered))
+            self.gathered = []
+
+
+def pull_stacked(net: Perceptron, grads: Perceptron) -> None:
+    """The way back that autograd knows of a perceptron's tensors."""
+    pairs = zip(net.tensors(), grads.tensors(), strict=True)
+    wanted = [(tensor, grad) for tensor, grad in pairs if tensor.requires_grad]
+    if wanted:
+        tensors, own = zip(*wanted, strict=True)
+        torch.autograd.backward(tensors, own, retain_graph=True)

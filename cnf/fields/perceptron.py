@@ -48,6 +48,12 @@ class Perceptron(NamedTuple):
         gates = [] if self.gates is None else [self.gates]
         return [*self.weights, self.offsets, *gates, *self.matrices]
 
+    def of(self, tensors: Sequence[Tensor]) -> Perceptron:
+        """A perceptron of this form with other tensors, in the order of `tensors`."""
+        layers, gated = len(self.weights), self.gates is not None
+        gates, rest = tensors[layers + 1] if gated else None, layers + 1 + gated
+        return Perceptron(tuple(tensors[:layers]), tensors[layers], gates, tuple(tensors[rest:]))
+
 
 class Stacked(NamedTuple):
     """A perceptron at several times.
@@ -76,12 +82,7 @@ class Stacked(NamedTuple):
             tensor.unbind() if differs else [tensor] * count
             for tensor, differs in zip(self.net.tensors(), self.differ(), strict=True)
         ]
-        layers, gated = len(self.net.weights), self.net.gates is not None
-        rest = layers + 1 + gated
-        return [
-            Perceptron(row[:layers], row[layers], row[layers + 1] if gated else None, row[rest:])
-            for row in zip(*columns, strict=True)
-        ]
+        return [self.net.of(row) for row in zip(*columns, strict=True)]
 
 
 def trace_matrices(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -97,21 +98,6 @@ def trace_matrices(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
             return N.flatten(1), M.flatten(1)
         case _:
             raise AssertionError("a perceptron has a hidden layer")
-
-
-def gated_matrices(matrices: tuple[Tensor, ...], gates: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The matrices with gates g₁ … g_L folded in, each of shape (stages, width)."""
-    match matrices, len(gates):
-        case (vector,), 1:
-            return (vector * gates[0],)
-        case (matrix,), _:
-            return (matrix * gates[1].unsqueeze(2) * gates[0].unsqueeze(1),)
-        case (N, M), _:
-            columns = N.shape[1] // gates[1].shape[1]
-            N = N * gates[0].unsqueeze(2) * gates[1].repeat(1, columns).unsqueeze(1)
-            return N, M * gates[-1].unsqueeze(2)
-        case _:
-            return ()
 
 
 class Hidden(NamedTuple):
@@ -241,7 +227,7 @@ def _hidden(
 def _last(net: Perceptron, hidden: list[Hidden]) -> Tensor:
     """The last layer, of the hidden ones."""
     weight = net.weights[-1]
-    return torch.addmm(net.offsets[..., -len(weight) :], hidden[-1].value, weight.T)
+    return torch.addmm(net.offsets[..., -weight.shape[0] :], hidden[-1].value, weight.T)
 
 
 def _trace(net: Perceptron, slopes: list[Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
@@ -292,7 +278,7 @@ def _pull_trace(
 
 def _by_dim(joined: Tensor, like: Tensor) -> Tensor:
     """(rows, dim · width) as (rows, dim, width)."""
-    return joined.view(len(joined), -1, like.shape[1])
+    return joined.view(joined.shape[0], -1, like.shape[1])
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
@@ -308,4 +294,4 @@ def _parts(joined: Tensor | None, weights: Sequence[Tensor]) -> Sequence[Tensor 
     """A tensor's parts for the layers, along its last axis."""
     if joined is None:
         return [None] * len(weights)
-    return joined.split([len(weight) for weight in weights], -1)
+    return joined.split([weight.shape[0] for weight in weights], -1)

@@ -31,13 +31,13 @@ FRAMES = 5
 GRID = 160
 CHUNK = 4096  # rows scored in one solve
 CONTEXTS = 5  # that a conditional density is drawn at
-NEARBY = 20  # at least so many rows, and one in so many, are shown as near a context
+NEARBY = 20  # rows shown as near a context, where one in 20 are fewer and one in 5 are not
 
 
 def draw_samples(ax: Axes, samples: Array, bounds: Bounds, color: str = DATA_COLOR) -> Axes:
     """Scatter rows (n, 2) within `bounds`."""
     x, y = samples[:POINTS].T
-    ax.scatter(x, y, s=2, color=color, alpha=0.5, linewidths=0)
+    ax.scatter(x, y, s=_dot(samples), color=color, alpha=0.5, linewidths=0)
     return _frame(ax, bounds)
 
 
@@ -69,6 +69,7 @@ def draw_density(
         origin="lower",
         aspect="auto",
         cmap=DENSITY_MAP,
+        interpolation="bilinear",
         vmin=0,
         vmax=ceiling,
     )
@@ -218,7 +219,8 @@ def _nearest(context: Array, row: int) -> NDArray[np.intp]:
     """The rows whose contexts are nearest to that of a row."""
     standard = _standardized(context)
     distance = ((standard - standard[row]) ** 2).sum(1)
-    return np.argsort(distance)[: max(NEARBY, len(context) // NEARBY)]
+    most = max(len(context) // 20, min(NEARBY, len(context) // CONTEXTS), 1)
+    return np.argsort(distance)[:most]
 
 
 def _at(log_prob: Conditional, context: Array) -> Callable[[Array], Array]:
@@ -228,7 +230,7 @@ def _at(log_prob: Conditional, context: Array) -> Callable[[Array], Array]:
 
 def _context_title(ax: Axes, names: Sequence[str], context: Array) -> None:
     """What is given, a line for each of the first three columns."""
-    lines = [f"{name[:24]} = {x:.3g}" for name, x in zip(names[:3], context[:3], strict=True)]
+    lines = [f"{_short(name)} = {x:.3g}" for name, x in zip(names[:3], context[:3], strict=True)]
     ax.set_title("\n".join([*lines, *["…"] * (len(names) > 3)]), parse_math=False)
 
 
@@ -254,8 +256,8 @@ def _curves(
         for name, log_prob in densities.items():
             color, line = styles[name]
             ax.plot(x[:, 0], np.exp(_at(log_prob, context)(x)), line, color=color, label=name)
-        ax.set(xlim=(low, high), yticks=[])
-        ax.set_xlabel(columns[0][:24], parse_math=False)
+        ax.set(xlim=(low, high), ylim=(0, None), yticks=[])
+        ax.set_xlabel(_short(columns[0]), parse_math=False)
         _context_title(ax, context_columns, context)
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
@@ -286,9 +288,9 @@ def _maps(
             draw_density(ax, _at(log_prob, context), bounds, ceiling, GRID // 2)
             ceiling = ax.get_images()[0].get_clim()[1]
     for ax, name in zip(panels[:, 0], ["data nearby", *densities], strict=True):
-        ax.set_ylabel(name)
+        ax.set_ylabel(f"{name}\n{_short(columns[1])}", parse_math=False)
     for ax in panels[-1]:
-        ax.set_xlabel(f"{columns[0][:12]}, {columns[1][:12]}", parse_math=False)
+        ax.set_xlabel(_short(columns[0]), parse_math=False)
     return figure
 
 
@@ -312,7 +314,7 @@ def _pair(
             )
         else:
             ax.scatter(
-                rows[:POINTS, j], rows[:POINTS, i], s=2, color=color, alpha=0.35, linewidths=0
+                *rows[:POINTS, [j, i]].T, s=_dot(rows), color=color, alpha=0.35, linewidths=0
             )
             ax.set_ylim(limits[i])
     ax.set_xlim(limits[j])
@@ -336,6 +338,16 @@ def _log_prob(flow: Flow, rows: Array, context: Array | None = None) -> Array:
             )
             parts.append(flow.log_prob(x, given))
     return torch.cat(parts).double().cpu().numpy()
+
+
+def _dot(rows: Array) -> float:
+    """The size of a dot in a scatter: few rows are seen only as larger ones."""
+    return min(12.0, max(2.0, POINTS / max(1, len(rows)) / 10))
+
+
+def _short(name: str, most: int = 24) -> str:
+    """A column's name where there is little room."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _frame(ax: Axes, bounds: Bounds) -> Axes:

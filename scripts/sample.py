@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif trained.context_columns:
         raise ValueError(
             "Expected --context-data, a file of the contexts to sample at, with columns "
-            f"{', '.join(trained.context_columns)}; got none, for a model trained with --context"
+            f"{', '.join(trained.context_columns)}; got none, for a conditional model"
         )
     else:
         context = no_context(arguments.n)

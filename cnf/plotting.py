@@ -15,6 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cnf.flow import Flow
 
@@ -31,7 +32,7 @@ FRAMES = 5
 GRID = 160
 CHUNK = 4096  # rows scored in one solve
 CONTEXTS = 5  # that a conditional density is drawn at
-NEARBY = 20  # rows shown as near a context, where one in 20 are fewer and one in 5 are not
+NEARBY = 20  # rows shown beside a density at a context, where a twentieth of all are fewer
 
 
 def draw_samples(ax: Axes, samples: Array, bounds: Bounds, color: str = DATA_COLOR) -> Axes:
@@ -207,7 +208,8 @@ def spread_rows(context: Array, count: int) -> NDArray[np.intp]:
     standard = _standardized(context)
     axis = np.linalg.svd(standard, full_matrices=False)[2][0]
     order = np.argsort(standard @ (axis * np.sign(axis[np.abs(axis).argmax()])))
-    return order[(np.linspace(0.05, 0.95, count) * (len(order) - 1)).round().astype(int)]
+    places = (np.linspace(0.05, 0.95, count) * (len(order) - 1)).round().astype(np.intp)
+    return np.asarray(order[places])
 
 
 def _standardized(context: Array) -> Array:
@@ -216,7 +218,10 @@ def _standardized(context: Array) -> Array:
 
 
 def _nearest(context: Array, row: int) -> NDArray[np.intp]:
-    """The rows whose contexts are nearest to that of a row."""
+    """The rows whose contexts are nearest to that of a row: a twentieth of them.
+
+    Of few rows it is more, but never more than keep the contexts that are drawn apart.
+    """
     standard = _standardized(context)
     distance = ((standard - standard[row]) ** 2).sum(1)
     most = max(len(context) // 20, min(NEARBY, len(context) // CONTEXTS), 1)
@@ -249,10 +254,8 @@ def _curves(
     styles = {"flow": (MODEL_COLOR, "-"), "truth": ("black", ":")}
     panels = np.atleast_1d(figure.subplots(1, len(contexts), sharex=True))
     for ax, context, rows in zip(panels, contexts, near, strict=True):
-        ax.hist(
-            rows[:, 0], 50, range=(low, high), density=True, color=DATA_COLOR, alpha=0.3,
-            label="data nearby",
-        )  # fmt: skip
+        bars = {"density": True, "color": DATA_COLOR, "alpha": 0.3, "label": "data nearby"}
+        ax.hist(rows[:, 0], 50, range=(low, high), **bars)
         for name, log_prob in densities.items():
             color, line = styles[name]
             ax.plot(x[:, 0], np.exp(_at(log_prob, context)(x)), line, color=color, label=name)
@@ -313,9 +316,8 @@ def _pair(
                 rows[:, i], 40, range=limits[i], color=color, density=True, histtype="step", lw=1.3
             )
         else:
-            ax.scatter(
-                *rows[:POINTS, [j, i]].T, s=_dot(rows), color=color, alpha=0.35, linewidths=0
-            )
+            x, y = rows[:POINTS, [j, i]].T
+            ax.scatter(x, y, s=_dot(rows), color=color, alpha=0.35, linewidths=0)
             ax.set_ylim(limits[i])
     ax.set_xlim(limits[j])
 
@@ -329,14 +331,12 @@ def _samples_and_path(flow: Flow, seed: int) -> tuple[Array, Array]:
 
 
 def _log_prob(flow: Flow, rows: Array, context: Array | None = None) -> Array:
-    parts = []
+    x = torch.from_numpy(rows).to(flow.like).split(CHUNK)
+    given: Sequence[Tensor | None] = [None] * len(x)
+    if context is not None:
+        given = torch.from_numpy(context).to(flow.like).split(CHUNK)
     with torch.no_grad():
-        for i in range(0, len(rows), CHUNK):
-            x, given = (
-                None if part is None else torch.from_numpy(part[i : i + CHUNK]).to(flow.like)
-                for part in (rows, context)
-            )
-            parts.append(flow.log_prob(x, given))
+        parts = [flow.log_prob(*pair) for pair in zip(x, given, strict=True)]
     return torch.cat(parts).double().cpu().numpy()
 
 

@@ -175,8 +175,8 @@ def _toy(
         own = not context_columns and _places(table, columns) == list(range(len(TOY_COLUMNS)))
         return TOYS[name] if own else None
     toy = CONDITIONAL_TOYS.get(name)
-    own = toy and (toy.columns, toy.context_columns) == (tuple(columns), tuple(context_columns))
-    return toy if own else None
+    names = tuple(columns), tuple(context_columns)
+    return toy if toy and (toy.columns, toy.context_columns) == names else None
 
 
 def _split(table: Table, seed: int) -> dict[str, Table]:
@@ -203,17 +203,17 @@ def _modelled(table: Table, context: Sequence[str]) -> tuple[str, ...]:
         if column not in table.columns:
             near = ", ".join(closest(column, table.columns))
             raise ValueError(
-                f"Expected --context to name columns of {table.name}; got {column!r}: the closest "
+                f"Expected the context to be columns of {table.name}; got {column!r}: the closest "
                 f"names are {near}"
             )
         if count > 1:
             raise ValueError(
-                f"Expected --context to name each column once; got {column!r} {count} times"
+                f"Expected the context to name each column once; got {column!r} {count} times"
             )
     columns = tuple(column for column in table.columns if column not in context)
     if not columns:
         raise ValueError(
-            f"Expected --context to leave a column of {table.name} to model; got all "
+            f"Expected the context to leave a column of {table.name} to model; got all "
             f"{len(context)} of them"
         )
     return columns

@@ -67,8 +67,9 @@ def _conditional(trained: Trained, data: Data) -> dict[str, Figure]:
         return {"density": conditional_figure(trained.flow, rows.x, rows.context, *names, truth)}
     rows = data.test[:POINTS]
     samples = trained.sample(rows.context, seed=0)
-    shown = (np.hstack([x, rows.context]) for x in (rows.x, samples))
-    return {"pairs": pairs_figure(*shown, (*names[0], *names[1]))}
+    # The context, the same in both, comes last: how the rows depend on it shows where it has room.
+    shown, drawn = (np.hstack([x, rows.context]) for x in (rows.x, samples))
+    return {"pairs": pairs_figure(shown, drawn, (*names[0], *names[1]))}
 
 
 def _learning_curve(metrics: Path) -> Figure:

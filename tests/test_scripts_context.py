@@ -280,7 +280,7 @@ def test_context_that_is_no_part_of_the_columns_is_refused(context, words, tmp_p
     data = write_csv(tmp_path / "rows.csv", ROWS)
     before = tree(tmp_path)
     line = complaint("train", data, "--context", context, "--out", tmp_path / "out", *SMALL)
-    assert "Expected --context to" in line
+    assert "Expected the context to" in line
     assert [word for word in [*words, "; got"] if word not in line] == []
     assert tree(tmp_path) == before
 
@@ -382,3 +382,13 @@ def test_junk_in_the_context_written_down_is_refused(junk, table, tmp_path):
     flow, metadata = cnf.load(table), cnf.storage.load_config(table)["metadata"]
     cnf.save(flow, tmp_path / "out", {**metadata, "context": junk})
     assert "config.json" in complaint("evaluate", tmp_path / "out")
+
+
+@pytest.mark.parametrize("columns", [(0, 1), (0, 2), (2, 1, 0)], ids=str)
+def test_held_out_rows_of_a_changed_table_are_not_known(columns, tmp_path):
+    data = write_csv(tmp_path / "rows.csv", ROWS)
+    done("train", data, "--context", "width", "--out", tmp_path / "out", *SMALL)
+    write_csv(data, ROWS[:, columns], tuple(COLUMNS[i] for i in columns))
+    for program in ("evaluate", "plot"):
+        line = complaint(program, tmp_path / "out")
+        assert "changed" in line or "'width'" in line

@@ -1,6 +1,7 @@
 """Data to fit: toys whose true log-density is known, scikit-learn's tables, and files.
 
-`TOYS` and `TABLES` are the registries; `load` takes a table's name or a file's path.
+`TOYS`, `CONDITIONAL_TOYS` and `TABLES` are the registries; `load` takes a table's name or a
+file's path.
 
 Example:
     >>> from cnf.datasets import TABLES, TOYS, load
@@ -16,6 +17,7 @@ if __name__ != "cnf.datasets":
         "belongs to Hugging Face's datasets; install this project and import cnf.datasets."
     )
 
+from cnf.datasets.conditional_toys import CONDITIONAL_TOYS, ConditionalToy
 from cnf.datasets.files import check_writable, read_table, write_table
 from cnf.datasets.splits import Split, check_fittable, split
 from cnf.datasets.table import Table, closest
@@ -24,8 +26,10 @@ from cnf.datasets.toy import Toy
 from cnf.datasets.toys import TOYS
 
 __all__ = [
+    "CONDITIONAL_TOYS",
     "TABLES",
     "TOYS",
+    "ConditionalToy",
     "Split",
     "Table",
     "Toy",

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
 from sklearn.utils import Bunch
 
+from cnf.datasets.conditional_toys import CONDITIONAL_TOYS
 from cnf.datasets.files import ENDINGS, read_table
 from cnf.datasets.table import Table, closest
 from cnf.datasets.toys import TOYS
@@ -68,11 +69,12 @@ def load(data: str) -> Table:
         return TABLES[data]()
     if Path(data).suffix or sep in data or Path(data).exists():
         return read_table(data)
-    if data in TOYS:
-        raise ValueError(
-            f"Expected a table; got the toy {data!r}: use cnf.datasets.TOYS[{data!r}]."
-        )
-    near = ", ".join(closest(data, [*TOYS, *TABLES]))
+    for registry, toys in (("TOYS", TOYS), ("CONDITIONAL_TOYS", CONDITIONAL_TOYS)):
+        if data in toys:
+            raise ValueError(
+                f"Expected a table; got the toy {data!r}: use cnf.datasets.{registry}[{data!r}]."
+            )
+    near = ", ".join(closest(data, [*TOYS, *CONDITIONAL_TOYS, *TABLES]))
     raise ValueError(
         f"Expected the name of a data set; got {data!r}: the closest names are {near}, "
         f"and a path that ends in {ENDINGS} also works."

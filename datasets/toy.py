@@ -6,13 +6,61 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Toy"]
+__all__ = ["Toy", "finite_rows", "generator_for"]
 
 Array = NDArray[np.float64]
 
 # Rows scored at once. A density by quadrature holds a few (rows, nodes) arrays: this keeps each of
 # them at a few megabytes, about the size of a cache, however many rows are asked for.
 CHUNK = 512
+
+
+def generator_for(n: int, seed: int | np.random.Generator) -> np.random.Generator:
+    """The generator that draws `n` rows.
+
+    Args:
+        n: How many rows, zero or more.
+        seed: A seed, or a generator, which is passed on.
+
+    Raises:
+        ValueError: If `n` or `seed` is negative.
+
+    Example:
+        >>> int(generator_for(1, seed=0).integers(100))
+        85
+    """
+    if n < 0:
+        raise ValueError(f"Expected a number of rows; got {n}: ask for 0 or more.")
+    if not isinstance(seed, np.random.Generator) and seed < 0:
+        raise ValueError(f"Expected a seed; got {seed}: give 0 or more.")
+    return np.random.default_rng(seed)
+
+
+def finite_rows(what: str, values: ArrayLike, width: int) -> Array:
+    """Values as a float64 array of shape (n, width), checked.
+
+    Args:
+        what: What they are, for the message.
+        values: Anything that NumPy takes for an array.
+        width: How many numbers a row has.
+
+    Raises:
+        ValueError: If they have another shape, or hold NaN or infinity.
+
+    Example:
+        >>> finite_rows("points", [[1, 2]], width=2)
+        array([[1., 2.]])
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape[1] != width:
+        raise ValueError(f"Expected {what} of shape (n, {width}); got shape {rows.shape}: reshape.")
+    bad = ~np.isfinite(rows).all(axis=1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"Expected finite {what}; got {rows[row].tolist()} at index {row}: drop it."
+        )
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +106,7 @@ class Toy(ABC):
             >>> bool((TOYS["rings"].sample(5, seed=1) == TOYS["rings"].sample(5, seed=1)).all())
             True
         """
-        if n < 0:
-            raise ValueError(f"Expected a number of rows; got {n}: ask for 0 or more.")
-        if not isinstance(seed, np.random.Generator) and seed < 0:
-            raise ValueError(f"Expected a seed; got {seed}: give 0 or more.")
-        return self._sample(n, np.random.default_rng(seed))
+        return self._sample(n, generator_for(n, seed))
 
     def log_prob(self, x: ArrayLike) -> Array:
         """Evaluate the log-density, in nats, in the units of the samples.
@@ -81,15 +125,7 @@ class Toy(ABC):
             >>> TOYS["checkerboard"].log_prob([[-3.0, -3.0], [9.0, 9.0]])
             array([-3.4657359,       -inf])
         """
-        points = np.asarray(x, dtype=np.float64)
-        if points.ndim != 2 or points.shape[1] != 2:
-            raise ValueError(f"Expected points of shape (n, 2); got shape {points.shape}: reshape.")
-        bad = ~np.isfinite(points).all(axis=1)
-        if bad.any():
-            row = int(bad.argmax())
-            raise ValueError(
-                f"Expected finite points; got {points[row].tolist()} at index {row}: drop it."
-            )
+        points = finite_rows("points", x, 2)
         starts = range(0, max(len(points), 1), CHUNK)
         return np.concatenate([self._log_prob(points[start : start + CHUNK]) for start in starts])
 

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnf.datasets import TABLES, TOYS, Table, Toy, check_fittable, load, split
+from cnf.datasets import (
+    CONDITIONAL_TOYS,
+    TABLES,
+    TOYS,
+    ConditionalToy,
+    Table,
+    Toy,
+    check_fittable,
+    closest,
+    load,
+    split,
+)
 from cnf.layers.standardize import constant_columns
+from cnf.scripts.rows import Rows, no_context
 
 Array = NDArray[np.float64]
+AnyToy = Toy | ConditionalToy
 
 TOY_ROWS = {"train": 100_000, "validation": 5_000, "test": 10_000}
 TOY_COLUMNS = ("x", "y")
@@ -25,91 +40,220 @@ class Data:
 
     Attributes:
         name: A registry's name, or the absolute path of a file.
-        columns: The columns' names.
+        columns: Names of the columns that are modelled.
+        context_columns: Names of the columns that they are modelled given; mostly none.
         train: Rows to train on.
         validation: Rows to select on.
         test: Rows held out from both.
-        toy: The toy that the rows are drawn from, with its true log-density; None for a table.
+        toy: The toy that the rows are drawn from, with its true log-density; None where that is not
+            known, for a table or where columns of a plain toy are the context.
         sha256: Of the whole table's values, by which it is known again; empty for a toy.
     """
 
     name: str
     columns: tuple[str, ...]
-    train: Array
-    validation: Array
-    test: Array
-    toy: Toy | None
+    context_columns: tuple[str, ...]
+    train: Rows
+    validation: Rows
+    test: Rows
+    toy: AnyToy | None
     sha256: str
 
 
-def open_data(name: str, seed: int) -> Data:
+def open_data(name: str, seed: int, context: Sequence[str] = ()) -> Data:
     """Draw a toy's rows, or load a table and split it 80/10/10 by `seed`.
 
+    Args:
+        name: What DATA is.
+        seed: Of the split, or of the toy's rows.
+        context: Names of the columns that are the context; a conditional toy has its own.
+
     Raises:
-        ValueError: There is no such data, or it cannot be fitted; the message says why.
+        ValueError: There is no such data or no such context, or it cannot be fitted; the message
+            says why.
     """
-    if name in TOYS:
+    if name in TOYS or name in CONDITIONAL_TOYS:
         # One generator for each part, so that the size of one does not change the others.
-        parts = {
-            part: TOYS[name].sample(rows, np.random.default_rng([seed, i]))
+        tables = {
+            part: _draw(name, rows, np.random.default_rng([seed, i]))
             for i, (part, rows) in enumerate(TOY_ROWS.items())
         }
-        return Data(name, TOY_COLUMNS, toy=TOYS[name], sha256="", **parts)
-    table = load(name)
-    check_fittable(table)
-    index = split(len(table.values), seed)
-    data = Data(
-        name=name if name in TABLES else os.path.abspath(name),
-        columns=table.columns,
-        train=table.values[index.train],
-        validation=table.values[index.validation],
-        test=table.values[index.test],
-        toy=None,
-        sha256=hashlib.sha256(table.values.tobytes()).hexdigest(),
+        sha256 = ""
+    else:
+        table = load(name)
+        check_fittable(table)
+        tables = _split(table, seed)
+        sha256 = hashlib.sha256(table.values.tobytes()).hexdigest()
+        name = name if name in TABLES else os.path.abspath(name)
+    if name in CONDITIONAL_TOYS:
+        context = CONDITIONAL_TOYS[name].context_columns
+    columns = _modelled(tables["train"], context)
+    return Data(
+        name,
+        columns,
+        tuple(context),
+        toy=_toy(name, tables["train"], columns, context),
+        sha256=sha256,
+        **{part: _rows(table, columns, context) for part, table in tables.items()},
     )
+
+
+def open_rows(
+    name: str,
+    columns: Sequence[str],
+    context_columns: Sequence[str],
+    seed: int,
+    context_data: str | None = None,
+) -> tuple[Rows, AnyToy | None]:
+    """Rows to score, in the columns of a model; with the toy whose true log-density is theirs.
+
+    Columns are matched by name where the names are there, by position where no name is. Where x and
+    its context come from one table they are matched by name alone.
+
+    Args:
+        name: What DATA is.
+        columns: Those that are modelled.
+        context_columns: Those of the context.
+        seed: Of a toy's rows.
+        context_data: The file that the context is read from; None where DATA has it.
+
+    Raises:
+        ValueError: There is no such data, its columns are not the model's, or its rows and their
+            contexts do not pair off.
+    """
+    if name in TOYS or name in CONDITIONAL_TOYS:
+        # A stream of its own: NumPy's generator of [seed, 0], the training rows', is that of seed.
+        table = _draw(name, TOY_ROWS["test"], np.random.default_rng([seed, len(TOY_ROWS)]))
+    else:
+        table = load(name)
+    if context_data is None:
+        rows = _rows(table, columns, context_columns)
+        return rows, _toy(name, table, columns, context_columns)
+    context = open_context(context_data, context_columns)
+    x = _select(table, columns)
+    if len(x) != len(context):
+        raise ValueError(
+            f"Expected a context for each of the {len(x)} rows of {table.name}; got {len(context)} "
+            f"rows in {context_data}"
+        )
+    return Rows(x, context), None
+
+
+def open_context(name: str, context_columns: Sequence[str]) -> Array:
+    """Contexts from a file or a bundled table, matched to a model's as columns of data are.
+
+    Raises:
+        ValueError: The model takes no context, or there is none of its in the file.
+    """
+    if not context_columns:
+        raise ValueError(
+            f"Expected no --context-data for a model that was trained without a context; got {name}"
+        )
+    return _select(load(name), context_columns)
+
+
+def true_log_prob(toy: AnyToy, rows: Rows) -> Array:
+    """A toy's exact log p(x), or log p(x | c), of each row, in nats."""
+    if isinstance(toy, ConditionalToy):
+        return toy.log_prob(rows.x, rows.context)
+    return toy.log_prob(rows.x)
+
+
+def _draw(name: str, rows: int, rng: np.random.Generator) -> Table:
+    """Rows of a toy as a table, a conditional one's context in its last columns."""
+    if name in TOYS:
+        return Table(name, TOYS[name].sample(rows, rng), TOY_COLUMNS)
+    toy = CONDITIONAL_TOYS[name]
+    return Table(name, np.hstack(toy.sample(rows, rng)), (*toy.columns, *toy.context_columns))
+
+
+def _toy(
+    name: str, table: Table, columns: Sequence[str], context_columns: Sequence[str]
+) -> AnyToy | None:
+    """The toy called `name`, where it is the density of these columns given this context."""
+    if name in TOYS:
+        own = not context_columns and _places(table, columns) == list(range(len(TOY_COLUMNS)))
+        return TOYS[name] if own else None
+    toy = CONDITIONAL_TOYS.get(name)
+    names = tuple(columns), tuple(context_columns)
+    return toy if toy and (toy.columns, toy.context_columns) == names else None
+
+
+def _split(table: Table, seed: int) -> dict[str, Table]:
+    """Training, validation and test rows of a table, checked to be fit for training."""
     _check_single_precision(table.values, table, table.columns)
-    constant = constant_columns(torch.from_numpy(data.train).float())
+    index = split(len(table.values), seed)
+    parts = {
+        part: Table(table.name, table.values[getattr(index, part)], table.columns)
+        for part in TOY_ROWS
+    }
+    constant = constant_columns(torch.from_numpy(parts["train"].values).float())
     if constant:
         names = ", ".join(repr(table.columns[i]) for i in constant)
         raise ValueError(
             f"Expected columns that vary among the training rows of {table.name}, in single "
             f"precision; constant: {names}. Leave them out, or bring them to another scale"
         )
-    return data
+    return parts
 
 
-def open_rows(name: str, columns: tuple[str, ...], seed: int) -> tuple[Array, Toy | None]:
-    """Rows to score, in the columns that a model was fitted on; with the toy that they are of.
+def _modelled(table: Table, context: Sequence[str]) -> tuple[str, ...]:
+    """The columns of a table that are not the context, which is checked to be among them."""
+    for column, count in Counter(context).items():
+        if column not in table.columns:
+            near = ", ".join(closest(column, table.columns))
+            raise ValueError(
+                f"Expected the context to be columns of {table.name}; got {column!r}: the closest "
+                f"names are {near}"
+            )
+        if count > 1:
+            raise ValueError(
+                f"Expected the context to name each column once; got {column!r} {count} times"
+            )
+    columns = tuple(column for column in table.columns if column not in context)
+    if not columns:
+        raise ValueError(
+            f"Expected the context to leave a column of {table.name} to model; got all "
+            f"{len(context)} of them"
+        )
+    return columns
 
-    Columns are matched by name where the names are there, by position where no name is.
 
-    Raises:
-        ValueError: There is no such data, or its columns are not the model's.
-    """
-    if name in TOYS:
-        # A stream of its own: NumPy's generator of [seed, 0], the training rows', is that of seed.
-        fresh = TOYS[name].sample(TOY_ROWS["test"], np.random.default_rng([seed, len(TOY_ROWS)]))
-        table = Table(name, fresh, TOY_COLUMNS)
-        return _select(table, columns), TOYS[name]
-    table = load(name)
-    rows = _select(table, columns)
+def _rows(table: Table, columns: Sequence[str], context_columns: Sequence[str]) -> Rows:
+    """The rows of a table that has both x and, where there is one, the context."""
+    if not context_columns:
+        return Rows(_select(table, columns), no_context(len(table.values)))
+    missing = [name for name in (*columns, *context_columns) if name not in table.columns]
+    if missing:
+        raise ValueError(
+            f"Expected the model's columns and its context, {', '.join(context_columns[:5])}, in "
+            f"{table.name} (or the context in a file of its own, with --context-data); got "
+            f"{len(table.columns)} columns, without {', '.join(missing[:5])}"
+        )
+    return Rows(_select(table, columns), _select(table, context_columns))
+
+
+def _select(table: Table, columns: Sequence[str]) -> Array:
+    """Columns of a table, in row-major order: what is computed from them depends on it."""
+    rows = np.ascontiguousarray(table.values[:, _places(table, columns)])
     _check_single_precision(rows, table, columns)
-    return rows, None
+    return rows
 
 
-def _select(table: Table, columns: tuple[str, ...]) -> Array:
+def _places(table: Table, columns: Sequence[str]) -> list[int]:
+    """Where columns stand in a table, by name or, where no name is there, by position."""
     missing = [column for column in columns if column not in table.columns]
     if not missing:
-        return table.values[:, [table.columns.index(column) for column in columns]]
+        return [table.columns.index(column) for column in columns]
     if len(missing) == len(columns) == len(table.columns):
-        return table.values
+        return list(range(len(columns)))
     raise ValueError(
         f"Expected the {len(columns)} columns that the model was fitted on in {table.name}; got "
         f"{len(table.columns)} columns, without {', '.join(missing[:5])}"
     )
 
 
-def _check_single_precision(rows: Array, table: Table, columns: tuple[str, ...]) -> None:
+def _check_single_precision(rows: Array, table: Table, columns: Sequence[str]) -> None:
     """Refuse numbers that are infinite in the flow's precision."""
     largest = np.finfo(np.float32).max
     if np.abs(rows).max(initial=0.0) <= largest:

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cnf.datasets import Toy
-from cnf.scripts.data import open_rows
+from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.program import Parser, program, say
-from cnf.scripts.trained import Trained
+from cnf.scripts.rows import Rows
+from cnf.scripts.trained import CONTEXT_DATA, Trained
 
 Array = NDArray[np.float64]
 
@@ -27,7 +27,9 @@ class Evaluation:
         stderr: Its standard error over the rows; not known for a single one.
         nll_standardized: The same for columns divided by the training rows' standard deviations.
         bits_per_dim: nll / (columns · ln 2).
-        gaussian_nll: That of a full-covariance Gaussian fitted on the training rows.
+        gaussian_nll: That of a full-covariance Gaussian fitted on the training rows; with a
+            context, of the Gaussian of rows and contexts conditioned on the context, which is
+            linear regression.
         nfe: Evaluations of the field for each solve.
         entropy: Minus the mean true log-density of the same rows, where it is known.
         kl: nll − entropy.
@@ -68,14 +70,17 @@ class Evaluation:
         return [*lines, f"  evaluations   {self.nfe:10.1f} per solve"]
 
 
-def evaluate(trained: Trained, rows: Array, toy: Toy | None) -> Evaluation:
-    """Score `rows` with the flow, a Gaussian and, where there is one, the toy's true density."""
+def evaluate(trained: Trained, rows: Rows, toy: AnyToy | None) -> Evaluation:
+    """Score `rows` with the flow, a Gaussian and, where there is one, the toy's true density.
+
+    With a context every number is of p(x | c), averaged over the rows' contexts.
+    """
     log_prob, nfe = trained.score(rows)
     nll = -float(log_prob.mean())
-    variances = np.diag(trained.gaussian.covariance)
+    variances = np.diag(trained.gaussian.covariance)[len(trained.context_columns) :]
     known: dict[str, float | None] = {}
     if toy is not None:
-        truth = toy.log_prob(rows)
+        truth = true_log_prob(toy, rows)
         known = {
             "entropy": -float(truth.mean()),
             "kl": float((truth - log_prob).mean()),
@@ -101,14 +106,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", help="rows to score: a name or a file; the held-out rows when not given"
     )
+    parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     arguments = parser.parse_args(argv)
     trained = Trained.read(arguments.dir)
-    if arguments.data is None:
+    if arguments.data is not None:
+        evaluation = evaluate(trained, *trained.rows(arguments.data, arguments.context_data))
+    elif arguments.context_data is not None:
+        raise ValueError(
+            "Expected --data beside --context-data; got none: the held-out rows are scored with "
+            "what they were split off with"
+        )
+    else:
         data = trained.data(advice="name the rows to score with --data")
         evaluation = evaluate(trained, data.test, data.toy)
-    else:
-        evaluation = evaluate(trained, *open_rows(arguments.data, trained.columns, trained.seed))
     say(*([evaluation.json()] if arguments.json else evaluation.lines()))
     return 0
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from cnf.datasets import check_writable, write_table
-from cnf.scripts.data import open_rows
-from cnf.scripts.program import Parser, program, say
-from cnf.scripts.trained import Trained
+from cnf.datasets import write_table
+from cnf.scripts.program import Parser, check_out, program, say
+from cnf.scripts.trained import CONTEXT_DATA, Trained
 
 
 @program("log-prob")
@@ -19,15 +17,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", metavar="FILE", required=True, help="rows to score, with the model's columns"
     )
+    parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
     parser.add_argument(
         "--out", metavar="FILE", required=True, help=".csv, .npy, .npz or .parquet, by its ending"
     )
     arguments = parser.parse_args(argv)
-    check_writable(arguments.out)
-    if os.path.exists(arguments.out) and os.path.samefile(arguments.data, arguments.out):
-        raise ValueError(f"Expected --out to be another file than --data; got {arguments.out}")
+    check_out(arguments.out, data=arguments.data, context_data=arguments.context_data)
     trained = Trained.read(arguments.dir)
-    rows, _ = open_rows(arguments.data, trained.columns, trained.seed)
+    rows, _ = trained.rows(arguments.data, arguments.context_data)
     log_prob, _ = trained.score(rows)
     write_table(arguments.out, log_prob[:, None], ["log_prob"])
     say(f"{len(rows)} rows in {arguments.out}, mean log p {log_prob.mean():.4f}")

@@ -9,24 +9,31 @@ from collections.abc import Sequence
 from math import nan
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from cnf.plotting import POINTS, density_figure, draw_learning_curve, pairs_figure
+from cnf.datasets import ConditionalToy, Toy
+from cnf.plotting import (
+    POINTS,
+    conditional_figure,
+    density_figure,
+    draw_learning_curve,
+    pairs_figure,
+)
 from cnf.scripts.data import Data
 from cnf.scripts.program import Parser, program, say
+from cnf.scripts.rows import no_context
 from cnf.scripts.trained import METRICS, Trained
 
 
 def plot(trained: Trained, data: Data) -> list[Path]:
-    """Draw the density (2-D) or pairs of columns, and the learning curve; where they are."""
+    """Draw the density (2-D) or pairs of columns, and the learning curve; where they are.
+
+    With a context the density is drawn (1-D or 2-D) at a few of the held-out contexts.
+    """
     folder = trained.folder / "figures"
     folder.mkdir(exist_ok=True)
-    if len(trained.columns) == 2:
-        truth = data.toy.log_prob if data.toy else None
-        figures = {"density": density_figure(trained.flow, data.test, truth)}
-    else:
-        samples = trained.sample(POINTS, seed=0)
-        figures = {"pairs": pairs_figure(data.test, samples, trained.columns)}
+    figures = _conditional(trained, data) if trained.context_columns else _plain(trained, data)
     metrics = trained.folder / METRICS
     if metrics.exists():
         figures["learning_curve"] = _learning_curve(metrics)
@@ -42,6 +49,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained = Trained.read(arguments.dir)
     say(*plot(trained, trained.data()))
     return 0
+
+
+def _plain(trained: Trained, data: Data) -> dict[str, Figure]:
+    if len(trained.columns) == 2:
+        truth = data.toy.log_prob if isinstance(data.toy, Toy) else None
+        return {"density": density_figure(trained.flow, data.test.x, truth)}
+    samples = trained.sample(no_context(POINTS), seed=0)
+    return {"pairs": pairs_figure(data.test.x, samples, trained.columns)}
+
+
+def _conditional(trained: Trained, data: Data) -> dict[str, Figure]:
+    names = (trained.columns, trained.context_columns)
+    if len(trained.columns) <= 2:
+        truth = data.toy.log_prob if isinstance(data.toy, ConditionalToy) else None
+        rows = data.test
+        return {"density": conditional_figure(trained.flow, rows.x, rows.context, *names, truth)}
+    rows = data.test[:POINTS]
+    samples = trained.sample(rows.context, seed=0)
+    # The context, the same in both, comes last: how the rows depend on it shows where it has room.
+    shown, drawn = (np.hstack([x, rows.context]) for x in (rows.x, samples))
+    return {"pairs": pairs_figure(shown, drawn, (*names[0], *names[1]))}
 
 
 def _learning_curve(metrics: Path) -> Figure:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
+from cnf.datasets import check_writable
+
 
 class Main(Protocol):
     """A program: takes the arguments (the process's own when None), gives the exit status."""
@@ -64,6 +66,24 @@ def say(*lines: object) -> None:
     except BrokenPipeError:
         # What Python would flush on its way out goes nowhere instead of failing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def check_out(out: str, **inputs: str | None) -> None:
+    """Check, before work is done for it, that --out can be written to and is none of the inputs.
+
+    Args:
+        out: The file to be.
+        inputs: What the program reads, by the options' names with `_` for `-`.
+
+    Raises:
+        ValueError: It cannot be, or is one.
+    """
+    check_writable(out)
+    for option, name in inputs.items():
+        if name and os.path.exists(name) and os.path.exists(out) and os.path.samefile(name, out):
+            raise ValueError(
+                f"Expected --out to be another file than --{option.replace('_', '-')}; got {out}"
+            )
 
 
 def positive_number(text: str) -> float:

@@ -1,11 +1,19 @@
-"""`sample DIR -n N --out FILE`: draw rows from a trained flow."""
+"""`sample DIR -n N --out FILE`: draw rows from a trained flow.
+
+From a conditional one, N for each row of --context-data, in its order and with its contexts beside
+them, in the first columns.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cnf.datasets import check_writable, write_table
-from cnf.scripts.program import Parser, positive_integer, program, say, seed
+import numpy as np
+
+from cnf.datasets import write_table
+from cnf.scripts.data import open_context
+from cnf.scripts.program import Parser, check_out, positive_integer, program, say, seed
+from cnf.scripts.rows import Rows, no_context
 from cnf.scripts.trained import Trained
 
 
@@ -16,14 +24,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("dir", metavar="DIR", help="a folder written by train")
     parser.add_argument("-n", type=positive_integer, required=True, help="number of rows")
     parser.add_argument(
+        "--context-data", metavar="FILE", help="contexts that a conditional model is sampled at"
+    )
+    parser.add_argument(
         "--out", metavar="FILE", required=True, help=".csv, .npy, .npz or .parquet, by its ending"
     )
     parser.add_argument("--seed", type=seed, default=0, help="of the draws (default 0)")
     arguments = parser.parse_args(argv)
-    check_writable(arguments.out)
+    check_out(arguments.out, context_data=arguments.context_data)
     trained = Trained.read(arguments.dir)
-    write_table(arguments.out, trained.sample(arguments.n, arguments.seed), trained.columns)
-    say(f"{arguments.n} rows in {arguments.out}")
+    if arguments.context_data is not None:
+        context = open_context(arguments.context_data, trained.context_columns)
+        context = np.repeat(context, arguments.n, axis=0)
+    elif trained.context_columns:
+        raise ValueError(
+            "Expected --context-data, a file of the contexts to sample at, with columns "
+            f"{', '.join(trained.context_columns)}; got none, for a conditional model"
+        )
+    else:
+        context = no_context(arguments.n)
+    rows = Rows(trained.sample(context, arguments.seed), context)
+    write_table(arguments.out, rows.joined(), (*trained.context_columns, *trained.columns))
+    say(f"{len(rows)} rows in {arguments.out}")
     return 0
 
 

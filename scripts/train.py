@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cnf.callbacks import ProgressBar
-from cnf.datasets import TABLES, TOYS
+from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS
 from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS
 from cnf.flow import Flow, ffjord
@@ -25,9 +25,10 @@ from cnf.ode import GRADIENTS
 from cnf.recipes import RECIPES, Recipe, choose_recipe
 from cnf.scripts.data import Data, open_data
 from cnf.scripts.evaluate import evaluate
+from cnf.scripts.gaussian import Gaussian
 from cnf.scripts.plot import plot
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say, seed
-from cnf.scripts.trained import METRICS, Gaussian, Trained
+from cnf.scripts.trained import METRICS, Trained
 from cnf.storage import save
 from cnf.training import fit
 
@@ -67,10 +68,10 @@ HELP = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = _parser().parse_args(argv)
-    data = open_data(arguments.data, arguments.seed)
+    data = open_data(arguments.data, arguments.seed, _context(arguments))
     name, recipe = _recipe(arguments, len(data.columns))
     torch.manual_seed(arguments.seed)
-    flow = _flow(recipe, len(data.columns))
+    flow = _flow(recipe, data)
     out = _new_folder(arguments.out)
     say(_summary(data, flow, name))
     recorder = _Recorder(out, _metadata(arguments, data, recipe))
@@ -111,8 +112,14 @@ def _parser() -> Parser:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help=f"a toy ({', '.join(TOYS)}), a bundled table ({', '.join(TABLES)}), or a file: .csv "
-        "with a header, .npy, .parquet, .npz or FILE.npz:ARRAY",
+        help=f"a toy ({', '.join(TOYS)}), a conditional toy ({', '.join(CONDITIONAL_TOYS)}), a "
+        f"bundled table ({', '.join(TABLES)}), or a file: .csv with a header, .npy, .parquet, .npz "
+        "or FILE.npz:ARRAY",
+    )
+    parser.add_argument(
+        "--context",
+        metavar="COL,COL",
+        help="columns of DATA to condition on: the others' density given these is modelled",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder")
     parser.add_argument("--recipe", choices=RECIPES, help="by the number of columns when not given")
@@ -136,6 +143,19 @@ def _parser() -> Parser:
             help=f"{HELP[field.name]} ({', '.join(defaults)})",
         )
     return parser
+
+
+def _context(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The columns to condition on, as they are named; a conditional toy has its own."""
+    if arguments.context is None:
+        return ()
+    if arguments.data in CONDITIONAL_TOYS:
+        own = ", ".join(CONDITIONAL_TOYS[arguments.data].context_columns)
+        raise ValueError(
+            f"Expected no --context with {arguments.data}, whose context is {own}; got "
+            f"{arguments.context!r}"
+        )
+    return tuple(arguments.context.split(","))
 
 
 def _recipe(arguments: argparse.Namespace, dim: int) -> tuple[str, Recipe]:
@@ -165,10 +185,11 @@ def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _flow(recipe: Recipe, dim: int) -> Flow:
+def _flow(recipe: Recipe, data: Data) -> Flow:
     flow = ffjord(
-        dim,
+        len(data.columns),
         recipe.hidden,
+        context_dim=len(data.context_columns),
         activation=recipe.activation,
         blocks=recipe.blocks,
         field=recipe.field,
@@ -194,11 +215,12 @@ def _new_folder(name: str) -> Path:
 
 def _summary(data: Data, flow: Flow, recipe: str) -> str:
     """What is about to be trained."""
-    rows, columns = data.train.shape
+    given = f" given {', '.join(data.context_columns)}" if data.context_columns else ""
     layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
     return (
-        f"{data.name}: {rows} training rows of {columns} columns; recipe {recipe}, "
-        f"{sum(p.numel() for p in flow.parameters())} weights, divergence {layer.trace()}"
+        f"{data.name}: {len(data.train)} training rows of {len(data.columns)} columns{given}; "
+        f"recipe {recipe}, {sum(p.numel() for p in flow.parameters())} weights, "
+        f"divergence {layer.trace()}"
     )
 
 
@@ -209,6 +231,7 @@ def _metadata(arguments: argparse.Namespace, data: Data, recipe: Recipe) -> dict
         "data_sha256": data.sha256,
         "seed": arguments.seed,
         "columns": list(data.columns),
+        "context": list(data.context_columns),
         "gaussian": Gaussian.fit(data.train).json(),
         "objective": arguments.objective,
         "budget": arguments.budget,
@@ -220,14 +243,17 @@ def _metadata(arguments: argparse.Namespace, data: Data, recipe: Recipe) -> dict
 def _train(
     arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe, recorder: _Recorder
 ) -> History:
+    x, context = data.train.tensors(flow.like)
+    held_out, held_out_context = data.validation.tensors(flow.like)
     history = fit(
         flow,
-        torch.from_numpy(data.train),
+        x,
+        context=context,
         objective=arguments.objective,
         recipe=recipe,
         budget=arguments.budget,
         steps=arguments.steps,
-        validation=torch.from_numpy(data.validation),
+        validation=held_out if held_out_context is None else (held_out, held_out_context),
         seed=arguments.seed,
         callbacks=[ProgressBar(), recorder],
     )

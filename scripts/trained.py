@@ -10,50 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import Covariance, multivariate_normal
 from tqdm import trange
 
 from cnf.flow import Flow
 from cnf.ode import SolveError
-from cnf.scripts.data import Data, open_data
+from cnf.scripts.data import AnyToy, Data, open_data, open_rows
+from cnf.scripts.gaussian import Gaussian
+from cnf.scripts.rows import Rows, context_tensor
 from cnf.storage import load, load_config
 
 Array = NDArray[np.float64]
 
 CHUNK = 2000  # rows scored or drawn in one solve
 METRICS = "metrics.jsonl"
-
-
-@dataclass(frozen=True, eq=False)
-class Gaussian:
-    """The full-covariance Gaussian of some rows, the yardstick beside every flow.
-
-    Attributes:
-        mean: Shape (columns,).
-        covariance: Shape (columns, columns).
-    """
-
-    mean: Array
-    covariance: Array
-
-    @staticmethod
-    def fit(rows: Array) -> Gaussian:
-        """The maximum-likelihood fit.
-
-        A billionth of each variance is added to it, so that exactly collinear columns, whose
-        Gaussian has no density, still give a finite number.
-        """
-        covariance = np.atleast_2d(np.cov(rows.T, bias=True))
-        return Gaussian(rows.mean(0), covariance + 1e-9 * np.diag(np.diag(covariance)))
-
-    def log_prob(self, rows: Array) -> Array:
-        """Log-density of rows, in nats."""
-        cholesky = Covariance.from_cholesky(np.linalg.cholesky(self.covariance))
-        return np.atleast_1d(multivariate_normal(self.mean, cholesky).logpdf(rows))
-
-    def json(self) -> dict[str, Any]:
-        """The numbers, ready for JSON."""
-        return {"mean": self.mean.tolist(), "covariance": self.covariance.tolist()}
+CONTEXT_DATA = "the contexts of a conditional model, one for each row; in --data when not given"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +34,7 @@ class Trained:
         folder: Where it lies.
         flow: The flow, on the CPU.
         columns: Names of the columns that it was fitted on.
+        context_columns: Names of the columns that they are modelled given; mostly none.
         source: What DATA was.
         sha256: Of DATA's values, empty for a toy.
         seed: Of DATA's split, or of the toy's rows.
@@ -73,6 +44,7 @@ class Trained:
     folder: Path
     flow: Flow
     columns: tuple[str, ...]
+    context_columns: tuple[str, ...]
     source: str
     sha256: str
     seed: int
@@ -104,7 +76,7 @@ class Trained:
         Raises:
             ValueError: The data is not there any more, or has changed.
         """
-        data = open_data(self.source, self.seed)
+        data = open_data(self.source, self.seed, self.context_columns)
         if data.sha256 != self.sha256:
             raise ValueError(
                 f"Expected the table that the model was trained on; {data.name} has changed since, "
@@ -112,7 +84,11 @@ class Trained:
             )
         return data
 
-    def score(self, rows: Array) -> tuple[Array, float]:
+    def rows(self, data: str, context_data: str | None) -> tuple[Rows, AnyToy | None]:
+        """The rows that --data and --context-data name, as `open_rows` reads them."""
+        return open_rows(data, self.columns, self.context_columns, self.seed, context_data)
+
+    def score(self, rows: Rows) -> tuple[Array, float]:
         """Log p of rows in nats, and the mean number of evaluations of a solve.
 
         Raises:
@@ -122,24 +98,29 @@ class Trained:
         evaluations = []
         with torch.no_grad():
             for i in trange(0, len(rows), CHUNK, desc="scoring", disable=None, leave=False):
-                chunk = torch.from_numpy(rows[i : i + CHUNK]).to(self.flow.like)
+                chunk = rows[i : i + CHUNK]
                 try:
-                    scored = self.flow.score_rows(chunk)
+                    scored = self.flow.score_rows(*chunk.tensors(self.flow.like))
                 except SolveError as error:
                     raise RuntimeError(_unscorable(error, i)) from None
                 log_prob[i : i + CHUNK] = scored.log_prob.double().cpu().numpy()
                 evaluations.append(np.mean(scored.stats.evaluations) / max(1, self.flow.solves))
         return log_prob, float(np.mean(evaluations))
 
-    def sample(self, n: int, seed: int) -> Array:
-        """Draws of the flow, shape (n, columns)."""
+    def sample(self, context: Array, seed: int) -> Array:
+        """A draw of the flow for each context (n, context columns), shape (n, columns)."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             parts = [
-                self.flow.sample(min(CHUNK, n - i)).double().cpu().numpy()
-                for i in trange(0, n, CHUNK, desc="drawing", disable=None, leave=False)
+                self._draw(context[i : i + CHUNK])
+                for i in trange(0, len(context), CHUNK, desc="drawing", disable=None, leave=False)
             ]
         return np.concatenate(parts)
+
+    def _draw(self, context: Array) -> Array:
+        given = context_tensor(context, self.flow.like)
+        shape = () if given is not None else len(context)
+        return self.flow.sample(shape, given).double().cpu().numpy()
 
 
 def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
@@ -149,22 +130,27 @@ def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
         np.array(metadata["gaussian"]["covariance"], dtype=np.float64),
     )
     columns, seed = metadata["columns"], metadata["seed"]
+    context = metadata.get("context", [])  # folders from before there was one have no such entry
+    size = len(context) + dim
     fits = (
         isinstance(columns, list)
+        and isinstance(context, list)
         and len(columns) == dim
-        and all(isinstance(name, str) and name.strip() for name in columns)
+        and all(isinstance(name, str) and name.strip() for name in (*columns, *context))
+        and len({*columns, *context}) == size
         and isinstance(metadata["data"], str)
         and isinstance(metadata["data_sha256"], str)
         and isinstance(seed, int)
         and seed >= 0
-        and gaussian.mean.shape == (dim,)
-        and gaussian.covariance.shape == (dim, dim)
+        and gaussian.mean.shape == (size,)
+        and gaussian.covariance.shape == (size, size)
     )
     if not fits:
         raise ValueError
     np.linalg.cholesky(gaussian.covariance)  # a ValueError where it is no covariance
     return {
         "columns": tuple(columns),
+        "context_columns": tuple(context),
         "source": metadata["data"],
         "sha256": metadata["data_sha256"],
         "seed": seed,

@@ -2,17 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
-from cnf.datasets import TOYS
+import cnf
+from cnf.datasets import CONDITIONAL_TOYS, TOYS
 from cnf.plotting import (
     POINTS,
+    conditional_figure,
     data_bounds,
     density_figure,
     draw_density,
     draw_learning_curve,
     draw_samples,
     pairs_figure,
+    spread_rows,
 )
 
 BOUNDS = ((-4.0, 4.0), (-2.0, 6.0))
@@ -79,3 +83,81 @@ def test_bounds_hold_the_data_but_its_outliers():
     (x0, x1), (y0, y1) = data_bounds(rows)
     assert -6 < x0 < -3 < 3 < x1 < 6
     assert 40 < y0 < 70 < 130 < y1 < 160
+
+
+@pytest.mark.parametrize("truth", [True, False])
+@pytest.mark.parametrize("name", CONDITIONAL_TOYS)
+def test_conditional_figure_has_a_panel_for_each_context(name, truth, monkeypatch):
+    monkeypatch.setattr("cnf.plotting.GRID", 16)
+    toy = CONDITIONAL_TOYS[name]
+    x, context = toy.sample(500, seed=0)
+    flow = cnf.ffjord(len(toy.columns), hidden=(8,), context_dim=1)
+    names = (toy.columns, toy.context_columns)
+    figure = conditional_figure(flow, x, context, *names, toy.log_prob if truth else None)
+    axes = figure.get_axes()
+    assert len(axes) == (5 if name == "fan" else 5 * (2 + truth))
+    shown = [f"c = {value:.3g}" for value in context[spread_rows(context, 5), 0]]
+    assert [ax.get_title() for ax in axes[:5]] == shown
+    if name == "fan":
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert labels == ["data nearby", "flow", "truth"][: 2 + truth]
+    else:
+        assert [ax.get_ylabel() for ax in axes[::5]] == [
+            f"{row}\ny" for row in ("data nearby", "flow", "truth")[: 2 + truth]
+        ]
+
+
+def test_conditional_curves_are_the_densities_given_the_panels_context():
+    toy = CONDITIONAL_TOYS["fan"]
+    x, context = toy.sample(500, seed=0)
+    flow = cnf.ffjord(1, hidden=(8,), context_dim=1, zero_last=False)
+    figure = conditional_figure(flow, x, context, ("x",), ("c",), toy.log_prob)
+    for ax, row in zip(figure.get_axes(), spread_rows(context, 5), strict=True):
+        flows, truth = ax.get_lines()
+        at = flows.get_xdata()[:, None]
+        given = np.broadcast_to(context[row], at.shape)
+        np.testing.assert_allclose(truth.get_ydata(), np.exp(toy.log_prob(at, given)))
+        tensors = (torch.from_numpy(part.copy()).float() for part in (at, given))
+        expected = flow.log_prob(*tensors).exp().detach()
+        np.testing.assert_allclose(flows.get_ydata(), expected, atol=1e-4)
+
+
+def test_map_of_flow_has_the_scale_of_the_truth(monkeypatch):
+    """So that a flow that is not sharp enough is seen to be duller."""
+    monkeypatch.setattr("cnf.plotting.GRID", 32)
+    toy = CONDITIONAL_TOYS["rotor"]
+    flow = cnf.ffjord(2, hidden=(8,), context_dim=1)
+    names = (toy.columns, toy.context_columns)
+    axes = conditional_figure(flow, *toy.sample(99, seed=0), *names, toy.log_prob).get_axes()
+    flows, truths = ([ax.get_images()[0] for ax in axes[i : i + 5]] for i in (5, 10))
+    for own, truth in zip(flows, truths, strict=True):
+        assert own.get_clim() == truth.get_clim() == (0, truth.get_array().max())
+
+
+@pytest.mark.parametrize("rows", [1, 3, 15])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_conditional_figure_of_few_rows_and_many_contexts(rows, dim, monkeypatch):
+    monkeypatch.setattr("cnf.plotting.GRID", 8)
+    random = np.random.default_rng(0)
+    x, context = random.normal(size=(rows + 1, dim)), random.normal(size=(rows + 1, 4))
+    flow = cnf.ffjord(dim, hidden=(8,), context_dim=4)
+    names = [f"${i}" + "x" * 50 for i in range(4)]
+    figure = conditional_figure(flow, x, context, names[:dim], names)
+    figure.draw_without_rendering()
+    title = figure.get_axes()[0].get_title()
+    assert title.count("\n") == 3
+    assert title.endswith("…")
+
+
+def test_spread_rows_are_quantiles_of_one_context():
+    context = np.random.default_rng(0).permutation(np.arange(101.0))[:, None]
+    assert context[spread_rows(context, 5), 0].tolist() == [5, 27, 50, 72, 95]
+
+
+def test_spread_rows_run_along_the_principal_axis():
+    """Whatever the columns' units."""
+    t = np.random.default_rng(0).permutation(np.arange(101.0))
+    context = np.stack([1e6 * t, -1e-6 * t, 0 * t], 1)
+    shown = t[spread_rows(context, 5)]
+    assert sorted(shown) == [5, 27, 50, 72, 95]
+    assert (np.diff(shown) > 0).all() or (np.diff(shown) < 0).all()

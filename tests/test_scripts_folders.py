@@ -165,6 +165,23 @@ def test_junk_in_what_train_wrote_down_is_refused(key, junk, folder):
     complaint("evaluate", folder)
 
 
+@pytest.mark.parametrize(
+    "junk", [None, "", -1, {}, ["weight"], [1], [""], ["height"], [["weight"]]], ids=repr
+)
+def test_junk_in_the_context_is_refused(junk, folder):
+    """A model of three columns without a context is not one of something else given a column."""
+    edit(folder, "metadata.context", junk)
+    all_refuse(folder, "config.json")
+
+
+def test_folder_from_before_there_were_contexts_is_read(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["metadata"]["context"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for program, arguments in ARGUMENTS.items():
+        done(program, folder, *arguments)
+
+
 @pytest.mark.parametrize("junk", [None, [], ["height"], [1, 2, 3]], ids=repr)
 @pytest.mark.parametrize("program", ["sample", "log-prob"])
 def test_junk_in_the_columns_is_refused(program, junk, folder):

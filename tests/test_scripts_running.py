@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cnf.datasets import TABLES, TOYS
+from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS
 from cnf.recipes import Recipe
 from cnf.scripts.__main__ import PROGRAMS, main
 
@@ -90,7 +90,7 @@ def test_each_program_has_help(name):
 
 def test_help_of_train_names_all_data_and_all_numbers():
     text = run("train", "--help").out
-    assert all(name in text for name in (*TOYS, *TABLES))
+    assert all(name in text for name in (*TOYS, *CONDITIONAL_TOYS, *TABLES))
     assert all(f"--{field.name.replace('_', '-')}" in text for field in fields(Recipe))
 
 

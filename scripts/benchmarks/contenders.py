@@ -105,24 +105,26 @@ class Zuko(Contender):
         self.calls += 1
 
 
-def check_agreement(ours: Ours, theirs: FFJORD, x: Tensor, slack: float = 100.0) -> None:
+def check_agreement(ours: Ours, theirs: FFJORD, x: Tensor, slack: float = 20.0) -> None:
     """Make sure that two contenders compute one and the same log p of rows.
 
     Args:
         ours: This library's flow.
         theirs: FFJORD's method, exact, on the same weights.
         x: Rows.
-        slack: How many tolerances they may differ by: every step of both errs by up to one, and
-            the flow may stretch that.
+        slack: How many tolerances they may differ by, in the root mean square over the rows, which
+            is what joint steps control: every step of both errs by up to one, and the flow may
+            stretch that. Measured: 1 at initial weights, 5 at trained ones.
 
     Raises:
         RuntimeError: They differ by more.
     """
     with torch.no_grad():
         a, b = ours.score(x).log_prob, theirs.score(x).log_prob
-    excess = ((a - b).abs() / (theirs.atol + theirs.rtol * a.abs())).max().item()
+    units = (a - b) / (theirs.atol + theirs.rtol * a.abs())
+    excess = units.square().mean().sqrt().item()
     if not excess <= slack:
         raise RuntimeError(
             f"Expected {ours.name} and {theirs.name} to agree on log p within {slack:g} "
-            f"tolerances; got a difference of {excess:.3g}: this table would compare two models"
+            f"tolerances; got {excess:.3g}: this table would compare two models"
         )

@@ -108,7 +108,11 @@ class AugmentedDynamics(nn.Module):
 
 
 def exact_divergence(velocity: Tensor, x: Tensor) -> Tensor:
-    """Σ_i ∂f_i/∂x_i, by one vector-Jacobian product for each dimension."""
+    """Σ_i ∂f_i/∂x_i, by one vector-Jacobian product for each dimension.
+
+    With a graph of the products even where nobody differentiates them, as published: it takes no
+    measurable time, and memory for one evaluation.
+    """
     divergence = x.new_zeros(len(x))
     for i in range(x.shape[1]):
         (row,) = torch.autograd.grad(velocity[:, i].sum(), x, create_graph=True)

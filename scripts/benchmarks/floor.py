@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
 
 class _Layer:
@@ -71,10 +70,5 @@ class Floor:
     def _backward(self) -> None:
         for layer in self.layers:
             layer.backward()
-        for z, h in self.activations:
-            _multiply(z, h)
-
-
-def _multiply(z: Tensor, h: Tensor) -> None:
-    """The activation's derivative, times what comes back to it."""
-    torch.mul(z, z, out=h)
+        for z, h in self.activations:  # their derivatives, times what comes back to them
+            torch.mul(z, z, out=h)

@@ -45,8 +45,8 @@ def cost_of_ours(ours: Ours, x: Tensor, repeats: int) -> Cost:
 def cost_of_theirs(ours: Ours, network: Network, x: Tensor) -> Cost:
     """FFJORD's method with the exact divergence: an evaluation's median of three, times how many.
 
-    The evaluations are counted in a solve with Hutchinson's estimate, which takes about the same
-    steps and a fraction of the time.
+    The evaluations are counted in a solve with Hutchinson's estimate, which steps alike in a
+    fraction of the time.
     """
     estimate = same_field(ours.flow, network, exact=False)
     evaluations = estimate.score(x).evaluations()
@@ -74,4 +74,4 @@ def lines(repeats: int) -> Iterator[str]:
                     f"{cost.seconds / own.seconds:>9.1f}"
                 )
     yield "FFJORD's method: the median of three evaluations (a vector-Jacobian product for each"
-    yield "dimension) times those of a solve with Hutchinson's estimate, which takes the same steps"
+    yield "dimension) times as many as a solve with Hutchinson's estimate takes, which steps alike"

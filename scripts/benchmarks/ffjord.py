@@ -39,7 +39,8 @@ class ConcatSquashLinear(nn.Module):
         y: Tensor = self.linear(x)
         if self.gate is not None:
             y = y * torch.sigmoid(self.gate(time))
-        return y + self.shift(time)
+        shift: Tensor = self.shift(time)
+        return y + shift
 
 
 class ConcatSquashNetwork(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -124,7 +123,7 @@ def same_field(flow: Flow, network: Network, *, exact: bool) -> FFJORD:
     sizes = (network.dim, *network.hidden, network.dim)
     activation = ACTIVATIONS[network.activation]()
     twin = ConcatSquashNetwork(sizes, activation, gate_last=False).to(flow.like.dtype)
-    layers: Sequence[nn.Module] = [*field.get_submodule("layers").children(), field.last]
+    layers = [*field.get_submodule("layers").children(), field.get_submodule("last")]
     for theirs, ours in zip(twin.layers, layers, strict=True):
         theirs.load_state_dict(ours.state_dict())
     name = "FFJORD's method" if exact else "FFJORD's, hutchinson"

@@ -68,7 +68,7 @@ def work(contender: Contender, x: Tensor) -> tuple[int, int]:
     contender.module.zero_grad()
     scored = contender.score(x)
     forward = scored.evaluations()
-    (-scored.log_prob.mean()).backward()  # type: ignore[no-untyped-call]
+    (-scored.log_prob.mean()).backward()
     return forward, scored.evaluations() - forward
 
 
@@ -78,7 +78,7 @@ def seconds(contender: Contender, x: Tensor) -> tuple[float, float]:
     begin = time.perf_counter()
     loss = -contender.score(x).log_prob.mean()
     middle = time.perf_counter()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     return middle - begin, time.perf_counter() - middle
 
 

@@ -149,7 +149,7 @@ def table_lineup(network: Network, flow: Flow) -> list[Contender]:
     ]
 
 
-def compiled(flow: Flow) -> list[Contender]:
+def compiled(flow: Flow) -> list[Ours]:
     """This library's flow compiled, on weights of its own; nothing where it cannot be."""
     if "compile" not in {field.name for field in fields(SolverSettings)}:
         return []

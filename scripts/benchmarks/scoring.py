@@ -12,7 +12,13 @@ from torch import Tensor
 
 from cnf.scripts.benchmarks.contenders import Ours, check_agreement
 from cnf.scripts.benchmarks.ffjord import AugmentedDynamics
-from cnf.scripts.benchmarks.networks import Network, initial_flow, normal_rows, same_field
+from cnf.scripts.benchmarks.networks import (
+    Network,
+    compiled,
+    initial_flow,
+    normal_rows,
+    same_field,
+)
 from cnf.scripts.benchmarks.overhead import one_thread, seconds_of
 
 ROWS = 1000
@@ -38,7 +44,7 @@ class Cost:
 
 def cost_of_ours(ours: Ours, x: Tensor, repeats: int) -> Cost:
     """Measured whole: the median of the repeats."""
-    evaluations = ours.score(x).evaluations()
+    evaluations = ours.score(x).evaluations()  # the warm-up too
     return Cost(evaluations, median(seconds_of(partial(ours.score, x), 1) for _ in range(repeats)))
 
 
@@ -65,13 +71,14 @@ def lines(repeats: int) -> Iterator[str]:
         yield f"{'network':<52}{'':<18}{'evals':>8}{'seconds':>10}{'to cnf':>9}"
         for network in NETWORKS:
             ours, x = Ours("cnf", initial_flow(network)), normal_rows(network, ROWS)
+            own = [ours, *compiled(ours.flow)]
             check_agreement(ours, same_field(ours.flow, network, exact=True), x[:CHECKED])
-            own = cost_of_ours(ours, x, repeats)
-            theirs = cost_of_theirs(ours, network, x)
-            for name, cost in (("cnf", own), ("FFJORD's method", theirs)):
+            costs = {each.name: cost_of_ours(each, x, repeats) for each in own}
+            costs["FFJORD's method"] = cost_of_theirs(ours, network, x)
+            for name, cost in costs.items():
                 yield (
                     f"{network!s:<52}{name:<18}{cost.evaluations:>8}{cost.seconds:>10.2f}"
-                    f"{cost.seconds / own.seconds:>9.1f}"
+                    f"{cost.seconds / costs[ours.name].seconds:>9.1f}"
                 )
     yield "FFJORD's method: the median of three evaluations (a vector-Jacobian product for each"
     yield "dimension) times as many as a solve with Hutchinson's estimate takes, which steps alike"

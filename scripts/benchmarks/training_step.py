@@ -64,7 +64,7 @@ class Timing:
 
 
 def work(contender: Contender, x: Tensor) -> tuple[int, int]:
-    """Evaluations of a step forward and backward; the warm-up too."""
+    """Evaluations of a step forward and backward."""
     contender.module.zero_grad()
     scored = contender.score(x)
     forward = scored.evaluations()
@@ -91,7 +91,8 @@ def compare(
     if floor is not None:
         forward, _ = counts[contenders[0].name]
         runs["floor"], counts["floor"] = partial(floor.seconds, forward), (forward, forward)
-        floor.seconds(forward)
+    for run in runs.values():  # compiled code and caches settle in the second step
+        run()
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():

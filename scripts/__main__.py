@@ -16,7 +16,7 @@ PROGRAMS = {
     "sample": "draw rows from a trained flow into a file",
     "log-prob": "score the rows of a file",
     "plot": "draw a trained flow's figures",
-    "benchmark": "measure the solver, side by side with others",
+    "benchmark": "measure the solver and the flow, side by side with others",
 }
 
 

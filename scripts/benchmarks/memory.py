@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
 from cnf.ode import GRADIENTS, PIController, solve
+from cnf.scripts.benchmarks.processes import MIB, high_water, in_new_processes, skipped
 from cnf.scripts.plot import write_figure
 
 STEPS = (10, 30, 100, 300, 1000)
 STATE = 32_768  # float32 numbers: 128 KiB
-MIB = 2**20
 # Never a rejection, and never a change of the step's size.
 CONSTANT = PIController(safety=1.0, factor_min=1.0, factor_max=1.0, beta=0.0)
 
@@ -39,36 +35,17 @@ class Peak:
 
 
 def peaks(steps: Iterable[int]) -> Iterator[Peak]:
-    """Measure each point in a new process, so that none inherits another's peak."""
+    """Measure each point."""
     points = [(gradient, count) for gradient in GRADIENTS for count in steps]
-    # Tensors in pages of their own: otherwise freed ones between kept ones count too, about twice.
-    with (
-        _environment("MALLOC_MMAP_THRESHOLD_", "65536"),
-        ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes,
-    ):
-        for point in points:
-            yield processes.submit(_peak, *point).result()
-
-
-@contextmanager
-def _environment(name: str, text: str) -> Iterator[None]:
-    """A variable for the processes that start meanwhile."""
-    before = os.environ.get(name)
-    os.environ[name] = text
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
+    return in_new_processes(_peak, points)
 
 
 def _peak(gradient: str, steps: int) -> Peak:
     torch.set_num_threads(1)
     _differentiate(gradient, 1)
-    before = _high_water()
+    before = high_water()
     taken = _differentiate(gradient, steps)
-    return Peak(gradient, taken, _high_water() - before)
+    return Peak(gradient, taken, high_water() - before)
 
 
 def _differentiate(gradient: str, steps: int) -> int:
@@ -92,20 +69,10 @@ def _differentiate(gradient: str, steps: int) -> int:
     return int(solution.stats.accepted)
 
 
-def _high_water() -> int:
-    """The most memory that this process has had, in bytes.
-
-    From Linux's own file: `ru_maxrss` begins at the peak of the process that started this one.
-    """
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
-    return 1024 * int(line.split()[1])
-
-
 def lines(out: Path | None) -> Iterator[str]:
     """The table, and where its figure went."""
-    if not Path("/proc/self/status").exists():
-        yield "Memory: skipped; the peak of a process is read from /proc, which Linux alone has"
+    if skipped():
+        yield skipped()
         return
     found = {(peak.gradient, peak.steps): peak.bytes for peak in peaks(STEPS)}
     steps = sorted({count for _, count in found})

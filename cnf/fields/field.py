@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cnf.fields.kernels import Sizes
 from cnf.ode import Linearization, PerRow, take_rows
 
 
@@ -83,8 +84,8 @@ class VectorField(ABC):
         """
         return None
 
-    def compiled(self) -> VectorField:
-        """This field with its evaluations compiled.
+    def compiled(self, sizes: Sizes) -> VectorField:
+        """This field with its evaluations compiled, for one number of rows each or for any.
 
         Raises:
             ValueError: It has nothing to compile.
@@ -176,14 +177,18 @@ class ModuleField(VectorField):
         return pull_back(self, stage, x, vectors)
 
 
-def as_field(module: nn.Module, *, compiled: bool = False) -> VectorField:
+def as_field(module: nn.Module, compiled: Sizes | None = None) -> VectorField:
     """A module as a vector field; the toolkit's own are that already.
+
+    Args:
+        module: The module.
+        compiled: For how many numbers of rows its evaluations are compiled; not at all when None.
 
     Raises:
         ValueError: It is to be compiled, and not one of the toolkit's that can be.
     """
     field = module if isinstance(module, TracedField) else ModuleField(module)
-    return field.compiled() if compiled else field
+    return field if compiled is None else field.compiled(compiled)
 
 
 def of_columns(velocity: Tensor, columns: Tensor) -> Traced:

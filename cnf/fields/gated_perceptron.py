@@ -17,7 +17,7 @@ from cnf.fields.activations import find_activation, waves
 from cnf.fields.field import Traced, TracedField
 from cnf.fields.folding import Folding
 from cnf.fields.gated_linear import GatedLinear
-from cnf.fields.kernels import EAGER, Kernels, compiled_kernels
+from cnf.fields.kernels import EAGER, Kernels, Sizes, compiled_kernels
 from cnf.fields.linearization import PerceptronLinearization, pull_stacked
 from cnf.fields.logistic import LOGISTIC, logistic_biases, logistic_shifts, logistic_weights
 from cnf.fields.perceptron import Perceptron, Stacked, trace_matrices
@@ -196,10 +196,10 @@ class GatedPerceptron(TracedField):
             back = partial(self._pull_folding, folding, features, constants, trace_constants)
         return PerceptronLinearization(stacked, self.activations, self.kernels, back)
 
-    def compiled(self) -> Self:
+    def compiled(self, sizes: Sizes) -> Self:
         """This field, sharing its parameters, with its evaluations compiled."""
         view = copy.copy(self)
-        view.kernels = compiled_kernels()
+        view.kernels = compiled_kernels(sizes)
         return view
 
     def config(self) -> dict[str, Any]:

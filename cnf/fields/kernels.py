@@ -5,11 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from cnf.fields import perceptron
+
+# Of compiled code: how many numbers of rows it is for.
+Sizes = Literal["fixed", "any"]
 
 
 class Kernels(NamedTuple):
@@ -25,8 +28,12 @@ EAGER = Kernels()
 
 
 @lru_cache
-def compiled_kernels() -> Kernels:
-    """The functions compiled; as they are, with a warning, where there is no compiler."""
+def compiled_kernels(sizes: Sizes) -> Kernels:
+    """The functions compiled; as they are, with a warning, where there is no compiler.
+
+    Args:
+        sizes: `"fixed"`: anew for each number of rows, for which they are fastest; `"any"`: once.
+    """
     try:
         torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(2))
     except Exception as error:  # whatever a toolchain that is missing or broken comes up with
@@ -36,4 +43,5 @@ def compiled_kernels() -> Kernels:
             stacklevel=2,
         )
         return EAGER
-    return Kernels(*(torch.compile(function) for function in EAGER))
+    dynamic = sizes == "any"
+    return Kernels(*(torch.compile(function, dynamic=dynamic) for function in EAGER))

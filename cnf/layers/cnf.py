@@ -59,7 +59,7 @@ class CNF(Layer):
         super().__init__()
         self.field = make_field(**field) if isinstance(field, dict) else field
         self.settings = SolverSettings().changed(settings)
-        as_field(self.field, compiled=self.settings.compile)
+        as_field(self.field, self.settings.compiled)
 
     def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """From base to data."""
@@ -106,7 +106,7 @@ class CNF(Layer):
         Shapes: (rows, dim) → (times, rows, dim).
         """
         self._check(z, context)
-        dynamics = Velocity(as_field(self.field, compiled=self.settings.compile), z.shape[1])
+        dynamics = Velocity(as_field(self.field, self.settings.compiled), z.shape[1])
         return self._solve(dynamics, z, context, times).ys[..., :-1]
 
     def with_solver(self, **changes: Any) -> Self:
@@ -144,7 +144,7 @@ class CNF(Layer):
         """The field, its divergence and the dimension, for checked inputs."""
         self._check(x, context)
         dim = x.shape[1]
-        field = as_field(self.field, compiled=self.settings.compile)
+        field = as_field(self.field, self.settings.compiled)
         return field, choose_divergence(self.settings.divergence, field, dim), dim
 
     def _solve(

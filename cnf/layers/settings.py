@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cnf.divergence import Divergence, check_divergence
+from cnf.fields.kernels import Sizes
 from cnf.ode import GRADIENTS, TABLEAUS, Checkpoint, Gradient, StepMode, Tolerance
 
 
@@ -106,6 +107,13 @@ class SolverSettings:
             )
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"Expected step_size to be above 0; got {self.step_size}")
+
+    @property
+    def compiled(self) -> Sizes | None:
+        """How code is compiled: rows with steps of their own leave a solve one by one."""
+        if not self.compile:
+            return None
+        return "fixed" if self.step == "joint" else "any"
 
     @property
     def gradient_mode(self) -> Gradient:

@@ -9,11 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cnf.fields.perceptron import Perceptron, Stacked
+from cnf.fields.perceptron import Perceptron
+
+
+class Plain(NamedTuple):
+    """What a perceptron with folded gates is made of.
+
+    Attributes:
+        weights: Of its layers.
+        biases: Of them, one after the other, (width,).
+        matrices: Of its trace.
+        gates: Of the hidden layers, one after the other, (times, gated width).
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: Tensor
+    matrices: tuple[Tensor, ...]
+    gates: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,90 +53,74 @@ class Scaled:
         if self.matrix.ndim == 1:
             return self.matrix * gates[self.rows]
         scaled = self.matrix * gates[self.rows].unsqueeze(2)
-        return scaled if self.columns is None else scaled * self._wide(gates).unsqueeze(1)
+        return scaled if self.columns is None else scaled * self._wide(gates[self.columns])
 
-    def back(self, gates: Sequence[Tensor], grad: Tensor, found: Sequence[Tensor]) -> Tensor:
+    def back(self, gates: Sequence[Tensor], grad: Tensor, found: list[Tensor]) -> Tensor:
         """The matrix's gradient for that of the scaled ones; the gates' are added to `found`."""
         if self.matrix.ndim == 1:
-            found[self.rows].add_(grad * self.matrix)
+            found[self.rows] = found[self.rows] + grad * self.matrix
             return (grad * gates[self.rows]).sum(0)
+        rows = gates[self.rows].unsqueeze(2)
         if self.columns is not None:
-            wide = self._wide(gates).unsqueeze(1)
-            moved = (grad * (self.matrix * gates[self.rows].unsqueeze(2))).sum(1)
-            columns = found[self.columns]
-            columns.add_(moved.view(len(moved), -1, columns.shape[1]).sum(1))
-            grad = grad * wide
-        found[self.rows].add_((grad * self.matrix).sum(2))
-        return (grad * gates[self.rows].unsqueeze(2)).sum(0)
+            width = gates[self.columns].shape[1]
+            moved = (grad * (self.matrix * rows)).sum(1).unflatten(1, (-1, width)).sum(1)
+            found[self.columns] = found[self.columns] + moved
+            grad = grad * self._wide(gates[self.columns])
+        found[self.rows] = found[self.rows] + (grad * self.matrix).sum(2)
+        return (grad * rows).sum(0)
 
-    def _wide(self, gates: Sequence[Tensor]) -> Tensor:
-        assert self.columns is not None
-        gate = gates[self.columns]
-        return gate.repeat(1, self.matrix.shape[1] // gate.shape[1])
+    def _wide(self, gate: Tensor) -> Tensor:
+        """A gate for all columns, (times, 1, in)."""
+        return gate.repeat(1, self.matrix.shape[1] // gate.shape[1]).unsqueeze(1)
 
 
-def scalings(weights: Sequence[Tensor], matrices: Sequence[Tensor]) -> list[Scaled]:
-    """How the hidden layers' weights and the trace's matrices are gated."""
-    hidden = [Scaled(weight, i) for i, weight in enumerate(weights[:-1])]
-    last = len(hidden) - 1
-    match matrices, last:
-        case [[vector], 0]:
-            return [*hidden, Scaled(vector, 0)]
-        case [[matrix], _]:
-            return [*hidden, Scaled(matrix, 1, 0)]
-        case [[N, M], _]:
-            return [*hidden, Scaled(N, 0, 1), Scaled(M, last)]
-    return hidden
-
-
-class Folding:
-    """A perceptron with its gates folded in, at several times.
+def fold(plain: Plain, shifts: Tensor | None) -> Perceptron:
+    """The perceptron at all times, each of its tensors but the last weight with an axis for them.
 
     Args:
-        weights: Of its layers.
-        biases: Of them, one after the other, (width,).
-        matrices: Of its trace.
-        gates: Of the hidden layers, one after the other, (times, gated width).
+        plain: What it is made of.
         shifts: Of all layers, (times, width); None for none.
     """
+    weights, biases, _, gates = plain
+    gated = gates.shape[1]
+    last = biases[gated:].expand(gates.shape[0], -1)
+    offsets = torch.cat([biases[:gated] * gates, last], 1)
+    offsets = offsets if shifts is None else offsets + shifts
+    folded = [scaled.at(_parts(plain)) for scaled in _scaled(plain)]
+    hidden = len(weights) - 1
+    return Perceptron((*folded[:hidden], weights[-1]), offsets, None, tuple(folded[hidden:]))
 
-    def __init__(
-        self,
-        weights: Sequence[Tensor],
-        biases: Tensor,
-        matrices: Sequence[Tensor],
-        gates: Tensor,
-        shifts: Tensor | None,
-    ) -> None:
-        self.weights, self.biases, self.gates = weights, biases, gates
-        self.parts = gates.split([len(weight) for weight in weights[:-1]], 1)
-        self.scaled = scalings(weights, matrices)
-        self.shifts = shifts
 
-    def stacked(self) -> Stacked:
-        """The perceptron."""
-        gated = self.gates.shape[1]
-        offsets = torch.cat([self.biases[:gated] * self.gates, self._last()], 1)
-        offsets = offsets if self.shifts is None else offsets + self.shifts
-        folded = [scaled.at(self.parts) for scaled in self.scaled]
-        hidden, matrices = folded[: len(self.parts)], tuple(folded[len(self.parts) :])
-        net = Perceptron((*hidden, self.weights[-1]), offsets, None, matrices)
-        return Stacked(net, len(self.gates), folded=True)
+def fold_back(plain: Plain, grads: Sequence[Perceptron]) -> tuple[Plain, Tensor]:
+    """The gradients of what a perceptron is made of, and of the shifts, for its own at each time."""
+    biases, gates = plain.biases, plain.gates
+    gated, parts = gates.shape[1], _parts(plain)
+    offsets = torch.stack([own.offsets for own in grads])
+    found = [*(offsets[:, :gated] * biases[:gated]).split([p.shape[1] for p in parts], 1)]
+    own = [[*one.weights[:-1], *one.matrices] for one in grads]
+    back = [
+        scaled.back(parts, torch.stack(stages), found)
+        for scaled, stages in zip(_scaled(plain), zip(*own, strict=True), strict=True)
+    ]
+    hidden = len(plain.weights) - 1
+    last = torch.stack([one.weights[-1] for one in grads]).sum(0)
+    bias = torch.cat([(offsets[:, :gated] * gates).sum(0), offsets[:, gated:].sum(0)])
+    weights = (*back[:hidden], last)
+    return Plain(weights, bias, tuple(back[hidden:]), torch.cat(found, 1)), offsets
 
-    def back(self, grads: Perceptron) -> tuple[list[Tensor], Tensor, list[Tensor], Tensor]:
-        """The gradients of weights, biases, matrices and gates for those of the stacked net."""
-        gated, gates, offsets = self.gates.shape[1], self.gates, grads.offsets
-        found = offsets[:, :gated] * self.biases[:gated]
-        parts = found.split([part.shape[1] for part in self.parts], 1)
-        own = [*grads.weights[:-1], *grads.matrices]
-        back = [
-            scaled.back(self.parts, grad, parts)
-            for scaled, grad in zip(self.scaled, own, strict=True)
-        ]
-        biases = torch.cat([(offsets[:, :gated] * gates).sum(0), offsets[:, gated:].sum(0)])
-        hidden = len(self.parts)
-        return [*back[:hidden], grads.weights[-1]], biases, back[hidden:], found
 
-    def _last(self) -> Tensor:
-        """The last layer's biases, which have no gate."""
-        return self.biases[self.gates.shape[1] :].expand(len(self.gates), -1)
+def _parts(plain: Plain) -> Sequence[Tensor]:
+    """The gates of each hidden layer."""
+    return plain.gates.split([weight.shape[0] for weight in plain.weights[:-1]], 1)
+
+
+def _scaled(plain: Plain) -> list[Scaled]:
+    """How the hidden layers' weights and the trace's matrices are gated."""
+    hidden = [Scaled(weight, i) for i, weight in enumerate(plain.weights[:-1])]
+    last = len(hidden) - 1
+    if len(plain.matrices) == 2:
+        N, M = plain.matrices
+        return [*hidden, Scaled(N, 0, 1), Scaled(M, last)]
+    for matrix in plain.matrices:
+        hidden.append(Scaled(matrix, last, None if last == 0 else 0))
+    return hidden

@@ -15,10 +15,10 @@ from torch.nn.functional import pad
 
 from cnf.fields.activations import find_activation, waves
 from cnf.fields.field import Traced, TracedField
-from cnf.fields.folding import Folding
+from cnf.fields.folding import Plain, fold
 from cnf.fields.gated_linear import GatedLinear
 from cnf.fields.kernels import EAGER, Kernels, Sizes, compiled_kernels
-from cnf.fields.linearization import PerceptronLinearization, pull_stacked
+from cnf.fields.linearization import Back, PerceptronLinearization, pull_stacked
 from cnf.fields.logistic import LOGISTIC, logistic_biases, logistic_shifts, logistic_weights
 from cnf.fields.perceptron import Perceptron, Stacked, trace_matrices
 from cnf.fields.signals import check_hidden, check_sizes, combined, time_features
@@ -183,17 +183,17 @@ class GatedPerceptron(TracedField):
         """`traced`, differentiated by hand; so are gates, where they are folded in."""
         tensors = (*constants.weights, *constants[1:], *trace_constants)
         leaves = all(tensor is None or tensor.is_leaf for tensor in tensors)
-        features = time_features(times, self.time_features)
-        with torch.no_grad():
-            folding = self._folding(features, constants, trace_constants) if leaves else None
-        if folding is None:
+        if leaves and self._foldable(times, constants):
+            features = time_features(times, self.time_features)
+            with torch.no_grad():
+                plain = self._plain(features, constants, trace_constants)
+                net = self.kernels.fold(plain, self._shifts(features, constants))
+            stacked = Stacked(net, len(times), folded=True)
+            back: Back = partial(self._pull_folded, plain, features, constants, trace_constants)
+        else:
             with torch.enable_grad():
                 stacked = self._stacked(times, constants, trace_constants)
-            back = partial(pull_stacked, stacked.net)
-        else:
-            with torch.no_grad():
-                stacked = folding.stacked()
-            back = partial(self._pull_folding, folding, features, constants, trace_constants)
+            back = partial(pull_stacked, stacked)
         return PerceptronLinearization(stacked, self.activations, self.kernels, back)
 
     def compiled(self, sizes: Sizes) -> Self:
@@ -226,10 +226,11 @@ class GatedPerceptron(TracedField):
     def _stacked(self, times: Tensor, constants: Constants, matrices: Any) -> Stacked:
         """The perceptron at all times; gates that are the same for all rows are folded in."""
         features, matrices = time_features(times, self.time_features), matrices or ()
-        folding = self._folding(features, constants, matrices)
-        if folding is not None:
-            return folding.stacked()
-        gates, shifts = self._gates(features, constants), self._shifts(features, constants)
+        shifts = self._shifts(features, constants)
+        if self._foldable(times, constants):
+            net = fold(self._plain(features, constants, matrices), shifts)
+            return Stacked(net, len(times), folded=True)
+        gates = self._gates(features, constants)
         offsets = constants.biases.expand(len(times), -1)
         if gates is not None:
             offsets = constants.biases * pad(gates, (0, self.dim), value=1.0)
@@ -238,31 +239,37 @@ class GatedPerceptron(TracedField):
         net = Perceptron(constants.weights, offsets, gates, matrices)
         return Stacked(net, len(times), folded=False)
 
-    def _folding(self, features: Tensor, constants: Constants, matrices: Any) -> Folding | None:
-        """The perceptron with its gates folded in, where they are the same for all rows."""
+    def _foldable(self, times: Tensor, constants: Constants) -> bool:
+        """Whether there are gates that are the same for all rows."""
         biases = constants.gate_biases
-        if biases is None or features.ndim > 2 or biases.ndim > 1:
-            return None
-        gates, shifts = self._gates(features, constants), self._shifts(features, constants)
-        assert gates is not None
-        return Folding(constants.weights, constants.biases, matrices, gates, shifts)
+        return biases is not None and biases.ndim == 1 and times.ndim == 1
 
-    def _pull_folding(
+    def _plain(self, features: Tensor, constants: Constants, matrices: Any) -> Plain:
+        """What the perceptron is folded of."""
+        gates = self._gates(features, constants)
+        assert gates is not None
+        return Plain(constants.weights, constants.biases, tuple(matrices), gates)
+
+    def _pull_folded(
         self,
-        folding: Folding,
+        plain: Plain,
         features: Tensor,
         constants: Constants,
         matrices: Sequence[Tensor],
-        grads: Perceptron,
+        stages: list[int],
+        grads: list[Perceptron],
     ) -> None:
         """The way back of the folding and of its gates and shifts, to the constants."""
-        weights, biases, own, gates = folding.back(grads)
-        arguments = (gates * folding.gates * (1 - folding.gates))[:, self.fixed :]
-        pairs = [*zip(constants.weights, weights, strict=True), *zip(matrices, own, strict=True)]
-        pairs += [(constants.biases, biases), (constants.gate_biases, arguments.sum(0))]
+        if len(stages) < len(features):
+            features, plain = features[stages], plain._replace(gates=plain.gates[stages])
+        found, offsets = self.kernels.fold_back(plain, grads)
+        arguments = (found.gates * plain.gates * (1 - plain.gates))[:, self.fixed :]
+        pairs = [*zip(constants.weights, found.weights, strict=True)]
+        pairs += [*zip(matrices, found.matrices, strict=True)]
+        pairs += [(constants.biases, found.biases), (constants.gate_biases, arguments.sum(0))]
         pairs += [(constants.gate_times, features.T @ arguments)]
         if constants.shift_times is not None:
-            pairs += [(constants.shift_times, features.T @ grads.offsets)]
+            pairs += [(constants.shift_times, features.T @ offsets)]
         for leaf, grad in pairs:
             if leaf.requires_grad:
                 leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)

@@ -9,19 +9,21 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from cnf.fields import perceptron
+from cnf.fields import folding, perceptron
 
 # Of compiled code: how many numbers of rows it is for.
 Sizes = Literal["fixed", "any"]
 
 
 class Kernels(NamedTuple):
-    """The functions of `cnf.fields.perceptron`."""
+    """The functions of `cnf.fields.perceptron` and `cnf.fields.folding`."""
 
     velocity: Callable[..., Any] = perceptron.velocity
     traced: Callable[..., Any] = perceptron.traced
     tangents: Callable[..., Any] = perceptron.tangents
     pull: Callable[..., Any] = perceptron.pull
+    fold: Callable[..., Any] = folding.fold
+    fold_back: Callable[..., Any] = folding.fold_back
 
 
 EAGER = Kernels()

@@ -14,6 +14,9 @@ from cnf.fields.kernels import Kernels
 from cnf.fields.perceptron import Perceptron, Stacked
 from cnf.ode import Linearization
 
+# Takes the gradients of the perceptron at some of the stages to what it was made of.
+Back = Callable[[list[int], list[Perceptron]], None]
+
 
 class PerceptronLinearization(Linearization):
     """The velocity and trace of a perceptron at a step's stages, differentiated by hand.
@@ -21,24 +24,19 @@ class PerceptronLinearization(Linearization):
     States are (rows, dim + 1), slopes alike: the last column is the log-density's.
 
     Args:
-        stacked: The perceptron at the stages, as autograd knows it.
+        stacked: The perceptron at the stages.
         activations: Of its hidden layers.
         kernels: How it is evaluated.
-        back: Takes the gradients of the stacked tensors to what they were made of.
+        back: The way back of what made it.
     """
 
     def __init__(
-        self,
-        stacked: Stacked,
-        activations: Sequence[Activation],
-        kernels: Kernels,
-        back: Callable[[Perceptron], None],
+        self, stacked: Stacked, activations: Sequence[Activation], kernels: Kernels, back: Back
     ) -> None:
-        self.stacked, self.activations, self.kernels = stacked, activations, kernels
-        self.back = back
+        self.activations, self.kernels, self.back = activations, kernels, back
         with torch.no_grad():
             self.stages = stacked.unstacked()
-        self.gathered: list[Tensor] = []
+        self.gathered: dict[int, Perceptron] = {}
 
     def push(self, i: int, y: Tensor) -> tuple[Tensor, Any]:
         """The slope, and what its way back needs."""
@@ -55,24 +53,30 @@ class PerceptronLinearization(Linearization):
         x, rest = saved
         stage, parts = self.stages[i], (cotangent[:, :-1], cotangent[:, -1])
         gradient, own = self.kernels.pull(stage, self.activations, x, rest, *parts)
-        if not self.gathered:
-            self.gathered = [torch.zeros_like(tensor) for tensor in self.stacked.net.tensors()]
-        grads = zip(self.gathered, own.tensors(), self.stacked.differ(), strict=True)
-        for total, grad, differs in grads:
-            (total[i] if differs else total).add_(grad)
+        self.gathered[i] = own
         return pad(gradient, (0, 1))
 
     def finish(self) -> None:
         """The way back of what the perceptrons were made of."""
         if self.gathered:
-            self.back(self.stacked.net.of(self.gathered))
-            self.gathered = []
+            stages = sorted(self.gathered)
+            self.back(stages, [self.gathered[i] for i in stages])
+            self.gathered = {}
 
 
-def pull_stacked(net: Perceptron, grads: Perceptron) -> None:
+def pull_stacked(stacked: Stacked, stages: list[int], grads: list[Perceptron]) -> None:
     """The way back that autograd knows of a perceptron's tensors."""
-    pairs = zip(net.tensors(), grads.tensors(), strict=True)
-    wanted = [(tensor, grad) for tensor, grad in pairs if tensor.requires_grad]
-    if wanted:
-        tensors, own = zip(*wanted, strict=True)
-        torch.autograd.backward(tensors, own, retain_graph=True)
+    tensors, found = [], []
+    columns = zip(*(own.tensors() for own in grads), strict=True)
+    for tensor, differs, own in zip(stacked.net.tensors(), stacked.differ(), columns, strict=True):
+        if not tensor.requires_grad:
+            continue
+        grad = torch.stack(own)
+        if differs:
+            grad = torch.zeros_like(tensor).index_copy(
+                0, torch.tensor(stages, device=grad.device), grad
+            )
+        tensors.append(tensor)
+        found.append(grad if differs else grad.sum(0))
+    if tensors:
+        torch.autograd.backward(tensors, found, retain_graph=True)

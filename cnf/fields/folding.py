@@ -92,7 +92,7 @@ def fold(plain: Plain, shifts: Tensor | None) -> Perceptron:
 
 
 def fold_back(plain: Plain, grads: Sequence[Perceptron]) -> tuple[Plain, Tensor]:
-    """The gradients of what a perceptron is made of, and of the shifts, for its own at each time."""
+    """The gradients of what a perceptron is made of and of the shifts, for its own at the times."""
     biases, gates = plain.biases, plain.gates
     gated, parts = gates.shape[1], _parts(plain)
     offsets = torch.stack([own.offsets for own in grads])
@@ -121,6 +121,4 @@ def _scaled(plain: Plain) -> list[Scaled]:
     if len(plain.matrices) == 2:
         N, M = plain.matrices
         return [*hidden, Scaled(N, 0, 1), Scaled(M, last)]
-    for matrix in plain.matrices:
-        hidden.append(Scaled(matrix, last, None if last == 0 else 0))
-    return hidden
+    return [*hidden, *(Scaled(matrix, last, 0 if last else None) for matrix in plain.matrices)]

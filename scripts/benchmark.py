@@ -1,7 +1,8 @@
 """`benchmark solver` and `benchmark flow`: measurements beside other libraries'.
 
 Sections of solver: detest (accuracy), overhead, rows, memory. Sections of flow: toy and table
-(training steps), log_prob (exact log p in many dimensions), memory.
+(training steps), log_prob (exact log p in many dimensions), memory, regularizers (what they gain
+and cost; trains six flows, which takes a quarter of an hour).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cnf.scripts.benchmarks import (
     rows,
     scoring,
     step_memory,
+    trade_off,
     training_step,
 )
 from cnf.scripts.benchmarks.peers import peer
@@ -50,6 +52,7 @@ SUBJECTS = {
         "table": Section(lambda repeats, out: training_step.table_lines(repeats), ("torchdiffeq",)),
         "log_prob": Section(lambda repeats, out: scoring.lines(repeats), ("torchdiffeq",)),
         "memory": Section(lambda _, out: step_memory.lines(), ("torchdiffeq", "zuko")),
+        "regularizers": Section(lambda _, out: trade_off.lines(out)),
     },
 }
 

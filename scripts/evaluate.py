@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.program import Parser, program, say
 from cnf.scripts.rows import Rows
-from cnf.scripts.trained import CONTEXT_DATA, Trained
+from cnf.scripts.trained import CONTEXT_DATA, DIVERGENCE, Trained
 
 Array = NDArray[np.float64]
 
@@ -107,9 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", help="rows to score: a name or a file; the held-out rows when not given"
     )
     parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
+    parser.add_argument("--divergence", **DIVERGENCE)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     arguments = parser.parse_args(argv)
-    trained = Trained.read(arguments.dir)
+    trained = Trained.read(arguments.dir, arguments.divergence)
     if arguments.data is not None:
         evaluation = evaluate(trained, *trained.rows(arguments.data, arguments.context_data))
     elif arguments.context_data is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cnf.datasets import write_table
 from cnf.scripts.program import Parser, check_out, program, say
-from cnf.scripts.trained import CONTEXT_DATA, Trained
+from cnf.scripts.trained import CONTEXT_DATA, DIVERGENCE, Trained
 
 
 @program("log-prob")
@@ -18,12 +18,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", metavar="FILE", required=True, help="rows to score, with the model's columns"
     )
     parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
+    parser.add_argument("--divergence", **DIVERGENCE)
     parser.add_argument(
         "--out", metavar="FILE", required=True, help=".csv, .npy, .npz or .parquet, by its ending"
     )
     arguments = parser.parse_args(argv)
     check_out(arguments.out, data=arguments.data, context_data=arguments.context_data)
-    trained = Trained.read(arguments.dir)
+    trained = Trained.read(arguments.dir, arguments.divergence)
     rows, _ = trained.rows(arguments.data, arguments.context_data)
     log_prob, _ = trained.score(rows)
     write_table(arguments.out, log_prob[:, None], ["log_prob"])

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import trange
 
+from cnf.divergence import DIVERGENCES
 from cnf.flow import Flow
 from cnf.ode import SolveError
 from cnf.scripts.data import AnyToy, Data, open_data, open_rows
@@ -23,6 +24,11 @@ Array = NDArray[np.float64]
 
 CHUNK = 2000  # rows scored or drawn in one solve
 METRICS = "metrics.jsonl"
+DIVERGENCE: dict[str, Any] = {
+    "choices": ("auto", "exact", *DIVERGENCES),
+    "default": "auto",
+    "help": "how the trace is found (default: auto, exact where that is cheap)",
+}
 CONTEXT_DATA = "the contexts of a conditional model, one for each row; in --data when not given"
 
 
@@ -51,14 +57,18 @@ class Trained:
     gaussian: Gaussian
 
     @staticmethod
-    def read(folder: str) -> Trained:
+    def read(folder: str, divergence: str = "auto") -> Trained:
         """The model in `folder`.
+
+        Args:
+            folder: Where it lies.
+            divergence: A name for `cnf.divergence.choose_divergence`; not part of the model.
 
         Raises:
             ValueError: There is none that `train` wrote.
         """
         metadata = load_config(folder)["metadata"]
-        flow = load(folder)
+        flow = load(folder).with_solver(divergence=divergence)
         try:
             return Trained(Path(folder), flow, **_checked(metadata, flow.dim))
         except (KeyError, TypeError, ValueError):

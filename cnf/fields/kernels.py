@@ -9,21 +9,22 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from cnf.fields import folding, perceptron
+from cnf.fields.folding import fold, fold_back
+from cnf.fields.perceptron import pull, tangents, traced, velocity
 
 # Of compiled code: how many numbers of rows it is for.
 Sizes = Literal["fixed", "any"]
 
 
 class Kernels(NamedTuple):
-    """The functions of `cnf.fields.perceptron` and `cnf.fields.folding`."""
+    """The functions of `perceptron` and `folding`."""
 
-    velocity: Callable[..., Any] = perceptron.velocity
-    traced: Callable[..., Any] = perceptron.traced
-    tangents: Callable[..., Any] = perceptron.tangents
-    pull: Callable[..., Any] = perceptron.pull
-    fold: Callable[..., Any] = folding.fold
-    fold_back: Callable[..., Any] = folding.fold_back
+    velocity: Callable[..., Any] = velocity
+    traced: Callable[..., Any] = traced
+    tangents: Callable[..., Any] = tangents
+    pull: Callable[..., Any] = pull
+    fold: Callable[..., Any] = fold
+    fold_back: Callable[..., Any] = fold_back
 
 
 EAGER = Kernels()

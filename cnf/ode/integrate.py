@@ -419,7 +419,8 @@ class _Loop:
         self.room -= self.recorder.linearization.bytes
         evaluations = self.recorder.evaluations
         count = self.settings.tableau.solution_stages - 1
-        trail = Trail(self.first, tuple(evaluations[:count]), taken.stages.size)
+        own = self.recorder.linearization
+        trail = Trail(self.first, tuple(evaluations[:count]), taken.stages.size, own)
         self.first = evaluations[-1] if evaluations else None
         return replace(step, trail=trail) if self.room >= 0 else step
 

@@ -47,6 +47,7 @@ class Trail:
         first: Its first slope's evaluation, which may belong to the step before.
         stages: The other ones' that its end depends on.
         size: h.
+        linearization: Its own: of the stages, and of the next step's first slope.
 
     Source: Hairer, Lubich & Wanner (2006), Geometric numerical integration, section VI.4; the
     discrete adjoint.
@@ -55,6 +56,7 @@ class Trail:
     first: Evaluation
     stages: tuple[Evaluation, ...]
     size: float
+    linearization: Linearization
 
     def pull(self, cotangent: Tensor, adjoint: Adjoint) -> Tensor:
         """The cotangent of the state at its start for that at its end."""
@@ -63,8 +65,7 @@ class Trail:
             evaluation = self.stages[i - 1]
             adjoint.take(i, evaluation.pull(adjoint.slope(i, self.size)))
         adjoint.take(0, self.first.pull(adjoint.slope(0, self.size)))
-        for linearization in {id(e.linearization): e.linearization for e in self.stages}.values():
-            linearization.finish()
+        self.linearization.finish()
         return adjoint.state()
 
 
@@ -114,4 +115,4 @@ def retrace(linearization: Linearization, tableau: Tableau, y: Tensor, size: flo
     for i in range(1, tableau.solution_stages):
         stages.append(recorder(i, stages.state(h, stages.weights.a[i])))
     first, *rest = recorder.evaluations
-    return Trail(first, tuple(rest), size)
+    return Trail(first, tuple(rest), size, linearization)

@@ -1,0 +1,119 @@
+"""Dynamics that prepare a step's stages at once, and ways back of evaluations."""
+
+import pytest
+import torch
+
+from cnf.ode import TABLEAUS, Checkpoint, StagedDynamics, solve
+
+DOUBLE = torch.float64
+
+
+class Turning(StagedDynamics):
+    """dy/dt = tanh(W(t) y) with W(t) = cos(ωt) W, prepared for all stages."""
+
+    def __init__(self):
+        self.prepared = []
+        self.evaluated = 0
+
+    def prepare(self, times, args):
+        self.prepared.append(tuple(times.shape))
+        omega, weight = args
+        return [(wave, weight) for wave in torch.cos(omega * times).unbind()]
+
+    def evaluate(self, stage, y):
+        self.evaluated += 1
+        wave, weight = stage
+        return torch.tanh(wave * (y @ weight.T))
+
+
+def plain(t, y, args):
+    omega, weight = args
+    return torch.tanh(torch.cos(omega * t) * (y @ weight.T))
+
+
+@pytest.fixture
+def problem():
+    y0 = torch.randn(5, 3, dtype=DOUBLE, requires_grad=True)
+    args = (
+        torch.tensor(3.0, dtype=DOUBLE, requires_grad=True),
+        torch.randn(3, 3, dtype=DOUBLE, requires_grad=True),
+    )
+    return y0, args
+
+
+def gradients(f, problem, **options):
+    y0, args = problem
+    solution = solve(f, y0, [0.0, 1.0], args, rtol=1e-6, atol=1e-6, **options)
+    loss = (solution.ys[-1] ** 2).sum()
+    return solution, torch.autograd.grad(loss, (y0, *args))
+
+
+@pytest.mark.parametrize("method", TABLEAUS)
+@pytest.mark.parametrize("keep", [0, 20_000, 2**28])
+def test_gradients_are_those_of_backprop(method, keep, problem):
+    options = {"method": method}
+    if not TABLEAUS[method].adaptive:
+        options["step_size"] = 0.1
+    _, expected = gradients(plain, problem, gradient="backprop", **options)
+    for f in (plain, Turning()):
+        _, own = gradients(f, problem, gradient=Checkpoint(keep), **options)
+        for found, other in zip(own, expected, strict=True):
+            torch.testing.assert_close(found, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "backsolve", "checkpoint"])
+@pytest.mark.parametrize("step", ["joint", "per_sample"])
+def test_staged_dynamics_run_in_every_mode(gradient, step, problem):
+    solution, own = gradients(Turning(), problem, gradient=gradient, step=step)
+    other, expected = gradients(plain, problem, gradient=gradient, step=step)
+    torch.testing.assert_close(solution.ys, other.ys, rtol=0, atol=1e-12)
+    for found, wanted in zip(own, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_stages_are_prepared_once_for_each_step(problem):
+    y0, args = problem
+    f = Turning()
+    with torch.no_grad():
+        solution = solve(f, y0, [0.0, 1.0], args)
+    steps = solution.stats.accepted + solution.stats.rejected
+    # The first slope, the one that the first step's size is found by, and then all of a step's.
+    assert f.prepared == [(1,), (1,)] + [(6,)] * steps
+    assert f.evaluated == solution.stats.evaluations
+
+
+def test_kept_steps_evaluate_nothing_twice(problem):
+    """Neither on the way back, nor for the first slope of a step, which the last one had."""
+    f = Turning()
+    without, _ = gradients(f, problem)
+    evaluated = f.evaluated
+    assert evaluated > without.stats.evaluations
+    f = Turning()
+    kept, _ = gradients(f, problem, gradient=Checkpoint(2**28))
+    assert f.evaluated == kept.stats.evaluations == without.stats.evaluations
+    assert kept.stats.backward == 0
+
+
+def test_a_gradient_can_be_taken_twice(problem):
+    y0, args = problem
+    for keep in (0, 2**28):
+        solution = solve(Turning(), y0, [0.0, 1.0], args, gradient=Checkpoint(keep))
+        loss = solution.ys[-1].sum()
+        one = torch.autograd.grad(loss, args, retain_graph=True)
+        two = torch.autograd.grad(loss, args)
+        for first, second in zip(one, two, strict=True):
+            torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_a_tensor_caught_in_a_closure_gets_no_gradient(problem):
+    y0, (omega, weight) = problem
+    solution = solve(
+        lambda t, y, a: torch.tanh(a * (y @ weight.T)),
+        y0,
+        [0.0, 1.0],
+        omega,
+        gradient=Checkpoint(2**28),
+    )
+    solution.ys[-1].sum().backward()
+    assert weight.grad is None
+    assert omega.grad is not None

@@ -215,3 +215,45 @@ def test_a_row_of_nan_is_named():
     x[3, 1] = math.nan
     with pytest.raises(cnf.SolveError, match="rows 3"):
         cnf.ffjord(2, hidden=(4,), zero_last=False).log_prob(x)
+
+
+def test_a_context_is_standardised_on_its_way_in():
+    flow = cnf.ffjord(2, hidden=(8,), context_dim=1, zero_last=False)
+    context = 1e4 + 1e3 * torch.randn(50, 1)
+    rows = torch.randn(50, 2)
+    cnf.fit(flow, rows, context=context, validation=(rows, context), steps=2)
+    torch.testing.assert_close(flow.context.loc, context.mean(0))
+    x, c = torch.randn(3, 2), context[:3]
+    bare = cnf.Flow(flow.base, flow.layers)
+    scaled = (c - flow.context.loc) / flow.context.scale
+    torch.testing.assert_close(flow.log_prob(x, c), bare.log_prob(x, scaled))
+    torch.manual_seed(1)
+    drawn = flow.sample((), c)
+    torch.manual_seed(1)
+    torch.testing.assert_close(drawn, bare.sample((), scaled))
+    torch.testing.assert_close(flow.path(x, 3, c), bare.path(x, 3, scaled))
+
+
+def test_gradients_reach_a_contexts_encoder():
+    encoder = torch.nn.Linear(5, 3)
+    flow = cnf.ffjord(2, hidden=(8, 8), context_dim=3, zero_last=False)
+    flow.log_prob(torch.randn(4, 2), encoder(torch.randn(4, 5))).sum().backward()
+    assert (encoder.weight.grad != 0).any()
+    encoder.zero_grad()
+    flow.rsample((), encoder(torch.randn(4, 5))).sum().backward()
+    assert (encoder.weight.grad != 0).any()
+
+
+def test_a_context_of_the_wrong_size():
+    flow = cnf.ffjord(2, hidden=(8,), context_dim=3)
+    with pytest.raises(ValueError, match=r"context of shape \(rows, 3\); got \(4, 2\)"):
+        flow.log_prob(torch.randn(4, 2), torch.randn(4, 2))
+
+
+@pytest.mark.parametrize("field", cnf.fields.FIELDS)
+def test_every_field_makes_a_density(field):
+    """On a box that holds all but nothing of it, the density integrates to 1."""
+    flow = cnf.ffjord(1, hidden=(6, 6), field=field, zero_last=False).double()
+    grid = torch.linspace(-8, 8, 2001, dtype=torch.float64).unsqueeze(1)
+    total = torch.trapezoid(flow.log_prob(grid).exp(), grid[:, 0])
+    assert total.item() == pytest.approx(1.0, abs=1e-4)

@@ -1,15 +1,18 @@
 """Invertible layers: inverse, log-determinant, gradients, and what they refuse."""
 
 import math
+import shutil
 
 import pytest
 import torch
 from helpers import max_difference
 from torch import nn
 
-from cnf.fields import ConcatSquash
+from cnf.divergence import Hutchinson
+from cnf.fields import FIELDS, ConcatSquash, make_field
+from cnf.fields.kernels import compiled_kernels
 from cnf.layers import CNF, LAYERS, Standardize
-from cnf.layers.cnf import batch_error, own_errors, row_errors
+from cnf.layers.settings import batch_error, own_errors, row_errors
 from cnf.ode import SolveError
 
 DOUBLE = torch.float64
@@ -229,7 +232,85 @@ def test_with_solver_shares_the_field():
 
 def test_repr_says_what_auto_picked():
     assert "exact by closed form" in repr(CNF(ConcatSquash(40, (4, 4))))
-    assert "Hutchinson(noise='rademacher')" in repr(CNF(ConcatSquash(40, (4, 4, 4))))
+    assert "Hutchinson(count=1" in repr(CNF(ConcatSquash(40, (4, 4, 4))))
+
+
+def test_how_a_divergence_is_found_is_no_part_of_a_model():
+    layer = CNF(ConcatSquash(2), divergence=Hutchinson(3), method="bosh3", max_steps=77)
+    again = CNF(**layer.config())
+    assert again.settings.divergence == "auto"
+    assert (again.settings.method, again.settings.max_steps) == ("bosh3", 77)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("context_dim", [0, 2])
+@pytest.mark.parametrize("hidden", [(5,), (5, 6), (5, 6, 4), (5, 6, 4, 3)])
+def test_gradients_of_training_are_those_of_backprop(name, context_dim, hidden):
+    """Joint steps, activations kept: the ways back by hand, with context, for every field."""
+    field = make_field(name, dim=3, hidden=hidden, context_dim=context_dim).double()
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.mul_(1.5)
+    x = torch.randn(6, 3, dtype=DOUBLE, requires_grad=True)
+    context = torch.randn(6, context_dim, dtype=DOUBLE, requires_grad=True) if context_dim else None
+    inputs = [x, *field.parameters(), *([context] if context_dim else [])]
+
+    def gradients(**settings):
+        mapped = CNF(field, step="joint", **settings).pull(x, context)
+        loss = mapped.value.square().sum() + mapped.log_det.sum()
+        return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+
+    expected = gradients(gradient="backprop")
+    for keep in (0, 2**28):
+        for own, other in zip(gradients(keep=keep), expected, strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
+
+
+def test_frozen_weights_get_no_gradient():
+    field = ConcatSquash(2, (5, 6))
+    field.layers[0].requires_grad_(False)
+    CNF(field, step="joint", keep=2**28).pull(torch.randn(4, 2)).log_det.sum().backward()
+    assert field.layers[0].linear.weight.grad is None
+    assert field.layers[1].linear.weight.grad is not None
+    for parameter in field.parameters():
+        parameter.requires_grad_(False)
+    x = torch.randn(4, 2, requires_grad=True)
+    CNF(field, step="joint").pull(x).log_det.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of the compiler's own
+@pytest.mark.parametrize("step", ["joint", "per_sample"])
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles")
+def test_compiled_code_gives_the_same(step):
+    field, x = ConcatSquash(2, (5, 6, 4)), torch.randn(7, 2)
+    found = []
+    for compiled in (False, True):
+        layer = CNF(field, step=step, keep=2**28 * (step == "joint"), compile=compiled)
+        mapped = layer.pull(x)
+        loss = mapped.value.sum() + mapped.log_det.sum()
+        found.append((loss, *torch.autograd.grad(loss, [*field.parameters()])))
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_compiler_there_is_a_warning_and_a_result(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler")
+
+    compiled_kernels.cache_clear()
+    monkeypatch.setattr(torch, "compile", broken)
+    field, x = ConcatSquash(2, (4, 4)), torch.randn(3, 2)
+    with pytest.warns(RuntimeWarning, match="compile=True has no effect.*no C\\+\\+ compiler"):
+        layer = CNF(field, compile=True)
+    torch.testing.assert_close(layer(x), CNF(field)(x))
+    compiled_kernels.cache_clear()
+
+
+def test_a_module_of_ones_own_is_not_compiled():
+    with pytest.raises(ValueError, match=r"concat-squash family for compile=True; got ModuleField"):
+        CNF(Rotate(), compile=True)
 
 
 def test_a_field_of_nan_and_a_stiff_one_are_told_apart():

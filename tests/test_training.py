@@ -162,8 +162,8 @@ def failing(steps, value):
     """Maximum likelihood whose loss is `value` at the given calls."""
     calls = iter(range(1, 10_000))
 
-    def objective(flow, x, context):
-        loss = maximum_likelihood(flow, x, context)
+    def objective(flow, x, context, regularization):
+        loss = maximum_likelihood(flow, x, context, regularization)
         return Loss(loss.value * value, Stats()) if next(calls) in steps else loss
 
     return objective

@@ -61,9 +61,9 @@ def jacobian(point: Point) -> Tensor:
         assert point.probe is not None
         vectors = point.probe.transpose(0, 1)
         _, products = point.field.products(point.stage, point.x, vectors)
-        return products.square().sum(-1).mean(0)
-    squares = products.square().sum(-1)
-    return squares.sum(0) if point.traced.estimates is None else squares.mean(0)
+    squares: Tensor = products.square().sum(-1)
+    columns = point.traced.products is not None and point.traced.estimates is None
+    return squares.sum(0) if columns else squares.mean(0)
 
 
 def path_l1(point: Point) -> Tensor:
@@ -73,7 +73,8 @@ def path_l1(point: Point) -> Tensor:
 
 def path_l2(point: Point) -> Tensor:
     """|f|, whose integral is the path's length, (rows,)."""
-    return torch.linalg.vector_norm(point.traced.velocity, dim=1)
+    length: Tensor = torch.linalg.vector_norm(point.traced.velocity, dim=1)
+    return length
 
 
 def directional(point: Point) -> Tensor:
@@ -83,7 +84,8 @@ def directional(point: Point) -> Tensor:
     """
     velocity = point.traced.velocity
     _, (gradient,) = pull_back(point.field, point.stage, point.x, velocity.unsqueeze(0))
-    return 0.5 * gradient.square().mean(1)
+    squared: Tensor = gradient.square().mean(1)
+    return 0.5 * squared
 
 
 REGULARIZERS: dict[str, Regularizer] = {

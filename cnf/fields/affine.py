@@ -31,7 +31,7 @@ class Affine(NamedTuple):
             y = x @ self.weight.T
         else:
             y = torch.einsum("...ri,roi->...ro", x, self.weight)
-        if self.change is not None:
+        if self.change is not None and self.mix is not None:
             y = y + self.mix * (x @ self.change.T)
         return y if self.gate is None else y * self.gate
 

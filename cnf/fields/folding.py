@@ -111,7 +111,9 @@ def fold_back(plain: Plain, grads: Sequence[Perceptron]) -> tuple[Plain, Tensor]
 
 def _parts(plain: Plain) -> Sequence[Tensor]:
     """The gates of each hidden layer."""
-    return plain.gates.split([weight.shape[0] for weight in plain.weights[:-1]], 1)
+    sizes = [weight.shape[0] for weight in plain.weights[:-1]]
+    parts: Sequence[Tensor] = plain.gates.split(sizes, 1)
+    return parts
 
 
 def _scaled(plain: Plain) -> list[Scaled]:

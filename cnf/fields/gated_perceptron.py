@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from math import pi
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from cnf.ode import Linearization, PerRow
 class Constants(NamedTuple):
     """What a gated perceptron needs for a whole solve; entries for its layers one after the other.
 
+    What belongs to rows is a `PerRow` until a solver unwraps it.
+
     Attributes:
         weights: Of all layers.
         biases: Shape (width,).
@@ -40,9 +42,9 @@ class Constants(NamedTuple):
     weights: tuple[Tensor, ...]
     biases: Tensor
     gate_times: Tensor | None
-    gate_biases: Tensor | PerRow | None
+    gate_biases: Any
     shift_times: Tensor | None
-    shift_rows: Tensor | PerRow | None
+    shift_rows: Any
 
 
 class GatedPerceptron(TracedField):
@@ -82,6 +84,8 @@ class GatedPerceptron(TracedField):
     shifted: ClassVar[bool] = True
     timed: ClassVar[bool] = True
     kernels: Kernels = EAGER
+    frequencies: Tensor
+    phases: Tensor
 
     def __init__(
         self,
@@ -120,10 +124,12 @@ class GatedPerceptron(TracedField):
         signals = self.times + context_dim
         shifted = self.shifted and signals > 0
         sizes = [dim + 2 * x_features, *self.hidden]
-        self.layers = nn.ModuleList(
+        layers = nn.ModuleList(
             GatedLinear(inputs, outputs, signals, gate=self.gated, shift=shifted)
             for inputs, outputs in pairwise(sizes)
         )
+        # For the type checker, what the module list holds.
+        self.layers = cast("Sequence[GatedLinear]", layers)
         self.last = GatedLinear(sizes[-1], dim, signals, gate=False, shift=shifted)
         self.trace = "closed form" if len(self.activations) <= 2 else "tangents"
         if zero_last:
@@ -134,16 +140,19 @@ class GatedPerceptron(TracedField):
         """The layers' parameters, joined, and what the context does to each row."""
         layers = [*self.layers, self.last]
         weights = self._weights()
-        biases = [layer.linear.bias for layer in layers]
+        biases: list[Tensor] = [layer.linear.bias for layer in layers]
         biases = [self.phases, *biases] if self.x_features else biases
-        gate_times = gate_biases = shift_times = shift_rows = None
-        if self.gated:
-            gate = torch.cat([layer.gate.weight for layer in self.layers])
-            gate_times, rows = self._split(gate, context)
-            gate_biases = torch.cat([layer.gate.bias for layer in self.layers])
+        gate_times = shift_times = None
+        gate_biases: Any = None
+        shift_rows = None
+        gates = [layer.gate for layer in self.layers if layer.gate is not None]
+        if gates:
+            gate_times, rows = self._split(torch.cat([gate.weight for gate in gates]), context)
+            gate_biases = torch.cat([gate.bias for gate in gates])
             gate_biases = gate_biases if rows is None else PerRow(gate_biases + rows)
-        if self.last.shift is not None:
-            shift = torch.cat([layer.shift.weight for layer in layers])
+        shifts = [layer.shift for layer in layers if layer.shift is not None]
+        if shifts:
+            shift = torch.cat([shift.weight for shift in shifts])
             shift_times, rows = (self._shift(part) for part in self._split(shift, context))
             shift_rows = None if rows is None else PerRow(rows)
         if self.logistic:
@@ -169,11 +178,13 @@ class GatedPerceptron(TracedField):
 
     def velocity(self, stage: Perceptron, x: Tensor) -> Tensor:
         """The velocity."""
-        return self.kernels.velocity(stage, self.activations, x)
+        value: Tensor = self.kernels.velocity(stage, self.activations, x)
+        return value
 
     def products(self, stage: Perceptron, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity, and the Jacobian's products as tangents through the layers."""
-        return self.kernels.tangents(stage, self.activations, x, vectors)
+        value, products = self.kernels.tangents(stage, self.activations, x, vectors)
+        return value, products
 
     def traced(self, stage: Perceptron, x: Tensor) -> Traced:
         """The velocity and the exact trace of its Jacobian, by the trace's matrices."""
@@ -264,7 +275,7 @@ class GatedPerceptron(TracedField):
             features, plain = features[stages], plain._replace(gates=plain.gates[stages])
         found, offsets = self.kernels.fold_back(plain, grads)
         arguments = (found.gates * plain.gates * (1 - plain.gates))[:, self.fixed :]
-        pairs = [*zip(constants.weights, found.weights, strict=True)]
+        pairs: list[tuple[Any, Tensor]] = [*zip(constants.weights, found.weights, strict=True)]
         pairs += [*zip(matrices, found.matrices, strict=True)]
         pairs += [(constants.biases, found.biases), (constants.gate_biases, arguments.sum(0))]
         pairs += [(constants.gate_times, features.T @ arguments)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -27,6 +27,10 @@ class TimedLayer(nn.Module):
     def __init__(self, outputs: int, context_dim: int) -> None:
         super().__init__()
         self.shift = nn.Linear(context_dim, outputs, bias=False) if context_dim else None
+
+    def shifted(self, context: Tensor | None) -> PerRow | None:
+        """By what a context shifts each row."""
+        return None if context is None or self.shift is None else PerRow(self.shift(context))
 
     @abstractmethod
     def constants(self) -> tuple[Tensor, ...]:
@@ -76,7 +80,9 @@ class LayerwiseField(TracedField):
         self.activation = activation
         self.sigma = find_activation(activation)
         sizes = [dim, *self.hidden, dim]
-        self.layers = nn.ModuleList(self.layer(*size) for size in pairwise(sizes))
+        layers = nn.ModuleList(self.layer(*size) for size in pairwise(sizes))
+        # For the type checker, what the module list holds.
+        self.layers = cast("Sequence[TimedLayer]", layers)
         if zero_last:
             for parameter in self.layers[-1].parameters():
                 nn.init.zeros_(parameter)
@@ -87,10 +93,7 @@ class LayerwiseField(TracedField):
 
     def constants(self, context: Tensor | None) -> list[tuple[Any, PerRow | None]]:
         """What each layer is made of, and by what the context shifts it."""
-        return [
-            (layer.constants(), None if context is None else PerRow(layer.shift(context)))
-            for layer in self.layers
-        ]
+        return [(layer.constants(), layer.shifted(context)) for layer in self.layers]
 
     def prepare(
         self, times: Tensor, constants: Any, trace_constants: Any = None

@@ -294,4 +294,5 @@ def _parts(joined: Tensor | None, weights: Sequence[Tensor]) -> Sequence[Tensor 
     """A tensor's parts for the layers, along its last axis."""
     if joined is None:
         return [None] * len(weights)
-    return joined.split([weight.shape[0] for weight in weights], -1)
+    parts: Sequence[Tensor] = joined.split([weight.shape[0] for weight in weights], -1)
+    return parts

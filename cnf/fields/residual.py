@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,11 +68,14 @@ class Residual(TracedField):
         stream, *widths = self.hidden
         self.times = 1 + 2 * time_features
         self.first = nn.Linear(dim, stream)
-        self.inside = nn.ModuleList(
+        inside = nn.ModuleList(
             GatedLinear(stream, width, self.times + context_dim, gate=True, shift=True)
             for width in widths
         )
-        self.outside = nn.ModuleList(nn.Linear(width, stream) for width in widths)
+        # For the type checker, what the module lists hold.
+        self.inside = cast("Sequence[GatedLinear]", inside)
+        outside = nn.ModuleList(nn.Linear(width, stream) for width in widths)
+        self.outside = cast("Sequence[nn.Linear]", outside)
         self.last = nn.Linear(stream, dim)
         if zero_last:
             for parameter in self.last.parameters():

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from cnf.datasets import TOYS
 from cnf.flow import Flow, ffjord
-from cnf.layers import CNF
-from cnf.layers.cnf import SolverSettings
+from cnf.layers import CNF, SolverSettings
 from cnf.scripts.benchmarks.contenders import FFJORD, Contender, Ours, Zuko
 from cnf.scripts.benchmarks.ffjord import ConcatSquashNetwork
 from cnf.scripts.benchmarks.peers import peer

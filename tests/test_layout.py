@@ -19,6 +19,7 @@ ORDER = [
     "cnf.ode.step",
     "cnf.ode.pullback",
     "cnf.ode.record",
+    "cnf.ode.recording",
     "cnf.ode.outputs",
     "cnf.ode.solution",
     "cnf.ode.fates",

@@ -15,6 +15,7 @@ from cnf.ode.integrate import Run, integrate, stand_in
 from cnf.ode.leaves import Leaves, Problem, as_leaf, differentiable
 from cnf.ode.pullback import Adjoint, Trail, retrace
 from cnf.ode.record import Kept, Step
+from cnf.ode.recording import Recording
 from cnf.ode.settings import Settings
 from cnf.ode.solution import Tally
 from cnf.ode.step import Stages, advance, stage_times, within
@@ -85,6 +86,7 @@ class _Tape:
 
     def __init__(self, problem: Problem, ts: Tensor, needs: tuple[bool, ...]) -> None:
         self.f, self.settings, self.keep = problem.f, problem.settings, problem.mode.keep
+        self.dynamics = self.f if isinstance(self.f, StagedDynamics) else Plain(self.f)
         self.leaves = Leaves(problem, ts, needs)
         with torch.enable_grad():
             self.own_knots = self.settings.knots(self.leaves.ts)
@@ -106,23 +108,16 @@ class _Tape:
     def record(self, y0: Tensor) -> Run:
         """Solve."""
         ts, args = self.leaves.ts, self.leaves.args
+        recording = Recording(self.dynamics, args, self.keep, by_hand=self.by_hand)
         run = integrate(
-            self.f,
-            y0.detach(),
-            ts,
-            args,
-            self.settings,
-            record=True,
-            keep=self.keep,
-            by_hand=self.by_hand,
-            knots=self.knots,
+            self.f, y0.detach(), ts, args, self.settings, recording=recording, knots=self.knots
         )
-        self.steps, self.tally = run.steps, run.stats.tallies[0]
+        self.steps, self.tally = recording.steps, run.stats.tallies[0]
         if run.rows and not (self.settings.per_sample and self.settings.grid is None):
             # The rows that failed are in everyone's steps.
             self.failed = run.fates.failed
             self.stand_in = stand_in(self.failed)
-            self.steps = [replace(step, kept=None, trail=None) for step in run.steps]
+            self.steps = [replace(step, kept=None, trail=None) for step in self.steps]
         return run
 
     def sweep(self, grad_ys: Tensor) -> Tensor:
@@ -174,8 +169,7 @@ class _Tape:
         begin, end = step.interval(self.knots)
         t, h = step.times(begin, end - begin)
         weights = tableau_tensors(tableau, y.dtype, y.device)
-        dynamics = self.f if isinstance(self.f, StagedDynamics) else Plain(self.f)
-        linearization = dynamics.linearize(stage_times(weights, t, h), args)
+        linearization = self.dynamics.linearize(stage_times(weights, t, h), args)
         self.tally.add(tableau.solution_stages)
         return retrace(linearization, tableau, y, h.item())
 

@@ -26,12 +26,12 @@ from torch import Tensor
 from cnf.ode.arguments import take_rows
 from cnf.ode.clock import Clock
 from cnf.ode.controllers import first_step_size
-from cnf.ode.dynamics import Dynamics, Evaluation, Plain, StagedDynamics
+from cnf.ode.dynamics import Dynamics, StagedDynamics
 from cnf.ode.fates import Fates
 from cnf.ode.lanes import CLOSE, Array, Lanes, Mask
 from cnf.ode.outputs import Outputs
-from cnf.ode.pullback import Recorder, Trail
-from cnf.ode.record import Kept, Output, Scale, Step, storages
+from cnf.ode.record import Output, Step
+from cnf.ode.recording import Recording
 from cnf.ode.settings import Settings
 from cnf.ode.solution import Solution, Stats, Status, Tally
 from cnf.ode.step import (
@@ -51,7 +51,6 @@ class Run:
 
     Attributes:
         ys: The states at the output times, stacked; NaN where a row did not get.
-        steps: The accepted steps, in order.
         fates: What became of each row.
         rows: Those that did not finish: first what is not finite, then the largest last error.
         stats: What it cost; an entry for each lane where steps are per sample.
@@ -59,7 +58,6 @@ class Run:
     """
 
     ys: Tensor
-    steps: list[Step]
     fates: Fates
     rows: tuple[int, ...]
     stats: Stats
@@ -83,9 +81,7 @@ def integrate(
     args: Any,
     settings: Settings,
     *,
-    record: bool = False,
-    keep: int = 0,
-    by_hand: bool = False,
+    recording: Recording | None = None,
     knots: Tensor | None = None,
 ) -> Run:
     """Integrate dy/dt = f(t, y, args) from `ts[0]` to `ts[-1]`, with outputs at all of `ts`.
@@ -96,17 +92,13 @@ def integrate(
         ts: Output times.
         args: The dynamics' arguments.
         settings: How to integrate.
-        record: Whether to keep the accepted steps for a replay.
-        keep: Bytes for the ways back of recorded steps; the arguments are their leaves.
-        by_hand: Whether those are the adjoint of the step with ways back of its evaluations alone,
-            and not graphs of the whole step, which the times and knots are leaves of too.
+        recording: Keeps the accepted steps, for their ways back: the arguments are leaves of those,
+            and of whole steps' graphs the times and knots too.
         knots: What `settings.knots` gives, as a leaf.
     """
     y0 = y0.contiguous()
     loop = _Loop(f, y0, ts, args, settings, settings.knots(ts) if knots is None else knots)
-    if record:
-        loop.steps, loop.room, loop.by_hand = [], keep, by_hand
-        loop.left_out = storages(args) if keep else frozenset()
+    loop.recording = recording
     loop.begin()
     while loop.running:
         loop.step()
@@ -120,7 +112,6 @@ class _Loop:
         self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings, knots: Tensor
     ) -> None:
         self.f, self.args, self.settings = f, args, settings
-        self.dynamics = f if isinstance(f, StagedDynamics) else Plain(f)
         self.per_sample = settings.per_sample
         self.ts, self.knots = ts, knots
         self.begins, self.spans = knots[:-1].unbind(), knots.diff().unbind()
@@ -144,12 +135,7 @@ class _Loop:
         self.accepted = 0  # and how many
         self.outputs = Outputs(y0, len(ts))
         self.ahead = self.taus[1]  # the first output time that some lane has not passed
-        self.steps: list[Step] | None = None  # the accepted ones, where they are recorded
-        self.room = 0  # bytes left for their ways back
-        self.by_hand = False
-        self.left_out: frozenset[int] = frozenset()  # storages that do not count
-        self.recorder: Recorder | None = None  # of the step being tried
-        self.first: Evaluation | None = None  # that of the slope at hand
+        self.recording: Recording | None = None
         self.calls = 0  # of the dynamics, not yet put down to the lanes
         self._bind()
 
@@ -180,37 +166,36 @@ class _Loop:
 
     def step(self) -> None:
         """Try one step in every lane."""
-        if self.room > 0:
-            scale = Scale(self.left_out)
-            with scale, torch.set_grad_enabled(not self.by_hand):
-                self._try(scale)
+        recording = self.recording
+        if recording is not None and recording.room > 0:
+            with recording.weigh(), torch.set_grad_enabled(recording.graphs):
+                self._try()
             self.y, self.slope = self.y.detach(), self.slope.detach()
         else:
             self._try()
         done, failed = self.lanes.done(), self._failures()
         self._leave(done if failed is None else done | failed)
 
-    def _try(self, scale: Scale | None = None) -> None:
-        """One step in every lane; with a scale, one whose way back is weighed and perhaps kept."""
+    def _try(self) -> None:
+        """One step in every lane."""
         lanes = self.lanes
         size = lanes.propose()
         step = self._plan(size)
-        fresh = scale is not None and not self.by_hand
-        taken = self._take(step, fresh=fresh)
+        taken = self._take(step)
         error = self._errors(taken)
         accept = lanes.accepts(size, error)
         self.accepted = int(np.count_nonzero(accept))
         if self.accepted and torch.is_grad_enabled() and not np.isfinite(error).all():
             # A zero times NaN is NaN on the way back: no graph of theirs may hang on the others'.
             step = self._plan(np.where(np.isfinite(error), size, 0.0))
-            taken = self._take(step, fresh=fresh)
+            taken = self._take(step)
             taken.error()
         lanes.adapt(size, error, accept)
         if self.settings.observer is not None:
             kind = "accept" if accept.all() else "reject"
             self.settings.observer(kind, taken.t.detach(), taken.y0.detach(), taken.h.detach())
         if self.accepted:
-            self._move_on(step, taken, accept, scale)
+            self._move_on(step, taken, accept)
         else:
             # The step's stages have taken the place that the slope before it had.
             self.slope = taken.stages[0]
@@ -228,7 +213,7 @@ class _Loop:
         ys = self.outputs.stack()
         times = self.clock.begin + np.minimum(self.fates.reached, 1.0) * self.clock.span
         rows = self.fates.worst_first(None if self.per_sample else self.ratio)
-        return Run(ys, self.steps or [], self.fates, rows, stats, times)
+        return Run(ys, self.fates, rows, stats, times)
 
     def _bind(self) -> None:
         """The dynamics with the arguments of the rows at hand, counting their calls."""
@@ -263,7 +248,7 @@ class _Loop:
         knot: int | Tensor = int(knots[0])
         if self.per_sample and (knots != knot).any():
             knot = torch.from_numpy(knots).to(self.y.device)
-        y = self.y.detach().requires_grad_() if self.room > 0 and not self.by_hand else self.y
+        y = self.y.detach().requires_grad_() if self.graphs else self.y
         return Step(self.rows, knot, self._to_state(start), self._to_state(size), y)
 
     def _first_slope(self) -> Tensor:
@@ -274,13 +259,11 @@ class _Loop:
         f: BoundDynamics = self.bound
         if self.settings.jumps is not None:
             f = within(f, self.knots[0], self.knots[1])
-        if self.room > 0 and self.by_hand:
-            scale = Scale(self.left_out)
-            with scale:
-                self.recorder = Recorder(self.dynamics.linearize(t.unsqueeze(0), self.at_hand))
-                slope = self._counted(self.recorder)(0, self.y)
-            self.first = self.recorder.evaluations[0]
-            self.room -= scale.bytes + self.first.linearization.bytes
+        if self.recording is not None and self.recording.trails:
+            with self.recording.weigh():
+                at = self._counted(self.recording.evaluations(t.unsqueeze(0), self.at_hand))
+                slope = at(0, self.y)
+            self.recording.begin()
             return slope.clone()
         return f(t, self.y).clone()
 
@@ -312,8 +295,14 @@ class _Loop:
 
         return first_step_size(size, change, self.y, self.slope, self.lanes.control.order)
 
-    def _take(self, step: Step, *, fresh: bool) -> Taken:
+    @property
+    def graphs(self) -> bool:
+        """Whether steps leave graphs of their own."""
+        return self.recording is not None and self.recording.graphs
+
+    def _take(self, step: Step) -> Taken:
         """The step, with the slope that is at hand or, where its graph matters, a fresh one."""
+        fresh = self.graphs
         if fresh:  # and everything that it depends on
             self.at_hand = take_rows(self.args, self.chosen)
         if fresh or not isinstance(step.knot, int):
@@ -338,16 +327,16 @@ class _Loop:
 
     def _prepared(self, t: Tensor, h: Tensor) -> StageDynamics | None:
         """The dynamics at a step's stages, prepared at once; None where they are not to be."""
-        by_hand = self.room > 0 and self.by_hand
-        staged = by_hand or isinstance(self.f, StagedDynamics)
-        if not staged or self.per_sample or self.settings.jumps is not None:
+        if self.per_sample or self.settings.jumps is not None:
             return None
-        times = stage_times(self.stages.weights, t, h)[1:]
-        if by_hand:
-            self.recorder = Recorder(self.dynamics.linearize(times, self.at_hand))
-            return self._counted(self.recorder, first=1)
-        stages = self.dynamics.prepare(times, self.at_hand)
-        return self._counted(lambda i, y: self.dynamics.evaluate(stages[i], y), first=1)
+        if self.recording is not None and self.recording.trails:
+            times = stage_times(self.stages.weights, t, h)[1:]
+            return self._counted(self.recording.evaluations(times, self.at_hand), first=1)
+        if not isinstance(self.f, StagedDynamics):
+            return None
+        f = self.f
+        stages = f.prepare(stage_times(self.stages.weights, t, h)[1:], self.at_hand)
+        return self._counted(lambda i, y: f.evaluate(stages[i], y), first=1)
 
     def _counted(self, at: StageDynamics, first: int = 0) -> StageDynamics:
         """Count the calls; the stages are numbered from the first on."""
@@ -382,7 +371,7 @@ class _Loop:
         numbers: Array = errors.double().cpu().numpy()
         return numbers
 
-    def _move_on(self, step: Step, taken: Taken, accept: Mask, scale: Scale | None) -> None:
+    def _move_on(self, step: Step, taken: Taken, accept: Mask) -> None:
         """Take the accepted steps: outputs, new states and slopes, record."""
         outputs, values = self._output(taken, accept)
         chosen = None
@@ -399,30 +388,9 @@ class _Loop:
         jumped = self.lanes.at_jump(accept)
         if jumped is not None:
             self.slope = self._slope_past(jumped)
-        if self.steps is None:
-            return
-        step = replace(step if chosen is None else step.select(chosen), outputs=outputs)
-        if scale is not None:
-            self.room -= scale.bytes
-            if self.by_hand:
-                step = self._with_trail(step, taken)
-            elif self.room >= 0:
-                ends = [taken.y1 if chosen is None else taken.y1[chosen], *values]
-                step = replace(step, kept=Kept(taken.y0, ends, chosen))
-        self.steps.append(step)
-
-    def _with_trail(self, step: Step, taken: Taken) -> Step:
-        """The step with the ways back of its evaluations, the last of which is the next first."""
-        assert self.recorder is not None
-        assert self.first is not None
-        assert taken.stages.size is not None
-        self.room -= self.recorder.linearization.bytes
-        evaluations = self.recorder.evaluations
-        count = self.settings.tableau.solution_stages - 1
-        own = self.recorder.linearization
-        trail = Trail(self.first, tuple(evaluations[:count]), taken.stages.size, own)
-        self.first = evaluations[-1] if evaluations else None
-        return replace(step, trail=trail) if self.room >= 0 else step
+        if self.recording is not None:
+            step = replace(step if chosen is None else step.select(chosen), outputs=outputs)
+            self.recording.add(step, taken, chosen, values)
 
     def _output(self, taken: Taken, accept: Mask) -> tuple[tuple[Output, ...], list[Tensor]]:
         """The states at the output times that the accepted steps pass."""

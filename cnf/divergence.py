@@ -209,8 +209,7 @@ def choose_divergence(wanted: str | Divergence, vector_field: VectorField, dim: 
         ValueError: The name is unknown.
 
     Example:
-        >>> from cnf.fields import VectorField, as_field
-    from cnf.fields.field import Traced, basis, of_columns, pull_back
+        >>> from cnf.fields import ConcatSquash
         >>> choose_divergence("auto", ConcatSquash(100, hidden=(8, 8)), 100)
         FieldTrace()
         >>> choose_divergence("auto", as_field(nn.Linear(100, 100)), 100)
@@ -249,8 +248,7 @@ def describe(divergence: Divergence, vector_field: VectorField) -> str:
     """A divergence in words, for people.
 
     Example:
-        >>> from cnf.fields import VectorField, as_field
-    from cnf.fields.field import Traced, basis, of_columns, pull_back
+        >>> from cnf.fields import ConcatSquash
         >>> describe(FieldTrace(), ConcatSquash(2, hidden=(8, 8)))
         'exact by closed form'
     """
@@ -268,8 +266,7 @@ def trace_of(
 
     Example:
         >>> import torch
-        >>> from cnf.fields import VectorField, as_field
-    from cnf.fields.field import Traced, basis, of_columns, pull_back
+        >>> from cnf.fields import ConcatSquash
         >>> trace_of(ConcatSquash(2), torch.zeros(5, 2), FieldTrace()).trace.shape
         torch.Size([5])
     """

@@ -41,6 +41,7 @@ class Flow(nn.Module):
 
     Example:
         >>> base = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+        >>> from cnf.fields import ConcatSquash
         >>> flow = Flow(base, [CNF(ConcatSquash(2, hidden=(16, 16))), Standardize(2)])
         >>> x, log_prob = flow.sample_and_log_prob(5)
         >>> torch.allclose(flow.log_prob(x), log_prob, atol=1e-3)

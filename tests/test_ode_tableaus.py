@@ -135,7 +135,9 @@ def test_tensors_hold_the_coefficients(name):
     assert [row.tolist() for row in tensors.a] == [
         [*row, *[0.0] * (tableau.stages - len(row))] for row in tableau.a
     ]
-    for part in ("b", "c", "e", "mid"):
+    end = [] if tableau.first_same_as_last else [1.0]
+    assert tensors.times.tolist() == [*tableau.c, *end]
+    for part in ("b", "e", "mid"):
         values, tensor = getattr(tableau, part), getattr(tensors, part)
         assert values is tensor is None or tensor.tolist() == list(values)
 

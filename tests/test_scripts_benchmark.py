@@ -7,7 +7,7 @@ import torch
 from test_scripts_running import complaint, done
 
 from cnf.ode import GRADIENTS
-from cnf.scripts.benchmarks import accuracy, memory, rows
+from cnf.scripts.benchmarks import accuracy, memory, rows, trade_off
 from cnf.scripts.benchmarks.detest import DETEST
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -80,3 +80,11 @@ def test_memory_needs_no_other_library(monkeypatch):
     monkeypatch.setattr(memory, "STEPS", (1,))
     monkeypatch.setattr(memory, "peaks", lambda _: iter([memory.Peak("backprop", 1, 2**20)]))
     assert "backprop" in done("benchmark", "solver", "--section", "memory")
+
+
+def test_the_trade_off_has_a_line_for_each_weight_and_a_figure(tmp_path, monkeypatch):
+    for name, small in {"WEIGHTS": (0.0, 0.1), "STEPS": 3, "ROWS": 50}.items():
+        monkeypatch.setattr(trade_off, name, small)
+    table = done("benchmark", "flow", "--section", "regularizers", "--out", tmp_path)
+    assert [line.split()[0] for line in table.splitlines()[2:4]] == ["0.0", "0.1"]
+    assert [path.name for path in tmp_path.iterdir()] == ["trade_off.png"]

@@ -8,6 +8,8 @@ import torch
 from test_scripts_running import complaint, done
 from torch import nn
 
+from cnf.fields import gated_perceptron
+from cnf.fields.kernels import EAGER
 from cnf.scripts.benchmarks import networks, scoring, step_memory, training_step
 from cnf.scripts.benchmarks.contenders import FFJORD, Ours, Zuko, check_agreement
 from cnf.scripts.benchmarks.ffjord import (
@@ -22,6 +24,12 @@ pytest.importorskip("torchdiffeq")
 
 SMALL = Network(3, (8, 7, 6), "softplus", rtol=1e-5, atol=1e-5)
 TIGHT = dataclasses.replace(SMALL, rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture(autouse=True)
+def _uncompiled(monkeypatch):
+    """Compiled code is tested with the layers: here it would only take long."""
+    monkeypatch.setattr(gated_perceptron, "compiled_kernels", lambda sizes: EAGER)
 
 
 def pair(network: Network) -> tuple[Ours, FFJORD]:
@@ -184,11 +192,6 @@ def test_memory_is_measured_in_a_process_of_its_own(monkeypatch):
     (peak,) = step_memory.peaks()
     assert peak.name == contenders[-1].name
     assert peak.after - peak.before > 4 * 2000 * 400  # the hidden layer in float32
-
-
-def test_compiled_contender_appears_with_the_setting(monkeypatch):
-    has = any(field.name == "compile" for field in dataclasses.fields(networks.SolverSettings))
-    assert len(networks.compiled(initial_flow(SMALL))) == has
 
 
 @pytest.mark.parametrize("library", ["torchdiffeq", "zuko"])

@@ -38,7 +38,9 @@ def compiled_kernels(sizes: Sizes) -> Kernels:
         sizes: `"fixed"`: anew for each number of rows, for which they are fastest; `"any"`: once.
     """
     try:
-        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's own, about itself
+            torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(2))
     except Exception as error:  # whatever a toolchain that is missing or broken comes up with
         warnings.warn(
             f"compile=True has no effect: torch.compile finds no working compiler ({error!r:.200})",

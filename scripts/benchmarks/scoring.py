@@ -72,7 +72,7 @@ def lines(repeats: int) -> Iterator[str]:
         yield f"{'network':<52}{'':<18}{'evals':>8}{'seconds':>10}{'to cnf':>9}"
         for network in NETWORKS:
             ours, x = Ours("cnf", initial_flow(network)), normal_rows(network, ROWS)
-            own = [ours, *compiled(ours.flow)]
+            own = [ours, compiled(ours.flow)]
             check_agreement(ours, same_field(ours.flow, network, exact=True), x[:CHECKED])
             costs = {each.name: cost_of_ours(each, x, repeats) for each in own}
             costs["FFJORD's method"] = cost_of_theirs(ours, network, x)

@@ -192,8 +192,9 @@ class CNF(Layer):
 
 
 def _mapped(dynamics: Augmented, solution: Solution) -> Mapped:
-    """Where a solve ends."""
+    """Where a solve ends; penalties only where it goes backwards in time, along which they fall."""
     end, dim = solution.ys[-1], dynamics.dim
     names = dynamics.regularizers
-    penalties = dict(zip(names, end[:, dynamics.width - len(names) :].abs().unbind(1), strict=True))
+    paths = -end[:, dynamics.width - len(names) :]
+    penalties = dict(zip(names, paths.unbind(1), strict=True))
     return Mapped(end[:, :dim], end[:, dim], solution.stats, penalties)

@@ -93,6 +93,7 @@ class _Tape:
         self.knots = as_leaf(self.own_knots, self.leaves.ts.requires_grad)
         self.inputs = [leaf for leaf in (self.leaves.ts, self.knots) if leaf.requires_grad]
         self.inputs += self.leaves.wanted
+        self.lengths = self.knots.detach().double().diff().tolist()
         # Where only the end is asked for, at a time without a gradient, for steps of one size.
         self.by_hand = (
             not self.knots.requires_grad
@@ -171,7 +172,9 @@ class _Tape:
         weights = tableau_tensors(tableau, y.dtype, y.device)
         linearization = self.dynamics.linearize(stage_times(weights, t, h), args)
         self.tally.add(tableau.solution_stages)
-        return retrace(linearization, tableau, y, h.item())
+        assert isinstance(step.knot, int)
+        assert isinstance(step.size, float)
+        return retrace(linearization, tableau, y, step.size * self.lengths[step.knot])
 
     @torch.enable_grad()
     def replay(self, step: Step) -> Kept:

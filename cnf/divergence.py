@@ -99,8 +99,8 @@ class Hutchinson(Divergence):
         return self.count
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"Expected count of at least 1 probe; got {self.count}")
+        if not (isinstance(self.count, int) and self.count >= 1):
+            raise ValueError(f"Expected count to be at least 1 probe; got {self.count!r}")
         if self.noise not in ("rademacher", "gaussian"):
             raise ValueError(f"Expected noise to be rademacher or gaussian; got {self.noise!r}")
 

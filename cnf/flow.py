@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import nan
+from math import inf, nan
 from typing import Any, Self, cast
 
 import numpy as np
@@ -122,7 +122,11 @@ class Flow(nn.Module):
             x: Shape (*batch, dim).
             context: Shape (*batch, context_dim).
             probes: Estimates of the trace for each row, where the divergence is one.
-            generator: Where the probes come from; PyTorch's own on the CPU when None.
+            generator: Where the probes come from, whatever the divergence's own; PyTorch's on the
+                CPU when None.
+
+        Raises:
+            ValueError: A shape does not fit, or there is no probe.
 
         The rows are solved twice, the second time at a tenth of the tolerance.
 
@@ -131,6 +135,8 @@ class Flow(nn.Module):
             >>> scores.stderr
             tensor([0., 0., 0.])
         """
+        if probes < 1:
+            raise ValueError(f"Expected probes of at least 1; got {probes}")
         rows, context, batch = self._rows(x, context)
         generator = generator or torch.default_generator
         state = generator.get_state()
@@ -143,9 +149,9 @@ class Flow(nn.Module):
                 "One probe has no standard error: stderr is NaN. Take more, score(x, probes=16)",
                 stacklevel=2,
             )
-        parts = (part.reshape(batch) for part in (log_prob, variance.sqrt(), log_prob - tighter))
-        log_prob, stderr, change = parts
-        return Scores(log_prob, stderr, change.abs(), status.reshape(batch), stats)
+        change = (log_prob - tighter).abs().masked_fill(log_prob == tighter, 0.0)
+        parts = (part.reshape(batch) for part in (log_prob, variance.sqrt(), change))
+        return Scores(*parts, status.reshape(batch), stats)
 
     def score_rows(
         self,
@@ -170,7 +176,7 @@ class Flow(nn.Module):
             x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
             for name, penalty in mapped.penalties.items():
                 penalties[name] = penalties[name] + penalty if name in penalties else penalty
-        return Scored(self.base.log_prob(x) + log_det, stats, penalties)
+        return Scored(_log_prob(self.base, x) + log_det, stats, penalties)
 
     def path(self, z: Tensor, frames: int, context: Tensor | None = None) -> Tensor:
         """The way of base points `z` (rows, dim) to the data, shape (frames, rows, dim).
@@ -260,9 +266,16 @@ class Flow(nn.Module):
             x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
             variance = variance + assessed.variance
             status[going] = assessed.status[going]
-        lost = x.isnan().any(1)
-        base = self.base.log_prob(x.masked_fill(lost.unsqueeze(1), 0.0))  # which refuses NaN
-        return (base + log_det).masked_fill(lost, nan), variance, status, stats
+        return self._base_log_prob(x) + log_det, variance, status, stats
+
+    def _base_log_prob(self, z: Tensor) -> Tensor:
+        """The base's log p of rows; for what it refuses NaN, or -inf out of its support."""
+        if not len(z):
+            return z.new_zeros(0)
+        lost = z.isnan().any(1)
+        inside = self.base.support.check(z) & ~lost
+        found = z.new_full((len(z),), -inf).masked_fill(lost, nan)
+        return found.masked_scatter(inside, _log_prob(self.base, z[inside]))
 
     def _draw(
         self,
@@ -285,7 +298,7 @@ class Flow(nn.Module):
 
     def _push(self, z: Tensor, context: Tensor | None) -> Tensor:
         """Samples and, as the last column, their log-density."""
-        log_prob = self.base.log_prob(z)
+        log_prob = _log_prob(self.base, z)
         for layer in self.layers:
             mapped = layer.push(z, context)
             z, log_prob = mapped.value, log_prob - mapped.log_det
@@ -298,6 +311,11 @@ class Flow(nn.Module):
                 f"got {type(self.base).__name__}"
             )
         return self.base.rsample(shape)
+
+
+def _log_prob(base: Distribution, z: Tensor) -> Tensor:
+    """A base's log p of rows; of none as well, for which PyTorch's `Independent` fails."""
+    return base.log_prob(z) if len(z) else z.new_zeros(0)
 
 
 def ffjord(

@@ -31,7 +31,8 @@ def maximum_likelihood(
 ) -> Loss:
     """The mean negative log-likelihood −(1/n) Σ log p(x_i | c_i), in nats per row.
 
-    With a regularization, the mean penalties with their weights are added.
+    With a regularization, the mean penalties with their weights are added; a ValueError where the
+    flow has no layer to regularize.
 
     Shapes: x (rows, dim), context (rows, context_dim) or None → a scalar.
 
@@ -44,6 +45,8 @@ def maximum_likelihood(
     scored = flow.score_rows(x, context, regularization)
     loss = -scored.log_prob.mean()
     if regularization is not None:
+        if regularization.active and not scored.penalties:
+            raise ValueError("Expected a flow with a CNF layer to regularize; got one without")
         for name, weight in regularization.active.items():
             loss = loss + weight * scored.penalties[name].mean()
     return Loss(loss, scored.stats)

@@ -38,7 +38,8 @@ class Recipe:
         time_features: The number of sines and cosines of time that enter the fields' layers.
         x_features: The number of sines and of cosines of x that enter the fields.
         x_scale: The standard deviation of their frequencies, in units of standardised columns.
-        divergence: A name for `cnf.divergence.choose_divergence`, in training.
+        divergence: A name for `cnf.divergence.choose_divergence`, in training alone; `"auto"`
+            leaves the flow its own.
         kinetic: Weight of the regularizer of this name in `cnf.regularizers`.
         jacobian: Alike.
         path_l1: Alike.

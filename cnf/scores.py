@@ -32,10 +32,12 @@ class Scores:
     """Log-densities of rows, with their errors and how their solves went.
 
     Attributes:
-        log_prob: log p(x) in nats, shape (*batch); NaN where a row's solve failed.
+        log_prob: log p(x) in nats, shape (*batch); NaN where a row's solve failed, -inf where it
+            ended outside of the base's support.
         stderr: Its standard error from the probes of an estimated trace, alike; zero where the
             trace is exact, NaN where there is only one probe.
-        solver_error: |log p − log p at a tenth of the tolerance with the same probes|, alike.
+        solver_error: |log p − log p at a tenth of the tolerance with the same probes|, alike; with
+            half the step where steps are fixed.
         status: `cnf.ode.Status` of each row, an array of shape (*batch): the first layer's that did
             not finish, coming from the data.
         stats: What the first of the two solves cost, for each of the rows in their flat order, or

@@ -154,6 +154,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
 def _layer(config: dict[str, Any]) -> Any:
     name = config.pop("name")
+    config.pop("divergence", None)  # which models of before had
     if name not in LAYERS:
         raise ValueError(f"Expected a layer among {', '.join(LAYERS)}; got {name!r}")
     return LAYERS[name](**config)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from math import cos, inf, isfinite, nan, pi
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,12 +54,14 @@ def fit(
         context: Their context (n, context_dim), for a conditional flow.
         objective: A name in `cnf.objectives.OBJECTIVES`.
         recipe: A recipe or its name; chosen by the data's dimension when None. Its architecture
-            (hidden, activation, blocks) is the flow's business and not read here.
+            (hidden, activation, blocks, field and its features) is the flow's business and not
+            read here.
         budget: Seconds from the loop's start to its end; 60 where neither it nor steps is given.
         steps: Number of steps; with a budget too, whichever is reached first ends the run.
         validation: Rows for validation, with their context as a pair; a tenth of the rows is held
             out for it when None.
-        seed: Seed of the held-out rows and the order of the data.
+        seed: Seed of the held-out rows and the order of the data; what else is drawn (probes, the
+            base's time) comes from PyTorch's generator.
         callbacks: Called after every step.
 
     Returns:
@@ -164,13 +167,11 @@ class _Run:
 
     def __post_init__(self) -> None:
         recipe = self.recipe
-        loose = {
-            "rtol": recipe.rtol,
-            "atol": recipe.atol,
-            "step": "joint",
-            "divergence": recipe.divergence,
-        }
-        self.view = self.flow.with_solver(**loose, gradient=recipe.gradient, keep=recipe.keep)
+        loose = {"rtol": recipe.rtol, "atol": recipe.atol, "step": "joint"}
+        training: dict[str, Any] = {"gradient": recipe.gradient, "keep": recipe.keep}
+        if recipe.divergence != "auto":
+            training["divergence"] = recipe.divergence
+        self.view = self.flow.with_solver(**loose, **training)
         self.averaged = copy.deepcopy(self.flow)
         self.judged = self.averaged.with_solver(**loose)
         self.best_state = copy.deepcopy(self.averaged.state_dict())

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import trange
 
-from cnf.divergence import DIVERGENCES
+from cnf.divergence import DIVERGENCES, choose_divergence, with_count
+from cnf.fields import as_field
 from cnf.flow import Flow
+from cnf.layers import CNF
 from cnf.ode import SolveError
 from cnf.scripts.data import AnyToy, Data, open_data, open_rows
 from cnf.scripts.gaussian import Gaussian
@@ -23,6 +25,7 @@ from cnf.storage import load, load_config
 Array = NDArray[np.float64]
 
 CHUNK = 2000  # rows scored or drawn in one solve
+PROBES = 16  # for each row, where the trace is estimated
 METRICS = "metrics.jsonl"
 DIVERGENCE: dict[str, Any] = {
     "choices": ("auto", "exact", *DIVERGENCES),
@@ -68,7 +71,7 @@ class Trained:
             ValueError: There is none that `train` wrote.
         """
         metadata = load_config(folder)["metadata"]
-        flow = load(folder).with_solver(divergence=divergence)
+        flow = _with_divergence(load(folder), divergence)
         try:
             return Trained(Path(folder), flow, **_checked(metadata, flow.dim))
         except (KeyError, TypeError, ValueError):
@@ -106,7 +109,8 @@ class Trained:
         """
         log_prob = np.empty(len(rows))
         evaluations = []
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(self.seed)  # of probes, where the trace is estimated
             for i in trange(0, len(rows), CHUNK, desc="scoring", disable=None, leave=False):
                 chunk = rows[i : i + CHUNK]
                 try:
@@ -131,6 +135,13 @@ class Trained:
         given = context_tensor(context, self.flow.like)
         shape = () if given is not None else len(context)
         return self.flow.sample(shape, given).double().cpu().numpy()
+
+
+def _with_divergence(flow: Flow, name: str) -> Flow:
+    """A flow whose trace is found in a way, with probes enough where that is an estimate."""
+    layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
+    chosen = choose_divergence(name, as_field(layer.field), flow.dim)
+    return flow.with_solver(divergence=with_count(chosen, PROBES))
 
 
 def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:

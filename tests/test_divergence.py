@@ -181,7 +181,7 @@ def test_wrong_arguments():
         choose_divergence("trace", as_field(Constant()), 2)
     with pytest.raises(ValueError, match="noise to be rademacher or gaussian; got 'cauchy'"):
         Hutchinson(noise="cauchy")
-    with pytest.raises(ValueError, match="count of at least 1 probe; got 0"):
+    with pytest.raises(ValueError, match="count to be at least 1 probe; got 0"):
         Hutchinson(0)
     with pytest.raises(ValueError, match="count of at least 2 products; got 1"):
         HutchPlusPlus(1)

@@ -21,7 +21,8 @@ from cnf.fields.logistic import LOGISTIC
 
 DOUBLE = torch.float64
 T = torch.tensor(0.3, dtype=DOUBLE)
-GATED = ("ignore", "concat", "squash", "concat_squash")
+TIMED = ("concat", "squash", "concat_squash")
+GATED = ("ignore", *TIMED)
 THEIRS = {
     "tanh": torch.tanh,
     "softplus": torch.nn.functional.softplus,
@@ -72,7 +73,7 @@ def test_exact_traces_agree(name, activation, hidden, context_dim, times):
     check_traces(field, context_dim, T if times == "one" else torch.rand(6, 1, dtype=DOUBLE))
 
 
-@pytest.mark.parametrize("name", [*GATED, "residual"])
+@pytest.mark.parametrize("name", [*TIMED, "residual"])
 @pytest.mark.parametrize("times", ["one", "rows"])
 def test_exact_traces_agree_with_features_of_time(name, times):
     field = made(name, hidden=(7, 9, 8), context_dim=2, time_features=3)
@@ -199,7 +200,9 @@ def test_gated_linear_is_its_equation(gate, shift):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gated_fields_are_chains_of_their_layers(name, activation):
     """Against the layers called one by one, without folding and as tanh networks."""
-    field = made(name, hidden=(7, 9), context_dim=2, activation=activation, time_features=1)
+    features = int(name in TIMED)
+    options = {"activation": activation, "time_features": features}
+    field = made(name, hidden=(7, 9), context_dim=2, **options)
     x, context = torch.randn(5, 4, dtype=DOUBLE), torch.randn(5, 2, dtype=DOUBLE)
     angle = 2 * torch.pi * T
     time = torch.stack([T, torch.sin(angle), torch.cos(angle)]).expand(5, 3)
@@ -265,6 +268,11 @@ def test_wrong_arguments(name, arguments, message):
 def test_wrong_features(arguments, message):
     with pytest.raises(ValueError, match=message):
         ConcatSquash(2, **arguments)
+
+
+def test_no_features_of_time_where_it_does_not_enter():
+    with pytest.raises(ValueError, match="no time_features for the field ignore"):
+        Ignore(2, time_features=1)
 
 
 def test_an_unknown_field():

@@ -1,6 +1,7 @@
 """Flows: exact log-densities, the two directions, shapes, bases and gradients."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -257,3 +258,28 @@ def test_every_field_makes_a_density(field):
     grid = torch.linspace(-8, 8, 2001, dtype=torch.float64).unsqueeze(1)
     total = torch.trapezoid(flow.log_prob(grid).exp(), grid[:, 0])
     assert total.item() == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("step", ["joint", "per_sample"])
+def test_no_rows_are_no_mistake(step):
+    flow = cnf.ffjord(2, hidden=(8,)).with_solver(step=step)
+    assert flow.log_prob(torch.zeros(0, 2)).shape == (0,)
+    assert flow.score(torch.zeros(0, 2)).stderr.shape == (0,)
+    assert flow.sample(0).shape == (0, 2)
+
+
+def test_a_flow_with_features_of_x_can_be_pickled():
+    flow = cnf.ffjord(2, hidden=(8,), field_options={"x_features": 4}, zero_last=False)
+    again = pickle.loads(pickle.dumps(flow))
+    x = torch.randn(3, 2)
+    assert torch.equal(again.log_prob(x), flow.log_prob(x))
+
+
+def test_a_hyper_field_that_starts_at_zero_learns():
+    flow = cnf.ffjord(2, hidden=(8,), field="hyper")
+    optimizer = torch.optim.SGD(flow.parameters(), 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (-flow.log_prob(torch.randn(20, 2)).mean()).backward()
+        optimizer.step()
+    assert all((p.grad != 0).any() for p in flow.parameters())

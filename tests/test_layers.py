@@ -375,3 +375,42 @@ def test_standardize_refuses_what_it_cannot_fit():
         Standardize(3).fit(torch.randn(1, 3))
     with pytest.raises(ValueError, match="finite"):
         Standardize(1).fit(torch.tensor([[1.0], [math.nan]]))
+
+
+class Shared(nn.Module):
+    """One submodule in two places, and one parameter in two modules."""
+
+    def __init__(self):
+        super().__init__()
+        twice = nn.Linear(2, 2)
+        self.net = nn.Sequential(twice, nn.Tanh(), twice)
+        self.one, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.other.weight = self.one.weight
+
+    def forward(self, t, x):
+        return self.net(x) + self.other(torch.tanh(self.one(x)))
+
+
+@pytest.mark.parametrize(("step", "keep"), [("per_sample", 0), ("joint", 0), ("joint", 2**20)])
+def test_modules_and_parameters_in_two_places(step, keep):
+    field, x = Shared().double(), torch.randn(5, 2, dtype=DOUBLE)
+
+    def gradients(**settings):
+        mapped = CNF(field, step=step, **settings).pull(x)
+        loss = mapped.value.sum() + mapped.log_det.sum()
+        return torch.autograd.grad(loss, [*field.parameters()])
+
+    for own, other in zip(gradients(keep=keep), gradients(gradient="backprop"), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
+    assert isinstance(field.net[0].weight, nn.Parameter)
+
+
+def test_what_is_kept_stays_within_its_bytes():
+    """Of a wide network and a small batch: folded weights are kept too, and count."""
+    field, x = ConcatSquash(2, (64, 64)), torch.randn(4, 2)
+    stage = 4 * 6 * (2 * 64 * 64 + 2 * 64)  # bytes of a step's folded weights and matrix
+    layer = CNF(field, step="joint", keep=5 * stage, step_size=0.05)
+    mapped = layer.pull(x)
+    mapped.log_det.sum().backward()
+    replayed = int(mapped.stats.backward) // 6
+    assert 15 <= replayed < 20

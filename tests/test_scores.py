@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, Normal, Uniform
 
 import cnf
 from cnf.divergence import Hutchinson, HutchPlusPlus
@@ -129,3 +129,25 @@ def test_batch_shapes_and_contexts():
 
 def test_scoring_leaves_no_gradient(bent):
     assert not bent.score(torch.zeros(2, 8).double()).log_prob.requires_grad
+
+
+def test_fixed_steps_have_an_error_too(bent):
+    x = torch.randn(20, 8, dtype=DOUBLE)
+    coarse = bent.with_solver(method="rk4", step_size=0.5)
+    scores = coarse.score(x)
+    off = (scores.log_prob - bent.with_solver(rtol=1e-9, atol=1e-9).log_prob(x)).abs()
+    assert 0.5 < scores.solver_error.mean() / off.mean() < 2
+
+
+def test_a_row_outside_of_the_bases_support_is_minus_infinity():
+    base = Independent(Uniform(-torch.ones(2).double(), torch.ones(2).double()), 1)
+    flow = cnf.Flow(base, [cnf.CNF(cnf.ConcatSquash(2).double())])
+    scores = flow.score(torch.tensor([[0.1, 0.2], [9.0, 9.0]], dtype=DOUBLE))
+    assert scores.log_prob[0].isfinite()
+    assert scores.log_prob[1] == -torch.inf
+    assert scores.solver_error[1] == 0
+
+
+def test_wrong_probes(bent):
+    with pytest.raises(ValueError, match="probes of at least 1; got 0"):
+        bent.score(torch.zeros(2, 8, dtype=DOUBLE), probes=0)

@@ -9,9 +9,11 @@ import torch
 
 import cnf
 from cnf import training
+from cnf.divergence import AutogradTrace, TangentTrace
 from cnf.objectives import OBJECTIVES, Loss, maximum_likelihood
 from cnf.ode import Stats
 from cnf.recipes import RECIPES, Recipe, choose_recipe
+from cnf.regularizers import Regularization
 from cnf.rows import Rows
 
 QUICK = Recipe(hidden=(8,), batch_size=64, validations=10, validation_rows=200)
@@ -282,3 +284,29 @@ def test_batches_go_through_all_rows_in_a_new_order_each_time():
     assert not torch.equal(first[0].x, second[0].x)
     # Fewer rows than a batch: all of them.
     assert len(next(rows.batches(64, torch.Generator()))) == 10
+
+
+def test_a_flows_own_divergence_is_used_unless_the_recipe_says_otherwise(monkeypatch):
+    used = []
+    for way in (AutogradTrace, TangentTrace):
+        original = way.__call__
+
+        def counted(self, *arguments, original=original):
+            used.append(type(self).__name__)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(way, "__call__", counted)
+    flow = small_flow().with_solver(divergence="autograd")
+    cnf.fit(flow, DATA, recipe=QUICK, steps=2)
+    assert set(used) == {"AutogradTrace"}
+    used.clear()
+    cnf.fit(flow, DATA, recipe=dataclasses.replace(QUICK, divergence="tangents"), steps=2)
+    assert set(used) == {"AutogradTrace", "TangentTrace"}  # validation is the flow's own
+
+
+def test_regularization_without_a_layer_to_regularize():
+    base = small_flow().base
+    with pytest.raises(ValueError, match="CNF layer to regularize"):
+        maximum_likelihood(
+            cnf.Flow(base, [cnf.Standardize(2)]), DATA[:5], None, Regularization(kinetic=1.0)
+        )

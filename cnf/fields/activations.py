@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from math import pi, sqrt
 
 import torch
@@ -133,20 +133,23 @@ def find_activation(name: str) -> Activation:
     return ACTIVATIONS[name]
 
 
-@lru_cache
 def waves(dim: int) -> Activation:
     """The identity on the first `dim` entries and the sine on the rest: Fourier features of x."""
+    return Activation(partial(_waves, dim), partial(_waves_slope, dim), partial(_waves_back, dim))
 
-    def function(z: Tensor) -> tuple[Tensor, Tensor]:
-        value = torch.cat([z[..., :dim], torch.sin(z[..., dim:])], -1)
-        return value, slope(z, value)
 
-    def slope(z: Tensor | None, value: Tensor) -> Tensor:
-        assert z is not None
-        return torch.cat([torch.ones_like(z[..., :dim]), torch.cos(z[..., dim:])], -1)
+def _waves(dim: int, z: Tensor) -> tuple[Tensor, Tensor]:
+    value = torch.cat([z[..., :dim], torch.sin(z[..., dim:])], -1)
+    return value, _waves_slope(dim, z, value)
 
-    def back(z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
-        bend = torch.cat([torch.zeros_like(value[..., :dim]), -value[..., dim:]], -1)
-        return v * slope + d * bend
 
-    return Activation(function, slope, back)
+def _waves_slope(dim: int, z: Tensor | None, value: Tensor) -> Tensor:
+    assert z is not None
+    return torch.cat([torch.ones_like(z[..., :dim]), torch.cos(z[..., dim:])], -1)
+
+
+def _waves_back(
+    dim: int, z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor
+) -> Tensor:
+    bend = torch.cat([torch.zeros_like(value[..., :dim]), -value[..., dim:]], -1)
+    return v * slope + d * bend

@@ -95,6 +95,10 @@ class VectorField(ABC):
             f"{type(self).__name__}. Compile a module of your own by torch.compile"
         )
 
+    def eager(self) -> VectorField:
+        """This field with nothing compiled."""
+        return self
+
     def at(self, t: Tensor, context: Tensor | None = None, *, trace: bool = False) -> Any:
         """The stage at a time, a scalar or of shape (rows, 1); with what `traced` needs or not."""
         constants = take_rows(self.constants(context), None)
@@ -150,7 +154,7 @@ class ModuleField(VectorField):
     def constants(self, context: Tensor | None) -> Any:
         """The parameters and the context."""
         per_row = None if context is None else PerRow(context)
-        return dict(self.module.named_parameters()), per_row
+        return _parameters(self.module), per_row
 
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> Sequence[Any]:
         """Each time, with the constants."""
@@ -164,7 +168,7 @@ class ModuleField(VectorField):
         """
         time, parameters, context = stage
         inputs = (time, x) if context is None else (time, x, context)
-        velocity: Tensor = functional_call(self.module, parameters, inputs)
+        velocity: Tensor = functional_call(self.module, parameters, inputs, tie_weights=False)
         if velocity.shape != x.shape:
             raise ValueError(
                 f"Expected the field to return the shape of x, {tuple(x.shape)}; "
@@ -175,6 +179,18 @@ class ModuleField(VectorField):
     def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity and vector-Jacobian products."""
         return pull_back(self, stage, x, vectors)
+
+
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters, each once for every module that holds it.
+
+    `functional_call` would leave a module that appears under two names without its parameters.
+    """
+    return {
+        f"{path}.{name}" if path else name: parameter
+        for path, holder in module.named_modules()
+        for name, parameter in holder.named_parameters(recurse=False)
+    }
 
 
 def as_field(module: nn.Module, compiled: Sizes | None = None) -> VectorField:
@@ -206,7 +222,7 @@ def pull_back(field: VectorField, stage: Any, x: Tensor, vectors: Tensor) -> tup
 
     The products are differentiable just where autograd records. Shapes as in `products`.
     """
-    recording = torch.is_grad_enabled()
+    recording, field = torch.is_grad_enabled(), field.eager()
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
         velocity = field.velocity(stage, x)

@@ -17,7 +17,7 @@ from torch import Tensor
 from cnf.fields.perceptron import Perceptron
 
 
-class Plain(NamedTuple):
+class Unfolded(NamedTuple):
     """What a perceptron with folded gates is made of.
 
     Attributes:
@@ -74,7 +74,7 @@ class Scaled:
         return gate.repeat(1, self.matrix.shape[1] // gate.shape[1]).unsqueeze(1)
 
 
-def fold(plain: Plain, shifts: Tensor | None) -> Perceptron:
+def fold(plain: Unfolded, shifts: Tensor | None) -> Perceptron:
     """The perceptron at all times, each of its tensors but the last weight with an axis for them.
 
     Args:
@@ -91,7 +91,7 @@ def fold(plain: Plain, shifts: Tensor | None) -> Perceptron:
     return Perceptron((*folded[:hidden], weights[-1]), offsets, None, tuple(folded[hidden:]))
 
 
-def fold_back(plain: Plain, grads: Sequence[Perceptron]) -> tuple[Plain, Tensor]:
+def fold_back(plain: Unfolded, grads: Sequence[Perceptron]) -> tuple[Unfolded, Tensor]:
     """The gradients of what a perceptron is made of and of the shifts, for its own at the times."""
     biases, gates = plain.biases, plain.gates
     gated, parts = gates.shape[1], _parts(plain)
@@ -106,17 +106,17 @@ def fold_back(plain: Plain, grads: Sequence[Perceptron]) -> tuple[Plain, Tensor]
     last = torch.stack([one.weights[-1] for one in grads]).sum(0)
     bias = torch.cat([(offsets[:, :gated] * gates).sum(0), offsets[:, gated:].sum(0)])
     weights = (*back[:hidden], last)
-    return Plain(weights, bias, tuple(back[hidden:]), torch.cat(found, 1)), offsets
+    return Unfolded(weights, bias, tuple(back[hidden:]), torch.cat(found, 1)), offsets
 
 
-def _parts(plain: Plain) -> Sequence[Tensor]:
+def _parts(plain: Unfolded) -> Sequence[Tensor]:
     """The gates of each hidden layer."""
     sizes = [weight.shape[0] for weight in plain.weights[:-1]]
     parts: Sequence[Tensor] = plain.gates.split(sizes, 1)
     return parts
 
 
-def _scaled(plain: Plain) -> list[Scaled]:
+def _scaled(plain: Unfolded) -> list[Scaled]:
     """How the hidden layers' weights and the trace's matrices are gated."""
     hidden = [Scaled(weight, i) for i, weight in enumerate(plain.weights[:-1])]
     last = len(hidden) - 1

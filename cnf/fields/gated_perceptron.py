@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from cnf.fields.activations import find_activation, waves
 from cnf.fields.field import Traced, TracedField
-from cnf.fields.folding import Plain, fold
+from cnf.fields.folding import Unfolded, fold
 from cnf.fields.gated_linear import GatedLinear
 from cnf.fields.kernels import EAGER, Kernels, Sizes, compiled_kernels
 from cnf.fields.linearization import Back, PerceptronLinearization, pull_stacked
@@ -101,6 +101,11 @@ class GatedPerceptron(TracedField):
         super().__init__()
         check_sizes(dim, context_dim, time_features=time_features, x_features=x_features)
         check_hidden(tuple(hidden))
+        if time_features and not self.timed:
+            raise ValueError(
+                f"Expected no time_features for the field {self.name}, which time does not enter; "
+                f"got {time_features}"
+            )
         if not x_scale > 0:
             raise ValueError(f"Expected x_scale above 0; got {x_scale}")
         self.dim = dim
@@ -213,6 +218,14 @@ class GatedPerceptron(TracedField):
         view.kernels = compiled_kernels(sizes)
         return view
 
+    def eager(self) -> Self:
+        """This field, sharing its parameters, with nothing compiled."""
+        if self.kernels is EAGER:
+            return self
+        view = copy.copy(self)
+        view.kernels = EAGER
+        return view
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, but for the weights' start."""
         return {
@@ -255,15 +268,15 @@ class GatedPerceptron(TracedField):
         biases = constants.gate_biases
         return biases is not None and biases.ndim == 1 and times.ndim == 1
 
-    def _plain(self, features: Tensor, constants: Constants, matrices: Any) -> Plain:
+    def _plain(self, features: Tensor, constants: Constants, matrices: Any) -> Unfolded:
         """What the perceptron is folded of."""
         gates = self._gates(features, constants)
         assert gates is not None
-        return Plain(constants.weights, constants.biases, tuple(matrices), gates)
+        return Unfolded(constants.weights, constants.biases, tuple(matrices), gates)
 
     def _pull_folded(
         self,
-        plain: Plain,
+        plain: Unfolded,
         features: Tensor,
         constants: Constants,
         matrices: Sequence[Tensor],

@@ -34,6 +34,12 @@ class HyperLinear(TimedLayer):
                 nn.init.uniform_(made.weight, -scale, scale)
                 nn.init.uniform_(made.bias, -(inputs**-0.5), inputs**-0.5)
 
+    def zero(self) -> None:
+        """Start at zero, but for the inside: zeros all through would never get a gradient."""
+        for layer in (self.weight, self.bias, self.shift):
+            for parameter in [] if layer is None else layer.parameters():
+                nn.init.zeros_(parameter)
+
     def constants(self) -> tuple[Tensor, ...]:
         """The small network's parameters."""
         return tuple(self.parameters_of(self.inside, self.weight, self.bias))

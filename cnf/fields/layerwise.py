@@ -28,6 +28,11 @@ class TimedLayer(nn.Module):
         super().__init__()
         self.shift = nn.Linear(context_dim, outputs, bias=False) if context_dim else None
 
+    def zero(self) -> None:
+        """Start at zero."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
     def shifted(self, context: Tensor | None) -> PerRow | None:
         """By what a context shifts each row."""
         return None if context is None or self.shift is None else PerRow(self.shift(context))
@@ -84,8 +89,7 @@ class LayerwiseField(TracedField):
         # For the type checker, what the module list holds.
         self.layers = cast("Sequence[TimedLayer]", layers)
         if zero_last:
-            for parameter in self.layers[-1].parameters():
-                nn.init.zeros_(parameter)
+            self.layers[-1].zero()
 
     @abstractmethod
     def layer(self, inputs: int, outputs: int) -> TimedLayer:

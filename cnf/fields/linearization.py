@@ -37,6 +37,8 @@ class PerceptronLinearization(Linearization):
         with torch.no_grad():
             self.stages = stacked.unstacked()
         self.gathered: dict[int, Perceptron] = {}
+        tensors = zip(stacked.net.tensors(), stacked.differ(), strict=True)
+        self.bytes = sum(tensor.nbytes for tensor, differs in tensors if differs)
 
     def push(self, i: int, y: Tensor) -> tuple[Tensor, Any]:
         """The slope, and what its way back needs."""
@@ -44,8 +46,7 @@ class PerceptronLinearization(Linearization):
         with torch.no_grad():
             velocity, trace, saved = self.kernels.traced(self.stages[i], self.activations, x)
             slope = torch.cat([velocity, trace.unsqueeze(1)], 1)
-        if not self.bytes:
-            self.bytes = len(self.stages) * saved.nbytes
+        self.bytes += saved.nbytes
         return slope, (x, saved)
 
     def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:

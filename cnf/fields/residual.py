@@ -21,7 +21,8 @@ class Residual(TracedField):
 
     With signals s = (t, features of t, c),
 
-        h₀ = A x + a,   h_k = h_{k−1} + U_k σ((V_k h_{k−1} + v_k) ∘ g_k(s) + B_k s) + u_k,
+        h₀ = (A x + a) ∘ g₀(s) + B₀ s,
+        h_k = h_{k−1} + U_k σ((V_k h_{k−1} + v_k) ∘ g_k(s) + B_k s) + u_k,
         f(t, x, c) = C σ(h_K) + b.
 
     Args:
@@ -67,10 +68,10 @@ class Residual(TracedField):
         self.sigma = find_activation(activation)
         stream, *widths = self.hidden
         self.times = 1 + 2 * time_features
-        self.first = nn.Linear(dim, stream)
+        signals = self.times + context_dim
+        self.first = GatedLinear(dim, stream, signals, gate=True, shift=True)
         inside = nn.ModuleList(
-            GatedLinear(stream, width, self.times + context_dim, gate=True, shift=True)
-            for width in widths
+            GatedLinear(stream, width, signals, gate=True, shift=True) for width in widths
         )
         # For the type checker, what the module lists hold.
         self.inside = cast("Sequence[GatedLinear]", inside)
@@ -83,18 +84,16 @@ class Residual(TracedField):
 
     def constants(self, context: Tensor | None) -> Any:
         """The plain layers' parameters, and each gated one's with what the context does to it."""
-        plain = [(layer.weight, layer.bias) for layer in (self.first, *self.outside, self.last)]
-        return plain, [self._gated(layer, context) for layer in self.inside]
+        plain = [(layer.weight, layer.bias) for layer in (*self.outside, self.last)]
+        return plain, [self._gated(layer, context) for layer in (self.first, *self.inside)]
 
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> list[Any]:
         """The first and last layer and the blocks' two, at each time."""
         plain, gated = constants
-        first, *outside, last = (Affine(*parameters) for parameters in plain)
+        *outside, last = (Affine(*parameters) for parameters in plain)
         features = time_features(times, self.time_features)
-        inside = [_at(features, own) for own in gated]
-        blocks = [[*zip(inner, outside, strict=True)] for inner in zip(*inside, strict=True)]
-        blocks = blocks or [[] for _ in times]
-        return [(first, block, last) for block in blocks]
+        stages = zip(*(_at(features, own) for own in gated), strict=True)
+        return [(first, [*zip(inside, outside, strict=True)], last) for first, *inside in stages]
 
     def velocity(self, stage: Any, x: Tensor) -> Tensor:
         """The velocity."""

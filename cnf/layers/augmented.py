@@ -39,14 +39,16 @@ class Augmented(StagedDynamics):
         """The number of columns."""
         return self.dim + 1 + self.estimates + len(self.regularizers)
 
-    def arguments(self, x: Tensor, t: float, context: Tensor | None) -> tuple[Any, ...]:
-        """What a solve from states x at t needs: computed once, each tensor with its gradient."""
+    def arguments(
+        self, x: Tensor, times: Sequence[float] | Tensor, context: Tensor | None
+    ) -> tuple[Any, ...]:
+        """What a solve from states x needs: computed once, each tensor with its gradient."""
         constants = self.field.constants(context)
         own = self.field.trace_constants() if self.divergence == FieldTrace() else None
         probes = probe = None
         if not self.divergence.exact:
             with torch.no_grad():
-                stage = self.field.at(x.new_tensor(t), context)
+                stage = self.field.at(x.new_tensor(float(times[0])), context)
                 probes = PerRow(self.divergence.probes(self.field, stage, x))
         if "jacobian" in self.regularizers:
             probe = PerRow(random_vectors("rademacher", None, x, 1))
@@ -97,7 +99,7 @@ class Velocity(StagedDynamics):
         """The number of columns."""
         return self.dim + 1
 
-    def arguments(self, x: Tensor, t: float, context: Tensor | None) -> Any:
+    def arguments(self, x: Tensor, times: Sequence[float] | Tensor, context: Tensor | None) -> Any:
         """What a solve needs: computed once, each tensor with its gradient."""
         return self.field.constants(context)
 

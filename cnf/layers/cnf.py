@@ -85,8 +85,7 @@ class CNF(Layer):
             divergence = replace(divergence, count=care.probes, generator=care.generator)
             estimates = divergence.estimates(dim)
         dynamics = Augmented(field, divergence, dim, estimates=estimates)
-        tolerance = {name: care.tighter * getattr(self.settings, name) for name in ("rtol", "atol")}
-        layer = self.with_solver(**tolerance)
+        layer = self.with_solver(**self.settings.tighter(care.tighter))
         solution = layer._solve(dynamics, x, context, (1.0, 0.0), on_failure="return")
         own = solution.ys[-1, :, dim + 1 :]
         variance = own.var(1) / estimates if estimates > 1 else x.new_full((len(x),), nan)
@@ -161,7 +160,7 @@ class CNF(Layer):
             dynamics,
             pad(x, (0, dynamics.width - x.shape[1])),
             times,
-            dynamics.arguments(x, float(times[0]), context),
+            dynamics.arguments(x, times, context),
             method=settings.method,
             rtol=settings.rtol,
             atol=settings.atol,

@@ -23,7 +23,7 @@ class Care:
     Attributes:
         probes: Estimates for each row, where the divergence is one.
         generator: Where they come from.
-        tighter: By what the tolerances are multiplied.
+        tighter: By what the tolerances are multiplied; fixed steps are halved where it is below 1.
     """
 
     probes: int

@@ -134,6 +134,18 @@ class SolverSettings:
             )
         return replace(self, **changes)
 
+    def tighter(self, factor: float) -> dict[str, Any]:
+        """Changes that make a solve more careful: tolerances times a factor below 1, half steps.
+
+        None for a factor of 1.
+        """
+        if factor == 1:
+            return {}
+        changes: dict[str, Any] = {"rtol": factor * self.rtol, "atol": factor * self.atol}
+        if self.step_size is not None:
+            changes |= {"step_size": self.step_size / 2, "max_steps": 2 * self.max_steps}
+        return changes
+
     def saved(self) -> dict[str, Any]:
         """The settings that belong to a model, ready for JSON.
 

@@ -13,7 +13,7 @@ from cnf.ode.controllers import (
     row_max_norm,
     row_rms_norm,
 )
-from cnf.ode.dynamics import AutogradLinearization, Dynamics, Leaves, Linearization, StagedDynamics
+from cnf.ode.dynamics import AutogradLinearization, Dynamics, Linearization, StagedDynamics
 from cnf.ode.gradients import GRADIENTS, Gradient
 from cnf.ode.odeint import odeint, odeint_adjoint
 from cnf.ode.solution import Solution, SolveError, Stats, Status
@@ -29,7 +29,6 @@ __all__ = [
     "Dynamics",
     "Gradient",
     "IController",
-    "Leaves",
     "Linearization",
     "Norm",
     "PIController",

@@ -47,7 +47,7 @@ class StagedDynamics(ABC):
         """Evaluations at `times` with a way back; by autograd where a subclass knows no better."""
         with torch.enable_grad():
             prepared = self.prepare(times, args)
-        stages = Leaves()
+        stages = StageLeaves()
         return AutogradLinearization(self, [stages.of(stage) for stage in prepared], stages)
 
 
@@ -105,11 +105,11 @@ class Plain(StagedDynamics):
 
     def linearize(self, times: Tensor, args: Any) -> Linearization:
         """By autograd."""
-        leaves = Leaves()
+        leaves = StageLeaves()
         return AutogradLinearization(self, self.prepare(times, leaves.of(args)), leaves)
 
 
-class Leaves:
+class StageLeaves:
     """Tensors that want a gradient as leaves, those that are none with their way back at the end.
 
     Attributes:
@@ -154,7 +154,9 @@ class AutogradLinearization(Linearization):
         leaves: Those.
     """
 
-    def __init__(self, dynamics: StagedDynamics, stages: Sequence[Any], leaves: Leaves) -> None:
+    def __init__(
+        self, dynamics: StagedDynamics, stages: Sequence[Any], leaves: StageLeaves
+    ) -> None:
         self.dynamics, self.stages, self.leaves = dynamics, stages, leaves
 
     def push(self, i: int, y: Tensor) -> tuple[Tensor, Any]:

@@ -53,7 +53,7 @@ def measure(weight: float) -> Point:
         torch.from_numpy(toy.sample(n, seed)) for n, seed in ((100_000, 1), (5000, 2))
     )
     fit(flow, train, recipe=recipe, steps=STEPS, validation=held_out)
-    rows = toy.sample(ROWS, 2)
+    rows = toy.sample(ROWS, 3)
     log_prob, evaluations = [], []
     with torch.no_grad():
         for part in torch.from_numpy(rows).float().split(CHUNK):

@@ -150,8 +150,13 @@ class Flow(nn.Module):
                 stacklevel=2,
             )
         change = (log_prob - tighter).abs().masked_fill(log_prob == tighter, 0.0)
-        parts = (part.reshape(batch) for part in (log_prob, variance.sqrt(), change))
-        return Scores(*parts, status.reshape(batch), stats)
+        return Scores(
+            log_prob.reshape(batch),
+            variance.sqrt().reshape(batch),
+            change.reshape(batch),
+            status.reshape(batch),
+            stats,
+        )
 
     def score_rows(
         self,
@@ -273,7 +278,8 @@ class Flow(nn.Module):
         if not len(z):
             return z.new_zeros(0)
         lost = z.isnan().any(1)
-        inside = self.base.support.check(z) & ~lost
+        support = self.base.support
+        inside = ~lost if support is None else support.check(z) & ~lost
         found = z.new_full((len(z),), -inf).masked_fill(lost, nan)
         return found.masked_scatter(inside, _log_prob(self.base, z[inside]))
 

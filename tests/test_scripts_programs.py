@@ -256,3 +256,18 @@ def test_diverged_training_says_so_and_its_metrics_are_json(tmp_path):
     assert "learning rate" in line
     for record in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():
         strict_json(record)
+
+
+def test_an_estimated_trace_gives_the_same_numbers_again(tmp_path):
+    folder = tmp_path / "run"
+    done("train", "moons", "--out", folder, "--steps", "3", "--hidden", "8,8")
+    table = tmp_path / "rows.csv"
+    np.savetxt(table, [[0.1, 0.2], [1.0, -0.5]], delimiter=",", header="x,y", comments="")
+    found = []
+    for i, way in enumerate(("hutchinson", "hutchinson", "exact")):
+        out = tmp_path / f"{i}.npy"
+        done("log-prob", folder, "--data", table, "--out", out, "--divergence", way)
+        found.append(np.load(out))
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    assert np.abs(found[0] - found[2]).max() < 0.5

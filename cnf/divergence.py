@@ -239,9 +239,7 @@ def check_divergence(wanted: str | Divergence) -> None:
 
 def with_count(divergence: Divergence, count: int) -> Divergence:
     """A divergence with another number of probes, where it has any."""
-    if not isinstance(divergence, Hutchinson) or divergence.count == count:
-        return divergence
-    return replace(divergence, count=count)
+    return replace(divergence, count=count) if isinstance(divergence, Hutchinson) else divergence
 
 
 def describe(divergence: Divergence, vector_field: VectorField) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cnf.fields.activations import find_activation
 from cnf.fields.kernels import Sizes
 from cnf.ode import Linearization, PerRow, take_rows
 
@@ -111,17 +112,54 @@ class TracedField(nn.Module, VectorField):
 
     Attributes:
         dim: Size of x.
+        hidden: Widths of the hidden layers.
         context_dim: Size of the context, 0 without one.
+        activation: Name of the activation.
         name: Its name in `FIELDS`.
     """
 
     dim: int
+    hidden: tuple[int, ...]
     context_dim: int
+    activation: str
     name: ClassVar[str]
 
-    @abstractmethod
+    def take(
+        self,
+        dim: int,
+        hidden: Sequence[int],
+        context_dim: int,
+        activation: str,
+        **features: float,
+    ) -> None:
+        """Check the constructor's arguments and keep them, as attributes and for `config`.
+
+        Raises:
+            ValueError: A size is out of range or the activation unknown.
+        """
+        least = {"dim": 1, "context_dim": 0, "time_features": 0, "x_features": 0}
+        for name, size in {"dim": dim, "context_dim": context_dim, **features}.items():
+            if name in least and size < least[name]:
+                raise ValueError(f"Expected {name} of at least {least[name]}; got {size}")
+        widths = tuple(hidden)
+        if not widths or min(widths) < 1:
+            raise ValueError(
+                f"Expected at least one hidden width, each at least 1; got hidden = {widths}"
+            )
+        find_activation(activation)
+        arguments = {"dim": dim, "hidden": widths, "context_dim": context_dim}
+        arguments |= {"activation": activation, **features}
+        for name, value in arguments.items():
+            setattr(self, name, value)
+        self.arguments = tuple(arguments)
+
     def config(self) -> dict[str, Any]:
         """The keyword arguments that make this field anew (without its weights), JSON-ready."""
+        return {**{name: getattr(self, name) for name in self.arguments}, "hidden": [*self.hidden]}
+
+    def extra_repr(self) -> str:
+        """The sizes, for the module's repr."""
+        return f"dim={self.dim}, hidden={self.hidden}, activation={self.activation!r}"
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The velocity (rows, dim) at x (rows, dim) and context (rows, context_dim).

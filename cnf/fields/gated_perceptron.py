@@ -21,7 +21,7 @@ from cnf.fields.kernels import EAGER, Kernels, Sizes, compiled_kernels
 from cnf.fields.linearization import Back, PerceptronLinearization, pull_stacked
 from cnf.fields.logistic import LOGISTIC, logistic_biases, logistic_shifts, logistic_weights
 from cnf.fields.perceptron import Perceptron, Stacked, trace_matrices
-from cnf.fields.signals import check_hidden, check_sizes, combined, time_features
+from cnf.fields.signals import combined, time_features
 from cnf.ode import Linearization, PerRow
 
 
@@ -84,6 +84,9 @@ class GatedPerceptron(TracedField):
     shifted: ClassVar[bool] = True
     timed: ClassVar[bool] = True
     kernels: Kernels = EAGER
+    time_features: int
+    x_features: int
+    x_scale: float
     frequencies: Tensor
     phases: Tensor
 
@@ -99,8 +102,8 @@ class GatedPerceptron(TracedField):
         x_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        check_sizes(dim, context_dim, time_features=time_features, x_features=x_features)
-        check_hidden(tuple(hidden))
+        features = {"time_features": time_features, "x_features": x_features, "x_scale": x_scale}
+        self.take(dim, hidden, context_dim, activation, **features)
         if time_features and not self.timed:
             raise ValueError(
                 f"Expected no time_features for the field {self.name}, which time does not enter; "
@@ -108,13 +111,6 @@ class GatedPerceptron(TracedField):
             )
         if not x_scale > 0:
             raise ValueError(f"Expected x_scale above 0; got {x_scale}")
-        self.dim = dim
-        self.hidden = tuple(hidden)
-        self.context_dim = context_dim
-        self.activation = activation
-        self.time_features = time_features
-        self.x_features = x_features
-        self.x_scale = x_scale
         self.logistic = activation == "tanh"
         own = LOGISTIC if self.logistic else find_activation(activation)
         self.activations = (own,) * len(self.hidden)
@@ -225,22 +221,6 @@ class GatedPerceptron(TracedField):
         view = copy.copy(self)
         view.kernels = EAGER
         return view
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, but for the weights' start."""
-        return {
-            "dim": self.dim,
-            "hidden": list(self.hidden),
-            "context_dim": self.context_dim,
-            "activation": self.activation,
-            "time_features": self.time_features,
-            "x_features": self.x_features,
-            "x_scale": self.x_scale,
-        }
-
-    def extra_repr(self) -> str:
-        """The sizes, for the module's repr."""
-        return f"dim={self.dim}, hidden={self.hidden}, activation={self.activation!r}"
 
     @property
     def fixed(self) -> int:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from cnf.fields.activations import find_activation
 from cnf.fields.affine import Affine
 from cnf.fields.field import TracedField
-from cnf.fields.signals import check_hidden, check_sizes
 from cnf.ode import PerRow
 
 
@@ -77,12 +76,7 @@ class LayerwiseField(TracedField):
         zero_last: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(dim, context_dim)
-        check_hidden(tuple(hidden))
-        self.dim = dim
-        self.hidden = tuple(hidden)
-        self.context_dim = context_dim
-        self.activation = activation
+        self.take(dim, hidden, context_dim, activation)
         self.sigma = find_activation(activation)
         sizes = [dim, *self.hidden, dim]
         layers = nn.ModuleList(self.layer(*size) for size in pairwise(sizes))
@@ -127,16 +121,3 @@ class LayerwiseField(TracedField):
             x, slope = self.sigma(affine(x))
             vectors = slope * affine.linear(vectors)
         return last(x), last.linear(vectors)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, but for the weights' start."""
-        return {
-            "dim": self.dim,
-            "hidden": list(self.hidden),
-            "context_dim": self.context_dim,
-            "activation": self.activation,
-        }
-
-    def extra_repr(self) -> str:
-        """The sizes, for the module's repr."""
-        return f"dim={self.dim}, hidden={self.hidden}, activation={self.activation!r}"

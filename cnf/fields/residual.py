@@ -12,7 +12,7 @@ from cnf.fields.activations import find_activation
 from cnf.fields.affine import Affine
 from cnf.fields.field import TracedField
 from cnf.fields.gated_linear import GatedLinear
-from cnf.fields.signals import check_hidden, check_sizes, combined, time_features
+from cnf.fields.signals import combined, time_features
 from cnf.ode import PerRow
 
 
@@ -47,6 +47,7 @@ class Residual(TracedField):
 
     name: ClassVar[str] = "residual"
     trace = "tangents"
+    time_features: int
 
     def __init__(
         self,
@@ -58,13 +59,7 @@ class Residual(TracedField):
         time_features: int = 0,
     ) -> None:
         super().__init__()
-        check_sizes(dim, context_dim, time_features=time_features)
-        check_hidden(tuple(hidden))
-        self.dim = dim
-        self.hidden = tuple(hidden)
-        self.context_dim = context_dim
-        self.activation = activation
-        self.time_features = time_features
+        self.take(dim, hidden, context_dim, activation, time_features=time_features)
         self.sigma = find_activation(activation)
         stream, *widths = self.hidden
         self.times = 1 + 2 * time_features
@@ -113,20 +108,6 @@ class Residual(TracedField):
             h, vectors = h + outer(value), vectors + outer.linear(slope * inner.linear(vectors))
         value, slope = self.sigma(h)
         return last(value), last.linear(slope * vectors)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, but for the weights' start."""
-        return {
-            "dim": self.dim,
-            "hidden": list(self.hidden),
-            "context_dim": self.context_dim,
-            "activation": self.activation,
-            "time_features": self.time_features,
-        }
-
-    def extra_repr(self) -> str:
-        """The sizes, for the module's repr."""
-        return f"dim={self.dim}, hidden={self.hidden}, activation={self.activation!r}"
 
     def _gated(self, layer: GatedLinear, context: Tensor | None) -> tuple[Any, ...]:
         """Weight and bias, then matrix and rest of the gate, and of the shift."""

@@ -33,27 +33,3 @@ def combined(moved: Tensor, rest: Tensor | None) -> Tensor:
     if rest is None:
         return moved
     return moved.unsqueeze(1) + rest if rest.ndim > 1 and moved.ndim == 2 else moved + rest
-
-
-def check_sizes(dim: int, context_dim: int, **sizes: int) -> None:
-    """Hold that a field's sizes make sense.
-
-    Raises:
-        ValueError: One is out of range.
-    """
-    least = {"dim": 1, "context_dim": 0, "time_features": 0, "x_features": 0}
-    for name, size in {"dim": dim, "context_dim": context_dim, **sizes}.items():
-        if size < least.get(name, 1):
-            raise ValueError(f"Expected {name} of at least {least.get(name, 1)}; got {size}")
-
-
-def check_hidden(hidden: tuple[int, ...]) -> None:
-    """Hold that there are hidden layers, and each is of a size.
-
-    Raises:
-        ValueError: There is none, or one of none.
-    """
-    if not hidden or min(hidden) < 1:
-        raise ValueError(
-            f"Expected at least one hidden width, each at least 1; got hidden = {hidden}"
-        )

@@ -66,7 +66,7 @@ class SolverSettings:
         max_steps: The most steps that one solve may take, for each row where steps are per sample.
         compile: Whether the field's evaluations are compiled by `torch.compile`, for the family of
             concat-squash fields. Falls back with a warning where there is no compiler. The first
-            solves take half a minute longer; like the divergence, not part of a saved model.
+            solves take some ten seconds longer; like the divergence, not part of a saved model.
 
     Raises:
         ValueError: A name is unknown or a number out of range.

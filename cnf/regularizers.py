@@ -43,7 +43,7 @@ Regularizer = Callable[[Point], Tensor]
 def kinetic(point: Point) -> Tensor:
     """|f|², whose integral is the kinetic energy of the path, (rows,).
 
-    Source: Finlay et al. (2020), How to train your neural ODE, equation 7.
+    Source: Finlay et al. (2020), How to train your neural ODE.
     """
     return point.traced.velocity.square().sum(1)
 
@@ -54,7 +54,7 @@ def jacobian(point: Point) -> Tensor:
     Exact where the Jacobian's columns are there, otherwise the unbiased estimate |J ε|² from the
     probes of the divergence, or from one probe where the trace needs none.
 
-    Source: Finlay et al. (2020), How to train your neural ODE, equation 8.
+    Source: Finlay et al. (2020), How to train your neural ODE.
     """
     products = point.traced.products
     if products is None:

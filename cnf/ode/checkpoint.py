@@ -30,8 +30,8 @@ class Checkpoint:
     Gradients reach the tensors in `args` and no others: a tensor caught in a closure gets none.
 
     Attributes:
-        keep: Bytes for the activations of accepted steps, from the first on: a step whose
-            activations are kept is not replayed. 0 keeps none.
+        keep: Bytes for what the ways back of accepted steps need, activations above all, from the
+            first step on: one that has what it needs is not replayed. 0 keeps none.
 
     With joint or fixed steps a row that failed gets no gradient, and leaves the others theirs.
 

@@ -49,8 +49,7 @@ class Trail:
         size: h.
         linearization: Its own: of the stages, and of the next step's first slope.
 
-    Source: Hairer, Lubich & Wanner (2006), Geometric numerical integration, section VI.4; the
-    discrete adjoint.
+    Source: Hager (2000), Runge-Kutta methods in optimal control and the transformed adjoint system.
     """
 
     first: Evaluation

@@ -169,7 +169,7 @@ class Flow(nn.Module):
         With a regularization, as training has it, the penalties are found along the way, and the
         base's time may be another one: what is called log p is then only what to train.
         """
-        context = self._standardized(context)
+        context = self.standardized(context)
         log_det = x.new_zeros(len(x))
         stats, penalties = Stats(), dict[str, Tensor]()
         base_time = 0.0 if regularization is None else regularization.base_time()
@@ -198,7 +198,7 @@ class Flow(nn.Module):
             raise ValueError(
                 f"Expected at least 2 frames and 1 CNF layer; got {frames} and {len(cnfs)}"
             )
-        context = self._standardized(context)
+        context = self.standardized(context)
         times = torch.linspace(0, len(cnfs), frames, dtype=z.dtype).tolist()
         states: list[Tensor] = []
         crossed = 0
@@ -246,7 +246,7 @@ class Flow(nn.Module):
         rows = x.expand(*batch, self.dim).reshape(-1, self.dim)
         return rows, context.expand(*batch, -1).reshape(-1, context.shape[-1]), batch
 
-    def _standardized(self, context: Tensor | None) -> Tensor | None:
+    def standardized(self, context: Tensor | None) -> Tensor | None:
         """The context as the layers get it, (rows, context_dim)."""
         if context is None or self.context is None:
             return context
@@ -262,7 +262,7 @@ class Flow(nn.Module):
         self, x: Tensor, context: Tensor | None, care: Care
     ) -> tuple[Tensor, Tensor, NDArray[np.object_], Stats]:
         """Log p of rows, its variance as an estimate, the rows' statuses and the cost."""
-        context = self._standardized(context)
+        context = self.standardized(context)
         log_det, variance, stats = x.new_zeros(len(x)), x.new_zeros(len(x)), Stats()
         status = np.full(len(x), Status.FINISHED)
         for layer in reversed(self.layers):
@@ -294,7 +294,7 @@ class Flow(nn.Module):
         if context is not None:
             shape = (*shape, *context.shape[:-1])
         rows, context, batch = self._rows(base_sample(torch.Size(shape)), context)
-        context = self._standardized(context)
+        context = self.standardized(context)
         return carry(rows, context).unflatten(0, batch) if batch else carry(rows, context)[0]
 
     def _transport(self, z: Tensor, context: Tensor | None) -> Tensor:

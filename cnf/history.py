@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnf.flow import Flow
+from cnf.schedule import Stage
 
 
 @dataclass(frozen=True)
@@ -18,14 +19,16 @@ class Record:
     Attributes:
         step: Steps taken.
         seconds: Time since the loop's start.
-        loss: Mean training loss since the record before.
+        objective: What was minimised.
+        loss: Its mean since the record before.
         validation_nll: Validation NLL of the averaged weights, nats per row, in the data's units;
             infinite where a solve failed.
-        nfe: Mean evaluations per training solve since the record before.
+        nfe: Mean evaluations per training solve since the record before; 0 where there was none.
     """
 
     step: int
     seconds: float
+    objective: str
     loss: float
     validation_nll: float
     nfe: float
@@ -41,8 +44,10 @@ class Event:
         progress: Fraction of the run that is done, 0 to 1.
         loss: The step's loss, nan for a skipped step.
         nfe: The step's evaluations per solve, nan for a skipped step.
+        stage: The stage of the run that the step belongs to.
         record: The validation that followed this step, if one did.
-        improved: Whether that is the best so far.
+        records: All validations so far.
+        improved: Whether the last one is the best so far.
         flow: The flow with averaged weights, which is what is validated and kept.
     """
 
@@ -51,7 +56,9 @@ class Event:
     progress: float
     loss: float
     nfe: float
+    stage: Stage
     record: Record | None
+    records: Sequence[Record]
     improved: bool
     flow: Flow
 
@@ -66,7 +73,8 @@ class History:
     Attributes:
         step: Steps taken.
         seconds: Time since the loop's start.
-        loss: Mean training loss since the entry before.
+        objective: What was minimised.
+        loss: Its mean since the entry before.
         validation_nll: Validation NLL of the averaged weights, nats per row.
         nfe: Mean evaluations per training solve since the entry before.
         best_step: The step whose averaged weights the flow was left with.
@@ -78,6 +86,7 @@ class History:
 
     step: NDArray[np.int64]
     seconds: NDArray[np.float64]
+    objective: NDArray[np.str_]
     loss: NDArray[np.float64]
     validation_nll: NDArray[np.float64]
     nfe: NDArray[np.float64]

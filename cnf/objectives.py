@@ -2,54 +2,179 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
+from cnf.couplings import COUPLINGS
 from cnf.flow import Flow
+from cnf.layers import CNF, Layer
 from cnf.ode import Stats
 from cnf.regularizers import Regularization
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss to differentiate, and what its solve cost."""
+    """A loss to differentiate, and what its solve cost.
+
+    Attributes:
+        value: A scalar.
+        stats: Of the solve, empty where there was none.
+    """
 
     value: Tensor
-    stats: Stats
+    stats: Stats = field(default_factory=Stats)
 
 
-Objective = Callable[[Flow, Tensor, Tensor | None, Regularization | None], Loss]
+class Objective(Protocol):
+    """What one step of training minimises.
+
+    Attributes:
+        name: For people.
+    """
+
+    name: ClassVar[str]
+
+    def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
+        """The loss of rows (rows, dim), given a context (rows, context_dim)."""
+        ...
+
+    def check(self, flow: Flow) -> None:
+        """Raise a ValueError where it cannot train this flow."""
+        ...
 
 
-def maximum_likelihood(
-    flow: Flow,
-    x: Tensor,
-    context: Tensor | None = None,
-    regularization: Regularization | None = None,
-) -> Loss:
+@dataclass(frozen=True)
+class MaximumLikelihood:
     """The mean negative log-likelihood −(1/n) Σ log p(x_i | c_i), in nats per row.
 
-    With a regularization, the mean penalties with their weights are added; a ValueError where the
-    flow has no layer to regularize.
+    With a regularization, the mean penalties with their weights are added.
 
-    Shapes: x (rows, dim), context (rows, context_dim) or None → a scalar.
+    Attributes:
+        regularization: What is added; nothing when None.
+
+    Raises:
+        ValueError: From `check`: the flow has no CNF layer to regularize.
 
     Example:
-        >>> import torch
         >>> from cnf.flow import ffjord
-        >>> maximum_likelihood(ffjord(2), torch.zeros(3, 2)).value.shape
+        >>> MaximumLikelihood()(ffjord(2), torch.zeros(3, 2)).value.shape
         torch.Size([])
     """
-    scored = flow.score_rows(x, context, regularization)
-    loss = -scored.log_prob.mean()
-    if regularization is not None:
-        if regularization.active and not scored.penalties:
+
+    name: ClassVar[str] = "maximum likelihood"
+    regularization: Regularization | None = None
+
+    def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
+        """The loss of rows."""
+        scored = flow.score_rows(x, context, self.regularization)
+        loss = -scored.log_prob.mean()
+        if self.regularization is not None:
+            for name, weight in self.regularization.active.items():
+                loss = loss + weight * scored.penalties[name].mean()
+        return Loss(loss, scored.stats)
+
+    def check(self, flow: Flow) -> None:
+        """Raise a ValueError where there is nothing to regularize."""
+        if self.regularization is not None and self.regularization.active and not flow.solves:
             raise ValueError("Expected a flow with a CNF layer to regularize; got one without")
-        for name, weight in regularization.active.items():
-            loss = loss + weight * scored.penalties[name].mean()
-    return Loss(loss, scored.stats)
 
 
-OBJECTIVES: dict[str, Objective] = {"mle": maximum_likelihood}
+@dataclass(frozen=True)
+class FlowMatching:
+    """Conditional flow matching: the field regresses the velocity of straight paths.
+
+    With z from the base and x from the data, drawn by a coupling, and t ~ U(0, 1),
+
+        x_t = (1 − t) z + t x,    loss = mean of |f(t, x_t, c) − (x − z)|²,
+
+    whose minimiser is the field that carries the base to the data: no equation is solved. The times
+    of a batch are spread evenly, one in each nth of the interval, which lowers the variance.
+
+    Fixed layers on the data's side are passed before, on the base's side after. A stack of K CNF
+    layers is one path, cut into K equal pieces: layer k = 1 … K learns the piece of times
+    t ∈ [(k − 1) / K, k / K], its own time running from 0 to 1 and its velocity being (x − z) / K.
+    That needs the CNF layers to follow one another. Layers of another kind are not trained: those
+    with parameters keep them.
+
+    Attributes:
+        coupling: A name in `cnf.couplings.COUPLINGS`.
+
+    Raises:
+        ValueError: From `check`: the flow has no CNF layer; or another layer stands between two,
+            where a straight path would not go on as one; or the flow is conditional and the
+            coupling breaks the condition.
+
+    Source: Lipman et al. (2022), Flow matching for generative modeling; Tong et al. (2023).
+
+    Example:
+        >>> from cnf.flow import ffjord
+        >>> FlowMatching()(ffjord(2), torch.zeros(3, 2)).value.shape
+        torch.Size([])
+    """
+
+    name: ClassVar[str] = "flow matching"
+    coupling: str = "independent"
+
+    def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
+        """The loss of rows."""
+        before, cnfs, after = _parted(flow)
+        context = flow.standardized(context)
+        with torch.no_grad():
+            z = flow.base.sample(torch.Size([len(x)]))
+            for layer in before:
+                z = layer.transport(z, context)
+            for layer in reversed(after):
+                x = layer.pull(x, context).value
+            z = COUPLINGS[self.coupling].pair(z, x)
+            times = (torch.arange(len(x), device=x.device) + torch.rand_like(x[:, 0])) / len(x)
+            times = times.to(x.dtype).unsqueeze(1)
+            states, velocities = torch.lerp(z, x, times), x - z
+        count = len(cnfs)
+        found = []
+        for k, layer in enumerate(cnfs):
+            # The rows whose times lie in the layer's piece, for the times ascend.
+            rows = slice(-(-len(x) * k // count), -(-len(x) * (k + 1) // count))
+            own = None if context is None else context[rows]
+            found.append(count * layer.velocity(count * times[rows] - k, states[rows], own))
+        return Loss((torch.cat(found) - velocities).square().sum(1).mean())
+
+    def check(self, flow: Flow) -> None:
+        """Raise a ValueError where matching cannot train the flow."""
+        _, cnfs, _ = _parted(flow)
+        if not cnfs:
+            raise ValueError("Expected a flow with a CNF layer for flow matching; got one without")
+        for layer in cnfs:
+            if not isinstance(layer, CNF):
+                raise ValueError(
+                    "Expected the CNF layers to follow one another for flow matching, whose paths "
+                    f"are straight from the first one to the last; got {type(layer).__name__} "
+                    "between them. Train by maximum likelihood (mle)"
+                )
+        if flow.context is not None and not COUPLINGS[self.coupling].keeps_condition:
+            raise ValueError(
+                f"Expected the coupling of a conditional flow to be independent; {self.coupling} "
+                "pairs base points with rows, and through them with contexts, so that given a "
+                "context they would not be the base's any more, and p(x | c) would be wrong"
+            )
+
+
+def _parted(flow: Flow) -> tuple[Sequence[Layer], Sequence[Layer], Sequence[Layer]]:
+    """The layers before the first CNF, those from it to the last one, and those after."""
+    is_cnf = [isinstance(layer, CNF) for layer in flow.layers]
+    if not any(is_cnf):
+        return flow.layers, (), ()
+    first, last = is_cnf.index(True), len(is_cnf) - is_cnf[::-1].index(True)
+    layers = list(flow.layers)
+    return layers[:first], layers[first:last], layers[last:]
+
+
+OBJECTIVES: dict[str, tuple[type[Objective], ...]] = {
+    "mle": (MaximumLikelihood,),
+    "matching": (FlowMatching,),
+    "hybrid": (FlowMatching, MaximumLikelihood),
+}
+"""What a run minimises by name: one objective, or one after the other."""

@@ -7,10 +7,15 @@ from dataclasses import dataclass, fields
 from math import inf
 from typing import Any
 
+from cnf.couplings import COUPLINGS
 from cnf.divergence import check_divergence
 from cnf.fields import ACTIVATIONS, FIELDS
+from cnf.flow import Flow, ffjord
+from cnf.objectives import OBJECTIVES
 from cnf.ode import GRADIENTS
 from cnf.regularizers import Regularization
+
+SCHEDULES = ("cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -18,56 +23,67 @@ class Recipe:
     """Everything that a training run is made of, but the data, the seed and the time.
 
     Attributes:
+        objective: A name in `cnf.objectives.OBJECTIVES`: `"mle"`, maximum likelihood; `"matching"`,
+            flow matching; `"hybrid"`, flow matching first and then maximum likelihood.
         hidden: Widths of each field's hidden layers.
         activation: The fields' activation.
         blocks: Number of CNF layers.
-        batch_size: Rows for each step.
-        learning_rate: Peak of the schedule (linear warm-up, then a cosine to zero).
-        warmup: Fraction of the run that warms up.
-        weight_decay: AdamW's decoupled weight decay.
-        clip: Largest norm of the gradient.
-        average: Decay of the weights' moving average, which is validated and kept.
-        rtol: The solver's relative tolerance in training.
-        atol: The solver's absolute tolerance in training.
-        gradient: The solver's gradient mode in training.
-        keep: Bytes for the activations of accepted steps, which `"checkpoint"` does not replay.
-        validations: How often the run is validated, evenly over its length.
-        validation_rows: The most rows that a validation scores.
-        patience: Validations without improvement after which the run ends.
         field: The fields' name in `cnf.fields.FIELDS`.
         time_features: The number of sines and cosines of time that enter the fields' layers.
         x_features: The number of sines and of cosines of x that enter the fields.
         x_scale: The standard deviation of their frequencies, in units of standardised columns.
+        batch_size: Rows for each step, of each process.
+        learning_rate: Peak of the schedule.
+        schedule: `"cosine"`, to zero, or `"constant"`; both after a linear warm-up.
+        warmup: Fraction of the run that warms up.
+        weight_decay: AdamW's decoupled weight decay.
+        clip: Largest norm of the gradient.
+        average: Decay of the weights' moving average, which is validated and kept.
+        coupling: How flow matching pairs base and data, a name in `cnf.couplings.COUPLINGS`.
+        matching: Fraction of a hybrid run that is flow matching.
+        likelihood_rate: Peak learning rate of the maximum likelihood that follows it.
+        likelihood_batch: Its rows for each step, of each process.
+        rtol: The solver's relative tolerance in maximum likelihood.
+        atol: The solver's absolute tolerance in it.
+        gradient: The solver's gradient mode in it.
+        keep: Bytes for the activations of accepted steps, which `"checkpoint"` does not replay.
         divergence: A name for `cnf.divergence.choose_divergence`, in training alone; `"auto"`
             leaves the flow its own.
-        kinetic: Weight of the regularizer of this name in `cnf.regularizers`.
+        kinetic: Weight in maximum likelihood of the regularizer of this name in `cnf.regularizers`.
         jacobian: Alike.
         path_l1: Alike.
         path_l2: Alike.
         directional: Alike.
         steer: Half the width of the interval that the base's time is drawn from, in training.
+        validations: How often the run is validated, evenly over its length.
+        validation_rows: The most rows that a validation scores.
+        patience: Validations without improvement after which the run, or a hybrid one's flow
+            matching, ends.
     """
 
-    hidden: tuple[int, ...] = (64, 64, 64)
-    activation: str = "tanh"
+    objective: str = "hybrid"
+    hidden: tuple[int, ...] = (128, 128, 128)
+    activation: str = "silu"
     blocks: int = 1
-    batch_size: int = 512
-    learning_rate: float = 2e-2
-    warmup: float = 0.02
-    weight_decay: float = 1e-6
-    clip: float = 5.0
-    average: float = 0.995
-    rtol: float = 1e-3
-    atol: float = 1e-3
-    gradient: str = "checkpoint"
-    keep: int = 2**28
-    validations: int = 50
-    validation_rows: int = 2000
-    patience: int = 20
     field: str = "concat_squash"
     time_features: int = 0
     x_features: int = 0
     x_scale: float = 1.0
+    batch_size: int = 512
+    learning_rate: float = 1e-2
+    schedule: str = "cosine"
+    warmup: float = 0.02
+    weight_decay: float = 1e-6
+    clip: float = 5.0
+    average: float = 0.999
+    coupling: str = "independent"
+    matching: float = 0.7
+    likelihood_rate: float = 2e-3
+    likelihood_batch: int = 512
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    gradient: str = "checkpoint"
+    keep: int = 2**28
     divergence: str = "auto"
     kinetic: float = 0.0
     jacobian: float = 0.0
@@ -75,13 +91,19 @@ class Recipe:
     path_l2: float = 0.0
     directional: float = 0.0
     steer: float = 0.0
+    validations: int = 20
+    validation_rows: int = 2000
+    patience: int = 20
 
     def __post_init__(self) -> None:
         from_zero = {"warmup", "average", "weight_decay", "keep", "time_features", "x_features"}
         from_zero |= {field.name for field in fields(Regularization)}
-        below_one = {"warmup", "average", "steer"}
+        below_one = {"warmup", "average", "steer", "matching"}
         check_divergence(self.divergence)
         named: dict[str, Collection[str]] = {
+            "objective": OBJECTIVES,
+            "schedule": SCHEDULES,
+            "coupling": COUPLINGS,
             "activation": ACTIVATIONS,
             "gradient": GRADIENTS,
             "field": FIELDS,
@@ -121,27 +143,62 @@ class Recipe:
         }
         return {name: value for name, value in options.items() if value}
 
+    def flow(self, dim: int, context_dim: int = 0) -> Flow:
+        """A new flow of the recipe's architecture, by `cnf.ffjord`.
+
+        Example:
+            >>> RECIPES["toy"].flow(2).solves
+            1
+        """
+        return ffjord(
+            dim,
+            self.hidden,
+            context_dim=context_dim,
+            activation=self.activation,
+            blocks=self.blocks,
+            field=self.field,
+            field_options=self.field_options,
+        )
+
 
 RECIPES: dict[str, Recipe] = {
-    # FFJORD's own network for its toys.
+    # Many small steps, and Fourier features of x for edges.
     "toy": Recipe(),
-    # Two hidden layers: the trace has a closed form, whatever the number of columns.
-    "table": Recipe(hidden=(128, 128), activation="silu", weight_decay=1e-4, learning_rate=3e-3),
+    # Few rows: a small network of two hidden layers, whose trace has a closed form.
+    "table-small": Recipe(hidden=(64, 64), batch_size=256, likelihood_batch=256, weight_decay=1e-2),
+    "table-large": Recipe(hidden=(256, 256)),
+    # What FFJORD trained its toys with: https://github.com/rtqichen/ffjord, train_toy.py.
+    "ffjord-paper": Recipe(
+        objective="mle",
+        hidden=(64, 64, 64),
+        activation="tanh",
+        batch_size=100,
+        learning_rate=1e-3,
+        schedule="constant",
+        warmup=0.0,
+        weight_decay=1e-5,
+        clip=1e9,
+        average=0.0,
+        rtol=1e-5,
+        atol=1e-5,
+    ),
 }
 
+SMALL = 5000  # rows up to which a table's recipe is the one for few
 
-def choose_recipe(name: str | None, dim: int) -> tuple[str, Recipe]:
-    """The recipe called `name`, or the one for data of this dimension; with its name.
+
+def choose_recipe(name: str | None, rows: int, dim: int) -> tuple[str, Recipe]:
+    """The recipe called `name`, or the one for data of this size and dimension; with its name.
 
     Raises:
         ValueError: The name is unknown.
 
     Example:
-        >>> choose_recipe(None, dim=10)[0]
-        'table'
+        >>> choose_recipe(None, rows=100_000, dim=10)[0]
+        'table-large'
     """
     if name is None:
-        name = "toy" if dim <= 2 else "table"
+        name = "toy" if dim <= 2 else "table-small" if rows <= SMALL else "table-large"
     if name not in RECIPES:
         raise ValueError(f"Expected a recipe among {', '.join(RECIPES)}; got {name!r}")
     return name, RECIPES[name]

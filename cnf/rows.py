@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cnf.distributed import share, world_size
 from cnf.flow import Flow
 
 
@@ -29,18 +31,64 @@ class Rows:
     def __getitem__(self, index: Tensor | slice) -> Rows:
         return Rows(self.x[index], None if self.context is None else self.context[index])
 
+    def fingerprint(self) -> str:
+        """The SHA-256 of the values, by which rows are known again."""
+        digest = hashlib.sha256()
+        for values in (self.x, self.context):
+            if values is not None:
+                digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def split(self, size: int) -> Iterator[Rows]:
         """Consecutive parts of `size` rows, the last one with what is left."""
         for i in range(0, len(self), size):
             yield self[i : i + size]
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[Rows]:
-        """Batches of `size` rows for ever, in a new random order each time through."""
-        size = min(size, len(self))
-        while True:
-            order = torch.randperm(len(self), generator=generator).to(self.x.device)
-            for i in range(0, len(self) - size + 1, size):
-                yield self[order[i : i + size]]
+
+class Order:
+    """Rows in a random order, time and again, in batches; it can be written down and gone on with.
+
+    Args:
+        rows: What to order.
+        generator: On the CPU; it draws one permutation each time through.
+
+    Example:
+        >>> order = Order(Rows(torch.arange(3.0).unsqueeze(1)), torch.Generator().manual_seed(0))
+        >>> sorted(order.batch(1).x.item() for _ in range(3))
+        [0.0, 1.0, 2.0]
+    """
+
+    def __init__(self, rows: Rows, generator: torch.Generator) -> None:
+        self.rows = rows
+        self.generator = generator
+        self._shuffle()
+
+    def batch(self, size: int) -> Rows:
+        """The next rows, `size` for each process (all there are where they are fewer).
+
+        Every process has its own part of them; what is left of an order and too short is left out.
+        """
+        size = min(size * world_size(), len(self.rows))
+        if self.position + size > len(self.rows):
+            self._shuffle()
+        chosen = self.order[self.position : self.position + size]
+        self.position += size
+        return self.rows[chosen[share(size)].to(self.rows.x.device)]
+
+    def state(self) -> dict[str, Tensor]:
+        """Where it stands."""
+        return {"generator": self.before, "position": torch.tensor(self.position)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Stand there again."""
+        self.generator.set_state(state["generator"])
+        self._shuffle()
+        self.position = int(state["position"])
+
+    def _shuffle(self) -> None:
+        self.before = self.generator.get_state()
+        self.order = torch.randperm(len(self.rows), generator=self.generator)
+        self.position = 0
 
 
 def rows_for(flow: Flow, name: str, x: Tensor, context: Tensor | None) -> Rows:

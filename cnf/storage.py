@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import safetensors.torch
 import torch
 
 from cnf.bases import describe, rebuild
+from cnf.files import write_whole
 from cnf.flow import Flow
 from cnf.layers import LAYERS, Standardize
 
@@ -68,15 +68,7 @@ def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = No
     text = json.dumps(config, indent=2, allow_nan=False).encode()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {folder / WEIGHTS: weights, folder / CONFIG: text}
-    try:
-        for path, content in parts.items():
-            _write_durably(_temporary(path), content)
-        for path in parts:
-            os.replace(_temporary(path), path)
-    finally:
-        for path in parts:
-            _temporary(path).unlink(missing_ok=True)
+    write_whole({folder / WEIGHTS: weights, folder / CONFIG: text})
 
 
 def load(folder: str | Path) -> Flow:
@@ -158,14 +150,3 @@ def _layer(config: dict[str, Any]) -> Any:
     if name not in LAYERS:
         raise ValueError(f"Expected a layer among {', '.join(LAYERS)}; got {name!r}")
     return LAYERS[name](**config)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

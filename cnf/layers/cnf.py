@@ -108,6 +108,16 @@ class CNF(Layer):
         dynamics = Velocity(as_field(self.field, self.settings.compiled), z.shape[1])
         return self._solve(dynamics, z, context, times).ys[..., :-1]
 
+    def velocity(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The field's value.
+
+        Shapes: a scalar or (rows, 1), (rows, dim), (rows, context_dim) → (rows, dim).
+        """
+        self._check(x, context)
+        field = as_field(self.field, self.settings.compiled)
+        velocity: Tensor = field.velocity(field.at(t, context), x)
+        return velocity
+
     def with_solver(self, **changes: Any) -> Self:
         """A layer on the very same field, with these of `SolverSettings`' attributes changed."""
         return type(self)(self.field, **vars(self.settings.changed(changes)))

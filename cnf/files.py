@@ -1,0 +1,29 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def write_whole(contents: Mapping[Path, bytes]) -> None:
+    """Write files under temporary names, down to the disk, and then rename them.
+
+    Whatever fails or is killed on the way, what was there before stays.
+
+    Raises:
+        OSError: One cannot be written; none is changed then.
+    """
+    temporary = {path: path.with_name(f".{path.name}.tmp") for path in contents}
+    try:
+        for path, content in contents.items():
+            with open(temporary[path], "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in contents:
+            os.replace(temporary[path], path)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""A flow that learns: its weights, their moving average, and the optimizer that moves them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite, nan
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cnf.distributed import mean, parallel
+from cnf.flow import Flow
+from cnf.objectives import Objective
+from cnf.ode import SolveError
+from cnf.recipes import Recipe
+from cnf.rows import Rows
+from cnf.training_state import prefixed, under
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An optimizer step.
+
+    Attributes:
+        loss: Mean over the processes, nan where the step was skipped.
+        nfe: Evaluations per solve, nan where the step was skipped.
+        failure: Why it was skipped, empty where it was not.
+    """
+
+    loss: float
+    nfe: float
+    failure: str = ""
+
+
+class Learner:
+    """A flow with what trains it.
+
+    Args:
+        flow: Its weights are changed in place.
+        recipe: The optimizer's numbers and the solver's in training.
+
+    Attributes:
+        averaged: A copy of the flow with the moving average of its weights.
+        judged: The same, solved as loosely as in training.
+    """
+
+    def __init__(self, flow: Flow, recipe: Recipe) -> None:
+        self.flow = flow
+        self.recipe = recipe
+        loose: dict[str, Any] = {"rtol": recipe.rtol, "atol": recipe.atol, "step": "joint"}
+        training: dict[str, Any] = {"gradient": recipe.gradient, "keep": recipe.keep}
+        if recipe.divergence != "auto":
+            training["divergence"] = recipe.divergence
+        self.averaged = copy.deepcopy(flow)
+        self.judged = self.averaged.with_solver(**loose)
+        self.losses = parallel(_Losses(flow.with_solver(**loose, **training)))
+        self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew from the averaged weights, with an optimizer and an average that know nothing.
+
+        So does each stage of a run.
+        """
+        self.flow.load_state_dict(self.averaged.state_dict())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=0.0, weight_decay=self.recipe.weight_decay
+        )
+        self.averages = 0
+
+    def step(self, objective: Objective, batch: Rows, rate: float) -> Taken:
+        """One optimizer step, skipped where the solve, the loss or the gradient fails."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        loss, nfe, failure = self.losses(objective, batch)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        value, length = torch.stack([loss.detach(), norm]).tolist()
+        # A norm is the same in all processes, and not finite where one of them failed.
+        value, nfe = mean([value, nfe], norm)
+        if not (isfinite(value) and isfinite(length)):
+            failure = failure or f"The loss is {value} and the norm of its gradient {length}."
+            return Taken(nan, nan, failure)
+        self.optimizer.step()
+        self._average()
+        return Taken(value, nfe)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it is made of: weights, average, the optimizer's."""
+        slots = {
+            f"optimizer.{i}.{name}": tensor
+            for i, entries in self.optimizer.state_dict()["state"].items()
+            for name, tensor in entries.items()
+        }
+        return {
+            **prefixed("flow", self.flow.state_dict()),
+            **prefixed("averaged", self.averaged.state_dict()),
+            **slots,
+            "averages": torch.tensor(self.averages),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Be what `tensors` tells of again, bit for bit."""
+        self.flow.load_state_dict(under("flow", tensors))
+        self.averaged.load_state_dict(under("averaged", tensors))
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in under("optimizer", tensors).items():
+            index, slot = name.split(".")
+            entries.setdefault(int(index), {})[slot] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        self.averages = int(tensors["averages"])
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """θ̄ ← θ̄ + (1 − d)(θ − θ̄), with a decay d that starts low, so that θ̄ forgets its start."""
+        self.averages += 1
+        decay = min(self.recipe.average, self.averages / (9 + self.averages))
+        averaged: list[Tensor] = list(self.averaged.parameters())
+        torch._foreach_lerp_(averaged, list(self.flow.parameters()), 1 - decay)
+
+
+class _Losses(nn.Module):
+    """A flow's losses as a module's output, so that several processes can average their gradients.
+
+    A solve that fails gives a loss of NaN with a gradient of NaN: the step is skipped, and no
+    process waits for another.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, objective: Objective, batch: Rows) -> tuple[Tensor, float, str]:
+        """The loss, the evaluations of a solve, and what failed."""
+        try:
+            loss = objective(self.flow, batch.x, batch.context)
+        except SolveError as error:
+            return nan * sum(p.sum() for p in self.parameters()), nan, str(error)
+        nfe = float(np.mean(loss.stats.evaluations)) / max(1, self.flow.solves)
+        return loss.value, nfe, ""

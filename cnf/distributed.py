@@ -82,6 +82,12 @@ def gather(value: Any) -> list[Any]:
     return found
 
 
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def parallel(module: nn.Module) -> nn.Module:
     """A module whose gradients are averaged over the processes, and whose weights are rank 0's."""
     if world_size() == 1:

@@ -68,7 +68,7 @@ class Learner:
         """
         self.flow.load_state_dict(self.averaged.state_dict())
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=0.0, weight_decay=self.recipe.weight_decay
+            self.parameters, lr=0.0, weight_decay=self.recipe.weight_decay, fused=True
         )
         self.averages = 0
 
@@ -141,6 +141,7 @@ class _Losses(nn.Module):
         try:
             loss = objective(self.flow, batch.x, batch.context)
         except SolveError as error:
-            return nan * sum(p.sum() for p in self.parameters()), nan, str(error)
+            total = torch.stack([p.sum() for p in self.parameters()]).sum()
+            return nan * total, nan, str(error)
         nfe = float(np.mean(loss.stats.evaluations)) / max(1, self.flow.solves)
         return loss.value, nfe, ""

@@ -42,8 +42,8 @@ class Objective(Protocol):
         """The loss of rows (rows, dim), given a context (rows, context_dim)."""
         ...
 
-    def check(self, flow: Flow) -> None:
-        """Raise a ValueError where it cannot train this flow."""
+    def check(self, flow: Flow, *, conditional: bool) -> None:
+        """Raise a ValueError where it cannot train this flow, on rows with a context or without."""
         ...
 
 
@@ -77,7 +77,7 @@ class MaximumLikelihood:
                 loss = loss + weight * scored.penalties[name].mean()
         return Loss(loss, scored.stats)
 
-    def check(self, flow: Flow) -> None:
+    def check(self, flow: Flow, *, conditional: bool) -> None:
         """Raise a ValueError where there is nothing to regularize."""
         if self.regularization is not None and self.regularization.active and not flow.solves:
             raise ValueError("Expected a flow with a CNF layer to regularize; got one without")
@@ -130,19 +130,15 @@ class FlowMatching:
             for layer in reversed(after):
                 x = layer.pull(x, context).value
             z = COUPLINGS[self.coupling].pair(z, x)
-            times = (torch.arange(len(x), device=x.device) + torch.rand_like(x[:, 0])) / len(x)
-            times = times.to(x.dtype).unsqueeze(1)
-            states, velocities = torch.lerp(z, x, times), x - z
-        count = len(cnfs)
-        found = []
+        losses = []
         for k, layer in enumerate(cnfs):
-            # The rows whose times lie in the layer's piece, for the times ascend.
-            rows = slice(-(-len(x) * k // count), -(-len(x) * (k + 1) // count))
+            assert isinstance(layer, CNF)  # as `check` makes sure of
+            rows = slice(len(x) * k // len(cnfs), len(x) * (k + 1) // len(cnfs))
             own = None if context is None else context[rows]
-            found.append(count * layer.velocity(count * times[rows] - k, states[rows], own))
-        return Loss((torch.cat(found) - velocities).square().sum(1).mean())
+            losses.append(_squared_errors(layer, (k, len(cnfs)), z[rows], x[rows], own))
+        return Loss(torch.cat(losses).mean())
 
-    def check(self, flow: Flow) -> None:
+    def check(self, flow: Flow, *, conditional: bool) -> None:
         """Raise a ValueError where matching cannot train the flow."""
         _, cnfs, _ = _parted(flow)
         if not cnfs:
@@ -154,12 +150,23 @@ class FlowMatching:
                     f"are straight from the first one to the last; got {type(layer).__name__} "
                     "between them. Train by maximum likelihood (mle)"
                 )
-        if flow.context is not None and not COUPLINGS[self.coupling].keeps_condition:
+        if conditional and not COUPLINGS[self.coupling].keeps_condition:
             raise ValueError(
                 f"Expected the coupling of a conditional flow to be independent; {self.coupling} "
                 "pairs base points with rows, and through them with contexts, so that given a "
                 "context they would not be the base's any more, and p(x | c) would be wrong"
             )
+
+
+def _squared_errors(
+    layer: CNF, piece: tuple[int, int], z: Tensor, x: Tensor, context: Tensor | None
+) -> Tensor:
+    """Of the field of layer k of K, on paths from z to x, at times spread evenly over its piece."""
+    k, count = piece
+    spread = torch.arange(len(x), dtype=x.dtype, device=x.device).unsqueeze(1)
+    times = (spread + torch.rand_like(spread)) / len(x)
+    velocity = layer.velocity(times, torch.lerp(z, x, (k + times) / count), context)
+    return (count * velocity - (x - z)).square().sum(1)
 
 
 def _parted(flow: Flow) -> tuple[Sequence[Layer], Sequence[Layer], Sequence[Layer]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from math import inf
 from typing import Any
@@ -124,6 +124,11 @@ class Recipe:
                 wanted = "finite and " + ("at least 0" if name in from_zero else "above 0")
                 wanted += " and below 1" if name in below_one else ""
                 raise ValueError(f"Expected the recipe's {name} to be {wanted}; got {value}")
+        if self.objective == "matching" and self.regularization is not None:
+            raise ValueError(
+                "Expected no regularizer and no steer with objective matching, which solves "
+                f"nothing that they could act on; got {self.regularization}. Train by hybrid or mle"
+            )
 
     @property
     def regularization(self) -> Regularization | None:
@@ -202,3 +207,20 @@ def choose_recipe(name: str | None, rows: int, dim: int) -> tuple[str, Recipe]:
     if name not in RECIPES:
         raise ValueError(f"Expected a recipe among {', '.join(RECIPES)}; got {name!r}")
     return name, RECIPES[name]
+
+
+def recipe_of(entries: Mapping[str, Any]) -> Recipe:
+    """The recipe that JSON tells of, among other entries perhaps; lists are tuples there.
+
+    Raises:
+        KeyError: An attribute is missing.
+        ValueError: A number is out of range.
+
+    Example:
+        >>> import json
+        >>> from dataclasses import asdict
+        >>> recipe_of(json.loads(json.dumps(asdict(Recipe())))) == Recipe()
+        True
+    """
+    found = {field.name: entries[field.name] for field in fields(Recipe)}
+    return Recipe(**{**found, "hidden": tuple(found["hidden"])})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from math import inf, isfinite, nan
+from math import floor, inf, isfinite, nan
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -108,7 +107,7 @@ def fit(
     recipe = replace(recipe, objective=objective or recipe.objective)
     plan = stages(recipe)
     for stage in plan:
-        stage.objective.check(flow)
+        stage.objective.check(flow, conditional=context is not None)
     _fit_standardization(flow, train)
     keeper = None
     if state is not None:
@@ -315,9 +314,10 @@ class _Run:
 
     def resume(self) -> None:
         """Stand where a state says, if there is one; else write the first."""
-        found = self.keeper and self.keeper.read()
-        if not found:
-            return self._keep()
+        found = None if self.keeper is None else self.keeper.read()
+        if found is None:
+            self._keep()
+            return
         self.standing = _Standing.of(found.standing)
         tensors = found.tensors
         self.learner.restore(under("learner", tensors))
@@ -330,7 +330,6 @@ class _Run:
     def loop(self, callbacks: Sequence[Callback]) -> None:
         """Step, validate now and then, tell the callbacks, until there is a reason to end."""
         start = perf_counter() - self.standing.seconds
-        like = self.held_out.x
         while not self.standing.reason:
             stage, before = self.plan[self.standing.stage], self.standing.seconds
             taken = self._step(stage)
@@ -369,7 +368,7 @@ class _Run:
             raise TrainingError(
                 f"Training ended with nothing to keep: {standing.failures} steps in a row failed, "
                 f"and none of {len(standing.records)} validations could be scored. Lower the "
-                f"learning rate, or look for extreme values in the data. {standing.failure}".rstrip()
+                f"learning rate, or look for extreme values in the data. {standing.failure}"
             )
         if not standing.records:  # interrupted before the first validation
             self._remember()
@@ -454,7 +453,8 @@ class _Run:
         )
         standing.records.append(record)
         standing.losses, standing.evaluations, standing.taken = 0.0, 0.0, 0
-        standing.next_validation = self._progress() + 1 / self.recipe.validations
+        due = floor(self._progress() * self.recipe.validations) + 1
+        standing.next_validation = due / self.recipe.validations
         standing.stale += 1
         if nll < standing.best_nll:
             standing.best_nll, standing.best_step, standing.stale = nll, standing.step, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cnf.distributed import process_group
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.program import Parser, program, say
 from cnf.scripts.rows import Rows
@@ -111,18 +113,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     arguments = parser.parse_args(argv)
     trained = Trained.read(arguments.dir, arguments.divergence)
+    rows, toy = _rows(trained, arguments)
+    with process_group():
+        evaluation = evaluate(trained, rows, toy)
+        say(*([evaluation.json()] if arguments.json else evaluation.lines()))
+    return 0
+
+
+def _rows(trained: Trained, arguments: argparse.Namespace) -> tuple[Rows, AnyToy | None]:
+    """The rows to score, and the toy that they are drawn from, if they are."""
     if arguments.data is not None:
-        evaluation = evaluate(trained, *trained.rows(arguments.data, arguments.context_data))
-    elif arguments.context_data is not None:
+        return trained.rows(arguments.data, arguments.context_data)
+    if arguments.context_data is not None:
         raise ValueError(
             "Expected --data beside --context-data; got none: the held-out rows are scored with "
             "what they were split off with"
         )
-    else:
-        data = trained.data(advice="name the rows to score with --data")
-        evaluation = evaluate(trained, data.test, data.toy)
-    say(*([evaluation.json()] if arguments.json else evaluation.lines()))
-    return 0
+    data = trained.data(advice="name the rows to score with --data")
+    return data.test, data.toy
 
 
 def _stderr(values: Array) -> float | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
 from cnf.datasets import check_writable
+from cnf.distributed import rank
 
 
 class Main(Protocol):
@@ -60,7 +61,12 @@ def program(name: str) -> Callable[[Main], Main]:
 
 
 def say(*lines: object) -> None:
-    """Print lines at once; where nobody reads them any more, go on in silence."""
+    """Print lines at once, the first of several processes alone.
+
+    Where nobody reads them any more, go on in silence.
+    """
+    if rank() > 0:
+        return
     try:
         print(*lines, sep="\n", flush=True)
     except BrokenPipeError:

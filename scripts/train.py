@@ -5,51 +5,65 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from json import JSONDecodeError
 from math import isfinite
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
+from tqdm import tqdm
 
 from cnf.callbacks import ProgressBar
+from cnf.couplings import COUPLINGS
 from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS
+from cnf.distributed import barrier, process_group, rank
 from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS
-from cnf.flow import Flow, ffjord
-from cnf.history import Event, History
+from cnf.files import write_whole
+from cnf.flow import Flow
+from cnf.history import Callback, Event, History
 from cnf.layers import CNF
 from cnf.objectives import OBJECTIVES
 from cnf.ode import GRADIENTS
-from cnf.recipes import RECIPES, Recipe, choose_recipe
+from cnf.recipes import RECIPES, SCHEDULES, Recipe, choose_recipe, recipe_of
+from cnf.schedule import Stage, stages
 from cnf.scripts.data import Data, open_data
 from cnf.scripts.evaluate import evaluate
 from cnf.scripts.gaussian import Gaussian
 from cnf.scripts.plot import plot
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say, seed
-from cnf.scripts.trained import METRICS, Trained
+from cnf.scripts.trained import METRICS, STATE, Trained
 from cnf.storage import save
 from cnf.training import fit
+from cnf.training_state import TrainingState
 
 # Every attribute of a recipe is an option that overrides it.
 HELP = {
+    "objective": f"one of {', '.join(OBJECTIVES)}",
     "hidden": "widths of each field's hidden layers, such as 64,64,64",
     "activation": f"one of {', '.join(ACTIVATIONS)}",
     "blocks": "number of CNF layers",
-    "batch_size": "rows for each step",
+    "batch_size": "rows for each step, of each process",
     "learning_rate": "peak learning rate",
-    "warmup": "fraction of the run that warms up",
+    "schedule": f"one of {', '.join(SCHEDULES)}, after the warm-up",
+    "warmup": "fraction of each stage of the run that warms up",
     "weight_decay": "AdamW's weight decay",
     "clip": "largest norm of the gradient",
     "average": "decay of the weights' moving average",
+    "coupling": f"of base and data in flow matching: one of {', '.join(COUPLINGS)}",
+    "matching": "fraction of a hybrid run that is flow matching",
+    "likelihood_rate": "peak learning rate of the maximum likelihood after it",
+    "likelihood_batch": "its rows for each step, of each process",
     "rtol": "the solver's relative tolerance in training",
     "atol": "the solver's absolute tolerance in training",
     "gradient": f"one of {', '.join(GRADIENTS)}",
     "keep": "bytes for the activations that checkpoint does not replay",
     "validations": "how often the run is validated",
     "validation_rows": "the most rows that a validation scores",
-    "patience": "validations without improvement that end the run",
+    "patience": "validations without improvement that end the run, or its flow matching",
     "field": f"one of {', '.join(FIELDS)}",
     "time_features": "sines and cosines of time that enter the fields",
     "x_features": "sines and cosines of x, at random frequencies, that enter the fields",
@@ -68,26 +82,34 @@ HELP = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = _parser().parse_args(argv)
-    data = open_data(arguments.data, arguments.seed, _context(arguments))
-    name, recipe = _recipe(arguments, len(data.columns))
-    torch.manual_seed(arguments.seed)
-    flow = _flow(recipe, data)
-    out = _new_folder(arguments.out)
-    say(_summary(data, flow, name))
-    recorder = _Recorder(out, _metadata(arguments, data, recipe))
-    history = _train(arguments, data, flow, recipe, recorder)
-    say(
-        f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept the "
-        f"averaged weights of step {history.best_step}"
-    )
-    trained = Trained.read(str(out))
-    say(*evaluate(trained, data.test, data.toy).lines())
-    say(*(f"  {path}" for path in plot(trained, data)))
+    with process_group():
+        begun = _begun(arguments)
+        data = open_data(arguments.data, arguments.seed, _context(arguments))
+        name, recipe = _recipe(arguments, data, begun)
+        if arguments.show_recipe:
+            say(json.dumps(asdict(recipe), indent=2))
+            return 0
+        out = _folder(arguments)
+        torch.manual_seed(arguments.seed)
+        flow = _flow(recipe, data)
+        say(_summary(data, flow, name))
+        history = _train(arguments, data, flow, recipe, out)
+        say(
+            f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept "
+            f"the averaged weights of step {history.best_step}"
+        )
+        trained = Trained.read(str(out))
+        say(*evaluate(trained, data.test, data.toy).lines())
+        if rank() == 0:
+            say(*(f"  {path}" for path in plot(trained, data)))
     return 0
 
 
 class _Recorder:
-    """A callback that appends each validation to metrics.jsonl and saves each best flow."""
+    """A callback that keeps metrics.jsonl up to date and saves each best flow.
+
+    A disk that is full does not end the run: the files of before stay, and the end tries again.
+    """
 
     def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
         self.folder = folder
@@ -96,15 +118,46 @@ class _Recorder:
     def __call__(self, event: Event) -> None:
         if event.record is None:
             return
-        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
-            file.write(_json_line(asdict(event.record)) + "\n")
-        if event.improved:
-            save(event.flow, self.folder, self.metadata)
+        try:
+            lines = "".join(_json_line(asdict(record)) + "\n" for record in event.records)
+            write_whole({self.folder / METRICS: lines.encode()})
+            if event.improved:
+                save(event.flow, self.folder, self.metadata)
+        except OSError as error:
+            warn(
+                f"{self.folder} cannot be written to ({error.strerror}): training goes on, what is "
+                "there stays, and the end tries again",
+                stacklevel=2,
+            )
 
 
-def _json_line(numbers: dict[str, float]) -> str:
-    """One JSON object, null for what is not finite."""
-    return json.dumps({key: x if isfinite(x) else None for key, x in numbers.items()})
+class _Announcer:
+    """A callback that says when another objective begins, and at which learning rate."""
+
+    def __init__(self, stages: int) -> None:
+        self.stage: Stage | None = None
+        self.stages = stages
+
+    def __call__(self, event: Event) -> None:
+        if event.stage == self.stage or self.stages == 1:
+            return
+        where = f"step {event.step}, {event.seconds:.1f} s"
+        nll = f", validation NLL {event.records[-1].validation_nll:.4f}" if event.records else ""
+        with tqdm.external_write_mode():
+            say(
+                f"{event.stage.objective.name} from {where}{nll}: learning rate up to "
+                f"{event.stage.learning_rate:g}, {event.stage.batch_size} rows a step"
+            )
+        self.stage = event.stage
+
+
+def _json_line(entries: dict[str, Any]) -> str:
+    """One JSON object, null for numbers that are not finite."""
+    known = {
+        key: None if isinstance(entry, float) and not isfinite(entry) else entry
+        for key, entry in entries.items()
+    }
+    return json.dumps(known)
 
 
 def _parser() -> Parser:
@@ -121,9 +174,16 @@ def _parser() -> Parser:
         metavar="COL,COL",
         help="columns of DATA to condition on: the others' density given these is modelled",
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder")
-    parser.add_argument("--recipe", choices=RECIPES, help="by the number of columns when not given")
-    parser.add_argument("--objective", choices=OBJECTIVES, default="mle", help="(default mle)")
+    parser.add_argument("--out", metavar="DIR", help="a new or empty folder")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help=f"one of {', '.join(RECIPES)}, or a file that --show-recipe or train wrote "
+        "(config.json); by the size of the data when not given",
+    )
+    parser.add_argument(
+        "--show-recipe", action="store_true", help="print the recipe as JSON, and do nothing else"
+    )
     parser.add_argument(
         "--budget", metavar="SECONDS", type=positive_number, help="of training (default 60)"
     )
@@ -133,7 +193,19 @@ def _parser() -> Parser:
         type=positive_integer,
         help="number of steps; with --budget too, whichever is reached first ends the run",
     )
-    parser.add_argument("--seed", type=seed, default=0, help="of data and weights (default 0)")
+    parser.add_argument("--seed", type=seed, help="of data and weights (default 0)")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, if one was begun there, with its recipe and numbers",
+    )
+    parser.add_argument(
+        "--state-seconds",
+        metavar="SECONDS",
+        type=positive_number,
+        default=30.0,
+        help="time between two training states, which --resume goes on from (default 30)",
+    )
     numbers = parser.add_argument_group("the recipe's numbers (in brackets: each recipe's own)")
     for field in fields(Recipe):
         defaults = (f"{name}: {_text(getattr(made, field.name))}" for name, made in RECIPES.items())
@@ -158,15 +230,51 @@ def _context(arguments: argparse.Namespace) -> tuple[str, ...]:
     return tuple(arguments.context.split(","))
 
 
-def _recipe(arguments: argparse.Namespace, dim: int) -> tuple[str, Recipe]:
+def _begun(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+    """What the run to go on with is made of, if there is one; the arguments take its numbers."""
+    begun = None
+    if arguments.resume:
+        if arguments.out is None:
+            raise ValueError("Expected --out DIR, the folder of the run to go on with; got none")
+        path = Path(arguments.out) / STATE
+        begun = TrainingState.read(path).run if path.exists() else None
+    for name, default in (("seed", 0), ("steps", None), ("budget", None)):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, begun[name] if begun else default)
+    return begun
+
+
+def _recipe(
+    arguments: argparse.Namespace, data: Data, begun: Mapping[str, Any] | None
+) -> tuple[str, Recipe]:
     """The recipe, with what the command line changes of it."""
-    name, recipe = choose_recipe(arguments.recipe, dim)
+    given = arguments.recipe
+    if given is not None and given not in RECIPES and Path(given).exists():
+        name, recipe = given, _read_recipe(Path(given))
+    elif given is None and begun is not None:
+        name, recipe = "of the run in --out", recipe_of(begun)
+    else:
+        name, recipe = choose_recipe(given, len(data.train), len(data.columns))
     changes = {
         field.name: _convert(field.name, text, getattr(recipe, field.name))
         for field in fields(Recipe)
         if (text := getattr(arguments, field.name)) is not None
     }
     return name, replace(recipe, **changes)
+
+
+def _read_recipe(path: Path) -> Recipe:
+    """The recipe in a file that --show-recipe or train wrote."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return recipe_of(found["metadata"]["recipe"] if "metadata" in found else found)
+    except OSError as error:
+        raise ValueError(f"Expected a recipe in {path}; {error.strerror}") from None
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, JSONDecodeError):
+        raise ValueError(
+            f"Expected {path} to hold a recipe, as --show-recipe prints or train's config.json "
+            "has it; it does not"
+        ) from None
 
 
 def _convert(name: str, text: str, default: Any) -> Any:
@@ -186,30 +294,30 @@ def _text(value: object) -> str:
 
 
 def _flow(recipe: Recipe, data: Data) -> Flow:
-    flow = ffjord(
-        len(data.columns),
-        recipe.hidden,
-        context_dim=len(data.context_columns),
-        activation=recipe.activation,
-        blocks=recipe.blocks,
-        field=recipe.field,
-        field_options=recipe.field_options,
-    )
+    flow = recipe.flow(len(data.columns), len(data.context_columns))
     return flow.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _new_folder(name: str) -> Path:
-    """The output folder, made and checked: new or empty, and writable."""
-    folder = Path(name)
+def _folder(arguments: argparse.Namespace) -> Path:
+    """The output folder, made and checked: new or empty or the run's, and writable."""
+    if arguments.out is None:
+        raise ValueError("Expected --out DIR, a new or empty folder; got none")
+    folder = Path(arguments.out)
+    if rank() > 0:
+        return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise ValueError(f"Expected --out to be a new or empty folder; {name} is not empty")
+        resumed = arguments.resume and (folder / STATE).exists()
+        if any(folder.iterdir()) and not resumed:
+            hint = f"and holds no {STATE} to go on from" if arguments.resume else "(or --resume)"
+            raise ValueError(
+                f"Expected --out to be a new or empty folder; {folder} is not empty {hint}"
+            )
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         why = "it is a file" if folder.is_file() else error.strerror
-        raise ValueError(f"Expected --out to be a folder to write to; {name}: {why}") from None
+        raise ValueError(f"Expected --out to be a folder to write to; {folder}: {why}") from None
     return folder
 
 
@@ -233,7 +341,7 @@ def _metadata(arguments: argparse.Namespace, data: Data, recipe: Recipe) -> dict
         "columns": list(data.columns),
         "context": list(data.context_columns),
         "gaussian": Gaussian.fit(data.train).json(),
-        "objective": arguments.objective,
+        "objective": recipe.objective,
         "budget": arguments.budget,
         "steps": arguments.steps,
         "recipe": asdict(recipe),
@@ -241,23 +349,30 @@ def _metadata(arguments: argparse.Namespace, data: Data, recipe: Recipe) -> dict
 
 
 def _train(
-    arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe, recorder: _Recorder
+    arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe, out: Path
 ) -> History:
     x, context = data.train.tensors(flow.like)
     held_out, held_out_context = data.validation.tensors(flow.like)
+    metadata = _metadata(arguments, data, recipe)
+    callbacks: list[Callback] = []
+    if rank() == 0:
+        callbacks = [ProgressBar(), _Announcer(len(stages(recipe))), _Recorder(out, metadata)]
     history = fit(
         flow,
         x,
         context=context,
-        objective=arguments.objective,
         recipe=recipe,
         budget=arguments.budget,
         steps=arguments.steps,
         validation=held_out if held_out_context is None else (held_out, held_out_context),
         seed=arguments.seed,
-        callbacks=[ProgressBar(), recorder],
+        callbacks=callbacks,
+        state=out / STATE,
+        state_seconds=arguments.state_seconds,
     )
-    save(flow, recorder.folder, recorder.metadata)
+    if rank() == 0:
+        save(flow, out, metadata)
+    barrier()
     return history
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import trange
 
+from cnf.distributed import gather, rank, share
 from cnf.divergence import DIVERGENCES, choose_divergence, with_count
 from cnf.fields import as_field
 from cnf.flow import Flow
@@ -27,6 +28,7 @@ Array = NDArray[np.float64]
 CHUNK = 2000  # rows scored or drawn in one solve
 PROBES = 16  # for each row, where the trace is estimated
 METRICS = "metrics.jsonl"
+STATE = "training.safetensors"
 DIVERGENCE: dict[str, Any] = {
     "choices": ("auto", "exact", *DIVERGENCES),
     "default": "auto",
@@ -104,37 +106,46 @@ class Trained:
     def score(self, rows: Rows) -> tuple[Array, float]:
         """Log p of rows in nats, and the mean number of evaluations of a solve.
 
+        Several processes score their parts of the rows, and get the same.
+
         Raises:
             RuntimeError: Rows lie where the flow cannot be integrated; the message names them.
         """
-        log_prob = np.empty(len(rows))
+        own = rows[share(len(rows))]
+        log_prob = np.empty(len(own))
         evaluations = []
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(self.seed)  # of probes, where the trace is estimated
-            for i in trange(0, len(rows), CHUNK, desc="scoring", disable=None, leave=False):
-                chunk = rows[i : i + CHUNK]
+            for i in _chunks(len(own), "scoring"):
+                chunk = own[i : i + CHUNK]
                 try:
                     scored = self.flow.score_rows(*chunk.tensors(self.flow.like))
                 except SolveError as error:
-                    raise RuntimeError(_unscorable(error, i)) from None
+                    raise RuntimeError(_unscorable(error, i + share(len(rows)).start)) from None
                 log_prob[i : i + CHUNK] = scored.log_prob.double().cpu().numpy()
-                evaluations.append(np.mean(scored.stats.evaluations) / max(1, self.flow.solves))
-        return log_prob, float(np.mean(evaluations))
+                mean = np.mean(scored.stats.evaluations) / max(1, self.flow.solves)
+                evaluations.append(len(chunk) * float(mean))
+        parts = gather((log_prob, sum(evaluations)))
+        scores = np.concatenate([part for part, _ in parts])
+        return scores, sum(total for _, total in parts) / len(scores)
 
     def sample(self, context: Array, seed: int) -> Array:
         """A draw of the flow for each context (n, context columns), shape (n, columns)."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            parts = [
-                self._draw(context[i : i + CHUNK])
-                for i in trange(0, len(context), CHUNK, desc="drawing", disable=None, leave=False)
-            ]
+            parts = [self._draw(context[i : i + CHUNK]) for i in _chunks(len(context), "drawing")]
         return np.concatenate(parts)
 
     def _draw(self, context: Array) -> Array:
         given = context_tensor(context, self.flow.like)
         shape = () if given is not None else len(context)
         return self.flow.sample(shape, given).double().cpu().numpy()
+
+
+def _chunks(rows: int, doing: str) -> Iterable[int]:
+    """Where chunks of rows begin, with a progress bar on the first process's terminal."""
+    quiet = True if rank() > 0 else None  # None: quiet where there is no terminal
+    return trange(0, rows, CHUNK, desc=doing, disable=quiet, leave=False)
 
 
 def _with_divergence(flow: Flow, name: str) -> Flow:

@@ -10,13 +10,20 @@ import torch
 import cnf
 from cnf import training
 from cnf.divergence import AutogradTrace, TangentTrace
-from cnf.objectives import OBJECTIVES, Loss, maximum_likelihood
+from cnf.objectives import Loss, MaximumLikelihood
 from cnf.ode import Stats
 from cnf.recipes import RECIPES, Recipe, choose_recipe
-from cnf.regularizers import Regularization
-from cnf.rows import Rows
+from cnf.rows import Order, Rows
 
-QUICK = Recipe(hidden=(8,), batch_size=64, validations=10, validation_rows=200)
+QUICK = Recipe(
+    objective="mle",
+    hidden=(8,),
+    batch_size=64,
+    learning_rate=2e-2,
+    average=0.995,
+    validations=10,
+    validation_rows=200,
+)
 DATA = torch.randn(600, 2, generator=torch.Generator().manual_seed(0)) * 3 + 10
 
 
@@ -40,7 +47,7 @@ def bimodal(n):
 def test_it_learns_what_a_gaussian_cannot():
     torch.manual_seed(0)
     flow, data = cnf.ffjord(2, hidden=(32, 32)), bimodal(4000)
-    history = cnf.fit(flow, data, steps=150, recipe="toy")
+    history = cnf.fit(flow, data, steps=150, recipe=dataclasses.replace(QUICK, batch_size=512))
     entropy = math.log(2) + 1 + math.log(2 * math.pi) + 2 * math.log(0.5)
     gaussian = 1 + math.log(2 * math.pi) + 0.5 * math.log(4.25 * 0.25)
     nll = -flow.log_prob(bimodal(2000)).mean().item()
@@ -120,7 +127,7 @@ def test_a_conditional_flow_learns_its_condition():
     context = torch.rand(3000, 1) * 4 - 2
     data = context + 0.3 * torch.randn(3000, 1)
     flow = cnf.ffjord(1, hidden=(16, 16), context_dim=1)
-    cnf.fit(flow, data, context=context, recipe="toy", steps=150)
+    cnf.fit(flow, data, context=context, recipe=QUICK, steps=150)
     fresh = torch.rand(1000, 1) * 4 - 2
     rows = fresh + 0.3 * torch.randn(1000, 1)
     nll = -flow.log_prob(rows, fresh).mean().item()
@@ -160,20 +167,21 @@ def test_ctrl_c_ends_it_cleanly_with_the_best_model(at):
     assert flow.log_prob(DATA[:5]).isfinite().all()
 
 
-def failing(steps, value):
-    """Maximum likelihood whose loss is `value` at the given calls."""
+def fail(monkeypatch, steps, value):
+    """Have the loss of maximum likelihood be `value` at the given calls."""
     calls = iter(range(1, 10_000))
+    original = MaximumLikelihood.__call__
 
-    def objective(flow, x, context, regularization):
-        loss = maximum_likelihood(flow, x, context, regularization)
+    def objective(self, flow, x, context=None):
+        loss = original(self, flow, x, context)
         return Loss(loss.value * value, Stats()) if next(calls) in steps else loss
 
-    return objective
+    monkeypatch.setattr(MaximumLikelihood, "__call__", objective)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch, value):
-    monkeypatch.setitem(OBJECTIVES, "mle", failing({3, 4, 9}, value))
+    fail(monkeypatch, {3, 4, 9}, value)
     flow = small_flow()
     history = cnf.fit(flow, DATA, recipe=QUICK, steps=20)
     assert history.skipped == 3
@@ -182,7 +190,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(monkeypatch, value):
 
 
 def test_failure_from_the_start_is_an_error_with_advice(monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "mle", failing(range(1, 1000), math.nan))
+    fail(monkeypatch, range(1, 1000), math.nan)
     recipe = dataclasses.replace(QUICK, validations=1)
     with pytest.raises(
         training.TrainingError, match="20 steps in a row failed.*Lower the learning rate"
@@ -220,7 +228,7 @@ def test_a_flow_without_a_solve_is_trained_too():
 
 
 def test_failure_later_on_keeps_the_best_model(monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "mle", failing(range(30, 1000), math.nan))
+    fail(monkeypatch, range(30, 1000), math.nan)
     history = cnf.fit(small_flow(), DATA, recipe=QUICK, steps=100)
     assert history.reason.startswith("diverged: The loss is nan")
     assert history.steps == 29 + training.MOST_FAILURES
@@ -237,8 +245,11 @@ def test_failure_later_on_keeps_the_best_model(monkeypatch):
         ({"data": torch.ones(20, 2)}, "constant: column 0, 1"),
         ({"context": torch.zeros(3, 1)}, r"context of shape \(600, context_dim\)"),
         ({"validation": torch.zeros(3, 1)}, "validation of shape"),
-        ({"objective": "mel"}, "objective among mle; got 'mel'"),
-        ({"recipe": "toys"}, "recipe among toy, table; got 'toys'"),
+        ({"objective": "mel"}, "objective to be one of mle, matching, hybrid; got 'mel'"),
+        (
+            {"recipe": "toys"},
+            "recipe among toy, table-small, table-large, ffjord-paper; got 'toys'",
+        ),
         ({"budget": -1.0}, "budget to be above 0"),
         ({"steps": 0}, "steps to be above 0"),
     ],
@@ -268,22 +279,34 @@ def test_recipes_check_their_numbers(change):
         Recipe(**change)
 
 
-def test_the_recipe_is_chosen_by_the_dimension():
-    assert choose_recipe(None, 2) == ("toy", RECIPES["toy"])
-    assert choose_recipe(None, 3) == ("table", RECIPES["table"])
-    assert choose_recipe("toy", 30) == ("toy", RECIPES["toy"])
+def test_the_recipe_is_chosen_by_size_and_dimension():
+    assert choose_recipe(None, 1000, 2) == ("toy", RECIPES["toy"])
+    assert choose_recipe(None, 1000, 3) == ("table-small", RECIPES["table-small"])
+    assert choose_recipe(None, 100_000, 3) == ("table-large", RECIPES["table-large"])
+    assert choose_recipe("toy", 10, 30) == ("toy", RECIPES["toy"])
 
 
 def test_batches_go_through_all_rows_in_a_new_order_each_time():
     rows = Rows(torch.arange(10.0).unsqueeze(1), torch.arange(10.0).unsqueeze(1))
-    batches = rows.batches(5, torch.Generator().manual_seed(0))
-    first, second = ([next(batches), next(batches)] for _ in range(2))
+    order = Order(rows, torch.Generator().manual_seed(0))
+    first, second = ([order.batch(5), order.batch(5)] for _ in range(2))
     for epoch in (first, second):
         assert sorted(torch.cat([batch.x for batch in epoch]).flatten().tolist()) == list(range(10))
         assert all(torch.equal(batch.x, batch.context) for batch in epoch)
     assert not torch.equal(first[0].x, second[0].x)
     # Fewer rows than a batch: all of them.
-    assert len(next(rows.batches(64, torch.Generator()))) == 10
+    assert len(Order(rows, torch.Generator()).batch(64)) == 10
+
+
+def test_an_order_goes_on_where_it_stood():
+    rows = Rows(torch.arange(10.0).unsqueeze(1))
+    order = Order(rows, torch.Generator().manual_seed(0))
+    for _ in range(4):  # into the second time through
+        order.batch(3)
+    other = Order(rows, torch.Generator().manual_seed(1))
+    other.restore(order.state())
+    for _ in range(8):
+        assert torch.equal(order.batch(3).x, other.batch(3).x)
 
 
 def test_a_flows_own_divergence_is_used_unless_the_recipe_says_otherwise(monkeypatch):
@@ -305,8 +328,6 @@ def test_a_flows_own_divergence_is_used_unless_the_recipe_says_otherwise(monkeyp
 
 
 def test_regularization_without_a_layer_to_regularize():
-    base = small_flow().base
+    flow = cnf.Flow(small_flow().base, [cnf.Standardize(2)])
     with pytest.raises(ValueError, match="CNF layer to regularize"):
-        maximum_likelihood(
-            cnf.Flow(base, [cnf.Standardize(2)]), DATA[:5], None, Regularization(kinetic=1.0)
-        )
+        cnf.fit(flow, DATA, recipe=dataclasses.replace(QUICK, kinetic=1.0), steps=1)

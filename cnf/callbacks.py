@@ -1,8 +1,9 @@
-"""Callbacks for training."""
+"""Callbacks for training: any function of an `Event` is one."""
 
 from __future__ import annotations
 
-from math import nan
+from math import isfinite, nan
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -37,3 +38,48 @@ class ProgressBar:
         self._bar.update(event.progress - self._bar.n)
         if event.progress == 1.0:
             self._bar.close()
+
+
+class TensorBoard:
+    """Writes each step's loss and evaluations, and each validation's NLL, for TensorBoard.
+
+    Args:
+        folder: What `tensorboard --logdir` is to be given.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+
+    Example:
+        >>> import tempfile, torch, cnf
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     history = cnf.fit(
+        ...         cnf.ffjord(2, hidden=(8,)),
+        ...         torch.randn(50, 2),
+        ...         steps=2,
+        ...         callbacks=[TensorBoard(folder)],
+        ...     )
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError(
+                "Expected TensorBoard to be installed; got none. "
+                "pip install 'cnf-flows[tensorboard]'"
+            ) from None
+        self._writer = SummaryWriter(str(folder))
+
+    def __call__(self, event: Event) -> None:
+        """Write one step."""
+        name = event.stage.objective.name
+        scalars = {f"loss/{name}": event.loss, "evaluations": event.nfe}
+        if event.record is not None:
+            scalars["validation NLL"] = event.record.validation_nll
+        for tag, value in scalars.items():
+            if isfinite(value):
+                self._writer.add_scalar(tag, value, event.step)
+        if event.record is not None:
+            self._writer.flush()
+        if event.progress == 1.0:
+            self._writer.close()

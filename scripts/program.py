@@ -6,8 +6,12 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn, Protocol
+
+from tqdm import tqdm
 
 from cnf.datasets import check_writable
 from cnf.distributed import rank
@@ -47,9 +51,10 @@ def program(name: str) -> Callable[[Main], Main]:
         @functools.wraps(main)
         def guarded(argv: Sequence[str] | None = None) -> int:
             try:
-                return main(argv)
-            except ValueError as error:
-                return _complain(name, error, 2)
+                with _warnings(name):
+                    return main(argv)
+            except ValueError as error:  # the same in every process: the first one tells
+                return _complain(name, error, 2) if _is_first() else 2
             except (OSError, RuntimeError, MemoryError) as error:
                 return _complain(name, error, 1)
             except KeyboardInterrupt:
@@ -58,6 +63,19 @@ def program(name: str) -> Callable[[Main], Main]:
         return guarded
 
     return decorate
+
+
+@contextmanager
+def _warnings(name: str) -> Iterator[None]:
+    """Have warnings stand on one line, like errors, without the code that they come from."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        with tqdm.external_write_mode():
+            _complain(name, f"warning: {message}", 0)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def say(*lines: object) -> None:
@@ -122,6 +140,11 @@ def _number(kind: type[int] | type[float], text: str) -> float:
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(f"expected {what}; got {text!r}") from None
+
+
+def _is_first() -> bool:
+    """Whether this is the first of the processes that torchrun started, joined or not."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _complain(name: str, message: object, status: int) -> int:

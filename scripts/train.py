@@ -16,7 +16,7 @@ from warnings import warn
 import torch
 from tqdm import tqdm
 
-from cnf.callbacks import ProgressBar
+from cnf.callbacks import ProgressBar, TensorBoard
 from cnf.couplings import COUPLINGS
 from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS
 from cnf.distributed import barrier, process_group, rank
@@ -206,6 +206,9 @@ def _parser() -> Parser:
         default=30.0,
         help="time between two training states, which --resume goes on from (default 30)",
     )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write the curves for TensorBoard too, into DIR"
+    )
     numbers = parser.add_argument_group("the recipe's numbers (in brackets: each recipe's own)")
     for field in fields(Recipe):
         defaults = (f"{name}: {_text(getattr(made, field.name))}" for name, made in RECIPES.items())
@@ -357,6 +360,7 @@ def _train(
     callbacks: list[Callback] = []
     if rank() == 0:
         callbacks = [ProgressBar(), _Announcer(len(stages(recipe))), _Recorder(out, metadata)]
+        callbacks += [TensorBoard(out / "tensorboard")] if arguments.tensorboard else []
     history = fit(
         flow,
         x,

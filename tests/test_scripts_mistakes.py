@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_scripts_running import COLUMNS, SMALL, complaint, done, rows_of_table, tree, write_csv
+from test_scripts_running import (
+    COLUMNS,
+    SMALL,
+    complaint,
+    done,
+    rows_of_table,
+    run,
+    tree,
+    write_csv,
+)
 
 from cnf.datasets import split
 
@@ -268,12 +277,18 @@ def test_full_disk_leaves_no_half_a_file(ending, trained, tmp_path):
     assert os.strerror(errno.EFBIG) in line or out.name in line
 
 
+@pytest.mark.filterwarnings("default:.*training goes on:UserWarning")
+@pytest.mark.filterwarnings("default:.*Training goes on:UserWarning")
 @pytest.mark.parametrize("size", [2000, 8000])
 def test_full_disk_leaves_no_half_a_model(size, data, tmp_path):
     """It fails at the weights, or at the first figure; what was whole before may stay."""
     with full_disk(size):
         wide = ("--steps", 5, "--hidden", "16,16")
-        line = complaint("train", data, "--out", tmp_path / "out", *wide, status=1)
-    assert os.strerror(errno.EFBIG) in line
+        result = run("train", data, "--out", tmp_path / "out", *wide)
+    *warned, last = result.err.splitlines()
+    assert result.status == 1
+    assert all(line.startswith("cnf train: warning: ") for line in warned)
+    assert last.startswith("cnf train: ")
+    assert os.strerror(errno.EFBIG) in last
     hidden = [path.name for path in tree(tmp_path / "out") if path.name.startswith(".")]
     assert hidden == []

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from cnf.distributed import mean, parallel
 from cnf.flow import Flow
+from cnf.named_tensors import prefixed, under
 from cnf.objectives import Objective
 from cnf.ode import SolveError
 from cnf.recipes import Recipe
 from cnf.rows import Rows
-from cnf.training_state import prefixed, under
 
 
 @dataclass(frozen=True)

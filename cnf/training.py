@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from math import floor, inf, isfinite, nan
+from math import floor, inf, isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,16 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnf.distributed import gather, mean, rank, share, world_size
+from cnf.distributed import mean, rank, share, world_size
 from cnf.flow import Flow
 from cnf.history import Callback, Event, History, Record
 from cnf.layers import Standardize
 from cnf.learner import Learner, Taken
+from cnf.named_tensors import prefixed, under
 from cnf.ode import SolveError
 from cnf.recipes import Recipe, choose_recipe
 from cnf.rows import Order, Rows, hold_out, rows_for
 from cnf.schedule import Stage, stages
-from cnf.training_state import TrainingState, prefixed, under
+from cnf.standing import Limit, Standing
+from cnf.training_state import Keeper, generators, restore_generators
 
 MOST_FAILURES = 20  # failed steps in a row that end a run: skipping more would not bring it back
 MOST_VALIDATING = 0.08  # of the time of a run that has a budget
@@ -94,7 +95,7 @@ def fit(
         >>> history.steps, history.reason
         (5, 'steps')
     """
-    limit = _Limit.of(budget, steps)
+    limit = Limit.of(budget, steps)
     generator = torch.Generator().manual_seed(seed)
     train = rows_for(flow, "data", data, context)
     if validation is None:
@@ -112,7 +113,7 @@ def fit(
     keeper = None
     if state is not None:
         identity = _identity(flow, recipe, limit, seed, train, held_out)
-        keeper = _Keeper(Path(state), state_seconds, identity)
+        keeper = Keeper(Path(state), state_seconds, identity)
     run = _Run(
         Learner(flow, recipe),
         recipe,
@@ -163,26 +164,6 @@ def _fit_standardization(flow: Flow, rows: Rows) -> None:
         x = layer.pull(x).value
 
 
-@dataclass(frozen=True)
-class _Limit:
-    """The length of a run, in seconds, steps or both."""
-
-    budget: float
-    steps: float
-
-    @staticmethod
-    def of(budget: float | None, steps: int | None) -> _Limit:
-        for name, value in (("budget", budget), ("steps", steps)):
-            if value is not None and not value > 0:
-                raise ValueError(f"Expected {name} to be above 0; got {value}")
-        if budget is None and steps is None:
-            budget = 60.0
-        return _Limit(budget or inf, steps or inf)
-
-    def progress(self, seconds: float, step: int) -> float:
-        return min(1.0, max(seconds / self.budget, step / self.steps))
-
-
 @contextmanager
 def _drawing(seed: int, device: torch.device) -> Iterator[None]:
     """PyTorch's generators seeded, for each process in another way, and put back afterwards."""
@@ -192,7 +173,7 @@ def _drawing(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _identity(
-    flow: Flow, recipe: Recipe, limit: _Limit, seed: int, train: Rows, held_out: Rows
+    flow: Flow, recipe: Recipe, limit: Limit, seed: int, train: Rows, held_out: Rows
 ) -> dict[str, Any]:
     """What makes a run the run that it is, ready for JSON."""
     shapes = {name: list(tensor.shape) for name, tensor in flow.state_dict().items()}
@@ -210,103 +191,17 @@ def _identity(
 
 
 @dataclass
-class _Standing:
-    """Where a run stands, ready for JSON.
-
-    Attributes:
-        step: Steps taken.
-        seconds: Time since the loop's start.
-        stage: The stage's number, from 0.
-        began: The progress at which it began.
-        records: Validations so far.
-        losses: Sum of the losses since the last of them.
-        evaluations: Alike, of a solve's evaluations.
-        taken: Number of steps that these are of.
-        best_nll: Of the validations.
-        best_step: The step that it was of.
-        stale: Validations of the stage since then.
-        next_validation: The progress at which one is due.
-        validating: Seconds spent on validation.
-        closing: Seconds that the last one took, with what callbacks made of it.
-        skipped: Steps skipped.
-        failures: Those at the end, in a row.
-        failure: Why the last one was skipped.
-        reason: Why the run is over, empty while it is not.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    stage: int = 0
-    began: float = 0.0
-    records: list[Record] = field(default_factory=list)
-    losses: float = 0.0
-    evaluations: float = 0.0
-    taken: int = 0
-    best_nll: float = inf
-    best_step: int = 0
-    stale: int = 0
-    next_validation: float = 0.0
-    validating: float = 0.0
-    closing: float = 0.0
-    skipped: int = 0
-    failures: int = 0
-    failure: str = ""
-    reason: str = ""
-
-    @staticmethod
-    def of(json: Mapping[str, Any]) -> _Standing:
-        records = [Record(**record) for record in json["records"]]
-        return _Standing(**{**json, "records": records})
-
-
-@dataclass
-class _Keeper:
-    """Writes a run's state to a file every now and then, and reads it."""
-
-    path: Path
-    seconds: float
-    identity: Mapping[str, Any]
-    written: float = -inf
-
-    def read(self) -> TrainingState | None:
-        if not self.path.exists():
-            return None
-        found = TrainingState.read(self.path)
-        found.check(self.path, self.identity)
-        return found
-
-    def write(self, standing: _Standing, tensors: dict[str, Tensor], device: torch.device) -> None:
-        """Write the state, with every process's generators; a disk that is full ends no run."""
-        own = {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            own["cuda"] = torch.cuda.get_rng_state(device)
-        for process, generators in enumerate(gather(own)):
-            tensors |= {f"random.{process}.{name}": state for name, state in generators.items()}
-        self.written = standing.seconds
-        if rank() > 0:
-            return
-        try:
-            TrainingState(self.identity, asdict(standing), tensors).write(self.path)
-        except OSError as error:
-            warnings.warn(
-                f"The training state could not be written to {self.path} ({error.strerror}). "
-                "Training goes on; the state written before stays",
-                stacklevel=2,
-            )
-
-
-@dataclass
 class _Run:
     """A training run: what it trains, on what, and where it stands."""
 
     learner: Learner
     recipe: Recipe
     plan: Sequence[Stage]
-    limit: _Limit
+    limit: Limit
     order: Order
     held_out: Rows
-    keeper: _Keeper | None
-    standing: _Standing = field(default_factory=_Standing)
+    keeper: Keeper | None
+    standing: Standing = field(default_factory=Standing)
 
     def __post_init__(self) -> None:
         self.standing.next_validation = 1 / self.recipe.validations
@@ -318,14 +213,12 @@ class _Run:
         if found is None:
             self._keep()
             return
-        self.standing = _Standing.of(found.standing)
+        self.standing = Standing.of(found.standing)
         tensors = found.tensors
         self.learner.restore(under("learner", tensors))
         self.order.restore(under("order", tensors))
         self.best = under("best", tensors)
-        torch.set_rng_state(tensors[f"random.{rank()}.cpu"])
-        if f"random.{rank()}.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors[f"random.{rank()}.cuda"])
+        restore_generators(under("random", tensors), self.held_out.x.device)
 
     def loop(self, callbacks: Sequence[Callback]) -> None:
         """Step, validate now and then, tell the callbacks, until there is a reason to end."""
@@ -393,16 +286,7 @@ class _Run:
         batch = self.order.batch(stage.batch_size)
         progress = (self._progress() - standing.began) / (self._stage_end() - standing.began)
         taken = self.learner.step(stage.objective, batch, stage.rate(progress))
-        standing.step += 1
-        if taken.failure:
-            standing.skipped += 1
-            standing.failures += 1
-            standing.failure = taken.failure
-        else:
-            standing.failures = 0
-            standing.losses += taken.loss
-            standing.evaluations += taken.nfe
-            standing.taken += 1
+        standing.count(taken)
         return taken
 
     def _tick(self, start: float) -> None:
@@ -439,25 +323,12 @@ class _Run:
         return self.limit.budget == inf or cost <= MOST_VALIDATING * standing.seconds
 
     def _validate(self, stage: Stage) -> Record:
-        standing, begin = self.standing, perf_counter()
+        begin = perf_counter()
         nll = mean_nll(self.learner.judged, self.held_out)
-        standing.validating += perf_counter() - begin
-        taken = standing.taken or nan
-        record = Record(
-            step=standing.step,
-            seconds=standing.seconds + perf_counter() - begin,
-            objective=stage.objective.name,
-            loss=standing.losses / taken,
-            validation_nll=nll,
-            nfe=standing.evaluations / taken,
-        )
-        standing.records.append(record)
-        standing.losses, standing.evaluations, standing.taken = 0.0, 0.0, 0
+        record = self.standing.record(stage.objective.name, nll, perf_counter() - begin)
         due = floor(self._progress() * self.recipe.validations) + 1
-        standing.next_validation = due / self.recipe.validations
-        standing.stale += 1
-        if nll < standing.best_nll:
-            standing.best_nll, standing.best_step, standing.stale = nll, standing.step, 0
+        self.standing.next_validation = due / self.recipe.validations
+        if self.standing.stale == 0:
             self._remember()
         return record
 
@@ -488,12 +359,12 @@ class _Run:
     def _keep(self) -> None:
         """Write the state where its time has come, at the start and in the end."""
         keeper, standing = self.keeper, self.standing
-        if keeper is None:
+        if keeper is None or not (standing.reason or keeper.is_due(standing.seconds)):
             return
-        if standing.reason or standing.seconds - keeper.written >= keeper.seconds:
-            tensors = {
-                **prefixed("learner", self.learner.tensors()),
-                **prefixed("order", self.order.state()),
-                **prefixed("best", self.best),
-            }
-            keeper.write(standing, tensors, self.held_out.x.device)
+        tensors = {
+            **prefixed("learner", self.learner.tensors()),
+            **prefixed("order", self.order.state()),
+            **prefixed("best", self.best),
+            **prefixed("random", generators(self.held_out.x.device)),
+        }
+        keeper.write(standing, tensors)

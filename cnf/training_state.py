@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from cnf.distributed import gather, rank
 from cnf.files import write_whole
+from cnf.named_tensors import under
+from cnf.standing import Standing
 
 FORMAT = "cnf-flows training state 1"
 
@@ -78,18 +84,66 @@ class TrainingState:
                 )
 
 
-def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under names that begin with a prefix.
+@dataclass
+class Keeper:
+    """Writes a run's state to a file every now and then, and reads it.
 
-    Example:
-        >>> import torch
-        >>> prefixed("flow", {"weight": torch.zeros(1)})
-        {'flow.weight': tensor([0.])}
+    Attributes:
+        path: The file.
+        seconds: Between two states.
+        run: What makes the run the run that it is.
+        written: When the last one was written, in the run's seconds.
     """
-    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+    path: Path
+    seconds: float
+    run: Mapping[str, Any]
+    written: float = -inf
+
+    def read(self) -> TrainingState | None:
+        """The state to go on from, if there is one.
+
+        Raises:
+            ValueError: The file is not a state, or of another run.
+        """
+        if not self.path.exists():
+            return None
+        found = TrainingState.read(self.path)
+        found.check(self.path, self.run)
+        self.written = found.standing["seconds"]
+        return found
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether the next state's time has come."""
+        return seconds - self.written >= self.seconds
+
+    def write(self, standing: Standing, tensors: Mapping[str, Tensor]) -> None:
+        """Write the state, the first process alone; a disk that is full ends no run."""
+        self.written = standing.seconds
+        if rank() > 0:
+            return
+        try:
+            TrainingState(self.run, asdict(standing), tensors).write(self.path)
+        except OSError as error:
+            warnings.warn(
+                f"The training state could not be written to {self.path} ({error.strerror}). "
+                "Training goes on; the state written before stays",
+                stacklevel=2,
+            )
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the tensors whose names begin with a prefix, without it."""
-    start = f"{prefix}."
-    return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}
+def generators(device: torch.device) -> dict[str, Tensor]:
+    """Where PyTorch's generators stand in every process, by the process and the device's type."""
+    own = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(device)
+    processes = enumerate(gather(own))
+    return {f"{i}.{name}": state for i, states in processes for name, state in states.items()}
+
+
+def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Have this process's generators stand there again."""
+    own = under(str(rank()), states)
+    torch.set_rng_state(own["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(own["cuda"], device)

@@ -12,7 +12,7 @@ from cnf.divergence import check_divergence
 from cnf.fields import ACTIVATIONS, FIELDS
 from cnf.flow import Flow, ffjord
 from cnf.objectives import OBJECTIVES
-from cnf.ode import GRADIENTS
+from cnf.ode import GRADIENTS, TABLEAUS
 from cnf.regularizers import Regularization
 
 SCHEDULES = ("cosine", "constant")
@@ -32,19 +32,20 @@ class Recipe:
         time_features: The number of sines and cosines of time that enter the fields' layers.
         x_features: The number of sines and of cosines of x that enter the fields.
         x_scale: The standard deviation of their frequencies, in units of standardised columns.
-        batch_size: Rows for each step, of each process.
-        learning_rate: Peak of the schedule.
+        batch_size: Rows for each step of maximum likelihood, of each process.
+        learning_rate: Its peak learning rate.
+        matching_batch: Rows for each step of flow matching, of each process.
+        matching_rate: Its peak learning rate.
+        matching: Fraction of a hybrid run that is flow matching.
+        coupling: How flow matching pairs base and data, a name in `cnf.couplings.COUPLINGS`.
         schedule: `"cosine"`, to zero, or `"constant"`; both after a linear warm-up.
-        warmup: Fraction of the run that warms up.
+        warmup: Fraction of each stage that warms up.
         weight_decay: AdamW's decoupled weight decay.
         clip: Largest norm of the gradient.
         average: Decay of the weights' moving average, which is validated and kept.
-        coupling: How flow matching pairs base and data, a name in `cnf.couplings.COUPLINGS`.
-        matching: Fraction of a hybrid run that is flow matching.
-        likelihood_rate: Peak learning rate of the maximum likelihood that follows it.
-        likelihood_batch: Its rows for each step, of each process.
-        rtol: The solver's relative tolerance in maximum likelihood.
-        atol: The solver's absolute tolerance in it.
+        method: The solver's method in maximum likelihood, a name in `cnf.ode.TABLEAUS`.
+        rtol: The solver's relative tolerance in it; validations have a tenth of it.
+        atol: The solver's absolute tolerance in it; alike.
         gradient: The solver's gradient mode in it.
         keep: Bytes for the activations of accepted steps, which `"checkpoint"` does not replay.
         divergence: A name for `cnf.divergence.choose_divergence`, in training alone; `"auto"`
@@ -62,26 +63,27 @@ class Recipe:
     """
 
     objective: str = "hybrid"
-    hidden: tuple[int, ...] = (128, 128, 128)
+    hidden: tuple[int, ...] = (64, 64)
     activation: str = "silu"
     blocks: int = 1
     field: str = "concat_squash"
     time_features: int = 0
     x_features: int = 0
     x_scale: float = 1.0
-    batch_size: int = 512
-    learning_rate: float = 1e-2
+    batch_size: int = 256
+    learning_rate: float = 2e-2
+    matching_batch: int = 512
+    matching_rate: float = 1e-2
+    matching: float = 0.1
+    coupling: str = "independent"
     schedule: str = "cosine"
     warmup: float = 0.02
     weight_decay: float = 1e-6
     clip: float = 5.0
     average: float = 0.999
-    coupling: str = "independent"
-    matching: float = 0.7
-    likelihood_rate: float = 2e-3
-    likelihood_batch: int = 512
-    rtol: float = 1e-3
-    atol: float = 1e-3
+    method: str = "bosh3"
+    rtol: float = 1e-2
+    atol: float = 1e-2
     gradient: str = "checkpoint"
     keep: int = 2**28
     divergence: str = "auto"
@@ -104,6 +106,7 @@ class Recipe:
             "objective": OBJECTIVES,
             "schedule": SCHEDULES,
             "coupling": COUPLINGS,
+            "method": TABLEAUS,
             "activation": ACTIVATIONS,
             "gradient": GRADIENTS,
             "field": FIELDS,
@@ -167,10 +170,10 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # Many small steps, and Fourier features of x for edges.
-    "toy": Recipe(),
-    # Few rows: a small network of two hidden layers, whose trace has a closed form.
-    "table-small": Recipe(hidden=(64, 64), batch_size=256, likelihood_batch=256, weight_decay=1e-2),
+    # Fourier features of x for edges; a little matching for a start.
+    "toy": Recipe(hidden=(64, 64, 64), field="concat", x_features=32, x_scale=4.0),
+    # Two hidden layers: the trace has a closed form, whatever the number of columns.
+    "table-small": Recipe(matching_batch=256, weight_decay=1e-2),
     "table-large": Recipe(hidden=(256, 256)),
     # What FFJORD trained its toys with: https://github.com/rtqichen/ffjord, train_toy.py.
     "ffjord-paper": Recipe(
@@ -184,6 +187,7 @@ RECIPES: dict[str, Recipe] = {
         weight_decay=1e-5,
         clip=1e9,
         average=0.0,
+        method="dopri5",
         rtol=1e-5,
         atol=1e-5,
     ),

@@ -45,8 +45,8 @@ class Stage:
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
     """A recipe's stages, one for each of its objective's parts.
 
-    The rule of a hybrid run: `recipe.matching` of it is flow matching at `learning_rate`, the rest
-    maximum likelihood at `likelihood_rate`, with a warm-up of its own, from the averaged weights.
+    The rule of a hybrid run: `recipe.matching` of it is flow matching, the rest is maximum
+    likelihood, from the best averaged weights, each with its own learning rate and warm-up.
 
     Example:
         >>> [stage.objective.name for stage in stages(Recipe(objective="hybrid"))]
@@ -56,9 +56,12 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
         FlowMatching: FlowMatching(recipe.coupling),
         MaximumLikelihood: MaximumLikelihood(recipe.regularization),
     }
-    first = (recipe.matching, recipe.learning_rate, recipe.batch_size)
-    second = (1 - recipe.matching, recipe.likelihood_rate, recipe.likelihood_batch)
+    numbers: dict[type[Objective], tuple[float, float, int]] = {
+        FlowMatching: (recipe.matching, recipe.matching_rate, recipe.matching_batch),
+        MaximumLikelihood: (1 - recipe.matching, recipe.learning_rate, recipe.batch_size),
+    }
+    falling = recipe.schedule == "cosine"
     return tuple(
-        Stage(made[kind], *numbers, recipe.warmup, recipe.schedule == "cosine")
-        for kind, numbers in zip(OBJECTIVES[recipe.objective], (first, second), strict=False)
+        Stage(made[kind], *numbers[kind], recipe.warmup, falling)
+        for kind in OBJECTIVES[recipe.objective]
     )

@@ -29,7 +29,7 @@ from cnf.standing import Limit, Standing
 from cnf.training_state import Keeper, generators, restore_generators
 
 MOST_FAILURES = 20  # failed steps in a row that end a run: skipping more would not bring it back
-MOST_VALIDATING = 0.08  # of the time of a run that has a budget
+MOST_VALIDATING = 0.05  # of the time of a run that has a budget
 CHUNK = 1000  # rows that a validation scores in one solve
 
 

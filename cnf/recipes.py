@@ -196,6 +196,20 @@ RECIPES: dict[str, Recipe] = {
 SMALL = 5000  # rows up to which a table's recipe is the one for few
 
 
+def unused(objective: str) -> frozenset[str]:
+    """The attributes of a recipe that an objective has no use for.
+
+    Example:
+        >>> sorted(unused("mle"))
+        ['coupling', 'matching', 'matching_batch', 'matching_rate']
+    """
+    of_matching = {"matching_batch", "matching_rate", "coupling"}
+    of_likelihood = {"batch_size", "learning_rate", "gradient", "keep", "divergence"}
+    of_likelihood |= {field.name for field in fields(Regularization)}
+    left_out = {"mle": {"matching"} | of_matching, "matching": {"matching"} | of_likelihood}
+    return frozenset(left_out.get(objective, ()))
+
+
 def choose_recipe(name: str | None, rows: int, dim: int) -> tuple[str, Recipe]:
     """The recipe called `name`, or the one for data of this size and dimension; with its name.
 

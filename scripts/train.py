@@ -28,7 +28,7 @@ from cnf.history import Callback, Event, History
 from cnf.layers import CNF
 from cnf.objectives import OBJECTIVES
 from cnf.ode import GRADIENTS
-from cnf.recipes import RECIPES, SCHEDULES, Recipe, choose_recipe, recipe_of
+from cnf.recipes import RECIPES, SCHEDULES, Recipe, choose_recipe, recipe_of, unused
 from cnf.schedule import Stage, stages
 from cnf.scripts.data import Data, open_data
 from cnf.scripts.evaluate import evaluate
@@ -264,7 +264,13 @@ def _recipe(
         for field in fields(Recipe)
         if (text := getattr(arguments, field.name)) is not None
     }
-    return name, replace(recipe, **changes)
+    recipe = replace(recipe, **changes)
+    for useless in unused(recipe.objective) & changes.keys():
+        raise ValueError(
+            f"Expected no --{useless.replace('_', '-')} with objective {recipe.objective}, which "
+            "has no use for it"
+        )
+    return name, recipe
 
 
 def _read_recipe(path: Path) -> Recipe:

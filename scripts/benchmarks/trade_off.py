@@ -11,8 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from cnf.datasets import TOYS
-from cnf.flow import ffjord
-from cnf.recipes import RECIPES
+from cnf.scripts.benchmarks.networks import TRAINING
 from cnf.scripts.benchmarks.overhead import one_thread
 from cnf.scripts.plot import write_figure
 from cnf.training import fit
@@ -46,9 +45,9 @@ class Point:
 def measure(weight: float) -> Point:
     """Train with a weight, and score."""
     torch.manual_seed(0)
-    recipe = replace(RECIPES["toy"], kinetic=weight, jacobian=weight)
+    recipe = replace(TRAINING, kinetic=weight, jacobian=weight)
     toy = TOYS[TOY]
-    flow = ffjord(2, recipe.hidden, activation=recipe.activation)
+    flow = recipe.flow(2)
     train, held_out = (
         torch.from_numpy(toy.sample(n, seed)) for n, seed in ((100_000, 1), (5000, 2))
     )
@@ -71,8 +70,8 @@ def measure(weight: float) -> Point:
 def lines(out: Path | None) -> Iterator[str]:
     """The table, and where its figure went."""
     yield (
-        f"Regularization on {TOY}: recipe toy, {STEPS} steps, one weight for kinetic and Jacobian; "
-        f"KL over {ROWS} fresh rows; evaluations of a solve at rtol = atol = 1e-5"
+        f"Regularization on {TOY}: FFJORD's network, {STEPS} steps, one weight for kinetic and "
+        f"Jacobian; KL over {ROWS} fresh rows; evaluations of a solve at rtol = atol = 1e-5"
     )
     yield f"{'weight':<10}{'KL':>10}{'stderr':>10}{'evals a row':>13}{'joint':>8}"
     points = []

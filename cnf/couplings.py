@@ -50,8 +50,9 @@ def optimal_transport(base: Tensor, data: Tensor) -> Tensor:
                 [0.]])
     """
     # Of |x - z|² = |x|² - 2 x·z + |z|² only the middle depends on the pairs.
-    cost = -(data @ base.T)
-    _, columns = linear_sum_assignment(cost.double().cpu().numpy())
+    # Its products are of double precision, which far from the origin takes to tell pairs apart.
+    cost = -(data.double() @ base.double().T)
+    _, columns = linear_sum_assignment(cost.cpu().numpy())
     return base[torch.from_numpy(columns).to(base.device)]
 
 

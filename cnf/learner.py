@@ -115,6 +115,9 @@ class Learner:
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in under("optimizer", tensors).items():
             index, slot = name.split(".")
+            parameter = self.parameters[int(index)]
+            if tensor.shape == parameter.shape:  # fused, the optimizer wants them to lie alike
+                tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
             entries.setdefault(int(index), {})[slot] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})

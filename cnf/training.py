@@ -250,7 +250,7 @@ class _Run:
             if record is not None:
                 self.standing.closing = self.standing.seconds - begin
             self.standing.reason = self._reason(last)
-            if over and not self.standing.reason:
+            if self._is_stage_over(progress) and not self.standing.reason:
                 self._next_stage(progress)
             self._keep()
 

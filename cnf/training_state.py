@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -43,10 +44,14 @@ class TrainingState:
         Raises:
             OSError: It cannot be written; what was there before stays.
         """
-        # Copies: safetensors takes no tensors that share memory.
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.tensors.items()}
+        # Copies: safetensors takes no tensors that share memory or lie in another order.
+        tensors = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.tensors.items()
+        }
         texts = {"format": FORMAT, "run": self.run, "standing": self.standing}
         metadata = {name: json.dumps(text) for name, text in texts.items()}
+        metadata["sha256"] = json.dumps(_sha256(metadata, tensors))
         write_whole({path: safetensors.torch.save(tensors, metadata)})
 
     @staticmethod
@@ -58,12 +63,15 @@ class TrainingState:
         """
         try:
             with safetensors.safe_open(path, "pt") as file:
-                texts = {name: json.loads(text) for name, text in file.metadata().items()}
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if texts["format"] != FORMAT:
-                raise ValueError(f"the format is {texts['format']!r}")
+            texts = {name: json.loads(text) for name, text in metadata.items()}
+            if texts.get("format") != FORMAT:
+                raise ValueError(f"the format {texts.get('format')!r}")
+            if texts.get("sha256") != _sha256(metadata, tensors):
+                raise ValueError("one that is damaged, for its SHA-256 is another")
             return TrainingState(texts["run"], texts["standing"], tensors)
-        except (safetensors.SafetensorError, AttributeError, KeyError, ValueError) as error:
+        except (safetensors.SafetensorError, ValueError) as error:
             raise ValueError(
                 f"Expected a training state of this version of cnf-flows in {path}; got: {error}. "
                 "Train anew in another folder"
@@ -82,6 +90,17 @@ class TrainingState:
                     f"{self.run.get(name)!r}, and now is {wanted!r}. Go on with what it was begun "
                     "with, or train anew in another folder"
                 )
+
+
+def _sha256(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Of all that a file holds but this itself."""
+    digest = hashlib.sha256()
+    for name in sorted(metadata.keys() - {"sha256"}):
+        digest.update(f"{name} {metadata[name]}\n".encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @dataclass

@@ -314,7 +314,7 @@ def test_a_flow_trained_by_matching_has_a_gaussians_density(coupling):
     mixing = torch.tensor([[3.0, 0.0], [2.0, 0.5]])
     wanted = torch.distributions.MultivariateNormal(torch.tensor([5.0, -7.0]), scale_tril=mixing)
     recipe = Recipe(
-        objective="matching", coupling=coupling, hidden=(16, 16), batch_size=128, validations=4
+        objective="matching", coupling=coupling, hidden=(16, 16), matching_batch=128, validations=4
     )
     flow = recipe.flow(2)
     x = wanted.sample((4000,))
@@ -331,7 +331,9 @@ def test_a_flow_trained_by_matching_has_a_gaussians_density(coupling):
 
 
 def test_a_stack_trained_by_matching_has_a_gaussians_density():
-    recipe = Recipe(objective="matching", hidden=(16, 16), blocks=3, batch_size=256, validations=4)
+    recipe = Recipe(
+        objective="matching", hidden=(16, 16), blocks=3, matching_batch=256, validations=4
+    )
     wanted = torch.distributions.MultivariateNormal(
         torch.zeros(2), torch.tensor([[1.0, 0.8], [0.8, 1.0]])
     )

@@ -17,11 +17,11 @@ from cnf.schedule import Stage, stages
 QUICK = Recipe(
     objective="hybrid",
     hidden=(8,),
-    batch_size=32,
-    learning_rate=2e-2,
+    matching_batch=32,
+    matching_rate=2e-2,
     matching=0.5,
-    likelihood_rate=1e-2,
-    likelihood_batch=16,
+    learning_rate=1e-2,
+    batch_size=16,
     warmup=0.2,
     average=0.9,
     validations=10,
@@ -67,10 +67,10 @@ def test_rates_rise_to_their_peak_and_fall_to_zero_or_stay(falling, warmup):
 def test_the_stages_of_each_objective(objective, names):
     found = stages(changed(objective=objective))
     assert [stage.objective.name for stage in found] == names
-    # A run of one objective is at the recipe's own numbers.
-    assert (found[0].learning_rate, found[0].batch_size) == (2e-2, 32)
+    numbers = {MATCHING: (2e-2, 32), LIKELIHOOD: (1e-2, 16)}
+    for stage in found:
+        assert (stage.learning_rate, stage.batch_size) == numbers[stage.objective.name]
     if objective == "hybrid":
-        assert (found[1].learning_rate, found[1].batch_size) == (1e-2, 16)
         assert found[0].share == 0.5
     assert all((stage.warmup, stage.falling) == (0.2, True) for stage in found)
 
@@ -137,7 +137,7 @@ def test_maximum_likelihood_begins_from_the_best_averaged_weights(monkeypatch):
     def remember(event):
         seen[event.step], live[event.step] = weights(event.flow), weights(flow)
 
-    recipe = changed(likelihood_rate=1e-12, schedule="constant", weight_decay=0.0)
+    recipe = changed(learning_rate=1e-12, schedule="constant", weight_decay=0.0)
     history = cnf.fit(flow, DATA, recipe=recipe, steps=20, callbacks=[remember])
     assert history.step[:5].tolist() == [2, 4, 6, 8, 10]
     assert (seen[10] - seen[4]).abs().max() > 1e-3
@@ -238,8 +238,8 @@ def test_matching_with_a_regularizer_is_refused(change):
         {"matching": 0.0},
         {"matching": 1.0},
         {"matching": math.nan},
-        {"likelihood_rate": 0.0},
-        {"likelihood_batch": 0},
+        {"learning_rate": 0.0},
+        {"batch_size": 0},
         {"patience": 0},
     ],
 )

@@ -18,11 +18,11 @@ from cnf.training_state import TrainingState
 
 BASE = Recipe(
     hidden=(8,),
-    batch_size=32,
+    matching_batch=32,
     matching=0.5,
-    likelihood_batch=24,
-    learning_rate=1e-2,
-    likelihood_rate=5e-3,
+    batch_size=24,
+    matching_rate=1e-2,
+    learning_rate=5e-3,
     average=0.9,
     warmup=0.1,
     validations=5,
@@ -39,7 +39,7 @@ RECIPES = {
     ),
     "matching": dataclasses.replace(BASE, objective="matching", blocks=2, x_features=3),
     "patience": dataclasses.replace(
-        BASE, patience=1, learning_rate=3.0, average=0.0, validations=10, clip=1e9
+        BASE, patience=1, matching_rate=3.0, average=0.0, validations=10, clip=1e9
     ),
 }
 DATA = torch.randn(210, 2, generator=torch.Generator().manual_seed(0)) * 3 + 10
@@ -321,9 +321,9 @@ def test_seeds_are_runs_of_their_own(name, whole):
         *(
             ({"recipe": dataclasses.replace(BASE, **{name: value})}, name)
             for name, value in {
-                "learning_rate": 2e-2,
-                "likelihood_rate": 1e-3,
-                "batch_size": 33,
+                "matching_rate": 2e-2,
+                "learning_rate": 1e-3,
+                "matching_batch": 33,
                 "matching": 0.25,
                 "coupling": "optimal_transport",
                 "steer": 0.1,

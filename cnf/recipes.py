@@ -44,7 +44,7 @@ class Recipe:
         clip: Largest norm of the gradient.
         average: Decay of the weights' moving average, which is validated and kept.
         method: The solver's method in maximum likelihood, a name in `cnf.ode.TABLEAUS`.
-        rtol: The solver's relative tolerance in it; validations have a tenth of it.
+        rtol: The solver's relative tolerance in it; validations a third of it.
         atol: The solver's absolute tolerance in it; alike.
         gradient: The solver's gradient mode in it.
         keep: Bytes for the activations of accepted steps, which `"checkpoint"` does not replay.
@@ -71,19 +71,19 @@ class Recipe:
     x_features: int = 0
     x_scale: float = 1.0
     batch_size: int = 256
-    learning_rate: float = 2e-2
+    learning_rate: float = 1.5e-2
     matching_batch: int = 512
     matching_rate: float = 1e-2
     matching: float = 0.1
     coupling: str = "independent"
     schedule: str = "cosine"
-    warmup: float = 0.02
+    warmup: float = 0.05
     weight_decay: float = 1e-6
-    clip: float = 5.0
+    clip: float = 1.0
     average: float = 0.999
     method: str = "bosh3"
-    rtol: float = 1e-2
-    atol: float = 1e-2
+    rtol: float = 3e-3
+    atol: float = 3e-3
     gradient: str = "checkpoint"
     keep: int = 2**28
     divergence: str = "auto"

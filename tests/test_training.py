@@ -20,6 +20,7 @@ QUICK = Recipe(
     hidden=(8,),
     batch_size=64,
     learning_rate=2e-2,
+    clip=5.0,
     average=0.995,
     validations=10,
     validation_rows=200,

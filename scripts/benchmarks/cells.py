@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,15 @@ class Cells:
         self.path = None if folder is None else folder / FILE
         self._lines: list[str] = []
 
-    def find(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The cell with this key; None where there is none.
+    def find(self, key: Mapping[str, Any], numbers: Collection[str] = ()) -> dict[str, Any] | None:
+        """The cell with this key and numbers of these names; None where there is none.
 
         Raises:
             ValueError: A line of the file is no JSON object.
         """
         found = [self._parse(i, line) for i, line in enumerate(self._read())]
-        own = (each for each in found if key.items() <= _hashable(each).items())
+        named = (each for each in found if each.keys() >= {*key, *numbers})
+        own = (each for each in named if all(each[name] == key[name] for name in key))
         return next(own, None)
 
     def add(self, key: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
@@ -87,11 +88,6 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     """
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _hashable(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a cell may be part of a key."""
-    return {name: value for name, value in cell.items() if isinstance(value, (str, int, float))}
 
 
 def _finite(value: Any) -> Any:

@@ -91,9 +91,11 @@ class Fit:
     @staticmethod
     def of(cell: Mapping[str, Any]) -> Fit:
         """A fit that was finished before."""
-        values = {field.name: cell[field.name] for field in fields(Fit) if field.name != "kept"}
-        numbers = {name: nan if value is None else value for name, value in values.items()}
-        return Fit(**numbers, kept=True)
+        found: dict[str, Any] = {k: nan if cell[k] is None else cell[k] for k in NUMBERS}
+        return Fit(**found, kept=True)
+
+
+NUMBERS = tuple(field.name for field in fields(Fit) if field.name != "kept")
 
 
 def default_recipe() -> tuple[str, Recipe]:
@@ -115,7 +117,7 @@ def fit_of(options: Options, cell: Cell) -> Fit:
     Raises:
         KeyboardInterrupt: Training was interrupted: what it left is not a cell's fit.
     """
-    found = options.cells.find(asdict(cell))
+    found = options.cells.find(asdict(cell), NUMBERS)
     if found is not None:
         return Fit.of(found)
     try:
@@ -125,8 +127,7 @@ def fit_of(options: Options, cell: Cell) -> Fit:
     else:
         if options.out is not None:  # before the cell is: what is told of is there
             save(flow, cell.folder(options.out), {"cell": asdict(cell)})
-    numbers = {name: value for name, value in asdict(made).items() if name != "kept"}
-    options.cells.add(asdict(cell), numbers)
+    options.cells.add(asdict(cell), {name: getattr(made, name) for name in NUMBERS})
     return made
 
 

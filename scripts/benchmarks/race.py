@@ -154,7 +154,7 @@ def _race_lines(options: Options, toy: str, ours: Fit) -> Iterator[str]:
     seed, threads = 0, torch.get_num_threads()
     mark = fingerprint(asdict(PUBLISHED))
     contest = Contest(toy, ours.kl, options.cap, EVERY, seed, threads, mark)
-    found = options.cells.find(asdict(contest))
+    found = options.cells.find(asdict(contest), ["points"])
     if found is not None:
         points = [_point(each) for each in found["points"]]
         yield from map(str, points)
@@ -190,7 +190,8 @@ def _measure(watch: Measure, confirm: Measure, target: float, seconds: float, st
 
 
 def _point(numbers: dict[str, Any]) -> Point:
-    return Point(**{name: nan if value is None else value for name, value in numbers.items()})
+    known: dict[str, Any] = {k: nan if v is None else v for k, v in numbers.items()}
+    return Point(**known)
 
 
 def _settings() -> str:

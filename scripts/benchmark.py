@@ -1,28 +1,37 @@
-"""`benchmark solver` and `benchmark flow`: measurements beside other libraries'.
+"""`benchmark solver`, `benchmark flow`, `benchmark toys`: measurements, beside other libraries'.
 
 Sections of solver: detest (accuracy), overhead, rows, memory. Sections of flow: toy and table
 (training steps), log_prob (exact log p in many dimensions), memory, regularizers (what they gain
-and cost; trains six flows, which takes a quarter of an hour).
+and cost; trains six flows, which takes a quarter of an hour). Sections of toys: fit (KL to the
+truth after --budget seconds, for every toy), objectives (hybrid, flow matching alone, maximum
+likelihood alone), seeds (five of them), ffjord (the time that FFJORD's method as published takes to
+come as close). With --out, toys keeps what is finished in DIR/toys.jsonl and DIR/models, and does
+not train it again: interrupt it, and go on by the same command.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cnf.datasets import TOYS
 from cnf.scripts.benchmarks import (
     accuracy,
     memory,
     overhead,
+    race,
     rows,
     scoring,
     step_memory,
+    toys,
     trade_off,
     training_step,
 )
+from cnf.scripts.benchmarks.options import Options
 from cnf.scripts.benchmarks.peers import peer
-from cnf.scripts.program import Parser, positive_integer, program, say
+from cnf.scripts.program import Parser, positive_integer, positive_number, program, say
 
 
 @dataclass(frozen=True)
@@ -30,60 +39,152 @@ class Section:
     """A table.
 
     Attributes:
-        lines: Its lines, from the number of repeats and the folder for figures.
+        lines: Its lines, from what the command line asks.
         peers: The libraries that it needs.
     """
 
-    lines: Callable[[int, Path | None], Iterator[str]]
+    lines: Callable[[Options], Iterator[str]]
     peers: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        options: Those that its sections read, by their names in `Options`.
+        sections: Its tables by name.
+    """
+
+    options: tuple[str, ...]
+    sections: dict[str, Section]
+
+
 SUBJECTS = {
-    "solver": {
-        "detest": Section(lambda _, out: accuracy.lines(), ("torchdiffeq",)),
-        "overhead": Section(
-            lambda repeats, out: overhead.lines(repeats), ("torchdiffeq", "torchode")
-        ),
-        "rows": Section(lambda repeats, out: rows.lines(repeats)),
-        "memory": Section(lambda _, out: memory.lines(out)),
-    },
-    "flow": {
-        "toy": Section(training_step.toy_lines, ("torchdiffeq", "zuko")),
-        "table": Section(lambda repeats, out: training_step.table_lines(repeats), ("torchdiffeq",)),
-        "log_prob": Section(lambda repeats, out: scoring.lines(repeats), ("torchdiffeq",)),
-        "memory": Section(lambda _, out: step_memory.lines(), ("torchdiffeq", "zuko")),
-        "regularizers": Section(lambda _, out: trade_off.lines(out)),
-    },
+    "solver": Subject(
+        ("repeats", "out"),
+        {
+            "detest": Section(lambda _: accuracy.lines(), ("torchdiffeq",)),
+            "overhead": Section(
+                lambda given: overhead.lines(given.repeats), ("torchdiffeq", "torchode")
+            ),
+            "rows": Section(lambda given: rows.lines(given.repeats)),
+            "memory": Section(lambda given: memory.lines(given.out)),
+        },
+    ),
+    "flow": Subject(
+        ("repeats", "out"),
+        {
+            "toy": Section(
+                lambda given: training_step.toy_lines(given.repeats, given.out),
+                ("torchdiffeq", "zuko"),
+            ),
+            "table": Section(
+                lambda given: training_step.table_lines(given.repeats), ("torchdiffeq",)
+            ),
+            "log_prob": Section(lambda given: scoring.lines(given.repeats), ("torchdiffeq",)),
+            "memory": Section(lambda _: step_memory.lines(), ("torchdiffeq", "zuko")),
+            "regularizers": Section(lambda given: trade_off.lines(given.out)),
+        },
+    ),
+    "toys": Subject(
+        ("budget", "toys", "cap", "out"),
+        {
+            "fit": Section(toys.fit_lines),
+            "objectives": Section(toys.objective_lines),
+            "seeds": Section(toys.seed_lines),
+            "ffjord": Section(race.lines, ("torchdiffeq",)),
+        },
+    ),
 }
 
 
 @program("benchmark")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    subject = SUBJECTS[arguments.subject]
+    if arguments.section not in (None, *subject.sections):
+        parser.error(
+            f"expected a section of {arguments.subject} among {', '.join(subject.sections)}; "
+            f"got {arguments.section!r}"
+        )
+    options = _options(parser, arguments)
+    names = [arguments.section] if arguments.section else list(subject.sections)
+    chosen = [subject.sections[name] for name in names]
+    for library in {library: None for section in chosen for library in section.peers}:
+        peer(library)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+    for section in chosen:
+        for line in section.lines(options):
+            say(line)
+        say("")
+    return 0
+
+
+def _parser() -> Parser:
     parser = Parser("benchmark", description=__doc__)
     parser.add_argument("subject", choices=SUBJECTS, help="what to measure")
     parser.add_argument("--section", help="one table of the subject; all when not given")
     parser.add_argument(
-        "--repeats", type=positive_integer, default=7, help="of every timing (default: 7)"
+        "--repeats",
+        type=positive_integer,
+        help=f"solver and flow: of every timing (default: {Options.repeats})",
     )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="where figures go; none otherwise")
-    arguments = parser.parse_args(argv)
-    sections = SUBJECTS[arguments.subject]
-    if arguments.section not in (None, *sections):
-        parser.error(
-            f"expected a section of {arguments.subject} among {', '.join(sections)}; "
-            f"got {arguments.section!r}"
-        )
-    chosen = [sections[arguments.section]] if arguments.section else list(sections.values())
-    for library in {library: None for section in chosen for library in section.peers}:
-        peer(library)
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    for section in chosen:
-        for line in section.lines(arguments.repeats, arguments.out):
-            say(line)
-        say("")
-    return 0
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="where figures go, and of toys what is finished; nowhere otherwise",
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="SECONDS",
+        type=positive_number,
+        help=f"toys: training time of every flow (default: {Options.budget:g})",
+    )
+    parser.add_argument(
+        "--toys",
+        metavar="NAME,NAME",
+        type=_toys,
+        help=f"toys: some of {', '.join(TOYS)} (default: all; two in seeds and ffjord)",
+    )
+    parser.add_argument(
+        "--cap",
+        metavar="SECONDS",
+        type=positive_number,
+        help="toys, section ffjord: the most training time of FFJORD's method "
+        f"(default: {Options.cap:g})",
+    )
+    return parser
+
+
+def _options(parser: Parser, arguments: argparse.Namespace) -> Options:
+    """What was given, checked to be read by the subject."""
+    given = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name not in ("subject", "section") and value is not None
+    }
+    known = SUBJECTS[arguments.subject].options
+    for name in given:
+        if name not in known:
+            parser.error(
+                f"expected of {arguments.subject} only --{', --'.join(known)}; got --{name}, "
+                "which it does not read"
+            )
+    return Options(**given)
+
+
+def _toys(text: str) -> tuple[str, ...]:
+    """Names of toys, each once."""
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in TOYS:
+            raise argparse.ArgumentTypeError(f"expected toys among {', '.join(TOYS)}; got {name!r}")
+    return names
 
 
 if __name__ == "__main__":

@@ -71,18 +71,26 @@ class FFJORD(Contender):
         rtol: Relative tolerance of the solve and its adjoint.
         atol: Absolute tolerance of both.
         exact: Whether the divergence is exact, or Hutchinson's with a fresh probe for each solve.
+        end: Time that the flow runs to.
     """
 
     def __init__(
-        self, name: str, network: ConcatSquashNetwork, rtol: float, atol: float, *, exact: bool
+        self,
+        name: str,
+        network: ConcatSquashNetwork,
+        rtol: float,
+        atol: float,
+        *,
+        exact: bool,
+        end: float = 1.0,
     ) -> None:
         self.name, self.module, self.network = name, network, network
-        self.rtol, self.atol, self.exact = rtol, atol, exact
+        self.rtol, self.atol, self.exact, self.end = rtol, atol, exact, end
 
     def score(self, x: Tensor) -> Scored:
         """Log p of rows, or an estimate of it."""
         dynamics = AugmentedDynamics(self.network, None if self.exact else rademacher(x))
-        z, log_det = pull(dynamics, x, self.rtol, self.atol)
+        z, log_det = pull(dynamics, x, self.rtol, self.atol, self.end)
         base = Independent(Normal(torch.zeros_like(z[0]), torch.ones_like(z[0])), 1)
         return Scored(base.log_prob(z) + log_det, lambda: dynamics.evaluations)
 

@@ -132,17 +132,19 @@ def rademacher(x: Tensor) -> Tensor:
     return torch.randint_like(x, 0, 2) * 2 - 1
 
 
-def pull(dynamics: AugmentedDynamics, x: Tensor, rtol: float, atol: float) -> tuple[Tensor, Tensor]:
+def pull(
+    dynamics: AugmentedDynamics, x: Tensor, rtol: float, atol: float, end: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Base points and log-determinants of rows, shapes (rows, dim) and (rows,).
 
-    From t = 1 to 0 by dopri5. The adjoint takes the same tolerances and torchdiffeq's default norm,
-    which looks at the parameters' gradient too.
+    From t = `end` to 0 by dopri5. The adjoint takes the same tolerances and torchdiffeq's default
+    norm, which looks at the parameters' gradient too.
     """
     odeint = peer("torchdiffeq").odeint_adjoint
     z, log_det = odeint(
         dynamics,
         (x, x.new_zeros(len(x))),
-        torch.tensor([1.0, 0.0], dtype=x.dtype),
+        torch.tensor([end, 0.0], dtype=x.dtype),
         rtol=rtol,
         atol=atol,
         method="dopri5",

@@ -55,9 +55,9 @@ class Learner:
         training: dict[str, Any] = {"gradient": recipe.gradient, "keep": recipe.keep}
         if recipe.divergence != "auto":
             training["divergence"] = recipe.divergence
-        self.averaged = copy.deepcopy(flow)
-        self.judged = self.averaged.with_solver(**loose)
         self.losses = parallel(_Losses(flow.with_solver(**loose, **training)))
+        self.averaged = copy.deepcopy(flow)  # as it is in all processes now
+        self.judged = self.averaged.with_solver(**loose)
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         self.restart()
 

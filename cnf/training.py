@@ -441,11 +441,12 @@ class _Run:
     def _validate(self, stage: Stage) -> Record:
         standing, begin = self.standing, perf_counter()
         nll = mean_nll(self.learner.judged, self.held_out)
-        standing.validating += perf_counter() - begin
+        (spent,) = mean([perf_counter() - begin], self.held_out.x)
+        standing.validating += spent
         taken = standing.taken or nan
         record = Record(
             step=standing.step,
-            seconds=standing.seconds + perf_counter() - begin,
+            seconds=standing.seconds + spent,
             objective=stage.objective.name,
             loss=standing.losses / taken,
             validation_nll=nll,

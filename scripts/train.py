@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cnf.callbacks import ProgressBar
 from cnf.couplings import COUPLINGS
 from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS
-from cnf.distributed import barrier, process_group, rank
+from cnf.distributed import barrier, gather, process_group, rank
 from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS
 from cnf.files import is_left_over, write_whole
@@ -308,24 +308,27 @@ def _folder(arguments: argparse.Namespace) -> Path:
     if arguments.out is None:
         raise ValueError("Expected --out DIR, a new or empty folder; got none")
     folder = Path(arguments.out)
-    if rank() > 0:
-        return folder
+    wrong, *_ = gather("" if rank() > 0 else _made(folder, resume=arguments.resume))
+    if wrong:
+        raise ValueError(wrong)
+    return folder
+
+
+def _made(folder: Path, resume: bool) -> str:
+    """Make a folder; says what is wrong with it, nothing where all is well."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        resumed = arguments.resume and (folder / STATE).exists()
         # A run that is killed while it first writes leaves nothing but that behind.
-        found = [p for p in folder.iterdir() if not (arguments.resume and is_left_over(p))]
-        if found and not resumed:
-            hint = f"and holds no {STATE} to go on from" if arguments.resume else "(or --resume)"
-            raise ValueError(
-                f"Expected --out to be a new or empty folder; {folder} is not empty {hint}"
-            )
+        found = [path for path in folder.iterdir() if not (resume and is_left_over(path))]
+        if found and not (resume and (folder / STATE).exists()):
+            hint = f"and holds no {STATE} to go on from" if resume else "(or --resume)"
+            return f"Expected --out to be a new or empty folder; {folder} is not empty {hint}"
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         why = "it is a file" if folder.is_file() else error.strerror
-        raise ValueError(f"Expected --out to be a folder to write to; {folder}: {why}") from None
-    return folder
+        return f"Expected --out to be a folder to write to; {folder}: {why}"
+    return ""
 
 
 def _summary(data: Data, flow: Flow, recipe: str) -> str:

@@ -47,6 +47,16 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def is_first() -> bool:
+    """Whether this is the first of the processes that `torchrun` started, joined or not, or alone.
+
+    Example:
+        >>> is_first()
+        True
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
+
+
 def world_size() -> int:
     """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -89,11 +99,9 @@ def barrier() -> None:
 
 
 def parallel(module: nn.Module) -> nn.Module:
-    """A module whose gradients are averaged over the processes, and whose weights are rank 0's."""
+    """A module whose gradients are averaged over the processes, and that is what rank 0's is."""
     if world_size() == 1:
         return module
     devices = [torch.cuda.current_device()] if next(module.parameters()).is_cuda else None
-    # Not every objective reaches every parameter; buffers are fitted before and never change.
-    return DistributedDataParallel(
-        module, devices, find_unused_parameters=True, broadcast_buffers=False
-    )
+    # Not every objective reaches every parameter.
+    return DistributedDataParallel(module, devices, find_unused_parameters=True)

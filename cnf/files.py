@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+_TEMPORARY = ".tmp"
+
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
     """Write files under temporary names, down to the disk, and then rename them.
@@ -15,7 +17,7 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
     Raises:
         OSError: One cannot be written; none is changed then.
     """
-    temporary = {path: path.with_name(f".{path.name}.tmp") for path in contents}
+    temporary = {path: path.with_name(f".{path.name}{_TEMPORARY}") for path in contents}
     try:
         for path, content in contents.items():
             with open(temporary[path], "wb") as file:
@@ -27,3 +29,13 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether a file is what `write_whole` leaves behind where its process is killed.
+
+    Example:
+        >>> is_left_over(Path(".config.json.tmp")), is_left_over(Path("config.json"))
+        (True, False)
+    """
+    return path.name.startswith(".") and path.name.endswith(_TEMPORARY)

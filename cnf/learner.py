@@ -58,10 +58,10 @@ class Learner:
         training: dict[str, Any] = {"gradient": recipe.gradient, "keep": recipe.keep}
         if recipe.divergence != "auto":
             training["divergence"] = recipe.divergence
-        self.averaged = copy.deepcopy(flow)
+        self.losses = parallel(_Losses(flow.with_solver(**cheap, **loose, **training)))
+        self.averaged = copy.deepcopy(flow)  # as it is in all processes now
         tighter = {name: TIGHTER * tolerance for name, tolerance in loose.items()}
         self.judged = self.averaged.with_solver(**cheap, **tighter)
-        self.losses = parallel(_Losses(flow.with_solver(**cheap, **loose, **training)))
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         self.restart()
 

@@ -232,7 +232,7 @@ def recipe_of(entries: Mapping[str, Any]) -> Recipe:
 
     Raises:
         KeyError: An attribute is missing.
-        ValueError: A number is out of range.
+        ValueError: A value is of another kind, or a number out of range.
 
     Example:
         >>> import json
@@ -241,4 +241,21 @@ def recipe_of(entries: Mapping[str, Any]) -> Recipe:
         True
     """
     found = {field.name: entries[field.name] for field in fields(Recipe)}
+    for name, value in found.items():
+        kind = type(getattr(Recipe, name))
+        kinds, wanted = _KINDS[kind]
+        if kind is tuple:
+            right = isinstance(value, list) and all(type(width) is int for width in value)
+        else:
+            right = type(value) in kinds
+        if not right:
+            raise ValueError(f"Expected the recipe's {name} to be {wanted}; got {value!r}")
     return Recipe(**{**found, "hidden": tuple(found["hidden"])})
+
+
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "a name"),
+    int: ((int,), "a whole number"),
+    float: ((float, int), "a number"),
+    tuple: ((list,), "a list of whole numbers"),
+}

@@ -325,7 +325,8 @@ class _Run:
     def _validate(self, stage: Stage) -> Record:
         begin = perf_counter()
         nll = mean_nll(self.learner.judged, self.held_out)
-        record = self.standing.record(stage.objective.name, nll, perf_counter() - begin)
+        (spent,) = mean([perf_counter() - begin], self.held_out.x)
+        record = self.standing.record(stage.objective.name, nll, spent)
         due = floor(self._progress() * self.recipe.validations) + 1
         self.standing.next_validation = due / self.recipe.validations
         if self.standing.stale == 0:

@@ -14,7 +14,7 @@ from typing import NoReturn, Protocol
 from tqdm import tqdm
 
 from cnf.datasets import check_writable
-from cnf.distributed import rank
+from cnf.distributed import is_first, rank
 
 
 class Main(Protocol):
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n" if is_first() else None)
 
 
 def program(name: str) -> Callable[[Main], Main]:
@@ -149,5 +149,7 @@ def _is_first() -> bool:
 
 def _complain(name: str, message: object, status: int) -> int:
     line = " ".join(str(message).split()) or type(message).__name__
+    if status == 2 and not is_first():  # a mistake, which all processes find
+        return status
     print(f"cnf {name}: {line}", file=sys.stderr)
     return status

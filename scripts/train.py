@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from json import JSONDecodeError
 from math import isfinite
@@ -19,12 +19,12 @@ from tqdm import tqdm
 from cnf.callbacks import ProgressBar, TensorBoard
 from cnf.couplings import COUPLINGS
 from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS
-from cnf.distributed import barrier, process_group, rank
+from cnf.distributed import barrier, gather, process_group, rank
 from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS
-from cnf.files import write_whole
+from cnf.files import is_left_over, write_whole
 from cnf.flow import Flow
-from cnf.history import Callback, Event, History
+from cnf.history import Callback, Event, History, Record
 from cnf.layers import CNF
 from cnf.objectives import OBJECTIVES
 from cnf.ode import GRADIENTS
@@ -120,8 +120,7 @@ class _Recorder:
         if event.record is None:
             return
         try:
-            lines = "".join(_json_line(asdict(record)) + "\n" for record in event.records)
-            write_whole({self.folder / METRICS: lines.encode()})
+            _write_metrics(self.folder, (asdict(record) for record in event.records))
             if event.improved:
                 save(event.flow, self.folder, self.metadata)
         except OSError as error:
@@ -150,6 +149,12 @@ class _Announcer:
                 f"{event.stage.learning_rate:g}, {event.stage.batch_size} rows a step"
             )
         self.stage = event.stage
+
+
+def _write_metrics(folder: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write metrics.jsonl, a line for each validation."""
+    lines = "".join(_json_line(record) + "\n" for record in records)
+    write_whole({folder / METRICS: lines.encode()})
 
 
 def _json_line(entries: dict[str, Any]) -> str:
@@ -313,22 +318,27 @@ def _folder(arguments: argparse.Namespace) -> Path:
     if arguments.out is None:
         raise ValueError("Expected --out DIR, a new or empty folder; got none")
     folder = Path(arguments.out)
-    if rank() > 0:
-        return folder
+    wrong, *_ = gather("" if rank() > 0 else _made(folder, resume=arguments.resume))
+    if wrong:
+        raise ValueError(wrong)
+    return folder
+
+
+def _made(folder: Path, resume: bool) -> str:
+    """Make a folder; says what is wrong with it, nothing where all is well."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        resumed = arguments.resume and (folder / STATE).exists()
-        if any(folder.iterdir()) and not resumed:
-            hint = f"and holds no {STATE} to go on from" if arguments.resume else "(or --resume)"
-            raise ValueError(
-                f"Expected --out to be a new or empty folder; {folder} is not empty {hint}"
-            )
+        # A run that is killed while it first writes leaves nothing but that behind.
+        found = [path for path in folder.iterdir() if not (resume and is_left_over(path))]
+        if found and not (resume and (folder / STATE).exists()):
+            hint = f"and holds no {STATE} to go on from" if resume else "(or --resume)"
+            return f"Expected --out to be a new or empty folder; {folder} is not empty {hint}"
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         why = "it is a file" if folder.is_file() else error.strerror
-        raise ValueError(f"Expected --out to be a folder to write to; {folder}: {why}") from None
-    return folder
+        return f"Expected --out to be a folder to write to; {folder}: {why}"
+    return ""
 
 
 def _summary(data: Data, flow: Flow, recipe: str) -> str:
@@ -383,6 +393,11 @@ def _train(
     )
     if rank() == 0:
         save(flow, out, metadata)
+        names = [field.name for field in fields(Record)]
+        columns = (getattr(history, name).tolist() for name in names)
+        records = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        if records:  # as the recorder could not write them, or a process that was killed
+            _write_metrics(out, records)
     barrier()
     return history
 

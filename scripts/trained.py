@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import trange
+from tqdm import tqdm
 
 from cnf.distributed import gather, rank, share
 from cnf.divergence import DIVERGENCES, choose_divergence, with_count
@@ -106,34 +106,38 @@ class Trained:
     def score(self, rows: Rows) -> tuple[Array, float]:
         """Log p of rows in nats, and the mean number of evaluations of a solve.
 
-        Several processes score their parts of the rows, and get the same.
+        Several processes score their parts of the chunks, and get the same.
 
         Raises:
             RuntimeError: Rows lie where the flow cannot be integrated; the message names them.
         """
-        own = rows[share(len(rows))]
-        log_prob = np.empty(len(own))
-        evaluations = []
+        starts = range(0, len(rows), CHUNK)
+        log_prob = []
+        evaluations = 0.0
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(self.seed)  # of probes, where the trace is estimated
-            for i in _chunks(len(own), "scoring"):
-                chunk = own[i : i + CHUNK]
+            for i in _chunks(starts[share(len(starts))], "scoring"):
+                chunk = rows[i : i + CHUNK]
+                # Of probes, where the trace is estimated: the same whoever scores the chunk.
+                torch.manual_seed(self.seed + i)
                 try:
                     scored = self.flow.score_rows(*chunk.tensors(self.flow.like))
                 except SolveError as error:
-                    raise RuntimeError(_unscorable(error, i + share(len(rows)).start)) from None
-                log_prob[i : i + CHUNK] = scored.log_prob.double().cpu().numpy()
+                    raise RuntimeError(_unscorable(error, i)) from None
+                log_prob.append(scored.log_prob.double().cpu().numpy())
                 mean = np.mean(scored.stats.evaluations) / max(1, self.flow.solves)
-                evaluations.append(len(chunk) * float(mean))
-        parts = gather((log_prob, sum(evaluations)))
-        scores = np.concatenate([part for part, _ in parts])
+                evaluations += len(chunk) * float(mean)
+        parts = gather((log_prob, evaluations))
+        scores = np.concatenate([chunk for chunks, _ in parts for chunk in chunks])
         return scores, sum(total for _, total in parts) / len(scores)
 
     def sample(self, context: Array, seed: int) -> Array:
         """A draw of the flow for each context (n, context columns), shape (n, columns)."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            parts = [self._draw(context[i : i + CHUNK]) for i in _chunks(len(context), "drawing")]
+            parts = [
+                self._draw(context[i : i + CHUNK])
+                for i in _chunks(range(0, len(context), CHUNK), "drawing")
+            ]
         return np.concatenate(parts)
 
     def _draw(self, context: Array) -> Array:
@@ -142,10 +146,10 @@ class Trained:
         return self.flow.sample(shape, given).double().cpu().numpy()
 
 
-def _chunks(rows: int, doing: str) -> Iterable[int]:
+def _chunks(starts: range, doing: str) -> Iterable[int]:
     """Where chunks of rows begin, with a progress bar on the first process's terminal."""
     quiet = True if rank() > 0 else None  # None: quiet where there is no terminal
-    return trange(0, rows, CHUNK, desc=doing, disable=quiet, leave=False)
+    return tqdm(starts, desc=doing, disable=quiet, leave=False)
 
 
 def _with_divergence(flow: Flow, name: str) -> Flow:

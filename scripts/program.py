@@ -54,7 +54,7 @@ def program(name: str) -> Callable[[Main], Main]:
                 with _warnings(name):
                     return main(argv)
             except ValueError as error:  # the same in every process: the first one tells
-                return _complain(name, error, 2) if _is_first() else 2
+                return _complain(name, error, 2) if is_first() else 2
             except (OSError, RuntimeError, MemoryError) as error:
                 return _complain(name, error, 1)
             except KeyboardInterrupt:
@@ -140,11 +140,6 @@ def _number(kind: type[int] | type[float], text: str) -> float:
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(f"expected {what}; got {text!r}") from None
-
-
-def _is_first() -> bool:
-    """Whether this is the first of the processes that torchrun started, joined or not."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _complain(name: str, message: object, status: int) -> int:

@@ -26,10 +26,10 @@ DATA = torch.randn(230, 2, generator=torch.Generator().manual_seed(0), dtype=tor
 RECIPE = Recipe(
     objective="mle",
     hidden=(8,),
-    batch_size=16,
+    matching_batch=16,
+    matching_rate=1e-2,
     learning_rate=1e-2,
-    likelihood_rate=1e-2,
-    likelihood_batch=16,
+    batch_size=16,
     matching=0.5,
     average=0.9,
     validations=5,
@@ -37,7 +37,7 @@ RECIPE = Recipe(
 HYBRID = dataclasses.replace(RECIPE, objective="hybrid", coupling="optimal_transport")
 
 
-EARLY = dataclasses.replace(HYBRID, patience=1, learning_rate=3.0, average=0.0)
+EARLY = dataclasses.replace(HYBRID, patience=1, matching_rate=3.0, average=0.0)
 FREQUENCIES = {"x_features": 3, "x_scale": 1.0}
 
 
@@ -164,7 +164,7 @@ def two(tmp_path_factory):
 
 def doubled(recipe):
     return dataclasses.replace(
-        recipe, batch_size=2 * recipe.batch_size, likelihood_batch=2 * recipe.likelihood_batch
+        recipe, matching_batch=2 * recipe.matching_batch, batch_size=2 * recipe.batch_size
     )
 
 
@@ -263,7 +263,7 @@ def test_one_process_alone_is_the_identity():
 
 # The programs.
 
-NUMBERS = ("--hidden", "8", "--batch-size", "32", "--likelihood-batch", "32", "--steps", "20")
+NUMBERS = ("--hidden", "8", "--matching-batch", "32", "--batch-size", "32", "--steps", "20")
 
 
 @pytest.fixture(scope="module")

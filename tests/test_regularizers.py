@@ -8,7 +8,7 @@ import cnf
 from cnf.divergence import AutogradTrace, FieldTrace, Hutchinson, trace_of
 from cnf.fields import as_field, make_field
 from cnf.layers import CNF
-from cnf.objectives import maximum_likelihood
+from cnf.objectives import MaximumLikelihood
 from cnf.regularizers import REGULARIZERS, Point, Regularization
 
 DOUBLE = torch.float64
@@ -111,9 +111,9 @@ def test_penalties_do_not_steer_and_are_no_part_of_log_p():
 
 def test_the_objective_adds_what_it_is_told():
     flow, x = cnf.ffjord(2, hidden=(8, 8), zero_last=False).double(), torch.randn(20, 2).double()
-    base = maximum_likelihood(flow, x).value
-    twice = maximum_likelihood(flow, x, None, Regularization(kinetic=2.0)).value
-    once = maximum_likelihood(flow, x, None, Regularization(kinetic=1.0)).value
+    base = MaximumLikelihood()(flow, x).value
+    twice = MaximumLikelihood(Regularization(kinetic=2.0))(flow, x).value
+    once = MaximumLikelihood(Regularization(kinetic=1.0))(flow, x).value
     assert twice > once > base
     torch.testing.assert_close(twice - base, 2 * (once - base))
 
@@ -130,7 +130,7 @@ def test_steer_moves_the_base_time_within_its_interval():
 def test_a_zero_field_has_a_gradient():
     """The length of a path that goes nowhere has no derivative; a subgradient must not be NaN."""
     flow = cnf.ffjord(2, hidden=(8, 8), zero_last=True)
-    maximum_likelihood(flow, torch.randn(9, 2), None, EVERYTHING).value.backward()
+    MaximumLikelihood(EVERYTHING)(flow, torch.randn(9, 2)).value.backward()
     assert all(p.grad.isfinite().all() for p in flow.parameters())
 
 

@@ -251,7 +251,8 @@ def test_budget_ends_the_training(tmp_path):
 
 def test_diverged_training_says_so_and_its_metrics_are_json(tmp_path):
     data = write_csv(tmp_path / "rows.csv", ROWS)
-    wild = ("--learning-rate", "1e30", "--clip", "1e30", "--hidden", 8, "--steps", 30)
+    wild = ("--objective", "mle", "--learning-rate", "1e30", "--clip", "1e30")
+    wild = (*wild, "--hidden", 8, "--steps", 30)
     line = complaint("train", data, "--out", tmp_path / "out", *wild, status=1)
     assert "learning rate" in line
     for record in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():

@@ -43,7 +43,7 @@ class Recipe:
         weight_decay: AdamW's decoupled weight decay.
         clip: Largest norm of the gradient.
         average: Decay of the weights' moving average, which is validated and kept.
-        method: The solver's method in maximum likelihood, a name in `cnf.ode.TABLEAUS`.
+        method: The solver's method in maximum likelihood, an adaptive one of `cnf.ode.TABLEAUS`.
         rtol: The solver's relative tolerance in it; validations a third of it.
         atol: The solver's absolute tolerance in it; alike.
         gradient: The solver's gradient mode in it.
@@ -106,7 +106,7 @@ class Recipe:
             "objective": OBJECTIVES,
             "schedule": SCHEDULES,
             "coupling": COUPLINGS,
-            "method": TABLEAUS,
+            "method": [name for name, tableau in TABLEAUS.items() if tableau.adaptive],
             "activation": ACTIVATIONS,
             "gradient": GRADIENTS,
             "field": FIELDS,

@@ -21,7 +21,7 @@ from cnf.couplings import COUPLINGS
 from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS
 from cnf.distributed import barrier, gather, process_group, rank
 from cnf.divergence import DIVERGENCES
-from cnf.fields import ACTIVATIONS, FIELDS
+from cnf.fields import ACTIVATIONS, FIELDS, field_arguments
 from cnf.files import is_left_over, write_whole
 from cnf.flow import Flow
 from cnf.history import Callback, Event, History, Record
@@ -269,13 +269,21 @@ def _recipe(
         for field in fields(Recipe)
         if (text := getattr(arguments, field.name)) is not None
     }
-    recipe = replace(recipe, **changes)
+    recipe = replace(recipe, **{**_lost_features(changes), **changes})
     for useless in unused(recipe.objective) & changes.keys():
         raise ValueError(
             f"Expected no --{useless.replace('_', '-')} with objective {recipe.objective}, which "
             "has no use for it"
         )
     return name, recipe
+
+
+def _lost_features(changes: Mapping[str, Any]) -> dict[str, int]:
+    """None of the features that a field which was asked for cannot have."""
+    if changes.get("field") not in FIELDS:
+        return {}
+    known = field_arguments(changes["field"])
+    return {name: 0 for name in ("time_features", "x_features") if name not in known}
 
 
 def _read_recipe(path: Path) -> Recipe:

@@ -14,6 +14,7 @@ from test_scripts_running import COLUMNS, SMALL, complaint, done, rows_of_table,
 
 import cnf
 from cnf.datasets import TOYS, read_table, split
+from cnf.fields import FIELDS
 
 ENDINGS = ("csv", "npy", "npz", "parquet")
 ROWS = rows_of_table()
@@ -247,6 +248,15 @@ def test_budget_ends_the_training(tmp_path):
     assert "budget" in out
     last = strict_json((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0.2 < last["seconds"] < 1.5
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_can_be_asked_for(field, tmp_path):
+    """With a recipe whose own field has features that not every field can have."""
+    few = ("--recipe", "toy", "--steps", 2)
+    done("train", "iris", *few, "--field", field, "--out", tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["layers"][0]["field"]["name"] == field
 
 
 def test_diverged_training_says_so_and_its_metrics_are_json(tmp_path):

@@ -19,6 +19,16 @@ FIELDS: dict[str, type[TracedField]] = {
 }
 
 
+def field_arguments(name: str) -> tuple[str, ...]:
+    """What the field of this name takes.
+
+    Example:
+        >>> field_arguments("hyper")
+        ('dim', 'hidden', 'context_dim', 'activation', 'zero_last')
+    """
+    return tuple(signature(FIELDS[name]).parameters)
+
+
 def make_field(name: str, **arguments: Any) -> TracedField:
     """A field of the registry.
 
@@ -31,7 +41,7 @@ def make_field(name: str, **arguments: Any) -> TracedField:
     """
     if name not in FIELDS:
         raise ValueError(f"Expected a field among {', '.join(FIELDS)}; got {name!r}")
-    known = signature(FIELDS[name]).parameters
+    known = field_arguments(name)
     unknown = [argument for argument in arguments if argument not in known]
     if unknown:
         raise ValueError(
@@ -58,5 +68,6 @@ __all__ = [
     "TracedField",
     "VectorField",
     "as_field",
+    "field_arguments",
     "make_field",
 ]

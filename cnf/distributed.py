@@ -7,8 +7,10 @@ Everything here is the identity where there is one process, so that its callers 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -35,9 +37,14 @@ def process_group() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Functions of this module have as a default the group that is there when it is imported, as
+    # DistributedDataParallel does: the group, and its threads, would live on beyond their end.
+    import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # not the user's to mend
+            yield
     finally:
         dist.destroy_process_group()
 

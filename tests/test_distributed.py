@@ -151,6 +151,7 @@ def library(folder):
         }
         for how in ("nan", "solve"):
             found[how] = failing(flow_for(), how) if rank() == 1 else trained()
+    found["threads"] = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     torch.save(found, folder / "found.pt")
 
 
@@ -253,6 +254,12 @@ def test_processes_share_their_work_and_draw_on_their_own(two):
         assert found["gather"] == [{"rank": 0}, {"rank": 1}]
         assert found["left alone"]
     assert (left["drawn"] != right["drawn"]).all()
+
+
+def test_the_groups_threads_end_with_it(two):
+    """At the interpreter's end, a thread that still holds a tensor would abort the process."""
+    for found in two[0]:
+        assert not [name for name in found["threads"] if "gloo" in name]
 
 
 def test_one_process_alone_is_the_identity():

@@ -16,12 +16,11 @@ class Activation:
     """A pointwise function σ with its derivatives.
 
     Attributes:
-        function: σ(z) and σ'(z) together: the derivative is made of what the value has already
-            computed.
-        back: The way back, z̄ = σ' v̄ + σ'' d̄, of z (None where it is not needed), σ(z), σ'(z) and
-            the cotangents v̄ of the value and d̄ of the derivative.
-        slope: σ'(z) once more, of z (None where it is not needed) and σ(z).
-        needs_argument: Whether `back` and `slope` need z, beside the value.
+        function: σ(z), and what else of z the derivatives are made of; None where the value will
+            do.
+        slope: σ'(z) of these two.
+        back: The way back, z̄ = σ' v̄ + σ'' d̄, of these two, σ'(z) and the cotangents v̄ of the value
+            and d̄ of the derivative.
 
     Example:
         >>> value, slope = ACTIVATIONS["tanh"](torch.zeros(3))
@@ -29,94 +28,99 @@ class Activation:
         (tensor([0., 0., 0.]), tensor([1., 1., 1.]))
     """
 
-    function: Callable[[Tensor], tuple[Tensor, Tensor]]
-    slope: Callable[[Tensor | None, Tensor], Tensor]
-    back: Callable[[Tensor | None, Tensor, Tensor, Tensor, Tensor], Tensor]
-    needs_argument: bool = True
+    function: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    slope: Callable[[Tensor, Tensor | None], Tensor]
+    back: Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor], Tensor]
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """σ(z) and σ'(z)."""
-        return self.function(z)
+        value, kept = self.function(z)
+        return value, self.slope(value, kept)
 
 
-def _tanh(z: Tensor) -> tuple[Tensor, Tensor]:
-    """σ = 2 / (1 + e⁻²ᶻ) − 1, σ' = 1 − σ².
+def _tanh(z: Tensor) -> tuple[Tensor, None]:
+    """σ = 2 / (1 + e⁻²ᶻ) − 1.
 
     The same to a rounding of 1 as torch.tanh, and on a CPU twice as fast (512 x 64 float32: 43 µs,
     torch.tanh 84).
     """
-    value = torch.sigmoid(2 * z) * 2 - 1
-    return value, _tanh_slope(None, value)
+    return torch.sigmoid(2 * z) * 2 - 1, None
 
 
-def _tanh_slope(z: Tensor | None, value: Tensor) -> Tensor:
+def _tanh_slope(value: Tensor, kept: Tensor | None) -> Tensor:
+    """σ' = 1 − σ²."""
     return 1 - value * value
 
 
-def _tanh_back(z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+def _tanh_back(value: Tensor, kept: Tensor | None, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
     """σ'' = −2 σ σ'."""
     return torch.addcmul(v, value, d, value=-2) * slope
 
 
-def _softplus(z: Tensor) -> tuple[Tensor, Tensor]:
-    """σ = ln(1 + eᶻ), σ' = 1 / (1 + e⁻ᶻ)."""
-    return torch.nn.functional.softplus(z), torch.sigmoid(z)
+def _softplus(z: Tensor) -> tuple[Tensor, None]:
+    """σ = ln(1 + eᶻ)."""
+    return torch.nn.functional.softplus(z), None
 
 
-def _softplus_slope(z: Tensor | None, value: Tensor) -> Tensor:
-    """σ' = 1 − e^−σ."""
+def _softplus_slope(value: Tensor, kept: Tensor | None) -> Tensor:
+    """σ' = 1 / (1 + e⁻ᶻ) = 1 − e^−σ."""
     return -torch.expm1(-value)
 
 
-def _softplus_back(z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+def _softplus_back(
+    value: Tensor, kept: Tensor | None, slope: Tensor, v: Tensor, d: Tensor
+) -> Tensor:
     """σ'' = σ' (1 − σ')."""
     return torch.addcmul(v + d, slope, d, value=-1) * slope
 
 
 def _silu(z: Tensor) -> tuple[Tensor, Tensor]:
-    """σ = z s, σ' = s + σ (1 − s), with s = 1 / (1 + e⁻ᶻ)."""
+    """σ = z s, with the gate s = 1 / (1 + e⁻ᶻ), of which the derivatives are made too."""
     gate = torch.sigmoid(z)
-    value = z * gate
-    return value, gate + value * (1 - gate)
+    return z * gate, gate
 
 
-def _silu_slope(z: Tensor | None, value: Tensor) -> Tensor:
-    assert z is not None
-    gate = torch.sigmoid(z)
-    return gate + value * (1 - gate)
+def _silu_slope(value: Tensor, gate: Tensor | None) -> Tensor:
+    """σ' = s + σ − σ s."""
+    assert gate is not None
+    return torch.addcmul(gate + value, gate, value, value=-1)
 
 
-def _silu_back(z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
-    """σ'' = s (1 − s) (2 + z (1 − 2s))."""
-    assert z is not None
-    gate = torch.sigmoid(z)
-    return v * slope + d * gate * (1 - gate) * (2 + z * (1 - 2 * gate))
+def _silu_back(value: Tensor, gate: Tensor | None, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+    """σ'' = s + σ' − 2 s σ'."""
+    assert gate is not None
+    bend = torch.addcmul(gate + slope, gate, slope, value=-2)
+    return torch.addcmul(v * slope, d, bend)
 
 
 def _normal_density(z: Tensor) -> Tensor:
     return torch.exp(-0.5 * z * z) / sqrt(2 * pi)
 
 
+def _normal_cdf(z: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(z / sqrt(2)))
+
+
 def _gelu(z: Tensor) -> tuple[Tensor, Tensor]:
-    """σ = z Φ(z), σ' = Φ(z) + z φ(z), with the standard normal's Φ and φ."""
-    cdf = 0.5 * (1 + torch.erf(z / sqrt(2)))
-    return z * cdf, cdf + z * _normal_density(z)
+    """σ = z Φ(z), with the standard normal's Φ and φ; the derivatives are made of z."""
+    return z * _normal_cdf(z), z
 
 
-def _gelu_slope(z: Tensor | None, value: Tensor) -> Tensor:
+def _gelu_slope(value: Tensor, z: Tensor | None) -> Tensor:
+    """σ' = Φ(z) + z φ(z)."""
     assert z is not None
-    return _gelu(z)[1]
+    return torch.addcmul(_normal_cdf(z), z, _normal_density(z))
 
 
-def _gelu_back(z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+def _gelu_back(value: Tensor, z: Tensor | None, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
     """σ'' = (2 − z²) φ(z)."""
     assert z is not None
     return v * slope + d * (2 - z * z) * _normal_density(z)
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "tanh": Activation(_tanh, _tanh_slope, _tanh_back, needs_argument=False),
-    "softplus": Activation(_softplus, _softplus_slope, _softplus_back, needs_argument=False),
+    "tanh": Activation(_tanh, _tanh_slope, _tanh_back),
+    "softplus": Activation(_softplus, _softplus_slope, _softplus_back),
     "silu": Activation(_silu, _silu_slope, _silu_back),
     "gelu": Activation(_gelu, _gelu_slope, _gelu_back),
 }
@@ -133,23 +137,36 @@ def find_activation(name: str) -> Activation:
     return ACTIVATIONS[name]
 
 
-def waves(dim: int) -> Activation:
-    """The identity on the first `dim` entries and the sine on the rest: Fourier features of x."""
-    return Activation(partial(_waves, dim), partial(_waves_slope, dim), partial(_waves_back, dim))
+def waves(dim: int, count: int) -> Activation:
+    """Fourier features of x: of (x, ωx, ωx) the identity, the sine and the cosine.
+
+    The derivatives of a sine and a cosine of one argument are made of one another, so that nothing
+    is computed twice.
+
+    Args:
+        dim: Size of x.
+        count: Size of ω.
+    """
+    sizes = [dim, count, count]
+    return Activation(
+        partial(_waves, sizes), partial(_waves_slope, sizes), partial(_waves_back, sizes)
+    )
 
 
-def _waves(dim: int, z: Tensor) -> tuple[Tensor, Tensor]:
-    value = torch.cat([z[..., :dim], torch.sin(z[..., dim:])], -1)
-    return value, _waves_slope(dim, z, value)
+def _waves(sizes: list[int], z: Tensor) -> tuple[Tensor, None]:
+    x, of_sine, of_cosine = z.split(sizes, -1)
+    return torch.cat([x, torch.sin(of_sine), torch.cos(of_cosine)], -1), None
 
 
-def _waves_slope(dim: int, z: Tensor | None, value: Tensor) -> Tensor:
-    assert z is not None
-    return torch.cat([torch.ones_like(z[..., :dim]), torch.cos(z[..., dim:])], -1)
+def _waves_slope(sizes: list[int], value: Tensor, kept: Tensor | None) -> Tensor:
+    x, sine, cosine = value.split(sizes, -1)
+    return torch.cat([torch.ones_like(x), cosine, -sine], -1)
 
 
 def _waves_back(
-    dim: int, z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor
+    sizes: list[int], value: Tensor, kept: Tensor | None, slope: Tensor, v: Tensor, d: Tensor
 ) -> Tensor:
-    bend = torch.cat([torch.zeros_like(value[..., :dim]), -value[..., dim:]], -1)
-    return v * slope + d * bend
+    """σ'' = −σ but for the identity."""
+    dim = sizes[0]
+    bent = torch.addcmul(v[..., dim:] * slope[..., dim:], d[..., dim:], value[..., dim:], value=-1)
+    return torch.cat([v[..., :dim], bent], -1)

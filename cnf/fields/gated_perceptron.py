@@ -6,7 +6,6 @@ import copy
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from math import pi
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
 import torch
@@ -88,7 +87,6 @@ class GatedPerceptron(TracedField):
     x_features: int
     x_scale: float
     frequencies: Tensor
-    phases: Tensor
 
     def __init__(
         self,
@@ -117,10 +115,8 @@ class GatedPerceptron(TracedField):
         if x_features:
             frequencies = x_scale * torch.randn(x_features, dim)
             first = torch.cat([torch.eye(dim), frequencies, frequencies])
-            phases = torch.cat([torch.zeros(dim + x_features), torch.full((x_features,), pi / 2)])
             self.register_buffer("frequencies", first)
-            self.register_buffer("phases", phases)
-            self.activations = (waves(dim), *self.activations)
+            self.activations = (waves(dim, x_features), *self.activations)
         self.times = (1 + 2 * time_features) * self.timed  # signals that are of time
         signals = self.times + context_dim
         shifted = self.shifted and signals > 0
@@ -142,7 +138,7 @@ class GatedPerceptron(TracedField):
         layers = [*self.layers, self.last]
         weights = self._weights()
         biases: list[Tensor] = [layer.linear.bias for layer in layers]
-        biases = [self.phases, *biases] if self.x_features else biases
+        biases = [biases[0].new_zeros(self.fixed), *biases] if self.x_features else biases
         gate_times = shift_times = None
         gate_biases: Any = None
         shift_rows = None

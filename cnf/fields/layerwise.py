@@ -109,7 +109,7 @@ class LayerwiseField(TracedField):
         """The velocity."""
         *hidden, last = stage
         for affine in hidden:
-            x, _ = self.sigma(affine(x))
+            x, _ = self.sigma.function(affine(x))
         return last(x)
 
     def products(

@@ -18,22 +18,22 @@ from torch import Tensor
 from cnf.fields.activations import Activation
 
 
-def _logistic(z: Tensor) -> tuple[Tensor, Tensor]:
-    """σ = 1 / (1 + e⁻ᶻ), σ' = σ − σ²."""
-    value = torch.sigmoid(z)
-    return value, _slope(None, value)
+def _logistic(z: Tensor) -> tuple[Tensor, None]:
+    """σ = 1 / (1 + e⁻ᶻ)."""
+    return torch.sigmoid(z), None
 
 
-def _slope(z: Tensor | None, value: Tensor) -> Tensor:
+def _slope(value: Tensor, kept: Tensor | None) -> Tensor:
+    """σ' = σ − σ²."""
     return torch.addcmul(value, value, value, value=-1)
 
 
-def _back(z: Tensor | None, value: Tensor, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
+def _back(value: Tensor, kept: Tensor | None, slope: Tensor, v: Tensor, d: Tensor) -> Tensor:
     """σ'' = σ' (1 − 2σ)."""
     return torch.addcmul(v + d, value, d, value=-2) * slope
 
 
-LOGISTIC = Activation(_logistic, _slope, _back, needs_argument=False)
+LOGISTIC = Activation(_logistic, _slope, _back)
 
 
 def logistic_weights(weights: Sequence[Tensor], first: int) -> list[Tensor]:

@@ -105,12 +105,12 @@ class Hidden(NamedTuple):
 
     Attributes:
         value: h = σ(z).
-        z: Before the activation, where that needs it.
+        kept: What else the activation's derivatives are made of, if anything.
         product: W h of the layer before, where there is a gate.
     """
 
     value: Tensor
-    z: Tensor | None
+    kept: Tensor | None
     product: Tensor | None
 
 
@@ -137,16 +137,15 @@ class Saved(NamedTuple):
 
 def velocity(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> Tensor:
     """The velocity, (rows, dim) → (rows, dim)."""
-    hidden, _ = _hidden(net, activations, x)
-    return _last(net, hidden)
+    return _last(net, _hidden(net, activations, x))
 
 
 def traced(
     net: Perceptron, activations: Sequence[Activation], x: Tensor
 ) -> tuple[Tensor, Tensor, Saved]:
     """The velocity, the trace of its Jacobian, and what `pull` needs of both."""
-    hidden, slopes = _hidden(net, activations, x)
-    trace, ends, carried = _trace(net, slopes)
+    hidden = _hidden(net, activations, x)
+    trace, ends, carried = _trace(net, _gated(net, _derivatives(activations, hidden)))
     return _last(net, hidden), trace, Saved(hidden, ends, carried)
 
 
@@ -154,7 +153,8 @@ def tangents(
     net: Perceptron, activations: Sequence[Activation], x: Tensor, vectors: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The velocity, and the Jacobian's products with `vectors` (K, rows or 1, dim)."""
-    hidden, slopes = _hidden(net, activations, x)
+    hidden = _hidden(net, activations, x)
+    slopes = _gated(net, _derivatives(activations, hidden))
     for slope, weight in zip(slopes, net.weights, strict=False):
         vectors = slope * (vectors @ weight.T)
     return _last(net, hidden), vectors @ net.weights[-1].T
@@ -171,9 +171,8 @@ def pull(
     """The gradients of x and, in its form, of the net for those of the velocity and the trace."""
     hidden = saved.hidden
     gates = _parts(net.gates, net.weights[:-1])
-    derivatives = [a.slope(h.z, h.value) for a, h in zip(activations, hidden, strict=True)]
-    slopes = [d if g is None else d * g for d, g in zip(derivatives, gates, strict=True)]
-    bars, matrices, middle = _pull_trace(net, slopes, saved, trace)
+    derivatives = _derivatives(activations, hidden)
+    bars, matrices, middle = _pull_trace(net, _gated(net, derivatives), saved, trace)
     weights: list[Tensor] = [velocity.T @ hidden[-1].value]
     offsets, gate_parts = [velocity], []
     h = velocity @ net.weights[-1]
@@ -182,7 +181,7 @@ def pull(
         gated = None
         if gate is not None:
             gated, slope = slope * derivatives[i], slope * gate
-        z = activations[i].back(layer.z, layer.value, derivatives[i], h, slope)
+        z = activations[i].back(layer.value, layer.kept, derivatives[i], h, slope)
         offsets.append(z)
         if gated is not None:
             assert gate is not None
@@ -204,11 +203,9 @@ def pull(
     )
 
 
-def _hidden(
-    net: Perceptron, activations: Sequence[Activation], x: Tensor
-) -> tuple[list[Hidden], list[Tensor]]:
-    """The hidden layers at x, and their slopes."""
-    layers, slopes = [], []
+def _hidden(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> list[Hidden]:
+    """The hidden layers at x."""
+    layers = []
     weights = net.weights[:-1]
     offsets, gates = _parts(net.offsets, net.weights), _parts(net.gates, weights)
     for weight, offset, gate, activation in zip(weights, offsets, gates, activations, strict=False):
@@ -218,10 +215,22 @@ def _hidden(
         else:
             product = x @ weight.T
             z = torch.addcmul(offset, product, gate)
-        x, slope = activation(z)
-        layers.append(Hidden(x, z if activation.needs_argument else None, product))
-        slopes.append(slope if gate is None else slope * gate)
-    return layers, slopes
+        x, kept = activation.function(z)
+        layers.append(Hidden(x, kept, product))
+    return layers
+
+
+def _derivatives(activations: Sequence[Activation], hidden: Sequence[Hidden]) -> list[Tensor]:
+    """The activations' derivatives in the hidden layers."""
+    return [a.slope(h.value, h.kept) for a, h in zip(activations, hidden, strict=True)]
+
+
+def _gated(net: Perceptron, derivatives: list[Tensor]) -> list[Tensor]:
+    """The hidden layers' slopes, of their activations' derivatives."""
+    if net.gates is None:
+        return derivatives
+    gates = _parts(net.gates, net.weights[:-1])
+    return [d if g is None else d * g for d, g in zip(derivatives, gates, strict=True)]
 
 
 def _last(net: Perceptron, hidden: list[Hidden]) -> Tensor:

@@ -95,8 +95,8 @@ class Residual(TracedField):
         first, blocks, last = stage
         h = first(x)
         for inner, outer in blocks:
-            h = h + outer(self.sigma(inner(h))[0])
-        velocity: Tensor = last(self.sigma(h)[0])
+            h = h + outer(self.sigma.function(inner(h))[0])
+        velocity: Tensor = last(self.sigma.function(h)[0])
         return velocity
 
     def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any
 
@@ -170,8 +170,17 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    # Fourier features of x for edges; a little matching for a start.
-    "toy": Recipe(hidden=(64, 64, 64), field="concat", x_features=32, x_scale=4.0),
+    # Fourier features of x for edges; matching for a start, whose coupling makes paths that take
+    # two thirds of the evaluations.
+    "toy": Recipe(
+        hidden=(64, 64, 64),
+        field="concat",
+        x_features=32,
+        x_scale=4.0,
+        matching_batch=128,
+        matching=0.2,
+        coupling="optimal_transport",
+    ),
     # Two hidden layers: the trace has a closed form, whatever the number of columns.
     "table-small": Recipe(matching_batch=256, weight_decay=1e-2),
     "table-large": Recipe(hidden=(256, 256)),
@@ -210,8 +219,16 @@ def unused(objective: str) -> frozenset[str]:
     return frozenset(left_out.get(objective, ()))
 
 
-def choose_recipe(name: str | None, rows: int, dim: int) -> tuple[str, Recipe]:
+def choose_recipe(
+    name: str | None, rows: int, dim: int, conditional: bool = False
+) -> tuple[str, Recipe]:
     """The recipe called `name`, or the one for data of this size and dimension; with its name.
+
+    Args:
+        name: A name in `RECIPES`; None for the one of the data.
+        rows: Of the data.
+        dim: Its columns, but for those conditioned on.
+        conditional: Whether there are such: a coupling that breaks the condition is then left out.
 
     Raises:
         ValueError: The name is unknown.
@@ -224,7 +241,10 @@ def choose_recipe(name: str | None, rows: int, dim: int) -> tuple[str, Recipe]:
         name = "toy" if dim <= 2 else "table-small" if rows <= SMALL else "table-large"
     if name not in RECIPES:
         raise ValueError(f"Expected a recipe among {', '.join(RECIPES)}; got {name!r}")
-    return name, RECIPES[name]
+    recipe = RECIPES[name]
+    if conditional and not COUPLINGS[recipe.coupling].keeps_condition:
+        recipe = replace(recipe, coupling="independent")
+    return name, recipe
 
 
 def recipe_of(entries: Mapping[str, Any]) -> Recipe:

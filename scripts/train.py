@@ -263,7 +263,9 @@ def _recipe(
     elif given is None and begun is not None:
         name, recipe = "of the run in --out", recipe_of(begun)
     else:
-        name, recipe = choose_recipe(given, len(data.train), len(data.columns))
+        name, recipe = choose_recipe(
+            given, len(data.train), len(data.columns), bool(data.context_columns)
+        )
     changes = {
         field.name: _convert(field.name, text, getattr(recipe, field.name))
         for field in fields(Recipe)

@@ -287,6 +287,12 @@ def test_the_recipe_is_chosen_by_size_and_dimension():
     assert choose_recipe("toy", 10, 30) == ("toy", RECIPES["toy"])
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_for_conditional_data_has_a_coupling_for_it(name):
+    _, recipe = choose_recipe(name, 1000, 2, conditional=True)
+    assert recipe == dataclasses.replace(RECIPES[name], coupling="independent")
+
+
 def test_batches_go_through_all_rows_in_a_new_order_each_time():
     rows = Rows(torch.arange(10.0).unsqueeze(1), torch.arange(10.0).unsqueeze(1))
     order = Order(rows, torch.Generator().manual_seed(0))

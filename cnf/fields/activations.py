@@ -63,8 +63,8 @@ def _softplus(z: Tensor) -> tuple[Tensor, None]:
 
 
 def _softplus_slope(value: Tensor, kept: Tensor | None) -> Tensor:
-    """σ' = 1 / (1 + e⁻ᶻ) = 1 − e^−σ."""
-    return -torch.expm1(-value)
+    """σ' = 1 − e^−σ, right to a rounding of 1; by expm1, to one of σ', it takes twice as long."""
+    return 1 - torch.exp(-value)
 
 
 def _softplus_back(

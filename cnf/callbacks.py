@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 from tqdm import tqdm
 
@@ -68,10 +70,28 @@ class TensorBoard:
                 "Expected TensorBoard to be installed; got none. "
                 "pip install 'cnf-flows[tensorboard]'"
             ) from None
-        self._writer = SummaryWriter(str(folder))
+        self._folder = folder
+        self._open = partial(SummaryWriter, str(folder))
+        self._writer: Any = None
+        self._failed = False
 
     def __call__(self, event: Event) -> None:
-        """Write one step."""
+        """Write one step; the first one makes the folder. Nothing more where the disk is full."""
+        if self._failed:
+            return
+        try:
+            self._write(event)
+        except OSError as error:
+            self._failed = True
+            warn(
+                f"{self._folder} cannot be written to ({error.strerror}): training goes on, "
+                "without curves for TensorBoard",
+                stacklevel=2,
+            )
+
+    def _write(self, event: Event) -> None:
+        if self._writer is None:
+            self._writer = self._open()
         name = event.stage.objective.name
         scalars = {f"loss/{name}": event.loss, "evaluations": event.nfe}
         if event.record is not None:

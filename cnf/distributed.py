@@ -35,12 +35,13 @@ def process_group() -> Iterator[None]:
     if alone or dist.is_initialized():
         yield
         return
-    if torch.cuda.is_available():
+    on_gpus = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 0
+    if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # Functions of this module have as a default the group that is there when it is imported, as
     # DistributedDataParallel does: the group, and its threads, would live on beyond their end.
     import_module("torch.distributed.nn.functional")
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Grad strides do not match")  # not the user's to mend

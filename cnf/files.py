@@ -12,10 +12,10 @@ _TEMPORARY = ".tmp"
 def write_whole(contents: Mapping[Path, bytes]) -> None:
     """Write files under temporary names, down to the disk, and then rename them.
 
-    Whatever fails or is killed on the way, what was there before stays.
+    Each is there whole, as it was or as it is to be, whatever fails or is killed on the way.
 
     Raises:
-        OSError: One cannot be written; none is changed then.
+        OSError: One cannot be written; none is changed then, unless it is renaming that fails.
     """
     temporary = {path: path.with_name(f".{path.name}{_TEMPORARY}") for path in contents}
     try:

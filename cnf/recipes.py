@@ -205,18 +205,24 @@ RECIPES: dict[str, Recipe] = {
 SMALL = 5000  # rows up to which a table's recipe is the one for few
 
 
-def unused(objective: str) -> frozenset[str]:
-    """The attributes of a recipe that an objective has no use for.
+def unused(recipe: Recipe) -> dict[str, str]:
+    """The attributes that others of a recipe have no use for, each with the one that has none.
 
     Example:
-        >>> sorted(unused("mle"))
+        >>> sorted(unused(Recipe(objective="mle", x_features=8)))
         ['coupling', 'matching', 'matching_batch', 'matching_rate']
+        >>> unused(Recipe())
+        {'x_scale': 'x_features 0'}
     """
     of_matching = {"matching_batch", "matching_rate", "coupling"}
     of_likelihood = {"batch_size", "learning_rate", "gradient", "keep", "divergence"}
     of_likelihood |= {field.name for field in fields(Regularization)}
     left_out = {"mle": {"matching"} | of_matching, "matching": {"matching"} | of_likelihood}
-    return frozenset(left_out.get(objective, ()))
+    found = {} if recipe.x_features else {"x_scale": "x_features 0"}
+    if recipe.gradient != "checkpoint":
+        found["keep"] = f"gradient {recipe.gradient}"
+    by_objective = f"objective {recipe.objective}"
+    return found | dict.fromkeys(left_out.get(recipe.objective, ()), by_objective)
 
 
 def choose_recipe(

@@ -38,7 +38,8 @@ class Stage:
             [0.051, 0.1, 0.05, 0.0]
         """
         rise = min(1.0, progress / self.warmup + 0.01) if self.warmup else 1.0
-        fallen = max(0.0, progress - self.warmup) / (1 - self.warmup) if self.falling else 0.0
+        fallen = (progress - self.warmup) / (1 - self.warmup) if self.falling else 0.0
+        fallen = min(1.0, max(0.0, fallen))
         return self.learning_rate * rise * 0.5 * (1 + cos(pi * fallen))
 
 

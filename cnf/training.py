@@ -128,6 +128,8 @@ def fit(
         try:
             run.loop(callbacks)
         except KeyboardInterrupt:
+            if world_size() > 1:  # one may wait for another, which does not go on
+                raise
             run.standing.reason = "interrupted"
     return run.finish()
 
@@ -182,6 +184,7 @@ def _identity(
         **{name: None if value == inf else value for name, value in vars(limit).items()},
         "seed": seed,
         "number of processes": world_size(),
+        "kind of device": held_out.x.device.type,
         "training rows": train.fingerprint(),
         "validation rows": held_out.fingerprint(),
         "shapes of weights": shapes,
@@ -249,6 +252,7 @@ class _Run:
             self._tick(start)
             if record is not None:
                 self.standing.closing = self.standing.seconds - begin
+                last = last or self._is_last(begin - before)
             self.standing.reason = self._reason(last)
             if self._is_stage_over(progress) and not self.standing.reason:
                 self._next_stage(progress)
@@ -327,7 +331,7 @@ class _Run:
         nll = mean_nll(self.learner.judged, self.held_out)
         (spent,) = mean([perf_counter() - begin], self.held_out.x)
         record = self.standing.record(stage.objective.name, nll, spent)
-        due = floor(self._progress() * self.recipe.validations) + 1
+        due = floor(self._progress() * self.recipe.validations + 1e-9) + 1
         self.standing.next_validation = due / self.recipe.validations
         if self.standing.stale == 0:
             self._remember()

@@ -144,7 +144,5 @@ def _number(kind: type[int] | type[float], text: str) -> float:
 
 def _complain(name: str, message: object, status: int) -> int:
     line = " ".join(str(message).split()) or type(message).__name__
-    if status == 2 and not is_first():  # a mistake, which all processes find
-        return status
     print(f"cnf {name}: {line}", file=sys.stderr)
     return status

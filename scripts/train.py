@@ -272,11 +272,11 @@ def _recipe(
         if (text := getattr(arguments, field.name)) is not None
     }
     recipe = replace(recipe, **{**_lost_features(changes), **changes})
-    for useless in unused(recipe.objective) & changes.keys():
-        raise ValueError(
-            f"Expected no --{useless.replace('_', '-')} with objective {recipe.objective}, which "
-            "has no use for it"
-        )
+    for useless, why in unused(recipe).items():
+        if useless in changes:
+            raise ValueError(
+                f"Expected no --{useless.replace('_', '-')} with {why}, which has no use for it"
+            )
     return name, recipe
 
 

@@ -14,7 +14,7 @@ MODULES = [
     *(module.name for module in pkgutil.walk_packages(cnf.__path__, "cnf.")),
     *(
         module.name
-        for package in ("cnf.datasets", "cnf.scripts")
+        for package in ("cnf.datasets", "cnf.scripts", "cnf.scripts.benchmarks")
         for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}.")
     ),
 ]

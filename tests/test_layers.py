@@ -333,6 +333,7 @@ def test_a_field_of_nan_and_a_stiff_one_are_told_apart():
         ({"max_steps": 0}, "max_steps of at least 1"),
         ({"method": "rk4"}, "step_size with method 'rk4'"),
         ({"step_size": 0.0}, "step_size to be above 0"),
+        ({"first_step": -1.0}, "first_step to be above 0"),
         ({"keep": -1}, "keep of at least 0 bytes"),
         ({"tolerance": 1e-3}, "settings among divergence, method, .*; got tolerance"),
     ],

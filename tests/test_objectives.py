@@ -127,8 +127,8 @@ def test_matching_grows_by_the_square_of_what_is_added_to_the_exact_field(added,
     t = torch.rand(ROWS, 1, dtype=torch.float64)
     points = (1 - t) * torch.randn(ROWS, 2, dtype=torch.float64) + t * x
     grown = added(t, points).square().sum(1).mean().item()
+    assert grown > 0
     assert losses[1] - losses[0] == pytest.approx(grown, rel=0.2)
-    assert losses[1] - losses[0] > 0.3 * grown > 0
 
 
 def test_fixed_layers_on_both_sides_are_passed():

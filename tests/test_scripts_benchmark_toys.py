@@ -264,7 +264,7 @@ def test_all_sections_share_the_fits_without_a_folder_too(small, monkeypatch):
     assert table.count("\nmoons") == 5
     assert "there already: hybrid" in table
     assert "there already: 1" in table
-    assert "more than " in table or " times as long" in table
+    assert " times as long" in table
 
 
 def test_each_section_has_toys_of_its_own(small, monkeypatch):
@@ -310,7 +310,7 @@ def test_contact_sheet_shows_flow_and_truth_in_the_same_colours(normal, tmp_path
         assert truth_panel.get_images()[0].get_clim() == model.get_images()[0].get_clim()
         assert model.get_xlabel() == "KL 0.2500 ± 0.0100"
     assert [ax.get_title() for ax in figure.axes if ax.get_title()] == [*TOYS, "moons"]
-    assert sum(ax.get_xlabel() == "training failed" for ax in figure.axes) == 1
+    assert sum(ax.get_xlabel() == "failed" for ax in figure.axes) == 1
     figure.savefig(tmp_path / "sheet.png")
     assert imread(tmp_path / "sheet.png").std() > 0.1
 
@@ -417,6 +417,8 @@ def test_race_ends_where_training_breaks():
     assert [point.seconds for point in points] == [3, 4]
     assert math.isnan(points[-1].kl)
     assert not points[-1].reached
+    said = verdict("moons", made(0.1, seconds=2.0), points[-1])
+    assert said == "moons: FFJORD's training failed after 4 s"
 
 
 def test_race_s_measurements_do_not_wait_for_one_another():

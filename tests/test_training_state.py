@@ -419,7 +419,7 @@ def test_a_damaged_or_foreign_state_is_refused(damage, tmp_path):
     stopped(BASE, state, 3)
     content = damage(state.read_bytes())
     state.write_bytes(content)
-    with pytest.raises(ValueError, match="state") as refused:
+    with pytest.raises(ValueError, match="Expected a training state") as refused:
         fit(flow_for(BASE), BASE, state=state)
     assert "\n" not in str(refused.value)
     assert "NoneType" not in str(refused.value)

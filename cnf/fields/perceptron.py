@@ -229,8 +229,8 @@ def _gated(net: Perceptron, derivatives: list[Tensor]) -> list[Tensor]:
     """The hidden layers' slopes, of their activations' derivatives."""
     if net.gates is None:
         return derivatives
-    gates = _parts(net.gates, net.weights[:-1])
-    return [d if g is None else d * g for d, g in zip(derivatives, gates, strict=True)]
+    gates = net.gates.split([weight.shape[0] for weight in net.weights[:-1]], -1)
+    return [d * g for d, g in zip(derivatives, gates, strict=True)]
 
 
 def _last(net: Perceptron, hidden: list[Hidden]) -> Tensor:

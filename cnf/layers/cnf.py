@@ -177,6 +177,7 @@ class CNF(Layer):
             step=settings.step,
             norm=lambda ratio: NORMS[settings.step](ratio, x.shape[1]),
             step_size=settings.step_size,
+            first_step=settings.first_step,
             max_steps=settings.max_steps,
             gradient=settings.gradient_mode,
             on_failure=on_failure,

@@ -63,6 +63,8 @@ class SolverSettings:
             `"joint"`: one step for the batch, whose root mean square error is within the
             tolerance, cheapest for training.
         step_size: Steps of this size with no error control, for any method; adaptive when None.
+        first_step: Size of the first step tried; when None it is chosen from the dynamics, with
+            care and one more evaluation. Training saves both (`cnf.learner`).
         max_steps: The most steps that one solve may take, for each row where steps are per sample.
         compile: Whether the field's evaluations are compiled by `torch.compile`, for the family of
             concat-squash fields. Falls back with a warning where there is no compiler. The first
@@ -80,6 +82,7 @@ class SolverSettings:
     keep: int = 0
     step: StepMode = "per_sample"
     step_size: float | None = None
+    first_step: float | None = None
     max_steps: int = 1000
     compile: bool = False
 
@@ -105,8 +108,10 @@ class SolverSettings:
             raise ValueError(
                 f"Expected a step_size with method {self.method!r}, which has no error estimate"
             )
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"Expected step_size to be above 0; got {self.step_size}")
+        for setting in ("step_size", "first_step"):
+            size = getattr(self, setting)
+            if size is not None and not size > 0:
+                raise ValueError(f"Expected {setting} to be above 0; got {size}")
 
     @property
     def compiled(self) -> Sizes | None:

@@ -30,7 +30,7 @@ class Panel:
 
     Attributes:
         toy: Name of the toy.
-        flow: Trained on it; None where training failed.
+        flow: Trained on it; None where training or scoring failed.
         distance: From the truth to the flow.
     """
 
@@ -66,7 +66,7 @@ def _draw(truth: Axes, model: Axes, panel: Panel) -> None:
     draw_density(truth, toy.log_prob, toy.bounds, grid=GRID).set_title(panel.toy)
     if panel.flow is None:
         model.set_box_aspect(1)
-        model.set_xlabel("training failed")
+        model.set_xlabel("failed")
         return
     ceiling = truth.get_images()[0].get_clim()[1]
     draw_density(model, partial(_log_prob, panel.flow), toy.bounds, ceiling, GRID)

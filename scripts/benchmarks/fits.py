@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from math import isnan, nan
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ class Fit:
     """What came of it.
 
     Attributes:
-        kl: From the truth to the flow over fresh rows, in nats; NaN where training or scoring
-            failed.
+        kl: From the truth to the flow over fresh rows, in nats; not finite where training or
+            scoring failed.
         stderr: Its standard error.
         seconds: Wall time of training, as the budget counts it.
         steps: Optimizer's steps.
@@ -81,7 +81,7 @@ class Fit:
     @property
     def failed(self) -> bool:
         """Whether there is no flow to show."""
-        return isnan(self.kl)
+        return not isfinite(self.kl)
 
     @property
     def distance(self) -> Distance:

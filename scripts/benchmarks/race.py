@@ -124,6 +124,8 @@ def verdict(toy: str, ours: Fit, last: Point) -> str:
         >>> verdict("moons", ours, Point(900.0, 9000, 0.02, 0.001))
         "moons: cnf took 60 s, FFJORD's method more than 900 s: more than 15.0 times as long"
     """
+    if isnan(last.kl):
+        return f"{toy}: FFJORD's training failed after {last.seconds:.0f} s"
     more = "" if last.reached else "more than "
     return (
         f"{toy}: cnf took {ours.seconds:.0f} s, FFJORD's method {more}{last.seconds:.0f} s: "

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from cnf.datasets import TOYS
 from cnf.scripts.benchmarks.networks import TRAINING
 from cnf.scripts.benchmarks.overhead import one_thread
+from cnf.scripts.benchmarks.truth import Distance
 from cnf.scripts.plot import write_figure
 from cnf.training import fit
 
@@ -61,10 +62,9 @@ def measure(weight: float) -> Point:
             evaluations.append(np.mean(scored.stats.evaluations))
         batch = torch.from_numpy(rows[: recipe.batch_size]).float()
         joint = flow.with_solver(step="joint").score_rows(batch).stats.evaluations
-    off = toy.log_prob(rows) - np.concatenate(log_prob)
-    stderr = off.std(ddof=1) / len(off) ** 0.5
+    far = Distance.of(toy.log_prob(rows), np.concatenate(log_prob))
     own = float(np.mean(evaluations))
-    return Point(weight, float(off.mean()), float(stderr), own, float(np.mean(joint)))
+    return Point(weight, far.kl, far.stderr, own, float(np.mean(joint)))
 
 
 def lines(out: Path | None) -> Iterator[str]:

@@ -55,6 +55,23 @@ def refused_training(place: Path, *arguments: object) -> str:
     return line
 
 
+# --- recipes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--objective", "mle", "--coupling", "independent"), "--coupling with objective mle"),
+        (("--objective", "matching", "--batch-size", "8"), "--batch-size with objective matching"),
+        (("--x-features", "0", "--x-scale", "2"), "--x-scale with x_features 0"),
+        (("--field", "hyper", "--x-scale", "2"), "--x-scale with x_features 0"),
+        (("--gradient", "backprop", "--keep", "8"), "--keep with gradient backprop"),
+    ],
+)
+def test_a_number_without_a_use_is_refused(words, message, data, tmp_path):
+    assert message in refused_training(tmp_path, data, *words, *SMALL)
+
+
 # --- data -----------------------------------------------------------------------------------------
 
 GOOD = "".join(f"{i},{i * i},{-i}\n" for i in range(12))

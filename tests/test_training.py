@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from time import sleep
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import cnf
 from cnf import training
 from cnf.divergence import AutogradTrace, TangentTrace
 from cnf.objectives import Loss, MaximumLikelihood
-from cnf.ode import Stats
-from cnf.recipes import RECIPES, Recipe, choose_recipe
+from cnf.ode import Stats, backsolve, solve
+from cnf.recipes import RECIPES, Recipe, choose_recipe, unused
 from cnf.rows import Order, Rows
 
 QUICK = Recipe(
@@ -291,6 +292,49 @@ def test_the_recipe_is_chosen_by_size_and_dimension():
 def test_a_recipe_for_conditional_data_has_a_coupling_for_it(name):
     _, recipe = choose_recipe(name, 1000, 2, conditional=True)
     assert recipe == dataclasses.replace(RECIPES[name], coupling="independent")
+
+
+def test_a_way_back_that_fails_is_a_step_skipped(monkeypatch):
+    """As backsolve's may, which solves backwards."""
+    calls, original = iter(range(1, 1000)), backsolve._Backsolve.backward
+
+    def backward(ctx, *gradients):
+        if next(calls) in (2, 3):
+            solve(lambda t, y, _: y * y, torch.ones(1, 1), [0.0, 2.0])  # blows up at 1
+        return original(ctx, *gradients)
+
+    monkeypatch.setattr(backsolve._Backsolve, "backward", staticmethod(backward))
+    recipe = dataclasses.replace(QUICK, gradient="backsolve")
+    flow = small_flow()
+    history = cnf.fit(flow, DATA, recipe=recipe, steps=5)
+    assert (history.steps, history.skipped, history.reason) == (5, 2, "steps")
+    assert weights(flow).isfinite().all()
+
+
+def test_a_validation_that_takes_most_of_the_budget_is_the_last(monkeypatch):
+    """Another one would overrun it."""
+
+    def slow(flow, rows):
+        sleep(0.6)
+        return 1.0
+
+    monkeypatch.setattr(training, "mean_nll", slow)
+    history = cnf.fit(small_flow(), DATA, recipe=QUICK, budget=1.0)
+    assert history.reason == "budget"
+    assert len(history.step) == 1
+    assert history.duration < 1.1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (Recipe(x_features=4), {}),
+        (Recipe(), {"x_scale": "x_features 0"}),
+        (Recipe(x_features=4, gradient="backprop"), {"keep": "gradient backprop"}),
+    ],
+)
+def test_numbers_without_a_use_are_named(recipe, expected):
+    assert unused(recipe) == expected
 
 
 def test_batches_go_through_all_rows_in_a_new_order_each_time():

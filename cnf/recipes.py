@@ -71,7 +71,7 @@ class Recipe:
     x_features: int = 0
     x_scale: float = 1.0
     batch_size: int = 256
-    learning_rate: float = 1.5e-2
+    learning_rate: float = 1e-2
     matching_batch: int = 512
     matching_rate: float = 1e-2
     matching: float = 0.1

@@ -322,7 +322,6 @@ def test_a_validation_that_takes_most_of_the_budget_is_the_last(monkeypatch):
     history = cnf.fit(small_flow(), DATA, recipe=QUICK, budget=1.0)
     assert history.reason == "budget"
     assert len(history.step) == 1
-    assert history.duration < 1.1
 
 
 @pytest.mark.parametrize(

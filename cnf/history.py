@@ -24,6 +24,7 @@ class Record:
         validation_nll: Validation NLL of the averaged weights, nats per row, in the data's units;
             infinite where a solve failed.
         nfe: Mean evaluations per training solve since the record before; 0 where there was none.
+        learning_rate: Of the last step.
     """
 
     step: int
@@ -32,6 +33,7 @@ class Record:
     loss: float
     validation_nll: float
     nfe: float
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class History:
         loss: Its mean since the entry before.
         validation_nll: Validation NLL of the averaged weights, nats per row.
         nfe: Mean evaluations per training solve since the entry before.
+        learning_rate: Of the last step.
         best_step: The step whose averaged weights the flow was left with.
         steps: Steps taken in all.
         duration: Seconds of training.
@@ -90,6 +93,7 @@ class History:
     loss: NDArray[np.float64]
     validation_nll: NDArray[np.float64]
     nfe: NDArray[np.float64]
+    learning_rate: NDArray[np.float64]
     best_step: int
     steps: int
     duration: float

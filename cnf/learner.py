@@ -20,7 +20,6 @@ from cnf.ode import SolveError
 from cnf.recipes import Recipe
 from cnf.rows import Rows
 
-TIGHTER = 1 / 3  # a validation's tolerance, in units of training's: 0.001 nats off, as measured
 FIRST_STEP = 0.15  # in training, of a time of 1: choosing it takes two of twenty evaluations
 
 
@@ -48,21 +47,20 @@ class Learner:
 
     Attributes:
         averaged: A copy of the flow with the moving average of its weights.
-        judged: The same, solved a little tighter than in training.
+        judged: The same, solved as in the last steps of training.
     """
 
     def __init__(self, flow: Flow, recipe: Recipe) -> None:
         self.flow = flow
         self.recipe = recipe
         cheap: dict[str, Any] = {"method": recipe.method, "step": "joint", "first_step": FIRST_STEP}
-        loose = {"rtol": recipe.rtol, "atol": recipe.atol}
+        cheap |= {"rtol": recipe.rtol, "atol": recipe.atol}
         training: dict[str, Any] = {"gradient": recipe.gradient, "keep": recipe.keep}
         if recipe.divergence != "auto":
             training["divergence"] = recipe.divergence
-        self.losses = parallel(_Losses(flow.with_solver(**cheap, **loose, **training)))
+        self.losses = parallel(_Losses(flow.with_solver(**cheap, **training)))
         self.averaged = copy.deepcopy(flow)  # as it is in all processes now
-        tighter = {name: TIGHTER * tolerance for name, tolerance in loose.items()}
-        self.judged = self.averaged.with_solver(**cheap, **tighter)
+        self.judged = self.averaged.with_solver(**cheap)
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         self.restart()
 
@@ -77,12 +75,19 @@ class Learner:
         )
         self.averages = 0
 
-    def step(self, objective: Objective, batch: Rows, rate: float) -> Taken:
-        """One optimizer step, skipped where the solve, the loss or the gradient fails."""
+    def step(self, objective: Objective, batch: Rows, rate: float, slack: float = 1.0) -> Taken:
+        """One optimizer step, skipped where the solve, the loss or the gradient fails.
+
+        Args:
+            objective: What to minimise.
+            batch: Of which rows.
+            rate: The learning rate.
+            slack: By what the recipe's tolerances are multiplied.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        loss, nfe, failure = self.losses(objective, batch)
+        loss, nfe, failure = self.losses(objective, batch, self._tolerances(slack))
         try:
             loss.backward()
         except SolveError as error:  # as backsolve's way back may
@@ -129,6 +134,9 @@ class Learner:
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self.averages = int(tensors["averages"])
 
+    def _tolerances(self, slack: float) -> dict[str, float]:
+        return {"rtol": slack * self.recipe.rtol, "atol": slack * self.recipe.atol}
+
     @torch.no_grad()
     def _average(self) -> None:
         """θ̄ ← θ̄ + (1 − d)(θ − θ̄), with a decay d that starts low, so that θ̄ forgets its start."""
@@ -149,10 +157,12 @@ class _Losses(nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self, objective: Objective, batch: Rows) -> tuple[Tensor, float, str]:
+    def forward(
+        self, objective: Objective, batch: Rows, tolerances: Mapping[str, float]
+    ) -> tuple[Tensor, float, str]:
         """The loss, the evaluations of a solve, and what failed."""
         try:
-            loss = objective(self.flow, batch.x, batch.context)
+            loss = objective(self.flow.with_solver(**tolerances), batch.x, batch.context)
         except SolveError as error:
             total = torch.stack([p.sum() for p in self.parameters()]).sum()
             return nan * total, nan, str(error)

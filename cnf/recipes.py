@@ -33,7 +33,9 @@ class Recipe:
         x_features: The number of sines and of cosines of x that enter the fields.
         x_scale: The standard deviation of their frequencies, in units of standardised columns.
         batch_size: Rows for each step of maximum likelihood, of each process.
-        learning_rate: Its peak learning rate.
+        learning_rate: Its peak learning rate, where it takes no more than `horizon` steps.
+        horizon: Steps of maximum likelihood above which the peak falls as one over their root: more
+            steps want smaller ones, which do not drive the field into stiffness.
         matching_batch: Rows for each step of flow matching, of each process.
         matching_rate: Its peak learning rate.
         matching: Fraction of a hybrid run that is flow matching.
@@ -44,8 +46,11 @@ class Recipe:
         clip: Largest norm of the gradient.
         average: Decay of the weights' moving average, which is validated and kept.
         method: The solver's method in maximum likelihood, an adaptive one of `cnf.ode.TABLEAUS`.
-        rtol: The solver's relative tolerance in it; validations a third of it.
-        atol: The solver's absolute tolerance in it; alike.
+        rtol: The solver's relative tolerance at its end, and in validations.
+        atol: The solver's absolute tolerance; alike.
+        loosening: By what both are multiplied at its start, at least 1; this falls geometrically to
+            1, and is less where there are more steps than `horizon`. Early steps need no care, but
+            the more there are, the more they come to lean on the solver's errors.
         gradient: The solver's gradient mode in it.
         keep: Bytes for the activations of accepted steps, which `"checkpoint"` does not replay.
         divergence: A name for `cnf.divergence.choose_divergence`, in training alone; `"auto"`
@@ -72,6 +77,7 @@ class Recipe:
     x_scale: float = 1.0
     batch_size: int = 256
     learning_rate: float = 1e-2
+    horizon: int = 600
     matching_batch: int = 512
     matching_rate: float = 1e-2
     matching: float = 0.1
@@ -80,10 +86,11 @@ class Recipe:
     warmup: float = 0.05
     weight_decay: float = 1e-6
     clip: float = 1.0
-    average: float = 0.999
+    average: float = 0.998
     method: str = "bosh3"
-    rtol: float = 3e-3
-    atol: float = 3e-3
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    loosening: float = 10.0
     gradient: str = "checkpoint"
     keep: int = 2**28
     divergence: str = "auto"
@@ -191,6 +198,7 @@ RECIPES: dict[str, Recipe] = {
         activation="tanh",
         batch_size=100,
         learning_rate=1e-3,
+        horizon=10**9,
         schedule="constant",
         warmup=0.0,
         weight_decay=1e-5,
@@ -199,6 +207,7 @@ RECIPES: dict[str, Recipe] = {
         method="dopri5",
         rtol=1e-5,
         atol=1e-5,
+        loosening=1.0,
     ),
 }
 
@@ -215,8 +224,8 @@ def unused(recipe: Recipe) -> dict[str, str]:
         {'x_scale': 'x_features 0'}
     """
     of_matching = {"matching_batch", "matching_rate", "coupling"}
-    of_likelihood = {"batch_size", "learning_rate", "gradient", "keep", "divergence"}
-    of_likelihood |= {field.name for field in fields(Regularization)}
+    of_likelihood = {"batch_size", "learning_rate", "horizon", "loosening", "gradient", "keep"}
+    of_likelihood |= {"divergence"} | {field.name for field in fields(Regularization)}
     left_out = {"mle": {"matching"} | of_matching, "matching": {"matching"} | of_likelihood}
     found = {} if recipe.x_features else {"x_scale": "x_features 0"}
     if recipe.gradient != "checkpoint":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi, sqrt
+from typing import Any
 
 from cnf.objectives import OBJECTIVES, FlowMatching, MaximumLikelihood, Objective
 from cnf.recipes import Recipe
@@ -16,10 +17,12 @@ class Stage:
     Attributes:
         objective: What is minimised.
         share: Fraction of the run that it takes; the last stage takes what is left.
-        learning_rate: Its peak.
+        learning_rate: Its peak, where it takes no more than `horizon` steps.
         batch_size: Rows for each step, of each process.
         warmup: Fraction of the stage that warms up.
         falling: Whether the learning rate falls as a cosine to zero afterwards.
+        horizon: Steps above which the peak falls as one over their root.
+        loosening: By what the solver's tolerances are multiplied at its start.
     """
 
     objective: Objective
@@ -28,19 +31,50 @@ class Stage:
     batch_size: int
     warmup: float
     falling: bool
+    horizon: float = inf
+    loosening: float = 1.0
 
-    def rate(self, progress: float) -> float:
-        """The learning rate at a fraction of the stage: linear warm-up, then cosine or constant.
+    def rate(self, progress: float, steps: float = 0.0) -> float:
+        """The learning rate: linear warm-up, then cosine or constant.
+
+        Args:
+            progress: Fraction of the stage that is done.
+            steps: How many it comes to, as far as is known.
+
+        Source: Bjorck et al. (2024), Scaling optimal LR across token horizons, find the same fall of
+        the best rate with the length of a run in language models.
 
         Example:
-            >>> stage = stages(Recipe(objective="mle", learning_rate=0.1, warmup=0.1))[0]
+            >>> stage = stages(Recipe(objective="mle", learning_rate=0.1, warmup=0.1, horizon=500))[0]
             >>> [round(stage.rate(p), 4) for p in (0.05, 0.1, 0.55, 1.0)]
             [0.051, 0.1, 0.05, 0.0]
+            >>> stage.rate(0.1, steps=2000)
+            0.05
         """
         rise = min(1.0, progress / self.warmup + 0.01) if self.warmup else 1.0
         fallen = (progress - self.warmup) / (1 - self.warmup) if self.falling else 0.0
         fallen = min(1.0, max(0.0, fallen))
-        return self.learning_rate * rise * 0.5 * (1 + cos(pi * fallen))
+        peak = self.learning_rate / sqrt(max(1.0, steps / self.horizon))
+        return peak * rise * 0.5 * (1 + cos(pi * fallen))
+
+    def slack(self, progress: float, steps: float = 0.0) -> float:
+        """By what the solver's tolerances are multiplied: from `loosening` geometrically to 1.
+
+        In a run longer than the horizon it begins lower, by as much as the run is longer.
+
+        Args:
+            progress: Fraction of the stage that is done.
+            steps: How many it comes to, as far as is known.
+
+        Example:
+            >>> stage = stages(Recipe(objective="mle", loosening=9.0, horizon=500))[0]
+            >>> [stage.slack(p) for p in (0.0, 0.5, 1.0)]
+            [9.0, 3.0, 1.0]
+            >>> stage.slack(0.0, steps=1500)
+            3.0
+        """
+        first = max(1.0, self.loosening / max(1.0, steps / self.horizon))
+        return float(first ** (1 - min(1.0, progress)))
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
@@ -53,16 +87,23 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
         >>> [stage.objective.name for stage in stages(Recipe(objective="hybrid"))]
         ['flow matching', 'maximum likelihood']
     """
-    made: dict[type[Objective], Objective] = {
-        FlowMatching: FlowMatching(recipe.coupling),
-        MaximumLikelihood: MaximumLikelihood(recipe.regularization),
+    shape: dict[str, Any] = {"warmup": recipe.warmup, "falling": recipe.schedule == "cosine"}
+    made: dict[type[Objective], Stage] = {
+        FlowMatching: Stage(
+            FlowMatching(recipe.coupling),
+            recipe.matching,
+            recipe.matching_rate,
+            recipe.matching_batch,
+            **shape,
+        ),
+        MaximumLikelihood: Stage(
+            MaximumLikelihood(recipe.regularization),
+            1 - recipe.matching,
+            recipe.learning_rate,
+            recipe.batch_size,
+            horizon=recipe.horizon,
+            loosening=recipe.loosening,
+            **shape,
+        ),
     }
-    numbers: dict[type[Objective], tuple[float, float, int]] = {
-        FlowMatching: (recipe.matching, recipe.matching_rate, recipe.matching_batch),
-        MaximumLikelihood: (1 - recipe.matching, recipe.learning_rate, recipe.batch_size),
-    }
-    falling = recipe.schedule == "cosine"
-    return tuple(
-        Stage(made[kind], *numbers[kind], recipe.warmup, falling)
-        for kind in OBJECTIVES[recipe.objective]
-    )
+    return tuple(made[kind] for kind in OBJECTIVES[recipe.objective])

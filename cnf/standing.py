@@ -56,6 +56,8 @@ class Standing:
         seconds: Time since the loop's start.
         stage: The stage's number, from 0.
         began: The progress at which it began.
+        stage_steps: Steps taken in it.
+        rate: The learning rate of the last of them.
         records: Validations so far.
         losses: Sum of the losses since the last of them.
         evaluations: Alike, of a solve's evaluations.
@@ -76,6 +78,8 @@ class Standing:
     seconds: float = 0.0
     stage: int = 0
     began: float = 0.0
+    stage_steps: int = 0
+    rate: float = 0.0
     records: list[Record] = field(default_factory=list)
     losses: float = 0.0
     evaluations: float = 0.0
@@ -97,9 +101,18 @@ class Standing:
         records = [Record(**record) for record in json["records"]]
         return Standing(**{**json, "records": records})
 
-    def count(self, taken: Taken) -> None:
-        """Count a step."""
+    def begin_stage(self, progress: float) -> None:
+        """Go on to the next stage."""
+        self.stage += 1
+        self.began = progress
+        self.stage_steps = 0
+        self.stale = 0
+
+    def count(self, taken: Taken, rate: float) -> None:
+        """Count a step, taken at a learning rate."""
         self.step += 1
+        self.stage_steps += 1
+        self.rate = rate
         if taken.failure:
             self.skipped += 1
             self.failures += 1
@@ -120,6 +133,7 @@ class Standing:
             loss=self.losses / taken,
             validation_nll=nll,
             nfe=self.evaluations / taken,
+            learning_rate=self.rate,
         )
         self.records.append(record)
         self.validating += seconds

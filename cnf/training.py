@@ -289,8 +289,10 @@ class _Run:
         standing = self.standing
         batch = self.order.batch(stage.batch_size)
         progress = (self._progress() - standing.began) / (self._stage_end() - standing.began)
-        taken = self.learner.step(stage.objective, batch, stage.rate(progress))
-        standing.count(taken)
+        steps = standing.stage_steps / progress if progress else 0.0
+        rate, slack = stage.rate(progress, steps), stage.slack(progress, steps)
+        taken = self.learner.step(stage.objective, batch, rate, slack)
+        standing.count(taken, rate)
         return taken
 
     def _tick(self, start: float) -> None:
@@ -344,9 +346,7 @@ class _Run:
 
     def _next_stage(self, progress: float) -> None:
         """Go on with the next objective, from the best weights so far."""
-        self.standing.stage += 1
-        self.standing.began = progress
-        self.standing.stale = 0
+        self.standing.begin_stage(progress)
         self.learner.averaged.load_state_dict(self.best)
         self.learner.restart()
 

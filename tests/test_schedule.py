@@ -60,6 +60,48 @@ def test_rates_rise_to_their_peak_and_fall_to_zero_or_stay(falling, warmup):
     np.testing.assert_allclose(rates, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize(("steps", "peak"), [(10, 0.3), (400, 0.3), (1600, 0.15), (40_000, 0.03)])
+def test_the_peak_falls_with_the_root_of_the_steps_beyond_the_horizon(steps, peak):
+    stage = Stage(MaximumLikelihood(), 1.0, 0.3, 64, 0.0, True, horizon=400)
+    assert stage.rate(0.0, steps) == pytest.approx(peak)
+    assert stage.rate(0.5, steps) == pytest.approx(peak / 2)
+
+
+def test_a_run_knows_how_many_steps_it_comes_to(monkeypatch):
+    """20 of matching, whose rate has no horizon, then 20 of likelihood: four horizons of 5."""
+    taken, original = [], Learner.step
+
+    def step(self, objective, batch, rate, slack):
+        taken.append((rate, slack))
+        return original(self, objective, batch, rate, slack)
+
+    monkeypatch.setattr(Learner, "step", step)
+    recipe = changed(horizon=5, loosening=36.0, warmup=0.0, schedule="constant")
+    history = cnf.fit(small_flow(), DATA, recipe=recipe, steps=40)
+    matching, likelihood = np.array(taken[:20]), np.array(taken[21:])
+    np.testing.assert_allclose(matching[:, 0], 2e-2)
+    np.testing.assert_allclose(likelihood[:, 0], 0.5e-2)
+    np.testing.assert_allclose(matching[:, 1], 1.0)
+    np.testing.assert_allclose(likelihood[:, 1], 9 ** (1 - np.arange(1, 20) / 20))
+    assert history.learning_rate[-1] == pytest.approx(0.5e-2)
+
+
+def test_tolerances_become_those_of_the_recipe(monkeypatch):
+    seen = []
+    original = MaximumLikelihood.__call__
+
+    def call(self, flow, x, context=None):
+        settings = flow.layers[0].settings
+        seen.append((settings.rtol, settings.atol))
+        return original(self, flow, x, context)
+
+    monkeypatch.setattr(MaximumLikelihood, "__call__", call)
+    recipe = changed(objective="mle", rtol=1e-4, atol=1e-5, loosening=20.0)
+    cnf.fit(small_flow(), DATA, recipe=recipe, steps=10)
+    slack = 20 ** (1 - np.arange(10) / 10)
+    np.testing.assert_allclose(seen, np.outer(slack, [1e-4, 1e-5]))
+
+
 @pytest.mark.parametrize(
     ("objective", "names"),
     [("mle", [LIKELIHOOD]), ("matching", [MATCHING]), ("hybrid", [MATCHING, LIKELIHOOD])],
@@ -105,9 +147,9 @@ def test_each_stage_has_its_own_rates_and_batches(monkeypatch):
     taken = []
     original = Learner.step
 
-    def step(self, objective, batch, rate):
+    def step(self, objective, batch, rate, slack):
         taken.append((objective.name, len(batch), rate))
-        return original(self, objective, batch, rate)
+        return original(self, objective, batch, rate, slack)
 
     monkeypatch.setattr(Learner, "step", step)
     cnf.fit(small_flow(), DATA, recipe=QUICK, steps=40)

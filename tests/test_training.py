@@ -82,7 +82,7 @@ def test_history_is_what_the_callbacks_saw():
     history = cnf.fit(small_flow(), DATA, recipe=QUICK, steps=20, callbacks=[events.append])
     assert [event.step for event in events] == list(range(1, 21))
     records = [event.record for event in events if event.record is not None]
-    for name in ("step", "seconds", "loss", "validation_nll", "nfe"):
+    for name in ("step", "seconds", "loss", "validation_nll", "nfe", "learning_rate"):
         np.testing.assert_array_equal(
             getattr(history, name), [getattr(record, name) for record in records]
         )
@@ -273,6 +273,8 @@ def test_wrong_arguments(arguments, message):
         {"average": 1.0},
         {"weight_decay": -1.0},
         {"rtol": 0.0},
+        {"horizon": 0},
+        {"loosening": 0.0},
         {"clip": math.inf},
     ],
 )

@@ -330,6 +330,8 @@ def test_seeds_are_runs_of_their_own(name, whole):
                 "validations": 6,
                 "average": 0.8,
                 "rtol": 1e-2,
+                "horizon": 100,
+                "loosening": 2.0,
             }.items()
         ),
         ({"objective": "mle"}, "objective was 'hybrid', and now is 'mle'"),

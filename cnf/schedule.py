@@ -41,11 +41,12 @@ class Stage:
             progress: Fraction of the stage that is done.
             steps: How many it comes to, as far as is known.
 
-        Source: Bjorck et al. (2024), Scaling optimal LR across token horizons, find the same fall of
-        the best rate with the length of a run in language models.
+        Source: that the best rate falls with the length of a run Bjorck et al. (2024) find in
+        language models, Scaling optimal LR across token horizons.
 
         Example:
-            >>> stage = stages(Recipe(objective="mle", learning_rate=0.1, warmup=0.1, horizon=500))[0]
+            >>> recipe = Recipe(objective="mle", learning_rate=0.1, warmup=0.1, horizon=500)
+            >>> stage = stages(recipe)[0]
             >>> [round(stage.rate(p), 4) for p in (0.05, 0.1, 0.55, 1.0)]
             [0.051, 0.1, 0.05, 0.0]
             >>> stage.rate(0.1, steps=2000)

@@ -212,7 +212,7 @@ def test_patience_in_matching_leads_to_maximum_likelihood(monkeypatch):
     scripted(monkeypatch, 5.0, 6.0, 7.0, *range(4, -6, -1))
     events, rates = [], []
     original = Stage.rate
-    monkeypatch.setattr(Stage, "rate", lambda self, p: rates.append(p) or original(self, p))
+    monkeypatch.setattr(Stage, "rate", lambda self, p, n: rates.append(p) or original(self, p, n))
     history = cnf.fit(
         small_flow(), DATA, recipe=changed(patience=2), steps=40, callbacks=[events.append]
     )

@@ -77,7 +77,7 @@ class Recipe:
     x_scale: float = 1.0
     batch_size: int = 256
     learning_rate: float = 1e-2
-    horizon: int = 600
+    horizon: int = 800
     matching_batch: int = 512
     matching_rate: float = 1e-2
     matching: float = 0.1

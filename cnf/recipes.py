@@ -49,8 +49,9 @@ class Recipe:
         rtol: The solver's relative tolerance at its end, and in validations.
         atol: The solver's absolute tolerance; alike.
         loosening: By what both are multiplied at its start, at least 1; this falls geometrically to
-            1, and is less where there are more steps than `horizon`. Early steps need no care, but
-            the more there are, the more they come to lean on the solver's errors.
+            1. Beyond `horizon` steps it is less, by the square of how many more there are: early
+            steps need no care, but the longer they go on without, the more the field comes to lean
+            on the solver's errors.
         gradient: The solver's gradient mode in it.
         keep: Bytes for the activations of accepted steps, which `"checkpoint"` does not replay.
         divergence: A name for `cnf.divergence.choose_divergence`, in training alone; `"auto"`

@@ -61,7 +61,7 @@ class Stage:
     def slack(self, progress: float, steps: float = 0.0) -> float:
         """By what the solver's tolerances are multiplied: from `loosening` geometrically to 1.
 
-        In a run longer than the horizon it begins lower, by as much as the run is longer.
+        In a run longer than the horizon it begins lower, by the square of how much longer.
 
         Args:
             progress: Fraction of the stage that is done.
@@ -71,10 +71,10 @@ class Stage:
             >>> stage = stages(Recipe(objective="mle", loosening=9.0, horizon=500))[0]
             >>> [stage.slack(p) for p in (0.0, 0.5, 1.0)]
             [9.0, 3.0, 1.0]
-            >>> stage.slack(0.0, steps=1500)
-            3.0
+            >>> stage.slack(0.0, steps=1000)
+            2.25
         """
-        first = max(1.0, self.loosening / max(1.0, steps / self.horizon))
+        first = max(1.0, self.loosening / max(1.0, steps / self.horizon) ** 2)
         return float(first ** (1 - min(1.0, progress)))
 
 

@@ -68,7 +68,7 @@ def test_the_peak_falls_with_the_root_of_the_steps_beyond_the_horizon(steps, pea
 
 
 def test_a_run_knows_how_many_steps_it_comes_to(monkeypatch):
-    """20 of matching, whose rate has no horizon, then 20 of likelihood: four horizons of 5."""
+    """20 of matching, which has no horizon, then 20 of likelihood: four horizons of 5."""
     taken, original = [], Learner.step
 
     def step(self, objective, batch, rate, slack):
@@ -76,7 +76,7 @@ def test_a_run_knows_how_many_steps_it_comes_to(monkeypatch):
         return original(self, objective, batch, rate, slack)
 
     monkeypatch.setattr(Learner, "step", step)
-    recipe = changed(horizon=5, loosening=36.0, warmup=0.0, schedule="constant")
+    recipe = changed(horizon=5, loosening=144.0, warmup=0.0, schedule="constant")
     history = cnf.fit(small_flow(), DATA, recipe=recipe, steps=40)
     matching, likelihood = np.array(taken[:20]), np.array(taken[21:])
     np.testing.assert_allclose(matching[:, 0], 2e-2)

@@ -75,7 +75,7 @@ class Learner:
         )
         self.averages = 0
 
-    def step(self, objective: Objective, batch: Rows, rate: float, slack: float = 1.0) -> Taken:
+    def step(self, objective: Objective, batch: Rows, rate: float, slack: float) -> Taken:
         """One optimizer step, skipped where the solve, the loss or the gradient fails.
 
         Args:

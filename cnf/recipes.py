@@ -108,6 +108,7 @@ class Recipe:
     def __post_init__(self) -> None:
         from_zero = {"warmup", "average", "weight_decay", "keep", "time_features", "x_features"}
         from_zero |= {field.name for field in fields(Regularization)}
+        lowest = {**dict.fromkeys(from_zero, 0), "loosening": 1}  # all others are above 0
         below_one = {"warmup", "average", "steer", "matching"}
         check_divergence(self.divergence)
         named: dict[str, Collection[str]] = {
@@ -129,10 +130,11 @@ class Recipe:
             if isinstance(value, str):
                 continue
             number = min(value, default=0) if isinstance(value, tuple) else value
-            low = number >= 0 if name in from_zero else number > 0
+            least = lowest.get(name)
+            low = number > 0 if least is None else number >= least
             high = number < (1 if name in below_one else inf)
             if not (low and high):
-                wanted = "finite and " + ("at least 0" if name in from_zero else "above 0")
+                wanted = "finite and " + ("above 0" if least is None else f"at least {least}")
                 wanted += " and below 1" if name in below_one else ""
                 raise ValueError(f"Expected the recipe's {name} to be {wanted}; got {value}")
         if self.objective == "matching" and self.regularization is not None:

@@ -55,7 +55,7 @@ class Stage:
         rise = min(1.0, progress / self.warmup + 0.01) if self.warmup else 1.0
         fallen = (progress - self.warmup) / (1 - self.warmup) if self.falling else 0.0
         fallen = min(1.0, max(0.0, fallen))
-        peak = self.learning_rate / sqrt(max(1.0, steps / self.horizon))
+        peak = self.learning_rate / sqrt(self._horizons(steps))
         return peak * rise * 0.5 * (1 + cos(pi * fallen))
 
     def slack(self, progress: float, steps: float = 0.0) -> float:
@@ -74,8 +74,12 @@ class Stage:
             >>> stage.slack(0.0, steps=1000)
             2.25
         """
-        first = max(1.0, self.loosening / max(1.0, steps / self.horizon) ** 2)
+        first = max(1.0, self.loosening / self._horizons(steps) ** 2)
         return float(first ** (1 - min(1.0, progress)))
+
+    def _horizons(self, steps: float) -> float:
+        """How many horizons long the stage is, at least 1."""
+        return max(1.0, steps / self.horizon)
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:

@@ -274,7 +274,7 @@ def test_wrong_arguments(arguments, message):
         {"weight_decay": -1.0},
         {"rtol": 0.0},
         {"horizon": 0},
-        {"loosening": 0.0},
+        {"loosening": 0.9},
         {"clip": math.inf},
     ],
 )

@@ -7,10 +7,11 @@
 (torch.Size([5]), torch.Size([5, 2]))
 """
 
+from cnf.estimators import CNFDensity
 from cnf.fields import ConcatSquash
 from cnf.flow import Flow, ffjord
 from cnf.history import History
-from cnf.layers import CNF, Standardize
+from cnf.layers import CNF, Standardize, Whiten
 from cnf.ode import SolveError
 from cnf.storage import load, save
 from cnf.training import fit
@@ -19,11 +20,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CNF",
+    "CNFDensity",
     "ConcatSquash",
     "Flow",
     "History",
     "SolveError",
     "Standardize",
+    "Whiten",
     "ffjord",
     "fit",
     "load",

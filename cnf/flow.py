@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from cnf.bases import map_tensors
 from cnf.fields import make_field
-from cnf.layers import CNF, Care, Layer, Standardize
+from cnf.layers import CNF, SCALINGS, Care, Layer, Standardize
 from cnf.ode import Stats, Status
 from cnf.regularizers import Regularization
 from cnf.scores import Scored, Scores
@@ -333,6 +333,7 @@ def ffjord(
     zero_last: bool = True,
     field: str = "concat_squash",
     field_options: Mapping[str, Any] | None = None,
+    scaling: str = "standardize",
     **solver: Any,
 ) -> Flow:
     """FFJORD: a standard normal base, CNF layers with concat-squash fields, a standardisation.
@@ -349,6 +350,8 @@ def ffjord(
             the standardisation fits: it gets further in the same number of steps.
         field: A name in `cnf.fields.FIELDS`.
         field_options: What else the field takes, such as `{"x_features": 64, "x_scale": 5.0}`.
+        scaling: What brings the data to a common scale, a name in `cnf.layers.SCALINGS`:
+            `"standardize"`, or `"whiten"`, which takes the columns' correlation out as well.
         solver: Any of `cnf.layers.SolverSettings`' attributes.
 
     Raises:
@@ -364,6 +367,8 @@ def ffjord(
     """
     if blocks < 1:
         raise ValueError(f"Expected blocks of at least 1; got {blocks}")
+    if scaling not in SCALINGS:
+        raise ValueError(f"Expected scaling to be one of {', '.join(SCALINGS)}; got {scaling!r}")
     options = {"hidden": hidden, "context_dim": context_dim, "activation": activation}
     options |= {"zero_last": zero_last, **(field_options or {})}
     layers: list[Layer] = [
@@ -371,4 +376,4 @@ def ffjord(
     ]
     base = Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1)
     context = Standardize(context_dim) if context_dim else None
-    return Flow(base, [*layers, Standardize(dim)], context)
+    return Flow(base, [*layers, SCALINGS[scaling](dim)], context)

@@ -11,6 +11,7 @@ from cnf.couplings import COUPLINGS
 from cnf.divergence import check_divergence
 from cnf.fields import ACTIVATIONS, FIELDS
 from cnf.flow import Flow, ffjord
+from cnf.layers import SCALINGS
 from cnf.objectives import OBJECTIVES
 from cnf.ode import GRADIENTS, TABLEAUS
 from cnf.regularizers import Regularization
@@ -28,6 +29,7 @@ class Recipe:
         hidden: Widths of each field's hidden layers.
         activation: The fields' activation.
         blocks: Number of CNF layers.
+        scaling: What brings the data to a common scale, a name in `cnf.layers.SCALINGS`.
         field: The fields' name in `cnf.fields.FIELDS`.
         time_features: The number of sines and cosines of time that enter the fields' layers.
         x_features: The number of sines and of cosines of x that enter the fields.
@@ -72,6 +74,7 @@ class Recipe:
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "silu"
     blocks: int = 1
+    scaling: str = "standardize"
     field: str = "concat_squash"
     time_features: int = 0
     x_features: int = 0
@@ -119,6 +122,7 @@ class Recipe:
             "activation": ACTIVATIONS,
             "gradient": GRADIENTS,
             "field": FIELDS,
+            "scaling": SCALINGS,
         }
         for name, choices in named.items():
             if getattr(self, name) not in choices:
@@ -176,6 +180,7 @@ class Recipe:
             blocks=self.blocks,
             field=self.field,
             field_options=self.field_options,
+            scaling=self.scaling,
         )
 
 

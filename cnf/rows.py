@@ -1,4 +1,4 @@
-"""Rows to train and validate on: data with its context, checked, on the flow's device."""
+"""Rows to train and validate on: data, context and weights, checked, on the flow's device."""
 
 from __future__ import annotations
 
@@ -20,21 +20,26 @@ class Rows:
     Attributes:
         x: Shape (n, dim).
         context: Shape (n, context_dim), or None.
+        weight: How often each row counts, above 0, shape (n,); None where all count alike.
     """
 
     x: Tensor
     context: Tensor | None = None
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, index: Tensor | slice) -> Rows:
-        return Rows(self.x[index], None if self.context is None else self.context[index])
+        context, weight = (
+            None if part is None else part[index] for part in (self.context, self.weight)
+        )
+        return Rows(self.x[index], context, weight)
 
     def fingerprint(self) -> str:
         """The SHA-256 of the values, by which rows are known again."""
         digest = hashlib.sha256()
-        for values in (self.x, self.context):
+        for values in (self.x, self.context, self.weight):
             if values is not None:
                 digest.update(values.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -48,9 +53,12 @@ class Rows:
 class Order:
     """Rows in a random order, time and again, in batches; it can be written down and gone on with.
 
+    Each time through there are as many as there are rows, each row once. With weights a row comes as
+    often as its weight says in the mean, w n / Σ w, rounded up or down at random.
+
     Args:
         rows: What to order.
-        generator: On the CPU; it draws one permutation each time through.
+        generator: On the CPU; it draws one order each time through.
 
     Example:
         >>> order = Order(Rows(torch.arange(3.0).unsqueeze(1)), torch.Generator().manual_seed(0))
@@ -88,14 +96,27 @@ class Order:
     def _shuffle(self) -> None:
         self.before = self.generator.get_state()
         self.order = torch.randperm(len(self.rows), generator=self.generator)
+        if self.rows.weight is not None:
+            self.order = _by_weight(self.rows.weight, self.generator)[self.order]
         self.position = 0
 
 
-def rows_for(flow: Flow, name: str, x: Tensor, context: Tensor | None) -> Rows:
-    """`x` and `context` as rows in the flow's dtype and on its device.
+def _by_weight(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """The numbers of n rows by systematic resampling: row i ⌊n wᵢ / Σ w⌋ times, or once more."""
+    ends = weight.double().cpu().cumsum(0)
+    marks = torch.arange(len(ends), dtype=ends.dtype) + torch.rand((), generator=generator)
+    found = torch.searchsorted(ends, marks * ends[-1] / len(ends), right=True)
+    return found.clamp_(max=len(ends) - 1)
+
+
+def rows_for(
+    flow: Flow, name: str, x: Tensor, context: Tensor | None, weight: Tensor | None = None
+) -> Rows:
+    """`x` and `context` as rows in the flow's dtype and on its device; rows of weight 0 left out.
 
     Raises:
-        ValueError: A shape does not fit, or a value is not finite; `name` says of what.
+        ValueError: A shape does not fit, a value is not finite or a weight below 0, or no row has a
+            weight above it; `name` says of what.
     """
     if x.ndim != 2 or x.shape[1] != flow.dim or not len(x):
         raise ValueError(
@@ -111,7 +132,22 @@ def rows_for(flow: Flow, name: str, x: Tensor, context: Tensor | None) -> Rows:
     _check_finite(name, rows.x)
     if rows.context is not None:
         _check_finite(f"the context of {name}", rows.context)
-    return rows
+    return rows if weight is None else _weighted(rows, name, weight)
+
+
+def _weighted(rows: Rows, name: str, weight: Tensor) -> Rows:
+    """Rows with their weights, without those of weight 0."""
+    if weight.shape != (len(rows),):
+        raise ValueError(
+            f"Expected weights of shape ({len(rows)},) for {name}; got {tuple(weight.shape)}"
+        )
+    weight = weight.to(rows.x)
+    if not ((weight >= 0) & weight.isfinite()).all():
+        raise ValueError(f"Expected finite weights of at least 0 for {name}; got another one")
+    counts = weight > 0
+    if not counts.any():
+        raise ValueError(f"Expected a weight above zero for {name}; got zeros alone")
+    return Rows(rows.x, rows.context, weight)[counts]
 
 
 def hold_out(rows: Rows, generator: torch.Generator) -> tuple[Rows, Rows]:

@@ -46,6 +46,10 @@ class Limit:
         """
         return min(1.0, max(seconds / self.budget, step / self.steps))
 
+    def is_by_steps(self, seconds: float, step: int) -> bool:
+        """Whether the steps bring the run nearer to its end than the time does."""
+        return seconds / self.budget <= step / self.steps
+
 
 @dataclass
 class Standing:

@@ -18,7 +18,7 @@ from torch import Tensor
 from cnf.distributed import mean, rank, share, world_size
 from cnf.flow import Flow
 from cnf.history import Callback, Event, History, Record
-from cnf.layers import Standardize
+from cnf.layers import Scaling
 from cnf.learner import Learner, Taken
 from cnf.named_tensors import prefixed, under
 from cnf.ode import SolveError
@@ -42,6 +42,7 @@ def fit(
     data: Tensor,
     *,
     context: Tensor | None = None,
+    weight: Tensor | None = None,
     objective: str | None = None,
     recipe: str | Recipe | None = None,
     budget: float | None = None,
@@ -54,8 +55,8 @@ def fit(
 ) -> History:
     """Train `flow` on `data` and leave it with its best weights on validation.
 
-    Standardisation layers next to the data are first fitted on the training rows, unless they are
-    fitted already. The loop takes AdamW steps by the recipe's schedule, solves at its loose
+    Scaling layers (standardisation, whitening) next to the data are first fitted on the training
+    rows, unless they are fitted already. The loop takes AdamW steps by the recipe's schedule, solves at its loose
     tolerance where it solves, and validates a moving average of the weights. Ctrl-C ends it
     cleanly. What it draws depends on `seed` alone, and PyTorch's generator is left as it was.
 
@@ -66,6 +67,8 @@ def fit(
         flow: The flow, changed in place.
         data: Rows (n, dim).
         context: Their context (n, context_dim), for a conditional flow.
+        weight: How often each row counts, at least 0, shape (n,): as if it were repeated so often.
+            Only their ratios matter; all count alike when None.
         objective: A name in `cnf.objectives.OBJECTIVES`; the recipe's when None.
         recipe: A recipe or its name; chosen by the data's size and dimension when None. Its
             architecture is the flow's business (`Recipe.flow`) and not read here.
@@ -97,7 +100,7 @@ def fit(
     """
     limit = Limit.of(budget, steps)
     generator = torch.Generator().manual_seed(seed)
-    train = rows_for(flow, "data", data, context)
+    train = rows_for(flow, "data", data, context, weight)
     if validation is None:
         train, held_out = hold_out(train, generator)
     else:
@@ -109,7 +112,7 @@ def fit(
     plan = stages(recipe)
     for stage in plan:
         stage.objective.check(flow, conditional=context is not None)
-    _fit_standardization(flow, train)
+    _fit_scaling(flow, train)
     keeper = None
     if state is not None:
         identity = _identity(flow, recipe, limit, seed, train, held_out)
@@ -135,7 +138,7 @@ def fit(
 
 
 def mean_nll(flow: Flow, rows: Rows) -> float:
-    """Mean of −log p over `rows`, in nats; infinite where a solve fails.
+    """Mean of −log p over `rows`, by their weights, in nats; infinite where a solve fails.
 
     Several processes score their parts, and get the same.
     """
@@ -144,25 +147,27 @@ def mean_nll(flow: Flow, rows: Rows) -> float:
     try:
         with torch.no_grad():
             for part in own.split(CHUNK):
-                log_prob = flow.score_rows(part.x, part.context).log_prob
-                total -= log_prob.double().sum().item()
+                log_prob = flow.score_rows(part.x, part.context).log_prob.double()
+                weighted = log_prob if part.weight is None else part.weight * log_prob
+                total -= weighted.sum().item()
     except SolveError:
         total = inf
     (total,) = mean([total], rows.x)
-    found = total * world_size() / len(rows)
+    counted = len(rows) if rows.weight is None else rows.weight.double().sum().item()
+    found = total * world_size() / counted
     return found if isfinite(found) else inf
 
 
-def _fit_standardization(flow: Flow, rows: Rows) -> None:
-    """Fit the standardisations of the context, and between the data and the first other layer."""
+def _fit_scaling(flow: Flow, rows: Rows) -> None:
+    """Fit the scalings of the context, and between the data and the first other layer."""
     if flow.context is not None and rows.context is not None and not flow.context.fitted:
-        flow.context.fit(rows.context)
+        flow.context.fit(rows.context, rows.weight)
     x = rows.x
     for layer in reversed(flow.layers):
-        if not isinstance(layer, Standardize):
+        if not isinstance(layer, Scaling):
             return
         if not layer.fitted:
-            layer.fit(x)
+            layer.fit(x, rows.weight)
         x = layer.pull(x).value
 
 
@@ -320,13 +325,14 @@ class _Run:
     def _is_due(self, progress: float) -> bool:
         """Whether the next validation's time has come, and validations leave time to train.
 
-        Where only steps are counted the clock has no say: the same seed gives the same run.
+        Where the steps run out first the clock has no say: the same seed gives the same run.
         """
         standing = self.standing
         if progress < standing.next_validation:
             return False
         cost = standing.validating + standing.closing
-        return self.limit.budget == inf or cost <= MOST_VALIDATING * standing.seconds
+        by_steps = self.limit.is_by_steps(standing.seconds, standing.step)
+        return by_steps or cost <= MOST_VALIDATING * standing.seconds
 
     def _validate(self, stage: Stage) -> Record:
         begin = perf_counter()

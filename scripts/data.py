@@ -24,7 +24,7 @@ from cnf.datasets import (
     load,
     split,
 )
-from cnf.layers.standardize import constant_columns
+from cnf.layers.scaling import constant_columns
 from cnf.scripts.rows import Rows, no_context
 
 Array = NDArray[np.float64]

@@ -25,7 +25,7 @@ from cnf.fields import ACTIVATIONS, FIELDS, field_arguments
 from cnf.files import is_left_over, write_whole
 from cnf.flow import Flow
 from cnf.history import Callback, Event, History, Record
-from cnf.layers import CNF
+from cnf.layers import CNF, SCALINGS
 from cnf.objectives import OBJECTIVES
 from cnf.ode import GRADIENTS
 from cnf.recipes import RECIPES, SCHEDULES, Recipe, choose_recipe, recipe_of, unused
@@ -46,6 +46,7 @@ HELP = {
     "hidden": "widths of each field's hidden layers, such as 64,64,64",
     "activation": f"one of {', '.join(ACTIVATIONS)}",
     "blocks": "number of CNF layers",
+    "scaling": f"what brings the columns to a common scale: one of {', '.join(SCALINGS)}",
     "batch_size": "rows for each step of maximum likelihood, of each process",
     "learning_rate": "its peak learning rate, in a run of up to --horizon steps",
     "horizon": "steps of it above which the peak falls as one over their root",

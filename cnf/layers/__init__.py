@@ -5,18 +5,26 @@ A new layer is one class in one file, entered in `LAYERS`, and nothing else.
 
 from cnf.layers.cnf import CNF
 from cnf.layers.layer import Assessed, Care, Layer, Mapped
+from cnf.layers.scaling import Scaling
 from cnf.layers.settings import SolverSettings
 from cnf.layers.standardize import Standardize
+from cnf.layers.whiten import Whiten
 
-LAYERS: dict[str, type[Layer]] = {layer.name: layer for layer in (CNF, Standardize)}
+LAYERS: dict[str, type[Layer]] = {layer.name: layer for layer in (CNF, Standardize, Whiten)}
+
+SCALINGS: dict[str, type[Scaling]] = {layer.name: layer for layer in (Standardize, Whiten)}
+"""How the data is brought to a common scale."""
 
 __all__ = [
     "CNF",
     "LAYERS",
+    "SCALINGS",
     "Assessed",
     "Care",
     "Layer",
     "Mapped",
+    "Scaling",
     "SolverSettings",
     "Standardize",
+    "Whiten",
 ]

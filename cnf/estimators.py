@@ -1,0 +1,236 @@
+"""The scikit-learn face: a density estimator among others."""
+
+from __future__ import annotations
+
+import copy
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor
+
+from cnf.callbacks import ProgressBar
+from cnf.flow import Flow
+from cnf.recipes import Recipe, choose_recipe
+from cnf.training import fit
+
+Array = NDArray[np.float64]
+State = int | np.random.RandomState | None
+
+CHUNK = 1000  # rows solved at once
+
+
+class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
+    """A continuous normalizing flow as a scikit-learn density estimator.
+
+    Fits log p(X), or log p(X | context), by `cnf.fit`, holding out a tenth of the rows to select the
+    best weights on. Densities are exact and in X's own units; they are computed in float64, so that
+    a row's does not depend on the rows beside it.
+
+    Args:
+        recipe: A `cnf.recipes.Recipe` or the name of one; by the data's size and dimension when
+            None. It holds the network, the optimizer and the solver in training.
+        objective: `"hybrid"`, `"mle"` or `"matching"`; the recipe's when None.
+        budget: Seconds of training; None where only steps count.
+        max_steps: The most optimizer steps. A fit that they end, and not the budget, depends on
+            `random_state` alone.
+        random_state: Of the held-out rows, the weights and the order of the data.
+        device: Where to compute, such as `"cuda"`; a GPU where there is one when None.
+        verbose: Whether a progress bar is shown, on a terminal.
+
+    Attributes:
+        flow_: The fitted `cnf.Flow`, in float64 on the CPU.
+        history_: The training's `cnf.History`.
+        n_features_in_: Number of X's columns.
+        feature_names_in_: Their names, where X had any.
+        n_context_features_in_: Number of the context's columns, 0 without one.
+
+    Example:
+        >>> X = np.random.default_rng(0).normal(size=(200, 2))
+        >>> density = CNFDensity(max_steps=5, random_state=0).fit(X)
+        >>> density.score_samples(X[:3]).shape, density.sample(4).shape
+        ((3,), (4, 2))
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: str | Recipe | None = None,
+        objective: str | None = None,
+        budget: float | None = 60,
+        max_steps: int | None = None,
+        random_state: State = None,
+        device: str | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.recipe = recipe
+        self.objective = objective
+        self.budget = budget
+        self.max_steps = max_steps
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: object = None,
+        sample_weight: ArrayLike | None = None,
+        context: ArrayLike | None = None,
+    ) -> Self:
+        """Fit the flow to X, given a context where there is one.
+
+        Args:
+            X: Shape (n_samples, n_features), finite; a DataFrame's rows are drawn as one again.
+            y: Not used.
+            sample_weight: Shape (n_samples,), at least 0: as if rows were repeated so often. Only
+                their ratios matter.
+            context: Shape (n_samples, n_context_features) or (n_samples,), finite.
+
+        Raises:
+            ValueError: A shape does not fit, a value is not finite, a column is constant, or a
+                parameter is out of range.
+            cnf.training.TrainingError: Every step failed.
+        """
+        self._frames = isinstance(X, pd.DataFrame)
+        rows: Array = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        weight = None
+        if sample_weight is not None:
+            weight = _check_sample_weight(
+                sample_weight, rows, dtype=np.float64, ensure_non_negative=True
+            )
+        given = None if context is None else _matrix(context, len(rows))
+        self.n_context_features_in_ = 0 if given is None else given.shape[1]
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        recipe = self.recipe
+        if not isinstance(recipe, Recipe):
+            _, recipe = choose_recipe(recipe, len(rows), rows.shape[1], given is not None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            flow = recipe.flow(rows.shape[1], self.n_context_features_in_)
+        flow = flow.to(self._device())
+        self.history_ = fit(
+            flow,
+            _tensor(rows),
+            context=_tensor(given),
+            weight=_tensor(weight),
+            objective=self.objective,
+            recipe=recipe,
+            budget=self.budget,
+            steps=self.max_steps,
+            seed=seed,
+            callbacks=[ProgressBar()] if self.verbose else [],
+        )
+        self.flow_ = flow.cpu().double()
+        return self
+
+    def score_samples(self, X: ArrayLike, context: ArrayLike | None = None) -> Array:
+        """Log-densities log p(x | context) in nats, shape (n_samples,).
+
+        Raises:
+            ValueError: A shape does not fit, or a value is not finite.
+            sklearn.exceptions.NotFittedError: There is no fit yet.
+            cnf.SolveError: Rows lie where the flow cannot be integrated; the message names them.
+        """
+        check_is_fitted(self)
+        rows: Array = validate_data(self, X, dtype=np.float64, reset=False)
+        given = self._context(context, len(rows))
+        flow = self._flow()
+        with torch.no_grad():
+            parts = [
+                flow.log_prob(
+                    _as(flow, rows[i : i + CHUNK]),
+                    None if given is None else _as(flow, given[i : i + CHUNK]),
+                )
+                for i in range(0, len(rows), CHUNK)
+            ]
+        return np.asarray(torch.cat(parts).cpu().numpy())
+
+    def score(self, X: ArrayLike, y: object = None, context: ArrayLike | None = None) -> float:
+        """The mean log-density of the rows, in nats, as `GaussianMixture` has it."""
+        return float(self.score_samples(X, context).mean())
+
+    def sample(
+        self,
+        n_samples: int = 1,
+        random_state: State = None,
+        context: ArrayLike | None = None,
+    ) -> Array | pd.DataFrame:
+        """Draws from the density.
+
+        Args:
+            n_samples: How many; with a context, for each of its rows.
+            random_state: Of the draws.
+            context: Shape (n_contexts, n_context_features) or (n_contexts,).
+
+        Returns:
+            Shape (n_samples, n_features), or (n_contexts · n_samples, n_features), one context's
+            after the other's; a DataFrame where the flow was fitted to one.
+
+        Raises:
+            ValueError: The number is not positive, or a shape does not fit.
+        """
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"Expected n_samples of at least 1; got {n_samples}")
+        given = self._context(context, None)
+        if given is not None:
+            given = np.repeat(given, n_samples, axis=0)
+        total = n_samples if given is None else len(given)
+        flow = self._flow()
+        parts = []
+        with torch.random.fork_rng(devices=[] if flow.like.device.type == "cpu" else None):
+            torch.manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+            for i in range(0, total, CHUNK):
+                if given is None:
+                    parts.append(flow.sample(min(CHUNK, total - i)))
+                else:
+                    parts.append(flow.sample((), _as(flow, given[i : i + CHUNK])))
+        drawn: Array = torch.cat(parts).cpu().numpy()
+        return pd.DataFrame(drawn, columns=self.feature_names_in_) if self._frames else drawn
+
+    def _context(self, context: ArrayLike | None, rows: int | None) -> Array | None:
+        """The context as a matrix, checked to be there where the fit had one, and only there."""
+        count = self.n_context_features_in_
+        if (context is None) != (count == 0):
+            wanted = f"a context of {count} columns" if count else "no context"
+            got = "none" if context is None else "one"
+            raise ValueError(f"Expected {wanted}, as in fit; got {got}")
+        if context is None:
+            return None
+        found = _matrix(context, rows)
+        if found.shape[1] != count:
+            raise ValueError(f"Expected a context of {count} columns; got {found.shape[1]}")
+        return found
+
+    def _device(self) -> str:
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    def _flow(self) -> Flow:
+        """The flow where it is to be computed."""
+        device = torch.device(self._device())
+        return self.flow_ if device.type == "cpu" else copy.deepcopy(self.flow_).to(device)
+
+
+def _as(flow: Flow, values: Array) -> Tensor:
+    """Values in the flow's dtype, on its device."""
+    return torch.tensor(values).to(flow.like)
+
+
+def _tensor(values: Array | None) -> Tensor | None:
+    """A copy, since PyTorch takes no array that cannot be written to."""
+    return None if values is None else torch.tensor(values)
+
+
+def _matrix(context: ArrayLike, rows: int | None) -> Array:
+    """A context as finite numbers of shape (rows, columns)."""
+    found: Array = check_array(context, dtype=np.float64, ensure_2d=False, input_name="context")
+    found = found.reshape(-1, 1) if found.ndim < 2 else found
+    if rows is not None:
+        check_consistent_length(found, np.empty((rows, 0)))
+    return found

@@ -1,0 +1,90 @@
+"""Affine layers that bring the data to a common scale; log p stays in the data's own units."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from cnf.layers.layer import Layer
+
+
+class Scaling(Layer):
+    """An affine layer whose numbers are taken from the training rows, once.
+
+    The identity until it is fitted. Its numbers are buffers: training leaves them alone.
+
+    Args:
+        dim: Number of columns.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    fitted: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("loc", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def fit(self, x: Tensor, weight: Tensor | None = None) -> Self:
+        """Take its numbers from rows `x` of shape (rows, dim).
+
+        Args:
+            x: At least two rows.
+            weight: Shape (rows,), at least 0: how often each row counts. All alike when None.
+
+        Raises:
+            ValueError: The shape does not fit, a value is not finite, or a column is constant.
+        """
+        if x.ndim != 2 or x.shape[1] != self.dim or len(x) < 2:
+            raise ValueError(
+                f"Expected at least 2 rows of {self.dim} columns; got shape {tuple(x.shape)}"
+            )
+        if not x.isfinite().all():
+            raise ValueError("Expected finite values to standardise; got NaN or infinity")
+        constant = constant_columns(x)
+        if constant:
+            raise ValueError(
+                f"Expected columns that vary; constant: column {', '.join(map(str, constant))} "
+                "(counted from 0). Leave it out: a constant has no density"
+            )
+        rows = x.double()
+        shares = rows.new_ones(len(x)) if weight is None else weight.to(rows)
+        shares = shares / shares.sum()
+        mean = shares @ rows
+        scale = (shares @ (rows - mean).square()).sqrt()
+        self.loc.copy_(mean)
+        self.scale.copy_(scale)
+        self._fit_standard((rows - mean) / scale, shares)
+        self.fitted.fill_(True)
+        return self
+
+    @abstractmethod
+    def _fit_standard(self, z: Tensor, shares: Tensor) -> None:
+        """Take what else is needed from standardised rows and their shares, which sum to 1."""
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"dim": self.dim}
+
+    def extra_repr(self) -> str:
+        """The size and whether it is fitted, for the module's repr."""
+        return f"dim={self.dim}, fitted={bool(self.fitted)}"
+
+
+def constant_columns(x: Tensor) -> list[int]:
+    """The columns of `x` (rows, columns) whose spread is no more than rounding leaves.
+
+    Example:
+        >>> constant_columns(torch.tensor([[1.0, 0.1], [2.0, 0.1]]))
+        [1]
+    """
+    rows = x.double()
+    spread = rows.std(0, correction=0)
+    constant: list[int] = (spread <= 1e-12 * rows.abs().amax(0)).nonzero().flatten().tolist()
+    return constant

@@ -28,9 +28,9 @@ CHUNK = 1000  # rows solved at once
 class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     """A continuous normalizing flow as a scikit-learn density estimator.
 
-    Fits log p(X), or log p(X | context), by `cnf.fit`, holding out a tenth of the rows to select the
-    best weights on. Densities are exact and in X's own units; they are computed in float64, so that
-    a row's does not depend on the rows beside it.
+    Fits log p(X), or log p(X | context), by `cnf.fit`, holding out a tenth of the rows to select
+    the best weights on. Densities are in X's own units; they are computed in float64, so that a
+    row's does not depend on the rows beside it.
 
     Args:
         recipe: A `cnf.recipes.Recipe` or the name of one; by the data's size and dimension when

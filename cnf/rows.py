@@ -53,8 +53,8 @@ class Rows:
 class Order:
     """Rows in a random order, time and again, in batches; it can be written down and gone on with.
 
-    Each time through there are as many as there are rows, each row once. With weights a row comes as
-    often as its weight says in the mean, w n / Σ w, rounded up or down at random.
+    Each time through there are as many as there are rows, each row once. With weights a row comes
+    as often as its weight says, w n / Σ w times, rounded up or down at random.
 
     Args:
         rows: What to order.

@@ -11,7 +11,7 @@ from torch import nn
 from cnf.divergence import Hutchinson
 from cnf.fields import FIELDS, ConcatSquash, make_field
 from cnf.fields.kernels import compiled_kernels
-from cnf.layers import CNF, LAYERS, Standardize
+from cnf.layers import CNF, LAYERS, SCALINGS, Standardize, Whiten
 from cnf.layers.settings import batch_error, own_errors, row_errors
 from cnf.ode import SolveError
 
@@ -40,7 +40,8 @@ class Stiff(nn.Module):
 def made(name):
     if name == "cnf":
         return CNF(ConcatSquash(3, (8, 8)), rtol=1e-9, atol=1e-9).double()
-    return Standardize(3).fit(torch.randn(50, 3) * 5 + 2).double()
+    correlated = torch.randn(50, 3) @ torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0], [0, 0, 1.0]])
+    return LAYERS[name](3).double().fit(correlated + 2)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -363,19 +364,79 @@ def test_standardize_gives_zero_mean_and_unit_variance():
     torch.testing.assert_close(log_det[0], -x.std(0, correction=0).log().sum())
 
 
+def correlated(rows, spread=(1e-3, 1.0, 1e3)):
+    mixed = torch.randn(rows, 3, dtype=DOUBLE) @ torch.tensor(
+        [[1.0, 0.8, 0.0], [0.0, 0.6, -0.5], [0.0, 0.0, 0.5]], dtype=DOUBLE
+    )
+    return mixed * torch.tensor(spread, dtype=DOUBLE) + 7
+
+
+def test_whitening_leaves_unit_covariance_and_the_columns_nearly_what_they_were():
+    x = correlated(20_000)
+    layer = Whiten(3).double().fit(x)
+    z, log_det = layer.inverse(x)
+    covariance = (z - z.mean(0)).T @ (z - z.mean(0)) / len(z)
+    torch.testing.assert_close(covariance, torch.eye(3, dtype=DOUBLE), rtol=0, atol=1e-3)
+    expected = -0.5 * torch.logdet(x.T.cov(correction=0))
+    assert log_det[0].item() == pytest.approx(expected.item(), abs=1e-3)
+    # Of all white coordinates these have the highest sum of correlations with the columns.
+    standard = (x - x.mean(0)) / x.std(0)
+    rotation = torch.linalg.qr(torch.randn(3, 3, dtype=DOUBLE)).Q
+    assert (z * standard).mean(0).sum() > (z @ rotation * standard).mean(0).sum()
+
+
+def test_whitening_shrinks_as_ledoit_and_wolf_do():
+    """Against scikit-learn's, which shrinks towards the identity times the mean variance: 1 here."""
+    from sklearn.covariance import ledoit_wolf
+
+    x = correlated(40)
+    standard = (x - x.mean(0)) / x.std(0, correction=0)
+    shrunk, s = ledoit_wolf(standard.numpy(), assume_centered=True)
+    layer = Whiten(3).double().fit(x)
+    found = layer.mixing @ layer.mixing
+    assert 0.01 < s < 0.9
+    torch.testing.assert_close(found, torch.from_numpy(shrunk), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-3])
+def test_whitening_of_nearly_collinear_columns_stays_within_single_precision(noise):
+    x = correlated(500, spread=(1.0, 1.0, 1.0))
+    x[:, 2] = x[:, 0] - 2 * x[:, 1] + noise * torch.randn(500, dtype=DOUBLE)
+    layer = Whiten(3).fit(x.float())
+    values = torch.linalg.eigvalsh(layer.mixing.double() @ layer.mixing.double())
+    assert values[-1] / values[0] < 1.1e6
+    z, log_det = layer.inverse(x.float())
+    assert z.isfinite().all()
+    assert log_det.isfinite().all()
+    assert max_difference(layer(z)[0], x.float()) < 1e-3
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_weights_of_a_scaling_are_repetitions(name):
+    x, weight = correlated(30), torch.randint(0, 4, (30,)).double()
+    weighted = SCALINGS[name](3).double().fit(x, 0.1 * weight)
+    repeated = SCALINGS[name](3).double().fit(x.repeat_interleave(weight.long(), 0))
+    torch.testing.assert_close(weighted.loc, repeated.loc)
+    torch.testing.assert_close(weighted.scale, repeated.scale)
+    found = weighted.pull(x).value.std(0), repeated.pull(x).value.std(0)
+    torch.testing.assert_close(*found, rtol=0.1, atol=0)  # a row three times is not three rows
+
+
+@pytest.mark.parametrize("name", SCALINGS)
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e8])
-def test_standardize_refuses_a_constant_column(constant):
+def test_scalings_refuse_a_constant_column(name, constant):
     x = torch.randn(50, 3)
     x[:, 1] = constant
     with pytest.raises(ValueError, match="constant: column 1"):
-        Standardize(3).fit(x)
+        SCALINGS[name](3).fit(x)
 
 
-def test_standardize_refuses_what_it_cannot_fit():
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scalings_refuse_what_they_cannot_fit(name):
     with pytest.raises(ValueError, match="at least 2 rows of 3 columns"):
-        Standardize(3).fit(torch.randn(1, 3))
+        SCALINGS[name](3).fit(torch.randn(1, 3))
     with pytest.raises(ValueError, match="finite"):
-        Standardize(1).fit(torch.tensor([[1.0], [math.nan]]))
+        SCALINGS[name](1).fit(torch.tensor([[1.0], [math.nan]]))
 
 
 class Shared(nn.Module):

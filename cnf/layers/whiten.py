@@ -18,11 +18,11 @@ FLATTEST = 1e-6
 class Whiten(Scaling):
     """x = loc + scale ∘ (R^½ z), with the columns' means, deviations and (shrunk) correlation R.
 
-    What it makes of the training rows is uncorrelated and has unit variance, and of all such maps it
-    is the one that leaves each column closest to what it was (ZCA-cor; Kessy et al. 2018). The
-    correlation R = (1 − s) C + s I of the sample's C is shrunk by Ledoit and Wolf's (2004) s, which
-    is small where there are many rows for each column, and by more where columns are nearly
-    collinear, so that the eigenvalues of R stay within a factor of a million.
+    What it makes of the training rows is uncorrelated and has unit variance, and of all such maps
+    it is the one that leaves each column closest to what it was (ZCA-cor; Kessy et al. 2018). The
+    sample's correlation C is shrunk, R = (1 − s) C + s I, by Ledoit and Wolf's (2004) s, which is
+    small where there are many rows for each column, and by more where columns are nearly collinear,
+    so that the eigenvalues of R stay within a factor of a million.
     log |det| = Σ ln scale + ½ ln det R.
 
     The identity until it is fitted. Its numbers are buffers: training leaves them alone.

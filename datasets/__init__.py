@@ -18,7 +18,7 @@ if __name__ != "cnf.datasets":
     )
 
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS, ConditionalToy
-from cnf.datasets.files import check_writable, read_table, write_table
+from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
 from cnf.datasets.splits import Split, check_fittable, split
 from cnf.datasets.table import Table, closest
 from cnf.datasets.tables import TABLES, load
@@ -27,9 +27,11 @@ from cnf.datasets.toys import TOYS
 
 __all__ = [
     "CONDITIONAL_TOYS",
+    "MISSING",
     "TABLES",
     "TOYS",
     "ConditionalToy",
+    "Missing",
     "Split",
     "Table",
     "Toy",

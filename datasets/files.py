@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from math import isfinite
 from numbers import Real
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, get_args
 from uuid import uuid4
 
 import numpy as np
@@ -18,17 +18,22 @@ from numpy.typing import ArrayLike, NDArray
 
 from cnf.datasets.table import Table, closest
 
-__all__ = ["ENDINGS", "check_writable", "read_table", "write_table"]
+__all__ = ["ENDINGS", "MISSING", "Missing", "check_writable", "read_table", "write_table"]
 
 ENDINGS = ".csv, .npy, .npz, .npz:ARRAY or .parquet"
 ARCHIVE = ".npz"
 NAMES = "columns"  # the array in an archive that names the columns of the others
 BOOLEANS = {"true": 1.0, "false": 0.0}
+GAPS = ("", "na", "n/a", "nan", "null", "none")  # what stands where a value is missing, in any case
+
+Missing = Literal["refuse", "drop"]
+MISSING: tuple[Missing, ...] = get_args(Missing)
+"""What is done about missing values: the table is refused, or their rows are dropped."""
 
 Array = NDArray[np.float64]
 
 
-def read_table(path: str | os.PathLike[str]) -> Table:
+def read_table(path: str | os.PathLike[str], missing: Missing = "refuse") -> Table:
     r"""Read a table of finite numbers from a file.
 
     - `.csv`: UTF-8, separated by commas, with a header; blank lines are skipped.
@@ -37,18 +42,21 @@ def read_table(path: str | os.PathLike[str]) -> Table:
       names the columns. Pickled objects are never loaded.
     - `.parquet`.
 
-    Whole numbers become floats, and so do booleans, as 0 and 1.
+    Whole numbers become floats, and so do booleans, as 0 and 1. A value is missing where there is
+    NaN or null, and in .csv where a cell is empty or says na, n/a, nan, null or none, in any case.
 
     Args:
         path: The file, its kind told by its name's ending.
+        missing: What is done where values are missing: `"refuse"` the table, or `"drop"` their
+            rows.
 
     Returns:
         The table, called as the file is, without the ending.
 
     Raises:
-        ValueError: If there is no such file or array, it cannot be read, it has no rows, or it
-            holds text, missing cells, NaN or infinity; then the first such row and column are
-            named.
+        ValueError: If there is no such file or array, it cannot be read, or it has no rows; if it
+            holds text or infinity, and then the first such row and column are named; if values are
+            missing, and then their number in each column.
 
     Example:
         >>> import tempfile
@@ -71,7 +79,7 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     table = _read_npz(file, member) if ending == ARCHIVE else READERS[ending](file)
     if not table.values.size:
         raise ValueError(f"Expected rows in {file}; got an empty table: check how it was written.")
-    return table
+    return _without_gaps(file, table, missing)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -171,21 +179,42 @@ def _decoding(file: Path) -> Iterator[None]:
         ) from error
 
 
+def _without_gaps(file: Path, table: Table, missing: Missing) -> Table:
+    """A table without missing values."""
+    if missing not in MISSING:
+        raise ValueError(f"Expected missing to be one of {', '.join(MISSING)}; got {missing!r}")
+    gaps = np.isnan(table.values)
+    if not gaps.any():
+        return table
+    full = ~gaps.any(1)
+    if missing == "drop" and full.any():
+        dropped = len(full) - int(full.sum())
+        return Table(table.name, table.values[full], table.columns, dropped)
+    counts = zip(gaps.sum(0).tolist(), table.columns, strict=True)
+    named = [f"{count} in column {column!r}" for count, column in counts if count]
+    more = f" and {len(named) - 10} more columns" if len(named) > 10 else ""
+    whole = f"rows without any: {int(full.sum())} of {len(full)}"
+    raise ValueError(
+        f"Expected no missing values in {file}; got {', '.join(named[:10])}{more}, the first in "
+        f"row {int(full.argmin()) + 1} ({whole}): fill them, or drop their rows, as train and "
+        "evaluate do with --missing drop."
+    )
+
+
 def _refuse(file: Path, value: object, column: str, place: str) -> ValueError:
     plain = value.item() if isinstance(value, np.generic) else value
-    got = "an empty cell" if isinstance(plain, str) and not plain.strip() else repr(plain)
     return ValueError(
-        f"Expected finite numbers in {file}; got {got} in column {column!r} at {place}: "
-        "fill or drop it."
+        f"Expected finite numbers in {file}; got {plain!r} in column {column!r} at {place}: "
+        "correct or drop it."
     )
 
 
 def _refuse_first(file: Path, cells: Callable[[int, int], object], table: Table) -> Table:
-    """Pass a table of finite numbers on; name the first cell of any other as the file has it."""
-    finite = np.isfinite(table.values)
-    if finite.all():
+    """Pass a table of numbers and NaN on; name the first infinite cell as the file has it."""
+    wrong = np.isinf(table.values)
+    if not wrong.any():
         return table
-    row, column = divmod(int(finite.argmin()), finite.shape[1])
+    row, column = divmod(int(wrong.argmax()), wrong.shape[1])
     place = f"row {row + 1} (counting from 1)"
     raise _refuse(file, cells(row, column), table.columns[column], place)
 
@@ -233,7 +262,7 @@ def _csv_numbers(file: Path, header: list[str], cells: list[str], place: str) ->
         )
     numbers = [_number(cell) for cell in cells]
     for column, cell, number in zip(header, cells, numbers, strict=True):
-        if not isfinite(number):
+        if not isfinite(number) and cell.strip().lower() not in GAPS:
             raise _refuse(file, cell, column, place)
     return numbers
 
@@ -312,10 +341,14 @@ def _read_parquet(file: Path) -> Table:
 
 
 def _from_series(series: "pd.Series[float]") -> Array:
-    """Numbers of a column; NaN where it is missing or is no number, as text and dates are not."""
+    """Numbers of a column; NaN where one is missing, infinity where text or a date is none."""
     if pd.api.types.is_numeric_dtype(series.dtype):
         return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
-    numbers = [float(cell) if isinstance(cell, Real) else np.nan for cell in series]
+    missing = series.isna()
+    numbers = [
+        np.nan if gap else float(cell) if isinstance(cell, Real) else np.inf
+        for cell, gap in zip(series, missing, strict=True)
+    ]
     return np.array(numbers, dtype=np.float64)
 
 

@@ -19,6 +19,7 @@ class Table:
         name: What the table is called.
         values: Float64 array of shape (rows, columns).
         columns: The columns' names, distinct and not blank.
+        dropped: How many rows were left out because values were missing in them.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -31,6 +32,7 @@ class Table:
     name: str
     values: NDArray[np.float64]
     columns: tuple[str, ...]
+    dropped: int = 0
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.values.dtype != np.float64:

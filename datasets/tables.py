@@ -9,7 +9,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, loa
 from sklearn.utils import Bunch
 
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS
-from cnf.datasets.files import ENDINGS, read_table
+from cnf.datasets.files import ENDINGS, Missing, read_table
 from cnf.datasets.table import Table, closest
 from cnf.datasets.toys import TOYS
 
@@ -48,11 +48,12 @@ from a fixed seed. Diabetes comes as scikit-learn scales it.
 """
 
 
-def load(data: str) -> Table:
+def load(data: str, missing: Missing = "refuse") -> Table:
     """Load a table by its name in `TABLES` or from a file.
 
     Args:
         data: A name, or a path that `read_table` takes.
+        missing: What is done where values are missing in a file: `"refuse"` it, or `"drop"` rows.
 
     Returns:
         The table.
@@ -68,7 +69,7 @@ def load(data: str) -> Table:
     if data in TABLES:
         return TABLES[data]()
     if Path(data).suffix or sep in data or Path(data).exists():
-        return read_table(data)
+        return read_table(data, missing)
     for registry, toys in (("TOYS", TOYS), ("CONDITIONAL_TOYS", CONDITIONAL_TOYS)):
         if data in toys:
             raise ValueError(

@@ -17,6 +17,7 @@ from cnf.datasets import (
     TABLES,
     TOYS,
     ConditionalToy,
+    Missing,
     Table,
     Toy,
     check_fittable,
@@ -48,6 +49,7 @@ class Data:
         toy: The toy that the rows are drawn from, with its true log-density; None where that is not
             known, for a table or where columns of a plain toy are the context.
         sha256: Of the whole table's values, by which it is known again; empty for a toy.
+        dropped: How many of the table's rows were left out because values were missing in them.
     """
 
     name: str
@@ -58,15 +60,19 @@ class Data:
     test: Rows
     toy: AnyToy | None
     sha256: str
+    dropped: int
 
 
-def open_data(name: str, seed: int, context: Sequence[str] = ()) -> Data:
+def open_data(
+    name: str, seed: int, context: Sequence[str] = (), missing: Missing = "refuse"
+) -> Data:
     """Draw a toy's rows, or load a table and split it 80/10/10 by `seed`.
 
     Args:
         name: What DATA is.
         seed: Of the split, or of the toy's rows.
         context: Names of the columns that are the context; a conditional toy has its own.
+        missing: What is done where values of a table are missing.
 
     Raises:
         ValueError: There is no such data or no such context, or it cannot be fitted; the message
@@ -78,9 +84,10 @@ def open_data(name: str, seed: int, context: Sequence[str] = ()) -> Data:
             part: _draw(name, rows, np.random.default_rng([seed, i]))
             for i, (part, rows) in enumerate(TOY_ROWS.items())
         }
-        sha256 = ""
+        sha256, dropped = "", 0
     else:
-        table = load(name)
+        table = load(name, missing)
+        dropped = table.dropped
         check_fittable(table)
         tables = _split(table, seed)
         sha256 = hashlib.sha256(table.values.tobytes()).hexdigest()
@@ -94,6 +101,7 @@ def open_data(name: str, seed: int, context: Sequence[str] = ()) -> Data:
         tuple(context),
         toy=_toy(name, tables["train"], columns, context),
         sha256=sha256,
+        dropped=dropped,
         **{part: _rows(table, columns, context) for part, table in tables.items()},
     )
 
@@ -104,6 +112,7 @@ def open_rows(
     context_columns: Sequence[str],
     seed: int,
     context_data: str | None = None,
+    missing: Missing = "refuse",
 ) -> tuple[Rows, AnyToy | None]:
     """Rows to score, in the columns of a model; with the toy whose true log-density is theirs.
 
@@ -116,6 +125,8 @@ def open_rows(
         context_columns: Those of the context.
         seed: Of a toy's rows.
         context_data: The file that the context is read from; None where DATA has it.
+        missing: What is done where values of DATA are missing; where its context is in another
+            file no row can be dropped, since the two pair off.
 
     Raises:
         ValueError: There is no such data, its columns are not the model's, or its rows and their
@@ -125,7 +136,7 @@ def open_rows(
         # A stream of its own: NumPy's generator of [seed, 0], the training rows', is that of seed.
         table = _draw(name, TOY_ROWS["test"], np.random.default_rng([seed, len(TOY_ROWS)]))
     else:
-        table = load(name)
+        table = load(name, missing if context_data is None else "refuse")
     if context_data is None:
         rows = _rows(table, columns, context_columns)
         return rows, _toy(name, table, columns, context_columns)

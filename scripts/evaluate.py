@@ -14,7 +14,7 @@ from cnf.distributed import process_group
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.program import Parser, program, say
 from cnf.scripts.rows import Rows
-from cnf.scripts.trained import CONTEXT_DATA, DIVERGENCE, Trained
+from cnf.scripts.trained import CONTEXT_DATA, DIVERGENCE, MISSING_VALUES, Trained
 
 Array = NDArray[np.float64]
 
@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data", help="rows to score: a name or a file; the held-out rows when not given"
     )
     parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
+    parser.add_argument("--missing", **MISSING_VALUES)
     parser.add_argument("--divergence", **DIVERGENCE)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     arguments = parser.parse_args(argv)
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _rows(trained: Trained, arguments: argparse.Namespace) -> tuple[Rows, AnyToy | None]:
     """The rows to score, and the toy that they are drawn from, if they are."""
     if arguments.data is not None:
-        return trained.rows(arguments.data, arguments.context_data)
+        return trained.rows(arguments.data, arguments.context_data, arguments.missing)
     if arguments.context_data is not None:
         raise ValueError(
             "Expected --data beside --context-data; got none: the held-out rows are scored with "

@@ -35,7 +35,7 @@ from cnf.scripts.evaluate import evaluate
 from cnf.scripts.gaussian import Gaussian
 from cnf.scripts.plot import plot
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say, seed
-from cnf.scripts.trained import METRICS, STATE, Trained
+from cnf.scripts.trained import METRICS, MISSING_VALUES, STATE, Trained
 from cnf.storage import save
 from cnf.training import fit
 from cnf.training_state import TrainingState
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     with process_group():
         begun = _begun(arguments)
-        data = open_data(arguments.data, arguments.seed, _context(arguments))
+        data = open_data(arguments.data, arguments.seed, _context(arguments), arguments.missing)
         name, recipe = _recipe(arguments, data, begun)
         if arguments.show_recipe:
             say(json.dumps(asdict(recipe), indent=2))
@@ -183,6 +183,7 @@ def _parser() -> Parser:
         metavar="COL,COL",
         help="columns of DATA to condition on: the others' density given these is modelled",
     )
+    parser.add_argument("--missing", **MISSING_VALUES)
     parser.add_argument("--out", metavar="DIR", help="a new or empty folder")
     parser.add_argument(
         "--recipe",
@@ -358,8 +359,10 @@ def _summary(data: Data, flow: Flow, recipe: str) -> str:
     """What is about to be trained."""
     given = f" given {', '.join(data.context_columns)}" if data.context_columns else ""
     layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
+    left_out = f" ({data.dropped} rows with missing values left out)" if data.dropped else ""
     return (
-        f"{data.name}: {len(data.train)} training rows of {len(data.columns)} columns{given}; "
+        f"{data.name}: {len(data.train)} training rows{left_out} of {len(data.columns)} "
+        f"columns{given}; "
         f"recipe {recipe}, {sum(p.numel() for p in flow.parameters())} weights, "
         f"divergence {layer.trace()}"
     )
@@ -373,6 +376,7 @@ def _metadata(arguments: argparse.Namespace, data: Data, recipe: Recipe) -> dict
         "seed": arguments.seed,
         "columns": list(data.columns),
         "context": list(data.context_columns),
+        "missing": arguments.missing,
         "gaussian": Gaussian.fit(data.train).json(),
         "objective": recipe.objective,
         "budget": arguments.budget,

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cnf.datasets import MISSING, Missing
 from cnf.distributed import gather, rank, share
 from cnf.divergence import DIVERGENCES, choose_divergence, with_count
 from cnf.fields import as_field
@@ -34,6 +35,11 @@ DIVERGENCE: dict[str, Any] = {
     "default": "auto",
     "help": "how the trace is found (default: auto, exact where that is cheap)",
 }
+MISSING_VALUES: dict[str, Any] = {
+    "choices": MISSING,
+    "default": "refuse",
+    "help": "what is done where values are missing: refuse the table (the default), or drop rows",
+}
 CONTEXT_DATA = "the contexts of a conditional model, one for each row; in --data when not given"
 
 
@@ -49,6 +55,7 @@ class Trained:
         source: What DATA was.
         sha256: Of DATA's values, empty for a toy.
         seed: Of DATA's split, or of the toy's rows.
+        missing: What was done where values were missing.
         gaussian: Fitted on the training rows.
     """
 
@@ -59,6 +66,7 @@ class Trained:
     source: str
     sha256: str
     seed: int
+    missing: Missing
     gaussian: Gaussian
 
     @staticmethod
@@ -91,7 +99,7 @@ class Trained:
         Raises:
             ValueError: The data is not there any more, or has changed.
         """
-        data = open_data(self.source, self.seed, self.context_columns)
+        data = open_data(self.source, self.seed, self.context_columns, self.missing)
         if data.sha256 != self.sha256:
             raise ValueError(
                 f"Expected the table that the model was trained on; {data.name} has changed since, "
@@ -99,9 +107,11 @@ class Trained:
             )
         return data
 
-    def rows(self, data: str, context_data: str | None) -> tuple[Rows, AnyToy | None]:
+    def rows(
+        self, data: str, context_data: str | None, missing: Missing = "refuse"
+    ) -> tuple[Rows, AnyToy | None]:
         """The rows that --data and --context-data name, as `open_rows` reads them."""
-        return open_rows(data, self.columns, self.context_columns, self.seed, context_data)
+        return open_rows(data, self.columns, self.context_columns, self.seed, context_data, missing)
 
     def score(self, rows: Rows) -> tuple[Array, float]:
         """Log p of rows in nats, and the mean number of evaluations of a solve.
@@ -167,6 +177,7 @@ def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
     )
     columns, seed = metadata["columns"], metadata["seed"]
     context = metadata.get("context", [])  # folders from before there was one have no such entry
+    missing = metadata.get("missing", "refuse")
     size = len(context) + dim
     fits = (
         isinstance(columns, list)
@@ -178,6 +189,7 @@ def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
         and isinstance(metadata["data_sha256"], str)
         and isinstance(seed, int)
         and seed >= 0
+        and missing in MISSING
         and gaussian.mean.shape == (size,)
         and gaussian.covariance.shape == (size, size)
     )
@@ -190,6 +202,7 @@ def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
         "source": metadata["data"],
         "sha256": metadata["data_sha256"],
         "seed": seed,
+        "missing": missing,
         "gaussian": gaussian,
     }
 

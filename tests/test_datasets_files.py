@@ -76,6 +76,55 @@ def test_csv_keeps_infinities_that_a_log_density_may_have(tmp_path):
     assert (tmp_path / "t.csv").read_text() == "log_prob\n0.1\n-inf\nnan\n"
 
 
+# --- missing values
+
+
+def with_gaps(folder, ending):
+    """A file of four rows, the second and the third with gaps, as other programs write them."""
+    file = folder / f"t{ending}"
+    values = np.array([[1.0, 2.0], [np.nan, 3.0], [4.0, np.nan], [5.0, 6.0]])
+    if ending == ".csv":
+        file.write_text("a,b\n1,2\n,3\n4,N/A\n5,6\n")
+    elif ending == ".parquet":
+        columns = {"a": [1, None, 4, 5], "b": [2.0, 3.0, None, 6.0]}
+        pd.DataFrame(columns, dtype="Float64").to_parquet(file)
+    else:
+        write_table(file, values, ["a", "b"])
+    return file
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_missing_values_are_refused_by_their_number(ending, tmp_path):
+    message = refused(with_gaps(tmp_path, ending))
+    first, second = ("'x0'", "'x1'") if ending == ".npy" else ("'a'", "'b'")
+    assert f"1 in column {first}, 1 in column {second}, the first in row 2 (" in message
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_rows_with_missing_values_are_dropped_where_that_is_asked_for(ending, tmp_path):
+    table = read_table(with_gaps(tmp_path, ending), missing="drop")
+    assert table.values.tolist() == [[1.0, 2.0], [5.0, 6.0]]
+    assert table.dropped == 2
+
+
+def test_a_table_of_nothing_but_gaps_is_refused_even_so(tmp_path):
+    file = text_file(tmp_path, "x,y\n1,\n,2\n")
+    with pytest.raises(ValueError, match="rows without any: 0 of 2"):
+        read_table(file, missing="drop")
+    with pytest.raises(ValueError, match="missing to be one of refuse, drop; got 'fill'"):
+        read_table(file, missing="fill")
+
+
+def test_infinity_and_text_are_no_missing_values(tmp_path):
+    with pytest.raises(ValueError, match="got 'inf' in column 'y' at data row 1"):
+        read_table(text_file(tmp_path, "x,y\n1,inf\n,2\n"), missing="drop")
+    with pytest.raises(ValueError, match="got 'unknown'"):
+        read_table(text_file(tmp_path, "x,y\n1,unknown\n"), missing="drop")
+    pd.DataFrame({"a": ["1", None]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="got '1' in column 'a' at row 1"):
+        read_table(tmp_path / "t.parquet", missing="drop")
+
+
 # --- csv
 
 
@@ -90,9 +139,15 @@ def test_csv_is_read_leniently_where_nothing_is_in_doubt(tmp_path):
     ("text", "parts"),
     [
         ("x,y\n1,2\n\n3,abc\nq,4\n", ["got 'abc'", "column 'y'", "data row 2 (line 4)"]),
-        ("x,y\n1,\n", ["got an empty cell", "column 'y'", "data row 1 (line 2)"]),
-        ("x,y\n1,2\nNA,2\n", ["got 'NA'", "column 'x'", "data row 2 (line 3)"]),
-        ("x\n1\nnan\n", ["got 'nan'", "data row 2"]),
+        ("x,y\n1,\n", ["no missing values", "1 in column 'y'", "row 1 (rows without any: 0 of 1)"]),
+        (
+            "x,y,z\n1,2,3\nNA,2,\nnan, null,5\n4,5,6\n",
+            [
+                "2 in column 'x', 1 in column 'y', 1 in column 'z'",
+                "of 4 rows, 2 of",
+                "--missing drop",
+            ],
+        ),
         ("x\n-inf\n", ["got '-inf'", "data row 1"]),
         ("x\n1e999\n", ["got '1e999'"]),
         ("x\n2024_05\n", ["got '2024_05'"]),
@@ -139,7 +194,7 @@ def test_npy_is_mapped_and_never_changed(tmp_path):
         (np.zeros((0, 2)), "empty table"),
         (
             np.array([[1.0, 2.0], [3.0, np.nan]]),
-            "got nan in column 'x1' at row 2 (counting",
+            "1 in column 'x1', the first in row 2",
         ),
         (np.array([[1.0], [np.inf]], np.float32), "got inf in column 'x0' at row 2"),
         (np.array([["a", "b"]]), "got 'a' in column 'x0' at row 1"),
@@ -198,9 +253,9 @@ def test_parquet_without_names(tmp_path):
     ("column", "part"),
     [
         (["a", "b"], "got 'a' in column 'y' at row 1"),
-        ([1.0, np.nan], "got nan in column 'y' at row 2"),
-        ([True, None], "got None in column 'y' at row 2"),
-        (pd.array([1, None], dtype="Int64"), "in column 'y' at row 2"),
+        ([1.0, np.nan], "1 in column 'y', the first in row 2"),
+        ([True, None], "1 in column 'y', the first in row 2"),
+        (pd.array([1, None], dtype="Int64"), "in column 'y', the first in row 2"),
         (pd.to_datetime(["2024-01-01", "2024-01-02"]), "got Timestamp"),
     ],
 )

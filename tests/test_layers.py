@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers import max_difference
+from sklearn.covariance import ledoit_wolf
 from torch import nn
 
 from cnf.divergence import Hutchinson
@@ -386,9 +387,7 @@ def test_whitening_leaves_unit_covariance_and_the_columns_nearly_what_they_were(
 
 
 def test_whitening_shrinks_as_ledoit_and_wolf_do():
-    """Against scikit-learn's, which shrinks towards the identity times the mean variance: 1 here."""
-    from sklearn.covariance import ledoit_wolf
-
+    """Against scikit-learn's, which shrinks towards the mean variance, 1 here, at the identity."""
     x = correlated(40)
     standard = (x - x.mean(0)) / x.std(0, correction=0)
     shrunk, s = ledoit_wolf(standard.numpy(), assume_centered=True)

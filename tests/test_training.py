@@ -383,3 +383,71 @@ def test_regularization_without_a_layer_to_regularize():
     flow = cnf.Flow(small_flow().base, [cnf.Standardize(2)])
     with pytest.raises(ValueError, match="CNF layer to regularize"):
         cnf.fit(flow, DATA, recipe=dataclasses.replace(QUICK, kinetic=1.0), steps=1)
+
+
+def test_rows_come_as_often_as_their_weights_say():
+    """12 rows with weights that sum to 24: half as often as the weight, rounded up or down."""
+    weight = torch.tensor([4.0, 1, 1, 1, 1, 1, 6, 2, 2, 2, 2, 1])
+    rows = Rows(torch.arange(12.0).unsqueeze(1), weight=weight)
+    order = Order(rows, torch.Generator().manual_seed(0))
+    counts = torch.zeros(400, 12)
+    for i in range(400):
+        found = order.batch(12).x.flatten().long()
+        counts[i] = torch.bincount(found, minlength=12)
+    assert ((counts - weight / 2).abs() < 1).all()
+    torch.testing.assert_close(counts.mean(0), weight / 2, rtol=0, atol=0.1)
+
+
+def test_equal_weights_are_no_weights():
+    rows = Rows(torch.arange(7.0).unsqueeze(1), weight=torch.full((7,), 0.3))
+    order = Order(rows, torch.Generator().manual_seed(0))
+    for _ in range(20):
+        assert sorted(order.batch(7).x.flatten().tolist()) == list(range(7))
+
+
+def test_validation_counts_rows_by_their_weights():
+    flow = small_flow().double()
+    x, weight = DATA[:40].double(), torch.arange(1.0, 41.0).double()
+    weighted = training.mean_nll(flow, Rows(x, weight=weight))
+    repeated = training.mean_nll(flow, Rows(x.repeat_interleave(weight.long(), 0)))
+    assert weighted == pytest.approx(repeated, abs=1e-9)
+    assert weighted != pytest.approx(training.mean_nll(flow, Rows(x)), abs=1e-3)
+
+
+def test_weights_reach_scaling_and_training():
+    """All the weight on one of two clusters: the flow is the density of that one alone."""
+    data = torch.cat([DATA, DATA + 1000])
+    weight = torch.cat([torch.ones(len(DATA)), torch.zeros(len(DATA))])
+    flow, alone = small_flow(), small_flow()
+    validation = DATA[:50]
+    cnf.fit(flow, data, recipe=QUICK, steps=5, weight=weight, validation=validation)
+    cnf.fit(alone, DATA, recipe=QUICK, steps=5, validation=validation)
+    torch.testing.assert_close(flow.layers[-1].scale, alone.layers[-1].scale)
+    torch.testing.assert_close(flow.log_prob(DATA), alone.log_prob(DATA), rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(3), r"weights of shape \(600,\) for data; got \(3,\)"),
+        (torch.zeros(600), "a weight above zero for data; got zeros alone"),
+        (-torch.ones(600), "finite weights of at least 0"),
+        (torch.full((600,), math.nan), "finite weights of at least 0"),
+    ],
+)
+def test_weights_are_checked(weight, message):
+    with pytest.raises(ValueError, match=message):
+        cnf.fit(small_flow(), DATA, recipe=QUICK, steps=1, weight=weight)
+
+
+def test_the_clock_has_no_say_where_the_steps_run_out_first(monkeypatch):
+    """Even where a budget is given too, and validations take most of the time."""
+    original = training.mean_nll
+
+    def slow(flow, rows):
+        sleep(0.02)
+        return original(flow, rows)
+
+    monkeypatch.setattr(training, "mean_nll", slow)
+    history = cnf.fit(small_flow(), DATA, recipe=QUICK, steps=20, budget=1000.0)
+    assert history.step.tolist() == list(range(2, 21, 2))

@@ -1,7 +1,7 @@
 """Data to fit: toys whose true log-density is known, scikit-learn's tables, and files.
 
-`TOYS`, `CONDITIONAL_TOYS` and `TABLES` are the registries; `load` takes a table's name or a
-file's path.
+`TOYS`, `CONDITIONAL_TOYS`, `TABLES` and `BENCHMARKS` are the registries; `load` takes a table's name
+or a file's path, `load_benchmark` a benchmark's.
 
 Example:
     >>> from cnf.datasets import TABLES, TOYS, load
@@ -17,6 +17,7 @@ if __name__ != "cnf.datasets":
         "belongs to Hugging Face's datasets; install this project and import cnf.datasets."
     )
 
+from cnf.datasets.benchmarks import BENCHMARKS, DATA_DIR, load_benchmark
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS, ConditionalToy
 from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
 from cnf.datasets.splits import Split, check_fittable, split
@@ -26,7 +27,9 @@ from cnf.datasets.toy import Toy
 from cnf.datasets.toys import TOYS
 
 __all__ = [
+    "BENCHMARKS",
     "CONDITIONAL_TOYS",
+    "DATA_DIR",
     "MISSING",
     "TABLES",
     "TOYS",
@@ -39,6 +42,7 @@ __all__ = [
     "check_writable",
     "closest",
     "load",
+    "load_benchmark",
     "read_table",
     "split",
     "write_table",

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnf.datasets import (
+    BENCHMARKS,
     CONDITIONAL_TOYS,
     TABLES,
     TOYS,
@@ -23,6 +24,7 @@ from cnf.datasets import (
     check_fittable,
     closest,
     load,
+    load_benchmark,
     split,
 )
 from cnf.layers.scaling import constant_columns
@@ -64,15 +66,20 @@ class Data:
 
 
 def open_data(
-    name: str, seed: int, context: Sequence[str] = (), missing: Missing = "refuse"
+    name: str,
+    seed: int,
+    context: Sequence[str] = (),
+    missing: Missing = "refuse",
+    data_dir: str | None = None,
 ) -> Data:
-    """Draw a toy's rows, or load a table and split it 80/10/10 by `seed`.
+    """Draw a toy's rows, load a table and split it 80/10/10 by `seed`, or read a benchmark's parts.
 
     Args:
         name: What DATA is.
         seed: Of the split, or of the toy's rows.
         context: Names of the columns that are the context; a conditional toy has its own.
         missing: What is done where values of a table are missing.
+        data_dir: The folder with the files of benchmarks.
 
     Raises:
         ValueError: There is no such data or no such context, or it cannot be fitted; the message
@@ -85,12 +92,16 @@ def open_data(
             for i, (part, rows) in enumerate(TOY_ROWS.items())
         }
         sha256, dropped = "", 0
+    elif name in BENCHMARKS:
+        tables = dict(vars(load_benchmark(name, data_dir)))
+        _check_varying(tables["train"])
+        sha256, dropped = _sha256(*tables.values()), 0
     else:
         table = load(name, missing)
         dropped = table.dropped
         check_fittable(table)
         tables = _split(table, seed)
-        sha256 = hashlib.sha256(table.values.tobytes()).hexdigest()
+        sha256 = _sha256(table)
         name = name if name in TABLES else os.path.abspath(name)
     if name in CONDITIONAL_TOYS:
         context = CONDITIONAL_TOYS[name].context_columns
@@ -113,6 +124,7 @@ def open_rows(
     seed: int,
     context_data: str | None = None,
     missing: Missing = "refuse",
+    data_dir: str | None = None,
 ) -> tuple[Rows, AnyToy | None]:
     """Rows to score, in the columns of a model; with the toy whose true log-density is theirs.
 
@@ -127,6 +139,7 @@ def open_rows(
         context_data: The file that the context is read from; None where DATA has it.
         missing: What is done where values of DATA are missing; where its context is in another
             file no row can be dropped, since the two pair off.
+        data_dir: The folder with the files of benchmarks, whose test rows are read.
 
     Raises:
         ValueError: There is no such data, its columns are not the model's, or its rows and their
@@ -135,6 +148,8 @@ def open_rows(
     if name in TOYS or name in CONDITIONAL_TOYS:
         # A stream of its own: NumPy's generator of [seed, 0], the training rows', is that of seed.
         table = _draw(name, TOY_ROWS["test"], np.random.default_rng([seed, len(TOY_ROWS)]))
+    elif name in BENCHMARKS:
+        table = load_benchmark(name, data_dir).test
     else:
         table = load(name, missing if context_data is None else "refuse")
     if context_data is None:
@@ -198,14 +213,27 @@ def _split(table: Table, seed: int) -> dict[str, Table]:
         part: Table(table.name, table.values[getattr(index, part)], table.columns)
         for part in TOY_ROWS
     }
-    constant = constant_columns(torch.from_numpy(parts["train"].values).float())
+    _check_varying(parts["train"])
+    return parts
+
+
+def _check_varying(train: Table) -> None:
+    """Refuse columns that are constant in the flow's precision."""
+    constant = constant_columns(torch.from_numpy(train.values).float())
     if constant:
-        names = ", ".join(repr(table.columns[i]) for i in constant)
+        names = ", ".join(repr(train.columns[i]) for i in constant)
         raise ValueError(
-            f"Expected columns that vary among the training rows of {table.name}, in single "
+            f"Expected columns that vary among the training rows of {train.name}, in single "
             f"precision; constant: {names}. Leave them out, or bring them to another scale"
         )
-    return parts
+
+
+def _sha256(*tables: Table) -> str:
+    """By which the values of tables are known again."""
+    digest = hashlib.sha256()
+    for table in tables:
+        digest.update(np.ascontiguousarray(table.values).data)
+    return digest.hexdigest()
 
 
 def _modelled(table: Table, context: Sequence[str]) -> tuple[str, ...]:

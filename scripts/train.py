@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from cnf.callbacks import ProgressBar, TensorBoard
 from cnf.couplings import COUPLINGS
-from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS
+from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, DATA_DIR, TABLES, TOYS
 from cnf.distributed import barrier, gather, process_group, rank
 from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS, field_arguments
@@ -175,8 +176,8 @@ def _parser() -> Parser:
         "data",
         metavar="DATA",
         help=f"a toy ({', '.join(TOYS)}), a conditional toy ({', '.join(CONDITIONAL_TOYS)}), a "
-        f"bundled table ({', '.join(TABLES)}), or a file: .csv with a header, .npy, .parquet, .npz "
-        "or FILE.npz:ARRAY",
+        f"bundled table ({', '.join(TABLES)}), a benchmark ({', '.join(BENCHMARKS)}), or a file: "
+        ".csv with a header, .npy, .parquet, .npz or FILE.npz:ARRAY",
     )
     parser.add_argument(
         "--context",
@@ -184,6 +185,12 @@ def _parser() -> Parser:
         help="columns of DATA to condition on: the others' density given these is modelled",
     )
     parser.add_argument("--missing", **MISSING_VALUES)
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        type=os.path.abspath,
+        help=f"folder with the benchmarks' files (default: what {DATA_DIR} says)",
+    )
     parser.add_argument("--out", metavar="DIR", help="a new or empty folder")
     parser.add_argument(
         "--recipe",
@@ -377,6 +384,7 @@ def _metadata(arguments: argparse.Namespace, data: Data, recipe: Recipe) -> dict
         "columns": list(data.columns),
         "context": list(data.context_columns),
         "missing": arguments.missing,
+        "data_dir": arguments.data_dir,
         "gaussian": Gaussian.fit(data.train).json(),
         "objective": recipe.objective,
         "budget": arguments.budget,

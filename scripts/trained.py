@@ -56,6 +56,7 @@ class Trained:
         sha256: Of DATA's values, empty for a toy.
         seed: Of DATA's split, or of the toy's rows.
         missing: What was done where values were missing.
+        data_dir: The folder with the files of benchmarks, where it was named.
         gaussian: Fitted on the training rows.
     """
 
@@ -67,6 +68,7 @@ class Trained:
     sha256: str
     seed: int
     missing: Missing
+    data_dir: str | None
     gaussian: Gaussian
 
     @staticmethod
@@ -99,7 +101,7 @@ class Trained:
         Raises:
             ValueError: The data is not there any more, or has changed.
         """
-        data = open_data(self.source, self.seed, self.context_columns, self.missing)
+        data = open_data(self.source, self.seed, self.context_columns, self.missing, self.data_dir)
         if data.sha256 != self.sha256:
             raise ValueError(
                 f"Expected the table that the model was trained on; {data.name} has changed since, "
@@ -177,7 +179,7 @@ def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
     )
     columns, seed = metadata["columns"], metadata["seed"]
     context = metadata.get("context", [])  # folders from before there was one have no such entry
-    missing = metadata.get("missing", "refuse")
+    missing, data_dir = metadata.get("missing", "refuse"), metadata.get("data_dir")
     size = len(context) + dim
     fits = (
         isinstance(columns, list)
@@ -190,6 +192,7 @@ def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
         and isinstance(seed, int)
         and seed >= 0
         and missing in MISSING
+        and isinstance(data_dir, str | None)
         and gaussian.mean.shape == (size,)
         and gaussian.covariance.shape == (size, size)
     )
@@ -203,6 +206,7 @@ def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
         "sha256": metadata["data_sha256"],
         "seed": seed,
         "missing": missing,
+        "data_dir": data_dir,
         "gaussian": gaussian,
     }
 

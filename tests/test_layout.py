@@ -89,6 +89,8 @@ ORDER = [
     "cnf.datasets.files",
     "cnf.datasets.splits",
     "cnf.datasets.tables",
+    "cnf.datasets.patches",
+    "cnf.datasets.benchmarks",
     "cnf.datasets",
     "cnf.scripts.program",
     "cnf.scripts.rows",

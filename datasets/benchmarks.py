@@ -1,0 +1,219 @@
+"""The density benchmarks of Papamakarios et al. (2017): published files, preprocessing and splits.
+
+Source: Papamakarios, Pavlakou and Murray (2017), Masked autoregressive flow for density estimation,
+https://arxiv.org/abs/1705.07057, appendix D; files at https://zenodo.org/records/1161203.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cnf.datasets.patches import draw_patches
+from cnf.datasets.table import Table
+
+__all__ = ["BENCHMARKS", "DATA_DIR", "Benchmark", "Parts", "load_benchmark"]
+
+Array = NDArray[np.float64]
+DATA_DIR = "CNF_DATA"  # the environment variable that names the folder when nothing else does
+PUBLISHED = "data.tar.gz of https://zenodo.org/records/1161203, unpacked"
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A table that comes divided.
+
+    Attributes:
+        train: Rows to train on.
+        validation: Rows to select on.
+        test: Rows held out from both.
+    """
+
+    train: Table
+    validation: Table
+    test: Table
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark, and how it is read.
+
+    Attributes:
+        read: Training, validation and test rows from the files in a folder.
+        files: Their paths in the folder that the user names; any one of several groups will do.
+        source: Where they come from.
+    """
+
+    read: Callable[[Path], list[Array]]
+    files: tuple[tuple[str, ...], ...]
+    source: str = PUBLISHED
+
+
+def load_benchmark(name: str, data_dir: str | os.PathLike[str] | None = None) -> Parts:
+    """Read a benchmark's files, preprocess and divide them as published.
+
+    - `power`: household power, 6 columns with noise as large as their rounding.
+    - `gas`: gas sensors, the 8 columns that are left when no two correlate by more than 0.98.
+    - `hepmass`: particle collisions with a new particle, 21 columns.
+    - `miniboone`: particle collisions, 43 columns.
+    - `bsds300`: image patches, 63 columns; drawn anew where there are images but not the
+      authors' patches.
+
+    All but the last are standardised.
+
+    Args:
+        name: A name in `BENCHMARKS`.
+        data_dir: The folder with the files, in it as published (`power/data.npy`, …); what the
+            environment's CNF_DATA names when None.
+
+    Returns:
+        The parts, their columns called x0, x1, …
+
+    Raises:
+        ValueError: If no folder is named, or a file is not there or not as published; the message
+            says where it comes from.
+
+    Example:
+        >>> load_benchmark("power", "/nowhere")
+        Traceback (most recent call last):
+        ValueError: Expected power/data.npy in /nowhere; got no such file: it comes from \
+data.tar.gz of https://zenodo.org/records/1161203, unpacked.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(
+            f"Expected a benchmark among {', '.join(BENCHMARKS)}; got {name!r}: choose one."
+        )
+    benchmark = BENCHMARKS[name]
+    given = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
+    if not given:
+        raise ValueError(
+            f"Expected a folder with the files of {name}; got none: give --data-dir DIR, or set "
+            f"{DATA_DIR}. They come from {benchmark.source}."
+        )
+    folder = Path(given)
+    for group in benchmark.files:
+        if all((folder / file).is_file() for file in group):
+            break
+    else:
+        wanted = " (or ".join(" and ".join(group) for group in benchmark.files)
+        wanted += ")" * (len(benchmark.files) - 1)
+        raise ValueError(
+            f"Expected {wanted} in {folder}; got no such file: it comes from {benchmark.source}."
+        )
+    try:
+        parts = benchmark.read(folder)
+    except (KeyError, IndexError, OSError, pd.errors.ParserError) as error:
+        raise ValueError(
+            f"Expected the files of {name} in {folder} to be as published; got {error}: restore "
+            "them."
+        ) from None
+    columns = tuple(f"x{i}" for i in range(parts[0].shape[1]))
+    return Parts(*(Table(name, np.asarray(part, np.float64), columns) for part in parts))
+
+
+def _power(folder: Path) -> list[Array]:
+    """Shuffled by the published seed; noise of the width of each column's rounding is added."""
+    rng = np.random.RandomState(42)
+    data = np.load(folder / "power/data.npy", allow_pickle=False)
+    rng.shuffle(data)
+    n = len(data)
+    power, voltage, metering, time = data[:, :1], data[:, 2:3], data[:, 4:7], data[:, 7:]
+    voltage = voltage + 0.01 * rng.rand(n, 1)
+    power = power + 0.001 * rng.rand(n, 1)
+    metering = metering + rng.rand(n, 3)
+    return _standardized(_tenths(np.hstack([power, voltage, metering, time])))
+
+
+def _gas(folder: Path) -> list[Array]:
+    """The sensors, the first of each two that correlate left out, standardised as a whole."""
+    table = folder / "gas/ethylene_CO.parquet"
+    text = folder / "gas/ethylene_CO.txt"
+    if table.is_file():
+        frame = pd.read_parquet(table)
+    else:
+        frame = pd.read_csv(text, sep=r"\s+", skiprows=1, header=None)
+    sensors = frame.iloc[:, 3:].to_numpy(np.float64)  # after time and two concentrations
+    left = list(range(sensors.shape[1]))
+    correlation = np.corrcoef(sensors.T)
+    while True:
+        close = (correlation[np.ix_(left, left)] > 0.98).sum(1) > 1
+        if not close.any():
+            break
+        del left[int(close.argmax())]
+    sensors = sensors[:, left]
+    return _tenths((sensors - sensors.mean(0)) / sensors.std(0, ddof=1))
+
+
+def _hepmass(folder: Path) -> list[Array]:
+    """Rows of the new particle, without columns whose smallest value occurs time and again."""
+    frames = [
+        pd.read_csv(folder / f"hepmass/1000_{part}.csv", index_col=False)
+        for part in ("train", "test")
+    ]
+    train, test = (
+        frame[frame.iloc[:, 0] == 1].iloc[:, 1:].to_numpy(np.float64) for frame in frames
+    )
+    test = test[:, : train.shape[1]]  # its header names one column more than there is
+    mean, scale = train.mean(0), train.std(0, ddof=1)
+    distinct = (train == train.min(0)).sum(0) <= 5
+    train, test = ((part - mean)[:, distinct] / scale[distinct] for part in (train, test))
+    held_out = len(train) // 10
+    return [train[:-held_out], train[-held_out:], test]
+
+
+def _miniboone(folder: Path) -> list[Array]:
+    """As the file has it."""
+    return _standardized(_tenths(np.load(folder / "miniboone/data.npy", allow_pickle=False)))
+
+
+def _bsds300(folder: Path) -> list[Array]:
+    """The authors' patches where they are there, and otherwise patches drawn from the images."""
+    published = folder / BSDS300
+    if not published.is_file():
+        return draw_patches(folder / BSDS300_IMAGES)
+    try:
+        import h5py
+    except ImportError:
+        raise ValueError(
+            f"Expected h5py, which reads {published}; it is not installed: pip install h5py."
+        ) from None
+    with h5py.File(published) as file:
+        return [np.asarray(file[part], np.float64) for part in ("train", "validation", "test")]
+
+
+def _tenths(data: Array) -> list[Array]:
+    """The last tenth for testing, the last tenth of the others for validation, in file's order."""
+    rest = len(data) - len(data) // 10
+    train = rest - rest // 10
+    return [data[:train], data[train:rest], data[rest:]]
+
+
+def _standardized(parts: list[Array]) -> list[Array]:
+    """By mean and standard deviation of training and validation rows together."""
+    seen = np.vstack(parts[:2])
+    mean, scale = seen.mean(0), seen.std(0)
+    return [(part - mean) / scale for part in parts]
+
+
+BSDS300 = "BSDS300/BSDS300.hdf5"
+BSDS300_IMAGES = "bsds300_images.npz"
+GAS_SOURCE = (
+    "https://archive.ics.uci.edu/dataset/322 (ethylene_CO.txt), or from the published pickle, "
+    "which can run code when it is read: convert it where that does not matter, by "
+    "pandas.read_pickle(...).to_parquet(...)"
+)
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "power": Benchmark(_power, (("power/data.npy",),)),
+    "gas": Benchmark(
+        _gas, (("gas/ethylene_CO.parquet",), ("gas/ethylene_CO.txt",)), source=GAS_SOURCE
+    ),
+    "hepmass": Benchmark(_hepmass, (("hepmass/1000_train.csv", "hepmass/1000_test.csv"),)),
+    "miniboone": Benchmark(_miniboone, (("miniboone/data.npy",),)),
+    "bsds300": Benchmark(_bsds300, ((BSDS300,), (BSDS300_IMAGES,))),
+}
+"""By name."""

@@ -1,7 +1,7 @@
 """Data to fit: toys whose true log-density is known, scikit-learn's tables, and files.
 
-`TOYS`, `CONDITIONAL_TOYS`, `TABLES` and `BENCHMARKS` are the registries; `load` takes a table's name
-or a file's path, `load_benchmark` a benchmark's.
+`TOYS`, `CONDITIONAL_TOYS`, `TABLES` and `BENCHMARKS` are the registries; `load` takes a table's
+name or a file's path, `load_benchmark` a benchmark's name.
 
 Example:
     >>> from cnf.datasets import TABLES, TOYS, load

@@ -73,6 +73,11 @@ class Layer(nn.Module, ABC):
 
     name: ClassVar[str]
 
+    @property
+    def widths(self) -> tuple[int, int] | None:
+        """The columns on the base's side and on the data's; None where they are as many."""
+        return None
+
     @abstractmethod
     def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """From the base towards the data; the log-determinant is log |det ∂x/∂z|."""

@@ -34,8 +34,12 @@ class Flow(nn.Module):
         context: Standardises the context on its way to the layers; they get it as it is when None.
 
     Raises:
-        ValueError: The base is not a single distribution over vectors.
+        ValueError: The base is not a single distribution over vectors, or a layer's columns are not
+            as many as come to it.
         SolveError: From any method: a solve failed; the message names the rows and what to try.
+
+    Attributes:
+        dim: Size of x; the base's, but for layers that make one column of several.
 
     Shapes: x is (*batch, dim) and a context (*batch, context_dim); their batch shapes broadcast.
 
@@ -62,11 +66,25 @@ class Flow(nn.Module):
         # For the type checker, what the module list holds.
         self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
         self.context = context
+        self.dim = self._width()
+
+    def _width(self) -> int:
+        """The size of x: the base's, as the layers change it."""
+        width = self.base.event_shape[0]
+        for layer in self.layers:
+            if layer.widths is not None:
+                if layer.widths[0] != width:
+                    raise ValueError(
+                        f"Expected {layer.widths[0]} columns on the base's side of "
+                        f"{type(layer).__name__}; got {width} from the base and its layers"
+                    )
+                width = layer.widths[1]
+        return width
 
     @property
-    def dim(self) -> int:
-        """Size of x."""
-        return self.base.event_shape[0]
+    def noisy(self) -> bool:
+        """Whether log p is a lower bound in the mean, since noise is drawn for each row."""
+        return any(layer.noisy for layer in self.layers)
 
     @property
     def like(self) -> Tensor:
@@ -121,7 +139,9 @@ class Flow(nn.Module):
         Args:
             x: Shape (*batch, dim).
             context: Shape (*batch, context_dim).
-            probes: Estimates of the trace for each row, where the divergence is one.
+            probes: Estimates of the trace for each row, where the divergence is one; and draws of
+                noise, where there are columns of whole numbers or categories. Log p is then a lower
+                bound of a row's log-mass in the mean, which tightens with them.
             generator: Where the probes come from, whatever the divergence's own; PyTorch's on the
                 CPU when None.
 
@@ -257,11 +277,34 @@ class Flow(nn.Module):
             )
         return self.context.pull(context).value
 
-    @torch.no_grad()
     def _assess(
         self, x: Tensor, context: Tensor | None, care: Care
     ) -> tuple[Tensor, Tensor, NDArray[np.object_], Stats]:
-        """Log p of rows, its variance as an estimate, the rows' statuses and the cost."""
+        """Log p of rows, its variance as an estimate, the rows' statuses and the cost.
+
+        Where noise is drawn, the logarithm of the mean of several estimates of a row's mass.
+        """
+        if not self.noisy:
+            return self._assess_once(x, context, care)
+        found = [self._assess_once(x, context, care) for _ in range(care.probes)]
+        log_probs = torch.stack([log_prob for log_prob, *_ in found])
+        most = log_probs.amax(0).clamp(min=torch.finfo(log_probs.dtype).min)
+        masses = (log_probs - most).exp()
+        mean = masses.mean(0)
+        variance = masses.var(0) / mean.square() / len(found)  # of a logarithm, by its slope
+        variance = variance.masked_fill(mean == 0, 0.0)
+        variance = variance + torch.stack([each for _, each, *_ in found]).mean(0) / len(found)
+        status, stats = found[0][2], Stats()
+        for _, _, each, cost in found:
+            status = np.where(status == Status.FINISHED, each, status)
+            stats = stats + cost
+        return most + mean.log(), variance, status, stats
+
+    @torch.no_grad()
+    def _assess_once(
+        self, x: Tensor, context: Tensor | None, care: Care
+    ) -> tuple[Tensor, Tensor, NDArray[np.object_], Stats]:
+        """`_assess` with one draw of noise for each row."""
         context = self.standardized(context)
         log_det, variance, stats = x.new_zeros(len(x)), x.new_zeros(len(x)), Stats()
         status = np.full(len(x), Status.FINISHED)
@@ -293,7 +336,10 @@ class Flow(nn.Module):
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if context is not None:
             shape = (*shape, *context.shape[:-1])
-        rows, context, batch = self._rows(base_sample(torch.Size(shape)), context)
+        z = base_sample(torch.Size(shape))
+        rows, batch = z.reshape(-1, z.shape[-1]), z.shape[:-1]
+        if context is not None:
+            context = context.expand(*batch, -1).reshape(-1, context.shape[-1])
         context = self.standardized(context)
         return carry(rows, context).unflatten(0, batch) if batch else carry(rows, context)[0]
 

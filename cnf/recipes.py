@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any
@@ -11,7 +11,7 @@ from cnf.couplings import COUPLINGS
 from cnf.divergence import check_divergence
 from cnf.fields import ACTIVATIONS, FIELDS
 from cnf.flow import Flow, ffjord
-from cnf.layers import SCALINGS
+from cnf.layers import SCALINGS, Layer
 from cnf.objectives import OBJECTIVES
 from cnf.ode import GRADIENTS, TABLEAUS
 from cnf.regularizers import Regularization
@@ -165,14 +165,19 @@ class Recipe:
         }
         return {name: value for name, value in options.items() if value}
 
-    def flow(self, dim: int, context_dim: int = 0) -> Flow:
+    def flow(self, dim: int, context_dim: int = 0, columns: Sequence[Layer] = ()) -> Flow:
         """A new flow of the recipe's architecture, by `cnf.ffjord`.
+
+        Args:
+            dim: Size of what is modelled.
+            context_dim: Size of the context.
+            columns: Layers next to the data, which bring its columns to that size.
 
         Example:
             >>> RECIPES["toy"].flow(2).solves
             1
         """
-        return ffjord(
+        flow = ffjord(
             dim,
             self.hidden,
             context_dim=context_dim,
@@ -182,6 +187,7 @@ class Recipe:
             field_options=self.field_options,
             scaling=self.scaling,
         )
+        return Flow(flow.base, [*flow.layers, *columns], flow.context) if columns else flow
 
 
 RECIPES: dict[str, Recipe] = {

@@ -34,8 +34,8 @@ class Scores:
     Attributes:
         log_prob: log p(x) in nats, shape (*batch); NaN where a row's solve failed, -inf where it
             ended outside of the base's support.
-        stderr: Its standard error from the probes of an estimated trace, alike; zero where the
-            trace is exact, NaN where there is only one probe.
+        stderr: Its standard error from the probes of an estimated trace or the draws of noise,
+            alike; zero where there are none, NaN where there is only one.
         solver_error: |log p − log p at a tenth of the tolerance with the same probes|, alike; with
             half the step where steps are fixed.
         status: `cnf.ode.Status` of each row, an array of shape (*batch): the first layer's that did

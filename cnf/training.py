@@ -18,7 +18,7 @@ from torch import Tensor
 from cnf.distributed import mean, rank, share, world_size
 from cnf.flow import Flow
 from cnf.history import Callback, Event, History, Record
-from cnf.layers import Scaling
+from cnf.layers import CNF, Scaling
 from cnf.learner import Learner, Taken
 from cnf.named_tensors import prefixed, under
 from cnf.ode import SolveError
@@ -160,14 +160,14 @@ def mean_nll(flow: Flow, rows: Rows) -> float:
 
 
 def _fit_scaling(flow: Flow, rows: Rows) -> None:
-    """Fit the scalings of the context, and between the data and the first other layer."""
+    """Fit the scalings of the context, and between the data and the first CNF layer."""
     if flow.context is not None and rows.context is not None and not flow.context.fitted:
         flow.context.fit(rows.context, rows.weight)
     x = rows.x
     for layer in reversed(flow.layers):
-        if not isinstance(layer, Scaling):
+        if isinstance(layer, CNF):
             return
-        if not layer.fitted:
+        if isinstance(layer, Scaling) and not layer.fitted:
             layer.fit(x, rows.weight)
         x = layer.pull(x).value
 

@@ -167,7 +167,7 @@ def _chunks(starts: range, doing: str) -> Iterable[int]:
 def _with_divergence(flow: Flow, name: str) -> Flow:
     """A flow whose trace is found in a way, with probes enough where that is an estimate."""
     layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
-    chosen = choose_divergence(name, as_field(layer.field), flow.dim)
+    chosen = choose_divergence(name, as_field(layer.field), flow.base.event_shape[0])
     return flow.with_solver(divergence=with_count(chosen, PROBES))
 
 

@@ -3,26 +3,42 @@
 A new layer is one class in one file, entered in `LAYERS`, and nothing else.
 """
 
+from cnf.layers.argmax import Argmax
+from cnf.layers.beside import COLUMN_LAYERS, Beside
+from cnf.layers.bounded import Bounded
 from cnf.layers.cnf import CNF
+from cnf.layers.dequantize import Dequantize
+from cnf.layers.keep import Keep
 from cnf.layers.layer import Assessed, Care, Layer, Mapped
+from cnf.layers.positive import Positive
 from cnf.layers.scaling import Scaling
 from cnf.layers.settings import SolverSettings
 from cnf.layers.standardize import Standardize
 from cnf.layers.whiten import Whiten
 
-LAYERS: dict[str, type[Layer]] = {layer.name: layer for layer in (CNF, Standardize, Whiten)}
+LAYERS: dict[str, type[Layer]] = {
+    **{layer.name: layer for layer in (CNF, Standardize, Whiten, Beside)},
+    **COLUMN_LAYERS,
+}
 
 SCALINGS: dict[str, type[Scaling]] = {layer.name: layer for layer in (Standardize, Whiten)}
 """How the data is brought to a common scale."""
 
 __all__ = [
     "CNF",
+    "COLUMN_LAYERS",
     "LAYERS",
     "SCALINGS",
+    "Argmax",
     "Assessed",
+    "Beside",
+    "Bounded",
     "Care",
+    "Dequantize",
+    "Keep",
     "Layer",
     "Mapped",
+    "Positive",
     "Scaling",
     "SolverSettings",
     "Standardize",

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, inf
 
-from cnf.layers.layer import Layer, Mapped
+from cnf.layers.layer import Mapped
+from cnf.layers.noisy import Noisy, uniform
 
 
-class Argmax(Layer):
+class Argmax(Noisy):
     """x = argmax(z, 0), the number of a category, as an argmax flow has it.
 
     With K categories of shares π, Gumbel noise g and v = ln π + g, category k is the largest of v
@@ -70,18 +71,22 @@ class Argmax(Layer):
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """To a draw for which the category is the largest."""
+        return self._pull(x, None)
+
+    def _pull(self, x: Tensor, generator: torch.Generator | None) -> Mapped:
         last = len(self.shares) - 1
         out = ((x != x.floor()) | (x < 0) | (x > last)).squeeze(1)
         category = x.masked_fill(out.unsqueeze(1), 0.0).long()
-        v = self._gumbels(category)
+        v = self._gumbels(category, generator)
         z = v[:, :-1] - v[:, -1:]
         return Mapped(z, (-self._log_noise(z, category)).masked_fill(out, -inf))
 
-    def _gumbels(self, category: Tensor) -> Tensor:
+    def _gumbels(self, category: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draws of v given which is the largest: that one first, the others cut off below it."""
-        uniform = torch.rand(len(category), len(self.shares)).to(self.log_shares)
-        tiny = torch.finfo(uniform.dtype).tiny
-        exponential = -uniform.clamp(min=tiny, max=1 - 1e-7).log()  # e^(−g) of a Gumbel g
+        like = self.log_shares.expand(len(category), -1)
+        tiny = torch.finfo(like.dtype).tiny
+        drawn = uniform(like, generator).clamp(min=tiny, max=1 - 1e-7)
+        exponential = -drawn.log()  # e^(−g) of a Gumbel g
         largest = exponential.gather(1, category)
         v = -(largest + exponential * (-self.log_shares).exp()).log()
         return v.scatter(1, category, -largest.log())

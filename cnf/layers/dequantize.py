@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, inf
 
-from cnf.layers.layer import Layer, Mapped
+from cnf.layers.layer import Mapped
+from cnf.layers.noisy import Noisy, uniform
 
 
-class Dequantize(Layer):
+class Dequantize(Noisy):
     """x = ⌊z⌋ in each column; on the way back z = x + u with noise u ~ U[0, 1).
 
     The mean of log p(x + u) is a lower bound on the log-mass of x, since that is the integral of
@@ -42,9 +43,12 @@ class Dequantize(Layer):
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """To the cells of length 1 above them."""
+        return self._pull(x, None)
+
+    def _pull(self, x: Tensor, generator: torch.Generator | None) -> Mapped:
         whole = x.floor()
         # Rounding can bring a sum to the next whole number.
-        z = torch.minimum(whole + torch.rand_like(x), torch.nextafter(whole + 1, whole))
+        z = torch.minimum(whole + uniform(x, generator), torch.nextafter(whole + 1, whole))
         return Mapped(z, x.new_zeros(len(x)).masked_fill((x != whole).any(1), -inf))
 
     def config(self) -> dict[str, Any]:

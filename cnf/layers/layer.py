@@ -74,6 +74,11 @@ class Layer(nn.Module, ABC):
     name: ClassVar[str]
 
     @property
+    def noisy(self) -> bool:
+        """Whether it draws noise on the way to the base, so that log p is a bound in the mean."""
+        return False
+
+    @property
     def widths(self) -> tuple[int, int] | None:
         """The columns on the base's side and on the data's; None where they are as many."""
         return None

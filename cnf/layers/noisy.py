@@ -1,0 +1,41 @@
+"""Layers that draw noise on the way to the base."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnf.layers.layer import Assessed, Care, Layer, Mapped
+from cnf.ode import Status
+
+
+class Noisy(Layer):
+    """A layer from points to cells: x is what many z come to, and one of them is drawn for it.
+
+    Its log-determinant on the way to the base is −log q(z | x): what a flow makes of it is one
+    estimate, without a bias, of the mass of x, whose logarithm is a lower bound in the mean.
+    """
+
+    @property
+    def noisy(self) -> bool:
+        """It is."""
+        return True
+
+    def assess(self, x: Tensor, context: Tensor | None, care: Care) -> Assessed:
+        """`pull` with noise from the generator of `care`."""
+        finished = np.full(len(x), Status.FINISHED)
+        return Assessed(self._pull(x, care.generator), x.new_zeros(len(x)), finished)
+
+    @abstractmethod
+    def _pull(self, x: Tensor, generator: torch.Generator | None) -> Mapped:
+        """`pull` with noise from a generator on the CPU, or PyTorch's own where the data lies."""
+
+
+def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Noise from U[0, 1) of a tensor's shape and dtype, on its device."""
+    if generator is None:
+        return torch.rand_like(like)
+    return torch.rand(like.shape, generator=generator, dtype=like.dtype).to(like)

@@ -106,7 +106,7 @@ data.tar.gz of https://zenodo.org/records/1161203, unpacked.
         )
     try:
         parts = benchmark.read(folder)
-    except (KeyError, IndexError, OSError, pd.errors.ParserError) as error:
+    except (LookupError, OSError, pd.errors.ParserError) as error:
         raise ValueError(
             f"Expected the files of {name} in {folder} to be as published; got {error}: restore "
             "them."
@@ -119,6 +119,8 @@ def _power(folder: Path) -> list[Array]:
     """Shuffled by the published seed; noise of the width of each column's rounding is added."""
     rng = np.random.RandomState(42)
     data = np.load(folder / "power/data.npy", allow_pickle=False)
+    if data.ndim != 2 or data.shape[1] != 8:
+        raise LookupError(f"an array of shape {data.shape} instead of 8 columns")
     rng.shuffle(data)
     n = len(data)
     power, voltage, metering, time = data[:, :1], data[:, 2:3], data[:, 4:7], data[:, 7:]

@@ -144,7 +144,7 @@ def test_csv_is_read_leniently_where_nothing_is_in_doubt(tmp_path):
             "x,y,z\n1,2,3\nNA,2,\nnan, null,5\n4,5,6\n",
             [
                 "2 in column 'x', 1 in column 'y', 1 in column 'z'",
-                "of 4 rows, 2 of",
+                "the first in row 2 (rows without any: 2 of 4)",
                 "--missing drop",
             ],
         ),

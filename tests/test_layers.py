@@ -386,9 +386,9 @@ def test_whitening_leaves_unit_covariance_and_the_columns_nearly_what_they_were(
     layer = Whiten(3).double().fit(x)
     z, log_det = layer.inverse(x)
     covariance = (z - z.mean(0)).T @ (z - z.mean(0)) / len(z)
-    torch.testing.assert_close(covariance, torch.eye(3, dtype=DOUBLE), rtol=0, atol=1e-3)
+    torch.testing.assert_close(covariance, torch.eye(3, dtype=DOUBLE), rtol=0, atol=5e-3)
     expected = -0.5 * torch.logdet(x.T.cov(correction=0))
-    assert log_det[0].item() == pytest.approx(expected.item(), abs=1e-3)
+    assert log_det[0].item() == pytest.approx(expected.item(), abs=5e-3)
     # Of all white coordinates these have the highest sum of correlations with the columns.
     standard = (x - x.mean(0)) / x.std(0)
     rotation = torch.linalg.qr(torch.randn(3, 3, dtype=DOUBLE)).Q

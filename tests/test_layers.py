@@ -46,8 +46,10 @@ def made(name):
         return LAYERS[name](3).double().fit(mixed + 2)
     if name == "bounded":
         return LAYERS[name]([0.0, -1.0, 5.0], [1.0, 1.0, 9.0]).double()
+    if name == "positive":
+        return Positive([0.0, -2.0, 5.0]).double()
     if name == "beside":
-        return Beside([Positive(1), Keep(2)], [[1], [2, 0]]).double()
+        return Beside([Positive([0.0]), Keep(2)], [[1], [2, 0]]).double()
     return LAYERS[name](3).double()
 
 

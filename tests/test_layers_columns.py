@@ -23,7 +23,7 @@ def standard(dim):
 
 @pytest.mark.parametrize(
     ("layer", "low", "high"),
-    [(Positive(1), 0, 50), (Bounded([-1.0], [2.0]), -1, 2)],
+    [(Positive([0.0]), 0, 50), (Bounded([-1.0], [2.0]), -1, 2)],
 )
 def test_densities_integrate_to_one_within_their_bounds(layer, low, high):
     flow = cnf.Flow(standard(1), [layer.double()])
@@ -137,7 +137,7 @@ def test_numbers_of_no_cell_have_no_mass():
 
 def mixed():
     return Beside(
-        [Keep(1), Argmax([0.5, 0.3, 0.2]), Positive(1), Dequantize(1)], [[2], [0], [3], [1]]
+        [Keep(1), Argmax([0.5, 0.3, 0.2]), Positive([0.0]), Dequantize(1)], [[2], [0], [3], [1]]
     ).double()
 
 
@@ -180,7 +180,7 @@ def test_training_over_all_kinds_of_columns():
     data = torch.from_numpy(np.stack([category, count, real, positive], 1)).float()
     recipe = Recipe(hidden=(32,), scaling="whiten")
     layer = Beside(
-        [Argmax([0.6, 0.3, 0.1]), Dequantize(1), Keep(1), Positive(1)], [[0], [1], [2], [3]]
+        [Argmax([0.6, 0.3, 0.1]), Dequantize(1), Keep(1), Positive([0.0])], [[0], [1], [2], [3]]
     )
     flow = recipe.flow(5, columns=[layer])
     history = cnf.fit(flow, data, recipe=recipe, steps=150)

@@ -66,6 +66,7 @@ ORDER = [
     "cnf.layers.argmax",
     "cnf.layers.beside",
     "cnf.layers",
+    "cnf.schema",
     "cnf.bases",
     "cnf.scores",
     "cnf.flow",

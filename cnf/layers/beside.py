@@ -37,7 +37,7 @@ class Beside(Layer):
 
     Example:
         >>> from cnf.layers.keep import Keep
-        >>> layer = Beside([Positive(1), Keep(1)], [[1], [0]])
+        >>> layer = Beside([Positive([0.0]), Keep(1)], [[1], [0]])
         >>> layer.inverse(torch.tensor([[3.0, 1.0]]))[0]
         tensor([[0., 3.]])
     """

@@ -12,7 +12,7 @@ from cnf.layers.noisy import Noisy, uniform
 
 
 class Dequantize(Noisy):
-    """x = ⌊z⌋ in each column; on the way back z = x + u with noise u ~ U[0, 1).
+    """x = ⌊z⌋ in each column; on the way back z = x + u with noise u ~ U(0, 1).
 
     The mean of log p(x + u) is a lower bound on the log-mass of x, since that is the integral of
     p(x + u) over u. The noise is PyTorch's, anew each time. Rows that are not whole have no mass:
@@ -47,8 +47,9 @@ class Dequantize(Noisy):
 
     def _pull(self, x: Tensor, generator: torch.Generator | None) -> Mapped:
         whole = x.floor()
-        # Rounding can bring a sum to the next whole number.
-        z = torch.minimum(whole + uniform(x, generator), torch.nextafter(whole + 1, whole))
+        # Never the whole number itself, which may be a bound; nor, by rounding, the next one.
+        noise = 1 - uniform(x, generator)
+        z = torch.minimum(whole + noise, torch.nextafter(whole + 1, whole))
         return Mapped(z, x.new_zeros(len(x)).masked_fill((x != whole).any(1), -inf))
 
     def config(self) -> dict[str, Any]:

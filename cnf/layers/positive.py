@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isfinite
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, inf
 
 from cnf.layers.layer import Layer, Mapped
 
 
 class Positive(Layer):
-    """x = e^z in each column; log |det| = Σ z.
+    """x = low + e^z in each column; log |det| = Σ z.
 
-    Rows that are not positive have no density: their log-determinant is −∞.
+    Rows that are not above have no density: their log-determinant is −∞.
 
     Args:
-        dim: Number of columns.
+        low: What each column is above, mostly 0.
 
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
+    Raises:
+        ValueError: A bound is not finite.
+
     Example:
-        >>> import torch
-        >>> z, log_det = Positive(1).inverse(torch.tensor([[1.0], [-1.0]]))
+        >>> z, log_det = Positive([0.0]).inverse(torch.tensor([[1.0], [-1.0]]))
         >>> z[0].item(), log_det.tolist()
         (0.0, [0.0, -inf])
     """
 
     name: ClassVar[str] = "positive"
 
-    def __init__(self, dim: int) -> None:
+    low: Tensor
+
+    def __init__(self, low: Sequence[float]) -> None:
         super().__init__()
-        self.dim = dim
+        if not all(isfinite(bound) for bound in low):
+            raise ValueError(f"Expected finite lower bounds; got {list(low)}")
+        self.bounds = [float(bound) for bound in low]
+        self.register_buffer("low", torch.tensor(self.bounds))
 
     def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Into the data's units."""
-        return Mapped(z.exp(), z.sum(1))
+        return Mapped(self.low + z.exp(), z.sum(1))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Into logarithms."""
-        out = x <= 0
-        z = x.masked_fill(out, 1.0).log()
+        out = x <= self.low
+        z = (x - self.low).masked_fill(out, 1.0).log()
         return Mapped(z, (-z.sum(1)).masked_fill(out.any(1), -inf))
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {"dim": self.dim}
+        return {"low": self.bounds}

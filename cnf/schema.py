@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from math import isfinite
 from typing import Any
 
@@ -205,7 +206,7 @@ class Schema:
         inner = [_continuous(column) for column in self.columns]
         outer = [_discrete(column, values[:, i]) for i, column in enumerate(self.columns)]
         starts = np.cumsum([0, *(column.width for column in self.columns)])
-        wide = [list(range(a, b)) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        wide = [list(range(a, b)) for a, b in pairwise(starts.tolist())]
         one = [[i] for i in range(len(self.columns))]
         pairs = ((inner, wide), (outer, one))
         return [

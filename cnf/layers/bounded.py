@@ -57,7 +57,9 @@ class Bounded(Layer):
     def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Into the data's units."""
         start, width = self._interval()
-        x = (start + width * z.sigmoid()).clamp(self.low, self.high)
+        x = start + width * z.sigmoid()
+        # Below the upper bound: what is next to it may be cut down to whole numbers.
+        x = torch.minimum(x.clamp(min=self.low), torch.nextafter(self.high, self.low))
         return Mapped(x, self._log_det(z, width))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:

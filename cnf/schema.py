@@ -17,6 +17,7 @@ from cnf.layers import Argmax, Beside, Bounded, Dequantize, Keep, Layer, Positiv
 Array = NDArray[np.float64]
 
 KINDS = ("real", "positive", "bounded", "integer", "categorical")
+SKEWED = 1.0  # an exponential distribution has twice this skewness
 FEW = 20  # whole numbers, each of which occurs: their range is taken for all there is
 
 
@@ -124,8 +125,8 @@ class Schema:
         """What the columns of a table look like.
 
         A column with categories is categorical; one of whole numbers is integer, from its smallest
-        to its largest where these are few and all between them occur; one above 0 is positive where
-        its logarithm is much less skewed; others are real. None is taken for bounded.
+        to its largest where these are few and all between them occur; one above 0 with a long tail
+        is positive where its logarithm is much less skewed; others are real. None is taken for bounded.
 
         Args:
             values: Shape (rows, columns).
@@ -225,7 +226,8 @@ def _inferred(name: str, values: Array) -> Column:
         if 2 <= len(distinct) <= FEW and complete:
             return Column(name, "integer", low, high)
         return Column(name, "integer")
-    if values.min() > 0 and abs(skew(np.log(values))) < 0.5 * abs(skew(values)):
+    skewed = float(skew(values))
+    if skewed > SKEWED and values.min() > 0 and abs(skew(np.log(values))) < skewed / 2:
         return Column(name, "positive")
     return Column(name)
 

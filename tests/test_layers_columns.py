@@ -96,10 +96,10 @@ def test_the_noise_of_a_category_lies_where_it_is_the_largest(shares):
 def test_the_noise_of_categories_is_a_density_over_their_region():
     """Each q(z | x) sums to 1 over the cells of a grid."""
     layer = Argmax([0.2, 0.7, 0.1]).double()
-    ticks = torch.linspace(-20, 20, 801, dtype=DOUBLE)
+    ticks = torch.linspace(-20, 20, 1601, dtype=DOUBLE)
     x, log_noise = layer(torch.cartesian_prod(ticks, ticks))
     totals = torch.zeros(3, dtype=DOUBLE)
-    totals.index_add_(0, x.flatten().long(), log_noise.exp() * 0.05**2)
+    totals.index_add_(0, x.flatten().long(), log_noise.exp() * 0.025**2)
     torch.testing.assert_close(totals, torch.ones(3, dtype=DOUBLE), rtol=0, atol=0.02)
 
 

@@ -126,7 +126,8 @@ class Schema:
 
         A column with categories is categorical; one of whole numbers is integer, from its smallest
         to its largest where these are few and all between them occur; one above 0 with a long tail
-        is positive where its logarithm is much less skewed; others are real. None is taken for bounded.
+        is positive where its logarithm is much less skewed; others are real. None is taken for
+        bounded.
 
         Args:
             values: Shape (rows, columns).

@@ -117,8 +117,8 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.history_ = fit(
             flow,
             _tensor(rows),
-            context=_tensor(given),
-            weight=_tensor(weight),
+            context=None if given is None else _tensor(given),
+            weight=None if weight is None else _tensor(weight),
             objective=self.objective,
             recipe=recipe,
             budget=self.budget,
@@ -219,12 +219,12 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
 def _as(flow: Flow, values: Array) -> Tensor:
     """Values in the flow's dtype, on its device."""
-    return torch.tensor(values).to(flow.like)
+    return _tensor(values).to(flow.like)
 
 
-def _tensor(values: Array | None) -> Tensor | None:
+def _tensor(values: Array) -> Tensor:
     """A copy, since PyTorch takes no array that cannot be written to."""
-    return None if values is None else torch.tensor(values)
+    return torch.tensor(values)
 
 
 def _matrix(context: ArrayLike, rows: int | None) -> Array:

@@ -228,7 +228,7 @@ def _inferred(name: str, values: Array) -> Column:
             return Column(name, "integer", low, high)
         return Column(name, "integer")
     skewed = float(skew(values))
-    if skewed > SKEWED and values.min() > 0 and abs(skew(np.log(values))) < skewed / 2:
+    if skewed > SKEWED and values.min() > 0 and abs(float(skew(np.log(values)))) < skewed / 2:
         return Column(name, "positive")
     return Column(name)
 

@@ -186,7 +186,7 @@ def _without_gaps(file: Path, table: Table, missing: Missing) -> Table:
     gaps = np.isnan(table.values)
     if not gaps.any():
         return table
-    full = ~gaps.any(1)
+    full = np.asarray(~gaps.any(1))
     if missing == "drop" and full.any():
         dropped = len(full) - int(full.sum())
         return Table(table.name, table.values[full], table.columns, dropped)

@@ -85,25 +85,25 @@ def test_a_fit_there_is_saved_for_the_cpu(objective, tmp_path):
 
 def test_an_interrupted_fit_goes_on_there(tmp_path):
     data, whole = torch.randn(500, 2), cnf.ffjord(2, hidden=(16,)).cuda()
-    started = cnf.load(cnf_saved(whole, tmp_path)).cuda()
+    started = cnf.load(_saved(whole, tmp_path)).cuda()
 
-    class Stopped(Exception):
+    class StopHereError(Exception):
         pass
 
     def stop(event):
         if event.step == 12:
-            raise Stopped
+            raise StopHereError
 
     cnf.fit(whole, data, objective="mle", recipe=QUICK, steps=20)
     options = {"objective": "mle", "recipe": QUICK, "steps": 20, "state": tmp_path / "state"}
-    with pytest.raises(Stopped):
+    with pytest.raises(StopHereError):
         cnf.fit(started, data, **options, state_seconds=1e-9, callbacks=[stop])
     cnf.fit(started, data, **options)
     for left, right in zip(whole.parameters(), started.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
-def cnf_saved(flow, folder):
+def _saved(flow, folder):
     cnf.save(flow, folder / "start")
     return folder / "start"
 
@@ -112,18 +112,21 @@ def cnf_saved(flow, folder):
 def test_a_joint_step_waits_for_the_gpu_once(with_gradient):
     flow = cnf.ffjord(2, hidden=(16, 16)).cuda().with_solver(step="joint")
     x = torch.randn(100, 2, device="cuda")
+    flow.log_prob(x).sum().backward()  # coefficients and the like are brought there once
     with torch.set_grad_enabled(with_gradient), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
             scored = flow.score_rows(x)
+            if with_gradient:
+                scored.log_prob.sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
     stats = scored.stats
     steps = int(np.max(stats.accepted) + np.max(stats.rejected))
     waits = sum("synchroniz" in str(warning.message) for warning in caught)
-    # Beside the decision of each step: the first step's size, and what is checked at the ends.
-    assert steps <= waits <= steps + 8, (steps, waits)
+    # Beside the decision of each step: the first step's size, times, and checks at the ends.
+    assert steps <= waits <= steps + 15, (steps, waits)
 
 
 def test_the_estimator_computes_there():

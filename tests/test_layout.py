@@ -86,6 +86,7 @@ ORDER = [
     "cnf.training",
     "cnf.callbacks",
     "cnf.estimators",
+    "cnf.two_sample",
     "cnf.plotting",
     "cnf",
     "cnf.datasets.table",

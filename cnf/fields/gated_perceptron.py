@@ -17,7 +17,12 @@ from cnf.fields.field import Traced, TracedField
 from cnf.fields.folding import Unfolded, fold
 from cnf.fields.gated_linear import GatedLinear
 from cnf.fields.kernels import EAGER, Kernels, Sizes, compiled_kernels
-from cnf.fields.linearization import Back, PerceptronLinearization, pull_stacked
+from cnf.fields.linearization import (
+    Back,
+    PerceptronLinearization,
+    index_tensor,
+    pull_stacked,
+)
 from cnf.fields.logistic import LOGISTIC, logistic_biases, logistic_shifts, logistic_weights
 from cnf.fields.perceptron import Perceptron, Stacked, trace_matrices
 from cnf.fields.signals import combined, time_features
@@ -261,7 +266,8 @@ class GatedPerceptron(TracedField):
     ) -> None:
         """The way back of the folding and of its gates and shifts, to the constants."""
         if len(stages) < len(features):
-            features, plain = features[stages], plain._replace(gates=plain.gates[stages])
+            index = index_tensor(tuple(stages), features.device)
+            features, plain = features[index], plain._replace(gates=plain.gates[index])
         found, offsets = self.kernels.fold_back(plain, grads)
         arguments = (found.gates * plain.gates * (1 - plain.gates))[:, self.fixed :]
         pairs: list[tuple[Any, Tensor]] = [*zip(constants.weights, found.weights, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -65,6 +66,12 @@ class PerceptronLinearization(Linearization):
             self.gathered = {}
 
 
+@lru_cache
+def index_tensor(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """An index, made once for each device: to bring one to a GPU is to wait for it."""
+    return torch.tensor(places, device=device)
+
+
 def pull_stacked(stacked: Stacked, stages: list[int], grads: list[Perceptron]) -> None:
     """The way back that autograd knows of a perceptron's tensors."""
     tensors, found = [], []
@@ -75,7 +82,7 @@ def pull_stacked(stacked: Stacked, stages: list[int], grads: list[Perceptron]) -
         grad = torch.stack(own)
         if differs:
             grad = torch.zeros_like(tensor).index_copy(
-                0, torch.tensor(stages, device=grad.device), grad
+                0, index_tensor(tuple(stages), grad.device), grad
             )
         tensors.append(tensor)
         found.append(grad if differs else grad.sum(0))

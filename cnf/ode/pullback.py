@@ -110,7 +110,7 @@ def retrace(linearization: Linearization, tableau: Tableau, y: Tensor, size: flo
     recorder = Recorder(linearization)
     stages = Stages(tableau, y, buffered=True)
     stages.restart(y, recorder(0, y), size)
-    h = y.new_tensor(size)
+    h = y.new_full((), size)  # which does not wait for a GPU
     for i in range(1, tableau.solution_stages):
         stages.append(recorder(i, stages.state(h, stages.weights.a[i])))
     first, *rest = recorder.evaluations

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import skew
 
-from cnf.layers import Argmax, Beside, Bounded, Dequantize, Keep, Layer, Positive
+from cnf.layers import Argmax, Beside, Bounded, Constant, Dequantize, Keep, Layer, Positive
+from cnf.layers.scaling import constant_columns
 
 Array = NDArray[np.float64]
 
-KINDS = ("real", "positive", "bounded", "integer", "categorical")
+KINDS = ("real", "positive", "bounded", "integer", "categorical", "constant")
 SKEWED = 1.0  # an exponential distribution has twice this skewness
 FEW = 20  # whole numbers, each of which occurs: their range is taken for all there is
+LARGEST = 2**18  # whole numbers beyond leave little room for noise in single precision
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,12 @@ class Column:
         name: What it is called.
         kind: `"real"`; `"positive"`, above `low` (0 when None), modelled by its logarithm;
             `"bounded"`, from `low` to `high`, by its log odds; `"integer"`, whole numbers, from
-            `low` and to `high` where these are given; or `"categorical"`, one of `categories`,
-            which the table has as their numbers, counted from 0.
-        low: Lower bound.
+            `low` and to `high` where these are given; `"categorical"`, one of `categories`,
+            which the table has as their numbers, counted from 0; or `"constant"`, of which nothing
+            is modelled: draws have `low` in it.
+        low: Lower bound, or the constant.
         high: Upper bound.
-        categories: The categories' names.
+        categories: The categories' names; of a constant that is text, its own.
 
     Raises:
         ValueError: The kind is unknown, or has other bounds or categories than are given.
@@ -51,15 +55,18 @@ class Column:
         bounds = [bound for bound in (self.low, self.high) if bound is not None]
         if not all(isfinite(bound) for bound in bounds):
             raise self._refusal("finite bounds", f"{self.low} and {self.high}")
-        allowed = {"bounded": 2, "integer": 2, "positive": 1}.get(self.kind, 0)
-        if len(bounds) > allowed or (self.kind == "bounded" and len(bounds) < 2):
-            wanted = "both bounds" if self.kind == "bounded" else f"at most {allowed} bounds"
+        allowed = {"bounded": 2, "integer": 2, "positive": 1, "constant": 1}.get(self.kind, 0)
+        needed = {"bounded": 2, "constant": 1}.get(self.kind, 0)
+        if not needed <= len(bounds) <= allowed:
+            exact = "both bounds" if needed == 2 else "one bound"
+            wanted = exact if needed else f"at most {allowed} bounds"
             raise self._refusal(f"{wanted} for kind {self.kind}", str(len(bounds)))
         if self.high is not None and (self.low is None or not self.low < self.high):
             raise self._refusal("a lower bound below the upper one", f"{self.low}, {self.high}")
         if self.kind == "integer" and not all(float(bound).is_integer() for bound in bounds):
             raise self._refusal("whole bounds for kind integer", f"{self.low} and {self.high}")
-        if (self.kind == "categorical") != (len(self.categories) >= 2):
+        most = {"categorical": inf, "constant": 1}.get(self.kind, 0)
+        if not (2 if self.kind == "categorical" else 0) <= len(self.categories) <= most:
             raise self._refusal(
                 "at least 2 categories for kind categorical, and none for another",
                 f"{len(self.categories)} for {self.kind}",
@@ -71,12 +78,24 @@ class Column:
     @property
     def width(self) -> int:
         """The columns that are modelled for it."""
-        return len(self.categories) - 1 if self.kind == "categorical" else 1
+        return {"categorical": len(self.categories) - 1, "constant": 0}.get(self.kind, 1)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether its values have a mass rather than a density."""
+        return self.kind in ("integer", "categorical")
+
+    @property
+    def numeric_categories(self) -> bool:
+        """Whether it has categories whose names are numbers, which tables then have as such."""
+        return bool(self.categories) and all(map(_is_number, self.categories))
 
     def outside(self, values: Array) -> NDArray[np.bool_]:
         """Which values the column cannot have, shape (rows,)."""
         out = np.zeros(len(values), dtype=bool)
-        if self.kind in ("integer", "categorical"):
+        if self.kind == "constant":
+            return out
+        if self.discrete:
             out |= values != np.floor(values)
         if self.kind == "categorical":
             out |= (values < 0) | (values >= len(self.categories))
@@ -86,10 +105,54 @@ class Column:
             out |= values < self.low
         return out | (values > self.high) if self.high is not None else out
 
+    def numbers(self, values: Array, categories: Sequence[str] | None) -> Array:
+        """The values of a table's column: its categories by their numbers here.
+
+        Args:
+            values: Shape (rows,).
+            categories: What the numbers stand for where the table has text; None where it has not.
+
+        Raises:
+            ValueError: The table has text and the column none, or a category is none of its own.
+        """
+        if categories is None:
+            if not self.numeric_categories or self.kind == "constant":
+                return values
+            own, names = np.array([float(name) for name in self.categories]), None
+            places = np.abs(values[:, None] - own).argmin(1)
+            unknown = own[places] != values
+        elif not self.categories:
+            raise self._refusal(f"numbers ({self.describe()})", f"text, {categories[0]!r}")
+        elif self.kind == "constant":
+            return np.full(len(values), self.low)
+        else:
+            names = np.array(categories)[values.astype(np.int64)]
+            known = {name: place for place, name in enumerate(self.categories)}
+            places = np.array([known.get(name, -1) for name in categories])[values.astype(np.int64)]
+            unknown = places < 0
+        if unknown.any():
+            row = int(unknown.argmax())
+            got = f"{values[row]:g}" if names is None else repr(str(names[row]))
+            raise self._refusal(
+                f"one of {', '.join(self.categories[:10])}",
+                f"{got} in row {row + 1} (counting from 1; {int(unknown.sum())} such rows)",
+            )
+        return places.astype(np.float64)
+
+    def tabled(self, values: Array) -> Array:
+        """The values of draws, shape (rows,), as a table has them; see `Schema.tabled`."""
+        if self.kind == "constant":
+            return np.full(len(values), self.low)
+        if self.kind == "categorical" and self.numeric_categories:
+            return np.array([float(name) for name in self.categories])[values.astype(np.int64)]
+        return np.clip(values, self.low, self.high) if self.low is not None else values
+
     def describe(self) -> str:
         """Its name and kind, for people."""
         if self.kind == "categorical":
             return f"{self.name}: one of {', '.join(self.categories)}"
+        if self.kind == "constant":
+            return f"{self.name}: constant {self.categories[0] if self.categories else self.low}"
         low = "" if self.low is None else f" from {self.low:g}"
         high = "" if self.high is None else f" to {self.high:g}"
         return f"{self.name}: {self.kind}{low}{high}"
@@ -124,10 +187,10 @@ class Schema:
     ) -> Schema:
         """What the columns of a table look like.
 
-        A column with categories is categorical; one of whole numbers is integer, from its smallest
-        to its largest where these are few and all between them occur; one above 0 with a long tail
-        is positive where its logarithm is much less skewed; others are real. None is taken for
-        bounded.
+        A column of one value is constant. One with categories is categorical; one of whole numbers
+        is integer, from its smallest to its largest where these are few and all between them occur;
+        one above 0 with a long tail is positive where its logarithm is much less skewed; others
+        are real. None is taken for bounded.
 
         Args:
             values: Shape (rows, columns).
@@ -137,9 +200,7 @@ class Schema:
         named = categories or {}
         return Schema(
             tuple(
-                Column(name, "categorical", categories=tuple(named[name]))
-                if name in named
-                else _inferred(name, values[:, i])
+                _inferred(name, values[:, i], tuple(named.get(name, ())))
                 for i, name in enumerate(names)
             )
         )
@@ -165,6 +226,69 @@ class Schema:
                 raise ValueError(
                     f"Expected kind, low, high and categories for column {name!r}; got {entry!r}"
                 ) from None
+        return found
+
+    def without_constants(self, values: Array) -> Schema:
+        """The schema with columns that are constant among some rows, in single precision, as such.
+
+        Whole numbers and categories, which may be others elsewhere, stay what they are.
+        """
+        constant = constant_columns(torch.from_numpy(values).float())
+        return self.with_columns(
+            {
+                column.name: Column(column.name, "constant", float(values[0, i]))
+                for i, column in enumerate(self.columns)
+                if i in constant and column.kind in ("real", "positive", "bounded")
+            }
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names."""
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether there are columns with a mass, for which noise is drawn."""
+        return any(column.discrete for column in self.columns)
+
+    @property
+    def texts(self) -> dict[str, tuple[str, ...]]:
+        """The categories' names of the columns that hold text in tables."""
+        return {
+            column.name: column.categories
+            for column in self.columns
+            if column.categories and not column.numeric_categories
+        }
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """The columns that hold whole numbers in tables."""
+        return tuple(column.name for column in self.columns if column.kind == "integer")
+
+    def numbers(self, values: Array, categories: Mapping[str, Sequence[str]]) -> Array:
+        """The values of a table as the schema has them: categories by their numbers in it.
+
+        Args:
+            values: Shape (rows, columns), in its order.
+            categories: Of the table's own columns of text.
+
+        Raises:
+            ValueError: A column of text is none here, or has a category that is none here.
+        """
+        found = values.copy()
+        for i, column in enumerate(self.columns):
+            found[:, i] = column.numbers(values[:, i], categories.get(column.name))
+        return found
+
+    def tabled(self, values: Array) -> Array:
+        """The values of draws as a table has them: numeric categories as such, bounds to the digit.
+
+        A flow computes in single precision, which rounds bounds and constants.
+        """
+        found = np.empty(values.shape)
+        for i, column in enumerate(self.columns):
+            found[:, i] = column.tabled(values[:, i])
         return found
 
     def with_columns(self, changes: Mapping[str, Column]) -> Schema:
@@ -218,13 +342,17 @@ class Schema:
         ]
 
 
-def _inferred(name: str, values: Array) -> Column:
-    """A column of numbers by its looks."""
-    if (values == np.floor(values)).all():
+def _inferred(name: str, values: Array, categories: tuple[str, ...]) -> Column:
+    """A column by its looks."""
+    if (values == values[0]).all():
+        return Column(name, "constant", float(values[0]), categories=categories[:1])
+    if categories:
+        return Column(name, "categorical", categories=categories)
+    if (values == np.floor(values)).all() and np.abs(values).max() < LARGEST:
         distinct = np.unique(values)
         low, high = float(distinct[0]), float(distinct[-1])
         complete = len(distinct) == high - low + 1
-        if 2 <= len(distinct) <= FEW and complete:
+        if len(distinct) <= FEW and complete:
             return Column(name, "integer", low, high)
         return Column(name, "integer")
     skewed = float(skew(values))
@@ -235,7 +363,7 @@ def _inferred(name: str, values: Array) -> Column:
 
 def _continuous(column: Column) -> Layer:
     """From what is modelled to numbers within the bounds, not yet whole."""
-    if column.kind == "categorical":
+    if column.kind in ("categorical", "constant"):
         return Keep(column.width)
     if column.high is not None and column.low is not None:
         return Bounded([column.low], [column.high + (column.kind == "integer")])
@@ -252,4 +380,13 @@ def _discrete(column: Column, values: Array) -> Layer:
         counts = np.bincount(values.astype(np.int64), minlength=len(column.categories))
         shares: list[float] = ((counts + 0.5) / (counts + 0.5).sum()).tolist()
         return Argmax(shares)
+    if column.kind == "constant":
+        return Constant([column.low or 0.0])
     return Keep(1)
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return isfinite(float(name))
+    except ValueError:
+        return False

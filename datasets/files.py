@@ -3,10 +3,11 @@
 import csv
 import errno
 import os
+import re
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import isfinite
+from math import isfinite, isinf, isnan
 from numbers import Real
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
@@ -24,6 +25,8 @@ ENDINGS = ".csv, .npy, .npz, .npz:ARRAY or .parquet"
 ARCHIVE = ".npz"
 NAMES = "columns"  # the array in an archive that names the columns of the others
 BOOLEANS = {"true": 1.0, "false": 0.0}
+MOST = 100  # different texts in a column of categories; names and dates have more
+MISWRITTEN = re.compile(r"[-+\d_.,;\s]*\d[_.,;\s\d]*")  # numbers in some other style, not text
 GAPS = ("", "na", "n/a", "nan", "null", "none")  # what stands where a value is missing, in any case
 
 Missing = Literal["refuse", "drop"]
@@ -34,7 +37,7 @@ Array = NDArray[np.float64]
 
 
 def read_table(path: str | os.PathLike[str], missing: Missing = "refuse") -> Table:
-    r"""Read a table of finite numbers from a file.
+    r"""Read a table of finite numbers and of categories from a file.
 
     - `.csv`: UTF-8, separated by commas, with a header; blank lines are skipped.
     - `.npy`: a one- or two-dimensional array, mapped into memory; its columns are x0, x1, …
@@ -42,8 +45,10 @@ def read_table(path: str | os.PathLike[str], missing: Missing = "refuse") -> Tab
       names the columns. Pickled objects are never loaded.
     - `.parquet`.
 
-    Whole numbers become floats, and so do booleans, as 0 and 1. A value is missing where there is
-    NaN or null, and in .csv where a cell is empty or says na, n/a, nan, null or none, in any case.
+    Whole numbers become floats, and so do booleans, as 0 and 1. A column that holds text and no
+    number, in .csv or .parquet, is one of categories: its values are their numbers in alphabetical
+    order, from 0. A value is missing where there is NaN or null, and in .csv where a cell is empty
+    or says na, n/a, nan, null or none, in any case.
 
     Args:
         path: The file, its kind told by its name's ending.
@@ -55,8 +60,9 @@ def read_table(path: str | os.PathLike[str], missing: Missing = "refuse") -> Tab
 
     Raises:
         ValueError: If there is no such file or array, it cannot be read, or it has no rows; if it
-            holds text or infinity, and then the first such row and column are named; if values are
-            missing, and then their number in each column.
+            holds infinity, or text beside numbers, and then the first such row and column are
+            named; if more than a hundred different texts stand in a column; if values are missing,
+            and then their number in each column.
 
     Example:
         >>> import tempfile
@@ -119,7 +125,13 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def write_table(path: str | os.PathLike[str], values: ArrayLike, columns: Sequence[str]) -> None:
+def write_table(
+    path: str | os.PathLike[str],
+    values: ArrayLike,
+    columns: Sequence[str],
+    categories: Mapping[str, Sequence[str]] | None = None,
+    whole: Collection[str] = (),
+) -> None:
     """Write a table to a file, such that `read_table` gives back the same float64 numbers.
 
     The file is written under a temporary name beside its place and then moved there: it appears
@@ -130,6 +142,9 @@ def write_table(path: str | os.PathLike[str], values: ArrayLike, columns: Sequen
             keep the columns' names; an .npz file holds them as `columns`, beside `values`.
         values: Real numbers of shape (rows, columns), or (rows,) for one column.
         columns: The columns' names.
+        categories: Of columns that hold numbers of categories, what these stand for; a .csv or
+            .parquet file has that as text.
+        whole: Columns of whole numbers, which a .csv or .parquet file has as such.
 
     Raises:
         ValueError: If the path cannot be written to, or the names do not fit the values.
@@ -146,11 +161,13 @@ def write_table(path: str | os.PathLike[str], values: ArrayLike, columns: Sequen
     check_writable(path)
     file = Path(path)
     numbers = np.asarray(values, dtype=np.float64)
-    table = Table(file.stem, numbers[:, None] if numbers.ndim == 1 else numbers, tuple(columns))
+    matrix = numbers[:, None] if numbers.ndim == 1 else numbers
+    named = {name: tuple(own) for name, own in (categories or {}).items()}
+    table = Table(file.stem, matrix, tuple(columns), categories=named)
     temporary = _temporary(file)
     try:
         with temporary.open("wb") as stream:
-            WRITERS[file.suffix.lower()](stream, table)
+            WRITERS[file.suffix.lower()](stream, table, whole)
         temporary.replace(file)
     except OSError as error:  # NumPy's do not say what was written where
         raise OSError(f"Could not write {file} ({error}): is the disk full?") from error
@@ -189,7 +206,7 @@ def _without_gaps(file: Path, table: Table, missing: Missing) -> Table:
     full = np.asarray(~gaps.any(1))
     if missing == "drop" and full.any():
         dropped = len(full) - int(full.sum())
-        return Table(table.name, table.values[full], table.columns, dropped)
+        return Table(table.name, table.values[full], table.columns, dropped, table.categories)
     counts = zip(gaps.sum(0).tolist(), table.columns, strict=True)
     named = [f"{count} in column {column!r}" for count, column in counts if count]
     more = f" and {len(named) - 10} more columns" if len(named) > 10 else ""
@@ -236,10 +253,48 @@ def _read_csv(file: Path) -> Table:
     _, header = next(rows, (0, []))
     _check_header(file, header)
     numbers = array("d")  # eight bytes a cell, where a list of floats takes four times as many
+    texts = _Texts(file, header)
     for row, (line, cells) in enumerate(rows, start=1):
-        numbers.extend(_csv_numbers(file, header, cells, f"data row {row} (line {line})"))
+        numbers.extend(_csv_numbers(numbers, texts, cells, f"data row {row} (line {line})"))
     values = np.array(numbers, dtype=np.float64).reshape(-1, len(header))
-    return Table(file.stem, values, tuple(header))
+    categories = {}
+    for i, places in texts.columns.items():
+        values[:, i], categories[header[i]] = _alphabetical(values[:, i], list(places))
+    return Table(file.stem, values, tuple(header), categories=categories)
+
+
+class _Texts:
+    """The texts in a file's columns, each with its number, in the order of their coming."""
+
+    def __init__(self, file: Path, header: Sequence[str]) -> None:
+        self.file, self.header = file, header
+        self.columns: dict[int, dict[str, float]] = {}
+
+    def number(self, i: int, cell: str, place: str) -> float:
+        """The number of the text in a cell of column i."""
+        known = self.columns.setdefault(i, {})
+        number = known.setdefault(cell.strip(), float(len(known)))
+        if len(known) > MOST:
+            raise _too_many(self.file, self.header[i], place)
+        return number
+
+
+def _too_many(file: Path, column: str, place: str) -> ValueError:
+    return ValueError(
+        f"Expected at most {MOST} categories in a column of text in {file}; got more in column "
+        f"{column!r} by {place}: leave it out, or gather them."
+    )
+
+
+def _alphabetical(numbers: Array, texts: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
+    """Numbers of categories, and what they stand for, by the texts' alphabet; NaN stays."""
+    order = sorted(range(len(texts)), key=lambda place: texts[place])
+    ranks = np.empty(len(texts))
+    ranks[order] = np.arange(len(texts))
+    found = numbers.copy()
+    there = ~np.isnan(numbers)
+    found[there] = ranks[numbers[there].astype(np.int64)]
+    return found, tuple(texts[place] for place in order)
 
 
 def _check_header(file: Path, header: Sequence[str]) -> None:
@@ -254,16 +309,32 @@ def _check_header(file: Path, header: Sequence[str]) -> None:
         )
 
 
-def _csv_numbers(file: Path, header: list[str], cells: list[str], place: str) -> list[float]:
+def _csv_numbers(
+    above: Sequence[float], texts: _Texts, cells: list[str], place: str
+) -> list[float]:
+    """The numbers of a row, and of its texts, beneath those that are `above`."""
+    file, header = texts.file, texts.header
     if len(cells) != len(header):
         raise ValueError(
             f"Expected {len(header)} cells in each row of {file}, as in its header; "
             f"got {len(cells)} at {place}: mend that row."
         )
     numbers = [_number(cell) for cell in cells]
-    for column, cell, number in zip(header, cells, numbers, strict=True):
-        if not isfinite(number) and cell.strip().lower() not in GAPS:
-            raise _refuse(file, cell, column, place)
+    for i, (cell, number) in enumerate(zip(cells, numbers, strict=True)):
+        if isnan(number):
+            if cell.strip().lower() in GAPS:
+                continue
+            amid = i not in texts.columns and not all(map(isnan, above[i :: len(header)]))
+            if amid or MISWRITTEN.fullmatch(cell):
+                raise _refuse(file, cell, header[i], place)
+            numbers[i] = texts.number(i, cell, place)
+        elif i in texts.columns:
+            raise ValueError(
+                f"Expected text in {file}, as above; got {cell!r} in column {header[i]!r} at "
+                f"{place}: correct it, or write numbers alone."
+            )
+        elif isinf(number):
+            raise _refuse(file, cell, header[i], place)
     return numbers
 
 
@@ -275,10 +346,22 @@ def _number(cell: str) -> float:
         return BOOLEANS.get(cell.strip().lower(), float("nan"))
 
 
-def _write_csv(stream: IO[bytes], table: Table) -> None:
+def _write_csv(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
     _check_header(Path(f"{table.name}.csv"), table.columns)
-    frame = pd.DataFrame(table.values, columns=list(table.columns))
+    frame = _frame(table, whole)
     frame.to_csv(stream, index=False, na_rep="nan", lineterminator="\n")
+
+
+def _frame(table: Table, whole: Collection[str]) -> pd.DataFrame:
+    """A table with whole numbers and categories as such."""
+    columns: dict[str, NDArray[Any]] = {}
+    for i, name in enumerate(table.columns):
+        values = table.values[:, i]
+        if name in table.categories:
+            columns[name] = np.array(table.categories[name], dtype=object)[values.astype(np.int64)]
+        else:
+            columns[name] = values.astype(np.int64) if name in whole else values
+    return pd.DataFrame(columns)
 
 
 # --- npy and npz ----------------------------------------------------------------------------------
@@ -322,7 +405,7 @@ def _from_array(file: Path, values: NDArray[Any], columns: tuple[str, ...] | Non
     return _refuse_first(file, lambda *cell: table.values[cell], table)
 
 
-def _write_npz(stream: IO[bytes], table: Table) -> None:
+def _write_npz(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
     np.savez(stream, values=table.values, columns=np.array(table.columns))
 
 
@@ -332,12 +415,35 @@ def _write_npz(stream: IO[bytes], table: Table) -> None:
 def _read_parquet(file: Path) -> Table:
     with _decoding(file):
         frame = pd.read_parquet(file)
-    values = np.empty(frame.shape)
-    for i in range(frame.shape[1]):
-        values[:, i] = _from_series(frame.iloc[:, i])
     # pandas labels columns that have no name by their number.
     columns = tuple(f"x{name}" if isinstance(name, int) else str(name) for name in frame.columns)
-    return _refuse_first(file, lambda *cell: frame.iat[cell], Table(file.stem, values, columns))
+    values = np.empty(frame.shape)
+    categories = {}
+    for i, name in enumerate(columns):
+        series = frame.iloc[:, i]
+        texts = _texts(series)
+        if texts is None:
+            values[:, i] = _from_series(series)
+        elif len(texts.categories) > MOST:
+            raise _too_many(file, name, "its end")
+        else:
+            codes = texts.codes.astype(np.float64)
+            known = list(map(str, texts.categories))
+            values[:, i], categories[name] = _alphabetical(
+                np.where(codes < 0, np.nan, codes), known
+            )
+    table = Table(file.stem, values, columns, categories=categories)
+    return _refuse_first(file, lambda *cell: frame.iat[cell], table)
+
+
+def _texts(series: "pd.Series[Any]") -> pd.Categorical | None:
+    """A column that holds text and nothing else but gaps, as categories; None where it does not."""
+    if pd.api.types.is_numeric_dtype(series.dtype):
+        return None
+    known = series.dropna()
+    if not len(known) or not all(isinstance(cell, str) for cell in known.unique()):
+        return None
+    return pd.Categorical(series.astype(object), categories=sorted(known.unique()))
 
 
 def _from_series(series: "pd.Series[float]") -> Array:
@@ -352,8 +458,8 @@ def _from_series(series: "pd.Series[float]") -> Array:
     return np.array(numbers, dtype=np.float64)
 
 
-def _write_parquet(stream: IO[bytes], table: Table) -> None:
-    pd.DataFrame(table.values, columns=list(table.columns)).to_parquet(stream, index=False)
+def _write_parquet(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
+    _frame(table, whole).to_parquet(stream, index=False)
 
 
 READERS: dict[str, Callable[[Path], Table]] = {
@@ -361,9 +467,9 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".npy": _read_npy,
     ".parquet": _read_parquet,
 }
-WRITERS: dict[str, Callable[[IO[bytes], Table], None]] = {
+WRITERS: dict[str, Callable[[IO[bytes], Table, Collection[str]], None]] = {
     ".csv": _write_csv,
-    ".npy": lambda stream, table: np.save(stream, table.values),
+    ".npy": lambda stream, table, _: np.save(stream, table.values),
     ".npz": _write_npz,
     ".parquet": _write_parquet,
 }

@@ -1,8 +1,8 @@
 """A table of numbers with named columns."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 import numpy as np
@@ -13,13 +13,15 @@ __all__ = ["Table", "closest"]
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of real numbers.
+    """Rows of real numbers, and of categories by their numbers.
 
     Attributes:
         name: What the table is called.
         values: Float64 array of shape (rows, columns).
         columns: The columns' names, distinct and not blank.
         dropped: How many rows were left out because values were missing in them.
+        categories: What the numbers of a column that holds text stand for, counted from 0, by the
+            column's name.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -33,6 +35,7 @@ class Table:
     values: NDArray[np.float64]
     columns: tuple[str, ...]
     dropped: int = 0
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.values.dtype != np.float64:

@@ -119,10 +119,59 @@ def test_infinity_and_text_are_no_missing_values(tmp_path):
     with pytest.raises(ValueError, match="got 'inf' in column 'y' at data row 1"):
         read_table(text_file(tmp_path, "x,y\n1,inf\n,2\n"), missing="drop")
     with pytest.raises(ValueError, match="got 'unknown'"):
-        read_table(text_file(tmp_path, "x,y\n1,unknown\n"), missing="drop")
-    pd.DataFrame({"a": ["1", None]}).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="got '1' in column 'a' at row 1"):
-        read_table(tmp_path / "t.parquet", missing="drop")
+        read_table(text_file(tmp_path, "x,y\n1,2\n1,unknown\n"), missing="drop")
+
+
+# --- categories
+
+
+def test_columns_of_text_are_categories(tmp_path):
+    table = read_table(text_file(tmp_path, "x,colour,age\n1, red,40-49\n2,blue,3+\n3,red,40-49\n"))
+    assert table.categories == {"colour": ("blue", "red"), "age": ("3+", "40-49")}
+    assert table.values.tolist() == [[1.0, 1.0, 1.0], [2.0, 0.0, 0.0], [3.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_categories_and_whole_numbers_are_written_as_such(ending, tmp_path):
+    file, values = tmp_path / f"t{ending}", [[0.5, 3.0, 1.0], [1.5, 4.0, 0.0]]
+    categories = {"colour": ("blue", "red")}
+    write_table(file, values, ["x", "n", "colour"], categories, whole=["n"])
+    frame = (pd.read_csv if ending == ".csv" else pd.read_parquet)(file)
+    assert frame["n"].dtype == np.int64
+    assert frame["colour"].tolist() == ["red", "blue"]
+    table = read_table(file)
+    assert table.categories == categories
+    assert table.values.tolist() == values
+
+
+def test_gaps_between_texts_are_missing(tmp_path):
+    pd.DataFrame({"a": ["v", None, "u"], "x": [1.0, 2, 3]}).to_parquet(tmp_path / "t.parquet")
+    for file in (tmp_path / "t.parquet", text_file(tmp_path, "a,x\nv,1\n,2\nu,3\n")):
+        with pytest.raises(ValueError, match="1 in column 'a', the first in row 2"):
+            read_table(file)
+        table = read_table(file, missing="drop")
+        assert (table.values[:, 0].tolist(), table.dropped) == ([1.0, 0.0], 1)
+        assert table.categories == {"a": ("u", "v")}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["red", "7"], "Expected text in .*, as above; got '7' in column 'a' at data row 2"),
+        (["7", "red"], "Expected finite numbers in .*; got 'red' in column 'a' at data row 2"),
+        (["1,5"], "got '1,5' in column 'a' at data row 1"),
+        ([f"id{i}" for i in range(101)], "at most 100 categories .* 'a' by data row 101"),
+    ],
+)
+def test_text_that_is_no_category(rows, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_table(text_file(tmp_path, "a\n" + "".join(f'"{row}"\n' for row in rows)))
+
+
+def test_too_many_texts_in_parquet(tmp_path):
+    pd.DataFrame({"a": [f"id{i}" for i in range(101)]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="at most 100 categories"):
+        read_table(tmp_path / "t.parquet")
 
 
 # --- csv
@@ -252,7 +301,6 @@ def test_parquet_without_names(tmp_path):
 @pytest.mark.parametrize(
     ("column", "part"),
     [
-        (["a", "b"], "got 'a' in column 'y' at row 1"),
         ([1.0, np.nan], "1 in column 'y', the first in row 2"),
         ([True, None], "1 in column 'y', the first in row 2"),
         (pd.array([1, None], dtype="Int64"), "in column 'y', the first in row 2"),

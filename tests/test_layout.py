@@ -59,6 +59,7 @@ ORDER = [
     "cnf.layers.standardize",
     "cnf.layers.whiten",
     "cnf.layers.keep",
+    "cnf.layers.constant",
     "cnf.layers.positive",
     "cnf.layers.bounded",
     "cnf.layers.noisy",

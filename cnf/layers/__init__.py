@@ -7,6 +7,7 @@ from cnf.layers.argmax import Argmax
 from cnf.layers.beside import COLUMN_LAYERS, Beside
 from cnf.layers.bounded import Bounded
 from cnf.layers.cnf import CNF
+from cnf.layers.constant import Constant
 from cnf.layers.dequantize import Dequantize
 from cnf.layers.keep import Keep
 from cnf.layers.layer import Assessed, Care, Layer, Mapped
@@ -34,6 +35,7 @@ __all__ = [
     "Beside",
     "Bounded",
     "Care",
+    "Constant",
     "Dequantize",
     "Keep",
     "Layer",

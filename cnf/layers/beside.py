@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cnf.layers.argmax import Argmax
 from cnf.layers.bounded import Bounded
+from cnf.layers.constant import Constant
 from cnf.layers.dequantize import Dequantize
 from cnf.layers.keep import Keep
 from cnf.layers.layer import Assessed, Care, Layer, Mapped
@@ -18,7 +19,7 @@ from cnf.layers.positive import Positive
 from cnf.ode import Status
 
 COLUMN_LAYERS: dict[str, type[Layer]] = {
-    layer.name: layer for layer in (Keep, Positive, Bounded, Dequantize, Argmax)
+    layer.name: layer for layer in (Keep, Constant, Positive, Bounded, Dequantize, Argmax)
 }
 """The layers of single columns, by name."""
 

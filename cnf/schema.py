@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 KINDS = ("real", "positive", "bounded", "integer", "categorical", "constant")
 SKEWED = 1.0  # an exponential distribution has twice this skewness
 FEW = 20  # whole numbers, each of which occurs: their range is taken for all there is
+SHOWN = 8  # columns of a kind that a summary names
 LARGEST = 2**18  # whole numbers beyond leave little room for noise in single precision
 
 
@@ -86,6 +87,14 @@ class Column:
         return self.kind in ("integer", "categorical")
 
     @property
+    def whole(self) -> bool:
+        """Whether tables have whole numbers in it."""
+        if self.kind == "categorical":
+            return self.numeric_categories and all(float(name) % 1 == 0 for name in self.categories)
+        is_whole = self.low is not None and self.low % 1 == 0 and not self.categories
+        return self.kind == "integer" or (self.kind == "constant" and is_whole)
+
+    @property
     def numeric_categories(self) -> bool:
         """Whether it has categories whose names are numbers, which tables then have as such."""
         return bool(self.categories) and all(map(_is_number, self.categories))
@@ -147,15 +156,19 @@ class Column:
             return np.array([float(name) for name in self.categories])[values.astype(np.int64)]
         return np.clip(values, self.low, self.high) if self.low is not None else values
 
-    def describe(self) -> str:
-        """Its name and kind, for people."""
+    def describe(self, kind: bool = True) -> str:
+        """Its name, its kind unless that is told elsewhere, and what it can be, for people."""
         if self.kind == "categorical":
-            return f"{self.name}: one of {', '.join(self.categories)}"
-        if self.kind == "constant":
-            return f"{self.name}: constant {self.categories[0] if self.categories else self.low}"
-        low = "" if self.low is None else f" from {self.low:g}"
-        high = "" if self.high is None else f" to {self.high:g}"
-        return f"{self.name}: {self.kind}{low}{high}"
+            more = ", …" if len(self.categories) > SHOWN else ""
+            can_be = f"one of {', '.join(self.categories[:SHOWN])}{more}"
+        elif self.kind == "constant":
+            can_be = self.categories[0] if self.categories else f"{self.low:g}"
+        else:
+            bounds = (("from", self.low), ("to", self.high))
+            can_be = " ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        own = self.kind if kind and self.kind != "categorical" else ""
+        told = " ".join(part for part in (own, can_be) if part)
+        return f"{self.name}: {told}" if kind else f"{self.name} {told}".strip()
 
 
 @dataclass(frozen=True)
@@ -253,6 +266,16 @@ class Schema:
         return any(column.discrete for column in self.columns)
 
     @property
+    def varying(self) -> tuple[str, ...]:
+        """The columns that are not constant."""
+        return tuple(column.name for column in self.columns if column.kind != "constant")
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """The columns that are constant, of which nothing is modelled."""
+        return tuple(column.name for column in self.columns if column.kind == "constant")
+
+    @property
     def texts(self) -> dict[str, tuple[str, ...]]:
         """The categories' names of the columns that hold text in tables."""
         return {
@@ -264,7 +287,7 @@ class Schema:
     @property
     def whole(self) -> tuple[str, ...]:
         """The columns that hold whole numbers in tables."""
-        return tuple(column.name for column in self.columns if column.kind == "integer")
+        return tuple(column.name for column in self.columns if column.whole)
 
     def numbers(self, values: Array, categories: Mapping[str, Sequence[str]]) -> Array:
         """The values of a table as the schema has them: categories by their numbers in it.
@@ -299,6 +322,16 @@ class Schema:
     def width(self) -> int:
         """The number of columns that are modelled."""
         return sum(column.width for column in self.columns)
+
+    def summary(self) -> list[str]:
+        """The columns by kind, a line for each kind that occurs, for people."""
+        lines = []
+        for kind in KINDS:
+            own = [column.describe(kind=False) for column in self.columns if column.kind == kind]
+            if own:
+                more = f" and {len(own) - SHOWN} more" if len(own) > SHOWN else ""
+                lines.append(f"{kind:<12}{'; '.join(own[:SHOWN])}{more}")
+        return lines
 
     def json(self) -> dict[str, dict[str, Any]]:
         """What `of` makes it of again, ready for JSON."""

@@ -18,9 +18,10 @@ if __name__ != "cnf.datasets":
     )
 
 from cnf.datasets.benchmarks import BENCHMARKS, DATA_DIR, load_benchmark
+from cnf.datasets.collinear import collinear_columns
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS, ConditionalToy
 from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
-from cnf.datasets.splits import Split, check_fittable, split
+from cnf.datasets.splits import Split, split
 from cnf.datasets.table import Table, closest
 from cnf.datasets.tables import TABLES, load
 from cnf.datasets.toy import Toy
@@ -38,9 +39,9 @@ __all__ = [
     "Split",
     "Table",
     "Toy",
-    "check_fittable",
     "check_writable",
     "closest",
+    "collinear_columns",
     "load",
     "load_benchmark",
     "read_table",

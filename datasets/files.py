@@ -26,7 +26,7 @@ ARCHIVE = ".npz"
 NAMES = "columns"  # the array in an archive that names the columns of the others
 BOOLEANS = {"true": 1.0, "false": 0.0}
 MOST = 100  # different texts in a column of categories; names and dates have more
-MISWRITTEN = re.compile(r"[-+\d_.,;\s]*\d[_.,;\s\d]*")  # numbers in some other style, not text
+MISWRITTEN = re.compile(r"\s*[-+]?[\d_.,;\s]*\d[\d_.,;\s]*")  # numbers of another style
 GAPS = ("", "na", "n/a", "nan", "null", "none")  # what stands where a value is missing, in any case
 
 Missing = Literal["refuse", "drop"]

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cnf.datasets.table import Table
-
-__all__ = ["Split", "check_fittable", "split"]
+__all__ = ["Split", "split"]
 
 FEWEST_ROWS = 10  # a tenth of fewer rows is no row
 
@@ -61,31 +59,3 @@ def split(rows: int, seed: int) -> Split:
     order = np.random.default_rng(seed).permutation(rows)
     tenth = rows // 10
     return Split(train=order[2 * tenth :], validation=order[tenth : 2 * tenth], test=order[:tenth])
-
-
-def check_fittable(table: Table) -> None:
-    """Check that a density can be fitted to a table.
-
-    Args:
-        table: The table.
-
-    Raises:
-        ValueError: If it has fewer than 10 rows, which no 80/10/10 split divides, or columns that
-            are constant, which have no density.
-
-    Example:
-        >>> from cnf.datasets import load
-        >>> check_fittable(load("wine"))
-    """
-    rows = len(table.values)
-    if rows < FEWEST_ROWS:
-        raise ValueError(
-            f"Expected at least {FEWEST_ROWS} rows in {table.name}, to split them 80/10/10; "
-            f"got {rows}: add rows."
-        )
-    constant = np.flatnonzero(table.values.min(axis=0) == table.values.max(axis=0))
-    if len(constant):
-        names = ", ".join(repr(table.columns[i]) for i in constant)
-        raise ValueError(
-            f"Expected columns that vary in {table.name}; got constant columns {names}: drop them."
-        )

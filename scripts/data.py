@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy import format_float_positional
 from numpy.typing import NDArray
 
 from cnf.datasets import (
@@ -21,13 +23,13 @@ from cnf.datasets import (
     Missing,
     Table,
     Toy,
-    check_fittable,
     closest,
     load,
     load_benchmark,
     split,
 )
 from cnf.layers.scaling import constant_columns
+from cnf.schema import Column, Schema
 from cnf.scripts.rows import Rows, no_context
 
 Array = NDArray[np.float64]
@@ -43,7 +45,7 @@ class Data:
 
     Attributes:
         name: A registry's name, or the absolute path of a file.
-        columns: Names of the columns that are modelled.
+        schema: The columns that are modelled, and of what kinds they are.
         context_columns: Names of the columns that they are modelled given; mostly none.
         train: Rows to train on.
         validation: Rows to select on.
@@ -55,7 +57,7 @@ class Data:
     """
 
     name: str
-    columns: tuple[str, ...]
+    schema: Schema
     context_columns: tuple[str, ...]
     train: Rows
     validation: Rows
@@ -65,61 +67,76 @@ class Data:
     dropped: int
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What the user says of a table's columns.
+
+    Attributes:
+        context: Names of the columns that the others are modelled given.
+        left_out: Names of the columns that are left out.
+        missing: What is done where values are missing.
+        kinds: Entries of `Schema.of` for the columns whose kinds are not to be inferred.
+        schema: All that are modelled, where they are known; nothing is inferred then.
+    """
+
+    context: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    missing: Missing = "refuse"
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    schema: Schema | None = None
+
+
 def open_data(
-    name: str,
-    seed: int,
-    context: Sequence[str] = (),
-    missing: Missing = "refuse",
-    data_dir: str | None = None,
+    name: str, seed: int, choices: Choices | None = None, data_dir: str | None = None
 ) -> Data:
     """Draw a toy's rows, load a table and split it 80/10/10 by `seed`, or read a benchmark's parts.
 
     Args:
         name: What DATA is.
         seed: Of the split, or of the toy's rows.
-        context: Names of the columns that are the context; a conditional toy has its own.
-        missing: What is done where values of a table are missing.
+        choices: What is done with a table's columns; a conditional toy has its own context.
         data_dir: The folder with the files of benchmarks.
 
     Raises:
         ValueError: There is no such data or no such context, or it cannot be fitted; the message
             says why.
     """
+    choices = choices or Choices()
+    sha256, dropped = "", 0
     if name in TOYS or name in CONDITIONAL_TOYS:
         # One generator for each part, so that the size of one does not change the others.
         tables = {
             part: _draw(name, rows, np.random.default_rng([seed, i]))
             for i, (part, rows) in enumerate(TOY_ROWS.items())
         }
-        sha256, dropped = "", 0
     elif name in BENCHMARKS:
         tables = dict(vars(load_benchmark(name, data_dir)))
-        _check_varying(tables["train"])
-        sha256, dropped = _sha256(*tables.values()), 0
+        sha256 = _sha256(*tables.values())
     else:
-        table = load(name, missing)
+        table = load(name, choices.missing)
         dropped = table.dropped
-        check_fittable(table)
         tables = _split(table, seed)
         sha256 = _sha256(table)
         name = name if name in TABLES else os.path.abspath(name)
     if name in CONDITIONAL_TOYS:
-        context = CONDITIONAL_TOYS[name].context_columns
-    columns = _modelled(tables["train"], context)
+        choices = replace(choices, context=CONDITIONAL_TOYS[name].context_columns)
+    inferred = name not in TOYS and name not in CONDITIONAL_TOYS and name not in BENCHMARKS
+    schema = choices.schema or _schema(tables, choices, inferred)
+    _check_varying(tables["train"], choices.context)
     return Data(
         name,
-        columns,
-        tuple(context),
-        toy=_toy(name, tables["train"], columns, context),
+        schema,
+        choices.context,
+        toy=_toy(name, tables["train"], schema.names, choices.context),
         sha256=sha256,
         dropped=dropped,
-        **{part: _rows(table, columns, context) for part, table in tables.items()},
+        **{part: _rows(table, schema, choices.context) for part, table in tables.items()},
     )
 
 
 def open_rows(
     name: str,
-    columns: Sequence[str],
+    schema: Schema,
     context_columns: Sequence[str],
     seed: int,
     context_data: str | None = None,
@@ -133,7 +150,7 @@ def open_rows(
 
     Args:
         name: What DATA is.
-        columns: Those that are modelled.
+        schema: The columns that are modelled.
         context_columns: Those of the context.
         seed: Of a toy's rows.
         context_data: The file that the context is read from; None where DATA has it.
@@ -153,10 +170,10 @@ def open_rows(
     else:
         table = load(name, missing if context_data is None else "refuse")
     if context_data is None:
-        rows = _rows(table, columns, context_columns)
-        return rows, _toy(name, table, columns, context_columns)
+        rows = _rows(table, schema, context_columns)
+        return rows, _toy(name, table, schema.names, context_columns)
     context = open_context(context_data, context_columns)
-    x = _select(table, columns)
+    x = _typed(table, schema)
     if len(x) != len(context):
         raise ValueError(
             f"Expected a context for each of the {len(x)} rows of {table.name}; got {len(context)} "
@@ -175,7 +192,7 @@ def open_context(name: str, context_columns: Sequence[str]) -> Array:
         raise ValueError(
             f"Expected no --context-data for a model that was trained without a context; got {name}"
         )
-    return _select(load(name), context_columns)
+    return _context(load(name), context_columns)
 
 
 def true_log_prob(toy: AnyToy, rows: Rows) -> Array:
@@ -206,25 +223,58 @@ def _toy(
 
 
 def _split(table: Table, seed: int) -> dict[str, Table]:
-    """Training, validation and test rows of a table, checked to be fit for training."""
+    """Training, validation and test rows of a table, in numbers that single precision has."""
     _check_single_precision(table.values, table, table.columns)
     index = split(len(table.values), seed)
-    parts = {
-        part: Table(table.name, table.values[getattr(index, part)], table.columns)
-        for part in TOY_ROWS
-    }
-    _check_varying(parts["train"])
-    return parts
+    return {part: replace(table, values=table.values[getattr(index, part)]) for part in TOY_ROWS}
 
 
-def _check_varying(train: Table) -> None:
-    """Refuse columns that are constant in the flow's precision."""
-    constant = constant_columns(torch.from_numpy(train.values).float())
-    if constant:
-        names = ", ".join(repr(train.columns[i]) for i in constant)
+def _schema(tables: Mapping[str, Table], choices: Choices, inferred: bool) -> Schema:
+    """The columns that are modelled: as the user says, or as they look in all rows.
+
+    Bounds and categories are those of all rows, since rows beyond them would have no density;
+    constant is what does not vary among the training rows.
+
+    Raises:
+        ValueError: A column is none of the table's, or cannot be of the kind that it is to be; or
+            all that would be modelled are constant.
+    """
+    train = tables["train"]
+    names = _modelled(train, choices)
+    places = [train.columns.index(name) for name in names]
+    values = np.vstack([table.values[:, places] for table in tables.values()])
+    found = Schema(tuple(Column(name) for name in names))
+    if inferred:
+        found = Schema.infer(values, names, train.categories)
+    kinds = dict(choices.kinds)
+    for i, name in enumerate(names):
+        if isinstance(kinds.get(name), Mapping) and kinds[name].get("kind") == "categorical":
+            distinct = np.unique(values[:, i])
+            texts = [format_float_positional(each, trim="-") for each in distinct]
+            kinds[name] = {"categories": train.categories.get(name, texts), **kinds[name]}
+    found = found.with_columns(Schema.of(kinds, names))
+    found.check(found.numbers(values, train.categories))
+    found = found.without_constants(train.values[:, places])
+    if found.width == 0:
+        constant = "; ".join(column.describe(kind=False) for column in found.columns)
         raise ValueError(
             f"Expected columns that vary among the training rows of {train.name}, in single "
-            f"precision; constant: {names}. Leave them out, or bring them to another scale"
+            f"precision; constant: {constant}. Bring them to another scale, or look at the table"
+        )
+    return found
+
+
+def _check_varying(train: Table, context: Sequence[str]) -> None:
+    """Refuse a context that is constant in the flow's precision."""
+    if not context:
+        return
+    values = train.values[:, [train.columns.index(name) for name in context]]
+    constant = constant_columns(torch.from_numpy(values).float())
+    if constant:
+        names = ", ".join(repr(context[i]) for i in constant)
+        raise ValueError(
+            f"Expected a context that varies among the training rows of {train.name}, in single "
+            f"precision; constant: {names}. Leave it out, or bring it to another scale"
         )
 
 
@@ -236,40 +286,78 @@ def _sha256(*tables: Table) -> str:
     return digest.hexdigest()
 
 
-def _modelled(table: Table, context: Sequence[str]) -> tuple[str, ...]:
-    """The columns of a table that are not the context, which is checked to be among them."""
-    for column, count in Counter(context).items():
-        if column not in table.columns:
-            near = ", ".join(closest(column, table.columns))
-            raise ValueError(
-                f"Expected the context to be columns of {table.name}; got {column!r}: the closest "
-                f"names are {near}"
-            )
-        if count > 1:
-            raise ValueError(
-                f"Expected the context to name each column once; got {column!r} {count} times"
-            )
-    columns = tuple(column for column in table.columns if column not in context)
+def _modelled(table: Table, choices: Choices) -> tuple[str, ...]:
+    """The columns of a table that are neither the context nor left out, which it is to have."""
+    for what, names in (("the context", choices.context), ("what is left out", choices.left_out)):
+        for column, count in Counter(names).items():
+            if column not in table.columns:
+                near = ", ".join(closest(column, table.columns))
+                raise ValueError(
+                    f"Expected {what} to be columns of {table.name}; got {column!r}: the closest "
+                    f"names are {near}"
+                )
+            if count > 1:
+                raise ValueError(
+                    f"Expected {what} to name each column once; got {column!r} {count} times"
+                )
+    both = set(choices.context) & set(choices.left_out)
+    if both:
+        raise ValueError(f"Expected no column of the context to be left out; got {min(both)!r}")
+    away = {*choices.context, *choices.left_out}
+    columns = tuple(column for column in table.columns if column not in away)
     if not columns:
         raise ValueError(
-            f"Expected the context to leave a column of {table.name} to model; got all "
-            f"{len(context)} of them"
+            f"Expected {'the context' if choices.context else 'what is left out'} to leave a "
+            f"column of {table.name} to model; got all {len(away)} of them"
         )
     return columns
 
 
-def _rows(table: Table, columns: Sequence[str], context_columns: Sequence[str]) -> Rows:
+def _rows(table: Table, schema: Schema, context_columns: Sequence[str]) -> Rows:
     """The rows of a table that has both x and, where there is one, the context."""
     if not context_columns:
-        return Rows(_select(table, columns), no_context(len(table.values)))
-    missing = [name for name in (*columns, *context_columns) if name not in table.columns]
+        return Rows(_typed(table, schema), no_context(len(table.values)))
+    wanted = (*schema.varying, *context_columns)
+    missing = [name for name in wanted if name not in table.columns]
     if missing:
         raise ValueError(
             f"Expected the model's columns and its context, {', '.join(context_columns[:5])}, in "
             f"{table.name} (or the context in a file of its own, with --context-data); got "
             f"{len(table.columns)} columns, without {', '.join(missing[:5])}"
         )
-    return Rows(_select(table, columns), _select(table, context_columns))
+    return Rows(_typed(table, schema), _context(table, context_columns))
+
+
+def _typed(table: Table, schema: Schema) -> Array:
+    """The columns of a model, their categories by the model's numbers.
+
+    Constant ones need not be there, beside others that are known by their names.
+    """
+    absent = [column for column in schema.columns if column.name not in table.columns]
+    if len(absent) < len(schema.columns) and all(column.kind == "constant" for column in absent):
+        values = np.full((len(table.values), len(absent)), 0.0)
+        names = (*table.columns, *(column.name for column in absent))
+        table = replace(table, values=np.hstack([table.values, values]), columns=names)
+    values, places = _select(table, schema.names), _places(table, schema.names)
+    known = {
+        name: table.categories[table.columns[place]]
+        for name, place in zip(schema.names, places, strict=True)
+        if table.columns[place] in table.categories
+    }
+    return schema.numbers(values, known)
+
+
+def _context(table: Table, columns: Sequence[str]) -> Array:
+    """The columns of a context, which are numbers."""
+    values = _select(table, columns)
+    text = [table.columns[place] for place in _places(table, columns)]
+    text = [name for name in text if name in table.categories]
+    if text:
+        raise ValueError(
+            f"Expected numbers in the context; got text in column {text[0]!r} of {table.name}: "
+            "make a column of 0 and 1 of each of its categories but one"
+        )
+    return values
 
 
 def _select(table: Table, columns: Sequence[str]) -> Array:

@@ -14,7 +14,14 @@ from cnf.distributed import process_group
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.program import Parser, program, say
 from cnf.scripts.rows import Rows
-from cnf.scripts.trained import CONTEXT_DATA, DIVERGENCE, MISSING_VALUES, Trained
+from cnf.scripts.trained import (
+    CONTEXT_DATA,
+    DIVERGENCE,
+    DRAWS,
+    MISSING_VALUES,
+    NOISE_DRAWS,
+    Trained,
+)
 
 Array = NDArray[np.float64]
 
@@ -33,6 +40,8 @@ class Evaluation:
             context, of the Gaussian of rows and contexts conditioned on the context, which is
             linear regression.
         nfe: Evaluations of the field for each solve.
+        draws: Of noise for each row, where there are columns of whole numbers or categories: the
+            NLL is then an upper bound in the mean, of the log-mass in these columns.
         entropy: Minus the mean true log-density of the same rows, where it is known.
         kl: nll − entropy.
         kl_stderr: Its standard error, from the differences row by row.
@@ -45,6 +54,7 @@ class Evaluation:
     bits_per_dim: float
     gaussian_nll: float
     nfe: float
+    draws: int | None = None
     entropy: float | None = None
     kl: float | None = None
     kl_stderr: float | None = None
@@ -64,6 +74,8 @@ class Evaluation:
             f"  Gaussian NLL  {self.gaussian_nll:10.4f} (the flow is "
             f"{'better' if better >= 0 else 'worse'} by {abs(better):.4f})",
         ]
+        if self.draws is not None:
+            lines.insert(1, f"                a bound of the log-mass, {self.draws} draws a row")
         if self.entropy is not None:
             lines += [
                 f"  true entropy  {self.entropy:10.4f}",
@@ -72,14 +84,13 @@ class Evaluation:
         return [*lines, f"  evaluations   {self.nfe:10.1f} per solve"]
 
 
-def evaluate(trained: Trained, rows: Rows, toy: AnyToy | None) -> Evaluation:
+def evaluate(trained: Trained, rows: Rows, toy: AnyToy | None, draws: int = DRAWS) -> Evaluation:
     """Score `rows` with the flow, a Gaussian and, where there is one, the toy's true density.
 
     With a context every number is of p(x | c), averaged over the rows' contexts.
     """
-    log_prob, nfe = trained.score(rows)
+    log_prob, nfe = trained.score(rows, draws)
     nll = -float(log_prob.mean())
-    variances = np.diag(trained.gaussian.covariance)[len(trained.context_columns) :]
     known: dict[str, float | None] = {}
     if toy is not None:
         truth = true_log_prob(toy, rows)
@@ -92,12 +103,20 @@ def evaluate(trained: Trained, rows: Rows, toy: AnyToy | None) -> Evaluation:
         n=len(rows),
         nll=nll,
         stderr=_stderr(log_prob),
-        nll_standardized=nll - 0.5 * float(np.log(variances).sum()),
-        bits_per_dim=nll / (len(trained.columns) * float(np.log(2))),
-        gaussian_nll=-float(trained.gaussian.log_prob(rows).mean()),
+        nll_standardized=nll - 0.5 * float(np.log(_variances(trained)).sum()),
+        bits_per_dim=nll / (len(trained.schema.columns) * float(np.log(2))),
+        gaussian_nll=-float(trained.gaussian_log_prob(rows).mean()),
         nfe=nfe,
+        draws=draws if trained.flow.noisy else None,
         **known,
     )
+
+
+def _variances(trained: Trained) -> Array:
+    """Of the training rows' columns, but for categories and constants, which have no scale."""
+    own = np.diag(trained.gaussian.covariance)[len(trained.context_columns) :]
+    columns = [column for column in trained.schema.columns for _ in range(column.width)]
+    return own[[column.kind != "categorical" for column in columns]]
 
 
 @program("evaluate")
@@ -111,12 +130,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
     parser.add_argument("--missing", **MISSING_VALUES)
     parser.add_argument("--divergence", **DIVERGENCE)
+    parser.add_argument("--draws", **NOISE_DRAWS)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     arguments = parser.parse_args(argv)
     trained = Trained.read(arguments.dir, arguments.divergence)
     rows, toy = _rows(trained, arguments)
+    trained.schema.check(rows.x)
     with process_group():
-        evaluation = evaluate(trained, rows, toy)
+        evaluation = evaluate(trained, rows, toy, arguments.draws)
         say(*([evaluation.json()] if arguments.json else evaluation.lines()))
     return 0
 

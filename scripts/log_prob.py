@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cnf.datasets import write_table
 from cnf.scripts.program import Parser, check_out, program, say
-from cnf.scripts.trained import CONTEXT_DATA, DIVERGENCE, Trained
+from cnf.scripts.trained import CONTEXT_DATA, DIVERGENCE, NOISE_DRAWS, Trained
 
 
 @program("log-prob")
@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
     parser.add_argument("--divergence", **DIVERGENCE)
+    parser.add_argument("--draws", **NOISE_DRAWS)
     parser.add_argument(
         "--out", metavar="FILE", required=True, help=".csv, .npy, .npz or .parquet, by its ending"
     )
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_out(arguments.out, data=arguments.data, context_data=arguments.context_data)
     trained = Trained.read(arguments.dir, arguments.divergence)
     rows, _ = trained.rows(arguments.data, arguments.context_data)
-    log_prob, _ = trained.score(rows)
+    log_prob, _ = trained.score(rows, arguments.draws)
     write_table(arguments.out, log_prob[:, None], ["log_prob"])
     say(f"{len(rows)} rows in {arguments.out}, mean log p {log_prob.mean():.4f}")
     return 0

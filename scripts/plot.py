@@ -52,24 +52,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _plain(trained: Trained, data: Data) -> dict[str, Figure]:
-    if len(trained.columns) == 2:
+    names, varying = _varying(trained)
+    if len(names) == len(trained.schema.columns) == 2 and not trained.flow.noisy:
         truth = data.toy.log_prob if isinstance(data.toy, Toy) else None
         return {"density": density_figure(trained.flow, data.test.x, truth)}
     samples = trained.sample(no_context(POINTS), seed=0)
-    return {"pairs": pairs_figure(data.test.x, samples, trained.columns)}
+    return {"pairs": pairs_figure(data.test.x[:, varying], samples[:, varying], names)}
 
 
 def _conditional(trained: Trained, data: Data) -> dict[str, Figure]:
-    names = (trained.columns, trained.context_columns)
-    if len(trained.columns) <= 2:
+    (own, varying), given = _varying(trained), trained.context_columns
+    if len(trained.schema.columns) <= 2 and not trained.flow.noisy and len(own) == trained.flow.dim:
         truth = data.toy.log_prob if isinstance(data.toy, ConditionalToy) else None
         rows = data.test
-        return {"density": conditional_figure(trained.flow, rows.x, rows.context, *names, truth)}
+        return {
+            "density": conditional_figure(trained.flow, rows.x, rows.context, own, given, truth)
+        }
     rows = data.test[:POINTS]
     samples = trained.sample(rows.context, seed=0)
     # The context, the same in both, comes last: how the rows depend on it shows where it has room.
-    shown, drawn = (np.hstack([x, rows.context]) for x in (rows.x, samples))
-    return {"pairs": pairs_figure(shown, drawn, (*names[0], *names[1]))}
+    shown, drawn = (np.hstack([x[:, varying], rows.context]) for x in (rows.x, samples))
+    return {"pairs": pairs_figure(shown, drawn, (*own, *given))}
+
+
+def _varying(trained: Trained) -> tuple[tuple[str, ...], list[int]]:
+    """The names and places of the columns that are not constant."""
+    columns = trained.schema.columns
+    places = [i for i, column in enumerate(columns) if column.kind != "constant"]
+    return tuple(columns[i].name for i in places), places
 
 
 def _learning_curve(metrics: Path) -> Figure:

@@ -43,8 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     else:
         context = no_context(arguments.n)
-    rows = Rows(trained.sample(context, arguments.seed), context)
-    write_table(arguments.out, rows.joined(), (*trained.context_columns, *trained.columns))
+    schema = trained.schema
+    rows = Rows(schema.tabled(trained.sample(context, arguments.seed)), context)
+    names = (*trained.context_columns, *schema.names)
+    write_table(arguments.out, rows.joined(), names, schema.texts, schema.whole)
     say(f"{len(rows)} rows in {arguments.out}")
     return 0
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cnf.callbacks import ProgressBar, TensorBoard
 from cnf.couplings import COUPLINGS
-from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, DATA_DIR, TABLES, TOYS
+from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, DATA_DIR, TABLES, TOYS, collinear_columns
 from cnf.distributed import barrier, gather, process_group, rank
 from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS, field_arguments
@@ -31,15 +31,18 @@ from cnf.objectives import OBJECTIVES
 from cnf.ode import GRADIENTS
 from cnf.recipes import RECIPES, SCHEDULES, Recipe, choose_recipe, recipe_of, unused
 from cnf.schedule import Stage, stages
-from cnf.scripts.data import Data, open_data
+from cnf.schema import KINDS
+from cnf.scripts.data import Choices, Data, open_data
 from cnf.scripts.evaluate import evaluate
 from cnf.scripts.gaussian import Gaussian
 from cnf.scripts.plot import plot
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say, seed
-from cnf.scripts.trained import METRICS, MISSING_VALUES, STATE, Trained
+from cnf.scripts.trained import METRICS, MISSING_VALUES, STATE, Trained, continuous
 from cnf.storage import save
 from cnf.training import fit
 from cnf.training_state import TrainingState
+
+COLLINEAR_ROWS = 100_000  # that collinear columns are looked for among
 
 # Every attribute of a recipe is an option that overrides it.
 HELP = {
@@ -89,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     with process_group():
         begun = _begun(arguments)
-        data = open_data(arguments.data, arguments.seed, _context(arguments), arguments.missing)
+        choices = _choices(arguments)
+        data = open_data(arguments.data, arguments.seed, choices, arguments.data_dir)
         name, recipe = _recipe(arguments, data, begun)
         if arguments.show_recipe:
             say(json.dumps(asdict(recipe), indent=2))
@@ -97,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = _folder(arguments)
         torch.manual_seed(arguments.seed)
         flow = _flow(recipe, data)
-        say(_summary(data, flow, name))
+        say(*_summary(data, flow, name))
+        _warn_of_collinear(data)
         history = _train(arguments, data, flow, recipe, out)
         say(
             f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept "
@@ -184,6 +189,13 @@ def _parser() -> Parser:
         metavar="COL,COL",
         help="columns of DATA to condition on: the others' density given these is modelled",
     )
+    parser.add_argument("--drop", metavar="COL,COL", help="columns of DATA to leave out")
+    parser.add_argument(
+        "--schema",
+        metavar="FILE",
+        help="a JSON file of columns' kinds where they are not to be inferred, such as "
+        '{"age": {"kind": "integer", "low": 0}}; kinds: ' + ", ".join(KINDS),
+    )
     parser.add_argument("--missing", **MISSING_VALUES)
     parser.add_argument(
         "--data-dir",
@@ -237,6 +249,23 @@ def _parser() -> Parser:
     return parser
 
 
+def _choices(arguments: argparse.Namespace) -> Choices:
+    """What the arguments say of DATA's columns."""
+    own = arguments.data in TOYS or arguments.data in CONDITIONAL_TOYS
+    for option in ("drop", "schema"):
+        if own and getattr(arguments, option) is not None:
+            raise ValueError(
+                f"Expected no --{option} with the toy {arguments.data}, whose columns are known; "
+                f"got {getattr(arguments, option)!r}"
+            )
+    return Choices(
+        _context(arguments),
+        () if arguments.drop is None else tuple(arguments.drop.split(",")),
+        arguments.missing,
+        {} if arguments.schema is None else _read_schema(Path(arguments.schema)),
+    )
+
+
 def _context(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The columns to condition on, as they are named; a conditional toy has its own."""
     if arguments.context is None:
@@ -248,6 +277,22 @@ def _context(arguments: argparse.Namespace) -> tuple[str, ...]:
             f"{arguments.context!r}"
         )
     return tuple(arguments.context.split(","))
+
+
+def _read_schema(path: Path) -> dict[str, Any]:
+    """The kinds of columns in a file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"Expected a schema in {path}; {error.strerror}") from None
+    except (UnicodeDecodeError, JSONDecodeError) as error:
+        raise ValueError(f"Expected {path} to hold a schema in JSON; {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"Expected {path} to hold an object of columns, such as "
+            f'{{"age": {{"kind": "integer"}}}}; got {str(found)[:40]}'
+        )
+    return found
 
 
 def _begun(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
@@ -275,7 +320,7 @@ def _recipe(
         name, recipe = "of the run in --out", recipe_of(begun)
     else:
         name, recipe = choose_recipe(
-            given, len(data.train), len(data.columns), bool(data.context_columns)
+            given, len(data.train), data.schema.width, bool(data.context_columns)
         )
     changes = {
         field.name: _convert(field.name, text, getattr(recipe, field.name))
@@ -330,7 +375,8 @@ def _text(value: object) -> str:
 
 
 def _flow(recipe: Recipe, data: Data) -> Flow:
-    flow = recipe.flow(len(data.columns), len(data.context_columns))
+    layers = data.schema.layers(data.train.x)
+    flow = recipe.flow(data.schema.width, len(data.context_columns), layers)
     return flow.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -362,30 +408,50 @@ def _made(folder: Path, resume: bool) -> str:
     return ""
 
 
-def _summary(data: Data, flow: Flow, recipe: str) -> str:
+def _summary(data: Data, flow: Flow, recipe: str) -> list[str]:
     """What is about to be trained."""
     given = f" given {', '.join(data.context_columns)}" if data.context_columns else ""
     layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
     left_out = f" ({data.dropped} rows with missing values left out)" if data.dropped else ""
-    return (
-        f"{data.name}: {len(data.train)} training rows{left_out} of {len(data.columns)} "
-        f"columns{given}; "
+    columns = data.schema.columns
+    plain = all(column.kind == "real" for column in columns)
+    return [
+        f"{data.name}: {len(data.train)} training rows{left_out} of {len(columns)} columns{given}; "
         f"recipe {recipe}, {sum(p.numel() for p in flow.parameters())} weights, "
-        f"divergence {layer.trace()}"
-    )
+        f"divergence {layer.trace()}",
+        *([] if plain else (f"  {line}" for line in data.schema.summary())),
+    ]
 
 
-def _metadata(arguments: argparse.Namespace, data: Data, recipe: Recipe) -> dict[str, Any]:
+def _warn_of_collinear(data: Data) -> None:
+    """Name columns that have no density, since others determine them."""
+    columns = data.schema.columns
+    places = [i for i, column in enumerate(columns) if column.kind == "real"]
+    for place, makers in collinear_columns(data.train.x[:COLLINEAR_ROWS, places]).items():
+        name = columns[places[place]].name
+        others = ", ".join(repr(columns[places[maker]].name) for maker in makers)
+        warn(
+            f"column {name!r} is a linear combination of {others}: the rows have no density, and "
+            f"the NLL falls for as long as one trains. Leave it out: --drop {name}",
+            stacklevel=2,
+        )
+
+
+def _metadata(
+    arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe
+) -> dict[str, Any]:
     """What the other programs, and whoever repeats the run, need to know."""
+    numbers, _ = continuous(flow, data.schema, data.train, arguments.seed)
     return {
         "data": data.name,
         "data_sha256": data.sha256,
         "seed": arguments.seed,
-        "columns": list(data.columns),
+        "columns": list(data.schema.names),
+        "schema": data.schema.json(),
         "context": list(data.context_columns),
         "missing": arguments.missing,
         "data_dir": arguments.data_dir,
-        "gaussian": Gaussian.fit(data.train).json(),
+        "gaussian": Gaussian.fit(numbers).json(),
         "objective": recipe.objective,
         "budget": arguments.budget,
         "steps": arguments.steps,
@@ -398,7 +464,7 @@ def _train(
 ) -> History:
     x, context = data.train.tensors(flow.like)
     held_out, held_out_context = data.validation.tensors(flow.like)
-    metadata = _metadata(arguments, data, recipe)
+    metadata = _metadata(arguments, data, flow, recipe)
     callbacks: list[Callback] = []
     if rank() == 0:
         callbacks = [ProgressBar(), _Announcer(len(stages(recipe))), _Recorder(out, metadata)]

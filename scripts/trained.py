@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from cnf.fields import as_field
 from cnf.flow import Flow
 from cnf.layers import CNF
 from cnf.ode import SolveError
-from cnf.scripts.data import AnyToy, Data, open_data, open_rows
+from cnf.schema import Column, Schema
+from cnf.scripts.data import AnyToy, Choices, Data, open_data, open_rows
 from cnf.scripts.gaussian import Gaussian
+from cnf.scripts.program import positive_integer
 from cnf.scripts.rows import Rows, context_tensor
 from cnf.storage import load, load_config
 
@@ -40,6 +43,14 @@ MISSING_VALUES: dict[str, Any] = {
     "default": "refuse",
     "help": "what is done where values are missing: refuse the table (the default), or drop rows",
 }
+DRAWS = 8
+NOISE_DRAWS: dict[str, Any] = {
+    "metavar": "K",
+    "type": positive_integer,
+    "default": DRAWS,
+    "help": "of noise for each row, where there are columns of whole numbers or categories: the "
+    f"bound of the log-mass tightens with them (default {DRAWS})",
+}
 CONTEXT_DATA = "the contexts of a conditional model, one for each row; in --data when not given"
 
 
@@ -50,7 +61,7 @@ class Trained:
     Attributes:
         folder: Where it lies.
         flow: The flow, on the CPU.
-        columns: Names of the columns that it was fitted on.
+        schema: The columns that it was fitted on, and of what kinds they are.
         context_columns: Names of the columns that they are modelled given; mostly none.
         source: What DATA was.
         sha256: Of DATA's values, empty for a toy.
@@ -62,7 +73,7 @@ class Trained:
 
     folder: Path
     flow: Flow
-    columns: tuple[str, ...]
+    schema: Schema
     context_columns: tuple[str, ...]
     source: str
     sha256: str
@@ -85,7 +96,7 @@ class Trained:
         metadata = load_config(folder)["metadata"]
         flow = _with_divergence(load(folder), divergence)
         try:
-            return Trained(Path(folder), flow, **_checked(metadata, flow.dim))
+            return Trained(Path(folder), flow, **_checked(metadata, flow))
         except (KeyError, TypeError, ValueError):
             raise ValueError(
                 f"Expected a folder written by train; the metadata in {folder}/config.json is not "
@@ -101,7 +112,8 @@ class Trained:
         Raises:
             ValueError: The data is not there any more, or has changed.
         """
-        data = open_data(self.source, self.seed, self.context_columns, self.missing, self.data_dir)
+        choices = Choices(self.context_columns, missing=self.missing, schema=self.schema)
+        data = open_data(self.source, self.seed, choices, self.data_dir)
         if data.sha256 != self.sha256:
             raise ValueError(
                 f"Expected the table that the model was trained on; {data.name} has changed since, "
@@ -113,11 +125,15 @@ class Trained:
         self, data: str, context_data: str | None, missing: Missing = "refuse"
     ) -> tuple[Rows, AnyToy | None]:
         """The rows that --data and --context-data name, as `open_rows` reads them."""
-        return open_rows(data, self.columns, self.context_columns, self.seed, context_data, missing)
+        return open_rows(
+            data, self.schema, self.context_columns, self.seed, context_data, missing, self.data_dir
+        )
 
-    def score(self, rows: Rows) -> tuple[Array, float]:
+    def score(self, rows: Rows, draws: int = 1) -> tuple[Array, float]:
         """Log p of rows in nats, and the mean number of evaluations of a solve.
 
+        Where there are columns of whole numbers or categories log p is, in the mean, a lower bound
+        of a row's log-mass, which tightens with the number of draws of noise for each row.
         Several processes score their parts of the chunks, and get the same.
 
         Raises:
@@ -132,18 +148,37 @@ class Trained:
                 # Of probes, where the trace is estimated: the same whoever scores the chunk.
                 torch.manual_seed(self.seed + i)
                 try:
-                    scored = self.flow.score_rows(*chunk.tensors(self.flow.like))
+                    found, mean = self._score(chunk, draws if self.flow.noisy else 1)
                 except SolveError as error:
                     raise RuntimeError(_unscorable(error, i)) from None
-                log_prob.append(scored.log_prob.double().cpu().numpy())
-                mean = np.mean(scored.stats.evaluations) / max(1, self.flow.solves)
-                evaluations += len(chunk) * float(mean)
+                log_prob.append(found)
+                evaluations += len(chunk) * mean
         parts = gather((log_prob, evaluations))
         scores = np.concatenate([chunk for chunks, _ in parts for chunk in chunks])
         return scores, sum(total for _, total in parts) / len(scores)
 
+    def _score(self, rows: Rows, draws: int) -> tuple[Array, float]:
+        """Of rows few enough for one solve, the logarithm of the mean over draws of noise."""
+        scored = [self.flow.score_rows(*rows.tensors(self.flow.like)) for _ in range(draws)]
+        log_probs = torch.stack([each.log_prob.double() for each in scored])
+        found = log_probs.logsumexp(0) - log(draws)
+        solves = draws * max(1, self.flow.solves)
+        evaluations = sum(float(np.mean(each.stats.evaluations)) for each in scored) / solves
+        return found.cpu().numpy(), evaluations
+
+    def gaussian_log_prob(self, rows: Rows) -> Array:
+        """Log p of rows by the Gaussian, in nats.
+
+        Of whole numbers and categories it sees what the flow does, with one draw of noise.
+        """
+        numbers, log_det = continuous(self.flow, self.schema, rows, self.seed)
+        return self.gaussian.log_prob(numbers) + log_det
+
     def sample(self, context: Array, seed: int) -> Array:
-        """A draw of the flow for each context (n, context columns), shape (n, columns)."""
+        """A draw of the flow for each context (n, context columns), shape (n, columns).
+
+        Categories are numbers, as in the schema.
+        """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             parts = [
@@ -156,6 +191,20 @@ class Trained:
         given = context_tensor(context, self.flow.like)
         shape = () if given is not None else len(context)
         return self.flow.sample(shape, given).double().cpu().numpy()
+
+
+def continuous(flow: Flow, schema: Schema, rows: Rows, seed: int) -> tuple[Rows, Array]:
+    """Rows whose whole numbers and categories are numbers with a density, and its log |det|.
+
+    Constant columns are left out of them. What is drawn for it depends on the seed alone.
+    """
+    if not schema.noisy and not schema.constant:
+        return rows, np.zeros(len(rows))
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        mapped = flow.layers[-1].pull(rows.tensors(flow.like)[0])
+    numbers = mapped.value.double().cpu().numpy()
+    return Rows(numbers, rows.context), mapped.log_det.double().cpu().numpy()
 
 
 def _chunks(starts: range, doing: str) -> Iterable[int]:
@@ -171,7 +220,7 @@ def _with_divergence(flow: Flow, name: str) -> Flow:
     return flow.with_solver(divergence=with_count(chosen, PROBES))
 
 
-def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
+def _checked(metadata: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
     """The attributes that `train` wrote down, or a KeyError, TypeError or ValueError."""
     gaussian = Gaussian(
         np.array(metadata["gaussian"]["mean"], dtype=np.float64),
@@ -180,19 +229,26 @@ def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
     columns, seed = metadata["columns"], metadata["seed"]
     context = metadata.get("context", [])  # folders from before there was one have no such entry
     missing, data_dir = metadata.get("missing", "refuse"), metadata.get("data_dir")
-    size = len(context) + dim
     fits = (
         isinstance(columns, list)
         and isinstance(context, list)
-        and len(columns) == dim
         and all(isinstance(name, str) and name.strip() for name in (*columns, *context))
-        and len({*columns, *context}) == size
+        and len({*columns, *context}) == len(context) + flow.dim
         and isinstance(metadata["data"], str)
         and isinstance(metadata["data_sha256"], str)
         and isinstance(seed, int)
         and seed >= 0
         and missing in MISSING
         and isinstance(data_dir, str | None)
+    )
+    if not fits:
+        raise ValueError
+    kinds = Schema.of(metadata.get("schema", {}), columns)
+    schema = Schema(tuple(kinds.get(name, Column(name)) for name in columns))
+    size = len(context) + schema.width
+    fits = (
+        len(columns) == flow.dim
+        and schema.width == flow.base.event_shape[0]
         and gaussian.mean.shape == (size,)
         and gaussian.covariance.shape == (size, size)
     )
@@ -200,7 +256,7 @@ def _checked(metadata: Mapping[str, Any], dim: int) -> dict[str, Any]:
         raise ValueError
     np.linalg.cholesky(gaussian.covariance)  # a ValueError where it is no covariance
     return {
-        "columns": tuple(columns),
+        "schema": schema,
         "context_columns": tuple(context),
         "source": metadata["data"],
         "sha256": metadata["data_sha256"],

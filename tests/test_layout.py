@@ -96,6 +96,7 @@ ORDER = [
     "cnf.datasets.pinwheel",
     "cnf.datasets.toys",
     "cnf.datasets.conditional_toys",
+    "cnf.datasets.collinear",
     "cnf.datasets.files",
     "cnf.datasets.splits",
     "cnf.datasets.tables",

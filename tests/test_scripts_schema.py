@@ -181,7 +181,8 @@ def test_whole_numbers_too_large_for_noise_are_real():
         ('{"colour": {"kind": "real"}}', "numbers .* in column 'colour'; got text, 'blue'"),
         ('{"colour": {"kind": "categorical", "categories": ["red", "blue"]}}',
          "one of red, blue in column 'colour'; got 'green' in row"),
-        ('{"stars": {"kind": "categorical", "categories": ["1", "2"]}}', "one of 1, 2 in column 'stars'; got . in row"),
+        ('{"stars": {"kind": "categorical", "categories": ["1", "2"]}}',
+         "one of 1, 2 in column 'stars'; got . in row"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_schema(schema, message, place, tmp_path):

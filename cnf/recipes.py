@@ -29,6 +29,8 @@ class Recipe:
         hidden: Widths of each field's hidden layers.
         activation: The fields' activation.
         blocks: Number of CNF layers.
+        batch_norm: Whether a batch normalisation by moving statistics follows each on the way to
+            the base; with objective `"mle"` alone.
         scaling: What brings the data to a common scale, a name in `cnf.layers.SCALINGS`.
         field: The fields' name in `cnf.fields.FIELDS`.
         time_features: The number of sines and cosines of time that enter the fields' layers.
@@ -74,6 +76,7 @@ class Recipe:
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "silu"
     blocks: int = 1
+    batch_norm: bool = False
     scaling: str = "standardize"
     field: str = "concat_squash"
     time_features: int = 0
@@ -131,7 +134,7 @@ class Recipe:
                     f"got {getattr(self, name)!r}"
                 )
         for name, value in vars(self).items():
-            if isinstance(value, str):
+            if isinstance(value, str) or name == "batch_norm":
                 continue
             number = min(value, default=0) if isinstance(value, tuple) else value
             least = lowest.get(name)
@@ -141,6 +144,19 @@ class Recipe:
                 wanted = "finite and " + ("above 0" if least is None else f"at least {least}")
                 wanted += " and below 1" if name in below_one else ""
                 raise ValueError(f"Expected the recipe's {name} to be {wanted}; got {value}")
+        self._check_objective()
+
+    def _check_objective(self) -> None:
+        """Raise a ValueError where the objective does not go with the rest."""
+        if not isinstance(self.batch_norm, bool):
+            raise ValueError(
+                f"Expected the recipe's batch_norm to be True or False; got {self.batch_norm!r}"
+            )
+        if self.batch_norm and self.objective != "mle":
+            raise ValueError(
+                "Expected objective mle with batch_norm, whose statistics flow matching does not "
+                f"take, since no rows pass through the flow; got objective {self.objective}"
+            )
         if self.objective == "matching" and self.regularization is not None:
             raise ValueError(
                 "Expected no regularizer and no steer with objective matching, which solves "
@@ -186,6 +202,7 @@ class Recipe:
             field=self.field,
             field_options=self.field_options,
             scaling=self.scaling,
+            batch_norm=self.batch_norm,
         )
         return Flow(flow.base, [*flow.layers, *columns], flow.context) if columns else flow
 
@@ -304,6 +321,7 @@ def recipe_of(entries: Mapping[str, Any]) -> Recipe:
 
 _KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     str: ((str,), "a name"),
+    bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
     float: ((float, int), "a number"),
     tuple: ((list,), "a list of whole numbers"),

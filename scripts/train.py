@@ -47,6 +47,7 @@ HELP = {
     "hidden": "widths of each field's hidden layers, such as 64,64,64",
     "activation": f"one of {', '.join(ACTIVATIONS)}",
     "blocks": "number of CNF layers",
+    "batch_norm": "true or false: batch normalisation after each, on the way to the base (mle)",
     "scaling": f"what brings the columns to a common scale: one of {', '.join(SCALINGS)}",
     "batch_size": "rows for each step of maximum likelihood, of each process",
     "learning_rate": "its peak learning rate, in a run of up to --horizon steps",
@@ -81,6 +82,7 @@ HELP = {
     "directional": "weight of the gradient of the squared speed along the paths",
     "steer": "the base's time is drawn up to this far from 0 in training (STEER)",
 }
+TRUTHS = ("false", "true")  # as the command line spells them
 
 
 @program("train")
@@ -226,15 +228,26 @@ def _parser() -> Parser:
     parser.add_argument(
         "--tensorboard", action="store_true", help="write the curves for TensorBoard too, into DIR"
     )
-    numbers = parser.add_argument_group("the recipe's numbers (in brackets: each recipe's own)")
+    numbers = parser.add_argument_group(
+        "the recipe's numbers (in brackets: the usual, then whose are others)"
+    )
     for field in fields(Recipe):
-        defaults = (f"{name}: {_text(getattr(made, field.name))}" for name, made in RECIPES.items())
         numbers.add_argument(
             f"--{field.name.replace('_', '-')}",
             metavar="X",
-            help=f"{HELP[field.name]} ({', '.join(defaults)})",
+            help=f"{HELP[field.name]} ({_defaults(field.name)})",
         )
     return parser
+
+
+def _defaults(name: str) -> str:
+    """A number's usual value, and each other one with the recipes that have it."""
+    usual = _text(getattr(Recipe(), name))
+    others: dict[str, list[str]] = {}
+    for recipe, made in RECIPES.items():
+        if (own := _text(getattr(made, name))) != usual:
+            others.setdefault(own, []).append(recipe)
+    return "; ".join([usual, *(f"{own}: {', '.join(names)}" for own, names in others.items())])
 
 
 def _context(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -317,15 +330,20 @@ def _convert(name: str, text: str, default: Any) -> Any:
     """`text` as a value of the default's type."""
     kind = type(default)
     try:
+        if kind is bool:
+            return bool(TRUTHS.index(text.lower()))
         return tuple(int(part) for part in text.split(",")) if kind is tuple else kind(text)
     except ValueError:
+        wanted = " or ".join(TRUTHS) if kind is bool else f"like {_text(default)}"
         raise ValueError(
-            f"Expected --{name.replace('_', '-')} to be like {_text(default)}; got {text!r}"
+            f"Expected --{name.replace('_', '-')} to be {wanted}; got {text!r}"
         ) from None
 
 
 def _text(value: object) -> str:
     """A recipe's value as the command line takes it."""
+    if isinstance(value, bool):
+        return TRUTHS[value]
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -85,10 +85,18 @@ def mean(values: Sequence[float], like: Tensor) -> list[float]:
     """The means over all processes, the same in each, computed where `like` lies."""
     if world_size() == 1:
         return list(values)
-    total = torch.tensor(values, dtype=torch.float64, device=like.device)
-    dist.all_reduce(total)
-    found: list[float] = (total / world_size()).tolist()
+    summed = total(torch.tensor(values, dtype=torch.float64, device=like.device))
+    found: list[float] = (summed / world_size()).tolist()
     return found
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum over all processes, the same in each."""
+    if world_size() == 1:
+        return tensor
+    summed = tensor.clone()
+    dist.all_reduce(summed)
+    return summed
 
 
 def gather(value: Any) -> list[Any]:

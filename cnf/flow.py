@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from cnf.bases import map_tensors
 from cnf.fields import make_field
-from cnf.layers import CNF, SCALINGS, Care, Layer, Standardize
+from cnf.layers import CNF, SCALINGS, Care, Layer, MovingNorm, Standardize
 from cnf.ode import Stats, Status
 from cnf.regularizers import Regularization
 from cnf.scores import Scored, Scores
@@ -191,9 +191,10 @@ class Flow(nn.Module):
         """
         context = self.standardized(context)
         log_det = x.new_zeros(len(x))
-        stats, penalties = Stats(), dict[str, Tensor]()
+        stats, penalties, passed = Stats(), dict[str, Tensor](), list[Tensor]()
         base_time = 0.0 if regularization is None else regularization.base_time()
         for layer in reversed(self.layers):
+            passed.insert(0, x.detach())
             if regularization is None:
                 mapped = layer.pull(x, context)
             else:
@@ -201,7 +202,7 @@ class Flow(nn.Module):
             x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
             for name, penalty in mapped.penalties.items():
                 penalties[name] = penalties[name] + penalty if name in penalties else penalty
-        return Scored(_log_prob(self.base, x) + log_det, stats, penalties)
+        return Scored(_log_prob(self.base, x) + log_det, stats, penalties, passed)
 
     def path(self, z: Tensor, frames: int, context: Tensor | None = None) -> Tensor:
         """The way of base points `z` (rows, dim) to the data, shape (frames, rows, dim).
@@ -380,6 +381,7 @@ def ffjord(
     field: str = "concat_squash",
     field_options: Mapping[str, Any] | None = None,
     scaling: str = "standardize",
+    batch_norm: bool = False,
     **solver: Any,
 ) -> Flow:
     """FFJORD: a standard normal base, CNF layers with concat-squash fields, a standardisation.
@@ -398,6 +400,9 @@ def ffjord(
         field_options: What else the field takes, such as `{"x_features": 64, "x_scale": 5.0}`.
         scaling: What brings the data to a common scale, a name in `cnf.layers.SCALINGS`:
             `"standardize"`, or `"whiten"`, which takes the columns' correlation out as well.
+        batch_norm: Whether a `cnf.layers.MovingNorm` follows each CNF layer on the way to the base.
+            FFJORD has one next to the data too: here the scaling is that. Maximum likelihood alone
+            trains such a flow.
         solver: Any of `cnf.layers.SolverSettings`' attributes.
 
     Raises:
@@ -417,9 +422,10 @@ def ffjord(
         raise ValueError(f"Expected scaling to be one of {', '.join(SCALINGS)}; got {scaling!r}")
     options = {"hidden": hidden, "context_dim": context_dim, "activation": activation}
     options |= {"zero_last": zero_last, **(field_options or {})}
-    layers: list[Layer] = [
-        CNF(make_field(field, dim=dim, **options), **solver) for _ in range(blocks)
-    ]
+    layers: list[Layer] = []
+    for _ in range(blocks):
+        layers += [MovingNorm(dim)] if batch_norm else []
+        layers += [CNF(make_field(field, dim=dim, **options), **solver)]
     base = Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1)
     context = Standardize(context_dim) if context_dim else None
     return Flow(base, [*layers, SCALINGS[scaling](dim)], context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any
@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnf.distributed import mean, parallel, world_size
+from cnf.distributed import mean, parallel, total, world_size
 from cnf.flow import Flow
+from cnf.layers import MovingNorm
 from cnf.named_tensors import prefixed, under
 from cnf.objectives import Objective
 from cnf.ode import SolveError
@@ -87,7 +88,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        loss, nfe, failure = self.losses(objective, batch, self._tolerances(slack))
+        loss, nfe, failure, passed = self.losses(objective, batch, self._tolerances(slack))
         try:
             loss.backward()
         except SolveError as error:  # as backsolve's way back may
@@ -102,6 +103,7 @@ class Learner:
             failure = failure or f"The loss is {value} and the norm of its gradient {length}."
             return Taken(nan, nan, failure)
         self.optimizer.step()
+        self._normalize(passed)
         self._average()
         return Taken(value, nfe)
 
@@ -137,13 +139,34 @@ class Learner:
     def _tolerances(self, slack: float) -> dict[str, float]:
         return {"rtol": slack * self.recipe.rtol, "atol": slack * self.recipe.atol}
 
+    def _normalize(self, passed: Sequence[Tensor]) -> None:
+        """Tell batch normalisations of the whole batch, as all processes have it together."""
+        for layer, x in zip(self.flow.layers, passed, strict=False):
+            if isinstance(layer, MovingNorm):
+                layer.update(total(layer.sums(x)))
+
     @torch.no_grad()
     def _average(self) -> None:
-        """θ̄ ← θ̄ + (1 − d)(θ − θ̄), with a decay d that starts low, so that θ̄ forgets its start."""
+        """θ̄ ← θ̄ + (1 − d)(θ − θ̄), with a decay d that starts low, so that θ̄ forgets its start.
+
+        Moving statistics are averaged alike: they change with the weights, so that to first order
+        what they come to belongs to what the weights come to.
+        """
         self.averages += 1
         decay = min(self.recipe.average, self.averages / (9 + self.averages))
-        averaged: list[Tensor] = list(self.averaged.parameters())
-        torch._foreach_lerp_(averaged, list(self.flow.parameters()), 1 - decay)
+        averaged = [*self.averaged.parameters(), *_statistics(self.averaged)]
+        current = [*self.flow.parameters(), *_statistics(self.flow)]
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+        for own, layer in zip(_norms(self.averaged), _norms(self.flow), strict=True):
+            own.updates.copy_(layer.updates)
+
+
+def _norms(flow: Flow) -> list[MovingNorm]:
+    return [layer for layer in flow.layers if isinstance(layer, MovingNorm)]
+
+
+def _statistics(flow: Flow) -> list[Tensor]:
+    return [buffer for norm in _norms(flow) for buffer in (norm.mean, norm.variance)]
 
 
 class _Losses(nn.Module):
@@ -159,12 +182,12 @@ class _Losses(nn.Module):
 
     def forward(
         self, objective: Objective, batch: Rows, tolerances: Mapping[str, float]
-    ) -> tuple[Tensor, float, str]:
-        """The loss, the evaluations of a solve, and what failed."""
+    ) -> tuple[Tensor, float, str, Sequence[Tensor]]:
+        """The loss, the evaluations of a solve, what failed, and what came to each layer."""
         try:
             loss = objective(self.flow.with_solver(**tolerances), batch.x, batch.context)
         except SolveError as error:
-            total = torch.stack([p.sum() for p in self.parameters()]).sum()
-            return nan * total, nan, str(error)
+            reached = torch.stack([p.sum() for p in self.parameters()]).sum()
+            return nan * reached, nan, str(error), ()
         nfe = float(np.mean(loss.stats.evaluations)) / max(1, self.flow.solves)
-        return loss.value, nfe, ""
+        return loss.value, nfe, "", loss.passed

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cnf.couplings import COUPLINGS
 from cnf.flow import Flow
-from cnf.layers import CNF, Layer
+from cnf.layers import CNF, Layer, MovingNorm
 from cnf.ode import Stats
 from cnf.regularizers import Regularization
 
@@ -23,10 +23,13 @@ class Loss:
     Attributes:
         value: A scalar.
         stats: Of the solve, empty where there was none.
+        passed: What came to each of the flow's layers from the data's side, in their order, without
+            a gradient; empty where rows did not pass through the flow.
     """
 
     value: Tensor
     stats: Stats = field(default_factory=Stats)
+    passed: Sequence[Tensor] = ()
 
 
 class Objective(Protocol):
@@ -75,7 +78,7 @@ class MaximumLikelihood:
         if self.regularization is not None:
             for name, weight in self.regularization.active.items():
                 loss = loss + weight * scored.penalties[name].mean()
-        return Loss(loss, scored.stats)
+        return Loss(loss, scored.stats, scored.passed)
 
     def check(self, flow: Flow, *, conditional: bool) -> None:
         """Raise a ValueError where there is nothing to regularize."""
@@ -98,15 +101,16 @@ class FlowMatching:
     layers is one path, cut into K equal pieces: layer k = 1 … K learns the piece of times
     t ∈ [(k − 1) / K, k / K], its own time running from 0 to 1 and its velocity being (x − z) / K.
     That needs the CNF layers to follow one another. Layers of another kind are not trained: those
-    with parameters keep them.
+    with parameters keep them. A `MovingNorm` is refused, wherever it stands: no rows pass through
+    the flow, so that its statistics would stay what they are.
 
     Attributes:
         coupling: A name in `cnf.couplings.COUPLINGS`.
 
     Raises:
         ValueError: From `check`: the flow has no CNF layer; or another layer stands between two,
-            where a straight path would not go on as one; or the flow is conditional and the
-            coupling breaks the condition.
+            where a straight path would not go on as one; or there are moving statistics; or the
+            flow is conditional and the coupling breaks the condition.
 
     Source: Lipman et al. (2022), Flow matching for generative modeling; Tong et al. (2023).
 
@@ -143,6 +147,12 @@ class FlowMatching:
         _, cnfs, _ = _parted(flow)
         if not cnfs:
             raise ValueError("Expected a flow with a CNF layer for flow matching; got one without")
+        if any(isinstance(layer, MovingNorm) for layer in flow.layers):
+            raise ValueError(
+                "Expected no batch normalisation for flow matching, which passes no rows through "
+                "the flow that its statistics could be taken of; got MovingNorm. Train by maximum "
+                "likelihood (mle)"
+            )
         for layer in cnfs:
             if not isinstance(layer, CNF):
                 raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,11 +20,14 @@ class Scored:
         log_prob: log p(x) in nats per row, shape (rows,).
         stats: The evaluations and steps of all CNF layers.
         penalties: What a regularization asked for, summed over the layers, each of shape (rows,).
+        passed: What came to each layer from the data's side, in the layers' order, each of shape
+            (rows, columns), without a gradient.
     """
 
     log_prob: Tensor
     stats: Stats
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
+    passed: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,7 @@ HELP = {
     "hidden": "widths of each field's hidden layers, such as 64,64,64",
     "activation": f"one of {', '.join(ACTIVATIONS)}",
     "blocks": "number of CNF layers",
+    "batch_norm": "true or false: batch normalisation after each, on the way to the base (mle)",
     "scaling": f"what brings the columns to a common scale: one of {', '.join(SCALINGS)}",
     "batch_size": "rows for each step of maximum likelihood, of each process",
     "learning_rate": "its peak learning rate, in a run of up to --horizon steps",
@@ -84,6 +85,7 @@ HELP = {
     "directional": "weight of the gradient of the squared speed along the paths",
     "steer": "the base's time is drawn up to this far from 0 in training (STEER)",
 }
+TRUTHS = ("false", "true")  # as the command line spells them
 
 
 @program("train")
@@ -238,13 +240,14 @@ def _parser() -> Parser:
     parser.add_argument(
         "--tensorboard", action="store_true", help="write the curves for TensorBoard too, into DIR"
     )
-    numbers = parser.add_argument_group("the recipe's numbers (in brackets: each recipe's own)")
+    numbers = parser.add_argument_group(
+        "the recipe's numbers (in brackets: the usual, then whose are others)"
+    )
     for field in fields(Recipe):
-        defaults = (f"{name}: {_text(getattr(made, field.name))}" for name, made in RECIPES.items())
         numbers.add_argument(
             f"--{field.name.replace('_', '-')}",
             metavar="X",
-            help=f"{HELP[field.name]} ({', '.join(defaults)})",
+            help=f"{HELP[field.name]} ({_defaults(field.name)})",
         )
     return parser
 
@@ -264,6 +267,16 @@ def _choices(arguments: argparse.Namespace) -> Choices:
         arguments.missing,
         {} if arguments.schema is None else _read_schema(Path(arguments.schema)),
     )
+
+
+def _defaults(name: str) -> str:
+    """A number's usual value, and each other one with the recipes that have it."""
+    usual = _text(getattr(Recipe(), name))
+    others: dict[str, list[str]] = {}
+    for recipe, made in RECIPES.items():
+        if (own := _text(getattr(made, name))) != usual:
+            others.setdefault(own, []).append(recipe)
+    return "; ".join([usual, *(f"{own}: {', '.join(names)}" for own, names in others.items())])
 
 
 def _context(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -317,7 +330,7 @@ def _recipe(
     if given is not None and given not in RECIPES and Path(given).exists():
         name, recipe = given, _read_recipe(Path(given))
     elif given is None and begun is not None:
-        name, recipe = "of the run in --out", recipe_of(begun)
+        name, recipe = "of the run in --out", _begun_recipe(begun)
     else:
         name, recipe = choose_recipe(
             given, len(data.train), data.schema.width, bool(data.context_columns)
@@ -334,6 +347,17 @@ def _recipe(
                 f"Expected no --{useless.replace('_', '-')} with {why}, which has no use for it"
             )
     return name, recipe
+
+
+def _begun_recipe(begun: Mapping[str, Any]) -> Recipe:
+    """The recipe of a run to go on with."""
+    try:
+        return recipe_of(begun)
+    except KeyError as error:
+        raise ValueError(
+            f"Expected the run in --out to have the recipe's {error}; it was begun by another "
+            "version: train anew, into another folder"
+        ) from None
 
 
 def _lost_features(changes: Mapping[str, Any]) -> dict[str, int]:
@@ -362,15 +386,20 @@ def _convert(name: str, text: str, default: Any) -> Any:
     """`text` as a value of the default's type."""
     kind = type(default)
     try:
+        if kind is bool:
+            return bool(TRUTHS.index(text.lower()))
         return tuple(int(part) for part in text.split(",")) if kind is tuple else kind(text)
     except ValueError:
+        wanted = " or ".join(TRUTHS) if kind is bool else f"like {_text(default)}"
         raise ValueError(
-            f"Expected --{name.replace('_', '-')} to be like {_text(default)}; got {text!r}"
+            f"Expected --{name.replace('_', '-')} to be {wanted}; got {text!r}"
         ) from None
 
 
 def _text(value: object) -> str:
     """A recipe's value as the command line takes it."""
+    if isinstance(value, bool):
+        return TRUTHS[value]
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -17,7 +17,8 @@ from helpers import max_difference
 from test_scripts_running import run
 
 import cnf
-from cnf.distributed import gather, mean, process_group, rank, share, world_size
+from cnf.distributed import gather, mean, process_group, rank, share, total, world_size
+from cnf.layers import MovingNorm
 from cnf.objectives import Loss, MaximumLikelihood
 from cnf.recipes import Recipe
 
@@ -37,6 +38,7 @@ RECIPE = Recipe(
 HYBRID = dataclasses.replace(RECIPE, objective="hybrid", coupling="optimal_transport")
 
 
+NORMALIZED = dataclasses.replace(RECIPE, blocks=2, batch_norm=True)
 EARLY = dataclasses.replace(HYBRID, patience=1, matching_rate=3.0, average=0.0)
 FREQUENCIES = {"x_features": 3, "x_scale": 1.0}
 
@@ -49,6 +51,10 @@ def flow_for(seed=0, step_size=0.25, **options):
     torch.manual_seed(seed)
     flow = cnf.ffjord(2, hidden=(8,), zero_last=False, **options).double()
     return flow.with_solver(step_size=step_size)
+
+
+def normalized():
+    return flow_for(step_size=0.1, blocks=2, batch_norm=True)
 
 
 def trained(recipe=RECIPE, flow=None, **options):
@@ -68,6 +74,13 @@ def trained(recipe=RECIPE, flow=None, **options):
         "reason": history.reason,
         "objective": history.objective.tolist(),
     }
+
+
+def statistics(rows):
+    """Of all processes' rows together."""
+    layer = MovingNorm(2).double()
+    layer.update(total(layer.sums(rows)))
+    return torch.stack([layer.mean, layer.variance])
 
 
 def failing(flow, how):
@@ -137,10 +150,12 @@ def library(folder):
             "shares": [list(range(count)[share(count)]) for count in (0, 1, 7, 10)],
             "mean": mean([1.0 + rank(), 5.0], DATA),
             "gather": gather({"rank": rank()}),
+            "statistics": statistics(DATA[share(101)]),
             "mle": trained(flow=flow_for(step_size=0.1)),
             "hybrid": trained(HYBRID),
             "regularized": trained(dataclasses.replace(RECIPE, kinetic=0.1)),
             "stack": trained(HYBRID, flow_for(blocks=2)),
+            "normalized": trained(NORMALIZED, normalized()),
             "other weights": trained(flow=flow_for(seed=rank())),
             "other frequencies": trained(flow=flow_for(seed=rank(), field_options=FREQUENCIES)),
             "one row to validate": trained(validation=DATA[:1]),
@@ -188,6 +203,7 @@ def assert_close(left, right, losses=1e-8, weights=1e-10):
         ("mle", {"flow": flow_for(step_size=0.1)}),
         ("regularized", {"recipe": dataclasses.replace(RECIPE, kinetic=0.1)}),
         ("one row to validate", {"validation": DATA[:1]}),
+        ("normalized", {"flow": normalized(), "recipe": NORMALIZED}),
     ],
 )
 def test_two_processes_are_one_with_the_doubled_batch(name, options, two):
@@ -200,7 +216,15 @@ def test_two_processes_are_one_with_the_doubled_batch(name, options, two):
 @pytest.mark.parametrize(
     "name",
     [
-        *("mle", "hybrid", "regularized", "stack", "other weights", "other frequencies"),
+        *(
+            "mle",
+            "hybrid",
+            "regularized",
+            "stack",
+            "normalized",
+            "other weights",
+            "other frequencies",
+        ),
         *("patience", "budget", "resumed", "nan", "solve"),
     ],
 )
@@ -256,6 +280,14 @@ def test_processes_share_their_work_and_draw_on_their_own(two):
         assert found["gather"] == [{"rank": 0}, {"rank": 1}]
         assert found["left alone"]
     assert (left["drawn"] != right["drawn"]).all()
+
+
+def test_moving_statistics_are_of_the_whole_batch(two):
+    """Also where the processes' shares differ."""
+    rows = DATA[:101]
+    expected = torch.stack([rows.mean(0), rows.var(0, correction=0)])
+    for found in two[0]:
+        torch.testing.assert_close(found["statistics"], expected, rtol=1e-12, atol=0)
 
 
 def test_the_groups_threads_end_with_it(two):

@@ -48,6 +48,12 @@ def made(name):
         return LAYERS[name]([0.0, -1.0, 5.0], [1.0, 1.0, 9.0]).double()
     if name == "positive":
         return Positive([0.0, -2.0, 5.0]).double()
+    if name == "moving_norm":
+        layer = LAYERS[name](3).double()
+        torch.nn.init.normal_(layer.log_weight)
+        torch.nn.init.normal_(layer.bias)
+        layer.update(layer.sums(3 * torch.randn(50, 3) + 2))
+        return layer
     if name == "beside":
         return Beside([Positive([0.0]), Keep(2)], [[1], [2, 0]]).double()
     return LAYERS[name](3).double()

@@ -58,6 +58,7 @@ ORDER = [
     "cnf.layers.scaling",
     "cnf.layers.standardize",
     "cnf.layers.whiten",
+    "cnf.layers.moving_norm",
     "cnf.layers.keep",
     "cnf.layers.constant",
     "cnf.layers.positive",

@@ -13,6 +13,7 @@ TRAIN = {
     "--gradient": ["adjoint"],
     "--hidden": ["0", "-8", "8,0", "8,x", "", ",", "8.5"],
     "--blocks": ["0", "-1", "x"],
+    "--batch-norm": ["maybe", "1", "", "true"],
     "--batch-size": ["0", "-1", "1.5"],
     "--learning-rate": ["0", "-1", "nan", "inf", "x"],
     "--rtol": ["0", "-1e-3", "nan", "inf", "x"],

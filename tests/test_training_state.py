@@ -37,6 +37,7 @@ RECIPES = {
         steer=0.2,
         activation="softplus",
     ),
+    "normalized": dataclasses.replace(BASE, objective="mle", blocks=2, batch_norm=True),
     "matching": dataclasses.replace(BASE, objective="matching", blocks=2, x_features=3),
     "patience": dataclasses.replace(
         BASE, patience=1, matching_rate=3.0, average=0.0, validations=10, clip=1e9
@@ -117,6 +118,7 @@ def assert_whole(flow, history, expected):
     [
         *(("hybrid", at) for at in (1, 3, 9, 10, 11, 19, 20)),
         *(("noisy", at) for at in (1, 7, 20)),
+        *(("normalized", at) for at in (1, 2, 13)),
         *(("matching", at) for at in (1, 9, 20)),
     ],
 )

@@ -11,6 +11,7 @@ from cnf.layers.constant import Constant
 from cnf.layers.dequantize import Dequantize
 from cnf.layers.keep import Keep
 from cnf.layers.layer import Assessed, Care, Layer, Mapped
+from cnf.layers.moving_norm import MovingNorm
 from cnf.layers.positive import Positive
 from cnf.layers.scaling import Scaling
 from cnf.layers.settings import SolverSettings
@@ -18,7 +19,7 @@ from cnf.layers.standardize import Standardize
 from cnf.layers.whiten import Whiten
 
 LAYERS: dict[str, type[Layer]] = {
-    **{layer.name: layer for layer in (CNF, Standardize, Whiten, Beside)},
+    **{layer.name: layer for layer in (CNF, Standardize, Whiten, MovingNorm, Beside)},
     **COLUMN_LAYERS,
 }
 
@@ -40,6 +41,7 @@ __all__ = [
     "Keep",
     "Layer",
     "Mapped",
+    "MovingNorm",
     "Positive",
     "Scaling",
     "SolverSettings",

@@ -130,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(*([evaluation.json()] if arguments.json else evaluation.lines()))
         if page is not None:
             write_report(page, trained, rows, log_prob, _named(arguments), evaluation.lines())
-            say(*([] if arguments.json else [f"  {page}"]))
+            if not arguments.json:
+                say(f"  {page}")
     return 0
 
 

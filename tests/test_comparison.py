@@ -1,5 +1,7 @@
 """What the figures of data beside samples show."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -45,7 +47,7 @@ def test_steps_are_the_shares_of_either_on_common_bins(ax):
     (own, edges), (drawn, same) = steps(ax)
     assert np.array_equal(edges, same)
     for share, values in ((own, data), (drawn, samples)):
-        inside = [(values >= low) & (values < high) for low, high in zip(edges, edges[1:])]
+        inside = [(values >= low) & (values < high) for low, high in pairwise(edges)]
         np.testing.assert_allclose(share, np.mean(inside, axis=1), atol=1e-12)
     assert own.sum() > 0.99
 
@@ -91,7 +93,12 @@ def test_bins_of_many_whole_numbers_hold_equally_many(ax):
 
 
 def test_correlations_are_pearsons():
-    rows = RNG.normal(size=(50, 4)) @ RNG.normal(size=(4, 4)) * [1e6, 1.0, 1e-6, 1.0] + 7.0
+    rows = RNG.normal(size=(50, 4)) @ RNG.normal(size=(4, 4)) * [1e6, 1.0, 1e-6, 1.0] + [
+        1.7e9,
+        7.0,
+        1e-5,
+        0.0,
+    ]
     np.testing.assert_allclose(correlations(rows), np.corrcoef(rows.T), atol=1e-9)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -41,8 +42,8 @@ def marginals_figure(
     shown = min(most, len(columns))
     across = min(ACROSS, shown)
     down = -(-shown // across)
-    figure = Figure(figsize=(max(4.0, 2.7 * across), 1.8 * down + 0.4), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+    spaced = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
+    figure = Figure(figsize=(max(4.0, 2.7 * across), 1.8 * down + 0.4), layout=spaced)
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for i, ax in enumerate(panels[:shown]):
         draw_marginal(ax, data[:, i], samples[:, i])
@@ -62,7 +63,7 @@ def draw_marginal(ax: Axes, data: Array, samples: Array) -> Axes:
     whole = bool((data == np.rint(data)).all())
     low, high = _window(data, np.rint(samples) if whole else samples)
     if whole and round(high) - round(low) < FEW:
-        _draw_bars(ax, data, np.rint(samples), np.arange(round(low), round(high) + 1))
+        _draw_bars(ax, data, np.rint(samples), np.arange(round(low), round(high) + 1.0))
     else:
         _draw_steps(ax, data, samples, _edges(low, high, len(data), whole))
     ax.set(yticks=[], ylim=(0, None))

@@ -196,7 +196,7 @@ def _header(compared: Comparison, model: Path, data: str, numbers: Sequence[str]
 
 
 def _marginals(compared: Comparison) -> str:
-    figure = marginals_figure(compared.rows.x, compared.samples.x, compared.columns)
+    figure = marginals_figure(compared.rows.x, compared.samples.x, compared.columns, PANELS)
     left_out = len(compared.columns) - PANELS
     return _section(
         "Columns, one by one",
@@ -225,7 +225,7 @@ def _correlations(compared: Comparison) -> str:
 def _largest_difference(data: Array, samples: Array, names: Sequence[str]) -> str:
     """A sentence that names the two columns."""
     difference = np.nan_to_num(np.abs(samples - data))
-    i, j = np.unravel_index(difference.argmax(), difference.shape)
+    i, j = divmod(int(difference.argmax()), len(names))
     if not difference[i, j] > 0:
         return "No correlation differs, or none is known: columns do not vary among the rows."
     return (

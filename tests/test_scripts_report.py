@@ -191,7 +191,7 @@ def test_share_of_samples_below_is_that_of_the_flows_own(whole, folder):
 
 
 def test_largest_difference_of_correlations_is_named(whole):
-    rows, samples, names = whole.marginals
+    rows, samples, names, _ = whole.marginals
     assert np.array_equal(rows, ROWS)
     own, drawn = np.corrcoef(rows.T), np.corrcoef(samples.T)
     i, j = np.unravel_index(np.abs(drawn - own).argmax(), own.shape)
@@ -267,7 +267,6 @@ def test_one_column_has_nothing_to_correlate(tmp_path):
 
 def test_many_columns_are_left_out_and_said_to_be(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "PANELS", 3)
-    monkeypatch.setattr("cnf.comparison.marginals_figure.__defaults__", (3,))
     rows = np.random.default_rng(0).normal(size=(100, 60))
     data = write_csv(tmp_path / "rows.csv", rows, tuple(f"c{i}" for i in range(60)))
     done("train", data, "--out", tmp_path / "out", *SMALL)

@@ -6,8 +6,10 @@ whole figure. Nothing here touches pyplot's global state.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from io import BytesIO
 from typing import cast
 
 import numpy as np
@@ -212,6 +214,25 @@ def spread_rows(context: Array, count: int) -> NDArray[np.intp]:
     return np.asarray(order[places])
 
 
+def short_name(name: str, most: int = 24) -> str:
+    """A column's name where there is little room.
+
+    Example:
+        >>> short_name("petal width (cm)", most=8)
+        'petal w…'
+    """
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def png(figure: Figure, dpi: float = 110) -> bytes:
+    """A figure as the content of a .png file."""
+    content = BytesIO()
+    with warnings.catch_warnings():  # a column's name may have letters that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(content, format="png", dpi=dpi)
+    return content.getvalue()
+
+
 def _standardized(context: Array) -> Array:
     spread = context.std(0)
     return np.asarray((context - context.mean(0)) / np.where(spread > 0, spread, 1.0))
@@ -235,7 +256,9 @@ def _at(log_prob: Conditional, context: Array) -> Callable[[Array], Array]:
 
 def _context_title(ax: Axes, names: Sequence[str], context: Array) -> None:
     """What is given, a line for each of the first three columns."""
-    lines = [f"{_short(name)} = {x:.3g}" for name, x in zip(names[:3], context[:3], strict=True)]
+    lines = [
+        f"{short_name(name)} = {x:.3g}" for name, x in zip(names[:3], context[:3], strict=True)
+    ]
     ax.set_title("\n".join([*lines, *["…"] * (len(names) > 3)]), parse_math=False)
 
 
@@ -260,7 +283,7 @@ def _curves(
             color, line = styles[name]
             ax.plot(x[:, 0], np.exp(_at(log_prob, context)(x)), line, color=color, label=name)
         ax.set(xlim=(low, high), ylim=(0, None), yticks=[])
-        ax.set_xlabel(_short(columns[0]), parse_math=False)
+        ax.set_xlabel(short_name(columns[0]), parse_math=False)
         _context_title(ax, context_columns, context)
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
@@ -291,9 +314,9 @@ def _maps(
             draw_density(ax, _at(log_prob, context), bounds, ceiling, GRID // 2)
             ceiling = ax.get_images()[0].get_clim()[1]
     for ax, name in zip(panels[:, 0], ["data nearby", *densities], strict=True):
-        ax.set_ylabel(f"{name}\n{_short(columns[1])}", parse_math=False)
+        ax.set_ylabel(f"{name}\n{short_name(columns[1])}", parse_math=False)
     for ax in panels[-1]:
-        ax.set_xlabel(_short(columns[0]), parse_math=False)
+        ax.set_xlabel(short_name(columns[0]), parse_math=False)
     return figure
 
 
@@ -343,11 +366,6 @@ def _log_prob(flow: Flow, rows: Array, context: Array | None = None) -> Array:
 def _dot(rows: Array) -> float:
     """The size of a dot in a scatter: few rows are seen only as larger ones."""
     return min(12.0, max(2.0, POINTS / max(1, len(rows)) / 10))
-
-
-def _short(name: str, most: int = 24) -> str:
-    """A column's name where there is little room."""
-    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _frame(ax: Axes, bounds: Bounds) -> Axes:

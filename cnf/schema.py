@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from math import inf, isfinite
@@ -156,6 +156,10 @@ class Column:
             return np.array([float(name) for name in self.categories])[values.astype(np.int64)]
         return np.clip(values, self.low, self.high) if self.low is not None else values
 
+    def told(self, value: float) -> str:
+        """A value for people: a category by its name."""
+        return self.categories[int(value)] if self.kind == "categorical" else f"{value:.6g}"
+
     def describe(self, kind: bool = True) -> str:
         """Its name, its kind unless that is told elsewhere, and what it can be, for people."""
         if self.kind == "categorical":
@@ -259,6 +263,11 @@ class Schema:
     def names(self) -> tuple[str, ...]:
         """The columns' names."""
         return tuple(column.name for column in self.columns)
+
+    def without(self, names: Collection[str]) -> tuple[Schema, list[int]]:
+        """The schema of the other columns, and their places."""
+        places = [i for i, column in enumerate(self.columns) if column.name not in names]
+        return Schema(tuple(self.columns[i] for i in places)), places
 
     @property
     def noisy(self) -> bool:

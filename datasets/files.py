@@ -88,11 +88,12 @@ def read_table(path: str | os.PathLike[str], missing: Missing = "refuse") -> Tab
     return _without_gaps(file, table, missing)
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Check, before work is done for it, that `write_table` can write to a path.
+def check_writable(path: str | os.PathLike[str], endings: Collection[str] | None = None) -> None:
+    """Check, before work is done for it, that a path can be written to.
 
     Args:
         path: The file to be.
+        endings: What its name may end in; when None, what `write_table` can write.
 
     Raises:
         ValueError: If its ending is unknown, it is a folder, or its folder cannot be written to.
@@ -104,9 +105,10 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         ValueError: Expected a path that ends in .csv, .npy, .npz, .parquet; got a.txt: rename it.
     """
     file = Path(path)
-    if file.suffix.lower() not in WRITERS:
+    endings = WRITERS if endings is None else endings
+    if file.suffix.lower() not in endings:
         raise ValueError(
-            f"Expected a path that ends in {', '.join(WRITERS)}; got {file}: rename it."
+            f"Expected a path that ends in {', '.join(endings)}; got {file}: rename it."
         )
     if file.is_dir():
         raise ValueError(f"Expected a path for a file; got the folder {file}: choose another name.")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cnf.distributed import process_group
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.program import Parser, program, say
+from cnf.scripts.report import REPORT, page_path, write_report
 from cnf.scripts.rows import Rows
 from cnf.scripts.trained import (
     CONTEXT_DATA,
@@ -89,7 +90,13 @@ def evaluate(trained: Trained, rows: Rows, toy: AnyToy | None, draws: int = DRAW
 
     With a context every number is of p(x | c), averaged over the rows' contexts.
     """
-    log_prob, nfe = trained.score(rows, draws)
+    return summarize(trained, rows, toy, *trained.score(rows, draws), draws)
+
+
+def summarize(
+    trained: Trained, rows: Rows, toy: AnyToy | None, log_prob: Array, nfe: float, draws: int
+) -> Evaluation:
+    """What `evaluate` makes of the flow's log p of `rows` and its evaluations for each solve."""
     nll = -float(log_prob.mean())
     known: dict[str, float | None] = {}
     if toy is not None:
@@ -132,13 +139,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--divergence", **DIVERGENCE)
     parser.add_argument("--draws", **NOISE_DRAWS)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    parser.add_argument("--report", **REPORT)
     arguments = parser.parse_args(argv)
     trained = Trained.read(arguments.dir, arguments.divergence)
     rows, toy = _rows(trained, arguments)
     trained.schema.check(rows.x)
     with process_group():
-        evaluation = evaluate(trained, rows, toy, arguments.draws)
+        page = page_path(arguments.report, trained.folder)
+        log_prob, nfe = trained.score(rows, arguments.draws)
+        evaluation = summarize(trained, rows, toy, log_prob, nfe, arguments.draws)
         say(*([evaluation.json()] if arguments.json else evaluation.lines()))
+        if page is not None:
+            known = (_named(arguments), evaluation.lines(), arguments.draws)
+            write_report(page, trained, rows, log_prob, *known)
+            if not arguments.json:
+                say(f"  {page}")
     return 0
 
 
@@ -153,6 +168,11 @@ def _rows(trained: Trained, arguments: argparse.Namespace) -> tuple[Rows, AnyToy
         )
     data = trained.data(advice="name the rows to score with --data")
     return data.test, data.toy
+
+
+def _named(arguments: argparse.Namespace) -> str:
+    """What the rows are called; empty where they are the held-out ones."""
+    return " with the contexts of ".join(filter(None, (arguments.data, arguments.context_data)))
 
 
 def _stderr(values: Array) -> float | None:

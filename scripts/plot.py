@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import warnings
 from collections.abc import Sequence
 from math import nan
 from pathlib import Path
@@ -13,12 +11,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cnf.datasets import ConditionalToy, Toy
+from cnf.files import write_whole
 from cnf.plotting import (
     POINTS,
     conditional_figure,
     density_figure,
     draw_learning_curve,
     pairs_figure,
+    png,
 )
 from cnf.scripts.data import Data
 from cnf.scripts.program import Parser, program, say
@@ -77,9 +77,8 @@ def _conditional(trained: Trained, data: Data) -> dict[str, Figure]:
 
 def _varying(trained: Trained) -> tuple[tuple[str, ...], list[int]]:
     """The names and places of the columns that are not constant."""
-    columns = trained.schema.columns
-    places = [i for i, column in enumerate(columns) if column.kind != "constant"]
-    return tuple(columns[i].name for i in places), places
+    schema, places = trained.schema.without(trained.schema.constant)
+    return schema.names, places
 
 
 def _learning_curve(metrics: Path) -> Figure:
@@ -95,12 +94,8 @@ def _learning_curve(metrics: Path) -> Figure:
 
 
 def write_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure under a temporary name, and rename it; gives the path."""
-    temporary = path.with_name(f".{path.name}")
-    with warnings.catch_warnings():  # a column's name may have letters that the font lacks
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
+    """Write a figure, whole or not at all; gives the path."""
+    write_whole({path: png(figure)})
     return path
 
 

@@ -1,0 +1,224 @@
+"""Figures of data beside a flow's samples: columns, correlations, log-densities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from cnf.plotting import DATA_COLOR, MODEL_COLOR, short_name
+
+Array = NDArray[np.float64]
+
+PANELS = 64  # columns that are shown one by one
+ACROSS = 4  # of them side by side
+FEW = 20  # whole numbers that have bars of their own
+TAIL = 0.002  # of the rows at either end, which do not widen a histogram
+FINE = float(np.finfo(np.float32).eps)  # of a number: less is rounding, samples being float32
+NAMED = 40  # columns whose names have room beside a map
+WIDE = 15  # columns up to which three maps have room side by side
+LEAST_SCALE = 0.1  # of differences between correlations: smaller ones stay pale
+
+
+def marginals_figure(
+    data: Array, samples: Array, columns: Sequence[str], most: int = PANELS
+) -> Figure:
+    """A panel for each column: the shares of data and of samples that fall into the same bins.
+
+    A column of a few whole numbers has bars for each, side by side; samples of it are rounded.
+
+    Args:
+        data: Rows (n, columns).
+        samples: Rows (m, columns) drawn from the flow.
+        columns: Names.
+        most: The most columns shown; the first ones are.
+    """
+    shown = min(most, len(columns))
+    across = min(ACROSS, shown)
+    down = -(-shown // across)
+    spaced = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
+    figure = Figure(figsize=(max(4.0, 2.7 * across), 1.8 * down + 0.4), layout=spaced)
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for i, ax in enumerate(panels[:shown]):
+        draw_marginal(ax, data[:, i], samples[:, i])
+        # Names are shown as they are: a $ in one starts no formula.
+        ax.set_title(short_name(columns[i], 30), fontsize=9, parse_math=False)
+    for ax in panels[shown:]:
+        ax.axis("off")
+    _legend(figure, panels[0])
+    return figure
+
+
+def draw_marginal(ax: Axes, data: Array, samples: Array) -> Axes:
+    """One column of data (n,) beside samples of it (m,), as shares of either.
+
+    The outermost samples do not widen the panel: it may end before they do.
+    """
+    whole = bool((data == np.rint(data)).all())
+    low, high = _window(data, np.rint(samples) if whole else samples)
+    if whole and round(high) - round(low) < FEW:
+        _draw_bars(ax, data, np.rint(samples), np.arange(round(low), round(high) + 1.0))
+    else:
+        _draw_steps(ax, data, samples, _edges(low, high, len(data), whole))
+    ax.set(yticks=[], ylim=(0, None))
+    ax.tick_params(labelsize=8)
+    ax.xaxis.get_offset_text().set_fontsize(8)
+    return ax
+
+
+def correlations(rows: Array) -> Array:
+    """Pearson's correlations of the columns of rows (n, columns); NaN where one is constant.
+
+    Example:
+        >>> correlations(np.array([[0.0, 0.0, 1.0], [1.0, -2.0, 1.0]])).round(2)
+        array([[ 1., -1., nan],
+               [-1.,  1., nan],
+               [nan, nan, nan]])
+    """
+    spread = rows.std(0)
+    varies = spread > FINE * np.abs(rows).max(0)
+    standard = (rows - rows.mean(0)) / np.where(varies, spread, np.nan)
+    return np.asarray(standard.T @ standard / len(rows))
+
+
+def correlations_figure(data: Array, samples: Array, columns: Sequence[str]) -> Figure:
+    """Three maps: correlations of data, of samples, and samples' minus data's.
+
+    What is not known is grey.
+
+    Args:
+        data: Correlations (columns, columns), as `correlations` gives them.
+        samples: Those of the samples.
+        columns: Names, shown for up to forty columns.
+    """
+    difference = samples - data
+    largest = np.abs(difference[np.isfinite(difference)]).max(initial=LEAST_SCALE)
+    figure, axes = _map_axes(len(columns))
+    maps = [
+        _draw_map(ax, values, limit, title)
+        for ax, values, limit, title in (
+            (axes[0], data, 1.0, "data"),
+            (axes[1], samples, 1.0, "flow: samples"),
+            (axes[2], difference, largest, "samples minus data"),
+        )
+    ]
+    # Side by side, the first two share a scale, and all share the names of the rows.
+    stacked = len(columns) > WIDE and len(columns) <= NAMED
+    for i, (ax, drawn) in enumerate(zip(axes, maps, strict=True)):
+        if stacked or i > 0:
+            figure.colorbar(drawn, ax=ax, shrink=0.8, pad=0.02).ax.tick_params(labelsize=8)
+        _name_map(ax, columns, rows=stacked or i == 0)
+    return figure
+
+
+def log_prob_figure(data: Array, samples: Array) -> Figure:
+    """Log p of data (n,) beside that of samples (m,), as shares of either.
+
+    Values that lie outside of the panel are counted above it.
+    """
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    ax = figure.subplots()
+    low, high = _window(data, samples)
+    _draw_steps(ax, data, samples, _edges(low, high, len(data), whole=False))
+    ax.set(xlabel="log p in nats", ylabel="share of the rows", ylim=(0, None))
+    outside = [int(((values < low) | (values > high)).sum()) for values in (data, samples)]
+    if any(outside):
+        title = "outside of the panel: {} of the data, {} of the samples".format(*outside)
+        ax.set_title(title, loc="left", fontsize=8)
+    _legend(figure, ax)
+    return figure
+
+
+def _window(data: Array, samples: Array) -> tuple[float, float]:
+    """Where a histogram of both begins and ends: all but the outermost.
+
+    Samples that lie far away do not blur the data: they have its width to either side of it.
+    """
+    (low, high), (left, right) = _span(data), _span(samples)
+    least = FINE * max(abs(low), abs(high))
+    width = high - low
+    if width > least:
+        left, right = max(left, low - width), min(right, high + width)
+    low, high = min(low, left), max(high, right)
+    margin = 0.02 * (max(high - low, least) or 1.0)
+    return low - margin, high + margin
+
+
+def _span(values: Array) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return 0.0, 0.0
+    low, high = np.quantile(finite, (TAIL, 1 - TAIL)).tolist()
+    return low, high
+
+
+def _edges(low: float, high: float, rows: int, whole: bool) -> Array:
+    """Edges of bins, about as many as Rice's rule has for so many rows.
+
+    Where the values are whole, each bin has as many whole numbers as the next.
+    """
+    bins = int(np.clip(2 * np.cbrt(rows), 12, 60))
+    if not whole:
+        return np.linspace(low, high, bins + 1)
+    step = max(1, round((high - low) / bins))
+    return np.arange(np.floor(low) - 0.5, np.ceil(high) + 0.5 + step, step)
+
+
+def _draw_steps(ax: Axes, data: Array, samples: Array, edges: Array) -> None:
+    for values, color, label in ((data, DATA_COLOR, "data"), (samples, MODEL_COLOR, "flow")):
+        share = np.histogram(values[np.isfinite(values)], edges)[0] / len(values)
+        ax.stairs(share, edges, color=color, lw=1.4, label=label)
+    ax.set_xlim(edges[0], edges[-1])
+    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _draw_bars(ax: Axes, data: Array, samples: Array, numbers: Array) -> None:
+    for values, color, label, left in (
+        (data, DATA_COLOR, "data", -0.4),
+        (samples, MODEL_COLOR, "flow", 0.0),
+    ):
+        share = (values[:, None] == numbers).mean(0)
+        ax.bar(numbers + left, share, 0.4, align="edge", color=color, label=label)
+    ax.set_xlim(numbers[0] - 0.6, numbers[-1] + 0.6)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    figure.legend(
+        *ax.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
+    )
+
+
+def _map_axes(columns: int) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with three axes for maps: side by side, or below one another to have room."""
+    names = 1.6 if columns <= NAMED else 0.3
+    if WIDE < columns <= NAMED:
+        side = 0.2 * columns
+        figure = Figure(figsize=(side + names + 0.8, 3 * (side + names)), layout="compressed")
+        return figure, figure.subplots(3, 1)
+    side = max(2.4, 0.2 * columns) if columns <= WIDE else 3.2
+    figure = Figure(figsize=(3 * side + names + 1.2, side + names), layout="compressed")
+    return figure, figure.subplots(1, 3)
+
+
+def _draw_map(ax: Axes, values: Array, limit: float, title: str) -> AxesImage:
+    ax.set_title(title, fontsize=10)
+    ax.set_facecolor("0.75")
+    return ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+
+
+def _name_map(ax: Axes, columns: Sequence[str], rows: bool) -> None:
+    ax.set(xticks=[], yticks=[])
+    if len(columns) > NAMED:
+        return
+    names = [short_name(name, 20) for name in columns]
+    size = 8 if len(columns) <= WIDE else 7
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=size, parse_math=False)
+    if rows:
+        ax.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)

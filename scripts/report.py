@@ -1,0 +1,332 @@
+"""The page of `evaluate --report`: how calibrated a flow is, in one self-contained HTML file."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cnf.comparison import (
+    PANELS,
+    correlations,
+    correlations_figure,
+    log_prob_figure,
+    marginals_figure,
+)
+from cnf.datasets import check_writable
+from cnf.distributed import gather, rank
+from cnf.files import write_whole
+from cnf.plotting import png
+from cnf.schema import Schema
+from cnf.scripts.rows import Rows
+from cnf.scripts.trained import Trained
+from cnf.two_sample import two_sample_test
+
+Array = NDArray[np.float64]
+
+PAGE = "report.html"
+REPORT: dict[str, Any] = {
+    "metavar": "FILE",
+    "nargs": "?",
+    "const": "",
+    "help": f"write a page on how calibrated the flow is, an .html file (default: DIR/{PAGE})",
+}
+
+SEED = 0  # of samples, and of which rows they stand beside
+LEAST_SAMPLES = 2_000  # however few the rows, so that shares of samples are known well
+MOST_SAMPLES = 10_000
+LEAST_TESTED = 50  # of data and of samples: the classifier's leaves hold 20 rows each
+MOST_TESTED = 5_000
+LOWEST = 10  # rows that are named
+DPI = 144
+PIXELS = 96  # of a browser in an inch
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto;
+  padding: 0 1em; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; }
+h1, dd, th { overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content auto; gap: 0 1em; }
+dd { margin: 0; } dt { color: #666; }
+pre { background: #f4f4f4; padding: 0.7em; overflow-x: auto; }
+img { max-width: 100%; height: auto; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.2em 0.7em; text-align: right; border-bottom: 1px solid #ddd; }
+th { vertical-align: bottom; min-width: 4em; max-width: 12em; }
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Rows beside samples of a flow, with log p of both.
+
+    Attributes:
+        schema: The columns that are modelled.
+        context_columns: Names of those that they are modelled given.
+        rows: The rows.
+        log_prob: Log p of them, shape (rows,).
+        samples: Samples, each at the context of one of the rows.
+        sample_log_prob: Log p of them, shape (samples,).
+        order: The rows in a random order: sample i has the context of row order[i mod rows].
+    """
+
+    schema: Schema
+    context_columns: tuple[str, ...]
+    rows: Rows
+    log_prob: Array
+    samples: Rows
+    sample_log_prob: Array
+    order: NDArray[np.intp]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that are modelled."""
+        return self.schema.names
+
+    def names(self) -> tuple[str, ...]:
+        """Of all columns, as `Rows.joined` has them side by side."""
+        return (*self.context_columns, *self.columns)
+
+
+def page_path(report: str | None, folder: Path) -> Path | None:
+    """Where --report has the page written; None where no page is asked for.
+
+    Args:
+        report: What the option says: None where it is not there, empty where it names no file.
+        folder: Where the page lies then.
+
+    Raises:
+        ValueError: No page can be written there.
+    """
+    if report is None:
+        return None
+    path = Path(report or folder / PAGE)
+    wrong, *_ = gather("" if rank() > 0 else _unwritable(path))
+    if wrong:
+        raise ValueError(wrong)
+    return path
+
+
+def write_report(
+    path: Path,
+    trained: Trained,
+    rows: Rows,
+    log_prob: Array,
+    data: str,
+    numbers: Sequence[str],
+    draws: int,
+) -> None:
+    """Write the page on a flow and rows that it has scored.
+
+    Several processes call it together: the first draws the samples, all score them, and the first
+    writes.
+
+    Args:
+        path: The file to be.
+        trained: The flow.
+        rows: The rows.
+        log_prob: Log p of them.
+        data: What they are called; empty for the held-out ones.
+        numbers: Lines that say how the flow does on them.
+        draws: Of noise for each row, with which they were scored.
+
+    Raises:
+        RuntimeError: Samples lie where the flow cannot be integrated.
+        OSError: The page cannot be written.
+    """
+    order = np.random.default_rng(SEED).permutation(len(rows))
+    context = rows.context[np.resize(order, _sample_count(len(rows)))]
+    drawn, *_ = gather(trained.sample(context, SEED) if rank() == 0 else None)
+    samples = Rows(drawn, context)
+    sample_log_prob, _ = trained.score(samples, draws)
+    if rank() > 0:
+        return
+    schema, varying = trained.schema.without(trained.schema.constant)
+    rows, samples = (Rows(own.x[:, varying], own.context) for own in (rows, samples))
+    known = (schema, trained.context_columns)
+    compared = Comparison(*known, rows, log_prob, samples, sample_log_prob, order)
+    data = data or f"held-out rows of {trained.source}"
+    page = _page(
+        f"How calibrated is {trained.folder}?",
+        _header(compared, trained.folder, data, numbers),
+        _marginals(compared),
+        _correlations(compared),
+        _log_prob(compared),
+        _two_sample(compared),
+    )
+    write_whole({path: page.encode("utf-8", "replace")})
+
+
+def _unwritable(path: Path) -> str:
+    """Why a page cannot be written; nothing where it can."""
+    try:
+        check_writable(path, (".html",))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _sample_count(rows: int) -> int:
+    """As many samples as rows, or a multiple where these are few."""
+    return min(rows * max(1, -(-LEAST_SAMPLES // rows)), MOST_SAMPLES)
+
+
+def _page(title: str, *parts: str) -> str:
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+            f"<h1>{escape(title)}</h1>",
+            *parts,
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def _header(compared: Comparison, model: Path, data: str, numbers: Sequence[str]) -> str:
+    facts = {
+        "model": str(model),
+        "data": data,
+        "rows": str(len(compared.rows)),
+        "columns": str(len(compared.columns)),
+        "given": ", ".join(compared.context_columns),
+        "samples": f"{len(compared.samples)} of the flow"
+        + (", at the rows' own contexts" if compared.context_columns else ""),
+    }
+    listed = (f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items() if fact)
+    return f"<dl>{''.join(listed)}</dl>\n<pre>{escape(chr(10).join(numbers))}</pre>"
+
+
+def _marginals(compared: Comparison) -> str:
+    figure = marginals_figure(compared.rows.x, compared.samples.x, compared.columns, PANELS)
+    left_out = len(compared.columns) - PANELS
+    return _section(
+        "Columns, one by one",
+        "The share of the rows, and of the samples, that fall into each bin. A column of a few "
+        "whole numbers has a bar for each, and its samples are rounded.",
+        f"The first {PANELS} columns are shown; {left_out} are left out." if left_out > 0 else "",
+        _image(figure, "histograms of each column, data against samples"),
+    )
+
+
+def _correlations(compared: Comparison) -> str:
+    title, names = "Correlations", compared.names()
+    if len(names) == 1:
+        return _section(title, "There is one column, and nothing to correlate it with.")
+    data, samples = (correlations(rows.joined()) for rows in (compared.rows, compared.samples))
+    figure = correlations_figure(data, samples, names)
+    return _section(
+        title,
+        _largest_difference(data, samples, names),
+        f"By chance alone a correlation of {len(compared.rows)} rows varies by up to "
+        f"{1 / np.sqrt(len(compared.rows)):.3f} (one standard error).",
+        _image(figure, "correlations of data, of samples, and their difference"),
+    )
+
+
+def _largest_difference(data: Array, samples: Array, names: Sequence[str]) -> str:
+    """A sentence that names the two columns."""
+    difference = np.nan_to_num(np.abs(samples - data))
+    i, j = divmod(int(difference.argmax()), len(names))
+    if not difference[i, j] > 0:
+        return "No correlation differs, or none is known: columns do not vary among the rows."
+    return (
+        f"The largest absolute difference is {difference[i, j]:.3f}, between {escape(names[i])} "
+        f"and {escape(names[j])}: {data[i, j]:.3f} in the data, {samples[i, j]:.3f} among the "
+        "samples."
+    )
+
+
+def _log_prob(compared: Comparison) -> str:
+    figure = log_prob_figure(compared.log_prob, compared.sample_log_prob)
+    rare = float((_share_below(compared.log_prob, compared.sample_log_prob) < 0.01).mean())
+    return _section(
+        "Log-density",
+        f"Mean log p is {compared.log_prob.mean():.4f} nats for the rows and "
+        f"{compared.sample_log_prob.mean():.4f} for the samples. {100 * rare:.3g} % of the rows "
+        "have a lower log p than 99 % of the samples. Of a calibrated flow the two means agree, "
+        "and it is 1 %, both up to chance.",
+        _image(figure, "histograms of log p, data against samples"),
+        "The rows with the lowest log p, by their number among the rows scored, counted from 0, "
+        "and the share of the samples whose log p is lower still: near 0 for an outlier.",
+        _lowest(compared),
+    )
+
+
+def _lowest(compared: Comparison) -> str:
+    """A table of the rows with the lowest log p."""
+    lowest = np.argsort(compared.log_prob, kind="stable")[:LOWEST]
+    shares = _share_below(compared.log_prob[lowest], compared.sample_log_prob)
+    rows, columns = compared.rows, compared.schema.columns
+    lines = [
+        [
+            *(str(row), f"{compared.log_prob[row]:.4f}", f"{share:.4f}"),
+            *(f"{value:.6g}" for value in rows.context[row]),
+            *(column.told(value) for column, value in zip(columns, rows.x[row], strict=True)),
+        ]
+        for row, share in zip(lowest.tolist(), shares, strict=True)
+    ]
+    heads = _cells("th", ["row", "log p", "samples below", *compared.names()])
+    body = "\n".join(_cells("td", line) for line in lines)
+    return f'<div class="wide"><table>\n{heads}\n{body}\n</table></div>'
+
+
+def _share_below(log_prob: Array, samples: Array) -> Array:
+    """For each log p the share of the samples that have a lower one."""
+    return np.searchsorted(np.sort(samples), log_prob, side="left") / len(samples)
+
+
+def _two_sample(compared: Comparison) -> str:
+    title, conditional = "Can a classifier tell?", bool(compared.context_columns)
+    # A context that stands in both would give away a row's label by its partner's: with a context
+    # half of the rows are compared with samples at the contexts of the other half.
+    halves = 2 if conditional else 1
+    count = min(len(compared.rows) // halves, MOST_TESTED)
+    if count < LEAST_TESTED:
+        return _section(
+            title,
+            f"There are too few rows for the two-sample test: {len(compared.rows)}, where it "
+            f"takes {LEAST_TESTED * halves}.",
+        )
+    chosen = compared.order[len(compared.order) - count :]
+    data = Rows(compared.rows.x[chosen], compared.rows.context[chosen])
+    test = two_sample_test(data.joined(), compared.samples[:count].joined())
+    told = test.accuracy - 0.5 > 2 * test.stderr
+    seen = "context and x together" if conditional else "x"
+    return _section(
+        title,
+        f"<strong>Accuracy {test.accuracy:.3f} ± {test.stderr:.3f}</strong> of a classifier of "
+        f"boosted trees that tells data from samples, on held-out rows ({test.rows}, half of them "
+        f"data; it sees {seen}). 0.5 is perfect: the classifier can only guess. 1 means that every "
+        "sample is known for one.",
+        "Here it does tell them apart, by more than two standard errors."
+        if told
+        else "Here it cannot tell them apart, within two standard errors.",
+    )
+
+
+def _section(title: str, *parts: str) -> str:
+    """A heading with paragraphs, figures and tables; empty ones are left out."""
+    blocks = (
+        part if part.startswith(("<img", "<div")) else f"<p>{part}</p>" for part in parts if part
+    )
+    return "\n".join([f"<h2>{title}</h2>", *blocks])
+
+
+def _image(figure: Figure, text: str) -> str:
+    """A figure as an image that is part of the page."""
+    content = b64encode(png(figure, DPI)).decode()
+    width = round(figure.get_figwidth() * PIXELS)
+    return f'<img width="{width}" alt="{text}" src="data:image/png;base64,{content}">'
+
+
+def _cells(kind: str, texts: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{kind}>{escape(text)}</{kind}>' for text in texts)}</tr>"

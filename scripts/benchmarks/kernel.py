@@ -30,9 +30,9 @@ class KernelSettings:
         probed: Rows that are scored to find out how long that takes.
     """
 
-    grid: tuple[float, ...] = tuple(2.0**i for i in range(-8, 2))
+    grid: tuple[float, ...] = tuple(2.0**i for i in range(-6, 2))
     finest: float = 1.02
-    fewest: int = 14
+    fewest: int = 12
     probed: int = 100
 
 
@@ -42,7 +42,8 @@ class Kernel(Density):
         p(x) = 1/n Σᵢ N(x; xᵢ, h² I)
 
     The sum is over all rows, by matrix products: scikit-learn's `KernelDensity`, which walks a tree
-    to leave out far ones, takes many times as long where there are more than a few columns.
+    to leave out far ones, takes many times as long where there are more than a few columns, and is
+    wrong about points that are hundreds of bandwidths from all rows.
 
     Args:
         rows: The xᵢ, shape (n, columns).

@@ -34,7 +34,7 @@ class Parts:
     @property
     def dim(self) -> int:
         """How many columns there are."""
-        return self.train.shape[1]
+        return int(self.train.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,11 +112,11 @@ class Prepared:
         yield f"{name}: {rows} rows, {columns} columns{self._left_out()}"
         if self.gaps:
             gaps = ", ".join(f"{i}: {gap:.2g}" for i, gap in self.gaps.items())
-            yield f"  noise U[0, gap) by column, gap in deviations: {gaps}"
+            yield f"  noise U[0, gap) by column, counted from 0, gap in deviations: {gaps}"
 
     def _left_out(self) -> str:
         return "".join(
-            f"; {what} left out: {', '.join(map(str, columns))}"
+            f"; {what} columns left out, counted from 0: {', '.join(map(str, columns))}"
             for what, columns in (("constant", self.constant), ("collinear", self.collinear))
             if columns
         )

@@ -56,7 +56,8 @@ class AutoregressiveSettings:
     Attributes:
         networks: Sizes to choose among; each gets an equal share of the time that is left.
         batch: Rows for each step.
-        learning_rate: AdamW's, at first; it falls as a cosine to zero at the end of the time.
+        learning_rate: AdamW's at its peak; it falls as a cosine to zero at the end of the time.
+        warmup: The part of the time in which it first rises from zero.
         weight_decay: Its decoupled weight decay.
         clip: Largest norm of the gradient.
         every: The fewest steps between two validations; once in an epoch where that is longer.
@@ -67,7 +68,8 @@ class AutoregressiveSettings:
 
     networks: tuple[Network, ...]
     batch: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2
+    warmup: float = 0.03
     weight_decay: float = 1e-4
     clip: float = 5.0
     every: int = 20
@@ -163,10 +165,10 @@ class _Run:
 
     def _step(self) -> None:
         progress = min(1.0, 1 - self.clock.left / self.seconds)
+        risen = min(1.0, progress / self.settings.warmup)
+        rate = self.settings.learning_rate * risen * 0.5 * (1 + cos(pi * progress))
         for group in self.optimizer.param_groups:
-            group["lr"] = (
-                self.settings.learning_rate * 0.5 * (1 + cos(pi * progress)) / 3**self.cuts
-            )
+            group["lr"] = rate / 3**self.cuts
         self.optimizer.zero_grad()
         loss = -self.flow().log_prob(self._batch()).mean()
         loss.backward()

@@ -1,4 +1,4 @@
-"""`benchmark solver`, `benchmark flow`, `benchmark toys`: measurements, beside other libraries'.
+"""`benchmark solver`, `flow`, `toys`, `tables`: measurements, beside other libraries'.
 
 Sections of solver: detest (accuracy), overhead, rows, memory. Sections of flow: toy and table
 (training steps), log_prob (exact log p in many dimensions), memory, regularizers (what they gain
@@ -6,17 +6,21 @@ and cost; trains six flows, which takes a quarter of an hour). Sections of toys:
 truth after --budget seconds, for every toy), objectives (hybrid, flow matching alone, maximum
 likelihood alone), seeds (five of them), ffjord (the time that FFJORD's method as published takes to
 come as close). With --out, toys keeps what is finished in DIR/toys.jsonl and DIR/models, and does
-not train it again: interrupt it, and go on by the same command.
+not train it again: interrupt it, and go on by the same command. Sections of tables: nll and
+two-sample (density estimators on the UCI's tables, each fitted in --budget seconds for every table
+and split: how they score held-out rows, and how well a classifier tells their samples from those);
+with --out, what is finished is in DIR/tables.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from cnf.datasets import TOYS
+from cnf.datasets import DATA_DIR, TOYS
 from cnf.scripts.benchmarks import (
     accuracy,
     memory,
@@ -25,12 +29,15 @@ from cnf.scripts.benchmarks import (
     rows,
     scoring,
     step_memory,
+    tables,
     toys,
     trade_off,
     training_step,
 )
+from cnf.scripts.benchmarks.methods import METHODS
 from cnf.scripts.benchmarks.options import Options
 from cnf.scripts.benchmarks.peers import peer
+from cnf.scripts.benchmarks.uci import FILE, NAMES
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say
 
 
@@ -96,6 +103,13 @@ SUBJECTS = {
             "ffjord": Section(race.lines, ("torchdiffeq",)),
         },
     ),
+    "tables": Subject(
+        ("budget", "tables", "methods", "splits", "data_dir", "out"),
+        {
+            "nll": Section(tables.nll_lines),
+            "two-sample": Section(tables.two_sample_lines),
+        },
+    ),
 }
 
 
@@ -137,18 +151,19 @@ def _parser() -> Parser:
         "--out",
         metavar="DIR",
         type=Path,
-        help="where figures go, and of toys what is finished; nowhere otherwise",
+        help="where figures go, and of toys and tables what is finished; nowhere otherwise",
     )
     parser.add_argument(
         "--budget",
         metavar="SECONDS",
         type=positive_number,
-        help=f"toys: training time of every flow (default: {Options.budget:g})",
+        help="toys: training time of every flow; tables: time for every method on every split of "
+        f"a table (default: {Options.budget:g})",
     )
     parser.add_argument(
         "--toys",
         metavar="NAME,NAME",
-        type=_toys,
+        type=partial(_names, "toys", TOYS),
         help=f"toys: some of {', '.join(TOYS)} (default: all; two in seeds and ffjord)",
     )
     parser.add_argument(
@@ -157,6 +172,29 @@ def _parser() -> Parser:
         type=positive_number,
         help="toys, section ffjord: the most training time of FFJORD's method "
         f"(default: {Options.cap:g})",
+    )
+    parser.add_argument(
+        "--tables",
+        metavar="NAME,NAME",
+        type=partial(_names, "tables", NAMES),
+        help=f"tables: some of {', '.join(NAMES)} (default: all)",
+    )
+    parser.add_argument(
+        "--methods",
+        metavar="NAME,NAME",
+        type=partial(_names, "methods", METHODS),
+        help=f"tables: some of {', '.join(METHODS)} (default: all)",
+    )
+    parser.add_argument(
+        "--splits",
+        metavar="N",
+        type=positive_integer,
+        help=f"tables: how many times each is split (default: {Options.splits})",
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help=f"tables: the folder with {FILE} (default: what {DATA_DIR} names)",
     )
     return parser
 
@@ -172,18 +210,24 @@ def _options(parser: Parser, arguments: argparse.Namespace) -> Options:
     for name in given:
         if name not in known:
             parser.error(
-                f"expected of {arguments.subject} only --{', --'.join(known)}; got --{name}, "
-                "which it does not read"
+                f"expected of {arguments.subject} only {', '.join(map(_option, known))}; got "
+                f"{_option(name)}, which it does not read"
             )
     return Options(**given)
 
 
-def _toys(text: str) -> tuple[str, ...]:
-    """Names of toys, each once."""
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _names(what: str, known: Collection[str], text: str) -> tuple[str, ...]:
+    """Names among those that are known, each once."""
     names = tuple(dict.fromkeys(text.split(",")))
     for name in names:
-        if name not in TOYS:
-            raise argparse.ArgumentTypeError(f"expected toys among {', '.join(TOYS)}; got {name!r}")
+        if name not in known:
+            raise argparse.ArgumentTypeError(
+                f"expected {what} among {', '.join(known)}; got {name!r}"
+            )
     return names
 
 

@@ -17,10 +17,11 @@ from cnf.datasets.toys import Gaussians
 from cnf.recipes import RECIPES
 from cnf.scripts import data
 from cnf.scripts.benchmarks import fits, race, toys, truth
-from cnf.scripts.benchmarks.cells import FILE, Cells, fingerprint
+from cnf.scripts.benchmarks.cells import Cells, fingerprint
 from cnf.scripts.benchmarks.contact_sheet import Panel, contact_sheet
 from cnf.scripts.benchmarks.contenders import FFJORD
 from cnf.scripts.benchmarks.fits import Cell, Fit, cell_of, fit_of, mean_evaluations
+from cnf.scripts.benchmarks.options import TOY_CELLS as FILE
 from cnf.scripts.benchmarks.options import Options
 from cnf.scripts.benchmarks.race import Point, Rules, verdict
 from cnf.scripts.benchmarks.reference import PUBLISHED, Reference
@@ -133,10 +134,10 @@ def test_mean_evaluations_are_those_of_solves():
 
 
 def test_cells_are_found_by_their_whole_key(tmp_path):
-    cells = Cells(tmp_path)
+    cells = Cells(tmp_path, FILE)
     cells.add({"toy": "moons", "seed": 0}, {"kl": 0.1})
     cells.add({"toy": "moons", "seed": 1}, {"kl": math.nan, "points": [{"kl": math.inf}]})
-    again = Cells(tmp_path)
+    again = Cells(tmp_path, FILE)
     assert again.find({"toy": "moons", "seed": 0})["kl"] == 0.1
     assert again.find({"toy": "moons", "seed": 1})["points"] == [{"kl": None}]
     assert again.find({"toy": "moons", "seed": 2}) is None
@@ -146,7 +147,7 @@ def test_cells_are_found_by_their_whole_key(tmp_path):
 
 
 def test_interrupted_append_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    cells = Cells(tmp_path)
+    cells = Cells(tmp_path, FILE)
     cells.add({"toy": "moons"}, {"kl": 0.1})
     before = (tmp_path / FILE).read_bytes()
 

@@ -11,20 +11,19 @@ from typing import Any
 
 from cnf.files import write_whole
 
-FILE = "toys.jsonl"
-
 
 class Cells:
-    """Finished cells in a folder's toys.jsonl, one JSON object a line; without a folder, in memory.
+    """Finished cells in a file of a folder, one JSON object a line; without a folder, in memory.
 
     A cell is its key, which says what was measured, and its numbers, side by side in one object. A
     number that is not finite stands as null.
 
     Args:
         folder: Where the file is, or will be; None for none.
+        name: The file's name.
 
     Example:
-        >>> cells = Cells(None)
+        >>> cells = Cells(None, "toys.jsonl")
         >>> cells.add({"toy": "moons", "seed": 0}, {"kl": 0.01})
         >>> cells.find({"toy": "moons", "seed": 0})
         {'toy': 'moons', 'seed': 0, 'kl': 0.01}
@@ -32,8 +31,8 @@ class Cells:
         True
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.path = None if folder is None else folder / FILE
+    def __init__(self, folder: Path | None, name: str) -> None:
+        self.path = None if folder is None else folder / name
         self._lines: list[str] = []
 
     def find(self, key: Mapping[str, Any], numbers: Collection[str] = ()) -> dict[str, Any] | None:
@@ -71,7 +70,7 @@ class Cells:
             found = None
         if not isinstance(found, dict):
             raise ValueError(
-                f"Expected a JSON object in line {i + 1} of {self.path or FILE}; got "
+                f"Expected a JSON object in line {i + 1} of {self.path}; got "
                 f"{line[:40]!r}. Take the line out, or give another --out"
             )
         return found

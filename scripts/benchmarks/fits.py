@@ -117,7 +117,7 @@ def fit_of(options: Options, cell: Cell) -> Fit:
     Raises:
         KeyboardInterrupt: Training was interrupted: what it left is not a cell's fit.
     """
-    found = options.cells.find(asdict(cell), NUMBERS)
+    found = options.toy_cells.find(asdict(cell), NUMBERS)
     if found is not None:
         return Fit.of(found)
     try:
@@ -127,7 +127,7 @@ def fit_of(options: Options, cell: Cell) -> Fit:
     else:
         if options.out is not None:  # before the cell is: what is told of is there
             save(flow, cell.folder(options.out), {"cell": asdict(cell)})
-    options.cells.add(asdict(cell), {name: getattr(made, name) for name in NUMBERS})
+    options.toy_cells.add(asdict(cell), {name: getattr(made, name) for name in NUMBERS})
     return made
 
 

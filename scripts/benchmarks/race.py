@@ -156,7 +156,7 @@ def _race_lines(options: Options, toy: str, ours: Fit) -> Iterator[str]:
     seed, threads = 0, torch.get_num_threads()
     mark = fingerprint(asdict(PUBLISHED))
     contest = Contest(toy, ours.kl, options.cap, EVERY, seed, threads, mark)
-    found = options.cells.find(asdict(contest), ["points"])
+    found = options.toy_cells.find(asdict(contest), ["points"])
     if found is not None:
         points = [_point(each) for each in found["points"]]
         yield from map(str, points)
@@ -166,7 +166,7 @@ def _race_lines(options: Options, toy: str, ours: Fit) -> Iterator[str]:
     for point in _races(contest):
         points.append(point)
         yield str(point)
-    options.cells.add(asdict(contest), {"points": [asdict(point) for point in points]})
+    options.toy_cells.add(asdict(contest), {"points": [asdict(point) for point in points]})
     yield verdict(toy, ours, points[-1])
 
 

@@ -1,0 +1,79 @@
+"""The UCI repository's regression tables, in one file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnf.datasets import DATA_DIR
+
+Array = NDArray[np.float64]
+
+FILE = "uci_small.npz"
+NAMES = (
+    "wine",
+    "housing",
+    "concrete",
+    "energy",
+    "parkinsons",
+    "protein",
+    "elevators",
+    "bike",
+    "pol",
+    "kin40k",
+    "breastcancer",
+)
+SOURCE = (
+    "it holds an array (rows, columns) for each of wine, housing, …, regression tables of "
+    "https://archive.ics.uci.edu with the target as their last column"
+)
+
+
+def uci_file(data_dir: str | None) -> Path:
+    """Where the tables are.
+
+    Args:
+        data_dir: The folder; what the environment's CNF_DATA names when None.
+
+    Raises:
+        ValueError: No folder is named, or the file is not there.
+
+    Example:
+        >>> uci_file("/nowhere")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: Expected uci_small.npz in /nowhere; got no such file: it holds ...
+    """
+    given = data_dir or os.environ.get(DATA_DIR)
+    if not given:
+        raise ValueError(
+            f"Expected a folder with {FILE}; got none: give --data-dir DIR, or set {DATA_DIR}; "
+            f"{SOURCE}"
+        )
+    path = Path(given) / FILE
+    if not path.is_file():
+        raise ValueError(f"Expected {FILE} in {given}; got no such file: {SOURCE}")
+    return path
+
+
+def uci_table(path: Path, name: str) -> Array:
+    """A table of the file, shape (rows, columns).
+
+    Raises:
+        ValueError: It is not there, or no table of finite numbers.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            values = np.asarray(arrays[name], np.float64)
+    except (KeyError, OSError, ValueError, TypeError):
+        raise ValueError(
+            f"Expected an array {name!r} in {path}; got none that can be read: {SOURCE}"
+        ) from None
+    if values.ndim != 2 or not np.isfinite(values).all():
+        raise ValueError(
+            f"Expected finite numbers of shape (rows, columns) for {name} in {path}; got shape "
+            f"{values.shape}, {np.isfinite(values).sum()} of {values.size} finite"
+        )
+    return values

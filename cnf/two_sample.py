@@ -34,8 +34,8 @@ def two_sample_test(data: Array, samples: Array, seed: int = 0) -> TwoSample:
     """Train a gradient-boosted classifier to tell samples from data, and test it on held-out rows.
 
     As many rows of each are taken, at random, and each is judged by a classifier that was trained
-    on four fifths of the others. A row that stands in both, such as a context that samples were drawn
-    at, gives its partner's label away: the accuracy then is too low.
+    on four fifths of the others. What stands in both, such as a context that samples were drawn at,
+    gives a row's label away by its partner's: the accuracy then is too low.
 
     Args:
         data: Shape (rows, columns).

@@ -234,7 +234,7 @@ def _correlations(compared: Comparison) -> str:
 
 def _largest_difference(data: Array, samples: Array, names: Sequence[str]) -> str:
     """A sentence that names the two columns."""
-    difference = np.nan_to_num(np.abs(samples - data))
+    difference = np.triu(np.nan_to_num(np.abs(samples - data)))
     i, j = divmod(int(difference.argmax()), len(names))
     if not difference[i, j] > 0:
         return "No correlation differs, or none is known: columns do not vary among the rows."

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cnf.datasets import split
+from cnf.datasets import collinear_columns, split
 
 Array = NDArray[np.float64]
 
-# Of a column's norm. Rounding to five digits leaves 5e-6 of a column of these tables that is a sum
+# Of a column's deviation. Rounding to five digits leaves 5e-6 of a column of these tables that is a sum
 # of others; the least that is left of one that only nearly is a sum is 2e-4.
 COLLINEAR = 3e-5
 NOISE_SEED = 0
@@ -75,8 +75,9 @@ class Prepared:
             ((1,), (2,), [3])
         """
         constant = np.flatnonzero(table.min(0) == table.max(0)).tolist()
-        collinear = collinear_columns(table, leaving_out=constant)
-        kept = [i for i in range(table.shape[1]) if i not in {*constant, *collinear}]
+        varying = np.setdiff1d(np.arange(table.shape[1]), constant)
+        collinear = varying[sorted(collinear_columns(table[:, varying], COLLINEAR))].tolist()
+        kept = [i for i in varying.tolist() if i not in collinear]
         values = table[:, kept]
         gaps = np.array([repeated_gap(column) for column in values.T])
         deviations = values.std(0)
@@ -122,42 +123,6 @@ class Prepared:
             for what, columns in (("constant", self.constant), ("collinear", self.collinear))
             if columns
         )
-
-
-def collinear_columns(table: Array, leaving_out: Collection[int] = ()) -> list[int]:
-    """The columns that are linear combinations, with a constant, of those before them.
-
-    Each standardised column is made orthogonal to the ones kept before it by Gram-Schmidt, twice,
-    which is enough for rounding not to matter; it is a combination of them where no more than
-    `COLLINEAR` of its norm is left.
-
-    Args:
-        table: Shape (rows, columns).
-        leaving_out: Columns that are not looked at.
-
-    Source: Giraud, Langou and Rozloznik (2005), The loss of orthogonality in the Gram-Schmidt
-    orthogonalization process.
-
-    Example:
-        >>> x, y = np.random.default_rng(0).normal(size=(2, 20))
-        >>> collinear_columns(np.stack([x, y, 3 - x + 2 * y, x * y], 1))
-        [2]
-    """
-    basis = np.empty((len(table), 0))
-    found = []
-    for i in range(table.shape[1]):
-        if i in leaving_out:
-            continue
-        column = table[:, i] - table[:, i].mean()
-        column /= np.linalg.norm(column)
-        for _ in range(2):
-            column = column - basis @ (basis.T @ column)
-        left = np.linalg.norm(column)
-        if left <= COLLINEAR:
-            found.append(i)
-        else:
-            basis = np.hstack([basis, column[:, None] / left])
-    return found
 
 
 def repeated_gap(column: Array) -> float:

@@ -13,9 +13,6 @@ from cnf.datasets import collinear_columns, split
 
 Array = NDArray[np.float64]
 
-# Of a column's deviation. Rounding to five digits leaves 5e-6 of a column of these tables that is a sum
-# of others; the least that is left of one that only nearly is a sum is 2e-4.
-COLLINEAR = 3e-5
 NOISE_SEED = 0
 
 
@@ -76,7 +73,7 @@ class Prepared:
         """
         constant = np.flatnonzero(table.min(0) == table.max(0)).tolist()
         varying = np.setdiff1d(np.arange(table.shape[1]), constant)
-        collinear = varying[sorted(collinear_columns(table[:, varying], COLLINEAR))].tolist()
+        collinear = varying[sorted(collinear_columns(table[:, varying]))].tolist()
         kept = [i for i in varying.tolist() if i not in collinear]
         values = table[:, kept]
         gaps = np.array([repeated_gap(column) for column in values.T])

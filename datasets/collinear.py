@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 __all__ = ["collinear_columns"]
 
-# Of a column's deviation: what is left of it beside the others is rounding. To five digits that leaves
+# Of a column's deviation: what is left beside the others is rounding. To five digits that leaves
 # 5e-6 of sums in the UCI's tables; the least of a column that only nearly is one is 2e-4.
 EXACT = 3e-5
 PART = 1e-4  # a column's least part, in deviations, in a combination that it is named for

@@ -171,13 +171,14 @@ class Recipe:
         Args:
             dim: Size of what is modelled.
             context_dim: Size of the context.
-            columns: Layers next to the data, which bring its columns to that size.
+            columns: Layers next to the data, which bring its columns to that size; those that are
+                angles to them are so to the flow.
 
         Example:
             >>> RECIPES["toy"].flow(2).solves
             1
         """
-        flow = ffjord(
+        return ffjord(
             dim,
             self.hidden,
             context_dim=context_dim,
@@ -186,8 +187,8 @@ class Recipe:
             field=self.field,
             field_options=self.field_options,
             scaling=self.scaling,
+            columns=columns,
         )
-        return Flow(flow.base, [*flow.layers, *columns], flow.context) if columns else flow
 
 
 RECIPES: dict[str, Recipe] = {

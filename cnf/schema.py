@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import skew
 
-from cnf.layers import Argmax, Beside, Bounded, Dequantize, Keep, Layer, Positive
+from cnf.layers import Argmax, Beside, Bounded, Circular, Dequantize, Keep, Layer, Positive
 
 Array = NDArray[np.float64]
 
-KINDS = ("real", "positive", "bounded", "integer", "categorical")
+KINDS = ("real", "positive", "bounded", "circular", "integer", "categorical")
 SKEWED = 1.0  # an exponential distribution has twice this skewness
 FEW = 20  # whole numbers, each of which occurs: their range is taken for all there is
 
@@ -28,9 +28,11 @@ class Column:
     Attributes:
         name: What it is called.
         kind: `"real"`; `"positive"`, above `low` (0 when None), modelled by its logarithm;
-            `"bounded"`, from `low` to `high`, by its log odds; `"integer"`, whole numbers, from
-            `low` and to `high` where these are given; or `"categorical"`, one of `categories`,
-            which the table has as their numbers, counted from 0.
+            `"bounded"`, from `low` to `high`, by its log odds; `"circular"`, an angle or an hour,
+            the same at `low` and at `high`, and beyond them the same as a turn nearer, drawn from
+            `low` to below `high`; `"integer"`, whole numbers, from `low` and to `high` where these
+            are given; or `"categorical"`, one of `categories`, which the table has as their
+            numbers, counted from 0.
         low: Lower bound.
         high: Upper bound.
         categories: The categories' names.
@@ -51,9 +53,10 @@ class Column:
         bounds = [bound for bound in (self.low, self.high) if bound is not None]
         if not all(isfinite(bound) for bound in bounds):
             raise self._refusal("finite bounds", f"{self.low} and {self.high}")
-        allowed = {"bounded": 2, "integer": 2, "positive": 1}.get(self.kind, 0)
-        if len(bounds) > allowed or (self.kind == "bounded" and len(bounds) < 2):
-            wanted = "both bounds" if self.kind == "bounded" else f"at most {allowed} bounds"
+        allowed = {"bounded": 2, "circular": 2, "integer": 2, "positive": 1}.get(self.kind, 0)
+        both = self.kind in ("bounded", "circular")
+        if len(bounds) > allowed or (both and len(bounds) < 2):
+            wanted = "both bounds" if both else f"at most {allowed} bounds"
             raise self._refusal(f"{wanted} for kind {self.kind}", str(len(bounds)))
         if self.high is not None and (self.low is None or not self.low < self.high):
             raise self._refusal("a lower bound below the upper one", f"{self.low}, {self.high}")
@@ -76,6 +79,8 @@ class Column:
     def outside(self, values: Array) -> NDArray[np.bool_]:
         """Which values the column cannot have, shape (rows,)."""
         out = np.zeros(len(values), dtype=bool)
+        if self.kind == "circular":
+            return out
         if self.kind in ("integer", "categorical"):
             out |= values != np.floor(values)
         if self.kind == "categorical":
@@ -127,7 +132,7 @@ class Schema:
         A column with categories is categorical; one of whole numbers is integer, from its smallest
         to its largest where these are few and all between them occur; one above 0 with a long tail
         is positive where its logarithm is much less skewed; others are real. None is taken for
-        bounded.
+        bounded or circular.
 
         Args:
             values: Shape (rows, columns).
@@ -175,6 +180,12 @@ class Schema:
     def width(self) -> int:
         """The number of columns that are modelled."""
         return sum(column.width for column in self.columns)
+
+    @property
+    def circular(self) -> tuple[int, ...]:
+        """Which of the columns that are modelled are angles."""
+        kinds = [kind for column in self.columns for kind in [column.kind] * column.width]
+        return tuple(i for i, kind in enumerate(kinds) if kind == "circular")
 
     def json(self) -> dict[str, dict[str, Any]]:
         """What `of` makes it of again, ready for JSON."""
@@ -237,6 +248,8 @@ def _continuous(column: Column) -> Layer:
     """From what is modelled to numbers within the bounds, not yet whole."""
     if column.kind == "categorical":
         return Keep(column.width)
+    if column.kind == "circular" and column.low is not None and column.high is not None:
+        return Circular(1, column.low, column.high)
     if column.high is not None and column.low is not None:
         return Bounded([column.low], [column.high + (column.kind == "integer")])
     if column.kind == "positive" or column.low is not None:

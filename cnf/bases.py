@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from cnf.cylinder import Cylinder
+
 # Constructor arguments, and the attributes that hold them, of distributions made of distributions,
 # and of the one that keeps its Cholesky factor whatever it was made from. Every other distribution
 # is made of the tensors that its arg_constraints name.
 _CONSTRUCTORS = {
+    "Cylinder": {"loc": "loc", "scale": "scale", "circular": "circular"},
     "MultivariateNormal": {"loc": "loc", "scale_tril": "scale_tril"},
     "Independent": {
         "base_distribution": "base_dist",
@@ -27,15 +30,14 @@ _CONSTRUCTORS = {
 
 
 def describe(base: Distribution, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A distribution of `torch.distributions` as JSON, and its tensors by name.
+    """A distribution of `torch.distributions` or a `Cylinder` as JSON, and its tensors by name.
 
     Args:
         base: The distribution.
         prefix: What the tensors' names start with.
 
     Raises:
-        ValueError: The distribution is not one of `torch.distributions`, or is not described by
-            its parameters.
+        ValueError: The distribution is neither, or is not described by its parameters.
 
     Example:
         >>> from torch.distributions import Independent, Laplace
@@ -47,7 +49,7 @@ def describe(base: Distribution, prefix: str) -> tuple[dict[str, Any], dict[str,
         Independent(Laplace(loc: torch.Size([2]), scale: torch.Size([2])), 1)
     """
     name = type(base).__name__
-    if getattr(torch.distributions, name, None) is not type(base):
+    if _kind(name) is not type(base):
         raise ValueError(f"Expected a base of torch.distributions to save; got {name}")
     description: dict[str, Any] = {"class": name, "parts": {}, "numbers": {}}
     tensors: dict[str, Tensor] = {}
@@ -63,6 +65,11 @@ def describe(base: Distribution, prefix: str) -> tuple[dict[str, Any], dict[str,
         else:
             description["numbers"][part] = value
     return description, tensors
+
+
+def _kind(name: str) -> Any:
+    """What goes by a distribution's name; None for nothing."""
+    return Cylinder if name == "Cylinder" else getattr(torch.distributions, name, None)
 
 
 def _parameters(base: Distribution) -> dict[str, str]:
@@ -82,10 +89,10 @@ def rebuild(description: dict[str, Any], prefix: str, tensors: dict[str, Tensor]
     """The distribution that `describe` described.
 
     Raises:
-        ValueError: The description names no distribution of `torch.distributions`.
+        ValueError: The description names no such distribution.
     """
     name = description["class"]
-    kind = getattr(torch.distributions, str(name), None)
+    kind = _kind(str(name))
     if not (isinstance(kind, type) and issubclass(kind, Distribution)):
         raise ValueError(f"Expected a base of torch.distributions; got {name!r}")
     arguments = dict(description["numbers"])
@@ -113,3 +120,8 @@ def _copy(base: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:
         elif isinstance(value, Distribution):
             setattr(mapped, name, _copy(value, fn))
     return mapped
+
+
+def circular_of(base: Distribution) -> tuple[int, ...]:
+    """Which columns of a base are angles, in radians: of a `Cylinder` some, of others none."""
+    return base.circular if isinstance(base, Cylinder) else ()

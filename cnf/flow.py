@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from math import inf, nan
 from typing import Any, Self, cast
 
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from cnf.bases import map_tensors
+from cnf.angles import circular_columns
+from cnf.bases import circular_of, map_tensors
+from cnf.cylinder import Cylinder
 from cnf.fields import make_field
-from cnf.layers import CNF, SCALINGS, Care, Layer, MovingNorm, Standardize
+from cnf.layers import CNF, SCALINGS, Beside, Care, Circular, Keep, Layer, MovingNorm, Standardize
 from cnf.ode import Stats, Status
 from cnf.regularizers import Regularization
 from cnf.scores import Scored, Scores
@@ -34,8 +37,8 @@ class Flow(nn.Module):
         context: Standardises the context on its way to the layers; they get it as it is when None.
 
     Raises:
-        ValueError: The base is not a single distribution over vectors, or a layer's columns are not
-            as many as come to it.
+        ValueError: The base is not a single distribution over vectors, a layer's columns are not
+            as many as come to it, or other ones are angles to it than to the base.
         SolveError: From any method: a solve failed; the message names the rows and what to try.
 
     Attributes:
@@ -67,6 +70,7 @@ class Flow(nn.Module):
         self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
         self.context = context
         self.dim = self._width()
+        self._check_angles()
 
     def _width(self) -> int:
         """The size of x: the base's, as the layers change it."""
@@ -80,6 +84,20 @@ class Flow(nn.Module):
                     )
                 width = layer.widths[1]
         return width
+
+    def _check_angles(self) -> None:
+        """Check that the layers that tell of angles have the base's."""
+        for layer in self.layers:
+            if layer.circular not in (None, self.circular):
+                raise ValueError(
+                    f"Expected the base's circular columns, {list(self.circular)}, to be those of "
+                    f"{type(layer).__name__}; got {list(layer.circular or ())}"
+                )
+
+    @property
+    def circular(self) -> tuple[int, ...]:
+        """Which columns of the base are angles, in radians: those of a `Cylinder`."""
+        return circular_of(self.base)
 
     @property
     def noisy(self) -> bool:
@@ -382,12 +400,16 @@ def ffjord(
     field_options: Mapping[str, Any] | None = None,
     scaling: str = "standardize",
     batch_norm: bool = False,
+    circular: Sequence[int] = (),
+    columns: Sequence[Layer] = (),
     **solver: Any,
 ) -> Flow:
     """FFJORD: a standard normal base, CNF layers with concat-squash fields, a standardisation.
 
+    Angles are uniform at the base, and the field is one on the circle: so is the density.
+
     Args:
-        dim: Size of x.
+        dim: Size of what is modelled, mostly of x.
         hidden: Widths of each field's hidden layers; with one or two the exact trace has a closed
             form, whatever the dimension.
         context_dim: Size of the context in log p(x | context), 0 without one; a context is
@@ -403,10 +425,14 @@ def ffjord(
         batch_norm: Whether a `cnf.layers.MovingNorm` follows each CNF layer on the way to the base.
             FFJORD has one next to the data too: here the scaling is that. Maximum likelihood alone
             trains such a flow.
+        circular: Which columns are angles in radians, drawn in [−π, π); in other units they are by
+            `columns`, which tell of them themselves.
+        columns: Layers next to the data, which bring its columns to `dim`, such as
+            `cnf.schema.Schema.layers`.
         solver: Any of `cnf.layers.SolverSettings`' attributes.
 
     Raises:
-        ValueError: A size is not positive, or a name unknown.
+        ValueError: A size is not positive, a name unknown, or a column not there.
 
     Source: Grathwohl et al. (2019), FFJORD: Free-form continuous dynamics for scalable reversible
     generative models.
@@ -415,17 +441,41 @@ def ffjord(
         >>> flow = ffjord(dim=2)
         >>> flow.log_prob(torch.zeros(7, 2)).shape
         torch.Size([7])
+        >>> wind = ffjord(dim=2, circular=(0,))  # a direction and a speed
+        >>> turned = torch.tensor([[3.0, 1.0], [3.0 - 2 * torch.pi, 1.0]])
+        >>> one, other = wind.log_prob(turned).tolist()
+        >>> abs(one - other) < 1e-5
+        True
     """
     if blocks < 1:
         raise ValueError(f"Expected blocks of at least 1; got {blocks}")
     if scaling not in SCALINGS:
         raise ValueError(f"Expected scaling to be one of {', '.join(SCALINGS)}; got {scaling!r}")
+    if circular:
+        columns = [_angles(circular_columns(circular, dim), dim), *columns]
+    angles = (columns[0].circular if columns else None) or ()
     options = {"hidden": hidden, "context_dim": context_dim, "activation": activation}
-    options |= {"zero_last": zero_last, **(field_options or {})}
+    options |= {"zero_last": zero_last, "circular": angles, **(field_options or {})}
+    if batch_norm and angles:
+        raise ValueError("Expected no batch_norm with angles, which have no mean; got both")
     layers: list[Layer] = []
     for _ in range(blocks):
         layers += [MovingNorm(dim)] if batch_norm else []
         layers += [CNF(make_field(field, dim=dim, **options), **solver)]
-    base = Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1)
     context = Standardize(context_dim) if context_dim else None
-    return Flow(base, [*layers, SCALINGS[scaling](dim)], context)
+    return Flow(_base(dim, angles), [*layers, SCALINGS[scaling](dim, angles), *columns], context)
+
+
+def _base(dim: int, circular: tuple[int, ...]) -> Distribution:
+    """Standard normal columns, and uniform angles."""
+    others = dim - len(circular)
+    if circular:
+        return Cylinder(torch.zeros(others), torch.ones(others), circular)
+    return Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1)
+
+
+def _angles(circular: tuple[int, ...], dim: int) -> Layer:
+    """The layer that keeps angles in [−π, π), and other columns as they are."""
+    runs = [list(run) for _, run in groupby(range(dim), key=lambda column: column in circular)]
+    kinds = [Circular if run[0] in circular else Keep for run in runs]
+    return Beside([kind(len(run)) for kind, run in zip(kinds, runs, strict=True)], runs)

@@ -187,13 +187,14 @@ class Recipe:
         Args:
             dim: Size of what is modelled.
             context_dim: Size of the context.
-            columns: Layers next to the data, which bring its columns to that size.
+            columns: Layers next to the data, which bring its columns to that size; those that are
+                angles to them are so to the flow.
 
         Example:
             >>> RECIPES["toy"].flow(2).solves
             1
         """
-        flow = ffjord(
+        return ffjord(
             dim,
             self.hidden,
             context_dim=context_dim,
@@ -203,8 +204,8 @@ class Recipe:
             field_options=self.field_options,
             scaling=self.scaling,
             batch_norm=self.batch_norm,
+            columns=columns,
         )
-        return Flow(flow.base, [*flow.layers, *columns], flow.context) if columns else flow
 
 
 # What FFJORD trained its toys with: https://github.com/rtqichen/ffjord, train_toy.py.

@@ -13,12 +13,23 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import skew
 
-from cnf.layers import Argmax, Beside, Bounded, Constant, Dequantize, Keep, Layer, Positive
+from cnf.layers import (
+    Argmax,
+    Beside,
+    Bounded,
+    Circular,
+    Constant,
+    Dequantize,
+    Keep,
+    Layer,
+    Positive,
+)
 from cnf.layers.scaling import constant_columns
 
 Array = NDArray[np.float64]
 
-KINDS = ("real", "positive", "bounded", "integer", "categorical", "constant")
+KINDS = ("real", "positive", "bounded", "circular", "integer", "categorical", "constant")
+ALLOWED = {"bounded": 2, "circular": 2, "integer": 2, "positive": 1, "constant": 1}  # bounds
 SKEWED = 1.0  # an exponential distribution has twice this skewness
 FEW = 20  # whole numbers, each of which occurs: their range is taken for all there is
 SHOWN = 8  # columns of a kind that a summary names
@@ -32,10 +43,11 @@ class Column:
     Attributes:
         name: What it is called.
         kind: `"real"`; `"positive"`, above `low` (0 when None), modelled by its logarithm;
-            `"bounded"`, from `low` to `high`, by its log odds; `"integer"`, whole numbers, from
-            `low` and to `high` where these are given; `"categorical"`, one of `categories`,
-            which the table has as their numbers, counted from 0; or `"constant"`, of which nothing
-            is modelled: draws have `low` in it.
+            `"bounded"`, from `low` to `high`, by its log odds; `"circular"`, an angle or an hour,
+            the same at `low` and at `high`, and beyond them the same as a turn nearer, drawn from
+            `low` to below `high`; `"integer"`, whole numbers, from `low` and to `high` where these
+            are given; `"categorical"`, one of `categories`, which the table has as their numbers,
+            counted from 0; or `"constant"`, of which nothing is modelled: draws have `low` in it.
         low: Lower bound, or the constant.
         high: Upper bound.
         categories: The categories' names; of a constant that is text, its own.
@@ -56,8 +68,8 @@ class Column:
         bounds = [bound for bound in (self.low, self.high) if bound is not None]
         if not all(isfinite(bound) for bound in bounds):
             raise self._refusal("finite bounds", f"{self.low} and {self.high}")
-        allowed = {"bounded": 2, "integer": 2, "positive": 1, "constant": 1}.get(self.kind, 0)
-        needed = {"bounded": 2, "constant": 1}.get(self.kind, 0)
+        allowed = ALLOWED.get(self.kind, 0)
+        needed = {"bounded": 2, "circular": 2, "constant": 1}.get(self.kind, 0)
         if not needed <= len(bounds) <= allowed:
             exact = "both bounds" if needed == 2 else "one bound"
             wanted = exact if needed else f"at most {allowed} bounds"
@@ -102,7 +114,7 @@ class Column:
     def outside(self, values: Array) -> NDArray[np.bool_]:
         """Which values the column cannot have, shape (rows,)."""
         out = np.zeros(len(values), dtype=bool)
-        if self.kind == "constant":
+        if self.kind in ("constant", "circular"):
             return out
         if self.discrete:
             out |= values != np.floor(values)
@@ -207,7 +219,7 @@ class Schema:
         A column of one value is constant. One with categories is categorical; one of whole numbers
         is integer, from its smallest to its largest where these are few and all between them occur;
         one above 0 with a long tail is positive where its logarithm is much less skewed; others
-        are real. None is taken for bounded.
+        are real. None is taken for bounded or circular.
 
         Args:
             values: Shape (rows, columns).
@@ -342,6 +354,12 @@ class Schema:
                 lines.append(f"{kind:<12}{'; '.join(own[:SHOWN])}{more}")
         return lines
 
+    @property
+    def circular(self) -> tuple[int, ...]:
+        """Which of the columns that are modelled are angles."""
+        kinds = [kind for column in self.columns for kind in [column.kind] * column.width]
+        return tuple(i for i, kind in enumerate(kinds) if kind == "circular")
+
     def json(self) -> dict[str, dict[str, Any]]:
         """What `of` makes it of again, ready for JSON."""
         return {
@@ -407,6 +425,8 @@ def _continuous(column: Column) -> Layer:
     """From what is modelled to numbers within the bounds, not yet whole."""
     if column.kind in ("categorical", "constant"):
         return Keep(column.width)
+    if column.kind == "circular" and column.low is not None and column.high is not None:
+        return Circular(1, column.low, column.high)
     if column.high is not None and column.low is not None:
         return Bounded([column.low], [column.high + (column.kind == "integer")])
     if column.kind == "positive" or column.low is not None:

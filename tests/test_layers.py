@@ -9,10 +9,11 @@ from helpers import max_difference
 from sklearn.covariance import ledoit_wolf
 from torch import nn
 
+from cnf.angles import wrapped
 from cnf.divergence import Hutchinson
 from cnf.fields import FIELDS, ConcatSquash, make_field
 from cnf.fields.kernels import compiled_kernels
-from cnf.layers import CNF, LAYERS, SCALINGS, Beside, Keep, Positive, Standardize, Whiten
+from cnf.layers import CNF, LAYERS, SCALINGS, Beside, Circular, Keep, Positive, Standardize, Whiten
 from cnf.layers.settings import batch_error, own_errors, row_errors
 from cnf.ode import SolveError
 
@@ -46,6 +47,8 @@ def made(name):
         return LAYERS[name](3).double().fit(mixed + 2)
     if name == "bounded":
         return LAYERS[name]([0.0, -1.0, 5.0], [1.0, 1.0, 9.0]).double()
+    if name == "circular":
+        return Circular(3, 0.0, 360.0)
     if name == "positive":
         return Positive([0.0, -2.0, 5.0]).double()
     if name == "moving_norm":
@@ -67,7 +70,7 @@ def test_inverse_undoes_forward_and_log_determinants_cancel(name):
     layer, z = made(name), torch.randn(20, 3, dtype=DOUBLE)
     x, log_det = layer(z)
     back, minus = layer.inverse(x)
-    assert max_difference(z, back) < 1e-7
+    assert max_difference(wrapped(z) if name == "circular" else z, back) < 1e-7
     assert max_difference(log_det, -minus) < 1e-7
 
 
@@ -425,6 +428,12 @@ def test_whitening_of_nearly_collinear_columns_stays_within_single_precision(noi
     assert z.isfinite().all()
     assert log_det.isfinite().all()
     assert max_difference(layer(z)[0], x.float()) < 1e-3
+
+
+def test_whitening_of_one_column_standardises_it():
+    x = correlated(50)[:, :1]
+    found = Whiten(1).double().fit(x).inverse(x), Standardize(1).double().fit(x).inverse(x)
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("name", SCALINGS)

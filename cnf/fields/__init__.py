@@ -24,7 +24,7 @@ def field_arguments(name: str) -> tuple[str, ...]:
 
     Example:
         >>> field_arguments("hyper")
-        ('dim', 'hidden', 'context_dim', 'activation', 'zero_last')
+        ('dim', 'hidden', 'context_dim', 'activation', 'zero_last', 'circular', 'harmonics')
     """
     return tuple(signature(FIELDS[name]).parameters)
 

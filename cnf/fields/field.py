@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cnf.angles import circular_columns
 from cnf.fields.activations import find_activation
 from cnf.fields.kernels import Sizes
 from cnf.ode import Linearization, PerRow, take_rows
@@ -115,6 +116,8 @@ class TracedField(nn.Module, VectorField):
         hidden: Widths of the hidden layers.
         context_dim: Size of the context, 0 without one.
         activation: Name of the activation.
+        circular: Which columns of x are angles, in radians.
+        harmonics: The number of sines and of cosines of each that it sees of them.
         name: Its name in `FIELDS`.
     """
 
@@ -122,6 +125,8 @@ class TracedField(nn.Module, VectorField):
     hidden: tuple[int, ...]
     context_dim: int
     activation: str
+    circular: tuple[int, ...] = ()
+    harmonics: int
     name: ClassVar[str]
 
     def take(
@@ -130,14 +135,15 @@ class TracedField(nn.Module, VectorField):
         hidden: Sequence[int],
         context_dim: int,
         activation: str,
+        circular: Sequence[int],
         **features: float,
     ) -> None:
         """Check the constructor's arguments and keep them, as attributes and for `config`.
 
         Raises:
-            ValueError: A size is out of range or the activation unknown.
+            ValueError: A size or a column is out of range, or the activation unknown.
         """
-        least = {"dim": 1, "context_dim": 0, "time_features": 0, "x_features": 0}
+        least = {"dim": 1, "context_dim": 0, "time_features": 0, "x_features": 0, "harmonics": 1}
         for name, size in {"dim": dim, "context_dim": context_dim, **features}.items():
             if name in least and size < least[name]:
                 raise ValueError(f"Expected {name} of at least {least[name]}; got {size}")
@@ -147,15 +153,17 @@ class TracedField(nn.Module, VectorField):
                 f"Expected at least one hidden width, each at least 1; got hidden = {widths}"
             )
         find_activation(activation)
+        angles = circular_columns(circular, dim)
         arguments = {"dim": dim, "hidden": widths, "context_dim": context_dim}
-        arguments |= {"activation": activation, **features}
+        arguments |= {"activation": activation, "circular": angles, **features}
         for name, value in arguments.items():
             setattr(self, name, value)
         self.arguments = tuple(arguments)
 
     def config(self) -> dict[str, Any]:
         """The keyword arguments that make this field anew (without its weights), JSON-ready."""
-        return {**{name: getattr(self, name) for name in self.arguments}, "hidden": [*self.hidden]}
+        lists = {"hidden": [*self.hidden], "circular": [*self.circular]}
+        return {name: lists.get(name, getattr(self, name)) for name in self.arguments}
 
     def extra_repr(self) -> str:
         """The sizes, for the module's repr."""

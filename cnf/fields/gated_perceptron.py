@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from cnf.fields.activations import find_activation, waves
+from cnf.fields.features import feature_matrix
 from cnf.fields.field import Traced, TracedField
 from cnf.fields.folding import Unfolded, fold
 from cnf.fields.gated_linear import GatedLinear
@@ -62,7 +63,9 @@ class GatedPerceptron(TracedField):
     A subclass says whether there are gates g, shifts B s, and the time among the signals. The last
     layer is never gated, so that the matrices of the trace (see `cnf.fields.perceptron`) are of the
     weights alone. With Fourier features of x, h₀ = (x, sin ωx, cos ωx): a layer with weights that
-    are drawn and fixed, which counts as a hidden one.
+    are drawn and fixed, which counts as a hidden one. Angles θ enter by such a layer alone, as
+    sin kθ and cos kθ in their place, and the frequencies that are drawn are rounded for them: the
+    field is one on the circle.
 
     Args:
         dim: Size of x.
@@ -74,9 +77,11 @@ class GatedPerceptron(TracedField):
         time_features: The number of sines and of cosines of 2πkt among the signals.
         x_features: The number of sines and of cosines ωx, with ω drawn from N(0, x_scale²).
         x_scale: The standard deviation of ω.
+        circular: Which columns of x are angles, in radians.
+        harmonics: k = 1 … harmonics of each of them.
 
     Raises:
-        ValueError: A size is out of range or the activation unknown.
+        ValueError: A size or a column is out of range, or the activation unknown.
 
     Shapes: `forward(t, x, context)`: scalar, (rows, dim), (rows, context_dim) → (rows, dim).
 
@@ -103,10 +108,12 @@ class GatedPerceptron(TracedField):
         time_features: int = 0,
         x_features: int = 0,
         x_scale: float = 1.0,
+        circular: Sequence[int] = (),
+        harmonics: int = 3,
     ) -> None:
         super().__init__()
         features = {"time_features": time_features, "x_features": x_features, "x_scale": x_scale}
-        self.take(dim, hidden, context_dim, activation, **features)
+        self.take(dim, hidden, context_dim, activation, circular, harmonics=harmonics, **features)
         if time_features and not self.timed:
             raise ValueError(
                 f"Expected no time_features for the field {self.name}, which time does not enter; "
@@ -117,15 +124,16 @@ class GatedPerceptron(TracedField):
         self.logistic = activation == "tanh"
         own = LOGISTIC if self.logistic else find_activation(activation)
         self.activations = (own,) * len(self.hidden)
-        if x_features:
-            frequencies = x_scale * torch.randn(x_features, dim)
-            first = torch.cat([torch.eye(dim), frequencies, frequencies])
+        if self.sines:
+            drawn = x_scale * torch.randn(x_features, dim)
+            first = feature_matrix(self.circular, harmonics, drawn)
             self.register_buffer("frequencies", first)
-            self.activations = (waves(dim, x_features), *self.activations)
+            plain = dim - len(self.circular)
+            self.activations = (waves(plain, self.sines), *self.activations)
         self.times = (1 + 2 * time_features) * self.timed  # signals that are of time
         signals = self.times + context_dim
         shifted = self.shifted and signals > 0
-        sizes = [dim + 2 * x_features, *self.hidden]
+        sizes = [self.fixed or dim, *self.hidden]
         layers = nn.ModuleList(
             GatedLinear(inputs, outputs, signals, gate=self.gated, shift=shifted)
             for inputs, outputs in pairwise(sizes)
@@ -143,7 +151,7 @@ class GatedPerceptron(TracedField):
         layers = [*self.layers, self.last]
         weights = self._weights()
         biases: list[Tensor] = [layer.linear.bias for layer in layers]
-        biases = [biases[0].new_zeros(self.fixed), *biases] if self.x_features else biases
+        biases = [biases[0].new_zeros(self.fixed), *biases] if self.fixed else biases
         gate_times = shift_times = None
         gate_biases: Any = None
         shift_rows = None
@@ -158,7 +166,7 @@ class GatedPerceptron(TracedField):
             shift_times, rows = (self._shift(part) for part in self._split(shift, context))
             shift_rows = None if rows is None else PerRow(rows)
         if self.logistic:
-            first = 1 if self.x_features else 0
+            first = 1 if self.fixed else 0
             biases = logistic_biases(weights, biases, first)
             weights = logistic_weights(weights, first)
         return Constants(
@@ -169,7 +177,7 @@ class GatedPerceptron(TracedField):
         """The matrices of the trace."""
         weights = self._weights()
         if self.logistic:
-            weights = logistic_weights(weights, 1 if self.x_features else 0)
+            weights = logistic_weights(weights, 1 if self.fixed else 0)
         return trace_matrices(weights)
 
     def prepare(
@@ -224,9 +232,14 @@ class GatedPerceptron(TracedField):
         return view
 
     @property
+    def sines(self) -> int:
+        """The number of sines of x, and of cosines."""
+        return self.x_features + self.harmonics * len(self.circular)
+
+    @property
     def fixed(self) -> int:
         """The width of the layer of Fourier features of x, 0 without one."""
-        return self.dim + 2 * self.x_features if self.x_features else 0
+        return self.dim - len(self.circular) + 2 * self.sines if self.sines else 0
 
     def _stacked(self, times: Tensor, constants: Constants, matrices: Any) -> Stacked:
         """The perceptron at all times; gates that are the same for all rows are folded in."""
@@ -296,7 +309,7 @@ class GatedPerceptron(TracedField):
     def _weights(self) -> list[Tensor]:
         """Of all layers, the Fourier features' first."""
         weights = [layer.linear.weight for layer in (*self.layers, self.last)]
-        return [self.frequencies, *weights] if self.x_features else weights
+        return [self.frequencies, *weights] if self.fixed else weights
 
     def _shift(self, part: Tensor | None) -> Tensor | None:
         """A part of the shifts, (..., width), for all layers that there are."""

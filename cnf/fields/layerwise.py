@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cnf.fields.activations import find_activation
 from cnf.fields.affine import Affine
+from cnf.fields.features import Features
 from cnf.fields.field import TracedField
 from cnf.ode import PerRow
 
@@ -49,8 +50,9 @@ class TimedLayer(nn.Module):
 class LayerwiseField(TracedField):
     """A perceptron of layers that time makes anew, shifted by a context: h_l = σ(A_l(t) h_{l−1}).
 
-    Its Jacobian's products are tangents that go through the layers in one stack with nothing
-    formed; an exact trace is `dim` of them. A subclass says what the layers are.
+    h₀ is x, where angles are replaced by their sines and cosines. Its Jacobian's products are
+    tangents that go through the layers in one stack with nothing formed; an exact trace is `dim` of
+    them. A subclass says what the layers are.
 
     Args:
         dim: Size of x.
@@ -58,9 +60,11 @@ class LayerwiseField(TracedField):
         context_dim: Size of the context c; 0 without one.
         activation: A name in `ACTIVATIONS`.
         zero_last: Whether the last layer starts at zero.
+        circular: Which columns of x are angles θ, in radians.
+        harmonics: Of each the field sees sin kθ and cos kθ, k = 1 … harmonics.
 
     Raises:
-        ValueError: A size is out of range or the activation unknown.
+        ValueError: A size or a column is out of range, or the activation unknown.
 
     Shapes: `forward(t, x, context)`: scalar, (rows, dim), (rows, context_dim) → (rows, dim).
     """
@@ -74,11 +78,14 @@ class LayerwiseField(TracedField):
         context_dim: int = 0,
         activation: str = "tanh",
         zero_last: bool = False,
+        circular: Sequence[int] = (),
+        harmonics: int = 3,
     ) -> None:
         super().__init__()
-        self.take(dim, hidden, context_dim, activation)
+        self.take(dim, hidden, context_dim, activation, circular, harmonics=harmonics)
+        self.features = Features(dim, self.circular, harmonics)
         self.sigma = find_activation(activation)
-        sizes = [dim, *self.hidden, dim]
+        sizes = [self.features.width, *self.hidden, dim]
         layers = nn.ModuleList(self.layer(*size) for size in pairwise(sizes))
         # For the type checker, what the module list holds.
         self.layers = cast("Sequence[TimedLayer]", layers)
@@ -108,6 +115,7 @@ class LayerwiseField(TracedField):
     def velocity(self, stage: Sequence[Affine], x: Tensor) -> Tensor:
         """The velocity."""
         *hidden, last = stage
+        x = self.features(x)
         for affine in hidden:
             x, _ = self.sigma.function(affine(x))
         return last(x)
@@ -117,6 +125,7 @@ class LayerwiseField(TracedField):
     ) -> tuple[Tensor, Tensor]:
         """The velocity, and the Jacobian's products."""
         *hidden, last = stage
+        x, vectors = self.features.tangents(x, vectors)
         for affine in hidden:
             x, slope = self.sigma(affine(x))
             vectors = slope * affine.linear(vectors)

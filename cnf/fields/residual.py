@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cnf.fields.activations import find_activation
 from cnf.fields.affine import Affine
+from cnf.fields.features import Features
 from cnf.fields.field import TracedField
 from cnf.fields.gated_linear import GatedLinear
 from cnf.fields.signals import combined, time_features
@@ -19,9 +20,10 @@ from cnf.ode import PerRow
 class Residual(TracedField):
     """A stream of one width that blocks add to.
 
-    With signals s = (t, features of t, c),
+    With signals s = (t, features of t, c) and y = x, where angles are replaced by their sines and
+    cosines,
 
-        h₀ = (A x + a) ∘ g₀(s) + B₀ s,
+        h₀ = (A y + a) ∘ g₀(s) + B₀ s,
         h_k = h_{k−1} + U_k σ((V_k h_{k−1} + v_k) ∘ g_k(s) + B_k s) + u_k,
         f(t, x, c) = C σ(h_K) + b.
 
@@ -32,9 +34,11 @@ class Residual(TracedField):
         activation: A name in `ACTIVATIONS`.
         zero_last: Whether the last layer starts at zero.
         time_features: The number of sines and of cosines of 2πkt among the signals.
+        circular: Which columns of x are angles θ, in radians.
+        harmonics: Of each the field sees sin kθ and cos kθ, k = 1 … harmonics.
 
     Raises:
-        ValueError: A size is out of range or the activation unknown.
+        ValueError: A size or a column is out of range, or the activation unknown.
 
     Shapes: `forward(t, x, context)`: scalar, (rows, dim), (rows, context_dim) → (rows, dim).
 
@@ -57,14 +61,18 @@ class Residual(TracedField):
         activation: str = "tanh",
         zero_last: bool = False,
         time_features: int = 0,
+        circular: Sequence[int] = (),
+        harmonics: int = 3,
     ) -> None:
         super().__init__()
-        self.take(dim, hidden, context_dim, activation, time_features=time_features)
+        features = {"time_features": time_features, "harmonics": harmonics}
+        self.take(dim, hidden, context_dim, activation, circular, **features)
+        self.features = Features(dim, self.circular, harmonics)
         self.sigma = find_activation(activation)
         stream, *widths = self.hidden
         self.times = 1 + 2 * time_features
         signals = self.times + context_dim
-        self.first = GatedLinear(dim, stream, signals, gate=True, shift=True)
+        self.first = GatedLinear(self.features.width, stream, signals, gate=True, shift=True)
         inside = nn.ModuleList(
             GatedLinear(stream, width, signals, gate=True, shift=True) for width in widths
         )
@@ -93,7 +101,7 @@ class Residual(TracedField):
     def velocity(self, stage: Any, x: Tensor) -> Tensor:
         """The velocity."""
         first, blocks, last = stage
-        h = first(x)
+        h = first(self.features(x))
         for inner, outer in blocks:
             h = h + outer(self.sigma.function(inner(h))[0])
         velocity: Tensor = last(self.sigma.function(h)[0])
@@ -102,6 +110,7 @@ class Residual(TracedField):
     def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity, and the Jacobian's products."""
         first, blocks, last = stage
+        x, vectors = self.features.tangents(x, vectors)
         h, vectors = first(x), first.linear(vectors)
         for inner, outer in blocks:
             value, slope = self.sigma(inner(h))

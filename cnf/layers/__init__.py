@@ -6,6 +6,7 @@ A new layer is one class in one file, entered in `LAYERS`, and nothing else.
 from cnf.layers.argmax import Argmax
 from cnf.layers.beside import COLUMN_LAYERS, Beside
 from cnf.layers.bounded import Bounded
+from cnf.layers.circular import Circular
 from cnf.layers.cnf import CNF
 from cnf.layers.constant import Constant
 from cnf.layers.dequantize import Dequantize
@@ -36,6 +37,7 @@ __all__ = [
     "Beside",
     "Bounded",
     "Care",
+    "Circular",
     "Constant",
     "Dequantize",
     "Keep",

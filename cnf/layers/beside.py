@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cnf.layers.argmax import Argmax
 from cnf.layers.bounded import Bounded
+from cnf.layers.circular import Circular
 from cnf.layers.constant import Constant
 from cnf.layers.dequantize import Dequantize
 from cnf.layers.keep import Keep
@@ -19,7 +20,7 @@ from cnf.layers.positive import Positive
 from cnf.ode import Status
 
 COLUMN_LAYERS: dict[str, type[Layer]] = {
-    layer.name: layer for layer in (Keep, Constant, Positive, Bounded, Dequantize, Argmax)
+    layer.name: layer for layer in (Keep, Constant, Positive, Bounded, Circular, Dequantize, Argmax)
 }
 """The layers of single columns, by name."""
 
@@ -63,6 +64,7 @@ class Beside(Layer):
                     f"Expected {layer.widths[1]} columns for {type(layer).__name__}; got {own}"
                 )
         self.place = [order.index(column) for column in range(len(order))]
+        self.circular = self._angles() or None
 
     @property
     def noisy(self) -> bool:
@@ -78,6 +80,12 @@ class Beside(Layer):
     def _base_widths(self) -> list[int]:
         pairs = zip(self.layers, self.columns, strict=True)
         return [len(own) if layer.widths is None else layer.widths[0] for layer, own in pairs]
+
+    def _angles(self) -> tuple[int, ...]:
+        """The columns on the base's side that layers of it take for angles."""
+        starts = np.cumsum([0, *self._base_widths]).tolist()
+        pairs = zip(self.layers, starts, strict=False)
+        return tuple(start + own for layer, start in pairs for own in layer.circular or ())
 
     def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Each its own columns."""

@@ -58,6 +58,8 @@ class CNF(Layer):
     def __init__(self, field: nn.Module | dict[str, Any], **settings: Any) -> None:
         super().__init__()
         self.field = make_field(**field) if isinstance(field, dict) else field
+        if isinstance(self.field, TracedField):
+            self.circular = self.field.circular
         self.settings = SolverSettings().changed(settings)
         as_field(self.field, self.settings.compiled)
 

@@ -69,9 +69,14 @@ class Layer(nn.Module, ABC):
 
     A subclass gives `push` and `pull`, an entry in `LAYERS` and the configuration that makes it
     anew; the state dict carries the rest.
+
+    Attributes:
+        circular: The columns on the base's side that it takes for angles, in radians; None where it
+            has none to tell of, whatever they are.
     """
 
     name: ClassVar[str]
+    circular: tuple[int, ...] | None = None
 
     @property
     def noisy(self) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from cnf.angles import circular_columns, other_columns
 from cnf.layers.layer import Layer
 
 
@@ -18,15 +20,19 @@ class Scaling(Layer):
 
     Args:
         dim: Number of columns.
+        circular: Those that are angles, which are left as they are.
     """
 
+    circular: tuple[int, ...]
     loc: Tensor
     scale: Tensor
     fitted: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, circular: Sequence[int] = ()) -> None:
         super().__init__()
         self.dim = dim
+        self.circular = circular_columns(circular, dim)
+        self.scaled = other_columns(self.circular, dim)
         self.register_buffer("loc", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
         self.register_buffer("fitted", torch.tensor(False))
@@ -53,16 +59,20 @@ class Scaling(Layer):
                 f"Expected columns that vary; constant: column {', '.join(map(str, constant))} "
                 "(counted from 0). Leave it out: a constant has no density"
             )
-        rows = x.double()
-        shares = rows.new_ones(len(x)) if weight is None else weight.to(rows)
+        if self.scaled:
+            self._fit(x.double()[:, self.scaled], weight)
+        self.fitted.fill_(True)
+        return self
+
+    def _fit(self, rows: Tensor, weight: Tensor | None) -> None:
+        """Take its numbers from the columns that it scales."""
+        shares = rows.new_ones(len(rows)) if weight is None else weight.to(rows)
         shares = shares / shares.sum()
         mean = shares @ rows
         scale = (shares @ (rows - mean).square()).sqrt()
-        self.loc.copy_(mean)
-        self.scale.copy_(scale)
+        self.loc[self.scaled] = mean.to(self.loc)
+        self.scale[self.scaled] = scale.to(self.scale)
         self._fit_standard((rows - mean) / scale, shares)
-        self.fitted.fill_(True)
-        return self
 
     @abstractmethod
     def _fit_standard(self, z: Tensor, shares: Tensor) -> None:
@@ -70,11 +80,11 @@ class Scaling(Layer):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {"dim": self.dim}
+        return {"dim": self.dim, "circular": [*self.circular]}
 
     def extra_repr(self) -> str:
-        """The size and whether it is fitted, for the module's repr."""
-        return f"dim={self.dim}, fitted={bool(self.fitted)}"
+        """The size, the angles and whether it is fitted, for the module's repr."""
+        return f"dim={self.dim}, circular={self.circular}, fitted={bool(self.fitted)}"
 
 
 def constant_columns(x: Tensor) -> list[int]:

@@ -17,6 +17,7 @@ class Standardize(Scaling):
 
     Args:
         dim: Number of columns.
+        circular: Those that are angles, which are left as they are.
 
     Shapes: (rows, dim) → (rows, dim), (rows,).
 

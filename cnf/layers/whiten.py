@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -29,6 +30,7 @@ class Whiten(Scaling):
 
     Args:
         dim: Number of columns.
+        circular: Those that are angles, which are left as they are.
 
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
@@ -48,8 +50,8 @@ class Whiten(Scaling):
     unmixing: Tensor
     log_mixing: Tensor
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
+    def __init__(self, dim: int, circular: Sequence[int] = ()) -> None:
+        super().__init__(dim, circular)
         self.register_buffer("mixing", torch.eye(dim))
         self.register_buffer("unmixing", torch.eye(dim))
         self.register_buffer("log_mixing", torch.zeros(()))
@@ -72,8 +74,10 @@ class Whiten(Scaling):
         values, vectors = torch.linalg.eigh(correlation)
         s = _shrinkage(z, shares, correlation, values)
         roots = ((1 - s) * values + s).sqrt()
-        self.mixing.copy_(vectors * roots @ vectors.T)
-        self.unmixing.copy_(vectors / roots @ vectors.T)
+        own = torch.tensor(self.scaled)
+        block = own.unsqueeze(1), own
+        self.mixing[block] = (vectors * roots @ vectors.T).to(self.mixing)
+        self.unmixing[block] = (vectors / roots @ vectors.T).to(self.unmixing)
         self.log_mixing.copy_(roots.log().sum())
 
 
@@ -88,5 +92,5 @@ def _shrinkage(z: Tensor, shares: Tensor, correlation: Tensor, values: Tensor) -
     spread = (correlation - identity).square().sum()
     s = (shares.square().sum() * variance / spread.clamp(min=1e-30)).clamp(0, 1)
     low, high = values[0], values[-1]  # of R: (1 − s) low + s ≥ FLATTEST ((1 − s) high + s)
-    least = (FLATTEST * high - low) / (FLATTEST * high - low + 1 - FLATTEST)
-    return torch.maximum(s, least)
+    short = (FLATTEST * high - low).clamp(min=0)  # zero for a column alone, whose low is its high
+    return torch.maximum(s, short / (short + 1 - FLATTEST))

@@ -27,8 +27,8 @@ class Positive(Layer):
 
     Example:
         >>> z, log_det = Positive([0.0]).inverse(torch.tensor([[1.0], [-1.0]]))
-        >>> z[0].item(), log_det.tolist()
-        (0.0, [0.0, -inf])
+        >>> z[0].item(), log_det.abs().tolist()
+        (0.0, [0.0, inf])
     """
 
     name: ClassVar[str] = "positive"

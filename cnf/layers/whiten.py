@@ -40,7 +40,7 @@ class Whiten(Scaling):
     Example:
         >>> x = torch.randn(1000, 2) @ torch.tensor([[1.0, 0.9], [0.0, 0.1]])
         >>> z, log_det = Whiten(2).fit(x).inverse(x)
-        >>> torch.allclose(z.T.cov(), torch.eye(2), atol=0.1)
+        >>> torch.allclose(z.T.cov(), torch.eye(2), atol=0.2)
         True
     """
 

@@ -172,7 +172,9 @@ def pairs_figure(data: Array, samples: Array, columns: Sequence[str], most: int 
     figure = Figure(figsize=(1.9 * shown + 0.6, 1.9 * shown + 0.6), layout="constrained")
     axes = figure.subplots(shown, shown, squeeze=False)
     limits = [tuple(np.quantile(data[:, i], (0.002, 0.998))) for i in range(shown)]
-    limits = [(low - 0.05 * (high - low), high + 0.05 * (high - low)) for low, high in limits]
+    # Half a unit where nearly all are the same number, as whole numbers may be.
+    margins = [0.05 * (high - low) or 0.5 for low, high in limits]
+    limits = [(low - m, high + m) for (low, high), m in zip(limits, margins, strict=True)]
     for i in range(shown):
         for j in range(shown):
             _pair(axes[i, j], data, samples, (i, j), limits)

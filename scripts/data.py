@@ -77,6 +77,8 @@ class Choices:
         missing: What is done where values are missing.
         kinds: Entries of `Schema.of` for the columns whose kinds are not to be inferred.
         schema: All that are modelled, where they are known; nothing is inferred then.
+        sha256: Of the table, by which it is to be known again; empty where it may be any.
+        advice: What to do where it has changed, but to restore it.
     """
 
     context: tuple[str, ...] = ()
@@ -84,6 +86,8 @@ class Choices:
     missing: Missing = "refuse"
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     schema: Schema | None = None
+    sha256: str = ""
+    advice: str = "train again"
 
 
 def open_data(
@@ -98,8 +102,8 @@ def open_data(
         data_dir: The folder with the files of benchmarks.
 
     Raises:
-        ValueError: There is no such data or no such context, or it cannot be fitted; the message
-            says why.
+        ValueError: There is no such data or no such context, it is not what it was, or it cannot be
+            fitted; the message says why.
     """
     choices = choices or Choices()
     sha256, dropped = "", 0
@@ -118,11 +122,18 @@ def open_data(
         tables = _split(table, seed)
         sha256 = _sha256(table)
         name = name if name in TABLES else os.path.abspath(name)
+    if choices.sha256 not in ("", sha256):
+        raise ValueError(
+            f"Expected the table that the model was trained on; {name} has changed since, so its "
+            f"held-out rows are not known any more. Restore it, or {choices.advice}"
+        )
     if name in CONDITIONAL_TOYS:
         choices = replace(choices, context=CONDITIONAL_TOYS[name].context_columns)
     inferred = name not in TOYS and name not in CONDITIONAL_TOYS and name not in BENCHMARKS
-    schema = choices.schema or _schema(tables, choices, inferred)
-    _check_varying(tables["train"], choices.context)
+    schema = choices.schema
+    if schema is None:
+        schema = _schema(tables, choices, inferred)
+        _check_varying(tables["train"], choices.context)
     return Data(
         name,
         schema,

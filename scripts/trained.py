@@ -112,14 +112,14 @@ class Trained:
         Raises:
             ValueError: The data is not there any more, or has changed.
         """
-        choices = Choices(self.context_columns, missing=self.missing, schema=self.schema)
-        data = open_data(self.source, self.seed, choices, self.data_dir)
-        if data.sha256 != self.sha256:
-            raise ValueError(
-                f"Expected the table that the model was trained on; {data.name} has changed since, "
-                f"so its held-out rows are not known any more. Restore it, or {advice}"
-            )
-        return data
+        choices = Choices(
+            self.context_columns,
+            missing=self.missing,
+            schema=self.schema,
+            sha256=self.sha256,
+            advice=advice,
+        )
+        return open_data(self.source, self.seed, choices, self.data_dir)
 
     def rows(
         self, data: str, context_data: str | None, missing: Missing = "refuse"

@@ -143,26 +143,28 @@ def test_pickled_objects_in_data_are_never_loaded(ending, write, tmp_path):
     assert not (tmp_path / "marker").exists()
 
 
-def test_constant_column_is_named(tmp_path):
-    rows = ROWS.copy()
-    rows[:, 2] = 3.0
-    line = refused_training(tmp_path, write_csv(tmp_path / "bad.csv", rows))
-    assert "'depth'" in line
-    assert "'width'" not in line
-
-
 def test_column_that_is_constant_in_the_training_rows_is_named(tmp_path):
     """Only one row differs, and the seed is one that holds it out."""
     rows = ROWS.copy()
-    rows[:, 2] = np.eye(40)[0]
-    path = write_csv(tmp_path / "bad.csv", rows)
+    rows[:, 2] = np.eye(40)[0] + 0.5
+    path = write_csv(tmp_path / "rows.csv", rows)
     held_out = next(seed for seed in range(100) if 0 not in split(40, seed).train)
-    assert "depth" in refused_training(tmp_path, path, "--seed", held_out, *SMALL)
+    said = done("train", path, "--out", tmp_path / "out", "--seed", held_out, *SMALL)
+    assert "constant    depth 0.5" in said
 
 
-@pytest.mark.parametrize("scale", [1e60, 1e-60])
-def test_column_beyond_single_precision_is_named(scale, tmp_path):
-    path = write_csv(tmp_path / "bad.csv", ROWS * [1.0, 1.0, scale])
+def test_column_too_small_for_single_precision_is_constant(tmp_path):
+    path = write_csv(tmp_path / "rows.csv", ROWS * [1.0, 1.0, 1e-60])
+    assert "constant    depth -" in done("train", path, "--out", tmp_path / "out", *SMALL)
+
+
+def test_table_of_constants_is_refused(tmp_path):
+    line = refused_training(tmp_path, write_csv(tmp_path / "bad.csv", ROWS * 0.0 + [1.0, 2.0, 3.0]))
+    assert "constant: height 1; width 2; depth 3" in line
+
+
+def test_column_beyond_single_precision_is_named(tmp_path):
+    path = write_csv(tmp_path / "bad.csv", ROWS * [1.0, 1.0, 1e60])
     assert "depth" in refused_training(tmp_path, path, *SMALL)
 
 

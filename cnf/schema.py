@@ -166,7 +166,7 @@ class Column:
             return np.full(len(values), self.low)
         if self.kind == "categorical" and self.numeric_categories:
             return np.array([float(name) for name in self.categories])[values.astype(np.int64)]
-        return np.clip(values, self.low, self.high) if self.low is not None else values
+        return values if self.low is None else np.asarray(np.clip(values, self.low, self.high))
 
     def told(self, value: float) -> str:
         """A value for people: a category by its name."""

@@ -29,7 +29,8 @@ def collinear_columns(values: NDArray[np.float64]) -> dict[int, tuple[int, ...]]
         {2: (0, 1)}
     """
     standard = (values - values.mean(0)) / values.std(0)
-    kept, found = list(range(standard.shape[1])), {}
+    kept = list(range(standard.shape[1]))
+    found: dict[int, tuple[int, ...]] = {}
     while True:
         triangle = np.linalg.qr(standard[:, kept], mode="r") / np.sqrt(len(standard))
         left = np.zeros(len(kept))  # fewer rows than columns leave nothing of the later ones

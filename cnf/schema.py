@@ -158,14 +158,15 @@ class Column:
                 f"one of {', '.join(self.categories[:10])}",
                 f"{got} in row {row + 1} (counting from 1; {int(unknown.sum())} such rows)",
             )
-        return places.astype(np.float64)
+        return np.asarray(places, np.float64)
 
     def tabled(self, values: Array) -> Array:
         """The values of draws, shape (rows,), as a table has them; see `Schema.tabled`."""
         if self.kind == "constant":
             return np.full(len(values), self.low)
         if self.kind == "categorical" and self.numeric_categories:
-            return np.array([float(name) for name in self.categories])[values.astype(np.int64)]
+            numbers: Array = np.array([float(name) for name in self.categories])
+            return numbers[values.astype(np.int64)]
         return values if self.low is None else np.asarray(np.clip(values, self.low, self.high))
 
     def told(self, value: float) -> str:

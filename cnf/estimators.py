@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import log
 from typing import Self
 
 import numpy as np
@@ -15,14 +18,17 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor
 
 from cnf.callbacks import ProgressBar
+from cnf.datasets import Table, frame_table, table_frame
 from cnf.flow import Flow
 from cnf.recipes import Recipe, choose_recipe
+from cnf.schema import Column, Schema
 from cnf.training import fit
 
 Array = NDArray[np.float64]
 State = int | np.random.RandomState | None
 
 CHUNK = 1000  # rows solved at once
+DRAWS = 8  # of noise for each row, where there are whole numbers or categories
 
 
 class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
@@ -35,6 +41,9 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         recipe: A `cnf.recipes.Recipe` or the name of one; by the data's size and dimension when
             None. It holds the network, the optimizer and the solver in training.
+        schema: What kinds X's columns are, a `cnf.schema.Schema` with their names (x0, x1, … where
+            X has none); `"infer"` to take them for what they look like, text for categories; all
+            for real numbers when None.
         objective: `"hybrid"`, `"mle"` or `"matching"`; the recipe's when None.
         budget: Seconds of training; None where only steps count.
         max_steps: The most optimizer steps. A fit that they end, and not the budget, depends on
@@ -45,6 +54,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         flow_: The fitted `cnf.Flow`, in float64 on the CPU.
+        schema_: The columns' kinds.
         history_: The training's `cnf.History`.
         n_features_in_: Number of X's columns.
         feature_names_in_: Their names, where X had any.
@@ -61,6 +71,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self,
         *,
         recipe: str | Recipe | None = None,
+        schema: Schema | str | None = None,
         objective: str | None = None,
         budget: float | None = 60,
         max_steps: int | None = None,
@@ -69,6 +80,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         verbose: bool = False,
     ) -> None:
         self.recipe = recipe
+        self.schema = schema
         self.objective = objective
         self.budget = budget
         self.max_steps = max_steps
@@ -93,12 +105,16 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             context: Shape (n_samples, n_context_features) or (n_samples,), finite.
 
         Raises:
-            ValueError: A shape does not fit, a value is not finite, a column is constant, or a
-                parameter is out of range.
+            ValueError: A shape does not fit, a value is not finite or not one of its column,
+                a column of real numbers is constant, or a parameter is out of range.
             cnf.training.TrainingError: Every step failed.
         """
         self._frames = isinstance(X, pd.DataFrame)
-        rows: Array = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        numbers, texts = self._numbers(X)
+        rows: Array = validate_data(self, numbers, dtype=np.float64, ensure_min_samples=2)
+        self.schema_ = self._schema(rows, texts)
+        rows = self.schema_.numbers(rows, texts)
+        self.schema_.check(rows)
         weight = None
         if sample_weight is not None:
             weight = _check_sample_weight(
@@ -109,10 +125,11 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         recipe = self.recipe
         if not isinstance(recipe, Recipe):
-            _, recipe = choose_recipe(recipe, len(rows), rows.shape[1], given is not None)
+            _, recipe = choose_recipe(recipe, len(rows), self.schema_.width, given is not None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            flow = recipe.flow(rows.shape[1], self.n_context_features_in_)
+            layers = self.schema_.layers(rows)
+            flow = recipe.flow(self.schema_.width, self.n_context_features_in_, layers)
         flow = flow.to(self._device())
         self.history_ = fit(
             flow,
@@ -138,12 +155,15 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             cnf.SolveError: Rows lie where the flow cannot be integrated; the message names them.
         """
         check_is_fitted(self)
-        rows: Array = validate_data(self, X, dtype=np.float64, reset=False)
+        numbers, texts = self._numbers(X)
+        rows: Array = validate_data(self, numbers, dtype=np.float64, reset=False)
+        rows = self.schema_.numbers(rows, texts)
         given = self._context(context, len(rows))
         flow = self._flow()
-        with torch.no_grad():
+        with torch.no_grad(), _drawing(flow, 0):
             parts = [
-                flow.log_prob(
+                _bound(
+                    flow,
                     _as(flow, rows[i : i + CHUNK]),
                     None if given is None else _as(flow, given[i : i + CHUNK]),
                 )
@@ -184,15 +204,42 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         total = n_samples if given is None else len(given)
         flow = self._flow()
         parts = []
-        with torch.random.fork_rng(devices=[] if flow.like.device.type == "cpu" else None):
-            torch.manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+        with _drawing(flow, int(check_random_state(random_state).randint(2**31 - 1))):
             for i in range(0, total, CHUNK):
                 if given is None:
                     parts.append(flow.sample(min(CHUNK, total - i)))
                 else:
                     parts.append(flow.sample((), _as(flow, given[i : i + CHUNK])))
-        drawn: Array = torch.cat(parts).cpu().numpy()
-        return pd.DataFrame(drawn, columns=self.feature_names_in_) if self._frames else drawn
+        schema = self.schema_
+        drawn: Array = schema.tabled(torch.cat(parts).cpu().numpy())
+        if not self._frames:
+            return drawn
+        table = Table("draws", drawn, schema.names, categories=schema.texts)
+        return table_frame(table, schema.whole).set_axis(self.feature_names_in_, axis=1)
+
+    def _numbers(self, X: ArrayLike) -> tuple[ArrayLike, Mapping[str, tuple[str, ...]]]:
+        """X with the numbers of categories for text, where there may be any; and the categories."""
+        if self.schema is None or not isinstance(X, pd.DataFrame):
+            return X, {}
+        table = frame_table(X, "X")
+        return pd.DataFrame(table.values, X.index, X.columns), table.categories
+
+    def _schema(self, rows: Array, texts: Mapping[str, tuple[str, ...]]) -> Schema:
+        """What kinds of columns X has."""
+        default = [f"x{i}" for i in range(rows.shape[1])]
+        names = [str(name) for name in getattr(self, "feature_names_in_", default)]
+        if self.schema is None:
+            return Schema(tuple(Column(name) for name in names))
+        if self.schema == "infer":
+            return Schema.infer(rows, names, texts)
+        if not isinstance(self.schema, Schema):
+            raise ValueError(f"Expected a Schema, 'infer' or None for schema; got {self.schema!r}")
+        if list(self.schema.names) != names:
+            raise ValueError(
+                f"Expected a schema of X's columns, {', '.join(names[:10])}; got one of "
+                f"{', '.join(self.schema.names[:10])}"
+            )
+        return self.schema
 
     def _context(self, context: ArrayLike | None, rows: int | None) -> Array | None:
         """The context as a matrix, checked to be there where the fit had one, and only there."""
@@ -215,6 +262,21 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """The flow where it is to be computed."""
         device = torch.device(self._device())
         return self.flow_ if device.type == "cpu" else copy.deepcopy(self.flow_).to(device)
+
+
+def _bound(flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
+    """Log p of rows; of whole numbers and categories its bound, by several draws of noise."""
+    draws = DRAWS if flow.noisy else 1
+    found = torch.stack([flow.log_prob(x, context) for _ in range(draws)])
+    return found.logsumexp(0) - log(draws)
+
+
+@contextmanager
+def _drawing(flow: Flow, seed: int) -> Iterator[None]:
+    """PyTorch's generators seeded, and put back afterwards."""
+    with torch.random.fork_rng(devices=[] if flow.like.device.type == "cpu" else None):
+        torch.manual_seed(seed)
+        yield
 
 
 def _as(flow: Flow, values: Array) -> Tensor:

@@ -113,7 +113,8 @@ def fit(
     plan = stages(recipe)
     for stage in plan:
         stage.objective.check(flow, conditional=context is not None)
-    _fit_scaling(flow, train)
+    with _drawing(seed, flow.like.device):  # the same noise in every process
+        _fit_scaling(flow, train)
     keeper = None
     if state is not None:
         identity = _identity(flow, recipe, limit, seed, train, held_out)
@@ -127,7 +128,7 @@ def fit(
         held_out[: recipe.validation_rows],
         keeper,
     )
-    with _drawing(seed, flow.like.device):
+    with _drawing(seed + rank(), flow.like.device):
         run.resume()
         try:
             run.loop(callbacks)
@@ -174,9 +175,9 @@ def _fit_scaling(flow: Flow, rows: Rows) -> None:
 
 @contextmanager
 def _drawing(seed: int, device: torch.device) -> Iterator[None]:
-    """PyTorch's generators seeded, for each process in another way, and put back afterwards."""
+    """PyTorch's generators seeded, and put back afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed + rank())
+        torch.manual_seed(seed)
         yield
 
 

@@ -21,6 +21,7 @@ from cnf.datasets.benchmarks import BENCHMARKS, DATA_DIR, load_benchmark
 from cnf.datasets.collinear import collinear_columns
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS, ConditionalToy
 from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
+from cnf.datasets.frames import frame_table, table_frame
 from cnf.datasets.splits import Split, split
 from cnf.datasets.table import Table, closest
 from cnf.datasets.tables import TABLES, load
@@ -42,9 +43,11 @@ __all__ = [
     "check_writable",
     "closest",
     "collinear_columns",
+    "frame_table",
     "load",
     "load_benchmark",
     "read_table",
     "split",
+    "table_frame",
     "write_table",
 ]

@@ -7,8 +7,8 @@ import re
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import isfinite, isinf, isnan
-from numbers import Real
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 from uuid import uuid4
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from cnf.datasets.frames import MOST, frame_table, table_frame, too_many
 from cnf.datasets.table import Table, closest
 
 __all__ = ["ENDINGS", "MISSING", "Missing", "check_writable", "read_table", "write_table"]
@@ -25,7 +26,6 @@ ENDINGS = ".csv, .npy, .npz, .npz:ARRAY or .parquet"
 ARCHIVE = ".npz"
 NAMES = "columns"  # the array in an archive that names the columns of the others
 BOOLEANS = {"true": 1.0, "false": 0.0}
-MOST = 100  # different texts in a column of categories; names and dates have more
 MISWRITTEN = re.compile(r"\s*[-+]?[\d_.,;\s]*\d[\d_.,;\s]*")  # numbers of another style
 GAPS = ("", "na", "n/a", "nan", "null", "none")  # what stands where a value is missing, in any case
 
@@ -277,15 +277,8 @@ class _Texts:
         known = self.columns.setdefault(i, {})
         number = known.setdefault(cell.strip(), float(len(known)))
         if len(known) > MOST:
-            raise _too_many(self.file, self.header[i], place)
+            raise too_many(self.file, self.header[i], place)
         return number
-
-
-def _too_many(file: Path, column: str, place: str) -> ValueError:
-    return ValueError(
-        f"Expected at most {MOST} categories in a column of text in {file}; got more in column "
-        f"{column!r} by {place}: leave it out, or gather them."
-    )
 
 
 def _alphabetical(numbers: Array, texts: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
@@ -350,20 +343,8 @@ def _number(cell: str) -> float:
 
 def _write_csv(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
     _check_header(Path(f"{table.name}.csv"), table.columns)
-    frame = _frame(table, whole)
+    frame = table_frame(table, whole)
     frame.to_csv(stream, index=False, na_rep="nan", lineterminator="\n")
-
-
-def _frame(table: Table, whole: Collection[str]) -> pd.DataFrame:
-    """A table with whole numbers and categories as such."""
-    columns: dict[str, NDArray[Any]] = {}
-    for i, name in enumerate(table.columns):
-        values = table.values[:, i]
-        if name in table.categories:
-            columns[name] = np.array(table.categories[name], dtype=object)[values.astype(np.int64)]
-        else:
-            columns[name] = values.astype(np.int64) if name in whole else values
-    return pd.DataFrame(columns)
 
 
 # --- npy and npz ----------------------------------------------------------------------------------
@@ -417,51 +398,12 @@ def _write_npz(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
 def _read_parquet(file: Path) -> Table:
     with _decoding(file):
         frame = pd.read_parquet(file)
-    # pandas labels columns that have no name by their number.
-    columns = tuple(f"x{name}" if isinstance(name, int) else str(name) for name in frame.columns)
-    values = np.empty(frame.shape)
-    categories = {}
-    for i, name in enumerate(columns):
-        series = frame.iloc[:, i]
-        texts = _texts(series)
-        if texts is None:
-            values[:, i] = _from_series(series)
-        elif len(texts.categories) > MOST:
-            raise _too_many(file, name, "its end")
-        else:
-            codes = texts.codes.astype(np.float64)
-            known = list(map(str, texts.categories))
-            values[:, i], categories[name] = _alphabetical(
-                np.where(codes < 0, np.nan, codes), known
-            )
-    table = Table(file.stem, values, columns, categories=categories)
+    table = replace(frame_table(frame, os.fspath(file)), name=file.stem)
     return _refuse_first(file, lambda *cell: frame.iat[cell], table)
 
 
-def _texts(series: "pd.Series[Any]") -> pd.Categorical | None:
-    """A column that holds text and nothing else but gaps, as categories; None where it does not."""
-    if pd.api.types.is_numeric_dtype(series.dtype):
-        return None
-    known = series.dropna()
-    if not len(known) or not all(isinstance(cell, str) for cell in known.unique()):
-        return None
-    return pd.Categorical(series.astype(object), categories=sorted(known.unique()))
-
-
-def _from_series(series: "pd.Series[float]") -> Array:
-    """Numbers of a column; NaN where one is missing, infinity where text or a date is none."""
-    if pd.api.types.is_numeric_dtype(series.dtype):
-        return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
-    missing = series.isna()
-    numbers = [
-        np.nan if gap else float(cell) if isinstance(cell, Real) else np.inf
-        for cell, gap in zip(series, missing, strict=True)
-    ]
-    return np.array(numbers, dtype=np.float64)
-
-
 def _write_parquet(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
-    _frame(table, whole).to_parquet(stream, index=False)
+    table_frame(table, whole).to_parquet(stream, index=False)
 
 
 READERS: dict[str, Callable[[Path], Table]] = {

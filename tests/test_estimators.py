@@ -18,6 +18,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from cnf import CNFDensity
 from cnf.recipes import Recipe
+from cnf.schema import Column, Schema
 
 SMALL = Recipe(objective="mle", hidden=(8,), batch_size=64, validations=5)
 X = np.random.default_rng(0).normal(size=(300, 2)) @ [[1.0, 0.5], [0.0, 2.0]] + 5
@@ -182,3 +183,55 @@ def test_a_context_goes_through_metadata_routing():
 def test_mistakes(act, message):
     with pytest.raises(ValueError, match=message):
         act()
+
+
+# --- columns of other kinds -----------------------------------------------------------------------
+
+
+def mixed(rows=300, seed=0):
+    rng = np.random.default_rng(seed)
+    colours = np.array(["red", "green", "blue"])[rng.choice(3, p=[0.6, 0.3, 0.1], size=rows)]
+    count = rng.poisson(30, rows)
+    frame = {"colour": colours, "count": count, "share": rng.beta(2, 2, rows), "unit": "cm"}
+    return pd.DataFrame(frame)
+
+
+def test_columns_that_are_inferred_come_back_as_they_were():
+    frame = mixed()
+    density = small(schema="infer").fit(frame)
+    kinds = [column.kind for column in density.schema_.columns]
+    assert kinds == ["categorical", "integer", "real", "constant"]
+    drawn = density.sample(50, random_state=0)
+    assert list(drawn.columns) == list(frame.columns)
+    assert set(drawn["colour"]) <= {"red", "green", "blue"}
+    assert drawn["count"].dtype == np.int64
+    assert (drawn["unit"] == "cm").all()
+    scores = density.score_samples(drawn)
+    assert np.isfinite(scores).all()
+    np.testing.assert_array_equal(scores, density.score_samples(drawn))
+    few = drawn[drawn["colour"] != "green"]  # whose categories have other numbers
+    assert np.isfinite(density.score_samples(few)).all()
+    again = clone(density).fit(frame)
+    np.testing.assert_array_equal(again.score_samples(frame), density.score_samples(frame))
+
+
+def test_a_schema_of_ones_own():
+    rows = np.stack([np.random.default_rng(0).beta(2, 2, 300), np.arange(300.0) % 7], axis=1)
+    schema = Schema((Column("x0", "bounded", 0.0, 1.0), Column("x1", "integer", 0, 6)))
+    density = small(schema=schema).fit(rows)
+    drawn = density.sample(200, random_state=0)
+    schema.check(drawn)
+    assert np.isneginf(density.score_samples([[1.5, 3.0], [0.5, 3.5]])).all()
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ("guess", "Expected a Schema, 'infer' or None for schema; got 'guess'"),
+        (Schema((Column("a"), Column("b"))), "a schema of X's columns, x0, x1; got one of a, b"),
+        (Schema((Column("x0", "integer"), Column("x1"))), "values of x0: integer; got"),
+    ],
+)
+def test_mistakes_in_a_schema(schema, message):
+    with pytest.raises(ValueError, match=message):
+        small(schema=schema).fit(X)

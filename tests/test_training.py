@@ -15,6 +15,7 @@ from cnf.objectives import Loss, MaximumLikelihood
 from cnf.ode import Stats, backsolve, solve
 from cnf.recipes import RECIPES, Recipe, choose_recipe, unused
 from cnf.rows import Order, Rows
+from cnf.schema import Schema
 
 QUICK = Recipe(
     objective="mle",
@@ -451,3 +452,21 @@ def test_the_clock_has_no_say_where_the_steps_run_out_first(monkeypatch):
     monkeypatch.setattr(training, "mean_nll", slow)
     history = cnf.fit(small_flow(), DATA, recipe=QUICK, steps=20, budget=1000.0)
     assert history.step.tolist() == list(range(2, 21, 2))
+
+
+@pytest.mark.parametrize("objective", ["mle", "matching"])
+def test_noise_of_columns_is_the_seeds_and_leaves_the_generator_alone(objective):
+    values = np.random.default_rng(0).poisson(5.0, size=(300, 2)).astype(float)
+    schema = Schema.infer(values, ["a", "b"])
+
+    def fitted():
+        torch.manual_seed(0)
+        flow = QUICK.flow(schema.width, columns=schema.layers(values))
+        before = torch.get_rng_state()
+        cnf.fit(flow, torch.from_numpy(values), objective=objective, recipe=QUICK, steps=5)
+        assert torch.equal(torch.get_rng_state(), before)
+        return torch.cat([tensor.double().flatten() for tensor in flow.state_dict().values()])
+
+    first = fitted()
+    torch.rand(7)
+    assert torch.equal(first, fitted())

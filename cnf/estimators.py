@@ -125,7 +125,8 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         recipe = self.recipe
         if not isinstance(recipe, Recipe):
-            _, recipe = choose_recipe(recipe, len(rows), self.schema_.width, given is not None)
+            known = (len(rows), self.schema_.width, given is not None, self.objective)
+            _, recipe = choose_recipe(recipe, *known)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             layers = self.schema_.layers(rows)

@@ -108,7 +108,7 @@ def fit(
         pair = validation if isinstance(validation, tuple) else (validation, None)
         held_out = rows_for(flow, "validation", *pair)
     if not isinstance(recipe, Recipe):
-        recipe = choose_recipe(recipe, len(train), flow.dim, context is not None)[1]
+        recipe = choose_recipe(recipe, len(train), flow.dim, context is not None, objective)[1]
     recipe = replace(recipe, objective=objective or recipe.objective)
     plan = stages(recipe)
     for stage in plan:

@@ -336,9 +336,9 @@ def _recipe(
     elif given is None and begun is not None:
         name, recipe = "of the run in --out", _begun_recipe(begun)
     else:
-        name, recipe = choose_recipe(
-            given, len(data.train), data.schema.width, bool(data.context_columns)
-        )
+        conditional = bool(data.context_columns)
+        known = (len(data.train), data.schema.width, conditional, arguments.objective)
+        name, recipe = choose_recipe(given, *known)
     changes = {
         field.name: _convert(field.name, text, getattr(recipe, field.name))
         for field in fields(Recipe)

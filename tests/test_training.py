@@ -291,6 +291,18 @@ def test_the_recipe_is_chosen_by_size_and_dimension():
     assert choose_recipe("toy", 10, 30) == ("toy", RECIPES["toy"])
 
 
+def test_matching_goes_without_a_recipes_regularizers():
+    own = RECIPES["table-small"]
+    assert own.regularization is not None
+    _, found = choose_recipe(None, 1000, 3, objective="matching")
+    assert found == dataclasses.replace(own, objective="matching", kinetic=0.0, jacobian=0.0)
+    assert choose_recipe(None, 1000, 3, objective="mle")[1].kinetic == own.kinetic
+    history = cnf.fit(
+        cnf.ffjord(3, hidden=(8,)), torch.randn(100, 3), objective="matching", steps=3
+    )
+    assert history.steps == 3
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_for_conditional_data_has_a_coupling_for_it(name):
     _, recipe = choose_recipe(name, 1000, 2, conditional=True)

@@ -332,9 +332,9 @@ def choose_recipe(
     if conditional and not COUPLINGS[recipe.coupling].keeps_condition:
         recipe = replace(recipe, coupling="independent")
     if objective is not None:
-        lost = (
-            {field.name: 0.0 for field in fields(Regularization)} if objective == "matching" else {}
-        )
+        lost: dict[str, Any] = {}
+        if objective == "matching":
+            lost = {field.name: 0.0 for field in fields(Regularization)}
         recipe = replace(recipe, objective=objective, **lost)
     return name, recipe
 

@@ -11,6 +11,7 @@ import cnf
 from cnf.datasets import BENCHMARKS
 from cnf.layers import MovingNorm
 from cnf.recipes import RECIPES, Recipe, recipe_of
+from cnf.scripts import train
 
 # Table 4 of the paper: columns, activation, hidden layers and their width by columns, blocks, rows.
 PAPER = {
@@ -85,3 +86,10 @@ def test_what_is_no_truth_is_refused(tmp_path):
     assert "--batch-norm to be false or true; got 'maybe'" in line
     line = complaint("train", "moons", "--out", tmp_path / "run", "--batch-norm", "true")
     assert "objective mle" in line
+
+
+def test_a_run_that_was_begun_without_an_entry_is_refused_in_one_line():
+    begun = dataclasses.asdict(Recipe())
+    del begun["batch_norm"]
+    with pytest.raises(ValueError, match="'batch_norm'; it was begun by another version"):
+        train._begun_recipe(json.loads(json.dumps(begun)))

@@ -421,7 +421,8 @@ def ffjord(
         field: A name in `cnf.fields.FIELDS`.
         field_options: What else the field takes, such as `{"x_features": 64, "x_scale": 5.0}`.
         scaling: What brings the data to a common scale, a name in `cnf.layers.SCALINGS`:
-            `"standardize"`, or `"whiten"`, which takes the columns' correlation out as well.
+            `"standardize"`; `"whiten"`, which takes the columns' correlation out as well; or
+            `"gaussianize"`, which makes each column normal before that.
         batch_norm: Whether a `cnf.layers.MovingNorm` follows each CNF layer on the way to the base.
             FFJORD has one next to the data too: here the scaling is that. Maximum likelihood alone
             trains such a flow.
@@ -463,7 +464,8 @@ def ffjord(
         layers += [MovingNorm(dim)] if batch_norm else []
         layers += [CNF(make_field(field, dim=dim, **options), **solver)]
     context = Standardize(context_dim) if context_dim else None
-    return Flow(_base(dim, angles), [*layers, SCALINGS[scaling](dim, angles), *columns], context)
+    layers += [kind(dim, angles) for kind in SCALINGS[scaling]]
+    return Flow(_base(dim, angles), [*layers, *columns], context)
 
 
 def _base(dim: int, circular: tuple[int, ...]) -> Distribution:

@@ -57,7 +57,7 @@ class Standing:
 
     Attributes:
         step: Steps taken.
-        seconds: Time since the loop's start.
+        seconds: Time since the run's start.
         stage: The stage's number, from 0.
         began: The progress at which it began.
         stage_steps: Steps taken in it.

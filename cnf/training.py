@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from math import floor, inf, isfinite
 from pathlib import Path
 from time import perf_counter
@@ -55,8 +55,8 @@ def fit(
 ) -> History:
     """Train `flow` on `data` and leave it with its best weights on validation.
 
-    Scaling layers (standardisation, whitening) next to the data are first fitted on the training
-    rows, unless they are fitted already. The loop takes AdamW steps by the recipe's schedule,
+    Scaling layers (standardisation, whitening, curves that make columns normal) next to the data
+    are first fitted on the training rows, unless they are fitted already. The loop takes AdamW steps by the recipe's schedule,
     solves at its loose tolerance where it solves, and validates a moving average of the weights.
     Ctrl-C ends it cleanly. What it draws depends on `seed` alone, and PyTorch's generator is left
     as it was.
@@ -73,7 +73,7 @@ def fit(
         objective: A name in `cnf.objectives.OBJECTIVES`; the recipe's when None.
         recipe: A recipe or its name; chosen by the data's size and dimension when None. Its
             architecture is the flow's business (`Recipe.flow`) and not read here.
-        budget: Seconds from the loop's start to its end; 60 where neither it nor steps is given.
+        budget: Seconds from this call to the loop's end; 60 where neither it nor steps is given.
         steps: Number of steps; with a budget too, whichever is reached first ends the run.
         validation: Rows for validation, with their context as a pair; a tenth of the rows is held
             out for it when None.
@@ -99,7 +99,7 @@ def fit(
         >>> history.steps, history.reason
         (5, 'steps')
     """
-    limit = Limit.of(budget, steps)
+    limit, start = Limit.of(budget, steps), perf_counter()
     generator = torch.Generator().manual_seed(seed)
     train = rows_for(flow, "data", data, context, weight)
     if validation is None:
@@ -127,6 +127,7 @@ def fit(
         Order(train, generator),
         held_out[: recipe.validation_rows],
         keeper,
+        Standing(seconds=perf_counter() - start),
     )
     with _drawing(seed + rank(), flow.like.device):
         run.resume()
@@ -211,7 +212,7 @@ class _Run:
     order: Order
     held_out: Rows
     keeper: Keeper | None
-    standing: Standing = field(default_factory=Standing)
+    standing: Standing
 
     def __post_init__(self) -> None:
         self.standing.next_validation = 1 / self.recipe.validations

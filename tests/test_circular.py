@@ -27,7 +27,16 @@ from cnf.angles import circular_columns, nearest, wrapped
 from cnf.couplings import COUPLINGS, optimal_transport
 from cnf.cylinder import Cylinder
 from cnf.fields import FIELDS, ConcatSquash, make_field
-from cnf.layers import CNF, SCALINGS, Beside, Circular, Keep, Positive, Standardize
+from cnf.layers import (
+    CNF,
+    LAYERS,
+    SCALINGS,
+    Beside,
+    Circular,
+    Keep,
+    Positive,
+    Standardize,
+)
 from cnf.objectives import FlowMatching
 from cnf.plotting import density_figure
 from cnf.recipes import Recipe
@@ -278,19 +287,19 @@ def test_a_flow_of_angles_alone():
 @pytest.mark.parametrize("name", SCALINGS)
 def test_a_scaling_leaves_angles_alone(name):
     x = torch.randn(200, 4, dtype=DOUBLE) @ torch.randn(4, 4, dtype=DOUBLE) + 3
-    layer = SCALINGS[name](4, circular=(1,)).double().fit(x)
-    plain = SCALINGS[name](3).double().fit(x[:, [0, 2, 3]])
+    layer = LAYERS[name](4, circular=(1,)).double().fit(x)
+    plain = LAYERS[name](3).double().fit(x[:, [0, 2, 3]])
     (z, log_det), (others, wanted) = layer.inverse(x), plain.inverse(x[:, [0, 2, 3]])
     torch.testing.assert_close(z[:, [0, 2, 3]], others)
     torch.testing.assert_close(log_det, wanted)
     assert torch.equal(z[:, 1], x[:, 1])
     torch.testing.assert_close(layer(z)[0], x)
-    again = SCALINGS[name](**layer.config()).double()
+    again = LAYERS[name](**layer.config()).double()
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again.inverse(x)[0], z)
     x[:, 1] = 2.0
     with pytest.raises(ValueError, match="constant: column 1"):
-        SCALINGS[name](4, circular=(1,)).fit(x)
+        LAYERS[name](4, circular=(1,)).fit(x)
 
 
 @pytest.mark.parametrize("coupling", COUPLINGS)

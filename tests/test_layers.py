@@ -42,7 +42,7 @@ class Stiff(nn.Module):
 def made(name):
     if name == "cnf":
         return CNF(ConcatSquash(3, (8, 8)), rtol=1e-9, atol=1e-9).double()
-    if name in SCALINGS:
+    if name in SCALINGS:  # each a layer's name too
         mixed = torch.randn(50, 3) @ torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0], [0, 0, 1.0]])
         return LAYERS[name](3).double().fit(mixed + 2)
     if name == "bounded":
@@ -439,8 +439,8 @@ def test_whitening_of_one_column_standardises_it():
 @pytest.mark.parametrize("name", SCALINGS)
 def test_weights_of_a_scaling_are_repetitions(name):
     x, weight = correlated(30), torch.randint(0, 4, (30,)).double()
-    weighted = SCALINGS[name](3).double().fit(x, 0.1 * weight)
-    repeated = SCALINGS[name](3).double().fit(x.repeat_interleave(weight.long(), 0))
+    weighted = LAYERS[name](3).double().fit(x, 0.1 * weight)
+    repeated = LAYERS[name](3).double().fit(x.repeat_interleave(weight.long(), 0))
     torch.testing.assert_close(weighted.loc, repeated.loc)
     torch.testing.assert_close(weighted.scale, repeated.scale)
     found = weighted.pull(x).value.std(0), repeated.pull(x).value.std(0)
@@ -453,15 +453,15 @@ def test_scalings_refuse_a_constant_column(name, constant):
     x = torch.randn(50, 3)
     x[:, 1] = constant
     with pytest.raises(ValueError, match="constant: column 1"):
-        SCALINGS[name](3).fit(x)
+        LAYERS[name](3).fit(x)
 
 
 @pytest.mark.parametrize("name", SCALINGS)
 def test_scalings_refuse_what_they_cannot_fit(name):
     with pytest.raises(ValueError, match="at least 2 rows of 3 columns"):
-        SCALINGS[name](3).fit(torch.randn(1, 3))
+        LAYERS[name](3).fit(torch.randn(1, 3))
     with pytest.raises(ValueError, match="finite"):
-        SCALINGS[name](1).fit(torch.tensor([[1.0], [math.nan]]))
+        LAYERS[name](1).fit(torch.tensor([[1.0], [math.nan]]))
 
 
 class Shared(nn.Module):

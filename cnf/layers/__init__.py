@@ -10,6 +10,7 @@ from cnf.layers.circular import Circular
 from cnf.layers.cnf import CNF
 from cnf.layers.constant import Constant
 from cnf.layers.dequantize import Dequantize
+from cnf.layers.gaussianize import Gaussianize
 from cnf.layers.keep import Keep
 from cnf.layers.layer import Assessed, Care, Layer, Mapped
 from cnf.layers.moving_norm import MovingNorm
@@ -20,12 +21,16 @@ from cnf.layers.standardize import Standardize
 from cnf.layers.whiten import Whiten
 
 LAYERS: dict[str, type[Layer]] = {
-    **{layer.name: layer for layer in (CNF, Standardize, Whiten, MovingNorm, Beside)},
+    **{layer.name: layer for layer in (CNF, Standardize, Whiten, Gaussianize, MovingNorm, Beside)},
     **COLUMN_LAYERS,
 }
 
-SCALINGS: dict[str, type[Scaling]] = {layer.name: layer for layer in (Standardize, Whiten)}
-"""How the data is brought to a common scale."""
+SCALINGS: dict[str, tuple[type[Scaling], ...]] = {
+    "standardize": (Standardize,),
+    "whiten": (Whiten,),
+    "gaussianize": (Whiten, Gaussianize),
+}
+"""How the data is brought to a common scale: layers, the one next to the data last."""
 
 __all__ = [
     "CNF",
@@ -40,6 +45,7 @@ __all__ = [
     "Circular",
     "Constant",
     "Dequantize",
+    "Gaussianize",
     "Keep",
     "Layer",
     "Mapped",

@@ -1,0 +1,105 @@
+"""Increasing curves through given points."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+
+class RationalQuadratic(NamedTuple):
+    """An increasing curve for each column, from knot to knot a ratio of quadratics.
+
+    It passes through the knots (x_k, y_k) with slopes δ_k. Between two of them, h apart in y and
+    with a secant of slope s, at the fraction t of the way,
+
+        y = y_k + h (s t² + δ_k t (1 − t)) / (s + (δ_k + δ_{k+1} − 2 s) t (1 − t)),
+
+    which increases for whatever positive slopes, and whose inverse is the root of a quadratic.
+    Beyond its ends, where y is below and above 0, y² grows linearly at the slope that it has there:
+    to y ~ N(0, 1) belongs an x with exponential tails.
+
+    Attributes:
+        x: The knots, shape (columns, knots); those after a column's last are whatever is above.
+        y: Alike.
+        slope: Alike.
+        last: Which knot is each column's last, shape (columns, 1).
+
+    Source: Gregory and Delbourgo (1982), Piecewise rational quadratic interpolation to monotonic
+    data.
+
+    Example:
+        >>> knots = torch.tensor([[-1.0, 0.0, 3.0]], dtype=torch.float64)
+        >>> curve = RationalQuadratic.through(knots, knots.sinh())
+        >>> y, log_slope = curve.forward(torch.tensor([[-1.0, 0.5, 4.0]], dtype=torch.float64))
+        >>> curve.backward(y)
+        tensor([[-1.0000,  0.5000,  4.0000]], dtype=torch.float64)
+    """
+
+    x: Tensor
+    y: Tensor
+    slope: Tensor
+    last: Tensor
+
+    @classmethod
+    def through(cls, x: Tensor, y: Tensor) -> Self:
+        """The curve through knots of shape (columns, knots), increasing in both.
+
+        A knot's slope is the weighted harmonic mean of the secants beside it, an end's the secant.
+
+        Source: Fritsch and Butland (1984), A method for constructing local monotone piecewise cubic
+        interpolants.
+        """
+        width = x.diff()
+        secant = y.diff() / width
+        left, right = width[:, :-1] + 2 * width[:, 1:], 2 * width[:, :-1] + width[:, 1:]
+        inner = (left + right) / (left / secant[:, :-1] + right / secant[:, 1:])
+        slope = torch.cat([secant[:, :1], inner, secant[:, -1:]], 1)
+        return cls(x, y, slope, torch.full_like(x[:, :1], x.shape[1] - 1, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Y of points x, shape (columns, points), and the logarithm of the slope there."""
+        (x0, x1), (y0, y1), (d0, d1) = self._around(self.x, x)
+        inside = x.clamp(*self._ends(self.x))
+        width, height = x1 - x0, y1 - y0
+        secant, t = height / width, ((inside - x0) / width).clamp(0, 1)
+        both = t * (1 - t)
+        below = secant + (d0 + d1 - 2 * secant) * both
+        y = y0 + height * (secant * t.square() + d0 * both) / below
+        above = d1 * t.square() + 2 * secant * both + d0 * (1 - t).square()
+        log_slope = 2 * (secant.log() - below.log()) + above.log()
+        outside = x != inside
+        growth = y * log_slope.exp()
+        root = (y.square() + 2 * growth * (x - inside)).clamp(min=1e-12).sqrt()
+        return (
+            torch.where(outside, root.copysign(y), y),
+            torch.where(outside, growth.abs().clamp(min=1e-30).log() - root.log(), log_slope),
+        )
+
+    def backward(self, y: Tensor) -> Tensor:
+        """The points, shape (columns, points), whose y is this."""
+        (x0, x1), (y0, y1), (d0, d1) = self._around(self.y, y)
+        inside = y.clamp(*self._ends(self.y))
+        width, height = x1 - x0, y1 - y0
+        secant, risen = height / width, (inside - y0).clamp(min=0)
+        bend = risen * (d0 + d1 - 2 * secant)
+        a, b, c = height * (secant - d0) + bend, height * d0 - bend, -secant * risen
+        root = (b.square() - 4 * a * c).clamp(min=0).sqrt()
+        t = (-2 * c / (b + root)).clamp(0, 1)
+        end_slope = torch.where(inside <= y0, d0, d1)
+        growth = torch.where(y != inside, 2 * inside * end_slope, 1.0)
+        return x0 + t * width + (y.square() - inside.square()) / growth * (y != inside)
+
+    def _ends(self, knots: Tensor) -> tuple[Tensor, Tensor]:
+        """Each column's first and last."""
+        return knots[:, :1], knots.gather(1, self.last)
+
+    def _around(self, knots: Tensor, points: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """X, y and slope of the knots before and after points; outside, of the two at the end."""
+        after = torch.searchsorted(knots, points.detach().contiguous(), right=True)
+        after = torch.minimum(after.clamp(min=1), self.last)
+        return [
+            (each.gather(1, after - 1), each.gather(1, after))
+            for each in (self.x, self.y, self.slope)
+        ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Affine(NamedTuple):
-    """The map x → (W x + m Δ x) ∘ g + o.
+    """The map x → (W x + U Vᵀ x + m Δ x) ∘ g + o.
 
     Attributes:
         weight: W, shape (out, in), or (rows, out, in).
@@ -17,6 +17,8 @@ class Affine(NamedTuple):
         gate: g alike; None for one.
         change: Δ, shape (out, in); None for none.
         mix: m, shape (rows, 1).
+        left: U, shape (rows, out, rank); None for none.
+        right: V, shape (rows, in, rank).
     """
 
     weight: Tensor
@@ -24,6 +26,8 @@ class Affine(NamedTuple):
     gate: Tensor | None = None
     change: Tensor | None = None
     mix: Tensor | None = None
+    left: Tensor | None = None
+    right: Tensor | None = None
 
     def linear(self, x: Tensor) -> Tensor:
         """The linear part, for x of shape (..., rows or 1, in)."""
@@ -33,6 +37,9 @@ class Affine(NamedTuple):
             y = torch.einsum("...ri,roi->...ro", x, self.weight)
         if self.change is not None and self.mix is not None:
             y = y + self.mix * (x @ self.change.T)
+        if self.left is not None and self.right is not None:
+            inside = torch.einsum("...ri,rik->...rk", x, self.right)
+            y = y + torch.einsum("...rk,rok->...ro", inside, self.left)
         return y if self.gate is None else y * self.gate
 
     def __call__(self, x: Tensor) -> Tensor:

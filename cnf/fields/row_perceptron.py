@@ -173,7 +173,7 @@ class RowPerceptron(TracedField):
 
 
 def _trace_matrix(weights: Sequence[Tensor]) -> Tensor:
-    """p of shape (rows, H), or P of shape (rows, H₂, H₁), of weights (rows, out, in)."""
+    """Of weights (rows, out, in) p, of shape (rows, H), or P, of shape (rows, H₂, H₁)."""
     (matrix,) = torch.vmap(trace_matrices)(weights)
     found: Tensor = matrix
     return found

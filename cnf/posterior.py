@@ -110,8 +110,8 @@ class FlowPosterior(nn.Module):
         latent_dim: int,
         context_dim: int = 0,
         amortize: str = "bias",
-        hidden: Sequence[int] = (64,),
-        activation: str = "tanh",
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "silu",
         rank: int = 4,
         **solver: Any,
     ) -> None:
@@ -177,6 +177,14 @@ class FlowPosterior(nn.Module):
                     f"Expected {name} of shape (..., {size}), as the posterior was made for; got "
                     f"{tuple(tensor.shape)}. Change the encoder, or make another FlowPosterior"
                 )
+        batches = [tensor.shape[:-1] for tensor, _ in expected.values()]
+        try:
+            torch.broadcast_shapes(*batches)
+        except RuntimeError:
+            shapes = ", ".join(str(tuple(batch)) for batch in batches)
+            raise ValueError(
+                f"Expected batch shapes that broadcast; got {shapes} of {', '.join(expected)}"
+            ) from None
         tensors = [tensor.detach() for tensor, _ in expected.values()]
         finite = torch.stack([*(tensor.isfinite().all() for tensor in tensors), (scale > 0).all()])
         if finite.all():  # all in one question: each waits for a GPU

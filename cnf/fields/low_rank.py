@@ -14,7 +14,7 @@ from cnf.fields.row_perceptron import RowLayer, RowPerceptron
 class LowRank(RowPerceptron):
     """Weights that all rows share, to which each row adds a matrix of low rank, and to the bias.
 
-        (W + U Vᵀ) x + b + b' + t a,   with the context c = (U, V, b') of all layers.
+        (W + U V) x + b + b' + t a,   with the context c = (U, V, b') of all layers.
 
     The products with U and V are taken one after the other: their product is made only once for a
     solve, for the exact trace.
@@ -23,7 +23,7 @@ class LowRank(RowPerceptron):
         dim: Size of x.
         hidden: Widths of the hidden layers, at least one.
         activation: A name in `ACTIVATIONS`.
-        rank: Of U Vᵀ.
+        rank: Of U V.
 
     Raises:
         ValueError: A size is out of range, or the activation unknown.
@@ -66,7 +66,7 @@ class LowRank(RowPerceptron):
             linear.bias + bias,
             linear.weight[:, 0],
             left.unflatten(1, (-1, self.rank)),
-            right.unflatten(1, (-1, self.rank)),
+            right.unflatten(1, (self.rank, -1)),
         )
 
     def start(self, place: int, parts: Sequence[nn.Linear]) -> None:

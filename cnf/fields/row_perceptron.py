@@ -11,21 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from cnf.fields.activations import find_activation
-from cnf.fields.affine import Affine
+from cnf.fields.affine import Affine, of_rows
 from cnf.fields.field import Traced, TracedField
 from cnf.fields.perceptron import trace_matrices
 from cnf.ode import PerRow
 
 
 class RowLayer(NamedTuple):
-    """A layer x → (W + U Vᵀ) x + b + t a, with b, and with it U and V or W and a, of each row.
+    """A layer x → (W + U V) x + b + t a, with b, and with it U and V or W and a, of each row.
 
     Attributes:
         weight: W, shape (out, in) or (rows, out, in).
         bias: b, shape (rows, out).
         slope: a, shape (out,) or (rows, out).
         left: U, shape (rows, out, rank); None for none.
-        right: V, shape (rows, in, rank).
+        right: V, shape (rows, rank, in).
     """
 
     weight: Tensor
@@ -35,10 +35,10 @@ class RowLayer(NamedTuple):
     right: Tensor | None = None
 
     def dense(self) -> Tensor:
-        """W + U Vᵀ, shape (rows, out, in)."""
+        """W + U V, shape (rows, out, in)."""
         if self.left is None or self.right is None:
             return self.weight
-        return torch.baddbmm(self.weight, self.left, self.right.mT)
+        return torch.baddbmm(self.weight, self.left, self.right)
 
     def constants(self) -> tuple[Any, ...]:
         """Its tensors, those that belong to rows `PerRow`."""
@@ -168,7 +168,7 @@ class RowPerceptron(TracedField):
             slopes.append(slope)
         ends = matrix
         if len(slopes) == 2:
-            ends = torch.einsum("rhk,rk->rh", matrix, slopes[0])
+            ends = of_rows(matrix, slopes[0])
         return Traced(last(x), (slopes[-1] * ends).sum(1))
 
 

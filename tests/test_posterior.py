@@ -182,7 +182,10 @@ CALLS = {
     "scale's size": ((H, LOC, torch.ones(4, 3)), r"scale of shape \(\.\.\., 2\).*; got \(4, 3\)"),
     "h's size": ((H[:, :2], LOC, SCALE), r"h of shape \(\.\.\., 3\).*; got \(4, 2\)"),
     "no h": ((None, LOC, SCALE), r"h of shape \(\.\.\., 3\) for amortize='bias'; got None"),
-    "batches": ((H[:3], LOC, SCALE), r"batch shapes that broadcast; got \(4,\), \(4,\), \(3,\) of loc, scale, h"),
+    "batches": (
+        (H[:3], LOC, SCALE),
+        r"batch shapes that broadcast; got \(4,\), \(4,\), \(3,\) of loc, scale, h",
+    ),
 }
 
 

@@ -35,5 +35,5 @@ def test_it_trains_as_before(digits):
             losses[module] = module.loss_of(model, test.repeat(20, 1)).item()
     weights = model.posterior.flow.field.last.linear.weight
     assert weights.abs().max() > 0.01  # the flow has left its start
-    assert losses[flow_vae] < losses[plain_vae] + 0.2
-    assert losses[plain_vae] < 26
+    assert losses[flow_vae] < losses[plain_vae]
+    assert losses[plain_vae] < 22

@@ -31,10 +31,7 @@ class Affine(NamedTuple):
 
     def linear(self, x: Tensor) -> Tensor:
         """The linear part, for x of shape (..., rows or 1, in)."""
-        if self.weight.ndim == 2:
-            y = x @ self.weight.T
-        else:
-            y = of_rows(self.weight, x)
+        y = x @ self.weight.T if self.weight.ndim == 2 else of_rows(self.weight, x)
         if self.change is not None and self.mix is not None:
             y = y + self.mix * (x @ self.change.T)
         if self.left is not None and self.right is not None:
@@ -47,7 +44,7 @@ class Affine(NamedTuple):
 
 
 def of_rows(matrices: Tensor, x: Tensor) -> Tensor:
-    """Each row's own matrix (rows, out, in) times x (..., rows or 1, in), shape (..., rows, out)."""
+    """Each row's own matrix (rows, out, in) times x (..., rows or 1, in): (..., rows, out)."""
     if x.ndim == 2:  # a batched product takes twice as long, and its way back three times
         return (matrices * x.unsqueeze(1)).sum(-1)
     return torch.einsum("...ri,roi->...ro", x, matrices)

@@ -53,7 +53,8 @@ class RowPerceptron(TracedField):
 
     With layers x → W x + b + t a that differ between the rows and not in time,
 
-        h₀ = x,   h_l = σ(W_l h_{l−1} + b_l + t a_l),   f(t, x, c) = W_{L+1} h_L + b_{L+1} + t a_{L+1}.
+        h_l = σ(W_l h_{l−1} + b_l + t a_l),   h₀ = x,
+        f(t, x, c) = W_{L+1} h_L + b_{L+1} + t a_{L+1}.
 
     The trace of one or two hidden layers has a closed form (see `cnf.fields.perceptron`) with a
     vector p or a matrix P for each row, once for each solve. Deeper ones carry `dim` tangents.

@@ -50,7 +50,7 @@ def test_a_bent_and_a_split_posterior(shape):
     evidence = joint.double().logsumexp(0) + 2 * (axis[1] - axis[0]).double().log()
 
     encoder, h = Encoder(4, hidden=(32, 32)), torch.ones(1, 4)
-    trained(encoder, h, log_likelihood, steps=250, samples=128, start=0.1)
+    trained(encoder, h, log_likelihood, steps=220, samples=128, start=0.1)
     with torch.no_grad():
         q = encoder(h, careful=True)
         bound = cnf.elbo(q, PRIOR, log_likelihood, samples=4000)

@@ -7,12 +7,14 @@
 (torch.Size([5]), torch.Size([5, 2]))
 """
 
+from cnf.bounds import elbo, iwae
 from cnf.estimators import CNFDensity
 from cnf.fields import ConcatSquash
 from cnf.flow import Flow, ffjord
 from cnf.history import History
 from cnf.layers import CNF, Standardize, Whiten
 from cnf.ode import SolveError
+from cnf.posterior import FlowPosterior
 from cnf.storage import load, save
 from cnf.training import fit
 
@@ -23,12 +25,15 @@ __all__ = [
     "CNFDensity",
     "ConcatSquash",
     "Flow",
+    "FlowPosterior",
     "History",
     "SolveError",
     "Standardize",
     "Whiten",
+    "elbo",
     "ffjord",
     "fit",
+    "iwae",
     "load",
     "save",
 ]

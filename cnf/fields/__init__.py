@@ -1,6 +1,7 @@
 """Vector fields f(t, x, c), and the layers that they are made of.
 
-A new field is one class in one file, entered in `FIELDS`, and nothing else.
+A new field is one class in one file, entered in `FIELDS`, and nothing else. `LowRank` and
+`GivenWeights` are not: their context is no features of any number, but weights.
 """
 
 from inspect import signature
@@ -11,7 +12,9 @@ from cnf.fields.blend import Blend
 from cnf.fields.concat_squash import Concat, ConcatSquash, Ignore, Squash
 from cnf.fields.field import ModuleField, Traced, TracedField, VectorField, as_field
 from cnf.fields.gated_linear import GatedLinear
+from cnf.fields.given_weights import GivenWeights
 from cnf.fields.hyper import Hyper
+from cnf.fields.low_rank import LowRank
 from cnf.fields.residual import Residual
 
 FIELDS: dict[str, type[TracedField]] = {
@@ -59,8 +62,10 @@ __all__ = [
     "Concat",
     "ConcatSquash",
     "GatedLinear",
+    "GivenWeights",
     "Hyper",
     "Ignore",
+    "LowRank",
     "ModuleField",
     "Residual",
     "Squash",

@@ -1,0 +1,60 @@
+"""A perceptron whose weights each row's context gives, all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cnf.fields.row_perceptron import RowLayer, RowPerceptron
+
+
+class GivenWeights(RowPerceptron):
+    """Nothing that rows share: the context is a whole perceptron, c = (W, a, b) of all layers.
+
+        W x + b + t a
+
+    With its `generator` it is a hypernetwork: that has all the parameters.
+
+    Args:
+        dim: Size of x.
+        hidden: Widths of the hidden layers, at least one.
+        activation: A name in `ACTIVATIONS`.
+
+    Raises:
+        ValueError: A size is out of range, or the activation unknown.
+
+    Source: Grathwohl et al. (2019), FFJORD, section 4.3; Ha et al. (2017), HyperNetworks.
+
+    Example:
+        >>> field = GivenWeights(4, hidden=(16,))
+        >>> sum(parameter.numel() for parameter in field.parameters())
+        0
+        >>> make = field.generator(8)
+        >>> field(torch.tensor(0.5), torch.randn(5, 4), make(torch.randn(5, 8))).shape
+        torch.Size([5, 4])
+    """
+
+    name: ClassVar[str] = "given_weights"
+
+    def __init__(self, dim: int, hidden: Sequence[int] = (64,), activation: str = "tanh") -> None:
+        super().__init__(dim, hidden, activation)
+
+    def numbers(self, inputs: int, outputs: int) -> list[int]:
+        """Of W, a and b."""
+        return [outputs * inputs, outputs, outputs]
+
+    def layer(self, place: int, parts: Sequence[Tensor]) -> RowLayer:
+        """The layer of this place."""
+        weight, slope, bias = parts
+        return RowLayer(weight.unflatten(1, (bias.shape[1], -1)), bias, slope)
+
+    def start(self, place: int, parts: Sequence[nn.Linear]) -> None:
+        """As large as a linear map's own weights; those of the last zero."""
+        scale = 0.0 if place == len(self.shapes) - 1 else self.shapes[place][0] ** -0.5
+        with torch.no_grad():
+            for part in parts:
+                part.weight.mul_(scale)
+                nn.init.uniform_(part.bias, -scale, scale)

@@ -1,0 +1,80 @@
+"""A perceptron whose weights each row's context changes by a matrix of low rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from cnf.fields.row_perceptron import RowLayer, RowPerceptron
+
+
+class LowRank(RowPerceptron):
+    """Weights that all rows share, to which each row adds a matrix of low rank, and to the bias.
+
+        (W + U V) x + b + b' + t a,   with the context c = (U, V, b') of all layers.
+
+    The products with U and V are taken one after the other: their product is made only once for a
+    solve, for the exact trace.
+
+    Args:
+        dim: Size of x.
+        hidden: Widths of the hidden layers, at least one.
+        activation: A name in `ACTIVATIONS`.
+        rank: Of U V.
+
+    Raises:
+        ValueError: A size is out of range, or the activation unknown.
+
+    Source: Grathwohl et al. (2019), FFJORD, section 4.3.
+
+    Example:
+        >>> field = LowRank(4, hidden=(16,), rank=2)
+        >>> make = field.generator(8)
+        >>> field(torch.tensor(0.5), torch.randn(5, 4), make(torch.randn(5, 8))).shape
+        torch.Size([5, 4])
+    """
+
+    name: ClassVar[str] = "low_rank"
+    rank: int
+
+    def __init__(
+        self, dim: int, hidden: Sequence[int] = (64,), activation: str = "tanh", rank: int = 4
+    ) -> None:
+        if rank < 1:
+            raise ValueError(f"Expected rank of at least 1; got {rank}")
+        super().__init__(dim, hidden, activation, rank=rank)
+        # Time is each layer's first input.
+        linears = nn.ModuleList(nn.Linear(1 + inputs, outputs) for inputs, outputs in self.shapes)
+        # For the type checker, what the module list holds.
+        self.linears = cast("Sequence[nn.Linear]", linears)
+        for parameter in self.linears[-1].parameters():
+            nn.init.zeros_(parameter)
+
+    def numbers(self, inputs: int, outputs: int) -> list[int]:
+        """Of U, V and b'."""
+        return [outputs * self.rank, inputs * self.rank, outputs]
+
+    def layer(self, place: int, parts: Sequence[Tensor]) -> RowLayer:
+        """The layer of this place."""
+        left, right, bias = parts
+        linear = self.linears[place]
+        return RowLayer(
+            linear.weight[:, 1:],
+            linear.bias + bias,
+            linear.weight[:, 0],
+            left.unflatten(1, (-1, self.rank)),
+            right.unflatten(1, (self.rank, -1)),
+        )
+
+    def start(self, place: int, parts: Sequence[nn.Linear]) -> None:
+        """U and b' start at zero; V does not, or neither would ever get a gradient."""
+        left, right, bias = parts
+        with torch.no_grad():
+            for parameter in (*left.parameters(), *bias.parameters()):
+                parameter.zero_()
+            scale = self.shapes[place][0] ** -0.5
+            right.weight.mul_(scale)
+            nn.init.uniform_(right.bias, -scale, scale)

@@ -1,0 +1,180 @@
+"""A perceptron whose rows have weights of their own, which do not change with time."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cnf.fields.activations import find_activation
+from cnf.fields.affine import Affine, of_rows
+from cnf.fields.field import Traced, TracedField
+from cnf.fields.perceptron import trace_matrices
+from cnf.ode import PerRow
+
+
+class RowLayer(NamedTuple):
+    """A layer x → (W + U V) x + b + t a, with b, and with it U and V or W and a, of each row.
+
+    Attributes:
+        weight: W, shape (out, in) or (rows, out, in).
+        bias: b, shape (rows, out).
+        slope: a, shape (out,) or (rows, out).
+        left: U, shape (rows, out, rank); None for none.
+        right: V, shape (rows, rank, in).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    slope: Tensor
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """W + U V, shape (rows, out, in)."""
+        if self.left is None or self.right is None:
+            return self.weight
+        return torch.baddbmm(self.weight, self.left, self.right)
+
+    def constants(self) -> tuple[Any, ...]:
+        """Its tensors, those that belong to rows `PerRow`."""
+        weight = PerRow(self.weight) if self.weight.ndim == 3 else self.weight
+        slope = PerRow(self.slope) if self.slope.ndim == 2 else self.slope
+        factors = [None if part is None else PerRow(part) for part in (self.left, self.right)]
+        return weight, PerRow(self.bias), slope, *factors
+
+
+class RowPerceptron(TracedField):
+    """A perceptron that is each row's own: the context is what makes it so, number by number.
+
+    With layers x → W x + b + t a that differ between the rows and not in time,
+
+        h_l = σ(W_l h_{l−1} + b_l + t a_l),   h₀ = x,
+        f(t, x, c) = W_{L+1} h_L + b_{L+1} + t a_{L+1}.
+
+    The trace of one or two hidden layers has a closed form (see `cnf.fields.perceptron`) with a
+    vector p or a matrix P for each row, once for each solve. Deeper ones carry `dim` tangents.
+
+    The context is no features, but the numbers that weights are made of: `generator` makes the
+    linear map from features to them. A subclass says which they are. So features are mapped once
+    for a datum, however many rows it has in a solve.
+
+    Args:
+        dim: Size of x.
+        hidden: Widths of the hidden layers, at least one.
+        activation: A name in `ACTIVATIONS`.
+
+    Raises:
+        ValueError: A size is out of range, or the activation unknown.
+
+    Attributes:
+        context_dim: How many numbers make a row's weights.
+
+    Shapes: `forward(t, x, context)`: scalar, (rows, dim), (rows, context_dim) → (rows, dim).
+    """
+
+    def __init__(self, dim: int, hidden: Sequence[int], activation: str, **sizes: int) -> None:
+        super().__init__()
+        self.take(dim, hidden, 0, activation, (), **sizes)
+        self.arguments = ("dim", "hidden", "activation", *sizes)
+        self.shapes = [*pairwise([dim, *self.hidden, dim])]
+        self.parts = [self.numbers(*shape) for shape in self.shapes]
+        self.context_dim = sum(sum(parts) for parts in self.parts)
+        self.sigma = find_activation(activation)
+        self.trace = "closed form" if len(self.hidden) <= 2 else "tangents"
+
+    @abstractmethod
+    def numbers(self, inputs: int, outputs: int) -> list[int]:
+        """How many numbers the context has for each part of a layer."""
+
+    @abstractmethod
+    def layer(self, place: int, parts: Sequence[Tensor]) -> RowLayer:
+        """The layer of this place, for parts of the context of shape (rows, numbers)."""
+
+    @abstractmethod
+    def start(self, place: int, parts: Sequence[nn.Linear]) -> None:
+        """Give the maps from features to a layer's parts their first values."""
+
+    def generator(self, features: int) -> nn.Linear:
+        """A linear map from features to the context with which the field starts at zero.
+
+        Raises:
+            ValueError: There is no feature.
+        """
+        if features < 1:
+            raise ValueError(f"Expected at least 1 feature; got {features}")
+        maps = [[nn.Linear(features, size) for size in parts] for parts in self.parts]
+        for place, parts in enumerate(maps):
+            self.start(place, parts)
+        joined = nn.Linear(features, self.context_dim)
+        with torch.no_grad():
+            joined.weight.copy_(torch.cat([own.weight for parts in maps for own in parts]))
+            joined.bias.copy_(torch.cat([own.bias for parts in maps for own in parts]))
+        return joined
+
+    def constants(self, context: Tensor | None) -> tuple[Any, ...]:
+        """The layers, and of the trace p or P."""
+        if context is None:
+            raise ValueError(f"Expected a context of shape (rows, {self.context_dim}); got none")
+        numbers = context.split([size for parts in self.parts for size in parts], 1)
+        count = len(self.parts[0])
+        layers = [
+            self.layer(place, numbers[place * count : (place + 1) * count])
+            for place in range(len(self.shapes))
+        ]
+        matrix = None
+        if self.trace == "closed form":
+            matrix = PerRow(_trace_matrix([layer.dense() for layer in layers]))
+        return tuple(layer.constants() for layer in layers), matrix
+
+    def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> list[Any]:
+        """The layers at each time, with what the trace needs."""
+        layers, matrix = constants
+        times = times.reshape(len(times), -1, 1)
+        maps = []
+        for weight, bias, slope, left, right in layers:
+            offsets = bias + times * slope
+            maps.append([Affine(weight, o, left=left, right=right) for o in offsets.unbind()])
+        return [(stage, matrix) for stage in zip(*maps, strict=True)]
+
+    def velocity(self, stage: Any, x: Tensor) -> Tensor:
+        """The velocity."""
+        (*hidden, last), _ = stage
+        for affine in hidden:
+            x, _ = self.sigma.function(affine(x))
+        velocity: Tensor = last(x)
+        return velocity
+
+    def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity, and the Jacobian's products."""
+        (*hidden, last), _ = stage
+        vectors = vectors.expand(len(vectors), *x.shape)
+        for affine in hidden:
+            x, slope = self.sigma(affine(x))
+            vectors = slope * affine.linear(vectors)
+        return last(x), last.linear(vectors)
+
+    def traced(self, stage: Any, x: Tensor) -> Traced:
+        """The velocity and the exact trace of its Jacobian, in closed form where there is one."""
+        (*hidden, last), matrix = stage
+        if matrix is None:
+            return super().traced(stage, x)
+        slopes = []
+        for affine in hidden:
+            x, slope = self.sigma(affine(x))
+            slopes.append(slope)
+        ends = matrix
+        if len(slopes) == 2:
+            ends = of_rows(matrix, slopes[0])
+        return Traced(last(x), (slopes[-1] * ends).sum(1))
+
+
+def _trace_matrix(weights: Sequence[Tensor]) -> Tensor:
+    """Of weights (rows, out, in) p, of shape (rows, H), or P, of shape (rows, H₂, H₁)."""
+    (matrix,) = torch.vmap(trace_matrices)(weights)
+    found: Tensor = matrix
+    return found

@@ -12,7 +12,7 @@ from cnf.estimators import CNFDensity
 from cnf.fields import ConcatSquash
 from cnf.flow import Flow, ffjord
 from cnf.history import History
-from cnf.layers import CNF, Standardize, Whiten
+from cnf.layers import CNF, Gaussianize, Standardize, Whiten
 from cnf.ode import SolveError
 from cnf.posterior import FlowPosterior
 from cnf.storage import load, save
@@ -26,6 +26,7 @@ __all__ = [
     "ConcatSquash",
     "Flow",
     "FlowPosterior",
+    "Gaussianize",
     "History",
     "SolveError",
     "Standardize",

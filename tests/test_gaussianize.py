@@ -48,11 +48,11 @@ def test_curve_passes_through_its_knots_and_increases():
 
 
 def test_curve_lies_close_to_scipys_monotone_cubic():
-    knots = np.linspace(-2, 2, 9)
+    knots = np.linspace(-2, 2, 33)
     within = np.linspace(-2, 2, 101)
     y, _ = curve_through(knots).forward(torch.from_numpy(within).unsqueeze(0))
     expected = PchipInterpolator(knots, np.sinh(knots))(within)
-    assert np.abs(y[0].numpy() - expected).max() < 0.01
+    assert np.abs(y[0].numpy() - expected).max() < 3e-3
 
 
 def test_curve_has_the_slope_that_it_says_within_and_beyond_its_ends():

@@ -261,9 +261,7 @@ RECIPES: dict[str, Recipe] = {
     # Two hidden layers: the trace has a closed form, whatever the number of columns. Columns that
     # are normal by themselves allow for a high learning rate, and leave the field the rest. Few
     # rows are soon known by heart: what keeps the paths smooth keeps the density from that.
-    "table-small": replace(
-        TABLE, matching_batch=256, weight_decay=1e-2, kinetic=0.1, jacobian=0.1
-    ),
+    "table-small": replace(TABLE, matching_batch=256, weight_decay=1e-2, kinetic=0.1, jacobian=0.1),
     "table-large": replace(TABLE, hidden=(128, 128)),
     "ffjord-paper": PAPER,
     # Table 4 of the paper: hidden layers of 10 or 20 times as many units as there are columns.

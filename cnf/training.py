@@ -56,10 +56,10 @@ def fit(
     """Train `flow` on `data` and leave it with its best weights on validation.
 
     Scaling layers (standardisation, whitening, curves that make columns normal) next to the data
-    are first fitted on the training rows, unless they are fitted already. The loop takes AdamW steps by the recipe's schedule,
-    solves at its loose tolerance where it solves, and validates a moving average of the weights.
-    Ctrl-C ends it cleanly. What it draws depends on `seed` alone, and PyTorch's generator is left
-    as it was.
+    are first fitted on the training rows, unless they are fitted already. The loop takes AdamW
+    steps by the recipe's schedule, solves at its loose tolerance where it solves, and validates a
+    moving average of the weights. Ctrl-C ends it cleanly. What it draws depends on `seed` alone,
+    and PyTorch's generator is left as it was.
 
     Where `torch.distributed` is initialised the processes share the work: each takes its part of
     every batch and of the validation rows, on the data that all of them were given whole.

@@ -1,5 +1,6 @@
 """Making columns normal: the curves, their tails, how many knots, and the layer in a flow."""
 
+import time
 from math import log, pi
 
 import numpy as np
@@ -172,3 +173,16 @@ def test_a_saved_flow_keeps_its_curves(tmp_path):
     again = cnf.load(tmp_path / "model")
     x = drawn(20, 3).float()
     torch.testing.assert_close(again.log_prob(x), flow.log_prob(x))
+
+
+def test_the_time_to_fit_curves_is_part_of_a_run(monkeypatch):
+    fitted = Gaussianize.fit
+
+    def slow(self, *rows):
+        time.sleep(0.2)
+        return fitted(self, *rows)
+
+    monkeypatch.setattr(Gaussianize, "fit", slow)
+    recipe = Recipe(objective="matching", scaling="gaussianize", hidden=(8,))
+    history = cnf.fit(recipe.flow(3), drawn(100).float(), recipe=recipe, steps=1)
+    assert history.duration >= 0.2

@@ -89,8 +89,8 @@ def _apart(x: Array, share: Array) -> list[int]:
     """Which knots to keep, so that they are apart both ways; the ends are."""
     kept = [0]
     for i in range(1, len(x) - 1):
-        before = kept[-1]
-        if min(x[i] - x[before], x[-1] - x[i]) >= NARROWEST and share[before] < share[i] < share[-1]:
+        wide = min(x[i] - x[kept[-1]], x[-1] - x[i]) >= NARROWEST
+        if wide and share[kept[-1]] < share[i] < share[-1]:
             kept.append(i)
     return [*kept, len(x) - 1]
 

@@ -261,6 +261,7 @@ RECIPES: dict[str, Recipe] = {
     # Two hidden layers: the trace has a closed form, whatever the number of columns. Columns that
     # are normal by themselves allow for a high learning rate, and leave the field the rest. Few
     # rows are soon known by heart: what keeps the paths smooth keeps the density from that.
+    "table-tiny": replace(TABLE, matching_batch=256, weight_decay=1e-2, kinetic=1.0, jacobian=1.0),
     "table-small": replace(TABLE, matching_batch=256, weight_decay=1e-2, kinetic=0.1, jacobian=0.1),
     "table-large": replace(TABLE, hidden=(128, 128)),
     "ffjord-paper": PAPER,
@@ -278,7 +279,7 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
-SMALL = 2000  # rows up to which a table's recipe is the one for few
+LARGEST = {"table-tiny": 300, "table-small": 2000}  # rows up to which a recipe is a table's own
 
 
 def unused(recipe: Recipe) -> dict[str, str]:
@@ -326,7 +327,8 @@ def choose_recipe(
         'table-large'
     """
     if name is None:
-        name = "toy" if dim <= 2 else "table-small" if rows <= SMALL else "table-large"
+        fitting = (name for name, largest in LARGEST.items() if rows <= largest)
+        name = "toy" if dim <= 2 else next(fitting, "table-large")
     if name not in RECIPES:
         raise ValueError(f"Expected a recipe among {', '.join(RECIPES)}; got {name!r}")
     recipe = RECIPES[name]

@@ -251,7 +251,7 @@ def test_failure_later_on_keeps_the_best_model(monkeypatch):
         ({"objective": "mel"}, "objective to be one of mle, matching, hybrid; got 'mel'"),
         (
             {"recipe": "toys"},
-            "recipe among toy, table-small, table-large, ffjord-paper, .*; got 'toys'",
+            "recipe among toy, table-tiny, table-small, table-large, ffjord-paper, .*; got 'toys'",
         ),
         ({"budget": -1.0}, "budget to be above 0"),
         ({"steps": 0}, "steps to be above 0"),
@@ -286,6 +286,7 @@ def test_recipes_check_their_numbers(change):
 
 def test_the_recipe_is_chosen_by_size_and_dimension():
     assert choose_recipe(None, 1000, 2) == ("toy", RECIPES["toy"])
+    assert choose_recipe(None, 300, 3) == ("table-tiny", RECIPES["table-tiny"])
     assert choose_recipe(None, 1000, 3) == ("table-small", RECIPES["table-small"])
     assert choose_recipe(None, 100_000, 3) == ("table-large", RECIPES["table-large"])
     assert choose_recipe("toy", 10, 30) == ("toy", RECIPES["toy"])

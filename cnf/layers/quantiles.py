@@ -43,7 +43,7 @@ def normalizing_curve(values: Array, shares: Array) -> RationalQuadratic:
         tensor([[0.5000, 0.7500]], dtype=torch.float64)
     """
     distinct, place = np.unique(values, return_inverse=True)
-    mass = np.bincount(place, shares)  # a value twice is one of twice the mass
+    mass = np.bincount(place, shares).astype(float)  # a value twice is one of twice the mass
     distinct, mass = distinct[mass > 0], mass[mass > 0]
     order = np.random.default_rng(0).permutation(len(distinct))[:MOST_TRIED]
     folds = [np.isin(np.arange(len(distinct)), order[i::FOLDS]) for i in range(FOLDS)]

@@ -18,7 +18,7 @@ class Record:
 
     Attributes:
         step: Steps taken.
-        seconds: Time since the run's start.
+        seconds: Time since the loop's start.
         objective: What was minimised.
         loss: Its mean since the record before.
         validation_nll: Validation NLL of the averaged weights, nats per row, in the data's units;
@@ -42,7 +42,7 @@ class Event:
 
     Attributes:
         step: Steps taken, this one included.
-        seconds: Time since the run's start.
+        seconds: Time since the loop's start.
         progress: Fraction of the run that is done, 0 to 1.
         loss: The step's loss, nan for a skipped step.
         nfe: The step's evaluations per solve, nan for a skipped step.
@@ -74,7 +74,7 @@ class History:
 
     Attributes:
         step: Steps taken.
-        seconds: Time since the run's start.
+        seconds: Time since the loop's start.
         objective: What was minimised.
         loss: Its mean since the entry before.
         validation_nll: Validation NLL of the averaged weights, nats per row.

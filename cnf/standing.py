@@ -37,6 +37,15 @@ class Limit:
             budget = 60.0
         return Limit(budget or inf, steps or inf)
 
+    def without(self, seconds: float) -> Limit:
+        """What is left of it after some seconds: none less than a step.
+
+        Example:
+            >>> Limit.of(budget=10.0, steps=None).without(4.0).budget
+            6.0
+        """
+        return Limit(max(self.budget - seconds, 1e-9), self.steps)
+
     def progress(self, seconds: float, step: int) -> float:
         """The fraction of the run that is done, by whichever of them is further.
 
@@ -57,7 +66,7 @@ class Standing:
 
     Attributes:
         step: Steps taken.
-        seconds: Time since the run's start.
+        seconds: Time since the loop's start.
         stage: The stage's number, from 0.
         began: The progress at which it began.
         stage_steps: Steps taken in it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import floor, inf, isfinite
 from pathlib import Path
 from time import perf_counter
@@ -123,11 +123,10 @@ def fit(
         Learner(flow, recipe),
         recipe,
         plan,
-        limit,
+        limit.without(perf_counter() - start),
         Order(train, generator),
         held_out[: recipe.validation_rows],
         keeper,
-        Standing(seconds=perf_counter() - start),
     )
     with _drawing(seed + rank(), flow.like.device):
         run.resume()
@@ -212,7 +211,7 @@ class _Run:
     order: Order
     held_out: Rows
     keeper: Keeper | None
-    standing: Standing
+    standing: Standing = field(default_factory=Standing)
 
     def __post_init__(self) -> None:
         self.standing.next_validation = 1 / self.recipe.validations

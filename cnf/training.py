@@ -30,7 +30,7 @@ from cnf.training_state import Keeper, generators, restore_generators
 
 MOST_FAILURES = 20  # failed steps in a row that end a run: skipping more would not bring it back
 MOST_VALIDATING = 0.05  # of the time of a run that has a budget
-CHUNK = 1000  # rows that a validation scores in one solve
+CHUNK = 1000  # rows that pass through a flow, or layers of it, at a time
 
 
 class TrainingError(RuntimeError):
@@ -170,7 +170,7 @@ def _fit_scaling(flow: Flow, rows: Rows) -> None:
             return
         if isinstance(layer, Scaling) and not layer.fitted:
             layer.fit(x, rows.weight)
-        x = layer.pull(x).value
+        x = torch.cat([layer.pull(part).value for part in x.split(CHUNK)])
 
 
 @contextmanager

@@ -81,8 +81,8 @@ def _curve(distinct: Array, mass: Array, bins: int) -> RationalQuadratic:
     )
     share = np.concatenate([[beyond], inner, [1 - beyond]])
     kept = _apart(x, share)
-    points = torch.from_numpy(x[kept]).unsqueeze(0), torch.from_numpy(share[kept]).unsqueeze(0)
-    return RationalQuadratic.through(points[0], torch.special.ndtri(points[1]))
+    knots, shares = (torch.from_numpy(each[kept]).unsqueeze(0) for each in (x, share))
+    return RationalQuadratic.through(knots, torch.special.ndtri(shares))
 
 
 def _apart(x: Array, share: Array) -> list[int]:

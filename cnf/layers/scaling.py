@@ -1,4 +1,4 @@
-"""Affine layers that bring the data to a common scale; log p stays in the data's own units."""
+"""Layers that bring the data to a common scale; log p stays in the data's own units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnf.layers.layer import Layer
 
 
 class Scaling(Layer):
-    """An affine layer whose numbers are taken from the training rows, once.
+    """A layer of columns' own numbers, which are taken from the training rows, once.
 
     The identity until it is fitted. Its numbers are buffers: training leaves them alone.
 

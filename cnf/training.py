@@ -115,6 +115,7 @@ def fit(
         stage.objective.check(flow, conditional=context is not None)
     with _drawing(seed, flow.like.device):  # the same noise in every process
         _fit_scaling(flow, train)
+    (spent,) = mean([perf_counter() - start], held_out.x)
     keeper = None
     if state is not None:
         identity = _identity(flow, recipe, limit, seed, train, held_out)
@@ -123,7 +124,7 @@ def fit(
         Learner(flow, recipe),
         recipe,
         plan,
-        limit.without(perf_counter() - start),
+        limit.without(spent),
         Order(train, generator),
         held_out[: recipe.validation_rows],
         keeper,

@@ -198,7 +198,7 @@ def test_resume_keeps_a_seed_and_a_recipe(rows, monkeypatch, tmp_path):
 
 def test_resume_keeps_a_budget(rows, monkeypatch, tmp_path):
     """Of which the seconds before the stop are spent."""
-    words = (rows, *NUMBERS, "--state-seconds", "1e-9", "--budget", "1.5")
+    words = (rows, *NUMBERS, "--state-seconds", "1e-9", "--budget", "4")
     stopped(monkeypatch, tmp_path / "run", *words, at=40)
     spent = TrainingState.read(tmp_path / "run" / STATE).standing["seconds"]
     seen = []
@@ -206,10 +206,10 @@ def test_resume_keeps_a_budget(rows, monkeypatch, tmp_path):
     text = done("train", rows, "--out", tmp_path / "run", "--resume")
     assert "ended by budget" in text
     records = (tmp_path / "run" / METRICS).read_text().splitlines()
-    assert 1.0 < json.loads(records[-1])["seconds"] < 2.0
+    assert 2.0 < json.loads(records[-1])["seconds"] < 4.5
     assert seen[0] > spent > 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())["metadata"]
-    assert (config["steps"], config["budget"]) == (None, 1.5)
+    assert (config["steps"], config["budget"]) == (None, 4.0)
 
 
 @pytest.mark.parametrize(

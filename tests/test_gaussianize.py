@@ -162,8 +162,6 @@ def test_a_flow_that_gaussianizes_makes_rows_normal_and_uncorrelated_before_its_
         z = layer.pull(z).value
     assert max_difference(z.T.cov(), torch.eye(3).double()) < 0.1
     assert z.abs().max() < 6
-    again = flow.layers[-1](z.new_zeros(1, 3))[0]
-    assert again.isfinite().all()
 
 
 def test_a_saved_flow_keeps_its_curves(tmp_path):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import inf, log, pi
+from math import inf
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch.distributions import Normal
 
 from cnf.layers.rational_quadratic import RationalQuadratic
 
@@ -98,6 +98,5 @@ def _apart(x: Array, share: Array) -> list[int]:
 def _log_density(curve: RationalQuadratic, values: Array) -> Array:
     """Log φ(y(x)) + log y'(x)."""
     y, log_slope = curve.forward(torch.from_numpy(values).unsqueeze(0))
-    density: Tensor = log_slope - 0.5 * y.square() - 0.5 * log(2 * pi)
-    found: Array = density[0].numpy()
+    found: Array = (Normal(0.0, 1.0).log_prob(y) + log_slope)[0].numpy()
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import log, pi
 from typing import Any, Self
 
@@ -185,12 +185,7 @@ class FlowPosterior(nn.Module):
             raise ValueError(
                 f"Expected batch shapes that broadcast; got {shapes} of {', '.join(expected)}"
             ) from None
-        tensors = [tensor.detach() for tensor, _ in expected.values()]
-        finite = torch.stack([*(tensor.isfinite().all() for tensor in tensors), (scale > 0).all()])
-        if finite.all():  # all in one question: each waits for a GPU
-            return
-        for name, (tensor, _) in expected.items():
-            _check_numbers(name, tensor, above_zero=name == "scale")
+        check_encoding({name: tensor for name, (tensor, _) in expected.items()})
 
 
 CHEAP = {
@@ -310,21 +305,39 @@ def _normal(noise: Tensor) -> Tensor:
     return -0.5 * (noise.square() + log(2 * pi)).sum(-1)
 
 
-def _check_numbers(name: str, tensor: Tensor, *, above_zero: bool) -> None:
-    """Hold that numbers are finite, or above zero as well; say which is not."""
-    wrong = ~tensor.isfinite()
-    if above_zero:
-        wrong = wrong | (tensor <= 0)
-    if not wrong.any():
+def check_encoding(tensors: Mapping[str, Tensor]) -> None:
+    """Hold that an encoder's outputs are finite, and the one called scale above zero.
+
+    Args:
+        tensors: By their names.
+
+    Raises:
+        ValueError: One is not; the message says which and where.
+
+    Example:
+        >>> check_encoding({"loc": torch.zeros(3, 2), "scale": torch.tensor([1.0, 0.0])})
+        Traceback (most recent call last):
+        ValueError: Expected scale to be finite and above zero; got 0.0 at (1,), one of 1 such \
+numbers. Make it by softplus or exp of a bounded number
+    """
+    right = {
+        name: tensor.isfinite() & (tensor > 0) if name == "scale" else tensor.isfinite()
+        for name, tensor in tensors.items()
+    }
+    if torch.stack([each.all() for each in right.values()]).all():  # one question to a GPU
         return
-    place = tuple(wrong.nonzero()[0].tolist())
-    wanted = "finite and above zero" if above_zero else "finite"
-    hint = (
-        "Make it by softplus or exp of a bounded number"
-        if above_zero
-        else "Lower the learning rate, or clip the gradient"
-    )
-    raise ValueError(
-        f"Expected {name} to be {wanted}; got {tensor[place].item()} at {place}, one of "
-        f"{int(wrong.sum())} such numbers. {hint}"
-    )
+    for name, each in right.items():
+        wrong = (~each).nonzero()
+        if not len(wrong):
+            continue
+        place = tuple(wrong[0].tolist())
+        wanted = "finite and above zero" if name == "scale" else "finite"
+        hint = (
+            "Make it by softplus or exp of a bounded number"
+            if name == "scale"
+            else "Lower the learning rate, or clip the gradient"
+        )
+        raise ValueError(
+            f"Expected {name} to be {wanted}; got {tensors[name][place].item()} at {place}, one "
+            f"of {len(wrong)} such numbers. {hint}"
+        )

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from cnf.bases import describe, rebuild
 from cnf.files import write_whole
@@ -25,6 +26,7 @@ from cnf.layers import LAYERS, Standardize
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+FLOW = ("dtype", "base", "layers", "metadata")  # what a flow's configuration holds
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -52,33 +54,51 @@ def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = No
         True
     """
     base, base_tensors = describe(flow.base, "base")
-    tensors = {**flow.state_dict(), **base_tensors}
-    weights = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    )
     config = {
-        "format": FORMAT,
-        "sha256": hashlib.sha256(weights).hexdigest(),
         "dtype": str(flow.like.dtype).removeprefix("torch."),
         "base": base,
         "layers": [{"name": layer.name, **layer.config()} for layer in flow.layers],
         "context": None if flow.context is None else flow.context.config(),
         "metadata": dict(metadata or {}),
     }
-    text = json.dumps(config, indent=2, allow_nan=False).encode()
+    write_model(folder, {**flow.state_dict(), **base_tensors}, config)
+
+
+def write_model(
+    folder: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """Write a model's two files to `folder`, which is made if need be.
+
+    Args:
+        folder: Where to.
+        tensors: Its weights.
+        config: What it is made of, ready for JSON; the format and the weights' SHA-256 are added.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+    weights = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    )
+    sha256 = hashlib.sha256(weights).hexdigest()
+    entries = {"format": FORMAT, "sha256": sha256, **config}
+    text = json.dumps(entries, indent=2, allow_nan=False).encode()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole({folder / WEIGHTS: weights, folder / CONFIG: text})
 
 
-def load(folder: str | Path) -> Flow:
-    """The flow that `save` wrote to `folder`, on the CPU and bit for bit.
+def read_model(folder: str | Path, wanted: Collection[str]) -> tuple[dict[str, Any], bytes]:
+    """The configuration that `write_model` wrote to `folder`, and the weights as they stand there.
+
+    Args:
+        folder: Where they are.
+        wanted: What the configuration is to hold.
 
     Raises:
-        ValueError: The folder holds no model, or one that is damaged, of another program or of a
-            newer version; the message says which.
+        ValueError: They are not there, or damaged, or of another kind of model.
     """
-    config = load_config(folder)
+    config = read_config(folder, wanted)
     path = Path(folder) / WEIGHTS
     try:
         weights = path.read_bytes()
@@ -89,6 +109,17 @@ def load(folder: str | Path) -> Flow:
             f"Expected the weights that config.json was written with; the SHA-256 of {path} is "
             "another one, so the file is damaged or of another model. Restore or retrain it"
         )
+    return config, weights
+
+
+def load(folder: str | Path) -> Flow:
+    """The flow that `save` wrote to `folder`, on the CPU and bit for bit.
+
+    Raises:
+        ValueError: The folder holds no model, or one that is damaged, of another program or of a
+            newer version; the message says which.
+    """
+    config, weights = read_model(folder, FLOW)
     try:
         tensors = safetensors.torch.load(weights)
         base = rebuild(config["base"], "base", tensors)
@@ -117,10 +148,19 @@ def load(folder: str | Path) -> Flow:
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:
-    """What `config.json` in `folder` says, checked to be a model's of this format.
+    """What `config.json` in `folder` says, checked to be a flow's of this format.
 
     Raises:
-        ValueError: There is no such file, or it is not a model's configuration.
+        ValueError: There is no such file, or it is not a flow's configuration.
+    """
+    return read_config(folder, FLOW)
+
+
+def read_config(folder: str | Path, wanted: Collection[str]) -> dict[str, Any]:
+    """What `config.json` in `folder` says, checked to be of this format and to hold what is wanted.
+
+    Raises:
+        ValueError: There is no such file, or it is not such a configuration.
     """
     path = Path(folder) / CONFIG
     try:
@@ -131,8 +171,8 @@ def load_config(folder: str | Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ValueError(f"Expected {path} to be JSON; {error}") from None
-    wanted = {"format", "sha256", "dtype", "base", "layers", "metadata"}
-    missing = wanted - set(config) if isinstance(config, dict) else wanted
+    missing = {"format", "sha256", *wanted}
+    missing -= set(config) if isinstance(config, dict) else set()
     if missing:
         raise ValueError(f"Expected {path} to hold {', '.join(sorted(missing))}; missing")
     if config["format"] != FORMAT:

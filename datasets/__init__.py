@@ -22,6 +22,7 @@ from cnf.datasets.collinear import collinear_columns
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS, ConditionalToy
 from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
 from cnf.datasets.frames import frame_table, table_frame
+from cnf.datasets.images import IMAGES, Images, load_images
 from cnf.datasets.splits import Split, split
 from cnf.datasets.table import Table, closest
 from cnf.datasets.tables import TABLES, load
@@ -32,10 +33,12 @@ __all__ = [
     "BENCHMARKS",
     "CONDITIONAL_TOYS",
     "DATA_DIR",
+    "IMAGES",
     "MISSING",
     "TABLES",
     "TOYS",
     "ConditionalToy",
+    "Images",
     "Missing",
     "Split",
     "Table",
@@ -46,6 +49,7 @@ __all__ = [
     "frame_table",
     "load",
     "load_benchmark",
+    "load_images",
     "read_table",
     "split",
     "table_frame",

@@ -15,6 +15,7 @@ PROGRAMS = {
     "evaluate": "score held-out rows, beside a Gaussian and the truth where it is known",
     "sample": "draw rows from a trained flow into a file",
     "log-prob": "score the rows of a file",
+    "train-vae": "train a variational autoencoder of images, with a flow as its posterior",
     "plot": "draw a trained flow's figures",
     "benchmark": "measure the solver and the flow, side by side with others",
 }

@@ -1,4 +1,4 @@
-"""`benchmark solver`, `flow`, `toys`, `tables`: measurements, beside other libraries'.
+"""`benchmark solver`, `flow`, `toys`, `tables`, `vae`: measurements, beside other libraries'.
 
 Sections of solver: detest (accuracy), overhead, rows, memory. Sections of flow: toy and table
 (training steps), log_prob (exact log p in many dimensions), memory, regularizers (what they gain
@@ -9,7 +9,10 @@ come as close). With --out, toys keeps what is finished in DIR/toys.jsonl and DI
 not train it again: interrupt it, and go on by the same command. Sections of tables: nll and
 two-sample (density estimators on the UCI's tables, each fitted in --budget seconds for every table
 and split: how they score held-out rows, and how well a classifier tells their samples from those);
-with --out, what is finished is in DIR/tables.jsonl.
+with --out, what is finished is in DIR/tables.jsonl. Sections of vae: bounds (VAEs of digits, MNIST
+and the Frey Faces, their posterior a Gaussian, planar flows or one of this library's: bounds on
+test images; takes hours), and cost (training steps of a convolutional VAE); with --out, what is
+finished is in DIR/vae.jsonl and DIR/models, and a training that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -33,11 +36,13 @@ from cnf.scripts.benchmarks import (
     toys,
     trade_off,
     training_step,
+    vae,
 )
 from cnf.scripts.benchmarks.methods import METHODS
 from cnf.scripts.benchmarks.options import Options
 from cnf.scripts.benchmarks.peers import peer
 from cnf.scripts.benchmarks.uci import FILE, NAMES
+from cnf.scripts.benchmarks.vae_trials import POSTERIORS, SETTINGS
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say
 
 
@@ -110,6 +115,13 @@ SUBJECTS = {
             "two-sample": Section(tables.two_sample_lines),
         },
     ),
+    "vae": Subject(
+        ("repeats", "images", "posteriors", "data_dir", "out"),
+        {
+            "bounds": Section(vae.bound_lines, ("pyro",)),
+            "cost": Section(lambda given: vae.cost_lines(given.repeats), ("pyro",)),
+        },
+    ),
 }
 
 
@@ -145,13 +157,13 @@ def _parser() -> Parser:
     parser.add_argument(
         "--repeats",
         type=positive_integer,
-        help=f"solver and flow: of every timing (default: {Options.repeats})",
+        help=f"solver, flow and vae: of every timing (default: {Options.repeats})",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
         type=Path,
-        help="where figures go, and of toys and tables what is finished; nowhere otherwise",
+        help="where figures go, and of toys, tables and vae what is finished; nowhere otherwise",
     )
     parser.add_argument(
         "--budget",
@@ -194,7 +206,20 @@ def _parser() -> Parser:
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
-        help=f"tables: the folder with {FILE} (default: what {DATA_DIR} names)",
+        help=f"tables: the folder with {FILE}; vae: that with the images' files (default: what "
+        f"{DATA_DIR} names)",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="NAME,NAME",
+        type=partial(_names, "images", SETTINGS),
+        help=f"vae: some of {', '.join(SETTINGS)} (default: all)",
+    )
+    parser.add_argument(
+        "--posteriors",
+        metavar="NAME,NAME",
+        type=partial(_names, "posteriors", POSTERIORS),
+        help=f"vae: some of {', '.join(POSTERIORS)} (default: all)",
     )
     return parser
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from json import JSONDecodeError
-from math import isfinite
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -23,7 +21,6 @@ from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, DATA_DIR, TABLES, TOYS, c
 from cnf.distributed import barrier, gather, process_group, rank
 from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS, field_arguments
-from cnf.files import is_left_over, write_whole
 from cnf.flow import Flow
 from cnf.history import Callback, Event, History, Record
 from cnf.layers import CNF, SCALINGS
@@ -34,10 +31,12 @@ from cnf.schedule import Stage, stages
 from cnf.schema import KINDS
 from cnf.scripts.data import Choices, Data, open_data
 from cnf.scripts.evaluate import evaluate
+from cnf.scripts.folder import what_is_wrong
 from cnf.scripts.gaussian import Gaussian
 from cnf.scripts.plot import plot
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say, seed
-from cnf.scripts.trained import METRICS, MISSING_VALUES, STATE, Trained, continuous
+from cnf.scripts.settings import text_of, value_of
+from cnf.scripts.trained import METRICS, MISSING_VALUES, STATE, Trained, continuous, write_metrics
 from cnf.storage import save
 from cnf.training import fit
 from cnf.training_state import TrainingState
@@ -86,7 +85,6 @@ HELP = {
     "directional": "weight of the gradient of the squared speed along the paths",
     "steer": "the base's time is drawn up to this far from 0 in training (STEER)",
 }
-TRUTHS = ("false", "true")  # as the command line spells them
 
 
 @program("train")
@@ -135,7 +133,7 @@ class _Recorder:
         if event.record is None:
             return
         try:
-            _write_metrics(self.folder, (asdict(record) for record in event.records))
+            write_metrics(self.folder / METRICS, (asdict(record) for record in event.records))
             if event.improved:
                 save(event.flow, self.folder, self.metadata)
         except OSError as error:
@@ -164,21 +162,6 @@ class _Announcer:
                 f"{event.stage.learning_rate:g}, {event.stage.batch_size} rows a step"
             )
         self.stage = event.stage
-
-
-def _write_metrics(folder: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write metrics.jsonl, a line for each validation."""
-    lines = "".join(_json_line(record) + "\n" for record in records)
-    write_whole({folder / METRICS: lines.encode()})
-
-
-def _json_line(entries: dict[str, Any]) -> str:
-    """One JSON object, null for numbers that are not finite."""
-    known = {
-        key: None if isinstance(entry, float) and not isfinite(entry) else entry
-        for key, entry in entries.items()
-    }
-    return json.dumps(known)
 
 
 def _parser() -> Parser:
@@ -275,10 +258,10 @@ def _choices(arguments: argparse.Namespace) -> Choices:
 
 def _defaults(name: str) -> str:
     """A number's usual value, and each other one with the recipes that have it."""
-    usual = _text(getattr(Recipe(), name))
+    usual = text_of(getattr(Recipe(), name))
     others: dict[str, list[str]] = {}
     for recipe, made in RECIPES.items():
-        if (own := _text(getattr(made, name))) != usual:
+        if (own := text_of(getattr(made, name))) != usual:
             others.setdefault(own, []).append(recipe)
     return "; ".join([usual, *(f"{own}: {', '.join(names)}" for own, names in others.items())])
 
@@ -340,7 +323,7 @@ def _recipe(
         known = (len(data.train), data.schema.width, conditional, arguments.objective)
         name, recipe = choose_recipe(given, *known)
     changes = {
-        field.name: _convert(field.name, text, getattr(recipe, field.name))
+        field.name: value_of(field.name, text, getattr(recipe, field.name))
         for field in fields(Recipe)
         if (text := getattr(arguments, field.name)) is not None
     }
@@ -386,27 +369,6 @@ def _read_recipe(path: Path) -> Recipe:
         ) from None
 
 
-def _convert(name: str, text: str, default: Any) -> Any:
-    """`text` as a value of the default's type."""
-    kind = type(default)
-    try:
-        if kind is bool:
-            return bool(TRUTHS.index(text.lower()))
-        return tuple(int(part) for part in text.split(",")) if kind is tuple else kind(text)
-    except ValueError:
-        wanted = " or ".join(TRUTHS) if kind is bool else f"like {_text(default)}"
-        raise ValueError(
-            f"Expected --{name.replace('_', '-')} to be {wanted}; got {text!r}"
-        ) from None
-
-
-def _text(value: object) -> str:
-    """A recipe's value as the command line takes it."""
-    if isinstance(value, bool):
-        return TRUTHS[value]
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def _flow(recipe: Recipe, data: Data) -> Flow:
     layers = data.schema.layers(data.train.x)
     flow = recipe.flow(data.schema.width, len(data.context_columns), layers)
@@ -418,27 +380,10 @@ def _folder(arguments: argparse.Namespace) -> Path:
     if arguments.out is None:
         raise ValueError("Expected --out DIR, a new or empty folder; got none")
     folder = Path(arguments.out)
-    wrong, *_ = gather("" if rank() > 0 else _made(folder, resume=arguments.resume))
+    wrong, *_ = gather("" if rank() > 0 else what_is_wrong(folder, resume=arguments.resume))
     if wrong:
         raise ValueError(wrong)
     return folder
-
-
-def _made(folder: Path, resume: bool) -> str:
-    """Make a folder; says what is wrong with it, nothing where all is well."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # A run that is killed while it first writes leaves nothing but that behind.
-        found = [path for path in folder.iterdir() if not (resume and is_left_over(path))]
-        if found and not (resume and (folder / STATE).exists()):
-            hint = f"and holds no {STATE} to go on from" if resume else "(or --resume)"
-            return f"Expected --out to be a new or empty folder; {folder} is not empty {hint}"
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        why = "it is a file" if folder.is_file() else error.strerror
-        return f"Expected --out to be a folder to write to; {folder}: {why}"
-    return ""
 
 
 def _summary(data: Data, flow: Flow, recipe: str) -> list[str]:
@@ -521,7 +466,7 @@ def _train(
         columns = (getattr(history, name).tolist() for name in names)
         records = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
         if records:  # as the recorder could not write them, or a process that was killed
-            _write_metrics(out, records)
+            write_metrics(out / METRICS, records)
     barrier()
     return history
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import log
+from math import isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cnf.datasets import MISSING, Missing
 from cnf.distributed import gather, rank, share
 from cnf.divergence import DIVERGENCES, choose_divergence, with_count
 from cnf.fields import as_field
+from cnf.files import write_whole
 from cnf.flow import Flow
 from cnf.layers import CNF
 from cnf.ode import SolveError
@@ -191,6 +193,21 @@ class Trained:
         given = context_tensor(context, self.flow.like)
         shape = () if given is not None else len(context)
         return self.flow.sample(shape, given).double().cpu().numpy()
+
+
+def write_metrics(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write a run's records, a line of JSON for each."""
+    lines = "".join(_json_line(record) + "\n" for record in records)
+    write_whole({path: lines.encode()})
+
+
+def _json_line(entries: dict[str, Any]) -> str:
+    """One JSON object, null for numbers that are not finite."""
+    known = {
+        key: None if isinstance(entry, float) and not isfinite(entry) else entry
+        for key, entry in entries.items()
+    }
+    return json.dumps(known)
 
 
 def continuous(flow: Flow, schema: Schema, rows: Rows, seed: int) -> tuple[Rows, Array]:

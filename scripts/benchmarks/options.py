@@ -10,6 +10,7 @@ from cnf.scripts.benchmarks.cells import Cells
 
 TOY_CELLS = "toys.jsonl"
 TABLE_CELLS = "tables.jsonl"
+VAE_CELLS = "vae.jsonl"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Options:
         tables: Names of tables; empty for all.
         methods: Names of methods; empty for all.
         splits: How many times each table is split into training, validation and test rows.
+        images: Names of sets of images; empty for all.
+        posteriors: Names of posteriors; empty for all.
     """
 
     repeats: int = 7
@@ -37,6 +40,8 @@ class Options:
     tables: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     splits: int = 3
+    images: tuple[str, ...] = ()
+    posteriors: tuple[str, ...] = ()
 
     @cached_property
     def toy_cells(self) -> Cells:
@@ -47,3 +52,8 @@ class Options:
     def table_cells(self) -> Cells:
         """What is finished of tables, alike."""
         return Cells(self.out, TABLE_CELLS)
+
+    @cached_property
+    def vae_cells(self) -> Cells:
+        """What is finished of VAEs, alike."""
+        return Cells(self.out, VAE_CELLS)

@@ -1,0 +1,164 @@
+"""A variational autoencoder of images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+from torch.nn.functional import softplus
+
+from cnf.bounds import Bound, elbo
+from cnf.posterior import FlowPosterior
+from cnf.storage import read_model, write_model
+from cnf.vae.architecture import Architecture
+from cnf.vae.likelihoods import LIKELIHOODS, Likelihood
+from cnf.vae.networks import NETWORKS
+from cnf.vae.posteriors import POSTERIORS
+
+LEAST_SCALE = 1e-4
+PARTS = ("architecture", "metadata")  # what a VAE's configuration holds
+
+
+class VAE(nn.Module):
+    """A decoder p(x | z) p(z), z ~ N(0, 1), and an encoder's posterior q(z | x).
+
+    Args:
+        architecture: What it is made of.
+
+    Attributes:
+        likelihood: p(x | z) of the decoder's outputs, one of `cnf.vae.LIKELIHOODS`.
+
+    Raises:
+        ValueError: A name is unknown, a size does not fit, or a library is missing.
+
+    Source: Kingma & Welling (2014), Auto-encoding variational Bayes.
+
+    Example:
+        >>> vae = VAE(Architecture((8, 8), 16, hidden=(16,), latent_dim=2))
+        >>> vae.bound(torch.zeros(5, 64)).value.shape
+        torch.Size([5])
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        for kind, known in (
+            ("likelihood", LIKELIHOODS),
+            ("network", NETWORKS),
+            ("posterior", POSTERIORS),
+        ):
+            if getattr(architecture, kind) not in known:
+                raise ValueError(
+                    f"Expected the {kind} to be one of {', '.join(known)}; got "
+                    f"{getattr(architecture, kind)!r}"
+                )
+        self.architecture = architecture
+        self.likelihood: Likelihood = LIKELIHOODS[architecture.likelihood](architecture.white)
+        latent_dim = architecture.latent_dim
+        networks = NETWORKS[architecture.network](
+            architecture.size, self.likelihood.channels, latent_dim, architecture.hidden
+        )
+        self.encoder, self.decoder = networks.encoder, networks.decoder
+        self.head = nn.Linear(networks.features, 2 * latent_dim)
+        self.tell = nn.Sequential(nn.Linear(networks.features, architecture.features), nn.SiLU())
+        self.posterior = POSTERIORS[architecture.posterior](architecture)
+
+    @property
+    def prior(self) -> Distribution:
+        """p(z), standard normal."""
+        zeros = self.head.weight.new_zeros(self.architecture.latent_dim)
+        return Independent(Normal(zeros, zeros + 1, validate_args=False), 1, validate_args=False)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features for the posterior, loc and scale, of images (n, pixels)."""
+        h = self.encoder(x)
+        loc, scale = self.head(h).chunk(2, -1)
+        return self.tell(h), loc, softplus(scale) + LEAST_SCALE
+
+    def posterior_of(self, x: Tensor) -> Distribution:
+        """q(z | x) of images (n, pixels)."""
+        posterior: Distribution = self.posterior(*self.encode(x))
+        return posterior
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The decoder's outputs (..., channels, pixels) for latents (..., latent_dim)."""
+        outputs: Tensor = self.decoder(z.flatten(0, -2))
+        return outputs.view(*z.shape[:-1], *outputs.shape[1:])
+
+    def log_likelihood(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Log p(x | z) of images (n, pixels), as a function of z (..., n, latent_dim)."""
+        return lambda z: self.likelihood.log_prob(self.decode(z), x)
+
+    def bound(self, x: Tensor, beta: float = 1.0, samples: int = 1) -> Bound:
+        """The evidence lower bound of each image, by `cnf.elbo`."""
+        return elbo(self.posterior_of(x), self.prior, self.log_likelihood(x), samples, beta)
+
+    def means(self, z: Tensor) -> Tensor:
+        """The mean images (..., height, width), from 0 to 1, for latents (..., latent_dim)."""
+        means = self.likelihood.mean(self.decode(z))
+        return means.reshape(*means.shape[:-1], *self.architecture.size)
+
+    def accurate(self) -> Self:
+        """A VAE of the very parameters whose posterior solves with care, for numbers to report."""
+        if not isinstance(self.posterior, FlowPosterior):
+            return self
+        view = copy.copy(self)
+        view._modules = {**self._modules, "posterior": self.posterior.accurate()}
+        return view
+
+    def save(self, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+        """Write it to a folder, which is made if need be; `load` reads it.
+
+        Args:
+            folder: Where to.
+            metadata: What else to remember, ready for JSON.
+
+        Raises:
+            OSError: The folder cannot be written to.
+        """
+        config = {"architecture": asdict(self.architecture), "metadata": dict(metadata or {})}
+        write_model(folder, self.state_dict(), config)
+
+
+def load(folder: str | Path) -> VAE:
+    """The VAE that its `save` wrote to a folder, on the CPU and bit for bit.
+
+    Raises:
+        ValueError: The folder holds no VAE, or one that is damaged or of a newer version.
+
+    Example:
+        >>> import tempfile
+        >>> vae = VAE(Architecture((8, 8), 16, hidden=(16,), latent_dim=2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     vae.save(folder)
+        ...     loaded = load(folder)
+        >>> z = torch.zeros(1, 2)
+        >>> torch.equal(loaded.means(z), vae.means(z))
+        True
+    """
+    config, weights = read_model(folder, PARTS)
+    try:
+        entries: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in config["architecture"].items()
+        }
+        with torch.random.fork_rng(devices=[]):  # the first weights, drawn only to be replaced
+            vae = VAE(Architecture(**entries))
+        vae.load_state_dict(safetensors.torch.load(weights))
+    except (
+        safetensors.SafetensorError,
+        AttributeError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"Expected a VAE of cnf-flows in {folder}; got: {reason}") from None
+    return vae

@@ -1,0 +1,143 @@
+"""Encoders and decoders of images, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Networks:
+    """An encoder with its decoder.
+
+    Attributes:
+        encoder: Images (n, pixels) to features (n, `features`).
+        decoder: Latents (n, latent_dim) to outputs (n, channels, pixels).
+        features: Size of the features.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    features: int
+
+
+class GatedConvolution(nn.Module):
+    """A convolution times a sigmoid gate, a convolution of the same input: y ∘ σ(g).
+
+    Args:
+        convolution: Makes a convolution with a number of output channels.
+        channels: Of the output.
+
+    Source: van den Berg et al. (2018), Sylvester normalizing flows, appendix A.
+
+    Example:
+        >>> gated = GatedConvolution(lambda channels: nn.Conv2d(1, channels, 5, padding=2), 8)
+        >>> gated(torch.zeros(3, 1, 28, 28)).shape
+        torch.Size([3, 8, 28, 28])
+    """
+
+    def __init__(self, convolution: Callable[[int], nn.Module], channels: int) -> None:
+        super().__init__()
+        self.both = convolution(2 * channels)  # one product for both
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The gated convolution of x (n, channels, height, width)."""
+        y, gate = self.both(x).chunk(2, 1)
+        return torch.mul(y, torch.sigmoid(gate))
+
+
+def perceptrons(
+    size: tuple[int, int], channels: int, latent_dim: int, hidden: Sequence[int]
+) -> Networks:
+    """Perceptrons with hidden layers of given widths; the decoder has them in reverse order.
+
+    Example:
+        >>> perceptrons((8, 8), 1, 2, hidden=(32,)).decoder(torch.zeros(5, 2)).shape
+        torch.Size([5, 1, 64])
+    """
+    pixels = size[0] * size[1]
+    decoder = [*_layers([latent_dim, *reversed(hidden)]), nn.Linear(hidden[0], channels * pixels)]
+    return Networks(
+        nn.Sequential(*_layers([pixels, *hidden])),
+        nn.Sequential(*decoder, nn.Unflatten(1, (channels, pixels))),
+        hidden[-1],
+    )
+
+
+def gated_convolutions(
+    size: tuple[int, int], channels: int, latent_dim: int, hidden: Sequence[int]
+) -> Networks:
+    """The networks of the Sylvester flows' paper, whose widths are its own; `hidden` goes unused.
+
+    Raises:
+        ValueError: A side is no multiple of 4, as two halvings of it ask for.
+
+    Source: van den Berg et al. (2018), Sylvester normalizing flows, appendix A.
+
+    Example:
+        >>> networks = gated_convolutions((28, 28), 1, 64, hidden=())
+        >>> networks.encoder(torch.zeros(1, 784)).shape
+        torch.Size([1, 256])
+    """
+    del hidden
+    if size[0] % 4 or size[1] % 4:
+        raise ValueError(
+            f"Expected images whose sides are multiples of 4 for network conv; got {size[0]} x "
+            f"{size[1]}. Crop them, or take network mlp"
+        )
+    smallest = size[0] // 4, size[1] // 4
+    encoder = (
+        nn.Unflatten(1, (1, *size)),
+        _down(1, 32),
+        _down(32, 32, stride=2),
+        _down(32, 64),
+        _down(64, 64, stride=2),
+        _down(64, 64),
+        GatedConvolution(lambda channels: nn.Conv2d(64, channels, smallest), 256),
+        nn.Flatten(),
+    )
+    decoder = (
+        nn.Unflatten(1, (latent_dim, 1, 1)),
+        GatedConvolution(lambda channels: nn.ConvTranspose2d(latent_dim, channels, smallest), 64),
+        _up(64, 64),
+        _up(64, 32, stride=2),
+        _up(32, 32),
+        _up(32, 32, stride=2),
+        _up(32, 32),
+        nn.Conv2d(32, channels, 1),
+        nn.Flatten(2),
+    )
+    return Networks(nn.Sequential(*encoder), nn.Sequential(*decoder), 256)
+
+
+NETWORKS: dict[str, Callable[[tuple[int, int], int, int, Sequence[int]], Networks]] = {
+    "mlp": perceptrons,
+    "conv": gated_convolutions,
+}
+"""Networks by name, made of the images' size, the likelihood's channels, the latents' and the
+hidden layers' sizes."""
+
+
+def _layers(widths: Sequence[int]) -> list[nn.Module]:
+    """Linear layers with their activations."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.SiLU()]
+    return layers
+
+
+def _down(before: int, after: int, stride: int = 1) -> GatedConvolution:
+    return GatedConvolution(
+        lambda channels: nn.Conv2d(before, channels, 5, stride, padding=2), after
+    )
+
+
+def _up(before: int, after: int, stride: int = 1) -> GatedConvolution:
+    def convolution(channels: int) -> nn.Module:
+        return nn.ConvTranspose2d(before, channels, 5, stride, padding=2, output_padding=stride - 1)
+
+    return GatedConvolution(convolution, after)

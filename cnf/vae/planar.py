@@ -1,0 +1,114 @@
+"""Planar flows, to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal, constraints
+
+from cnf.posterior import Shape, check_encoding
+
+
+class PlanarPosterior(nn.Module):
+    """The encoder's Gaussian, carried on by planar flows whose numbers are made of its features.
+
+    Each is f(z) = z + û tanh(wᵀz + b), with w, û and b linear in h, from Pyro.
+
+    Args:
+        latent_dim: Size of z.
+        context_dim: Size of h.
+        flows: How many.
+
+    Raises:
+        ValueError: Pyro is not installed.
+
+    Source: Rezende & Mohamed (2015), Variational inference with normalizing flows, section 4.1.
+
+    Example:
+        >>> posterior = PlanarPosterior(latent_dim=2, context_dim=8, flows=3)
+        >>> q = posterior(torch.zeros(5, 8), torch.zeros(5, 2), torch.ones(5, 2))
+        >>> z, log_q = q.rsample_and_log_prob((10,))
+        >>> z.shape, log_q.shape
+        (torch.Size([10, 5, 2]), torch.Size([10, 5]))
+    """
+
+    def __init__(self, latent_dim: int, context_dim: int, flows: int) -> None:
+        super().__init__()
+        try:
+            transforms = import_module("pyro.distributions.transforms")
+        except ImportError:
+            raise ValueError(
+                "Expected Pyro for planar flows; got none installed: pip install "
+                "'cnf-flows[bench]' brings it"
+            ) from None
+        self.flows = nn.ModuleList(
+            transforms.ConditionalPlanar(_Numbers(context_dim, latent_dim)) for _ in range(flows)
+        )
+
+    def forward(self, h: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
+        """q(z | x) for the encoder's outputs.
+
+        Raises:
+            ValueError: A number is not finite, or a scale not above zero.
+        """
+        check_encoding({"h": h, "loc": loc, "scale": scale})
+        gaussian = Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+        return Planar(gaussian, [_conditioned(flow, h) for flow in self.flows])
+
+
+def _conditioned(flow: Any, h: Tensor) -> Any:
+    return flow.condition(h)
+
+
+class _Numbers(nn.Module):
+    """b, u and w of one flow as linear functions of h; small at first, so that little changes."""
+
+    def __init__(self, context_dim: int, latent_dim: int) -> None:
+        super().__init__()
+        self.sizes = [1, latent_dim, latent_dim]
+        self.linear = nn.Linear(context_dim, sum(self.sizes))
+        with torch.no_grad():
+            self.linear.weight.mul_(0.1)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, ...]:
+        """As Pyro wants them."""
+        return tuple(self.linear(h).split(self.sizes, -1))
+
+
+class Planar(Distribution):
+    """A distribution carried on by transforms that are known in one direction alone.
+
+    Args:
+        before: What is carried on.
+        transforms: Each in its turn.
+
+    A draw's log-density comes with it, from `rsample_and_log_prob`; that of any other z is not to
+    be had, since a planar flow has no inverse in closed form.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, before: Distribution, transforms: Sequence[Any]) -> None:
+        self.before, self.transforms = before, transforms
+        super().__init__(before.batch_shape, before.event_shape, validate_args=False)
+
+    def rsample(self, sample_shape: Shape = ()) -> Tensor:
+        """Draws of shape (*sample_shape, *batch, dim), with gradients."""
+        return self.rsample_and_log_prob(sample_shape)[0]
+
+    def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
+        """Draws, and log q of each, shape (*sample_shape, *batch)."""
+        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        z = self.before.rsample(torch.Size(shape))
+        log_q = self.before.log_prob(z)
+        for transform in self.transforms:
+            moved = transform(z)
+            log_q = log_q - transform.log_abs_det_jacobian(z, moved)
+            z = moved
+        return z, log_q

@@ -1,0 +1,58 @@
+"""Posteriors q(z | x) that a VAE can have, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from cnf.posterior import FlowPosterior, check_encoding
+from cnf.vae.architecture import Architecture
+from cnf.vae.planar import PlanarPosterior
+
+
+class GaussianPosterior(nn.Module):
+    """The posterior that VAEs usually have: N(loc, scale²), its coordinates independent.
+
+    Example:
+        >>> import torch
+        >>> q = GaussianPosterior()(torch.zeros(3, 8), torch.zeros(3, 2), torch.ones(3, 2))
+        >>> q.batch_shape, q.event_shape
+        (torch.Size([3]), torch.Size([2]))
+    """
+
+    def forward(self, h: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
+        """q(z | x) for the encoder's loc and scale; its features h go unused.
+
+        Raises:
+            ValueError: A number is not finite, or a scale not above zero.
+        """
+        del h
+        check_encoding({"loc": loc, "scale": scale})
+        return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
+
+
+def _gaussian(architecture: Architecture) -> nn.Module:
+    return GaussianPosterior()
+
+
+def _planar(architecture: Architecture) -> nn.Module:
+    return PlanarPosterior(architecture.latent_dim, architecture.features, architecture.flows)
+
+
+def _cnf(architecture: Architecture) -> nn.Module:
+    return FlowPosterior(
+        architecture.latent_dim,
+        architecture.features,
+        architecture.amortize,
+        architecture.field,
+    )
+
+
+POSTERIORS: dict[str, Callable[[Architecture], nn.Module]] = {
+    "gaussian": _gaussian,
+    "planar": _planar,
+    "cnf": _cnf,
+}
+"""By name: modules that make a distribution of features h, loc and scale."""

@@ -1,0 +1,246 @@
+"""Grey images: scikit-learn's digits, MNIST, the Frey Faces, and files of one's own."""
+
+import gzip
+import os
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import loadmat
+from sklearn.datasets import load_digits
+
+from cnf.datasets.benchmarks import DATA_DIR
+from cnf.datasets.splits import split
+from cnf.datasets.table import closest
+
+__all__ = ["IMAGES", "Images", "load_images"]
+
+Grey = NDArray[np.uint8]
+WHITE = 255
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Grey images, divided.
+
+    Attributes:
+        name: A name in `IMAGES`, or the absolute path of a file.
+        train: Images to train on, shape (n, height, width), 0 black.
+        validation: Images to select on.
+        test: Images held out from both.
+        white: The grey value of white.
+    """
+
+    name: str
+    train: Grey
+    validation: Grey
+    test: Grey
+    white: int = WHITE
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        _, height, width = self.train.shape
+        return height, width
+
+
+def load_images(data: str, data_dir: str | os.PathLike[str] | None = None, seed: int = 0) -> Images:
+    """Read images by their name in `IMAGES` or from a file.
+
+    - `digits`: scikit-learn's 1797 of 8 x 8 with 17 levels; 1097, 200 and 500 of them at random.
+    - `mnist`: 70,000 of 28 x 28; the published test images, and at random 10,000 of the others to
+      validate on.
+    - `freyfaces`: 1965 of 28 x 20; 1565, 200 and 200 at random.
+    - a file, .npy or FILE.npz:ARRAY: whole numbers from 0 to 255 of shape (n, height, width); 80,
+      10 and 10 % at random.
+
+    Args:
+        data: A name, or a path.
+        data_dir: The folder with the files of `mnist` and `freyfaces`; what the environment's
+            CNF_DATA names when None.
+        seed: Of the division.
+
+    Raises:
+        ValueError: There is no such name or file, or it holds something else; the message says
+            where a file comes from.
+
+    Example:
+        >>> load_images("digits").size
+        (8, 8)
+        >>> load_images("freyfaces", "/nowhere")
+        Traceback (most recent call last):
+        ValueError: Expected freyfaces.npz or frey_rawface.mat in /nowhere; got no such file: it \
+comes from https://cs.nyu.edu/~roweis/data/frey_rawface.mat.
+    """
+    if data in IMAGES:
+        return IMAGES[data](data_dir, seed)
+    file, _, array = data.partition(".npz:")
+    path = Path(f"{file}.npz" if array else data)
+    if path.suffix not in (".npy", ".npz"):
+        hint = ", ".join(closest(data, IMAGES) or IMAGES)
+        raise ValueError(
+            f"Expected images by name, such as {hint}, or a file .npy or FILE.npz:ARRAY; "
+            f"got {data!r}"
+        )
+    if path.suffix == ".npz" and not array:
+        raise ValueError(f"Expected {data}:ARRAY, the name of an array in the file; got {data}")
+    found = _whole(_read(path, array or None), str(path))
+    parts = split(len(found), seed)
+    train, validation, test = (found[getattr(parts, part)] for part in PARTS)
+    return Images(os.path.abspath(path) + (f":{array}" if array else ""), train, validation, test)
+
+
+def _digits(_: str | os.PathLike[str] | None, seed: int) -> Images:
+    images = load_digits().images.astype(np.uint8)
+    return _divided("digits", images, (1097, 200, 500), seed, white=16)
+
+
+def _freyfaces(data_dir: str | os.PathLike[str] | None, seed: int) -> Images:
+    """Roweis' 560 x 1965 matrix, or an array `data` of its transpose."""
+    source = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
+    path = _path("freyfaces", data_dir, (("freyfaces.npz",), ("frey_rawface.mat",)), source)[0]
+    if path.suffix == ".mat":
+        try:
+            rows = loadmat(path)["ff"].T
+        except (KeyError, OSError, ValueError, TypeError) as error:
+            raise ValueError(f"Expected the matrix ff in {path}; got {error}: restore it") from None
+    else:
+        rows = _read(path, "data")
+    images = _whole(_shaped(rows, (28, 20), path), str(path))
+    return _divided("freyfaces", images, (1565, 200, 200), seed)
+
+
+def _mnist(data_dir: str | os.PathLike[str] | None, seed: int) -> Images:
+    """One .npz of the arrays train and test, or x_train and x_test; or LeCun's files."""
+    idx = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
+    source = (
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz, or four .gz files "
+        "of https://ossci-datasets.s3.amazonaws.com/mnist"
+    )
+    groups = (("mnist.npz",), idx, tuple(f"{name}.gz" for name in idx))
+    paths = _path("mnist", data_dir, groups, source)
+    if len(paths) == 1:
+        names = ("train", "test"), ("x_train", "x_test")
+        known = next((each for each in names if each[0] in _arrays(paths[0])), names[0])
+        train, test = (_read(paths[0], name) for name in known)
+    else:
+        train, test = map(_read_idx, paths)
+    train, test = (_whole(_shaped(part, (28, 28), paths[0]), "MNIST") for part in (train, test))
+    held_out = len(train) // 6  # 10,000 of the 60,000
+    order = np.random.default_rng(seed).permutation(len(train))
+    return Images("mnist", train[order[held_out:]], train[order[:held_out]], test)
+
+
+IMAGES: dict[str, Callable[[str | os.PathLike[str] | None, int], Images]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+    "freyfaces": _freyfaces,
+}
+"""Readers by name, from the folder with the files and the seed of the division."""
+
+
+def _divided(
+    name: str, images: Grey, sizes: Sequence[int], seed: int, white: int = WHITE
+) -> Images:
+    """Images in random order, cut into parts of given sizes."""
+    if len(images) != sum(sizes):
+        raise ValueError(f"Expected {sum(sizes)} images of {name}; got {len(images)}: restore them")
+    order = np.random.default_rng(seed).permutation(len(images))
+    train, validation, test = np.split(images[order], np.cumsum(sizes)[:-1])
+    return Images(name, train, validation, test, white)
+
+
+def _path(
+    name: str,
+    data_dir: str | os.PathLike[str] | None,
+    groups: Sequence[Sequence[str]],
+    source: str,
+) -> list[Path]:
+    """Where the files of the first group are that is there whole."""
+    given = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
+    if not given:
+        raise ValueError(
+            f"Expected a folder with the files of {name}; got none: give --data-dir DIR, or set "
+            f"{DATA_DIR}. They come from {source}."
+        )
+    for group in groups:
+        paths = [Path(given) / file for file in group]
+        if all(path.is_file() for path in paths):
+            return paths
+    wanted = " or ".join(" and ".join(group) for group in groups)
+    raise ValueError(
+        f"Expected {wanted} in {os.fspath(given)}; got no such file: it comes from {source}."
+    )
+
+
+def _arrays(path: Path) -> list[str]:
+    """The names of the arrays in a file, as far as it can be read."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return list(arrays)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+
+
+def _read(path: Path, array: str | None) -> NDArray[Any]:
+    """An array of a .npz file, or a .npy file's own when None."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if array is None:
+            return np.asarray(found)
+        with found as arrays:
+            return np.asarray(arrays[array])
+    except FileNotFoundError:
+        raise ValueError(f"Expected images in {path}; got no such file") from None
+    except KeyError:
+        names = ", ".join(_arrays(path)) or "none"
+        raise ValueError(f"Expected an array {array!r} in {path}; its arrays are {names}") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"Expected {path} to hold an array of images; got {error}") from None
+
+
+def _read_idx(path: Path) -> NDArray[Any]:
+    """Images in LeCun's format: a magic number, three sizes, and a byte for each pixel."""
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        magic, *shape = struct.unpack(">4I", content[:16])
+        if magic != 2051:
+            raise ValueError(f"the magic number {magic} instead of 2051")
+        return np.frombuffer(content, np.uint8, offset=16).reshape(shape)
+    except (OSError, EOFError, ValueError, struct.error) as error:
+        raise ValueError(f"Expected images in {path}; got {error}: restore it") from None
+
+
+def _shaped(rows: NDArray[Any], size: tuple[int, int], path: Path) -> NDArray[Any]:
+    """Rows of pixels as images."""
+    try:
+        return rows.reshape(-1, *size) if rows.ndim == 2 else rows.reshape(len(rows), *size)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"Expected images of {size[0]} x {size[1]} in {path}; got an array of shape "
+            f"{rows.shape}: restore it"
+        ) from None
+
+
+def _whole(images: NDArray[Any], where: str) -> Grey:
+    """Images as bytes, checked to be that."""
+    if images.ndim != 3 or 0 in images.shape:
+        raise ValueError(
+            f"Expected images of shape (n, height, width) in {where}; got an array of shape "
+            f"{images.shape}: reshape it"
+        )
+    if images.dtype.kind not in "uif":
+        raise ValueError(f"Expected numbers in {where}; got {images.dtype}")
+    wrong = ~((images >= 0) & (images <= WHITE) & (images == np.round(images)))
+    if wrong.any():
+        raise ValueError(
+            f"Expected whole numbers from 0 to {WHITE} in {where}; got {images[wrong][0]}: "
+            f"multiply by {WHITE} and round, if white is 1"
+        )
+    return images.astype(np.uint8)

@@ -1,0 +1,173 @@
+"""What a flow as the posterior of a VAE gains over others, and what it costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import log, prod
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from cnf.datasets import Images, load_images
+from cnf.scripts.benchmarks.options import Options
+from cnf.scripts.benchmarks.overhead import one_thread
+from cnf.scripts.benchmarks.vae_trials import (
+    POSTERIORS,
+    SAMPLES,
+    SETTINGS,
+    Outcome,
+    outcome_of,
+    trial_of,
+)
+from cnf.vae import VAE, Architecture
+
+RIVALS = ("gaussian", "planar")
+IN_BITS = ("freyfaces",)  # of which papers tell bits per pixel
+COST = Architecture((28, 28), 255, network="conv", latent_dim=64)  # the Sylvester flows' own
+COST_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over images, with its standard error."""
+
+    value: float
+    stderr: float
+
+    @staticmethod
+    def of(numbers: Sequence[float]) -> Mean:
+        """Over images.
+
+        Example:
+            >>> Mean.of([1.0, 3.0])
+            Mean(value=2.0, stderr=1.0)
+        """
+        values = np.asarray(numbers)
+        return Mean(float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5))
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.stderr:.3f}"
+
+
+def bound_lines(options: Options) -> Iterator[str]:
+    """The tables of all images, each after a line for every VAE that is trained for it."""
+    for name in options.images or tuple(SETTINGS):
+        images = load_images(name, options.data_dir)
+        found: dict[str, list[Outcome]] = {}
+        for posterior in options.posteriors or tuple(POSTERIORS):
+            found[posterior] = yield from _outcomes(options, images, posterior)
+        yield ""
+        yield from _table(images, found)
+        yield ""
+        yield from _verdict(found)
+
+
+def cost_lines(repeats: int) -> Iterator[str]:
+    """The table of what a training step takes, on the convolutional VAE."""
+    with one_thread():
+        steps = {name: _stepper(made) for name, made in POSTERIORS.items()}
+        taken: dict[str, list[float]] = {name: [] for name in steps}
+        for repeat in range(repeats + 2):  # the first two warm up
+            for name, step in steps.items():
+                begin = time.perf_counter()
+                step()
+                if repeat >= 2:
+                    taken[name].append(time.perf_counter() - begin)
+        yield (
+            f"Training step of the convolutional VAE, {COST.latent_dim} latents, {COST_BATCH} "
+            f"images of 28 x 28; threads: {torch.get_num_threads()}, median of {repeats}"
+        )
+    yield f"{'posterior':<14}{'seconds':>10}{'to gaussian':>14}"
+    first = median(taken["gaussian"])
+    for name, seconds in taken.items():
+        yield f"{name:<14}{median(seconds):>10.4f}{median(seconds) / first:>14.2f}"
+
+
+def _outcomes(
+    options: Options, images: Images, posterior: str
+) -> Generator[str, None, list[Outcome]]:
+    """The outcomes with a posterior, of all seeds, with a line for each that is trained."""
+    outcomes = []
+    for seed in range(SETTINGS[images.name].seeds):
+        outcome = outcome_of(options, trial_of(images, posterior, seed), images)
+        outcomes.append(outcome)
+        if not outcome.kept:
+            yield (
+                f"  {images.name} {posterior} seed {seed}: NLL {Mean.of(outcome.nll)}, ELBO "
+                f"{Mean.of(outcome.elbo)}, {outcome.seconds:.0f} s"
+            )
+    return outcomes
+
+
+def _table(images: Images, found: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
+    """The images' table, in Markdown."""
+    setting = SETTINGS[images.name]
+    count = len(next(iter(found.values()))[0].nll)
+    yield (
+        f"{images.name}: {count} test images, {setting.latent_dim} latents, {setting.plan.epochs} "
+        f"epochs, seeds: {setting.seeds}; threads: {torch.get_num_threads()}; nats, ± standard "
+        "errors over the images"
+    )
+    yield ""
+    bits = images.name in IN_BITS
+    rivals = [rival for rival in RIVALS if rival in found]
+    heads = ["posterior", "ELBO", f"NLL, IWAE-{SAMPLES}", *(["bits / pixel"] if bits else [])]
+    heads += [*(f"below {rival}" for rival in rivals), "seconds"]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for name, outcomes in found.items():
+        nll = Mean.of(_over_seeds([outcome.nll for outcome in outcomes]))
+        elbo = Mean.of(_over_seeds([outcome.elbo for outcome in outcomes]))
+        cells = [name, str(elbo), str(nll)]
+        cells += [f"{nll.value / (prod(images.size) * log(2)):.4f}"] if bits else []
+        cells += ["" if name == rival else str(_ahead(found, name, rival)) for rival in rivals]
+        cells.append(f"{np.mean([outcome.seconds for outcome in outcomes]):.0f}")
+        yield f"| {' | '.join(cells)} |"
+
+
+def _verdict(found: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
+    """How far the best flow of this library is ahead of the others."""
+    ours = [name for name in found if name not in RIVALS]
+    rivals = [rival for rival in RIVALS if rival in found]
+    if not ours or not rivals:
+        return
+    best = min(ours, key=lambda name: np.mean([outcome.nll for outcome in found[name]]))
+    for rival in rivals:
+        ahead = _ahead(found, best, rival)
+        yield (
+            f"{best} is {ahead} nats ahead of {rival}, {ahead.value / ahead.stderr:.1f} standard "
+            "errors of the difference image by image"
+        )
+
+
+def _ahead(found: Mapping[str, Sequence[Outcome]], name: str, rival: str) -> Mean:
+    """By how much a posterior's NLL is below another's, image by image."""
+    own, other = (
+        np.asarray(_over_seeds([outcome.nll for outcome in found[each]])) for each in (name, rival)
+    )
+    return Mean.of((other - own).tolist())
+
+
+def _over_seeds(numbers: Sequence[Sequence[float]]) -> list[float]:
+    """The mean over the seeds, image by image."""
+    means: list[float] = np.mean(numbers, axis=0).tolist()
+    return means
+
+
+def _stepper(posterior: Mapping[str, Any]) -> Callable[[], None]:
+    """One optimizer step of a convolutional VAE on the same images."""
+    torch.manual_seed(0)
+    vae = VAE(replace(COST, **posterior))
+    optimizer = torch.optim.AdamW(vae.parameters(), fused=True)
+    x = vae.likelihood.observe(torch.rand(COST_BATCH, prod(COST.size)))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (-vae.bound(x).value.mean()).backward()
+        optimizer.step()
+
+    return step

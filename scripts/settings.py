@@ -1,0 +1,41 @@
+"""Numbers and names of a dataclass, as the command line takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TRUTHS = ("false", "true")  # as the command line spells them
+
+
+def value_of(name: str, text: str, default: Any) -> Any:
+    """`text` as a value of the default's type.
+
+    Raises:
+        ValueError: It is none.
+
+    Example:
+        >>> value_of("hidden", "64,64", (32,))
+        (64, 64)
+    """
+    kind = type(default)
+    try:
+        if kind is bool:
+            return bool(TRUTHS.index(text.lower()))
+        return tuple(int(part) for part in text.split(",")) if kind is tuple else kind(text)
+    except ValueError:
+        wanted = " or ".join(TRUTHS) if kind is bool else f"like {text_of(default)}"
+        raise ValueError(
+            f"Expected --{name.replace('_', '-')} to be {wanted}; got {text!r}"
+        ) from None
+
+
+def text_of(value: object) -> str:
+    """A value as the command line takes it.
+
+    Example:
+        >>> text_of((64, 64)), text_of(True)
+        ('64,64', 'true')
+    """
+    if isinstance(value, bool):
+        return TRUTHS[value]
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

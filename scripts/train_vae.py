@@ -71,6 +71,7 @@ HELP = {
     "learning_rate": "peak learning rate, which falls as a cosine to 0",
     "warmup": "fraction of the run in which it rises",
     "annealing": "fraction of the run in which the KL term's weight rises from 0 to 1",
+    "settling": "fraction of the run before what carries the posterior's Gaussian on learns",
     "weight_decay": "AdamW's weight decay",
     "clip": "largest norm of the gradient",
 }

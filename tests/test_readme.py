@@ -9,6 +9,7 @@ import pytest
 
 from cnf.scripts.__main__ import PROGRAMS, main
 
+QUICK = {"train": ("--steps", "5"), "train-vae": ("--epochs", "1", "--samples", "10")}
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -35,8 +36,7 @@ def test_commands_run_on_a_table(tmp_path, monkeypatch):
     assert {line.split()[1] for line in lines} == set(PROGRAMS)
     for line in lines:
         arguments = shlex.split(line, comments=True)[1:]
-        quick = ["--steps", "5"] if arguments[0] == "train" else []
-        assert main([*arguments, *quick]) == 0
+        assert main([*arguments, *QUICK.get(arguments[0], ())]) == 0
     assert (tmp_path / "scores.csv").exists()
     assert (tmp_path / "samples.csv").exists()
 

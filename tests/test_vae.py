@@ -282,6 +282,30 @@ def test_the_epoch_that_validates_best_is_kept():
     assert torch.equal(vae.head.weight, weights[best])
 
 
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way.values()))
+def test_a_posterior_starts_as_the_encoders_gaussian(way):
+    vae, x = small(**way), stripes(5)
+    torch.manual_seed(0)
+    gaussian = vae.bound(x, samples=3, settling=True)
+    torch.manual_seed(0)
+    found = vae.bound(x, samples=3)
+    torch.testing.assert_close(found.value, gaussian.value)
+
+
+def test_what_carries_the_gaussian_on_learns_when_it_has_settled():
+    vae = small(posterior="cnf", amortize="bias")
+    before = [p.detach().clone() for p in vae.posterior.parameters()]
+    changed = []
+
+    def watch(step):
+        pairs = zip(before, vae.posterior.parameters(), strict=True)
+        changed.append(any(not torch.equal(one, other) for one, other in pairs))
+
+    plan = Plan(2, batch_size=25, settling=0.5)
+    fit(vae, stripes(100), stripes(20), plan, callbacks=[watch])
+    assert changed == [False] * 4 + [True] * 4
+
+
 def test_a_callback_sees_all_steps():
     seen = []
     fit(small(), stripes(100), stripes(20), Plan(2, batch_size=30), callbacks=[seen.append])

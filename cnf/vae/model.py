@@ -21,9 +21,10 @@ from cnf.storage import read_model, write_model
 from cnf.vae.architecture import Architecture
 from cnf.vae.likelihoods import LIKELIHOODS, Likelihood
 from cnf.vae.networks import NETWORKS
-from cnf.vae.posteriors import POSTERIORS
+from cnf.vae.posteriors import POSTERIORS, GaussianPosterior
 
 LEAST_SCALE = 1e-4
+GAUSSIAN = GaussianPosterior()
 PARTS = ("architecture", "metadata")  # what a VAE's configuration holds
 
 
@@ -82,9 +83,10 @@ class VAE(nn.Module):
         loc, scale = self.head(h).chunk(2, -1)
         return self.tell(h), loc, softplus(scale) + LEAST_SCALE
 
-    def posterior_of(self, x: Tensor) -> Distribution:
-        """q(z | x) of images (n, pixels)."""
-        posterior: Distribution = self.posterior(*self.encode(x))
+    def posterior_of(self, x: Tensor, settling: bool = False) -> Distribution:
+        """q(z | x) of images (n, pixels); while it is settling, the encoder's Gaussian."""
+        module = GAUSSIAN if settling else self.posterior
+        posterior: Distribution = module(*self.encode(x))
         return posterior
 
     def decode(self, z: Tensor) -> Tensor:
@@ -96,9 +98,12 @@ class VAE(nn.Module):
         """Log p(x | z) of images (n, pixels), as a function of z (..., n, latent_dim)."""
         return lambda z: self.likelihood.log_prob(self.decode(z), x)
 
-    def bound(self, x: Tensor, beta: float = 1.0, samples: int = 1) -> Bound:
+    def bound(
+        self, x: Tensor, beta: float = 1.0, samples: int = 1, settling: bool = False
+    ) -> Bound:
         """The evidence lower bound of each image, by `cnf.elbo`."""
-        return elbo(self.posterior_of(x), self.prior, self.log_likelihood(x), samples, beta)
+        posterior = self.posterior_of(x, settling)
+        return elbo(posterior, self.prior, self.log_likelihood(x), samples, beta)
 
     def means(self, z: Tensor) -> Tensor:
         """The mean images (..., height, width), from 0 to 1, for latents (..., latent_dim)."""

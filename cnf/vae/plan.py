@@ -16,6 +16,10 @@ class Plan:
         learning_rate: Adam's peak learning rate; after a linear warm-up it falls as a cosine to 0.
         warmup: Fraction of the run that warms up.
         annealing: Fraction of the run in which the KL term's weight rises from 0 to 1.
+        settling: Fraction of the run in which the posterior is the encoder's Gaussian, before what
+            carries it on begins to learn. That costs no more than a Gaussian does, and a Gaussian
+            makes latents tell each something else, or nothing: a flow that learns from the start
+            lets them all tell a little, and stays there.
         weight_decay: AdamW's decoupled weight decay.
         clip: Largest norm of the gradient.
 
@@ -35,6 +39,7 @@ class Plan:
     learning_rate: float = 1e-3
     warmup: float = 0.02
     annealing: float = 0.2
+    settling: float = 0.3
     weight_decay: float = 0.0
     clip: float = 100.0
 
@@ -42,7 +47,7 @@ class Plan:
         for name in ("epochs", "batch_size", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Expected {name} above 0; got {getattr(self, name)}")
-        for name in ("warmup", "annealing"):
+        for name in ("warmup", "annealing", "settling"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"Expected {name} of at least 0 and below 1; got {getattr(self, name)}"
@@ -60,3 +65,7 @@ class Plan:
     def beta(self, progress: float) -> float:
         """The KL term's weight, alike."""
         return min(1.0, progress / self.annealing) if self.annealing else 1.0
+
+    def is_settling(self, progress: float) -> bool:
+        """Whether the posterior is the encoder's Gaussian still."""
+        return progress < self.settling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from math import e, log
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from cnf.posterior import Shape, check_encoding
 class PlanarPosterior(nn.Module):
     """The encoder's Gaussian, carried on by planar flows whose numbers are made of its features.
 
-    Each is f(z) = z + û tanh(wᵀz + b), with w, û and b linear in h, from Pyro.
+    Each is f(z) = z + û tanh(wᵀz + b), with numbers that are linear in h, from Pyro. At first it is
+    the identity.
 
     Args:
         latent_dim: Size of z.
@@ -65,14 +67,20 @@ def _conditioned(flow: Any, h: Tensor) -> Any:
 
 
 class _Numbers(nn.Module):
-    """b, u and w of one flow as linear functions of h; small at first, so that little changes."""
+    """b, u and w of one flow as linear functions of h, with which it starts as the identity.
+
+    Pyro takes û = u + (softplus(wᵀu) − 1 − wᵀu) w / |w|², which is 0 for u = log(e − 1) w / |w|².
+    """
 
     def __init__(self, context_dim: int, latent_dim: int) -> None:
         super().__init__()
         self.sizes = [1, latent_dim, latent_dim]
         self.linear = nn.Linear(context_dim, sum(self.sizes))
+        w = torch.randn(latent_dim) / latent_dim**0.5
+        u = log(e - 1) * w / w.square().sum()
         with torch.no_grad():
-            self.linear.weight.mul_(0.1)
+            self.linear.weight.zero_()
+            self.linear.bias.copy_(torch.cat([torch.zeros(1), u, w]))
 
     def forward(self, h: Tensor) -> tuple[Tensor, ...]:
         """As Pyro wants them."""

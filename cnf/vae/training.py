@@ -55,7 +55,8 @@ class Step:
         loss: The step's loss, nan for one that was left out.
         record: Of the epoch that it ends, if it does.
         records: Of all epochs so far.
-        improved: Whether the last one's bound is the best since the KL term has its full weight.
+        improved: Whether the last one's bound is the best of those that count, where the KL term
+            has its full weight and the posterior is no more settling.
         vae: What is trained.
     """
 
@@ -161,7 +162,9 @@ class _Run:
                 done = (self.epoch + (i + 1) / len(batches)) / self.plan.epochs
                 self._tell(callbacks, done, losses[-1])
         taken = [loss for loss in losses if isfinite(loss)]
-        elbo, kl = self._validate()
+        progress = (self.epoch + 1) / self.plan.epochs
+        settling = self.plan.is_settling(progress)
+        elbo, kl = self._validate(settling)
         self.seconds = perf_counter() - began
         self.records.append(
             Record(
@@ -173,8 +176,8 @@ class _Run:
                 len(losses) - len(taken),
             )
         )
-        progress = self.epoch / self.plan.epochs
-        improved = self.plan.beta(progress) == 1 and elbo > self.best_elbo
+        full = self.plan.beta(progress) == 1 and not settling
+        improved = full and elbo > self.best_elbo
         if improved:
             self.best_elbo, self.best = elbo, _copy(self.vae.state_dict())
         self._write()
@@ -186,7 +189,8 @@ class _Run:
             group["lr"] = self.plan.rate(progress)
         self.optimizer.zero_grad()
         try:
-            loss = -self.vae.bound(x, self.plan.beta(progress)).value.mean()
+            settling = self.plan.is_settling(progress)
+            loss = -self.vae.bound(x, self.plan.beta(progress), settling=settling).value.mean()
             loss.backward()
         except SolveError as error:
             return self._fail(str(error))
@@ -208,12 +212,12 @@ class _Run:
         return nan
 
     @torch.no_grad()
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self, settling: bool) -> tuple[float, float]:
         """The bound of the validation images and its KL term, always with the same noise."""
         with _fixed_noise(self.train.device):
             try:
                 parts = [
-                    self.vae.bound(part, samples=VALIDATION_SAMPLES)
+                    self.vae.bound(part, samples=VALIDATION_SAMPLES, settling=settling)
                     for part in self.validation.split(1024)
                 ]
             except SolveError:

@@ -26,6 +26,7 @@ def quick(monkeypatch):
     """Digits alone, trained for an epoch, with few samples."""
     monkeypatch.setitem(vae_trials.SETTINGS, "digits", QUICK)
     monkeypatch.setattr(vae_trials, "SAMPLES", 5)
+    monkeypatch.setattr(train_vae, "TESTED", 60)
 
 
 def bounds(out, *arguments):
@@ -40,7 +41,7 @@ def test_the_table_has_a_row_for_each_posterior_and_is_made_once(tmp_path, quick
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert [row[0].strip("| ") for row in rows] == ["posterior", *POSTERIORS]
     assert len(re.findall(r"^  digits ", text, re.MULTILINE)) == 2 * len(POSTERIORS)
-    assert "500 test images, 2 latents, 1 epochs, seeds: 2; threads: " in text
+    assert "60 test images, 2 latents, 1 epochs, seeds: 2; threads: " in text
     cells = [json.loads(line) for line in (tmp_path / VAE_CELLS).read_text().splitlines()]
     nll = {
         name: np.mean([c["nll"] for c in cells if c["posterior"] == name]) for name in POSTERIORS

@@ -19,6 +19,12 @@ FIGURES = {"reconstructions.png", "samples.png", "traversal.png", "learning_curv
 SMALL = ("--hidden", "16", "--features", "8", "--epochs", "2", "--samples", "20")
 
 
+@pytest.fixture(autouse=True)
+def _few(monkeypatch):
+    """Fewer images are scored than by the program itself."""
+    monkeypatch.setattr(train_vae, "TESTED", 60)
+
+
 @pytest.fixture
 def pictures(tmp_path):
     """A file of pictures of 8 x 12."""
@@ -39,8 +45,8 @@ def numbers(text):
 )
 def test_digits_need_no_file(tmp_path, posterior):
     out = tmp_path / "out"
-    text = done("train-vae", "--out", out, *SMALL, "--posterior", *posterior)
-    assert text.startswith("digits: 1097 training images of 8 x 8; mlp of 32 latents, likelihood")
+    text = done("train-vae", "--out", out, *SMALL, "--latent-dim", 3, "--posterior", *posterior)
+    assert text.startswith("digits: 1097 training images of 8 x 8; mlp of 3 latents, likelihood")
     found = numbers(text)
     assert -60 < found["ELBO"] < -found["NLL"] < -20
     assert {path.name for path in (out / "figures").iterdir()} == FIGURES
@@ -66,14 +72,16 @@ def test_a_file_by_convolutions(tmp_path, pictures):
 
 def test_the_scores_are_those_of_the_saved_weights(tmp_path):
     out = tmp_path / "out"
-    arguments = ("--hidden", "16", "--epochs", "2", "--posterior", "gaussian")
+    arguments = ("--hidden", "16", "--epochs", "10", "--posterior", "gaussian")
     found = numbers(done("train-vae", "--out", out, *arguments, "--samples", 500))
     vae = load(out)
     x = train_vae.observed(vae, train_vae.load_images("digits"))
     torch.manual_seed(1)
     again = train_vae.score(vae, x, 500)
-    assert found["NLL"] == pytest.approx(again.nll.mean().item(), abs=0.05)
-    assert found["ELBO"] == pytest.approx(again.elbo.mean().item(), abs=0.1)
+    assert found["NLL"] == pytest.approx(again.nll.mean().item(), abs=0.3)
+    assert found["ELBO"] == pytest.approx(again.elbo.mean().item(), abs=0.3)
+    torch.nn.init.normal_(vae.head.weight)
+    assert found["ELBO"] > train_vae.score(vae, x, 100).elbo.mean() + 5
 
 
 def test_a_run_that_is_killed_goes_on(tmp_path):
@@ -102,7 +110,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("mnits",), "such as mnist, or a file"),
+        (("mnits",), "such as mnist, "),
         (("own.npy",), "own.npy; got no such file"),
         (("mnist", "--data-dir", "/nowhere"), "Expected mnist.npz or"),
         (("--posterior", "iaf"), "the posterior to be one of gaussian, planar, cnf; got 'iaf'"),

@@ -189,6 +189,11 @@ def _architecture(arguments: argparse.Namespace, images: Images) -> Architecture
                 f"Expected no {_option(name)} with posterior {made.posterior}, which has no use "
                 "for it"
             )
+    if "features" in given and not made.tells:
+        raise ValueError(
+            "Expected no --features with a posterior that is told no more than loc and scale: "
+            f"{made.posterior}{' of amortize none' * (made.posterior == 'cnf')}"
+        )
     if made.network == "conv" and "hidden" in given:
         raise ValueError("Expected no --hidden with network conv, whose widths are its own")
     return made

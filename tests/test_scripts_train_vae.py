@@ -16,7 +16,7 @@ from cnf.scripts import train_vae
 from cnf.vae import load
 
 FIGURES = {"reconstructions.png", "samples.png", "traversal.png", "learning_curve.png"}
-SMALL = ("--hidden", "16", "--features", "8", "--epochs", "2", "--samples", "20")
+SMALL = ("--hidden", "16", "--epochs", "2", "--samples", "20")
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_the_scores_are_those_of_the_saved_weights(tmp_path):
 
 def test_a_run_that_is_killed_goes_on(tmp_path):
     """Once killed on its way, and once begun again after its end: the same numbers."""
-    arguments = [*SMALL[:4], "--epochs", "40", "--samples", "20", "--posterior", "gaussian"]
+    arguments = [*SMALL[:2], "--epochs", "40", "--samples", "20", "--posterior", "gaussian"]
     whole = done("train-vae", "--out", tmp_path / "whole", *arguments)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "cnf.scripts", "train-vae", "--out", str(out), *arguments]
@@ -121,6 +121,8 @@ def test_a_run_that_is_killed_goes_on(tmp_path):
             ("--posterior", "gaussian", "--amortize", "bias"),
             "no --amortize with posterior gaussian",
         ),
+        (("--posterior", "gaussian", "--features", "4"), "no --features with a posterior"),
+        (("--amortize", "none", "--features", "4"), "no --features with a posterior"),
         (("--flows", "3"), "no --flows with posterior cnf"),
         (("--network", "conv", "--hidden", "8"), "no --hidden with network conv"),
         (("--latent-dim", "0"), "latent_dim of at least 1; got 0"),

@@ -17,7 +17,8 @@ class Architecture:
         hidden: Widths of the encoder's hidden layers, and in reverse order of the decoder's; of
             network `"mlp"`.
         latent_dim: Size of z.
-        features: Size of what the encoder tells the posterior beside loc and scale.
+        features: Size of what the encoder tells the posterior beside loc and scale, where that
+            makes use of it.
         posterior: A name in `cnf.vae.POSTERIORS`.
         amortize: Of posterior `"cnf"`, a name in `cnf.posterior.AMORTIZATIONS`.
         field: Of it too, widths of the field's hidden layers.
@@ -49,3 +50,14 @@ class Architecture:
             value = getattr(self, name)
             if min(value, default=0) < 1 if isinstance(value, tuple) else value < 1:
                 raise ValueError(f"Expected {name} of at least 1; got {value}")
+
+    @property
+    def tells(self) -> bool:
+        """Whether the encoder tells the posterior more than loc and scale.
+
+        Example:
+            >>> Architecture((8, 8), 16, posterior="gaussian").tells
+            False
+        """
+        shared = self.posterior == "cnf" and self.amortize == "none"
+        return self.posterior != "gaussian" and not shared

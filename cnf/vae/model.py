@@ -68,7 +68,10 @@ class VAE(nn.Module):
         )
         self.encoder, self.decoder = networks.encoder, networks.decoder
         self.head = nn.Linear(networks.features, 2 * latent_dim)
-        self.tell = nn.Sequential(nn.Linear(networks.features, architecture.features), nn.SiLU())
+        self.tell = None
+        if architecture.tells:
+            told = nn.Linear(networks.features, architecture.features)
+            self.tell = nn.Sequential(told, nn.SiLU())
         self.posterior = POSTERIORS[architecture.posterior](architecture)
 
     @property
@@ -77,11 +80,12 @@ class VAE(nn.Module):
         zeros = self.head.weight.new_zeros(self.architecture.latent_dim)
         return Independent(Normal(zeros, zeros + 1, validate_args=False), 1, validate_args=False)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features for the posterior, loc and scale, of images (n, pixels)."""
+    def encode(self, x: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Features for the posterior, if any, loc and scale, of images (n, pixels)."""
         h = self.encoder(x)
         loc, scale = self.head(h).chunk(2, -1)
-        return self.tell(h), loc, softplus(scale) + LEAST_SCALE
+        told = None if self.tell is None else self.tell(h)
+        return told, loc, softplus(scale) + LEAST_SCALE
 
     def posterior_of(self, x: Tensor, settling: bool = False) -> Distribution:
         """q(z | x) of images (n, pixels); while it is settling, the encoder's Gaussian."""

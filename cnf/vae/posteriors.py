@@ -22,7 +22,7 @@ class GaussianPosterior(nn.Module):
         (torch.Size([3]), torch.Size([2]))
     """
 
-    def forward(self, h: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
+    def forward(self, h: Tensor | None, loc: Tensor, scale: Tensor) -> Distribution:
         """q(z | x) for the encoder's loc and scale; its features h go unused.
 
         Raises:

@@ -15,6 +15,7 @@ from dataclasses import asdict, fields
 from math import log
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import torch
 from matplotlib.figure import Figure
@@ -274,14 +275,22 @@ class _ProgressBar:
 
 
 class _Recorder:
-    """A callback that keeps metrics.jsonl up to date."""
+    """A callback that keeps metrics.jsonl up to date; a disk that is full ends no run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __call__(self, step: Step) -> None:
-        if step.record is not None:
+        if step.record is None:
+            return
+        try:
             write_metrics(self.path, (asdict(record) for record in step.records))
+        except OSError as error:
+            warn(
+                f"{self.path} could not be written ({error.strerror}): training goes on, and the "
+                "next epoch tries again",
+                stacklevel=2,
+            )
 
 
 if __name__ == "__main__":

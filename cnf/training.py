@@ -113,7 +113,7 @@ def fit(
     plan = stages(recipe)
     for stage in plan:
         stage.objective.check(flow, conditional=context is not None)
-    with _drawing(seed, flow.like.device):  # the same noise in every process
+    with drawing(seed, flow.like.device):  # the same noise in every process
         _fit_scaling(flow, train)
     (spent,) = mean([perf_counter() - start], held_out.x)
     keeper = None
@@ -129,7 +129,7 @@ def fit(
         held_out[: recipe.validation_rows],
         keeper,
     )
-    with _drawing(seed + rank(), flow.like.device):
+    with drawing(seed + rank(), flow.like.device):
         run.resume()
         try:
             run.loop(callbacks)
@@ -175,7 +175,7 @@ def _fit_scaling(flow: Flow, rows: Rows) -> None:
 
 
 @contextmanager
-def _drawing(seed: int, device: torch.device) -> Iterator[None]:
+def drawing(seed: int, device: torch.device) -> Iterator[None]:
     """PyTorch's generators seeded, and put back afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -3,14 +3,17 @@
 import gzip
 import os
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 from sklearn.datasets import load_digits
 
 from cnf.datasets.benchmarks import DATA_DIR
@@ -21,6 +24,19 @@ __all__ = ["IMAGES", "Images", "load_images"]
 
 Grey = NDArray[np.uint8]
 WHITE = 255
+# What reading a file raises where it is cut off, damaged or something else.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    BadZipFile,
+    MatReadError,
+)
 PARTS = ("train", "validation", "test")
 
 
@@ -107,7 +123,7 @@ def _freyfaces(data_dir: str | os.PathLike[str] | None, seed: int) -> Images:
     if path.suffix == ".mat":
         try:
             rows = loadmat(path)["ff"].T
-        except (KeyError, OSError, ValueError, TypeError) as error:
+        except (KeyError, *UNREADABLE) as error:
             raise ValueError(f"Expected the matrix ff in {path}; got {error}: restore it") from None
     else:
         rows = _read(path, "data")
@@ -181,26 +197,24 @@ def _path(
 def _arrays(path: Path) -> list[str]:
     """The names of the arrays in a file, as far as it can be read."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return list(arrays)
-    except (OSError, ValueError, TypeError, AttributeError):
+    except UNREADABLE:
         return []
 
 
 def _read(path: Path, array: str | None) -> NDArray[Any]:
     """An array of a .npz file, or a .npy file's own when None."""
     try:
-        found = np.load(path, allow_pickle=False)
-        if array is None:
-            return np.asarray(found)
-        with found as arrays:
-            return np.asarray(arrays[array])
+        with open(path, "rb") as file:  # which NumPy leaves open where the archive is damaged
+            found = np.load(file, allow_pickle=False)
+            return np.asarray(found if array is None else found[array])
     except FileNotFoundError:
         raise ValueError(f"Expected images in {path}; got no such file") from None
     except KeyError:
         names = ", ".join(_arrays(path)) or "none"
         raise ValueError(f"Expected an array {array!r} in {path}; its arrays are {names}") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"Expected {path} to hold an array of images; got {error}") from None
 
 
@@ -213,7 +227,7 @@ def _read_idx(path: Path) -> NDArray[Any]:
         if magic != 2051:
             raise ValueError(f"the magic number {magic} instead of 2051")
         return np.frombuffer(content, np.uint8, offset=16).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except UNREADABLE as error:
         raise ValueError(f"Expected images in {path}; got {error}: restore it") from None
 
 

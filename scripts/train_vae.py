@@ -1,9 +1,9 @@
 """`train-vae DATA --out DIR`: train a VAE of images with a posterior of choice, score and draw it.
 
-The test images' evidence lower bound and importance-weighted bound are printed, with the posterior
-solved with care. DIR receives the VAE, metrics.jsonl and figures/: images beside their
-reconstructions, images from the prior, what the latents do, the learning curve, and of a VAE with
-two latents its posteriors beside the true ones.
+Of up to 500 test images the evidence lower bound and the importance-weighted bound are printed,
+with the posterior solved with care. DIR receives the VAE, metrics.jsonl and figures/: images beside
+their reconstructions, images from the prior, what the latents do, the learning curve, and of a VAE
+with two latents its posteriors beside the true ones.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from cnf.scripts.plot import write_figure
 from cnf.scripts.program import Parser, positive_integer, program, say, seed
 from cnf.scripts.settings import text_of, value_of
 from cnf.scripts.trained import METRICS, STATE, write_metrics
+from cnf.training import drawing
 from cnf.vae import (
     LIKELIHOODS,
     NETWORKS,
@@ -119,17 +120,17 @@ def train(vae: VAE, images: Images, plan: Plan, seed: int, folder: Path | None) 
     if folder is None:
         return fit(vae, train, validation, plan, seed, [_ProgressBar()])
     folder.mkdir(parents=True, exist_ok=True)
-    callbacks: list[Callable[[Step], None]] = [_ProgressBar(), _Recorder(folder / METRICS)]
+    callbacks: list[Callable[[Step], None]] = [_ProgressBar(), _Recorder(folder, metadata)]
     records = fit(vae, train, validation, plan, seed, callbacks, folder / STATE)
     vae.save(folder, metadata)
+    _write(folder, records)  # as a process that was killed, or a full disk, may not have done
     return records
 
 
 def observed(vae: VAE, images: Images) -> Tensor:
     """What is observed of the test images that are scored, always the same."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(OBSERVED)
-        x = vae.likelihood.observe(grey(images.test[:TESTED], images.white))
+    generator = torch.Generator().manual_seed(OBSERVED)
+    x = vae.likelihood.observe(grey(images.test[:TESTED], images.white), generator)
     return x.to(vae.head.weight)
 
 
@@ -243,8 +244,7 @@ def _figures(vae: VAE, x: Tensor, records: Sequence[Record], seed: int) -> dict[
     """All figures by name."""
     curve = Figure(figsize=(6, 3.5), layout="constrained")
     draw_bounds(curve.subplots(), records)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with drawing(seed, x.device):
         figures = {
             "reconstructions": reconstructions_figure(vae, x[:SHOWN]),
             "samples": samples_figure(vae),
@@ -275,22 +275,32 @@ class _ProgressBar:
 
 
 class _Recorder:
-    """A callback that keeps metrics.jsonl up to date; a disk that is full ends no run."""
+    """A callback that keeps metrics.jsonl up to date, and saves the VAE that validates best.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    A disk that is full ends no run: the files of before stay, and the end tries again.
+    """
+
+    def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
+        self.folder, self.metadata = folder, metadata
 
     def __call__(self, step: Step) -> None:
         if step.record is None:
             return
         try:
-            write_metrics(self.path, (asdict(record) for record in step.records))
+            _write(self.folder, step.records)
+            if step.improved:
+                step.vae.save(self.folder, self.metadata)
         except OSError as error:
             warn(
-                f"{self.path} could not be written ({error.strerror}): training goes on, and the "
-                "next epoch tries again",
+                f"{self.folder} cannot be written to ({error.strerror}): training goes on, what is "
+                "there stays, and the end tries again",
                 stacklevel=2,
             )
+
+
+def _write(folder: Path, records: Sequence[Record]) -> None:
+    """Write metrics.jsonl, a line for each epoch."""
+    write_metrics(folder / METRICS, (asdict(record) for record in records))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import cnf
+from cnf import vae
 from cnf.layers import Argmax, Beside, Bounded, Dequantize, Keep, Positive, Whiten
 from cnf.recipes import RECIPES
+from cnf.vae.figures import posterior_figure, traversal_figure
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -135,3 +137,34 @@ def test_the_estimator_computes_there():
     there = density.score_samples(rows)
     density.device = "cpu"
     np.testing.assert_allclose(density.score_samples(rows), there, atol=1e-8)
+
+
+@pytest.mark.parametrize("posterior", ["gaussian", "planar", "cnf"])
+def test_a_vae_is_trained_resumed_scored_and_drawn(tmp_path, posterior):
+    architecture = vae.Architecture((8, 8), 16, hidden=(16,), latent_dim=2, posterior=posterior)
+    x, held_out = torch.rand(64, 64, device="cuda"), torch.rand(16, 64, device="cuda")
+    plan, found = vae.Plan(4, batch_size=32, settling=0.25, annealing=0.25), []
+
+    def stop(step):
+        if step.progress > 0.6:
+            raise KeyboardInterrupt
+
+    for callbacks in ([], [stop]):
+        torch.manual_seed(0)
+        model = vae.VAE(architecture).to("cuda")
+        if not callbacks:
+            vae.fit(model, x, held_out, plan)
+            found.append(model)
+            continue
+        with pytest.raises(KeyboardInterrupt):
+            vae.fit(model, x, held_out, plan, callbacks=callbacks, state=tmp_path / "state")
+        vae.fit(model, x, held_out, plan, state=tmp_path / "state")
+        found.append(model)
+    for one, other in zip(*(model.parameters() for model in found), strict=True):
+        torch.testing.assert_close(one, other)
+    observed = model.likelihood.observe(held_out)
+    bounds = vae.score(model, observed, samples=10)
+    assert bounds.nll.device.type == "cuda"
+    assert bounds.nll.isfinite().all()
+    posterior_figure(model, observed)
+    traversal_figure(model, observed)

@@ -153,13 +153,31 @@ def test_published_files_that_are_damaged(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="Expected images in .*restore it"):
             load_images("mnist", tmp_path)
+    whole = tmp_path / "whole.npz"
+    np.savez(whole, train=TRAIN, test=TEST)
+    for content in (whole.read_bytes()[:20_000], b""):
+        (tmp_path / "mnist.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="Expected .*mnist.npz to hold an array of images"):
+            load_images("mnist", tmp_path)
     np.savez(tmp_path / "mnist.npz", train=TRAIN[:, :20], test=TEST)
     with pytest.raises(ValueError, match=r"images of 28 x 28.*\(60, 20, 28\)"):
         load_images("mnist", tmp_path)
     np.savez(tmp_path / "freyfaces.npz", data=FACES[:100])
     with pytest.raises(ValueError, match="Expected 1965 images of freyfaces; got 100"):
         load_images("freyfaces", tmp_path)
-    savemat(tmp_path / "frey_rawface.mat", {"gg": np.zeros((560, 1965))})
+    matrix = tmp_path / "frey_rawface.mat"
+    savemat(matrix, {"gg": np.zeros((560, 1965))})
     (tmp_path / "freyfaces.npz").unlink()
-    with pytest.raises(ValueError, match="Expected the matrix ff in .*restore it"):
-        load_images("freyfaces", tmp_path)
+    for content in (matrix.read_bytes(), b"", b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM"):
+        matrix.write_bytes(content)
+        with pytest.raises(ValueError, match="Expected the matrix ff in .*restore it"):
+            load_images("freyfaces", tmp_path)
+
+
+def test_a_packed_file_that_is_damaged(tmp_path):
+    write_mnist(tmp_path, "gz")
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    for content in (path.read_bytes()[:500], b"\x1f\x8b" + bytes(50), b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="Expected images in .*restore it"):
+            load_images("mnist", tmp_path)

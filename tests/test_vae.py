@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.distributions import kl_divergence
 
 from cnf.training import TrainingError
@@ -25,6 +26,7 @@ from cnf.vae.likelihoods import Levels
 from cnf.vae.networks import GatedConvolution
 from cnf.vae.planar import PlanarPosterior
 from cnf.vae.posteriors import GaussianPosterior
+from cnf.vae.training import _Run
 
 SMALL = Architecture((8, 8), 16, hidden=(16,), latent_dim=2, features=8, field=(8,), flows=3)
 WAYS = [
@@ -208,10 +210,11 @@ def test_an_architecture_has_sizes_of_at_least_one():
 # Bounds
 
 
-def test_the_score_is_below_and_rises_with_the_samples():
+def test_the_score_is_below_and_near_log_p():
     vae = small(posterior="cnf", amortize="bias")
     fit(vae, stripes(600), stripes(50, seed=1), Plan(2, batch_size=50, learning_rate=1e-2))
-    x = stripes(40, seed=2)
+    torch.manual_seed(0)
+    x = vae.likelihood.observe(stripes(40, seed=2))
     torch.manual_seed(0)
     bounds = score(vae, x, samples=500)
     assert bounds.elbo.shape == bounds.nll.shape == (40,)
@@ -224,6 +227,24 @@ def test_the_score_is_below_and_rises_with_the_samples():
     exact = joint.logsumexp(0) + 2 * math.log(side[1] - side[0])
     assert (exact + bounds.nll).mean().item() == pytest.approx(0, abs=0.02)
     assert (bounds.elbo < exact + 0.3).all()
+    few = score(vae, x, samples=1)
+    assert bounds.nll.mean() < few.nll.mean()
+
+
+def test_the_score_solves_with_care(monkeypatch):
+    vae, seen = small(posterior="cnf", amortize="bias"), []
+    accurate = vae.posterior.accurate()
+    solved = type(accurate).forward
+
+    def spied(posterior, *encoded):
+        seen.append(posterior.flow.settings)
+        return solved(posterior, *encoded)
+
+    monkeypatch.setattr(type(accurate), "forward", spied)
+    score(vae, torch.zeros(3, 64), samples=2)
+    assert all(settings == accurate.flow.settings for settings in seen)
+    assert seen
+    assert accurate.flow.settings != vae.posterior.flow.settings
 
 
 # Training
@@ -258,11 +279,13 @@ def test_what_is_interrupted_goes_on_as_if_it_had_not_been(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(parted, x, held_out, plan, callbacks=[stop], state=tmp_path / "state")
     parted = VAE(SMALL)  # other first weights
-    found = fit(parted, x, held_out, plan, state=tmp_path / "state")
+    found = fit(parted, x, held_out, plan, state=str(tmp_path / "state"))
     for one, other in zip(found, expected, strict=True):
         assert replace(one, seconds=0) == replace(other, seconds=0)
     for one, other in zip(parted.parameters(), whole.parameters(), strict=True):
         assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="its images was "):
+        fit(parted, x.flip(0), held_out, plan, state=tmp_path / "state")
     with pytest.raises(ValueError, match="learning_rate was 0.001, and now is 0.01"):
         fit(parted, x, held_out, replace(plan, learning_rate=1e-2), state=tmp_path / "state")
 
@@ -306,6 +329,70 @@ def test_what_carries_the_gaussian_on_learns_when_it_has_settled():
     assert changed == [False] * 4 + [True] * 4
 
 
+def test_the_best_epoch_is_kept_though_the_run_was_interrupted_after_it(tmp_path, monkeypatch):
+    """Its bounds are made up: the second of five is the best, and the run stops in the fourth."""
+    bounds = iter([1.0, 9.0, 5.0, 4.0, 6.0])
+    monkeypatch.setattr(_Run, "_validate", lambda run, settling: (next(bounds), 0.0))
+    weights = []
+
+    def watch(step):
+        if step.record is not None:
+            weights.append(step.vae.head.weight.detach().clone())
+        elif len(weights) == 3:
+            raise KeyboardInterrupt
+
+    arguments = stripes(100), stripes(20), Plan(5, batch_size=50, annealing=0, settling=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(small(), *arguments, callbacks=[watch], state=tmp_path / "state")
+    vae = VAE(SMALL)
+    fit(vae, *arguments, state=tmp_path / "state")
+    assert torch.equal(vae.head.weight, weights[1])
+
+
+def test_weights_that_no_validation_could_be_scored_with_are_not_kept(monkeypatch):
+    monkeypatch.setattr(_Run, "_validate", lambda run, settling: (-math.inf, math.nan))
+    with pytest.raises(TrainingError, match="bound of the validation images was never finite"):
+        fit(small(), stripes(40), stripes(20), Plan(2))
+
+
+def test_the_plan_is_what_is_done(monkeypatch):
+    """The KL term's weight, the learning rate, the largest gradient and the weights' decay."""
+    vae, seen = small(posterior="gaussian"), []
+    bound, clip, optimizer = vae.bound, nn.utils.clip_grad_norm_, torch.optim.AdamW
+    made = {}
+
+    def spied(x, beta=1.0, samples=1, settling=False):
+        if samples == 1:
+            seen.append((beta, made["optimizer"].param_groups[0]["lr"], settling))
+        return bound(x, beta, samples, settling)
+
+    def make(*arguments, **options):
+        made.update(options, optimizer=optimizer(*arguments, **options))
+        return made["optimizer"]
+
+    monkeypatch.setattr(torch.optim, "AdamW", make)
+    norms = []
+    monkeypatch.setattr(
+        nn.utils, "clip_grad_norm_", lambda p, most: norms.append(most) or clip(p, most)
+    )
+    vae.bound = spied
+    plan = Plan(4, 50, 1e-2, annealing=0.5, settling=0.25, weight_decay=0.1, clip=7.0)
+    fit(vae, stripes(100), stripes(20), plan)
+    progress = [i / 8 for i in range(8)]
+    assert seen == [(plan.beta(p), plan.rate(p), plan.is_settling(p)) for p in progress]
+    assert made["weight_decay"] == 0.1
+    assert norms == [7.0] * 8
+
+
+def test_what_was_drawn_before_goes_on_after():
+    vae = small()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(vae, stripes(40), stripes(20), Plan(1))
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_a_callback_sees_all_steps():
     seen = []
     fit(small(), stripes(100), stripes(20), Plan(2, batch_size=30), callbacks=[seen.append])
@@ -324,8 +411,18 @@ def test_training_that_cannot_come_right_ends():
 
 
 def test_there_have_to_be_images():
-    with pytest.raises(ValueError, match="images to train and to validate on; got 3 and 0"):
+    with pytest.raises(ValueError, match=r"n at least 1; got shape \(0, 64\)"):
         fit(small(), stripes(3), stripes(0), Plan(1))
+    with pytest.raises(ValueError, match=r"shape \(n, 64\), n at least 1; got shape \(5, 60\)"):
+        fit(small(), torch.zeros(5, 60), stripes(3), Plan(1))
+    with pytest.raises(ValueError, match=r"grey images from 0 to 1.*got 0\.0 to 255\.0\. Divide"):
+        fit(small(), 255 * torch.eye(64), stripes(3), Plan(1))
+
+
+@pytest.mark.parametrize(("name", "pixel"), [("bernoulli", 0.5), ("levels", 255.0)])
+def test_what_is_no_image_is_not_scored(name, pixel):
+    with pytest.raises(ValueError, match=f"Expected pixels .*; got {pixel}"):
+        score(small(likelihood=name), torch.full((3, 64), pixel), 5)
 
 
 # Saving

@@ -129,7 +129,8 @@ def draw_bounds(ax: Axes, records: Sequence[Record]) -> Axes:
     found = np.asarray(bound)[np.isfinite(bound)]
     if found.size:
         top = np.quantile(found, 0.9) + 0.05 * np.ptp(found)
-        bottom = min(found.min(), min(record.loss for record in records[len(records) // 2 :]))
+        late = [record.loss for record in records[len(records) // 2 :]]
+        bottom = np.nanmin([found.min(), *late])
         margin = max(0.05 * (top - bottom), 1e-9)
         ax.set_ylim(bottom - margin, top + margin)
     ax.set(xlabel="epochs", ylabel="nats per image")
@@ -143,8 +144,10 @@ def _draw_truth(ax: Axes, vae: VAE, x: Tensor, bounds: Tensor) -> None:
     place = (torch.arange(GRID).to(bounds) + 0.5) / GRID
     plane = torch.stack(torch.meshgrid(place, place, indexing="xy"), -1)
     z = bounds[0] + plane * (bounds[1] - bounds[0])
-    log_p = vae.log_likelihood(x)(z) + vae.prior.log_prob(z)
-    density = (log_p - log_p.max()).exp().cpu().numpy()
+    rows = z.flatten(0, 1)
+    likelihood = torch.cat([vae.log_likelihood(x)(part) for part in rows.split(vae.most)])
+    log_p = likelihood + vae.prior.log_prob(rows)
+    density = (log_p - log_p.max()).exp().view(GRID, GRID).cpu().numpy()
     ax.imshow(
         density, extent=(x0, x1, y0, y1), origin="lower", cmap=DENSITY_MAP, interpolation="bilinear"
     )

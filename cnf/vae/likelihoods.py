@@ -21,8 +21,12 @@ class Likelihood(Protocol):
 
     channels: int
 
-    def observe(self, images: Tensor) -> Tensor:
+    def observe(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """What is modelled of grey images from 0 to 1, shape (n, pixels)."""
+        ...
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError where x is not what `observe` gives."""
         ...
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
@@ -53,9 +57,18 @@ class Bernoulli:
     def __init__(self, white: int) -> None:
         del white  # how many levels of grey there are makes no difference
 
-    def observe(self, images: Tensor) -> Tensor:
+    def observe(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Images drawn, black 0 and white 1."""
-        return torch.bernoulli(images)
+        return torch.bernoulli(images, generator=generator)
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError where a pixel is neither 0 nor 1."""
+        wrong = (x != 0) & (x != 1)
+        if wrong.any():
+            raise ValueError(
+                f"Expected pixels of 0 and 1 for likelihood bernoulli; got {x[wrong][0].item()}: "
+                "take what `observe` draws"
+            )
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """Σ x log σ(output) + (1 − x) log(1 − σ(output))."""
@@ -97,9 +110,18 @@ class Levels:
     def __init__(self, white: int) -> None:
         self.white = white
 
-    def observe(self, images: Tensor) -> Tensor:
+    def observe(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The images themselves."""
         return images
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError where a pixel is below 0 or above 1."""
+        wrong = ~((x >= 0) & (x <= 1))
+        if wrong.any():
+            raise ValueError(
+                f"Expected pixels from 0 to 1; got {x[wrong][0].item()}: divide by the value of "
+                "white"
+            )
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """The sum of log σ(b) + log σ(−a) + log(1 − exp(a − b)), with σ(b) − σ(a) the above."""

@@ -36,6 +36,7 @@ class VAE(nn.Module):
 
     Attributes:
         likelihood: p(x | z) of the decoder's outputs, one of `cnf.vae.LIKELIHOODS`.
+        most: Latents that are decoded at a time where there are many.
 
     Raises:
         ValueError: A name is unknown, a size does not fit, or a library is missing.
@@ -67,6 +68,7 @@ class VAE(nn.Module):
             architecture.size, self.likelihood.channels, latent_dim, architecture.hidden
         )
         self.encoder, self.decoder = networks.encoder, networks.decoder
+        self.most = networks.most
         self.head = nn.Linear(networks.features, 2 * latent_dim)
         self.tell = None
         if architecture.tells:

@@ -18,11 +18,13 @@ class Networks:
         encoder: Images (n, pixels) to features (n, `features`).
         decoder: Latents (n, latent_dim) to outputs (n, channels, pixels).
         features: Size of the features.
+        most: Latents that are decoded at a time where there are many: they take a few hundred MiB.
     """
 
     encoder: nn.Module
     decoder: nn.Module
     features: int
+    most: int
 
 
 class GatedConvolution(nn.Module):
@@ -65,6 +67,7 @@ def perceptrons(
         nn.Sequential(*_layers([pixels, *hidden])),
         nn.Sequential(*decoder, nn.Unflatten(1, (channels, pixels))),
         hidden[-1],
+        most=8192,
     )
 
 
@@ -111,7 +114,7 @@ def gated_convolutions(
         nn.Conv2d(32, channels, 1),
         nn.Flatten(2),
     )
-    return Networks(nn.Sequential(*encoder), nn.Sequential(*decoder), 256)
+    return Networks(nn.Sequential(*encoder), nn.Sequential(*decoder), 256, most=512)
 
 
 NETWORKS: dict[str, Callable[[tuple[int, int], int, int, Sequence[int]], Networks]] = {

@@ -10,7 +10,6 @@ from torch import Tensor
 from cnf.bounds import iwae
 from cnf.vae.model import VAE
 
-ROWS = 8192  # latents at a time
 ELBO_SAMPLES = 100
 
 
@@ -38,16 +37,17 @@ def score(vae: VAE, x: Tensor, samples: int = 1000) -> Bounds:
             over at most a hundred.
 
     Raises:
-        ValueError: There is no sample.
+        ValueError: There is no sample, or x is nothing that the likelihood observes.
         SolveError: A solve failed.
 
     Source: Burda et al. (2016), Importance weighted autoencoders.
     """
+    vae.likelihood.check(x)
     careful = vae.accurate()
     prior, few = vae.prior, min(samples, ELBO_SAMPLES)
     elbos, nlls = [], []
-    for part in x.split(max(1, ROWS // few)):
+    for part in x.split(max(1, vae.most // few)):
         posterior, likelihood = careful.posterior_of(part), vae.log_likelihood(part)
-        nlls.append(-iwae(posterior, prior, likelihood, samples, ROWS))
+        nlls.append(-iwae(posterior, prior, likelihood, samples, vae.most))
         elbos.append(careful.bound(part, samples=few).value)
     return Bounds(torch.cat(elbos), torch.cat(nlls))

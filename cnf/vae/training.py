@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isfinite, nan
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cnf.named_tensors import prefixed, under
 from cnf.ode import SolveError
-from cnf.training import TrainingError
+from cnf.training import TrainingError, drawing
 from cnf.training_state import TrainingState, generators, restore_generators
 from cnf.vae.model import VAE
 from cnf.vae.plan import Plan
@@ -55,8 +55,8 @@ class Step:
         loss: The step's loss, nan for one that was left out.
         record: Of the epoch that it ends, if it does.
         records: Of all epochs so far.
-        improved: Whether the last one's bound is the best of those that count, where the KL term
-            has its full weight and the posterior is no more settling.
+        improved: Whether it ends the best epoch so far of those that count, where the KL term has
+            its full weight and the posterior is no more settling.
         vae: What is trained.
     """
 
@@ -78,7 +78,7 @@ def fit(
     plan: Plan,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
-    state: Path | None = None,
+    state: str | Path | None = None,
 ) -> list[Record]:
     """Train a VAE in place by its evidence lower bound; keep the epoch that validates best.
 
@@ -91,14 +91,15 @@ def fit(
         seed: Of the order, of what is observed and of the latents.
         callbacks: Called after each step.
         state: A file that the run goes on from where it is there, and that is written after each
-            epoch; none where there are too few seconds between.
+            epoch.
 
     Returns:
         The epochs.
 
     Raises:
-        ValueError: There are no images, or the state is another run's.
-        TrainingError: Twenty steps in a row had no finite gradient.
+        ValueError: There are no images, or they are of another size or range; the state is another
+            run's; or what the encoder makes of the images is not finite.
+        TrainingError: Twenty steps in a row had no finite gradient, or no epoch a finite bound.
 
     Example:
         >>> from cnf.vae import Architecture
@@ -106,17 +107,18 @@ def fit(
         >>> [record.epoch for record in fit(vae, torch.rand(20, 64), torch.rand(5, 64), Plan(2))]
         [1, 2]
     """
-    if not len(train) or not len(validation):
-        raise ValueError(
-            f"Expected images to train and to validate on; got {len(train)} and {len(validation)}"
-        )
-    devices = [train.device] if train.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        run = _Run(vae, train, validation, plan, seed, state)
+    for images in (train, validation):
+        _check(images, vae)
+    with drawing(seed, train.device):
+        run = _Run(vae, train, validation, plan, seed, None if state is None else Path(state))
         while run.epoch < plan.epochs:
             run.pass_once(callbacks)
-        vae.load_state_dict(run.best)
+    if run.best_elbo == -inf:
+        raise TrainingError(
+            "The bound of the validation images was never finite, so that no weights can be kept. "
+            "Lower the learning rate"
+        )
+    vae.load_state_dict(run.best)
     return run.records
 
 
@@ -133,6 +135,7 @@ class _Run:
         state: Path | None,
     ) -> None:
         self.vae, self.train, self.plan, self.seed, self.state = vae, train, plan, seed, state
+        self.digest = _sha256(train, validation)
         self.validation = vae.likelihood.observe(validation)
         self.parameters = list(vae.parameters())
         self.optimizer = torch.optim.AdamW(
@@ -170,7 +173,7 @@ class _Run:
             Record(
                 self.epoch + 1,
                 self.seconds,
-                sum(taken) / max(1, len(taken)),
+                sum(taken) / len(taken) if taken else nan,
                 elbo,
                 kl,
                 len(losses) - len(taken),
@@ -214,7 +217,7 @@ class _Run:
     @torch.no_grad()
     def _validate(self, settling: bool) -> tuple[float, float]:
         """The bound of the validation images and its KL term, always with the same noise."""
-        with _fixed_noise(self.train.device):
+        with drawing(0, self.train.device):
             try:
                 parts = [
                     self.vae.bound(part, samples=VALIDATION_SAMPLES, settling=settling)
@@ -243,7 +246,13 @@ class _Run:
         lists = {
             name: list(each) if isinstance(each, tuple) else each for name, each in own.items()
         }
-        return {**lists, **asdict(self.plan), "seed": self.seed, "images": len(self.train)}
+        return {
+            **lists,
+            **asdict(self.plan),
+            "seed": self.seed,
+            "kind of device": self.train.device.type,
+            "images": self.digest,
+        }
 
     def _write(self) -> None:
         """Write the state; a disk that is full ends no run."""
@@ -294,12 +303,24 @@ class _Run:
         restore_generators(under("generators", found.tensors), self.train.device)
 
 
-@contextmanager
-def _fixed_noise(device: torch.device) -> Iterator[None]:
-    """Have PyTorch draw the same numbers each time, and go on as if it had not."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        yield
+def _check(images: Tensor, vae: VAE) -> None:
+    """Hold that images are what a VAE can be trained on."""
+    height, width = vae.architecture.size
+    wanted = f"grey images from 0 to 1 of shape (n, {height * width}), n at least 1"
+    if images.ndim != 2 or not len(images) or images.shape[1] != height * width:
+        raise ValueError(f"Expected {wanted}; got shape {tuple(images.shape)}")
+    low, high = torch.stack([images.min(), images.max()]).tolist()
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"Expected {wanted}; got {low} to {high}. Divide by the value of white")
+
+
+def _sha256(*images: Tensor) -> str:
+    """By which images are known again."""
+    digest = hashlib.sha256()
+    for each in images:
+        digest.update(f"{tuple(each.shape)}".encode())
+        digest.update(each.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

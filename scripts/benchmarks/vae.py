@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log, prod
+from math import isfinite, log, nan, prod
 from statistics import median
 from typing import Any
 
@@ -40,23 +40,25 @@ class Mean:
 
     @staticmethod
     def of(numbers: Sequence[float]) -> Mean:
-        """Over images.
+        """Over images; not finite where there are none, since something failed.
 
         Example:
             >>> Mean.of([1.0, 3.0])
             Mean(value=2.0, stderr=1.0)
         """
         values = np.asarray(numbers)
+        if len(values) < 2:
+            return Mean(nan, nan)
         return Mean(float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5))
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.stderr:.3f}"
+        return f"{self.value:.3f} ± {self.stderr:.3f}" if isfinite(self.value) else "failed"
 
 
 def bound_lines(options: Options) -> Iterator[str]:
     """The tables of all images, each after a line for every VAE that is trained for it."""
-    for name in options.images or tuple(SETTINGS):
-        images = load_images(name, options.data_dir)
+    every = [load_images(name, options.data_dir) for name in options.images or tuple(SETTINGS)]
+    for images in every:
         found: dict[str, list[Outcome]] = {}
         for posterior in options.posteriors or tuple(POSTERIORS):
             found[posterior] = yield from _outcomes(options, images, posterior)
@@ -98,7 +100,7 @@ def _outcomes(
         if not outcome.kept:
             yield (
                 f"  {images.name} {posterior} seed {seed}: NLL {Mean.of(outcome.nll)}, ELBO "
-                f"{Mean.of(outcome.elbo)}, {outcome.seconds:.0f} s"
+                f"{Mean.of(outcome.elbo)}, {outcome.seconds:.0f} s {outcome.reason}".rstrip()
             )
     return outcomes
 
@@ -106,7 +108,7 @@ def _outcomes(
 def _table(images: Images, found: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
     """The images' table, in Markdown."""
     setting = SETTINGS[images.name]
-    count = len(next(iter(found.values()))[0].nll)
+    count = max(len(outcome.nll) for outcomes in found.values() for outcome in outcomes)
     yield (
         f"{images.name}: {count} test images, {setting.latent_dim} latents, {setting.plan.epochs} "
         f"epochs, seeds: {setting.seeds}; threads: {torch.get_num_threads()}; nats, ± standard "
@@ -130,30 +132,35 @@ def _table(images: Images, found: Mapping[str, Sequence[Outcome]]) -> Iterator[s
 
 
 def _verdict(found: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
-    """How far the best flow of this library is ahead of the others."""
-    ours = [name for name in found if name not in RIVALS]
-    rivals = [rival for rival in RIVALS if rival in found]
-    if not ours or not rivals:
+    """How far the flow of this library that validates best is ahead of the others."""
+    whole = [name for name, outcomes in found.items() if not any(each.reason for each in outcomes)]
+    ours = [name for name in whole if name not in RIVALS]
+    if not ours:
         return
-    best = min(ours, key=lambda name: np.mean([outcome.nll for outcome in found[name]]))
-    for rival in rivals:
+    best = max(ours, key=lambda name: np.mean([each.validation for each in found[name]]))
+    for rival in (rival for rival in RIVALS if rival in whole):
         ahead = _ahead(found, best, rival)
+        pairs = zip(found[best], found[rival], strict=True)
+        seeds = ", ".join(f"{np.mean(other.nll) - np.mean(own.nll):.3f}" for own, other in pairs)
         yield (
-            f"{best} is {ahead} nats ahead of {rival}, {ahead.value / ahead.stderr:.1f} standard "
-            "errors of the difference image by image"
+            f"{best}, which validates best of this library's, is {ahead} nats ahead of {rival}: "
+            f"{ahead.value / ahead.stderr:.1f} standard errors of the difference image by image, "
+            f"of these trained VAEs; seed by seed {seeds}"
         )
 
 
 def _ahead(found: Mapping[str, Sequence[Outcome]], name: str, rival: str) -> Mean:
     """By how much a posterior's NLL is below another's, image by image."""
-    own, other = (
-        np.asarray(_over_seeds([outcome.nll for outcome in found[each]])) for each in (name, rival)
-    )
-    return Mean.of((other - own).tolist())
+    own, other = (_over_seeds([outcome.nll for outcome in found[each]]) for each in (name, rival))
+    if not own or not other:
+        return Mean(nan, nan)
+    return Mean.of([theirs - ours for ours, theirs in zip(own, other, strict=True)])
 
 
 def _over_seeds(numbers: Sequence[Sequence[float]]) -> list[float]:
-    """The mean over the seeds, image by image."""
+    """The mean over the seeds, image by image; none where one of them failed."""
+    if not all(numbers):
+        return []
     means: list[float] = np.mean(numbers, axis=0).tolist()
     return means
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import cnf.scripts.train_vae as train_vae
 from cnf.datasets import Images
 from cnf.posterior import AMORTIZATIONS
 from cnf.scripts.benchmarks.cells import fingerprint
 from cnf.scripts.benchmarks.options import Options
-from cnf.scripts.train_vae import architecture_of, observed, train
 from cnf.vae import VAE, Architecture, Plan, score
 
 SAMPLES = 1000  # for the importance-weighted bound
@@ -41,9 +43,10 @@ class Setting:
 
 
 SETTINGS = {
-    "digits": Setting(8, Plan(epochs=500, learning_rate=2e-3), 3),
+    # Few latents that are all of use: nothing has to settle.
+    "digits": Setting(8, Plan(epochs=500, learning_rate=2e-3, settling=0.0), 3),
     "mnist": Setting(32, Plan(epochs=150, batch_size=256, learning_rate=2e-3), 1),
-    "freyfaces": Setting(16, Plan(epochs=500, learning_rate=1e-3), 1),
+    "freyfaces": Setting(16, Plan(epochs=300), 1),
 }
 """By the images' names."""
 
@@ -57,18 +60,22 @@ class Trial:
         posterior: A name in `POSTERIORS`.
         seed: Of the weights and of all that is drawn; the images are divided alike for all.
         threads: PyTorch's.
-        settings: The fingerprint of what the VAE is made of and how it is trained.
+        device: Its type.
+        settings: The fingerprint of what the VAE is made of, how it is trained and on what.
     """
 
     images: str
     posterior: str
     seed: int
     threads: int
+    device: str
     settings: str
 
     def folder(self, out: Path) -> Path:
         """Where the VAE is kept."""
-        name = f"{self.posterior}-seed{self.seed}-threads{self.threads}-{self.settings}"
+        name = (
+            f"{self.posterior}-seed{self.seed}-threads{self.threads}-{self.device}-{self.settings}"
+        )
         return out / "models" / self.images / name
 
 
@@ -77,53 +84,95 @@ class Outcome:
     """What came of it.
 
     Attributes:
-        elbo: The test images' evidence lower bound, in nats, image by image.
+        elbo: The test images' evidence lower bound, in nats, image by image; none where it failed.
         nll: Minus their importance-weighted bound, alike.
+        validation: The evidence lower bound of the validation images, the best over the epochs.
         seconds: Of training.
+        reason: What failed, in words; empty where nothing did.
         kept: Whether it was there already.
     """
 
-    elbo: tuple[float, ...]
-    nll: tuple[float, ...]
-    seconds: float
+    elbo: tuple[float, ...] = ()
+    nll: tuple[float, ...] = ()
+    validation: float = nan
+    seconds: float = nan
+    reason: str = ""
     kept: bool = False
 
     @staticmethod
     def of(cell: Mapping[str, Any]) -> Outcome:
         """An outcome that was finished before."""
-        return Outcome(tuple(cell["elbo"]), tuple(cell["nll"]), cell["seconds"], kept=True)
+        found: dict[str, Any] = {name: _numbers(cell[name]) for name in KEPT}
+        return Outcome(**found, kept=True)
 
 
 KEPT = tuple(field.name for field in fields(Outcome) if field.name != "kept")
 
 
+def _numbers(value: Any) -> Any:
+    """A value as it was before JSON, which has no numbers that are not finite."""
+    if isinstance(value, list):
+        return tuple(map(_numbers, value))
+    return nan if value is None else value
+
+
 def made_of(images: Images, posterior: str) -> Architecture:
     """What a VAE of these images with a posterior is made of."""
     latent_dim = SETTINGS[images.name].latent_dim
-    return architecture_of(images, latent_dim=latent_dim, **POSTERIORS[posterior])
+    return train_vae.architecture_of(images, latent_dim=latent_dim, **POSTERIORS[posterior])
 
 
 def trial_of(images: Images, posterior: str, seed: int) -> Trial:
     """What is trained."""
-    made, plan = made_of(images, posterior), SETTINGS[images.name].plan
-    mark = fingerprint({"architecture": asdict(made), "plan": asdict(plan), "samples": SAMPLES})
-    return Trial(images.name, posterior, seed, torch.get_num_threads(), mark)
+    settings = {
+        "architecture": asdict(made_of(images, posterior)),
+        "plan": asdict(SETTINGS[images.name].plan),
+        "samples": SAMPLES,
+        "tested": train_vae.TESTED,
+        "images": _digest(images),
+    }
+    threads, device = torch.get_num_threads(), _device()
+    return Trial(images.name, posterior, seed, threads, device, fingerprint(settings))
 
 
 def outcome_of(options: Options, trial: Trial, images: Images) -> Outcome:
     """The outcome of a trial, which is trained unless it is there already.
 
-    With a folder for results, a training that was interrupted goes on where it was.
+    With a folder for results, a training that was interrupted goes on where it was. What fails is
+    told and does not stop the others.
     """
     found = options.vae_cells.find(asdict(trial), KEPT)
     if found is not None:
         return Outcome.of(found)
-    torch.manual_seed(trial.seed)
-    vae = VAE(made_of(images, trial.posterior))
-    vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
     folder = None if options.out is None else trial.folder(options.out)
-    records = train(vae, images, SETTINGS[images.name].plan, trial.seed, folder)
-    bounds = score(vae, observed(vae, images), SAMPLES)
-    outcome = Outcome(tuple(bounds.elbo.tolist()), tuple(bounds.nll.tolist()), records[-1].seconds)
+    try:
+        outcome = _made(trial, images, folder)
+    except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+        outcome = Outcome(reason=" ".join(str(error).split()))
     options.vae_cells.add(asdict(trial), {name: getattr(outcome, name) for name in KEPT})
     return outcome
+
+
+def _made(trial: Trial, images: Images, folder: Path | None) -> Outcome:
+    """Train and score."""
+    torch.manual_seed(trial.seed)
+    vae = VAE(made_of(images, trial.posterior)).to(trial.device)
+    plan = SETTINGS[images.name].plan
+    records = train_vae.train(vae, images, plan, trial.seed, folder)
+    bounds = score(vae, train_vae.observed(vae, images), SAMPLES)
+    return Outcome(
+        tuple(bounds.elbo.tolist()),
+        tuple(bounds.nll.tolist()),
+        max(record.validation_elbo for record in records),
+        records[-1].seconds,
+    )
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _digest(images: Images) -> str:
+    """By which images are known again."""
+    parts = (images.train, images.validation, images.test)
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()

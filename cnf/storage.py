@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def load(folder: str | Path) -> Flow:
             newer version; the message says which.
     """
     config, weights = read_model(folder, FLOW)
-    try:
+    with rebuilding("a model", folder):
         tensors = safetensors.torch.load(weights)
         base = rebuild(config["base"], "base", tensors)
         with torch.random.fork_rng(devices=[]):  # the first weights, drawn only to be replaced
@@ -131,9 +132,25 @@ def load(folder: str | Path) -> Flow:
         flow.load_state_dict(
             {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
         )
+    return flow
+
+
+@contextmanager
+def rebuilding(what: str, folder: str | Path) -> Iterator[None]:
+    """Have all that fails where a model is made anew, from what a folder holds, say so.
+
+    Args:
+        what: The model is, for people.
+        folder: Where it was read.
+
+    Raises:
+        ValueError: It cannot be made.
+    """
+    try:
+        yield
     except KeyError as error:
         raise ValueError(
-            f"Expected a model of cnf-flows in {folder}; {error} is missing or unknown"
+            f"Expected {what} of cnf-flows in {folder}; {error} is missing or unknown"
         ) from None
     except (
         safetensors.SafetensorError,
@@ -143,8 +160,7 @@ def load(folder: str | Path) -> Flow:
         ValueError,
     ) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"Expected a model of cnf-flows in {folder}; got: {reason}") from None
-    return flow
+        raise ValueError(f"Expected {what} of cnf-flows in {folder}; got: {reason}") from None
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

@@ -173,29 +173,11 @@ def _parser() -> Parser:
         f"a table (default: {Options.budget:g})",
     )
     parser.add_argument(
-        "--toys",
-        metavar="NAME,NAME",
-        type=partial(_names, "toys", TOYS),
-        help=f"toys: some of {', '.join(TOYS)} (default: all; two in seeds and ffjord)",
-    )
-    parser.add_argument(
         "--cap",
         metavar="SECONDS",
         type=positive_number,
         help="toys, section ffjord: the most training time of FFJORD's method "
         f"(default: {Options.cap:g})",
-    )
-    parser.add_argument(
-        "--tables",
-        metavar="NAME,NAME",
-        type=partial(_names, "tables", NAMES),
-        help=f"tables: some of {', '.join(NAMES)} (default: all)",
-    )
-    parser.add_argument(
-        "--methods",
-        metavar="NAME,NAME",
-        type=partial(_names, "methods", METHODS),
-        help=f"tables: some of {', '.join(METHODS)} (default: all)",
     )
     parser.add_argument(
         "--splits",
@@ -209,18 +191,19 @@ def _parser() -> Parser:
         help=f"tables: the folder with {FILE}; vae: that with the images' files (default: what "
         f"{DATA_DIR} names)",
     )
-    parser.add_argument(
-        "--images",
-        metavar="NAME,NAME",
-        type=partial(_names, "images", SETTINGS),
-        help=f"vae: some of {', '.join(SETTINGS)} (default: all)",
-    )
-    parser.add_argument(
-        "--posteriors",
-        metavar="NAME,NAME",
-        type=partial(_names, "posteriors", POSTERIORS),
-        help=f"vae: some of {', '.join(POSTERIORS)} (default: all)",
-    )
+    for subject, what, known, usual in (
+        ("toys", "toys", TOYS, "all; two in seeds and ffjord"),
+        ("tables", "tables", NAMES, "all"),
+        ("tables", "methods", METHODS, "all"),
+        ("vae", "images", SETTINGS, "all"),
+        ("vae", "posteriors", POSTERIORS, "all"),
+    ):
+        parser.add_argument(
+            _option(what),
+            metavar="NAME,NAME",
+            type=partial(_names, what, known),
+            help=f"{subject}: some of {', '.join(known)} (default: {usual})",
+        )
     return parser
 
 

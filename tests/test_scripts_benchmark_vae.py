@@ -120,7 +120,7 @@ def test_differences_are_taken_image_by_image():
         ],
     }
     ahead = tables._ahead(found, "cnf-bias", "gaussian")
-    assert ahead.value == pytest.approx(1.5)
+    assert ahead.mean == pytest.approx(1.5)
     assert ahead.stderr == pytest.approx(0.3 / 3**0.5)
     (line,) = tables._verdict(found)
     assert "is 1.500 ± 0.173 nats ahead of gaussian: 8.7 standard errors" in line

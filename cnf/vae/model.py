@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.nn.functional import softplus
 
 from cnf.bounds import Bound, elbo
 from cnf.posterior import FlowPosterior
-from cnf.storage import read_model, write_model
+from cnf.storage import read_model, rebuilding, write_model
 from cnf.vae.architecture import Architecture
 from cnf.vae.likelihoods import LIKELIHOODS, Likelihood
 from cnf.vae.networks import NETWORKS
@@ -155,7 +154,7 @@ def load(folder: str | Path) -> VAE:
         True
     """
     config, weights = read_model(folder, PARTS)
-    try:
+    with rebuilding("a VAE", folder):
         entries: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in config["architecture"].items()
@@ -163,13 +162,4 @@ def load(folder: str | Path) -> VAE:
         with torch.random.fork_rng(devices=[]):  # the first weights, drawn only to be replaced
             vae = VAE(Architecture(**entries))
         vae.load_state_dict(safetensors.torch.load(weights))
-    except (
-        safetensors.SafetensorError,
-        AttributeError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"Expected a VAE of cnf-flows in {folder}; got: {reason}") from None
     return vae

@@ -69,3 +69,7 @@ class Plan:
     def is_settling(self, progress: float) -> bool:
         """Whether the posterior is the encoder's Gaussian still."""
         return progress < self.settling
+
+    def counts(self, progress: float) -> bool:
+        """Whether weights may be kept: the KL term has its full weight, and nothing settles."""
+        return self.beta(progress) == 1 and not self.is_settling(progress)

@@ -166,8 +166,7 @@ class _Run:
                 self._tell(callbacks, done, losses[-1])
         taken = [loss for loss in losses if isfinite(loss)]
         progress = (self.epoch + 1) / self.plan.epochs
-        settling = self.plan.is_settling(progress)
-        elbo, kl = self._validate(settling)
+        elbo, kl = self._validate(self.plan.is_settling(progress))
         self.seconds = perf_counter() - began
         self.records.append(
             Record(
@@ -179,8 +178,7 @@ class _Run:
                 len(losses) - len(taken),
             )
         )
-        full = self.plan.beta(progress) == 1 and not settling
-        improved = full and elbo > self.best_elbo
+        improved = self.plan.counts(progress) and elbo > self.best_elbo
         if improved:
             self.best_elbo, self.best = elbo, _copy(self.vae.state_dict())
         self._write()

@@ -13,11 +13,11 @@ Numbers = Mapping[str, Sequence[float]]  # of each method, split by split
 
 @dataclass(frozen=True)
 class Average:
-    """A number over splits.
+    """A number over splits, or images.
 
     Attributes:
         mean: Not finite where it failed on one of them.
-        stderr: The splits' standard deviation by the root of how many they are; NaN for one.
+        stderr: Their standard deviation by the root of how many they are; NaN for one.
     """
 
     mean: float
@@ -25,7 +25,7 @@ class Average:
 
     @staticmethod
     def of(numbers: Sequence[float]) -> Average:
-        """Over splits.
+        """Over splits, or images.
 
         Example:
             >>> Average.of([1.0, 3.0])

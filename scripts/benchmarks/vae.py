@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import isfinite, log, nan, prod
+from dataclasses import replace
+from math import log, nan, prod
 from statistics import median
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from cnf.datasets import Images, load_images
 from cnf.scripts.benchmarks.options import Options
 from cnf.scripts.benchmarks.overhead import one_thread
+from cnf.scripts.benchmarks.ranking import Average
 from cnf.scripts.benchmarks.vae_trials import (
     POSTERIORS,
     SAMPLES,
@@ -29,30 +30,6 @@ RIVALS = ("gaussian", "planar")
 IN_BITS = ("freyfaces",)  # of which papers tell bits per pixel
 COST = Architecture((28, 28), 255, network="conv", latent_dim=64)  # the Sylvester flows' own
 COST_BATCH = 100
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over images, with its standard error."""
-
-    value: float
-    stderr: float
-
-    @staticmethod
-    def of(numbers: Sequence[float]) -> Mean:
-        """Over images; not finite where there are none, since something failed.
-
-        Example:
-            >>> Mean.of([1.0, 3.0])
-            Mean(value=2.0, stderr=1.0)
-        """
-        values = np.asarray(numbers)
-        if len(values) < 2:
-            return Mean(nan, nan)
-        return Mean(float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5))
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.stderr:.3f}" if isfinite(self.value) else "failed"
 
 
 def bound_lines(options: Options) -> Iterator[str]:
@@ -98,9 +75,10 @@ def _outcomes(
         outcome = outcome_of(options, trial_of(images, posterior, seed), images)
         outcomes.append(outcome)
         if not outcome.kept:
+            nll, elbo = (Average.of(_over_seeds([each])) for each in (outcome.nll, outcome.elbo))
             yield (
-                f"  {images.name} {posterior} seed {seed}: NLL {Mean.of(outcome.nll)}, ELBO "
-                f"{Mean.of(outcome.elbo)}, {outcome.seconds:.0f} s {outcome.reason}".rstrip()
+                f"  {images.name} {posterior} seed {seed}: NLL {nll}, ELBO {elbo}, "
+                f"{outcome.seconds:.0f} s {outcome.reason}".rstrip()
             )
     return outcomes
 
@@ -122,10 +100,10 @@ def _table(images: Images, found: Mapping[str, Sequence[Outcome]]) -> Iterator[s
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for name, outcomes in found.items():
-        nll = Mean.of(_over_seeds([outcome.nll for outcome in outcomes]))
-        elbo = Mean.of(_over_seeds([outcome.elbo for outcome in outcomes]))
+        nll = Average.of(_over_seeds([outcome.nll for outcome in outcomes]))
+        elbo = Average.of(_over_seeds([outcome.elbo for outcome in outcomes]))
         cells = [name, str(elbo), str(nll)]
-        cells += [f"{nll.value / (prod(images.size) * log(2)):.4f}"] if bits else []
+        cells += [f"{nll.mean / (prod(images.size) * log(2)):.4f}"] if bits else []
         cells += ["" if name == rival else str(_ahead(found, name, rival)) for rival in rivals]
         cells.append(f"{np.mean([outcome.seconds for outcome in outcomes]):.0f}")
         yield f"| {' | '.join(cells)} |"
@@ -144,23 +122,21 @@ def _verdict(found: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
         seeds = ", ".join(f"{np.mean(other.nll) - np.mean(own.nll):.3f}" for own, other in pairs)
         yield (
             f"{best}, which validates best of this library's, is {ahead} nats ahead of {rival}: "
-            f"{ahead.value / ahead.stderr:.1f} standard errors of the difference image by image, "
+            f"{ahead.mean / ahead.stderr:.1f} standard errors of the difference image by image, "
             f"of these trained VAEs; seed by seed {seeds}"
         )
 
 
-def _ahead(found: Mapping[str, Sequence[Outcome]], name: str, rival: str) -> Mean:
+def _ahead(found: Mapping[str, Sequence[Outcome]], name: str, rival: str) -> Average:
     """By how much a posterior's NLL is below another's, image by image."""
     own, other = (_over_seeds([outcome.nll for outcome in found[each]]) for each in (name, rival))
-    if not own or not other:
-        return Mean(nan, nan)
-    return Mean.of([theirs - ours for ours, theirs in zip(own, other, strict=True)])
+    return Average.of((np.asarray(other) - own).tolist())
 
 
 def _over_seeds(numbers: Sequence[Sequence[float]]) -> list[float]:
-    """The mean over the seeds, image by image; none where one of them failed."""
+    """The mean over the seeds, image by image; one that is not finite where a seed failed."""
     if not all(numbers):
-        return []
+        return [nan]
     means: list[float] = np.mean(numbers, axis=0).tolist()
     return means
 

@@ -86,7 +86,7 @@ class Outcome:
     Attributes:
         elbo: The test images' evidence lower bound, in nats, image by image; none where it failed.
         nll: Minus their importance-weighted bound, alike.
-        validation: The evidence lower bound of the validation images, the best over the epochs.
+        validation: The evidence lower bound of the validation images by the weights that were kept.
         seconds: Of training.
         reason: What failed, in words; empty where nothing did.
         kept: Whether it was there already.
@@ -163,7 +163,7 @@ def _made(trial: Trial, images: Images, folder: Path | None) -> Outcome:
     return Outcome(
         tuple(bounds.elbo.tolist()),
         tuple(bounds.nll.tolist()),
-        max(record.validation_elbo for record in records),
+        max(each.validation_elbo for each in records if plan.counts(each.epoch / plan.epochs)),
         records[-1].seconds,
     )
 

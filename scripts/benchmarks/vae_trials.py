@@ -25,6 +25,8 @@ POSTERIORS: dict[str, dict[str, Any]] = {
     **{f"cnf-{name}": {"posterior": "cnf", "amortize": name} for name in AMORTIZATIONS},
 }
 """What is compared, by name: what a VAE is made of."""
+for _name in ("cnf-rank", "cnf-hyper"):  # of each row's own weights one layer is cheap, two are not
+    POSTERIORS[_name]["field"] = (64,)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,7 @@ def process_group() -> Iterator[None]:
         ...     rank(), world_size()
         (0, 1)
     """
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if alone or dist.is_initialized():
+    if is_alone() or dist.is_initialized():
         yield
         return
     on_gpus = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 0
@@ -55,6 +54,16 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def is_alone() -> bool:
+    """Whether this is the only process, joined or not.
+
+    Example:
+        >>> is_alone()
+        True
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 def is_first() -> bool:
     """Whether this is the first of the processes that `torchrun` started, joined or not, or alone.
 
@@ -62,7 +71,7 @@ def is_first() -> bool:
         >>> is_first()
         True
     """
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
+    return is_alone() or os.environ.get("RANK", "0") == "0"
 
 
 def world_size() -> int:

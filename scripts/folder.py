@@ -3,31 +3,64 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from cnf.distributed import gather, rank
 from cnf.files import is_left_over
 from cnf.scripts.trained import STATE
 
+LOCK = ".lock"  # in a folder that a run writes to
 
-def what_is_wrong(folder: Path, resume: bool) -> str:
-    """Make a folder, and say what is wrong with it for a new run, or to go on with one.
+
+@contextmanager
+def run_folder(out: str, resume: bool) -> Iterator[Path]:
+    """Make a folder and have it for a run alone, new or empty, or to go on with what is begun.
 
     Args:
-        folder: Which is to be new or empty.
-        resume: Or a begun run's.
+        out: Where it is to be.
+        resume: Whether it may hold a begun run.
 
-    Returns:
-        Nothing where all is well: it is there, and can be written to.
+    Raises:
+        ValueError: It holds something else, cannot be written to, or another run has it.
     """
+    folder = Path(out)
+    lock = FileLock(folder / LOCK, blocking=False)
+    wrong, *_ = gather("" if rank() > 0 else _what_is_wrong(folder, resume, lock))
+    try:
+        if wrong:
+            raise ValueError(wrong)
+        yield folder
+    finally:
+        if lock.is_locked:
+            (folder / LOCK).unlink(missing_ok=True)
+            lock.release()
+
+
+def _what_is_wrong(folder: Path, resume: bool, lock: FileLock) -> str:
+    """Make the folder and lock it; nothing where all is well."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
         # A run that is killed while it first writes leaves nothing but that behind.
-        found = [path for path in folder.iterdir() if not (resume and is_left_over(path))]
+        found = [
+            path
+            for path in folder.iterdir()
+            if path.name != LOCK and not (resume and is_left_over(path))
+        ]
         if found and not (resume and (folder / STATE).exists()):
             hint = f"and holds no {STATE} to go on from" if resume else "(or --resume)"
             return f"Expected --out to be a new or empty folder; {folder} is not empty {hint}"
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except Timeout:
+        return (
+            f"Expected --out to be a folder of this run's alone; another one is writing to "
+            f"{folder}. Wait for it, or name another folder"
+        )
     except OSError as error:
         why = "it is a file" if folder.is_file() else error.strerror
         return f"Expected --out to be a folder to write to; {folder}: {why}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from typing import NoReturn, Protocol
 from tqdm import tqdm
 
 from cnf.datasets import check_writable
-from cnf.distributed import is_first, rank
+from cnf.distributed import is_alone, is_first, rank
 
 
 class Main(Protocol):
@@ -51,7 +53,7 @@ def program(name: str) -> Callable[[Main], Main]:
         @functools.wraps(main)
         def guarded(argv: Sequence[str] | None = None) -> int:
             try:
-                with _warnings(name):
+                with _warnings(name), _terminable():
                     return main(argv)
             except ValueError as error:  # the same in every process: the first one tells
                 return _complain(name, error, 2) if is_first() else 2
@@ -76,6 +78,22 @@ def _warnings(name: str) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM end a program as Ctrl-C does, with what it has so far written.
+
+    Of several processes each is ended as it is: one would wait for the others.
+    """
+    if not is_alone() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def say(*lines: object) -> None:

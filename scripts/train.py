@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cnf.callbacks import ProgressBar, TensorBoard
 from cnf.couplings import COUPLINGS
 from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, DATA_DIR, TABLES, TOYS, collinear_columns
-from cnf.distributed import barrier, gather, process_group, rank
+from cnf.distributed import barrier, process_group, rank
 from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS, field_arguments
 from cnf.flow import Flow
@@ -31,7 +31,7 @@ from cnf.schedule import Stage, stages
 from cnf.schema import KINDS
 from cnf.scripts.data import Choices, Data, open_data
 from cnf.scripts.evaluate import evaluate
-from cnf.scripts.folder import what_is_wrong
+from cnf.scripts.folder import run_folder
 from cnf.scripts.gaussian import Gaussian
 from cnf.scripts.plot import plot
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say, seed
@@ -99,24 +99,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.show_recipe:
             say(json.dumps(asdict(recipe), indent=2))
             return 0
-        out = _folder(arguments)
-        torch.manual_seed(arguments.seed)
-        flow = _flow(recipe, data)
-        say(*_summary(data, flow, name))
-        _warn_of_collinear(data)
-        history = _train(arguments, data, flow, recipe, out)
-        say(
-            f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept "
-            f"the averaged weights of step {history.best_step}"
-        )
-        trained = Trained.read(str(out))
-        every = -(-len(data.test) // EVALUATED)
-        say(*evaluate(trained, data.test[::every], data.toy).lines())
-        if every > 1:
-            say(f"  of {len(data.test)} held-out rows one in {every}; cnf evaluate scores all")
-        if rank() == 0:
-            say(*(f"  {path}" for path in plot(trained, data)))
+        if arguments.out is None:
+            raise ValueError("Expected --out DIR, a new or empty folder; got none")
+        with run_folder(arguments.out, arguments.resume) as out:
+            _run(arguments, data, name, recipe, out)
     return 0
+
+
+def _run(arguments: argparse.Namespace, data: Data, name: str, recipe: Recipe, out: Path) -> None:
+    """Train, score and draw, in a folder."""
+    torch.manual_seed(arguments.seed)
+    flow = _flow(recipe, data)
+    say(*_summary(data, flow, name))
+    _warn_of_collinear(data)
+    history = _train(arguments, data, flow, recipe, out)
+    say(
+        f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept "
+        f"the averaged weights of step {history.best_step}"
+    )
+    trained = Trained.read(str(out))
+    every = -(-len(data.test) // EVALUATED)
+    say(*evaluate(trained, data.test[::every], data.toy).lines())
+    if every > 1:
+        say(f"  of {len(data.test)} held-out rows one in {every}; cnf evaluate scores all")
+    if rank() == 0:
+        say(*(f"  {path}" for path in plot(trained, data)))
 
 
 class _Recorder:
@@ -373,17 +380,6 @@ def _flow(recipe: Recipe, data: Data) -> Flow:
     layers = data.schema.layers(data.train.x)
     flow = recipe.flow(data.schema.width, len(data.context_columns), layers)
     return flow.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _folder(arguments: argparse.Namespace) -> Path:
-    """The output folder, made and checked: new or empty or the run's, and writable."""
-    if arguments.out is None:
-        raise ValueError("Expected --out DIR, a new or empty folder; got none")
-    folder = Path(arguments.out)
-    wrong, *_ = gather("" if rank() > 0 else what_is_wrong(folder, resume=arguments.resume))
-    if wrong:
-        raise ValueError(wrong)
-    return folder
 
 
 def _summary(data: Data, flow: Flow, recipe: str) -> list[str]:

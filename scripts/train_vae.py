@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from cnf.datasets import DATA_DIR, IMAGES, Images, load_images
 from cnf.posterior import AMORTIZATIONS
-from cnf.scripts.folder import what_is_wrong
+from cnf.scripts.folder import run_folder
 from cnf.scripts.plot import write_figure
 from cnf.scripts.program import Parser, positive_integer, program, say, seed
 from cnf.scripts.settings import text_of, value_of
@@ -88,7 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = Plan(**_given(arguments, Plan))
     torch.manual_seed(arguments.seed)
     vae = VAE(_architecture(arguments, images))
-    folder = _folder(arguments)
+    with run_folder(arguments.out, arguments.resume) as folder:
+        _run(vae, images, plan, arguments, folder)
+    return 0
+
+
+def _run(vae: VAE, images: Images, plan: Plan, arguments: argparse.Namespace, folder: Path) -> None:
+    """Train, score and draw, in a folder."""
     vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
     say(_summary(images, vae))
     records = train(vae, images, plan, arguments.seed, folder)
@@ -101,7 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures.mkdir(exist_ok=True)
     for name, figure in _figures(vae, x, records, arguments.seed).items():
         say(f"  {write_figure(figure, figures / f'{name}.png')}")
-    return 0
 
 
 def architecture_of(images: Images, **given: Any) -> Architecture:
@@ -203,14 +208,6 @@ def _architecture(arguments: argparse.Namespace, images: Images) -> Architecture
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _folder(arguments: argparse.Namespace) -> Path:
-    """The output folder, made and checked."""
-    folder = Path(arguments.out)
-    if wrong := what_is_wrong(folder, resume=arguments.resume):
-        raise ValueError(wrong)
-    return folder
 
 
 def _summary(images: Images, vae: VAE) -> str:

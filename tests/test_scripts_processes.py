@@ -100,8 +100,9 @@ def wait_for(path: Path, training: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def test_interrupted_training_keeps_a_model(tmp_path):
-    """Ctrl-C ends it within seconds, with status 0 and all that a training leaves."""
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_keeps_a_model(stop, tmp_path):
+    """Ctrl-C, or a scheduler, ends it within seconds, with status 0 and all that it leaves."""
     write_csv(tmp_path / "rows.csv", ROWS)
     command = (*CNF, "train", "rows.csv", "--out", "out", "--budget", "60", "--hidden", "8")
     with interruptible():
@@ -109,7 +110,7 @@ def test_interrupted_training_keeps_a_model(tmp_path):
     with training:
         try:
             wait_for(tmp_path / "out" / "metrics.jsonl", training)
-            training.send_signal(signal.SIGINT)
+            training.send_signal(stop)
             out, err = training.communicate(timeout=15)
         finally:
             training.kill()
@@ -121,6 +122,36 @@ def test_interrupted_training_keeps_a_model(tmp_path):
         "learning_curve.png",
         "pairs.png",
     ]
+
+
+@pytest.mark.parametrize("options_given", [(), ("--resume",)])
+def test_a_folder_is_one_trainings_at_a_time(options_given, tmp_path):
+    """A second one is refused, and what is there can be scored while the first one goes on."""
+    write_csv(tmp_path / "rows.csv", ROWS)
+    command = ("train", "rows.csv", "--out", "out", "--hidden", "8")
+    with subprocess.Popen((*CNF, *command, "--budget", "60"), **options(tmp_path)) as training:
+        try:
+            wait_for(tmp_path / "out" / "metrics.jsonl", training)
+            second = subprocess.run((*CNF, *command, *options_given), **options(tmp_path))
+            assert "NLL" in done("evaluate", tmp_path / "out", "--data", tmp_path / "rows.csv")
+        finally:
+            training.kill()
+    assert second.returncode == 2
+    assert "another one is writing to out" in second.stderr
+    assert "\n" not in second.stderr.strip()
+
+
+def test_a_killed_training_leaves_its_folder_to_the_next(tmp_path):
+    write_csv(tmp_path / "rows.csv", ROWS)
+    command = (*CNF, "train", "rows.csv", "--out", "out", "--hidden", "8", "--steps", "400")
+    with subprocess.Popen(command, **options(tmp_path)) as training:
+        wait_for(tmp_path / "out" / "config.json", training)  # which is written last
+        training.kill()
+    assert cnf.load(tmp_path / "out").log_prob(torch.from_numpy(ROWS).float()).isfinite().all()
+    assert not list((tmp_path / "out").glob("*.tmp"))
+    resumed = subprocess.run((*command, "--resume"), **options(tmp_path))
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert not (tmp_path / "out" / ".lock").exists()
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("evaluate", "out", "--json")])

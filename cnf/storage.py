@@ -1,14 +1,15 @@
 """Saving and loading: safetensors and JSON, never pickle, so that loading executes no code.
 
 A model is a folder with `model.safetensors` (weights, buffers, the base's tensors) and
-`config.json` (what the flow is made of, its solver settings, the SHA-256 of the weights' file, and
-metadata).
+`config.json` (what the flow is made of, its solver settings, the SHA-256 of the weights' file,
+metadata, and a SHA-256 of all that).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from cnf.layers import LAYERS, Standardize
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+SEAL = "seal"
 FLOW = ("dtype", "base", "layers", "metadata")  # what a flow's configuration holds
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -73,7 +75,8 @@ def write_model(
     Args:
         folder: Where to.
         tensors: Its weights.
-        config: What it is made of, ready for JSON; the format and the weights' SHA-256 are added.
+        config: What it is made of, ready for JSON; the format, the weights' SHA-256 and its own
+            are added.
 
     Raises:
         OSError: The folder cannot be written to.
@@ -83,10 +86,23 @@ def write_model(
     )
     sha256 = hashlib.sha256(weights).hexdigest()
     entries = {"format": FORMAT, "sha256": sha256, **config}
-    text = json.dumps(entries, indent=2, allow_nan=False).encode()
+    text = json.dumps(sealed(entries), indent=2, allow_nan=False).encode()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole({folder / WEIGHTS: weights, folder / CONFIG: text})
+
+
+def sealed(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the SHA-256 of its other entries under `seal`, by which damage shows.
+
+    Example:
+        >>> config = sealed({"layers": []})
+        >>> sealed(config) == config, sealed({**config, "layers": [1]}) == config
+        (True, False)
+    """
+    others = {name: entry for name, entry in entries.items() if name != SEAL}
+    text = json.dumps(others, sort_keys=True)
+    return {**others, SEAL: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_model(folder: str | Path, wanted: Collection[str]) -> tuple[dict[str, Any], bytes]:
@@ -175,6 +191,8 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 def read_config(folder: str | Path, wanted: Collection[str]) -> dict[str, Any]:
     """What `config.json` in `folder` says, checked to be of this format and to hold what is wanted.
 
+    What was changed since it was written, by hand or by damage, is warned of.
+
     Raises:
         ValueError: There is no such file, or it is not such a configuration.
     """
@@ -185,7 +203,7 @@ def read_config(folder: str | Path, wanted: Collection[str]) -> dict[str, Any]:
         raise ValueError(
             f"Expected a folder written by train or cnf.save; {path}: {error.strerror}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"Expected {path} to be JSON; {error}") from None
     missing = {"format", "sha256", *wanted}
     missing -= set(config) if isinstance(config, dict) else set()
@@ -197,6 +215,12 @@ def read_config(folder: str | Path, wanted: Collection[str]) -> dict[str, Any]:
             "Load it with the version of cnf-flows that wrote it"
         )
     checked: dict[str, Any] = config
+    if SEAL in checked and checked != sealed(checked):  # folders of before have none
+        warnings.warn(
+            f"{path} is not as it was written: it was edited by hand, or is damaged. It is taken "
+            "as it stands",
+            stacklevel=2,
+        )
     return checked
 
 

@@ -10,6 +10,7 @@ import safetensors.numpy
 from test_scripts_running import COLUMNS, SMALL, complaint, done, rows_of_table, tree, write_csv
 
 import cnf
+from cnf.storage import sealed
 
 ROWS = rows_of_table(40)
 ARGUMENTS = {
@@ -31,8 +32,8 @@ def original(tmp_path_factory):
 def folder(original, tmp_path, monkeypatch):
     """A copy of a trained folder, to damage; the table that it was trained on is beside it."""
     shutil.copytree(original, tmp_path, dirs_exist_ok=True)
-    config = tmp_path / "model" / "config.json"
-    config.write_text(config.read_text().replace(str(original), str(tmp_path)))
+    config = (tmp_path / "model" / "config.json").read_text()
+    write(tmp_path / "model", json.loads(config.replace(str(original), str(tmp_path))))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "model"
 
@@ -54,7 +55,11 @@ def edit(folder, path, to):
     for key in parents:
         place = place[key]
     place[last] = to
-    (folder / "config.json").write_text(json.dumps(config))
+    write(folder, config)
+
+
+def write(folder, config):
+    (folder / "config.json").write_text(json.dumps(sealed(config)))
 
 
 def test_untouched_copy_is_taken(folder):
@@ -177,7 +182,7 @@ def test_junk_in_the_context_is_refused(junk, folder):
 def test_folder_from_before_there_were_contexts_is_read(folder):
     config = json.loads((folder / "config.json").read_text())
     del config["metadata"]["context"]
-    (folder / "config.json").write_text(json.dumps(config))
+    write(folder, config)
     for program, arguments in ARGUMENTS.items():
         done(program, folder, *arguments)
 

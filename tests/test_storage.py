@@ -60,7 +60,7 @@ def edit(folder, change):
     path = folder / "config.json"
     config = json.loads(path.read_text())
     change(config)
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(storage.sealed(config)))
 
 
 def test_the_same_log_prob_to_the_last_bit(flow, folder):
@@ -154,6 +154,24 @@ def test_a_configuration_edited_by_hand(folder, change, message):
     edit(folder, change)
     with pytest.raises(ValueError, match=message):
         cnf.load(folder)
+
+
+def test_a_change_that_still_makes_a_model_is_warned_of(flow, folder):
+    """As of a solver's tolerance, or of a bit on the disk: what comes of it is another number."""
+    path = folder / "config.json"
+    assert '"rtol": 0.0001' in path.read_text()
+    path.write_text(path.read_text().replace('"rtol": 0.0001', '"rtol": 0.0009'))
+    with pytest.warns(UserWarning, match="edited by hand, or is damaged"):
+        assert cnf.load(folder).layers[0].settings.rtol == 0.0009
+
+
+def test_a_folder_without_a_seal_is_loaded(flow, folder):
+    """As versions of before wrote them."""
+    path, x = folder / "config.json", torch.zeros(3, 2)
+    config = json.loads(path.read_text())
+    del config["seal"]
+    path.write_text(json.dumps(config))
+    assert torch.equal(cnf.load(folder).log_prob(x), flow.log_prob(x))
 
 
 def test_what_is_no_model_at_all(tmp_path):

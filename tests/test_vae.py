@@ -1,5 +1,6 @@
 """VAEs of images: likelihoods, networks, posteriors, training, bounds, what is saved."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributions import kl_divergence
 
+from cnf.storage import sealed
 from cnf.training import TrainingError
 from cnf.vae import (
     LIKELIHOODS,
@@ -447,7 +449,8 @@ def test_what_is_no_vae_is_not_loaded(tmp_path):
     with pytest.raises(ValueError, match="the SHA-256 of"):
         load(tmp_path)
     small().save(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"flows"', '"flaws"'))
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text().replace('"flows"', '"flaws"'))
+    path.write_text(json.dumps(sealed(config)))
     with pytest.raises(ValueError, match="Expected a VAE of cnf-flows in .*'flaws'"):
         load(tmp_path)

@@ -61,7 +61,8 @@ class Cylinder(Distribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Cylinder:
         """The same with a batch shape, by views."""
-        new: Cylinder = self._get_checked_instance(Cylinder, _instance)
+        new: Cylinder
+        new = self._get_checked_instance(Cylinder, _instance)  # type: ignore[no-untyped-call]
         new.circular, new._others, new._places = self.circular, self._others, self._places
         new.loc = self.loc.expand(*batch_shape, -1)
         new.scale = self.scale.expand(*batch_shape, -1)

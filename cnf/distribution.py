@@ -115,7 +115,8 @@ class FlowDistribution(Distribution):
                 f"Expected a batch shape that {tuple(self.batch_shape)} expands to; got "
                 f"{tuple(batch)}"
             )
-        new: FlowDistribution = self._get_checked_instance(FlowDistribution, _instance)
+        new: FlowDistribution
+        new = self._get_checked_instance(FlowDistribution, _instance)  # type: ignore[no-untyped-call]
         new.flow, new.has_rsample = self.flow, self.has_rsample
         new.context = None if self.context is None else self.context.expand(*batch, -1)
         super(FlowDistribution, new).__init__(batch, self.event_shape, validate_args=False)

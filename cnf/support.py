@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,9 +92,10 @@ class Reach(Constraint):
 
 def _everywhere(support: Constraint | None) -> bool:
     """Whether it is all real vectors."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support is None or isinstance(support, type(constraints.real))
+    inner: Any = support
+    while hasattr(inner, "base_constraint"):
+        inner = inner.base_constraint
+    return inner is None or isinstance(inner, type(constraints.real))
 
 
 def _narrowed(inside: Tensor, still: Tensor) -> Tensor:

@@ -136,11 +136,16 @@ class FlowTransform(Transform):
             last = self._last = self._pushed(z)
         return last.x
 
-    def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
-        """Log |det ∂x/∂z| at a point z and its x, shape (*batch)."""
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """The log-determinant, shape (*batch), at a point of the base and what it is taken to.
+
+        Args:
+            x: The base's point, which is z everywhere else: PyTorch's name for it.
+            y: The data's.
+        """
         last = self._known()
-        if last is None or last.z is not z or last.x is not x:
-            last = self._pushed(z)
+        if last is None or last.z is not x or last.x is not y:
+            last = self._pushed(x)
         return last.log_det
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
@@ -159,7 +164,8 @@ class FlowTransform(Transform):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is kept, which may hold on to a graph that cannot be copied."""
-        return {**super().__getstate__(), "_last": None}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_last": None}
 
     def __repr__(self) -> str:
         layers = ", ".join(type(layer).__name__ for layer in self.flow.layers)

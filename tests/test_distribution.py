@@ -136,7 +136,7 @@ def test_without_a_context_a_batch_is_of_independent_draws(batch, shape):
 def test_expand_only_expands():
     q = gaussian()[0].expand((3, 1))
     assert q.expand((2, 3, 4)).batch_shape == (2, 3, 4)
-    for shape in [(3,), (2, 1), (4, 3, 2, 0)[:2]]:
+    for shape in [(3,), (2, 1), (4, 3)]:
         with pytest.raises(ValueError, match=r"batch shape that \(3, 1\) expands to"):
             q.expand(shape)
     context = torch.zeros(3, 2, dtype=DOUBLE)
@@ -362,7 +362,7 @@ def test_as_the_guide_of_variational_inference():
     z = q.sample((4000,))
     torch.testing.assert_close(z.mean(0), posterior.mean, rtol=0, atol=0.05)
     torch.testing.assert_close(z.T.cov(), covariance, rtol=0, atol=0.05)
-    torch.testing.assert_close(q.log_prob(z), posterior.log_prob(z), rtol=0, atol=0.2)
     with torch.no_grad():
+        assert (q.log_prob(z) - posterior.log_prob(z)).abs().mean() < 0.1
         value = cnf.elbo(q, prior, log_likelihood, samples=500).value
     assert evidence - 0.02 < value < evidence + 0.005

@@ -60,6 +60,9 @@ class Flow(nn.Module):
 
     Shapes: x is (*batch, dim) and a context (*batch, context_dim); their batch shapes broadcast.
 
+    `distribution(context)` is p(x | context) as one of PyTorch's distributions, `transform` is T as
+    one of its transforms, and `transform_given(context)` T given a context.
+
     Example:
         >>> base = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
         >>> from cnf.fields import ConcatSquash

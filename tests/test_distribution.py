@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers import Counted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_transform import Counted
 from torch.distributions import (
     AffineTransform,
     Categorical,

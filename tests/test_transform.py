@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers import Counted
 from torch.distributions import (
     AffineTransform,
     ComposeTransform,
@@ -19,24 +20,6 @@ from cnf.cylinder import Cylinder
 from cnf.layers import Argmax, Beside, Constant, Dequantize, Keep, Positive
 
 DOUBLE = torch.float64
-
-
-class Counted(cnf.CNF):
-    """A CNF layer that counts its solves."""
-
-    solves = 0
-
-    def push(self, z, context=None):
-        self.solves += 1
-        return super().push(z, context)
-
-    def pull(self, x, context=None):
-        self.solves += 1
-        return super().pull(x, context)
-
-    def transport(self, z, context=None):
-        self.solves += 1
-        return super().transport(z, context)
 
 
 def standard(dim):

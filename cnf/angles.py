@@ -52,6 +52,22 @@ def wrapped(angles: Tensor) -> Tensor:
     return torch.remainder(angles + pi, 2 * pi) - pi
 
 
+def wrapped_columns(x: Tensor, circular: tuple[int, ...]) -> Tensor:
+    """The same points with their angles in [−π, π).
+
+    Args:
+        x: Points, shape (..., dim).
+        circular: Which columns are angles.
+
+    Example:
+        >>> wrapped_columns(torch.tensor([[4.0, 4.0]]), (0,))
+        tensor([[-2.2832,  4.0000]])
+    """
+    if not circular:
+        return x
+    return torch.where(_mask(circular, x.shape[-1], x.device), wrapped(x), x)
+
+
 def nearest(x: Tensor, to: Tensor, circular: tuple[int, ...]) -> Tensor:
     """The same points with each angle turned round until it is the nearest to another point's.
 

@@ -59,16 +59,29 @@ class Cylinder(Distribution):
         self._places = torch.tensor([*others, *self.circular], device=loc.device).argsort()
         super().__init__(event_shape=torch.Size([dim]), validate_args=None)
 
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Cylinder:
+        """The same with a batch shape, by views."""
+        new: Cylinder
+        new = self._get_checked_instance(Cylinder, _instance)  # type: ignore[no-untyped-call]
+        new.circular, new._others, new._places = self.circular, self._others, self._places
+        new.loc = self.loc.expand(*batch_shape, -1)
+        new.scale = self.scale.expand(*batch_shape, -1)
+        batch = torch.Size(batch_shape)
+        super(Cylinder, new).__init__(batch, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws, shape (*sample_shape, dim), with a gradient to the parameters."""
+        """Draws, shape (*sample_shape, *batch, dim), with a gradient to the parameters."""
+        shape = (*sample_shape, *self.batch_shape)
         like: dict[str, Any] = {"dtype": self.loc.dtype, "device": self.loc.device}
-        normal = torch.randn(*sample_shape, len(self.loc), **like)
-        angles = torch.rand(*sample_shape, len(self.circular), **like)
+        normal = torch.randn(*shape, self.loc.shape[-1], **like)
+        angles = torch.rand(*shape, len(self.circular), **like)
         drawn = torch.cat([self.loc + self.scale * normal, 2 * pi * angles - pi], -1)
         return drawn.index_select(-1, self._places)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density, shape (..., dim) → (...)."""
+        """Log-density, shape (*batch, dim) → (*batch)."""
         if self._validate_args:
             self._validate_sample(value)
         z = (value.index_select(-1, self._others) - self.loc) / self.scale

@@ -13,17 +13,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
+from torch.distributions.constraints import Constraint
 
 from cnf.angles import circular_columns
 from cnf.bases import circular_of, map_tensors
 from cnf.cylinder import Cylinder
-from cnf.fields import make_field
-from cnf.layers import CNF, SCALINGS, Beside, Care, Circular, Keep, Layer, MovingNorm, Standardize
+from cnf.distribution import FlowDistribution
+from cnf.fields import TracedField, make_field
+from cnf.layers import (
+    CNF,
+    SCALINGS,
+    Beside,
+    Care,
+    Circular,
+    Keep,
+    Layer,
+    Mapped,
+    MovingNorm,
+    Standardize,
+)
 from cnf.ode import Stats, Status
 from cnf.regularizers import Regularization
 from cnf.scores import Scored, Scores
-
-Shape = int | Sequence[int]
+from cnf.shapes import Shape, as_rows, per_row, sizes
+from cnf.support import reach
+from cnf.transform import FlowTransform
 
 
 class Flow(nn.Module):
@@ -45,6 +59,9 @@ class Flow(nn.Module):
         dim: Size of x; the base's, but for layers that make one column of several.
 
     Shapes: x is (*batch, dim) and a context (*batch, context_dim); their batch shapes broadcast.
+
+    `distribution(context)` is p(x | context) as one of PyTorch's distributions, `transform` is T as
+    one of its transforms, and `transform_given(context)` T given a context.
 
     Example:
         >>> base = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
@@ -111,6 +128,86 @@ class Flow(nn.Module):
         return next(tensors, torch.empty(0)).new_empty(0)
 
     @property
+    def context_dim(self) -> int | None:
+        """Size of the context, 0 without one; None where the layers do not tell."""
+        if self.context is not None:
+            return self.context.dim
+        fields = [layer.field for layer in self.layers if isinstance(layer, CNF)]
+        told = {field.context_dim if isinstance(field, TracedField) else None for field in fields}
+        return told.pop() if len(told) == 1 else None
+
+    @property
+    def transform(self) -> FlowTransform:
+        """T as one of PyTorch's transforms: a new one each time, with a cache of its own.
+
+        Raises:
+            ValueError: The flow draws noise, or has a context, as `transform_given` says.
+
+        Example:
+            >>> from torch.distributions import TransformedDistribution
+            >>> flow = ffjord(2)
+            >>> TransformedDistribution(flow.base, flow.transform).sample((3,)).shape
+            torch.Size([3, 2])
+        """
+        return self.transform_given(None)
+
+    def transform_given(self, context: Tensor | None) -> FlowTransform:
+        """T given a context as one of PyTorch's transforms.
+
+        Args:
+            context: Shape (*batch, context_dim), which broadcasts with a point's batch shape.
+
+        Raises:
+            ValueError: The flow draws noise for whole numbers or categories, and so is no
+                bijection; or the context is not of its size.
+        """
+        if self.noisy:
+            raise ValueError(
+                "Expected a flow over real numbers for a transform, which takes one point to one; "
+                "got one that draws noise for whole numbers or categories. Use its sample and "
+                "log_prob, or distribution()"
+            )
+        self._check_context(context, "transform_given(context)")
+        return FlowTransform(self, context)
+
+    def distribution(
+        self, context: Tensor | None = None, validate_args: bool | None = None
+    ) -> FlowDistribution:
+        """p(x | context) as one of PyTorch's distributions, with the context's batch shape.
+
+        Args:
+            context: Shape (*batch, context_dim).
+            validate_args: Whether it checks the context for NaN, and each x for being in its
+                support; PyTorch's default when None.
+
+        Raises:
+            ValueError: The context is not of the flow's size, or holds NaN.
+
+        Example:
+            >>> from torch.distributions import Independent
+            >>> p = Independent(ffjord(2).distribution().expand((3,)), 1)
+            >>> p.log_prob(p.sample()).shape
+            torch.Size([])
+        """
+        self._check_context(context, "distribution(context)")
+        return FlowDistribution(self, context, validate_args)
+
+    def support(self, context: Tensor | None = None) -> Constraint:
+        """Where x can be: `constraints.real_vector`, or what the layers reach of it.
+
+        Example:
+            >>> from cnf.layers import Bounded
+            >>> flow = ffjord(1, columns=[Bounded([0.0], [1.0])])
+            >>> flow.support().check(torch.tensor([[0.5], [1.5]]))
+            tensor([ True, False])
+        """
+        if context is not None:
+            batch = context.shape[:-1]
+            rows = self.standardized(per_row(context, batch))
+            context = None if rows is None else rows.reshape(context.shape)
+        return reach(self.base, self.layers, context)
+
+    @property
     def solves(self) -> int:
         """How many ODE solves one pass through the flow takes."""
         return sum(isinstance(layer, CNF) for layer in self.layers)
@@ -123,25 +220,25 @@ class Flow(nn.Module):
     def sample(self, shape: Shape = (), context: Tensor | None = None) -> Tensor:
         """Draws, shape (*shape, *context's batch, dim), without a gradient."""
         with torch.no_grad():
-            return self._draw(self.base.sample, shape, context, self._transport)
+            return self._draw(self.base.sample, shape, context, self.transport)
 
     def rsample(self, shape: Shape = (), context: Tensor | None = None) -> Tensor:
         """Draws with a gradient to the parameters and the context (reparameterised)."""
-        return self._draw(self._base_rsample, shape, context, self._transport)
+        return self._draw(self._base_rsample, shape, context, self.transport)
 
     def sample_and_log_prob(
         self, shape: Shape = (), context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draws and their log p in one solve, without a gradient."""
         with torch.no_grad():
-            joint = self._draw(self.base.sample, shape, context, self._push)
+            joint = self._draw(self.base.sample, shape, context, self._joint)
         return joint[..., :-1], joint[..., -1]
 
     def rsample_and_log_prob(
         self, shape: Shape = (), context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draws and their log p in one solve, with a gradient to parameters and context."""
-        joint = self._draw(self._base_rsample, shape, context, self._push)
+        joint = self._draw(self._base_rsample, shape, context, self._joint)
         return joint[..., :-1], joint[..., -1]
 
     def score(
@@ -207,6 +304,51 @@ class Flow(nn.Module):
         With a regularization, as training has it, the penalties are found along the way, and the
         base's time may be another one: what is called log p is then only what to train.
         """
+        pulled, passed = self._pull(x, context, regularization)
+        log_prob = _log_prob(self.base, pulled.value) + pulled.log_det
+        return Scored(log_prob, pulled.stats, pulled.penalties, passed)
+
+    def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The value of `push` alone, cheaper where the log-determinant costs something."""
+        context = self.standardized(context)
+        for layer in self.layers:
+            z = layer.transport(z, context)
+        return z
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
+        """From rows of the base to x through all layers, with log |det ∂x/∂z| and the cost.
+
+        Args:
+            z: Shape (rows, columns of the base).
+            context: Shape (rows, context_dim).
+        """
+        context = self.standardized(context)
+        log_det, stats = z.new_zeros(len(z)), Stats()
+        for layer in self.layers:
+            mapped = layer.push(z, context)
+            z, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
+        return Mapped(z, log_det, stats)
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
+        """From rows of x to the base through all layers, with log |det ∂z/∂x| and the cost.
+
+        Args:
+            x: Shape (rows, dim).
+            context: Shape (rows, context_dim).
+
+        Example:
+            >>> flow = ffjord(2)
+            >>> x = torch.zeros(3, 2)
+            >>> pulled = flow.pull(x)
+            >>> torch.equal(flow.base.log_prob(pulled.value) + pulled.log_det, flow.log_prob(x))
+            True
+        """
+        return self._pull(x, context, None)[0]
+
+    def _pull(
+        self, x: Tensor, context: Tensor | None, regularization: Regularization | None
+    ) -> tuple[Mapped, list[Tensor]]:
+        """`pull` with the penalties of a regularization, and what came to each layer."""
         context = self.standardized(context)
         log_det = x.new_zeros(len(x))
         stats, penalties, passed = Stats(), dict[str, Tensor](), list[Tensor]()
@@ -220,7 +362,7 @@ class Flow(nn.Module):
             x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
             for name, penalty in mapped.penalties.items():
                 penalties[name] = penalties[name] + penalty if name in penalties else penalty
-        return Scored(_log_prob(self.base, x) + log_det, stats, penalties, passed)
+        return Mapped(x, log_det, stats, penalties), passed
 
     def path(self, z: Tensor, frames: int, context: Tensor | None = None) -> Tensor:
         """The way of base points `z` (rows, dim) to the data, shape (frames, rows, dim).
@@ -279,11 +421,19 @@ class Flow(nn.Module):
         """X and context broadcast against each other and flattened to rows, and the batch shape."""
         if x.ndim < 1 or x.shape[-1] != self.dim:
             raise ValueError(f"Expected x of shape (..., {self.dim}); got {tuple(x.shape)}")
+        return as_rows(x, context)
+
+    def _check_context(self, context: Tensor | None, call: str) -> None:
+        """Hold that a context is one of the flow's, where it tells; `call` is how to give it."""
+        size = self.context_dim
         if context is None:
-            return x.reshape(-1, self.dim), None, x.shape[:-1]
-        batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
-        rows = x.expand(*batch, self.dim).reshape(-1, self.dim)
-        return rows, context.expand(*batch, -1).reshape(-1, context.shape[-1]), batch
+            fits, got = not size, "none"
+        else:
+            fits = context.ndim > 0 and size in (None, context.shape[-1])
+            got = str(tuple(context.shape))
+        if not fits:
+            wanted = "no context" if size == 0 else f"a context of shape (..., {size or 'size'})"
+            raise ValueError(f"Expected {wanted} in {call}; got {got}")
 
     def standardized(self, context: Tensor | None) -> Tensor | None:
         """The context as the layers get it, (rows, context_dim)."""
@@ -352,28 +502,17 @@ class Flow(nn.Module):
         context: Tensor | None,
         carry: Callable[[Tensor, Tensor | None], Tensor],
     ) -> Tensor:
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        if context is not None:
-            shape = (*shape, *context.shape[:-1])
-        z = base_sample(torch.Size(shape))
-        rows, batch = z.reshape(-1, z.shape[-1]), z.shape[:-1]
-        if context is not None:
-            context = context.expand(*batch, -1).reshape(-1, context.shape[-1])
-        context = self.standardized(context)
-        return carry(rows, context).unflatten(0, batch) if batch else carry(rows, context)[0]
+        batch = () if context is None else context.shape[:-1]
+        z = base_sample(torch.Size((*sizes(shape), *batch)))
+        rows, context, batch = as_rows(z, context)
+        drawn = carry(rows, context)
+        return drawn.reshape(*batch, drawn.shape[1])
 
-    def _transport(self, z: Tensor, context: Tensor | None) -> Tensor:
-        for layer in self.layers:
-            z = layer.transport(z, context)
-        return z
-
-    def _push(self, z: Tensor, context: Tensor | None) -> Tensor:
+    def _joint(self, z: Tensor, context: Tensor | None) -> Tensor:
         """Samples and, as the last column, their log-density."""
-        log_prob = _log_prob(self.base, z)
-        for layer in self.layers:
-            mapped = layer.push(z, context)
-            z, log_prob = mapped.value, log_prob - mapped.log_det
-        return torch.cat([z, log_prob.unsqueeze(1)], 1)
+        pushed = self.push(z, context)
+        log_prob = _log_prob(self.base, z) - pushed.log_det
+        return torch.cat([pushed.value, log_prob.unsqueeze(1)], 1)
 
     def _base_rsample(self, shape: torch.Size) -> Tensor:
         if not self.base.has_rsample:

@@ -13,8 +13,8 @@ from torch.distributions import Distribution, constraints
 
 from cnf.fields import ConcatSquash, GivenWeights, LowRank, TracedField
 from cnf.layers import CNF
+from cnf.shapes import Shape, per_row, sizes
 
-Shape = int | Sequence[int]
 # The field for what encodes x, and what makes the field's context of it.
 Amortized = tuple[TracedField, nn.Module | None]
 
@@ -290,14 +290,11 @@ class Posterior(Distribution):
 
     def _noise(self, sample_shape: Shape) -> Tensor:
         """Standard normal numbers, of a batch shape and event shape."""
-        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-        return torch.randn_like(self.loc.expand(*shape, *self.loc.shape))
+        return torch.randn_like(self.loc.expand(*sizes(sample_shape), *self.loc.shape))
 
     def _contexts(self, batch: torch.Size) -> Tensor | None:
         """The context of each row of a batch."""
-        if self.context is None:
-            return None
-        return self.context.expand(*batch, -1).reshape(-1, self.context.shape[-1])
+        return None if self.context is None else per_row(self.context, batch)
 
 
 def _normal(noise: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from cnf.flow import Flow
-from cnf.layers import CNF
+from cnf.layers import CNF, Mapped
 
 
 def reference_log_prob(flow: Flow, x: Tensor) -> np.ndarray:
@@ -47,3 +47,21 @@ def _reference_pull(layer: CNF, x: Tensor) -> tuple[Tensor, Tensor]:
 def max_difference(left: Tensor, right: Tensor) -> float:
     """The largest absolute difference."""
     return (left - right).abs().max().item()
+
+
+class Counted(CNF):
+    """A CNF layer that counts its solves."""
+
+    solves = 0
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
+        self.solves += 1
+        return super().push(z, context)
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
+        self.solves += 1
+        return super().pull(x, context)
+
+    def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        self.solves += 1
+        return super().transport(z, context)

@@ -46,6 +46,7 @@ class Argmax(Noisy):
     """
 
     name: ClassVar[str] = "argmax"
+    onto = False
 
     log_shares: Tensor
 
@@ -74,12 +75,20 @@ class Argmax(Noisy):
         return self._pull(x, None)
 
     def _pull(self, x: Tensor, generator: torch.Generator | None) -> Mapped:
-        last = len(self.shares) - 1
-        out = ((x != x.floor()) | (x < 0) | (x > last)).squeeze(1)
+        out = ~self.reached(x)
         category = x.masked_fill(out.unsqueeze(1), 0.0).long()
         v = self._gumbels(category, generator)
         z = v[:, :-1] - v[:, -1:]
         return Mapped(z, (-self._log_noise(z, category)).masked_fill(out, -inf))
+
+    def reached(self, x: Tensor) -> Tensor:
+        """Those of a category."""
+        return ((x == x.floor()) & (x >= 0) & (x < len(self.shares))).squeeze(1)
+
+    def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Points where the category is the largest by 1, or by 2."""
+        categories = torch.arange(len(self.shares) - 1, device=x.device)
+        return torch.where(x == categories, 1.0, -1.0).to(x)
 
     def _gumbels(self, category: Tensor, generator: torch.Generator | None) -> Tensor:
         """Draws of v given which is the largest: that one first, the others cut off below it."""

@@ -65,6 +65,7 @@ class Beside(Layer):
                 )
         self.place = [order.index(column) for column in range(len(order))]
         self.circular = self._angles() or None
+        self.onto = all(layer.onto for layer in made)
 
     @property
     def noisy(self) -> bool:
@@ -102,6 +103,16 @@ class Beside(Layer):
         """`pull` with noise from the generator of `care`."""
         mapped = self._pull(x, lambda layer, own: layer.assess(own, None, care).mapped)
         return Assessed(mapped, x.new_zeros(len(x)), np.full(len(x), Status.FINISHED))
+
+    def reached(self, x: Tensor) -> Tensor:
+        """Those that each layer reaches its columns of."""
+        pairs = zip(self.layers, self.columns, strict=True)
+        return torch.stack([layer.reached(x[:, own]) for layer, own in pairs]).all(0)
+
+    def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Each its own columns."""
+        pairs = zip(self.layers, self.columns, strict=True)
+        return torch.cat([layer.preimage(x[:, own]) for layer, own in pairs], 1)
 
     def _pull(self, x: Tensor, one: Callable[[Layer, Tensor], Mapped]) -> Mapped:
         pairs = zip(self.layers, self.columns, strict=True)

@@ -39,6 +39,7 @@ class Bounded(Layer):
     """
 
     name: ClassVar[str] = "bounded"
+    onto = False
 
     low: Tensor
     high: Tensor
@@ -65,9 +66,16 @@ class Bounded(Layer):
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Into log odds."""
         start, width = self._interval()
-        out = (x < self.low) | (x > self.high)
+        out = self._out(x)
         z = ((x - start) / width).masked_fill(out, 0.5).logit()
         return Mapped(z, (-self._log_det(z, width)).masked_fill(out.any(1), -inf))
+
+    def reached(self, x: Tensor) -> Tensor:
+        """Those within the bounds, their ends included."""
+        return ~self._out(x).any(1)
+
+    def _out(self, x: Tensor) -> Tensor:
+        return (x < self.low) | (x > self.high)
 
     def _interval(self) -> tuple[Tensor, Tensor]:
         """Where it starts and its width, margins included."""

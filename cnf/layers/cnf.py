@@ -99,6 +99,10 @@ class CNF(Layer):
         """The value of `push` alone, at the price of the velocity alone."""
         return self.path(z, (0.0, 1.0), context)[-1]
 
+    def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The value of `pull` alone, at the price of the velocity alone."""
+        return self.path(x, (1.0, 0.0), context)[-1]
+
     def path(
         self, z: Tensor, times: Sequence[float] | Tensor, context: Tensor | None = None
     ) -> Tensor:

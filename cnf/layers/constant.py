@@ -32,6 +32,7 @@ class Constant(Layer):
     """
 
     name: ClassVar[str] = "constant"
+    onto = False
 
     values: Tensor
 
@@ -54,6 +55,10 @@ class Constant(Layer):
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """To nothing."""
         return Mapped(x[:, :0], x.new_zeros(len(x)))
+
+    def reached(self, x: Tensor) -> Tensor:
+        """Those with the values, to single precision: in that it keeps them."""
+        return (x.float() == self.values.float()).all(1)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""

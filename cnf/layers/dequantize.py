@@ -32,6 +32,7 @@ class Dequantize(Noisy):
     """
 
     name: ClassVar[str] = "dequantize"
+    onto = False
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -50,7 +51,15 @@ class Dequantize(Noisy):
         # Never the whole number itself, which may be a bound; nor, by rounding, the next one.
         noise = 1 - uniform(x, generator)
         z = torch.minimum(whole + noise, torch.nextafter(whole + 1, whole))
-        return Mapped(z, x.new_zeros(len(x)).masked_fill((x != whole).any(1), -inf))
+        return Mapped(z, x.new_zeros(len(x)).masked_fill(~self.reached(x), -inf))
+
+    def reached(self, x: Tensor) -> Tensor:
+        """Those of whole numbers."""
+        return (x == x.floor()).all(1)
+
+    def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The cells' middles."""
+        return x + 0.5
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""

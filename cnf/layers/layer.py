@@ -73,10 +73,12 @@ class Layer(nn.Module, ABC):
     Attributes:
         circular: The columns on the base's side that it takes for angles, in radians; None where it
             has none to tell of, whatever they are.
+        onto: Whether it takes some row to every one on the data's side.
     """
 
     name: ClassVar[str]
     circular: tuple[int, ...] | None = None
+    onto: bool = True
 
     @property
     def noisy(self) -> bool:
@@ -124,6 +126,14 @@ class Layer(nn.Module, ABC):
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The value of `push` alone, cheaper where the log-determinant costs something."""
         return self.push(z, context).value
+
+    def reached(self, x: Tensor) -> Tensor:
+        """Which rows of the data's side it takes some row to, shape (rows,): all if it is onto."""
+        return torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+    def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """A row that it takes to each of these, which are reached; nothing is drawn for that."""
+        return self.pull(x, context).value
 
     def with_solver(self, **changes: Any) -> Self:
         """This layer, sharing its parameters, with other solver settings; itself without any."""

@@ -32,6 +32,7 @@ class Positive(Layer):
     """
 
     name: ClassVar[str] = "positive"
+    onto = False
 
     low: Tensor
 
@@ -48,9 +49,16 @@ class Positive(Layer):
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Into logarithms."""
-        out = x <= self.low
+        out = self._out(x)
         z = (x - self.low).masked_fill(out, 1.0).log()
         return Mapped(z, (-z.sum(1)).masked_fill(out.any(1), -inf))
+
+    def reached(self, x: Tensor) -> Tensor:
+        """Those above the bounds."""
+        return ~self._out(x).any(1)
+
+    def _out(self, x: Tensor) -> Tensor:
+        return x <= self.low
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""

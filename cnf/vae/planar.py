@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, constraints
 
-from cnf.posterior import Shape, check_encoding
+from cnf.posterior import check_encoding
+from cnf.shapes import Shape, sizes
 
 
 class PlanarPosterior(nn.Module):
@@ -112,8 +113,7 @@ class Planar(Distribution):
 
     def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
         """Draws, and log q of each, shape (*sample_shape, *batch)."""
-        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-        z = self.before.rsample(torch.Size(shape))
+        z = self.before.rsample(sizes(sample_shape))
         log_q = self.before.log_prob(z)
         for transform in self.transforms:
             moved = transform(z)

@@ -1,0 +1,169 @@
+"""Where a flow's x can be: what its layers reach, exactly."""
+
+import pytest
+import torch
+from torch.distributions import Exponential, Independent, Normal, Uniform, constraints
+
+import cnf
+from cnf.cylinder import Cylinder
+from cnf.layers import Argmax, Beside, Bounded, Circular, Constant, Dequantize, Keep, Positive
+from cnf.schema import Column, Schema
+
+DOUBLE = torch.float64
+
+
+def standard(dim):
+    zeros = torch.zeros(dim, dtype=DOUBLE)
+    return Independent(Normal(zeros, torch.ones_like(zeros)), 1)
+
+
+def scaled(loc, scale):
+    """A standardisation with these numbers."""
+    layer = cnf.Standardize(len(loc)).double()
+    layer.loc.copy_(torch.tensor(loc))
+    layer.scale.copy_(torch.tensor(scale))
+    return layer
+
+
+COUNTS = [Bounded([0.0], [4.0]), Dequantize(1)]  # 0 to 3
+# Layers, base, rows that are reached and rows that are not.
+CASES = {
+    "positive": ([Positive([2.0])], standard(1), [[2.1], [1e6]], [[2.0], [1.0], [float("nan")]]),
+    "bounded": ([Bounded([0.0], [1.0])], standard(1), [[0.0], [0.5], [1.0]], [[-1e-9], [1.1]]),
+    "whole": ([Dequantize(1)], standard(1), [[-7.0], [0.0]], [[0.5]]),
+    "counts": (COUNTS, standard(1), [[0.0], [3.0]], [[-1.0], [4.0], [1.5]]),
+    "category": ([Argmax([0.5, 0.3, 0.2])], standard(2), [[0.0], [2.0]], [[3.0], [-1.0], [0.5]]),
+    "constant": (
+        [Beside([Keep(1), Constant([0.1])], [[1], [0]])],
+        standard(1),
+        [[0.1, 5.0], [0.1, -5.0]],
+        [[0.2, 5.0]],
+    ),
+    "side by side": (
+        [Beside([Positive([0.0]), Keep(1)], [[1], [0]])],
+        standard(2),
+        [[-3.0, 1.0]],
+        [[1.0, -3.0], [1.0, 0.0]],
+    ),
+    # 10 + 2 (0, ∞)
+    "positive, then scaled": (
+        [Positive([0.0]), scaled([10.0], [2.0])],
+        standard(1),
+        [[11.0]],
+        [[9.0]],
+    ),
+    # 1 + 2 (0, 1) in each column
+    "a box": (
+        [scaled([1.0, 1.0], [2.0, 2.0])],
+        Independent(Uniform(torch.zeros(2, dtype=DOUBLE), torch.ones(2, dtype=DOUBLE)), 1),
+        [[1.1, 2.9]],
+        [[0.9, 2.0], [2.0, 3.1]],
+    ),
+    # e^(0, ∞)
+    "above one": (
+        [Positive([0.0])],
+        Independent(Exponential(torch.ones(1, dtype=DOUBLE)), 1),
+        [[1.1]],
+        [[0.9], [-1.0]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_support_tells_which_rows_are_reached(name):
+    layers, base, reached, others = CASES[name]
+    flow = cnf.Flow(base, layers).double()
+    support = flow.support()
+    assert support.event_dim == 1
+    assert support.is_discrete == flow.noisy
+    rows = torch.tensor([*reached, *others], dtype=DOUBLE)
+    expected = torch.tensor([True] * len(reached) + [False] * len(others))
+    assert torch.equal(support.check(rows), expected)
+    assert torch.equal(support.check(rows.unsqueeze(1)), expected.unsqueeze(1))
+    assert support.check(rows[0]).shape == ()
+    assert support.check(flow.sample(200)).all()
+    assert support.check(rows[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_of_the_support_have_a_density(name):
+    layers, base, reached, _ = CASES[name]
+    flow = cnf.Flow(base, layers).double()
+    assert flow.log_prob(torch.tensor(reached, dtype=DOUBLE)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_preimages_are_taken_to_their_rows(name):
+    layers, _, reached, _ = CASES[name]
+    x = torch.tensor(reached, dtype=DOUBLE)
+    for layer in reversed(layers):
+        layer.double()
+        z = layer.preimage(x)
+        torch.testing.assert_close(layer(z)[0], x, rtol=1e-6, atol=1e-9)
+        assert layer.reached(x).all()
+        x = z
+
+
+def test_checking_draws_no_noise():
+    flow = cnf.Flow(standard(1), COUNTS).double()
+    state = torch.get_rng_state()
+    flow.support().check(torch.arange(4.0, dtype=DOUBLE).unsqueeze(1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_real_vectors_are_called_so():
+    layers = [cnf.CNF(cnf.ConcatSquash(2, (4,))), cnf.Whiten(2), Keep(2)]
+    assert cnf.Flow(standard(2), layers).support() is constraints.real_vector
+    assert cnf.ffjord(2, hidden=(4,), batch_norm=True).support() is constraints.real_vector
+
+
+def test_angles_are_in_every_turn():
+    base = Cylinder(torch.zeros(1), torch.ones(1), circular=(0,))
+    layers = [Beside([Circular(1, 0.0, 360.0), Keep(1)], [[0], [1]])]
+    flow = cnf.Flow(base, layers)
+    assert flow.support() is constraints.real_vector
+    assert flow.log_prob(torch.tensor([[400.0, 0.0]])).isfinite()
+
+
+def test_a_table_of_every_kind():
+    columns = (
+        Column("real"),
+        Column("positive", "positive"),
+        Column("bounded", "bounded", 0.0, 1.0),
+        Column("hour", "circular", 0.0, 24.0),
+        Column("count", "integer", 0.0),
+        Column("dice", "integer", 1.0, 6.0),
+        Column("colour", "categorical", categories=("red", "green", "blue")),
+        Column("same", "constant", 7.0),
+    )
+    good = [0.0, 1.0, 0.5, 25.0, 3.0, 6.0, 2.0, 7.0]
+    schema = Schema(columns)
+    rows = torch.tensor([good]).repeat(3, 1)
+    flow = cnf.ffjord(schema.width, hidden=(4,), columns=schema.layers(rows.numpy())).double()
+    support = flow.support()
+    wrong = [None, -1.0, 1.5, None, -1.0, 7.0, 3.0, 8.0]
+    for i, value in enumerate(wrong):
+        row = torch.tensor(good, dtype=DOUBLE)
+        assert support.check(row)
+        if value is not None:
+            row[i] = value
+            assert not support.check(row)
+    assert support.check(flow.sample(500)).all()
+    assert "'positive', 'low': [0.0]" in repr(support)
+
+
+def test_where_a_solve_stands_between_it_is_of_the_context():
+    """Positive on the base's side of a flow that moves by the context: x > context."""
+
+    class Drift(torch.nn.Module):
+        def forward(self, t, x, context):
+            return context.expand_as(x)
+
+    flow = cnf.Flow(standard(1), [Positive([0.0]), cnf.CNF(Drift())], scaled([1.0], [2.0])).double()
+    context = torch.tensor([[1.0], [5.0]], dtype=DOUBLE)  # as the layers get it 0 and 2
+    x = torch.tensor([[[1.0]], [[3.0]], [[-1.0]]], dtype=DOUBLE)
+    expected = torch.tensor([[True, False], [True, True], [False, False]])
+    assert torch.equal(flow.support(context).check(x), expected)
+    assert flow.distribution(context).log_prob(x[1]).isfinite().all()
+    with pytest.raises(ValueError, match="support"):
+        flow.distribution(context).log_prob(x[0])

@@ -14,6 +14,9 @@ from cnf.layers.layer import Layer, Mapped
 # Of an interval's width, by which it is wider on either side: its ends are finite points. What a
 # flow has beyond them is drawn as the ends.
 MARGIN = 1e-6
+# Of a bound, by which a row may be beyond it and is taken for it: the buffers are rounded to single
+# precision once, while rows may come in double.
+ROUNDING = torch.finfo(torch.float32).eps
 
 
 class Bounded(Layer):
@@ -65,8 +68,9 @@ class Bounded(Layer):
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Into log odds."""
         start, width = self._interval()
-        out = (x < self.low) | (x > self.high)
-        z = ((x - start) / width).masked_fill(out, 0.5).logit()
+        low, high = (ROUNDING * bound.abs() for bound in (self.low, self.high))
+        out = (x < self.low - low) | (x > self.high + high)
+        z = ((x.clamp(self.low, self.high) - start) / width).masked_fill(out, 0.5).logit()
         return Mapped(z, (-self._log_det(z, width)).masked_fill(out.any(1), -inf))
 
     def _interval(self) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from cnf.fields import VectorField, as_field
 from cnf.fields.field import Traced, basis, of_columns, pull_back
+from cnf.noise import RowNoise
 
 # Up to this dimension "auto" takes the exact trace even where it costs a pass for each dimension.
 LARGEST_EXACT_DIM = 32
 
+Source = torch.Generator | RowNoise
 Noise = Literal["rademacher", "gaussian"]
 
 
@@ -92,7 +94,7 @@ class Hutchinson(Divergence):
 
     count: int = 1
     noise: Noise = "rademacher"
-    generator: torch.Generator | None = field(default=None, compare=False, repr=False)
+    generator: Source | None = field(default=None, compare=False, repr=False)
 
     def estimates(self, dim: int) -> int:
         """The number of estimates whose mean the trace is."""
@@ -274,12 +276,12 @@ def trace_of(
     return divergence(vector_field, stage, x, probes)
 
 
-def random_vectors(
-    noise: Noise, generator: torch.Generator | None, x: Tensor, count: int
-) -> Tensor:
+def random_vectors(noise: Noise, generator: Source | None, x: Tensor, count: int) -> Tensor:
     """Random vectors (rows, count, dim), drawn where the generator is."""
-    device = x.device if generator is None else generator.device
     shape = (len(x), count, x.shape[1])
+    if isinstance(generator, RowNoise):
+        return (generator.normal if noise == "gaussian" else generator.signs)(shape).to(x)
+    device = x.device if generator is None else generator.device
     options: dict[str, Any] = {"dtype": x.dtype, "device": device, "generator": generator}
     if noise == "gaussian":
         return torch.randn(shape, **options).to(x.device)

@@ -28,6 +28,7 @@ Array = NDArray[np.float64]
 State = int | np.random.RandomState | None
 
 CHUNK = 1000  # rows solved at once
+PROBES = 16  # for each row, where the trace is estimated and its error is asked for
 DRAWS = 8  # of noise for each row, where there are whole numbers or categories
 
 
@@ -155,22 +156,28 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             sklearn.exceptions.NotFittedError: There is no fit yet.
             cnf.SolveError: Rows lie where the flow cannot be integrated; the message names them.
         """
-        check_is_fitted(self)
-        numbers, texts = self._numbers(X)
-        rows: Array = validate_data(self, numbers, dtype=np.float64, reset=False)
-        rows = self.schema_.numbers(rows, texts)
-        given = self._context(context, len(rows))
-        flow = self._flow()
+        flow, x, given = self._scored(X, context)
         with torch.no_grad(), _drawing(flow, 0):
-            parts = [
-                _bound(
-                    flow,
-                    _as(flow, rows[i : i + CHUNK]),
-                    None if given is None else _as(flow, given[i : i + CHUNK]),
-                )
-                for i in range(0, len(rows), CHUNK)
-            ]
-        return np.asarray(torch.cat(parts).cpu().numpy())
+            return np.asarray(_bound(flow, x, given).cpu().numpy())
+
+    def score_samples_uncertainty(
+        self, X: ArrayLike, context: ArrayLike | None = None
+    ) -> tuple[Array, Array]:
+        """Log-densities in nats and how far they may be off for 95 of 100 rows, each (n_samples,).
+
+        They are `cnf.Scores`' `log_prob` and `uncertainty`: NaN for rows that cannot be integrated.
+        Of whole numbers and categories the densities are of other draws than `score_samples`'.
+        Takes about three times as long.
+
+        Raises:
+            ValueError: A shape does not fit, or a value is not finite.
+            sklearn.exceptions.NotFittedError: There is no fit yet.
+        """
+        flow, x, given = self._scored(X, context)
+        generator = torch.Generator().manual_seed(0)
+        probes = DRAWS if flow.noisy else PROBES
+        scores = flow.score(x, given, probes=probes, generator=generator, max_batch=CHUNK)
+        return scores.log_prob.cpu().numpy(), scores.uncertainty.cpu().numpy()
 
     def score(self, X: ArrayLike, y: object = None, context: ArrayLike | None = None) -> float:
         """The mean log-density of the rows, in nats, as `GaussianMixture` has it."""
@@ -217,6 +224,18 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             return drawn
         table = Table("draws", drawn, schema.names, categories=schema.texts)
         return table_frame(table, schema.whole).set_axis(self.feature_names_in_, axis=1)
+
+    def _scored(
+        self, X: ArrayLike, context: ArrayLike | None
+    ) -> tuple[Flow, Tensor, Tensor | None]:
+        """The flow, and rows to score as it takes them."""
+        check_is_fitted(self)
+        numbers, texts = self._numbers(X)
+        rows: Array = validate_data(self, numbers, dtype=np.float64, reset=False)
+        rows = self.schema_.numbers(rows, texts)
+        given = self._context(context, len(rows))
+        flow = self._flow()
+        return flow, _as(flow, rows), None if given is None else _as(flow, given)
 
     def _numbers(self, X: ArrayLike) -> tuple[ArrayLike, Mapping[str, tuple[str, ...]]]:
         """X with the numbers of categories for text, where there may be any; and the categories."""
@@ -268,7 +287,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
 def _bound(flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
     """Log p of rows; of whole numbers and categories its bound, by several draws of noise."""
     draws = DRAWS if flow.noisy else 1
-    found = torch.stack([flow.log_prob(x, context) for _ in range(draws)])
+    found = torch.stack([flow.log_prob(x, context, max_batch=CHUNK) for _ in range(draws)])
     return found.logsumexp(0) - log(draws)
 
 

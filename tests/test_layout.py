@@ -55,6 +55,7 @@ ORDER = [
     "cnf.fields.low_rank",
     "cnf.fields.given_weights",
     "cnf.fields",
+    "cnf.noise",
     "cnf.divergence",
     "cnf.regularizers",
     "cnf.layers.layer",

@@ -7,10 +7,11 @@ from math import lgamma
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, inf
+from torch import Tensor, inf, nan
 
 from cnf.layers.layer import Mapped
 from cnf.layers.noisy import Noisy, uniform
+from cnf.noise import RowNoise
 
 
 class Argmax(Noisy):
@@ -25,7 +26,7 @@ class Argmax(Noisy):
     smooth and with one mode, whatever the categories mean. On the way back z is drawn from
     q(z | x = k) = f(z) / π_k, where k is the largest; the mean of log p(z) − log q(z | x) is a
     lower bound on the log-mass of x. Numbers of no category have no mass: their log-determinant is
-    −∞.
+    −∞; that of what is missing, NaN, is NaN.
 
     Args:
         shares: Each category's, above 0; made to sum to 1.
@@ -74,12 +75,13 @@ class Argmax(Noisy):
         """To a draw for which the category is the largest."""
         return self._pull(x, None)
 
-    def _pull(self, x: Tensor, generator: torch.Generator | None) -> Mapped:
+    def _pull(self, x: Tensor, noise: RowNoise | None) -> Mapped:
         out = ~self.reached(x)
         category = x.masked_fill(out.unsqueeze(1), 0.0).long()
-        v = self._gumbels(category, generator)
+        v = self._gumbels(category, noise)
         z = v[:, :-1] - v[:, -1:]
-        return Mapped(z, (-self._log_noise(z, category)).masked_fill(out, -inf))
+        log_det = (-self._log_noise(z, category)).masked_fill(out, -inf)
+        return Mapped(z, log_det.masked_fill(x.isnan().squeeze(1), nan))
 
     def reached(self, x: Tensor) -> Tensor:
         """Those of a category."""
@@ -90,11 +92,11 @@ class Argmax(Noisy):
         categories = torch.arange(len(self.shares) - 1, device=x.device)
         return torch.where(x == categories, 1.0, -1.0).to(x)
 
-    def _gumbels(self, category: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _gumbels(self, category: Tensor, noise: RowNoise | None) -> Tensor:
         """Draws of v given which is the largest: that one first, the others cut off below it."""
         like = self.log_shares.expand(len(category), -1)
         tiny = torch.finfo(like.dtype).tiny
-        drawn = uniform(like, generator).clamp(min=tiny, max=1 - 1e-7)
+        drawn = uniform(like, noise).clamp(min=tiny, max=1 - 1e-7)
         exponential = -drawn.log()  # e^(−g) of a Gumbel g
         largest = exponential.gather(1, category)
         v = -(largest + exponential * (-self.log_shares).exp()).log()

@@ -100,7 +100,7 @@ class Beside(Layer):
         return self._pull(x, lambda layer, own: layer.pull(own))
 
     def assess(self, x: Tensor, context: Tensor | None, care: Care) -> Assessed:
-        """`pull` with noise from the generator of `care`."""
+        """`pull` with the noise of `care`."""
         mapped = self._pull(x, lambda layer, own: layer.assess(own, None, care).mapped)
         return Assessed(mapped, x.new_zeros(len(x)), np.full(len(x), Status.FINISHED))
 

@@ -14,6 +14,9 @@ from cnf.layers.layer import Layer, Mapped
 # Of an interval's width, by which it is wider on either side: its ends are finite points. What a
 # flow has beyond them is drawn as the ends.
 MARGIN = 1e-6
+# Of a bound, by which a row may be beyond it and is taken for it: the buffers are rounded to single
+# precision once, while rows may come in double.
+ROUNDING = torch.finfo(torch.float32).eps
 
 
 class Bounded(Layer):
@@ -67,7 +70,7 @@ class Bounded(Layer):
         """Into log odds."""
         start, width = self._interval()
         out = self._out(x)
-        z = ((x - start) / width).masked_fill(out, 0.5).logit()
+        z = ((x.clamp(self.low, self.high) - start) / width).masked_fill(out, 0.5).logit()
         return Mapped(z, (-self._log_det(z, width)).masked_fill(out.any(1), -inf))
 
     def reached(self, x: Tensor) -> Tensor:
@@ -75,7 +78,8 @@ class Bounded(Layer):
         return ~self._out(x).any(1)
 
     def _out(self, x: Tensor) -> Tensor:
-        return (x < self.low) | (x > self.high)
+        low, high = (ROUNDING * bound.abs() for bound in (self.low, self.high))
+        return (x < self.low - low) | (x > self.high + high)
 
     def _interval(self) -> tuple[Tensor, Tensor]:
         """Where it starts and its width, margins included."""

@@ -84,7 +84,7 @@ class CNF(Layer):
         field, divergence, dim = self._traced(x, context)
         estimates = 0
         if isinstance(divergence, Hutchinson):
-            divergence = replace(divergence, count=care.probes, generator=care.generator)
+            divergence = replace(divergence, count=care.probes, generator=care.noise)
             estimates = divergence.estimates(dim)
         dynamics = Augmented(field, divergence, dim, estimates=estimates)
         layer = self.with_solver(**self.settings.tighter(care.tighter))

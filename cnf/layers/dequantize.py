@@ -9,6 +9,7 @@ from torch import Tensor, inf
 
 from cnf.layers.layer import Mapped
 from cnf.layers.noisy import Noisy, uniform
+from cnf.noise import RowNoise
 
 
 class Dequantize(Noisy):
@@ -46,11 +47,11 @@ class Dequantize(Noisy):
         """To the cells of length 1 above them."""
         return self._pull(x, None)
 
-    def _pull(self, x: Tensor, generator: torch.Generator | None) -> Mapped:
+    def _pull(self, x: Tensor, noise: RowNoise | None) -> Mapped:
         whole = x.floor()
         # Never the whole number itself, which may be a bound; nor, by rounding, the next one.
-        noise = 1 - uniform(x, generator)
-        z = torch.minimum(whole + noise, torch.nextafter(whole + 1, whole))
+        above = 1 - uniform(x, noise)
+        z = torch.minimum(whole + above, torch.nextafter(whole + 1, whole))
         return Mapped(z, x.new_zeros(len(x)).masked_fill(~self.reached(x), -inf))
 
     def reached(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cnf.noise import RowNoise
 from cnf.ode import Stats, Status
 from cnf.regularizers import Regularization
 
@@ -22,12 +23,13 @@ class Care:
 
     Attributes:
         probes: Estimates for each row, where the divergence is one.
-        generator: Where they come from.
-        tighter: By what the tolerances are multiplied; fixed steps are halved where it is below 1.
+        noise: Where they come from, and noise of other kinds.
+        tighter: By what the tolerances are multiplied; where it is below 1 the method is dopri8, or
+            fixed steps are halved.
     """
 
     probes: int
-    generator: torch.Generator
+    noise: RowNoise
     tighter: float = 1.0
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cnf.layers.layer import Assessed, Care, Layer, Mapped
+from cnf.noise import RowNoise
 from cnf.ode import Status
 
 
@@ -25,17 +26,15 @@ class Noisy(Layer):
         return True
 
     def assess(self, x: Tensor, context: Tensor | None, care: Care) -> Assessed:
-        """`pull` with noise from the generator of `care`."""
+        """`pull` with the noise of `care`."""
         finished = np.full(len(x), Status.FINISHED)
-        return Assessed(self._pull(x, care.generator), x.new_zeros(len(x)), finished)
+        return Assessed(self._pull(x, care.noise), x.new_zeros(len(x)), finished)
 
     @abstractmethod
-    def _pull(self, x: Tensor, generator: torch.Generator | None) -> Mapped:
-        """`pull` with noise from a generator on the CPU, or PyTorch's own where the data lies."""
+    def _pull(self, x: Tensor, noise: RowNoise | None) -> Mapped:
+        """`pull` with noise that belongs to the rows, or PyTorch's own where the data lies."""
 
 
-def uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def uniform(like: Tensor, noise: RowNoise | None) -> Tensor:
     """Noise from U[0, 1) of a tensor's shape and dtype, on its device."""
-    if generator is None:
-        return torch.rand_like(like)
-    return torch.rand(like.shape, generator=generator, dtype=like.dtype).to(like)
+    return torch.rand_like(like) if noise is None else noise.uniform(like.shape).to(like)

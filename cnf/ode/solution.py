@@ -121,19 +121,24 @@ class Solution:
 class SolveError(RuntimeError):
     """A solve that did not reach its last time.
 
+    Args:
+        solution: What was solved until then.
+        preface: What the message begins with.
+        first: The number of the solution's first row where they are some of many.
+
     Attributes:
         solution: What was solved until then.
     """
 
-    def __init__(self, solution: Solution, preface: str = "") -> None:
+    def __init__(self, solution: Solution, preface: str = "", first: int | None = None) -> None:
         self.solution = solution
-        super().__init__(preface + _message(solution))
+        super().__init__(preface + _message(solution, first))
 
 
-def _message(solution: Solution) -> str:
-    shown = ", ".join(str(row) for row in solution.rows[:5])
+def _message(solution: Solution, first: int | None) -> str:
+    shown = ", ".join(str((first or 0) + row) for row in solution.rows[:5])
     more = f" and {len(solution.rows) - 5} more" if len(solution.rows) > 5 else ""
-    where = f" (rows {shown}{more})" if len(solution.row_status) > 1 else ""
+    where = f" (rows {shown}{more})" if first is not None or len(solution.row_status) > 1 else ""
     stats, time = solution.stats, solution.last_times[solution.rows[0]]
     return (
         f"{solution.status.value} Stopped at t = {time:.6g}{where} after up to "

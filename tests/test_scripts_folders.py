@@ -17,6 +17,7 @@ ARGUMENTS = {
     "sample": ("-n", 3, "--out", "made.csv"),
     "log-prob": ("--data", "rows.csv", "--out", "made.csv"),
     "plot": (),
+    "check": (),
 }
 
 

@@ -79,8 +79,8 @@ LIMITS: dict[str, Limit] = {
 
 ROWS = 200  # of the data that are taken
 POINTS = 2**14  # at which the density is evaluated for its integral
-ERRORS = Limit(3.0, 5.0)  # standard errors of an integral, where these are more than its limits
-TOLD = 0.1  # the largest standard error, of max(1, integral), from which there is anything to tell
+ERRORS = Limit(3.0, 5.0)  # standard errors, where these are more than a limit
+TOLD = 0.1  # the largest standard error, as a share of an integral, that tells anything
 EFFECTIVE = 100.0  # and the fewest effective points
 CONTEXTS = 3  # at which integrals are taken
 SAMPLES = 2000  # by which the density is found where it is
@@ -419,7 +419,7 @@ def _integral_finding(found: Integral, dim: int, which: str) -> Finding:
         how = f"by {found.points} draws, as good as {found.effective:.0f} of the density"
     sentence = f"Its distance from 1. It is {found.value:.4f} ± {found.stderr:.1g}{which}, {how}."
     finding = Finding.of("integral of the density", abs(found.value - 1), limit, sentence)
-    told = found.stderr <= TOLD * max(1.0, found.value) and found.effective >= EFFECTIVE
+    told = found.stderr <= TOLD * found.value and found.effective >= EFFECTIVE
     if told or not np.isfinite(found.value):
         return finding
     too_few = "These are too few to tell: take more points."
@@ -493,10 +493,12 @@ def _two_sample(subject: Subject) -> Found:
     sampled = replace(other, x=torch.cat(parts))
     test = two_sample_test(_joined(own), _joined(sampled), subject.seed)
     seen = "samples" if data.context is None else "samples with their contexts"
+    limit = LIMITS["two-sample"]
+    by_chance = 0.5 + ERRORS.good * test.stderr
     yield Finding.of(
         "samples against data",
         test.accuracy,
-        LIMITS["two-sample"],
+        Limit(max(limit.good, by_chance), max(limit.bad, by_chance)),
         f"The share of rows that a classifier tells right, {seen} from data: ± {test.stderr:.2g} "
         f"of {test.rows} rows. 0.5 is chance. A poor model warns here, and can be honest.",
     )

@@ -95,7 +95,7 @@ def quadrature(
     on_grid = masses.reshape([each] * len(axes))
     shifts = product(*([slice(0, None, 2), slice(1, None, 2)] for _ in axes))
     coarser = np.array([on_grid[shift].sum() * 2 ** len(axes) for shift in shifts])
-    stderr = float(coarser.std(ddof=1) / sqrt(len(coarser)))
+    stderr = _stderr(coarser)
     return Integral(float(masses.sum()), stderr, inf, len(u))
 
 
@@ -111,9 +111,10 @@ def importance(
     proposal = _Proposal.fit(axes, samples, seed)
     u, log_q = proposal.draw(points, rng)
     ratios = _exp(_log_density_of(log_density, axes, u) - log_q)
-    total, squares = float(ratios.sum()), float(np.square(ratios).sum())
-    stderr = float(ratios.std(ddof=1) / sqrt(points))
-    return Integral(total / points, stderr, total**2 / squares if squares else 0.0, points)
+    total = float(ratios.sum())
+    shares = ratios / total if 0 < total < inf else np.full(points, inf)
+    effective = 1 / float(np.square(shares).sum())
+    return Integral(total / points, _stderr(ratios), effective, points)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,3 +195,9 @@ def _exp(logs: Array) -> Array:
     with np.errstate(over="ignore"):
         found: Array = np.exp(logs)
     return found
+
+
+def _stderr(values: Array) -> float:
+    """Of a mean; NaN where a value is infinite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(values.std(ddof=1) / sqrt(len(values)))

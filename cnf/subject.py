@@ -26,6 +26,7 @@ APART = 2**30  # from a user's seeds: what is drawn is not what the data was dra
 TIGHTER = 0.01  # times the tolerance
 FINEST = 1e-11  # tolerance in double precision, however tight the flow's own
 SHARP = 1e-8  # tolerance of what is differentiated by differences
+SCORED = 4  # estimates of a trace, where only the solve is looked at; of Hutch++'s half are left
 LONGER = 20  # times the step limit, of solves that are tighter
 CHUNK = 2000  # rows in one solve
 CHUNK_NUMBERS = 2**16  # or fewer, of this many numbers: an exact trace may take a pass for each
@@ -77,7 +78,8 @@ class Subject:
                 x = layer.pull(x).value
             taken = Rows(x, table.context)
             found = [
-                inner.score(part.x, part.context, probes=2) for part in taken.split(chunk_of(flow))
+                inner.score(part.x, part.context, probes=SCORED)
+                for part in taken.split(chunk_of(flow))
             ]
         costs = [
             np.concatenate(
@@ -263,7 +265,9 @@ def log_probs_known(flow: Flow, rows: Rows, seed: int) -> Tensor:
             parts.append(log_probs(flow, part, seed))
         except (SolveError, ValueError):
             with seeded(seed):
-                parts.append(flow.score(part.x, part.context, probes=2).log_prob.double().cpu())
+                parts.append(
+                    flow.score(part.x, part.context, probes=SCORED).log_prob.double().cpu()
+                )
     return torch.cat(parts)
 
 

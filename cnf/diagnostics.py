@@ -83,14 +83,14 @@ ERRORS = Limit(3.0, 5.0)  # standard errors, where these are more than a limit
 TOLD = 0.1  # the largest standard error, as a share of an integral, that tells anything
 EFFECTIVE = 100.0  # and the fewest effective points
 CONTEXTS = 3  # at which integrals are taken
-SAMPLES = 2000  # by which the density is found where it is
-LARGE = 2**29  # parameters times points of importance sampling, above which there are fewer points
+SAMPLES = 5000  # by which the density is found where it is
+LARGE = 2**28  # parameters times points of importance sampling, above which there are fewer points
 LEAST_POINTS = 1024
 LARGEST_EXACT = 32  # columns up to which an integral takes exact traces where the flow has none
 PROBES = 64  # estimates of a trace
 TRACED = 50  # rows whose traces are compared
 ALONE = 3  # rows that are scored by themselves
-DIFFERENCE = 1e-4  # step of central differences, in units of what is moved
+DIFFERENCE = 1e-5  # step of central differences, in units of what is moved
 DIFFERENCES = 256  # points of them for log-determinants
 GRADIENT_ROWS = 8
 DIRECTIONS = 3
@@ -382,12 +382,15 @@ def _integral(subject: Subject) -> Found:
     if dim > 2:
         size = sum(parameter.numel() for parameter in flow.parameters())
         points = min(points, max(LEAST_POINTS, LARGE // max(size, 1)))
-    found = [_integral_of(subject, flow, context, points) for context in chosen]
+    count = SAMPLES // len(chosen)
+    found = [_integral_of(subject, flow, context, points, count) for context in chosen]
     worst = max(found, key=lambda one: _nan_first(abs(one.value - 1) - ERRORS.good * one.stderr))
     yield _integral_finding(worst, dim, "" if contexts is None else f", the worst of {len(found)}")
 
 
-def _integral_of(subject: Subject, flow: Flow, context: Tensor | None, points: int) -> Integral:
+def _integral_of(
+    subject: Subject, flow: Flow, context: Tensor | None, points: int, count: int
+) -> Integral:
     """Of the density given a context."""
 
     def rows_of(x: Array) -> Rows:
@@ -395,8 +398,8 @@ def _integral_of(subject: Subject, flow: Flow, context: Tensor | None, points: i
         return Rows(torch.from_numpy(x).to(flow.like), given)
 
     with seeded(subject.seed):
-        shape = SAMPLES if context is None else (SAMPLES, 1)
-        samples = flow.sample(shape, context).reshape(SAMPLES, -1).double().cpu().numpy()
+        shape = count if context is None else (count, 1)
+        samples = flow.sample(shape, context).reshape(count, -1).double().cpu().numpy()
     if context is None:  # what has other contexts tells nothing of this one
         samples = np.concatenate([samples, subject.rows.x.double().cpu().numpy()])
     return integrate(

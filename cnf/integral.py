@@ -25,11 +25,11 @@ LogDensity = Callable[[Array], Array]
 # more than ±5 standard deviations.
 WIDEN = 0.25
 ONE_AXIS = 2048  # points are enough, however many are allowed
-DEGREES = 5.0  # of freedom of the proposal's components: their tails are above most densities'
-BROAD = 0.2  # the share of the one component that is as broad as all samples, and twice that
+DEGREES = 8.0  # of freedom of the proposal's components: their tails are above most densities'
+BROAD = 0.1  # the share of the one component that is as broad as all samples, and twice that
 BROADER = 2.0
 PER_COMPONENT = 20  # samples for each column of a component, at least
-MOST_COMPONENTS = 10
+MOST_COMPONENTS = 30
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf, log, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ LogDensity = Callable[[Array], Array]
 # more than ±5 standard deviations.
 WIDEN = 0.25
 ONE_AXIS = 2048  # points are enough, however many are allowed
-DEGREES = 8.0  # of freedom of the proposal's components: their tails are above most densities'
+DEGREES = 8  # of freedom of the proposal's components: their tails are above most densities'
 BROAD = 0.1  # the share of the one component that is as broad as all samples, and twice that
 BROADER = 2.0
 PER_COMPONENT = 20  # samples for each column of a component, at least
@@ -125,13 +126,13 @@ class _Proposal:
         axes: Of all columns.
         others: Those that are no circles.
         weights: Of the components, shape (components,).
-        components: Over the columns of `others`.
+        components: Distributions of `scipy.stats` over the columns of `others`.
     """
 
     axes: Sequence[Axis]
     others: list[int]
     weights: Array
-    components: list[multivariate_t]
+    components: list[Any]
 
     @staticmethod
     def fit(axes: Sequence[Axis], samples: Array, seed: int) -> _Proposal:
@@ -178,8 +179,7 @@ class _Proposal:
 
     def _log_prob(self, u: Array) -> Array:
         each = np.stack([component.logpdf(u) for component in self.components])
-        found: Array = logsumexp(each, axis=0, b=self.weights[:, None])
-        return found
+        return np.asarray(logsumexp(each, axis=0, b=self.weights[:, None]), np.float64)
 
 
 def _log_density_of(log_density: LogDensity, axes: Sequence[Axis], u: Array) -> Array:
@@ -187,7 +187,8 @@ def _log_density_of(log_density: LogDensity, axes: Sequence[Axis], u: Array) -> 
     columns = list(zip(axes, u.T, strict=True))
     x = np.stack([axis.x(own) for axis, own in columns], 1)
     slopes = np.sum([axis.log_slope(own) for axis, own in columns], axis=0)
-    return np.nan_to_num(log_density(x), nan=-inf, posinf=inf, neginf=-inf) + slopes
+    found: Array = np.nan_to_num(log_density(x), nan=-inf, posinf=inf, neginf=-inf) + slopes
+    return found
 
 
 def _exp(logs: Array) -> Array:

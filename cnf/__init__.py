@@ -8,6 +8,7 @@
 """
 
 from cnf.bounds import elbo, iwae
+from cnf.diagnostics import check
 from cnf.estimators import CNFDensity
 from cnf.fields import ConcatSquash
 from cnf.flow import Flow, ffjord
@@ -17,6 +18,7 @@ from cnf.ode import SolveError
 from cnf.posterior import FlowPosterior
 from cnf.storage import load, save
 from cnf.training import fit
+from cnf.verdict import Report
 
 __version__ = "0.1.0"
 
@@ -28,9 +30,11 @@ __all__ = [
     "FlowPosterior",
     "Gaussianize",
     "History",
+    "Report",
     "SolveError",
     "Standardize",
     "Whiten",
+    "check",
     "elbo",
     "ffjord",
     "fit",

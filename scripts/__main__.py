@@ -16,6 +16,7 @@ PROGRAMS = {
     "sample": "draw rows from a trained flow into a file",
     "log-prob": "score the rows of a file",
     "train-vae": "train a variational autoencoder of images, with a flow as its posterior",
+    "check": "ask a trained flow to prove itself: pass, warn or fail, with the numbers",
     "plot": "draw a trained flow's figures",
     "benchmark": "measure the solver and the flow, side by side with others",
 }

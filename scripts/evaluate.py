@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--report", **REPORT)
     arguments = parser.parse_args(argv)
     trained = Trained.read(arguments.dir, arguments.divergence)
-    rows, toy = _rows(trained, arguments)
+    rows, toy = trained.rows_or_held_out(arguments.data, arguments.context_data, arguments.missing)
     trained.schema.check(rows.x)
     with process_group():
         page = page_path(arguments.report, trained.folder)
@@ -206,19 +206,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not arguments.json:
                 say(f"  {page}")
     return 0
-
-
-def _rows(trained: Trained, arguments: argparse.Namespace) -> tuple[Rows, AnyToy | None]:
-    """The rows to score, and the toy that they are drawn from, if they are."""
-    if arguments.data is not None:
-        return trained.rows(arguments.data, arguments.context_data, arguments.missing)
-    if arguments.context_data is not None:
-        raise ValueError(
-            "Expected --data beside --context-data; got none: the held-out rows are scored with "
-            "what they were split off with"
-        )
-    data = trained.data(advice="name the rows to score with --data")
-    return data.test, data.toy
 
 
 def _named(arguments: argparse.Namespace) -> str:

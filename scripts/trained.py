@@ -133,6 +133,34 @@ class Trained:
             data, self.schema, self.context_columns, self.seed, context_data, missing, self.data_dir
         )
 
+    def rows_or_held_out(
+        self,
+        data: str | None,
+        context_data: str | None,
+        missing: Missing = "refuse",
+        doing: str = "score",
+    ) -> tuple[Rows, AnyToy | None]:
+        """The rows that --data and --context-data name, or the held-out ones where they do not.
+
+        Args:
+            data: What --data says.
+            context_data: What --context-data says.
+            missing: What is done where values are missing.
+            doing: To the rows, in words.
+
+        Raises:
+            ValueError: There are none, or the contexts of none.
+        """
+        if data is not None:
+            return self.rows(data, context_data, missing)
+        if context_data is not None:
+            raise ValueError(
+                "Expected --data beside --context-data; got none: the held-out rows are taken with "
+                "what they were split off with"
+            )
+        own = self.data(advice=f"name the rows to {doing} with --data")
+        return own.test, own.toy
+
     def score(self, rows: Rows, draws: int = 1) -> tuple[Array, float]:
         """Log p of rows in nats, and the mean number of evaluations of a solve.
 

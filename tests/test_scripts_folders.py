@@ -18,6 +18,7 @@ ARGUMENTS = {
     "sample": ("-n", 3, "--out", "made.csv"),
     "log-prob": ("--data", "rows.csv", "--out", "made.csv"),
     "plot": (),
+    "check": (),
 }
 
 

@@ -1,0 +1,57 @@
+"""`check DIR`: asks a trained flow to prove itself; pass, warn and fail, with the numbers.
+
+Exit status 1 where a check fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cnf.diagnostics import POINTS, ROWS, check
+from cnf.scripts.program import Parser, positive_integer, program, say, seed
+from cnf.scripts.trained import CONTEXT_DATA, DIVERGENCE, MISSING_VALUES, Trained
+
+
+@program("check")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program."""
+    parser = Parser("check", description=__doc__)
+    parser.add_argument("dir", metavar="DIR", help="a folder written by train")
+    parser.add_argument(
+        "--data", help="rows to check on: a name or a file; the held-out rows when not given"
+    )
+    parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
+    parser.add_argument("--missing", **MISSING_VALUES)
+    parser.add_argument("--divergence", **DIVERGENCE)
+    parser.add_argument(
+        "--rows",
+        metavar="N",
+        type=positive_integer,
+        default=ROWS,
+        help=f"of the data that are taken, at most (default {ROWS})",
+    )
+    parser.add_argument(
+        "--points",
+        metavar="N",
+        type=positive_integer,
+        default=POINTS,
+        help=f"at which the density is evaluated for its integral, at most (default {POINTS})",
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=seed, default=0, help="of all that is drawn (default 0)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    arguments = parser.parse_args(argv)
+    trained = Trained.read(arguments.dir, arguments.divergence)
+    rows, _ = trained.rows_or_held_out(
+        arguments.data, arguments.context_data, arguments.missing, doing="check on"
+    )
+    trained.schema.check(rows.x)
+    numbers = {"rows": arguments.rows, "points": arguments.points, "seed": arguments.seed}
+    report = check(trained.flow, *rows.tensors(trained.flow.like), **numbers)
+    say(*([report.json()] if arguments.json else report.lines()))
+    return 1 if report.verdict == "fail" else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -9,7 +9,11 @@ import pytest
 
 from cnf.scripts.__main__ import PROGRAMS, main
 
-QUICK = {"train": ("--steps", "5"), "train-vae": ("--epochs", "1", "--samples", "10")}
+QUICK = {
+    "train": ("--steps", "5"),
+    "train-vae": ("--epochs", "1", "--samples", "10"),
+    "check": ("--points", "2000"),
+}
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 

@@ -45,8 +45,8 @@ class Setting:
 
 
 SETTINGS = {
-    # Few latents that are all of use: nothing has to settle.
-    "digits": Setting(8, Plan(epochs=500, learning_rate=2e-3, settling=0.0), 3),
+    # Images so small that all latents are of use: nothing has to settle.
+    "digits": Setting(16, Plan(epochs=500, learning_rate=2e-3, settling=0.0), 3),
     "mnist": Setting(32, Plan(epochs=150, batch_size=256, learning_rate=2e-3), 1),
     "freyfaces": Setting(16, Plan(epochs=300), 1),
 }

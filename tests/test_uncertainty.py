@@ -172,6 +172,19 @@ def test_a_failed_row_of_a_chunk_is_named_by_its_number_among_all(size):
         cnf.Flow(base, [cnf.CNF(Broken())]).log_prob(x, max_batch=size)
 
 
+def test_few_rows_are_repeated_and_nobody_sees_it():
+    """So that a row alone is rounded as it is among many; failures name no copies."""
+    flow, x = bent(2), torch.randn(200, 2)
+    alone = torch.cat([flow.log_prob(row[None]) for row in x[:20]])
+    assert (alone == flow.log_prob(x)[:20]).double().mean() >= 0.8
+    assert flow.score(x[:1]).stats.evaluations.shape == (1,)
+    base = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+    with pytest.raises(SolveError) as caught:
+        cnf.Flow(base, [cnf.CNF(Broken())]).log_prob(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))
+    assert caught.value.solution.rows == (1,)
+    assert caught.value.solution.ys.shape == (2, 2, 3)
+
+
 def layers_of(x: torch.Tensor) -> dict:
     """A layer of every kind that has columns beside a solve, fitted to x where it can be."""
     moving = MovingNorm(2)

@@ -78,6 +78,14 @@ class Stats:
         total: Count = sum((tally.count for tally in self.tallies), start=0)
         return total
 
+    def first(self, rows: int) -> Stats:
+        """Those of the first rows, where each row has its own; what was tallied is left out."""
+
+        def own(count: Count) -> Count:
+            return count[:rows] if isinstance(count, np.ndarray) else count
+
+        return Stats(own(self.evaluations), own(self.accepted), own(self.rejected))
+
     def __add__(self, other: Stats) -> Stats:
         return Stats(
             self.evaluations + other.evaluations,

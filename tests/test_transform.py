@@ -249,14 +249,14 @@ def test_domain_and_codomain():
     ]
     assert transform.domain.event_dim == transform.codomain.event_dim == 1
     assert transform.inv.domain.check(torch.tensor([2.0, -1.0]))
-    p = TransformedDistribution(flow.base, transform)
+    p = TransformedDistribution(flow.base, transform, validate_args=True)
     with pytest.raises(ValueError, match="support"):
         p.log_prob(torch.tensor([0.5, 0.0], dtype=DOUBLE))
 
 
 def test_columns_that_are_constant_are_left_out():
     flow = cnf.Flow(standard(1), [Beside([Keep(1), Constant([7.0])], [[1], [0]])]).double()
-    p = TransformedDistribution(flow.base, flow.transform)
+    p = TransformedDistribution(flow.base, flow.transform, validate_args=True)
     assert (p.batch_shape, p.event_shape) == ((), (2,))
     x = p.sample((3,))
     assert (x[:, 0] == 7).all()

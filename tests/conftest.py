@@ -1,7 +1,10 @@
 """Fixtures that several test modules share."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from torch.distributions import Distribution
 
 import cnf
 from cnf.datasets import TOYS
@@ -22,3 +25,12 @@ def fitted() -> cnf.Flow:
     flow = cnf.ffjord(2, hidden=(32, 32, 32))
     cnf.fit(flow, rows, steps=200)
     return flow.double()
+
+
+@pytest.fixture
+def validating() -> Iterator[None]:
+    """PyTorch's own default, which zuko and Pyro switch off for the whole process on import."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(True)
+    yield
+    Distribution.set_default_validate_args(before)

@@ -25,6 +25,8 @@ from torch.distributions import (
 import cnf
 from cnf.layers import Beside, Dequantize, Keep, Layer, Mapped, Positive
 
+pytestmark = pytest.mark.usefixtures("validating")
+
 DOUBLE = torch.float64
 LOC, SCALE = [1.0, -2.0], [2.0, 0.5]
 

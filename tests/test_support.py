@@ -9,6 +9,8 @@ from cnf.cylinder import Cylinder
 from cnf.layers import Argmax, Beside, Bounded, Circular, Constant, Dequantize, Keep, Positive
 from cnf.schema import Column, Schema
 
+pytestmark = pytest.mark.usefixtures("validating")
+
 DOUBLE = torch.float64
 
 

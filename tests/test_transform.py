@@ -19,6 +19,8 @@ import cnf
 from cnf.cylinder import Cylinder
 from cnf.layers import Argmax, Beside, Constant, Dequantize, Keep, Positive
 
+pytestmark = pytest.mark.usefixtures("validating")
+
 DOUBLE = torch.float64
 
 

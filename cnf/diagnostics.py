@@ -30,13 +30,10 @@ from cnf.subject import (
     hundredth,
     log_probs,
     log_probs_known,
-    pushed,
     resolved,
     seeded,
     subject_of,
     tightened,
-    to_base,
-    to_data,
 )
 from cnf.two_sample import two_sample_test
 from cnf.verdict import SHOWN, Finding, Limit, Report
@@ -205,19 +202,20 @@ def _effort(subject: Subject) -> Found:
 
 def _round_trip(subject: Subject) -> Found:
     """There and back from the data, and from the base."""
-    z = to_base(subject.flow, subject.rows)
-    back = to_data(subject.flow, replace(subject.rows, x=z))
-    errors = _around(back - subject.rows.x, subject.turns) / subject.spread
+    flow, double, own = subject.flow, subject.double, subject.rows
+    with torch.no_grad():
+        back = flow.transport(flow.pull(own.x, own.context).value, own.context)
+    errors = _around(back - own.x, subject.turns) / subject.spread
     yield _of_rows(
         subject, "round trip x → z → x", errors.abs().amax(1), "round trip", "a column's spread"
     )
-    rows = doubled(subject.rows)
-    base = replace(rows, x=subject.base_draws(subject.double, len(rows)))
-    returned = to_base(subject.double, replace(base, x=to_data(subject.double, base)))
-    turns = torch.full((base.x.shape[1],), inf, dtype=torch.float64)
-    turns[list(subject.flow.circular)] = 2 * torch.pi
-    spread = base.x.cpu().std(0, correction=0).clamp(min=1e-12)
-    errors = _around(returned - base.x, turns) / torch.where(turns.isfinite(), turns, spread)
+    context, z = doubled(own).context, subject.base_draws(double, len(own))
+    with torch.no_grad():
+        returned = double.pull(double.transport(z, context), context).value
+    turns = torch.full((z.shape[1],), inf, dtype=torch.float64)
+    turns[list(flow.circular)] = 2 * torch.pi
+    spread = z.cpu().std(0, correction=0).clamp(min=1e-12)
+    errors = _around(returned - z, turns) / torch.where(turns.isfinite(), turns, spread)
     yield Finding.of(
         "round trip z → x → z",
         _quantile(errors.abs().amax(1), 0.99),
@@ -253,10 +251,11 @@ def _noise(subject: Subject) -> Found:
 def _both_ways(subject: Subject) -> Found:
     """Log p of samples on the way to the data, against log p of the same points on the way back."""
     rows = subject.few(len(subject))
-    base = replace(rows, x=subject.base_draws(subject.exact, len(rows)))
-    x, log_det = pushed(subject.exact, base)
-    there = (subject.exact.base.log_prob(base.x) - log_det).cpu()
-    back = log_probs(subject.exact, replace(rows, x=x), subject.seed)
+    z = subject.base_draws(subject.exact, len(rows))
+    with torch.no_grad():
+        pushed = subject.exact.push(z, rows.context)
+    there = (subject.exact.base.log_prob(z) - pushed.log_det).cpu()
+    back = log_probs(subject.exact, replace(rows, x=pushed.value), subject.seed)
     what = "log p of samples there and back"
     yield from _agreement(subject, what, there - back, "By draws from the base.", named=False)
 
@@ -348,11 +347,15 @@ def _log_determinant(subject: Subject) -> Found:
     rows = subject.few(max(1, min(GRADIENT_ROWS, DIFFERENCES // dim)))
     z = subject.base_draws(flow, len(rows))
     step = DIFFERENCE * subject.base_draws(flow, SAMPLES).std(0)
-    _, log_det = pushed(flow, replace(rows, x=z))
     moves = torch.cat([torch.diag(step), -torch.diag(step)])
     points = (z.unsqueeze(1) + moves).flatten(0, 1)
     context = None if rows.context is None else rows.context.repeat_interleave(2 * dim, 0)
-    parts = [to_data(flow, part) for part in Rows(points, context).split(chunk_of(flow))]
+    with torch.no_grad():
+        log_det = flow.push(z, rows.context).log_det
+        parts = [
+            flow.transport(part.x, part.context)
+            for part in Rows(points, context).split(chunk_of(flow))
+        ]
     there = torch.cat(parts).cpu().unflatten(0, (len(rows), 2, dim))
     columns = _around(there[:, 0] - there[:, 1], subject.turns) / (2 * step.cpu().unsqueeze(1))
     by_differences = torch.linalg.slogdet(columns).logabsdet

@@ -318,7 +318,7 @@ class Flow(nn.Module):
             raise ValueError(f"Expected probes of at least 1; got {probes}")
         rows, context, batch = self._rows(x, context)
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device=_place(generator)))
-        careful = self._in_double() if rows.dtype != torch.float64 else self
+        careful = self.in_double() if rows.dtype != torch.float64 else self
         parts = []
         for chunk in _chunks(len(rows), max_batch):
             noise = (seed, rows.dtype, chunk.start)
@@ -458,6 +458,17 @@ class Flow(nn.Module):
         layers = [layer.with_solver(**changes) for layer in self.layers]
         return type(self)(self.base, layers, self.context)
 
+    def in_double(self) -> Self:
+        """A copy in double precision, whose code is not compiled.
+
+        Example:
+            >>> ffjord(2).in_double().log_prob(torch.zeros(1, 2, dtype=torch.float64)).dtype
+            torch.float64
+        """
+        base = map_tensors(self.base, lambda tensor: tensor.detach())
+        flow = type(self)(base, copy.deepcopy(self.layers), copy.deepcopy(self.context))
+        return flow.with_solver(compile=False).double()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Take the base along when the module changes dtype or device."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -499,12 +510,6 @@ class Flow(nn.Module):
                 f"Expected a context of shape (rows, {self.context.dim}); got "
                 f"{tuple(context.shape)}"
             )
-
-    def _in_double(self) -> Flow:
-        """A copy in double precision."""
-        base = map_tensors(self.base, lambda tensor: tensor.detach())
-        flow = type(self)(base, copy.deepcopy(self.layers), copy.deepcopy(self.context))
-        return flow.with_solver(compile=False).double()
 
     def _score(
         self,

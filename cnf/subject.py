@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -123,7 +122,7 @@ class Subject:
     @cached_property
     def double(self) -> Flow:
         """A copy in double precision, whose code is not compiled."""
-        return resolved(copy.deepcopy(self.flow).double(), lambda layer: {"compile": False})
+        return self.flow.in_double()
 
     @cached_property
     def exact(self) -> Flow:
@@ -269,35 +268,6 @@ def log_probs_known(flow: Flow, rows: Rows, seed: int) -> Tensor:
                     flow.score(part.x, part.context, probes=SCORED).log_prob.double().cpu()
                 )
     return torch.cat(parts)
-
-
-@torch.no_grad()
-def to_base(flow: Flow, rows: Rows) -> Tensor:
-    """Where rows come from."""
-    x, context = rows.x, flow.standardized(rows.context)
-    for layer in reversed(flow.layers):
-        x = layer.pull(x, context).value
-    return x
-
-
-@torch.no_grad()
-def to_data(flow: Flow, base: Rows) -> Tensor:
-    """Where points of the base go."""
-    z, context = base.x, flow.standardized(base.context)
-    for layer in flow.layers:
-        z = layer.transport(z, context)
-    return z
-
-
-@torch.no_grad()
-def pushed(flow: Flow, base: Rows) -> tuple[Tensor, Tensor]:
-    """Where points of the base go, and log |det ∂x/∂z| by the layers' own account."""
-    z, context = base.x, flow.standardized(base.context)
-    log_det = z.new_zeros(len(z))
-    for layer in flow.layers:
-        mapped = layer.push(z, context)
-        z, log_det = mapped.value, log_det + mapped.log_det
-    return z, log_det
 
 
 def doubled(rows: Rows) -> Rows:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
-from typing import Any, Literal
+from typing import Literal
+
+from cnf.json_values import json_value
 
 Verdict = Literal["pass", "warn", "fail"]
 
@@ -118,14 +119,6 @@ class Report:
 
     def json(self) -> str:
         """One JSON object, null for numbers that are not finite."""
-        findings = [_known(asdict(found)) for found in self.findings]
-        entries = {"verdict": self.verdict, "rows": self.rows, "findings": findings}
-        return json.dumps({**entries, "notes": list(self.notes)})
-
-
-def _known(entries: dict[str, Any]) -> dict[str, Any]:
-    """Without the numbers that JSON does not have."""
-    return {
-        name: None if isinstance(entry, float) and not isfinite(entry) else entry
-        for name, entry in entries.items()
-    }
+        entries = {"verdict": self.verdict, "rows": self.rows, "notes": self.notes}
+        findings = [asdict(found) for found in self.findings]
+        return json.dumps(json_value({**entries, "findings": findings}))

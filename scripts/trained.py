@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite, log
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cnf.divergence import DIVERGENCES, choose_divergence, with_count
 from cnf.fields import as_field
 from cnf.files import write_whole
 from cnf.flow import Flow
+from cnf.json_values import json_value
 from cnf.layers import CNF
 from cnf.ode import SolveError
 from cnf.schema import Column, Schema
@@ -250,17 +251,8 @@ class Trained:
 
 def write_metrics(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write a run's records, a line of JSON for each."""
-    lines = "".join(_json_line(record) + "\n" for record in records)
+    lines = "".join(json.dumps(json_value(record)) + "\n" for record in records)
     write_whole({path: lines.encode()})
-
-
-def _json_line(entries: dict[str, Any]) -> str:
-    """One JSON object, null for numbers that are not finite."""
-    known = {
-        key: None if isinstance(entry, float) and not isfinite(entry) else entry
-        for key, entry in entries.items()
-    }
-    return json.dumps(known)
 
 
 def continuous(flow: Flow, schema: Schema, rows: Rows, seed: int) -> tuple[Rows, Array]:

@@ -91,6 +91,7 @@ ORDER = [
     "cnf.bounds",
     "cnf.distributed",
     "cnf.files",
+    "cnf.json_values",
     "cnf.storage",
     "cnf.couplings",
     "cnf.objectives",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from cnf.files import write_whole
+from cnf.json_values import json_value
 
 
 class Cells:
@@ -52,7 +52,7 @@ class Cells:
         Raises:
             OSError: The file cannot be written.
         """
-        line = json.dumps(_finite({**key, **numbers}), allow_nan=False)
+        line = json.dumps(json_value({**key, **numbers}), allow_nan=False)
         self._lines = [*self._read(), line]
         if self.path is not None:
             write_whole({self.path: "".join(f"{each}\n" for each in self._lines).encode()})
@@ -87,12 +87,3 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     """
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _finite(value: Any) -> Any:
-    """A value with None for numbers that are not finite, which JSON has none of."""
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not isfinite(value) else value

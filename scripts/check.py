@@ -9,20 +9,14 @@ from collections.abc import Sequence
 
 from cnf.diagnostics import POINTS, ROWS, check
 from cnf.scripts.program import Parser, positive_integer, program, say, seed
-from cnf.scripts.trained import CONTEXT_DATA, DIVERGENCE, MISSING_VALUES, Trained
+from cnf.scripts.trained import Trained, add_row_options
 
 
 @program("check")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     parser = Parser("check", description=__doc__)
-    parser.add_argument("dir", metavar="DIR", help="a folder written by train")
-    parser.add_argument(
-        "--data", help="rows to check on: a name or a file; the held-out rows when not given"
-    )
-    parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
-    parser.add_argument("--missing", **MISSING_VALUES)
-    parser.add_argument("--divergence", **DIVERGENCE)
+    add_row_options(parser, doing="check on")
     parser.add_argument(
         "--rows",
         metavar="N",

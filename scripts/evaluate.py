@@ -16,14 +16,7 @@ from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.program import Parser, program, say
 from cnf.scripts.report import REPORT, page_path, write_report
 from cnf.scripts.rows import Rows
-from cnf.scripts.trained import (
-    CONTEXT_DATA,
-    DIVERGENCE,
-    DRAWS,
-    MISSING_VALUES,
-    NOISE_DRAWS,
-    Trained,
-)
+from cnf.scripts.trained import DRAWS, NOISE_DRAWS, Trained, add_row_options
 
 Array = NDArray[np.float64]
 
@@ -180,13 +173,7 @@ def _variances(trained: Trained) -> Array:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     parser = Parser("evaluate", description=__doc__)
-    parser.add_argument("dir", metavar="DIR", help="a folder written by train")
-    parser.add_argument(
-        "--data", help="rows to score: a name or a file; the held-out rows when not given"
-    )
-    parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
-    parser.add_argument("--missing", **MISSING_VALUES)
-    parser.add_argument("--divergence", **DIVERGENCE)
+    add_row_options(parser, doing="score")
     parser.add_argument("--draws", **NOISE_DRAWS)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     parser.add_argument("--report", **REPORT)

@@ -27,7 +27,7 @@ from cnf.schema import Column, Schema
 from cnf.scores import Scores, joined
 from cnf.scripts.data import AnyToy, Choices, Data, open_data, open_rows
 from cnf.scripts.gaussian import Gaussian
-from cnf.scripts.program import positive_integer
+from cnf.scripts.program import Parser, positive_integer
 from cnf.scripts.rows import Rows, context_tensor
 from cnf.storage import load, load_config
 
@@ -57,6 +57,22 @@ NOISE_DRAWS: dict[str, Any] = {
     f"bound of the log-mass tightens with them (default {DRAWS})",
 }
 CONTEXT_DATA = "the contexts of a conditional model, one for each row; in --data when not given"
+
+
+def add_row_options(parser: Parser, doing: str) -> None:
+    """The arguments that name a trained folder and rows for `Trained.rows_or_held_out`.
+
+    Args:
+        parser: Of a program.
+        doing: To the rows, in words.
+    """
+    parser.add_argument("dir", metavar="DIR", help="a folder written by train")
+    parser.add_argument(
+        "--data", help=f"rows to {doing}: a name or a file; the held-out rows when not given"
+    )
+    parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
+    parser.add_argument("--missing", **MISSING_VALUES)
+    parser.add_argument("--divergence", **DIVERGENCE)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,16 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
 from cnf.flow import Flow
 from cnf.layers import CNF, Mapped
+
+
+def standard(dim: int = 2, dtype: torch.dtype = torch.float64) -> Independent:
+    """The standard normal base."""
+    zeros = torch.zeros(dim, dtype=dtype)
+    return Independent(Normal(zeros, torch.ones_like(zeros)), 1)
 
 
 def reference_log_prob(flow: Flow, x: Tensor) -> np.ndarray:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import Counted
+from helpers import Counted, standard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import (
@@ -33,10 +33,6 @@ LOC, SCALE = [1.0, -2.0], [2.0, 0.5]
 
 def normal(loc, scale):
     return Independent(Normal(loc, scale), 1)
-
-
-def standard(dim):
-    return normal(torch.zeros(dim, dtype=DOUBLE), torch.ones(dim, dtype=DOUBLE))
 
 
 def scaled(base):

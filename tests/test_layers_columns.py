@@ -5,20 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import standard
 from scipy.integrate import quad
 from scipy.stats import chisquare, kstest
-from torch.distributions import Independent, Normal
+from torch.distributions import Normal
 
 import cnf
 from cnf.layers import Argmax, Beside, Bounded, Dequantize, Keep, Positive
 from cnf.recipes import Recipe
 
 DOUBLE = torch.float64
-
-
-def standard(dim):
-    zeros = torch.zeros(dim, dtype=DOUBLE)
-    return Independent(Normal(zeros, torch.ones_like(zeros)), 1)
 
 
 @pytest.mark.parametrize(

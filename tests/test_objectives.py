@@ -15,10 +15,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import max_difference
+from helpers import max_difference, standard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributions import Independent, Normal
+from torch.distributions import Normal
 
 import cnf
 from cnf.couplings import COUPLINGS, independent, optimal_transport
@@ -52,10 +52,6 @@ class Exact(torch.nn.Module):
         if self.added is not None:
             whole = whole + self.added(t, x)
         return whole / count + self.dummy
-
-
-def standard(dim=2, dtype=torch.float64):
-    return Independent(Normal(torch.zeros(dim, dtype=dtype), torch.ones(dim, dtype=dtype)), 1)
 
 
 def truth(x, loc=LOC):

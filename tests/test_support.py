@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch.distributions import Exponential, Independent, Normal, Uniform, constraints
+from helpers import standard
+from torch.distributions import Exponential, Independent, Uniform, constraints
 
 import cnf
 from cnf.cylinder import Cylinder
@@ -12,11 +13,6 @@ from cnf.schema import Column, Schema
 pytestmark = pytest.mark.usefixtures("validating")
 
 DOUBLE = torch.float64
-
-
-def standard(dim):
-    zeros = torch.zeros(dim, dtype=DOUBLE)
-    return Independent(Normal(zeros, torch.ones_like(zeros)), 1)
 
 
 def scaled(loc, scale):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import Counted
+from helpers import Counted, standard
 from torch.distributions import (
     AffineTransform,
     ComposeTransform,
@@ -22,11 +22,6 @@ from cnf.layers import Argmax, Beside, Constant, Dequantize, Keep, Positive
 pytestmark = pytest.mark.usefixtures("validating")
 
 DOUBLE = torch.float64
-
-
-def standard(dim):
-    zeros = torch.zeros(dim, dtype=DOUBLE)
-    return Independent(Normal(zeros, torch.ones_like(zeros)), 1)
 
 
 def counted(context_dim=0, rtol=1e-6):

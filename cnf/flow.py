@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from math import inf, nan
 from typing import Any, Self, cast
@@ -19,6 +18,7 @@ from torch.distributions.constraints import Constraint
 
 from cnf.angles import circular_columns
 from cnf.bases import circular_of, map_tensors
+from cnf.chunks import chunks, filled, in_chunks
 from cnf.cylinder import Cylinder
 from cnf.distribution import FlowDistribution
 from cnf.fields import TracedField, make_field
@@ -35,17 +35,12 @@ from cnf.layers import (
     Standardize,
 )
 from cnf.noise import RowNoise
-from cnf.ode import Solution, SolveError, Stats, Status
+from cnf.ode import Stats, Status
 from cnf.regularizers import Regularization
 from cnf.scores import Scored, Scores, joined
 from cnf.shapes import Shape, as_rows, per_row, sizes
 from cnf.support import reach
 from cnf.transform import FlowTransform
-
-# Rows that are solved together at least, by repeating fewer: products of one to three rows are
-# other kernels' in common BLAS, and round otherwise. That chooses other steps, so that in single
-# precision a row alone would be off by up to 1e-5 nats from what it is among many.
-FEW = 8
 
 
 class Flow(nn.Module):
@@ -246,7 +241,7 @@ class Flow(nn.Module):
         def solve(rows: Tensor, context: Tensor | None) -> Tensor:
             return self.score_rows(rows, context).log_prob
 
-        return _in_chunks(solve, rows, context, max_batch).reshape(batch)
+        return in_chunks(solve, rows, context, max_batch).reshape(batch)
 
     def sample(
         self, shape: Shape = (), context: Tensor | None = None, *, max_batch: int | None = None
@@ -320,7 +315,7 @@ class Flow(nn.Module):
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device=_place(generator)))
         careful = self.in_double() if rows.dtype != torch.float64 else self
         parts = []
-        for chunk in _chunks(len(rows), max_batch):
+        for chunk in chunks(len(rows), max_batch):
             noise = (seed, rows.dtype, chunk.start)
             own = None if context is None else context[chunk]
             parts.append(self._score(careful, rows[chunk], own, probes, noise))
@@ -528,7 +523,7 @@ class Flow(nn.Module):
             probes: Estimates for each row.
             noise: What makes a `RowNoise` of the rows.
         """
-        few = (_filled(x), None if context is None else _filled(context))
+        few = (filled(x), None if context is None else filled(context))
         found, variance, status, stats = self._assess(*few, Care(probes, RowNoise(*noise)))
         log_prob, variance, status = found[: len(x)], variance[: len(x)], status[: len(x)]
         context = None if context is None else context.double()
@@ -612,7 +607,7 @@ class Flow(nn.Module):
         batch = () if context is None else context.shape[:-1]
         z = base_sample(torch.Size((*sizes(shape), *batch)))
         rows, context, batch = as_rows(z, context)
-        drawn = _in_chunks(carry, rows, context, max_batch)
+        drawn = in_chunks(carry, rows, context, max_batch)
         return drawn.reshape(*batch, drawn.shape[1])
 
     def _joint(self, z: Tensor, context: Tensor | None) -> Tensor:
@@ -628,62 +623,6 @@ class Flow(nn.Module):
                 f"got {type(self.base).__name__}"
             )
         return self.base.rsample(shape)
-
-
-def _chunks(count: int, max_batch: int | None) -> list[slice]:
-    """Which of `count` rows are solved together; one chunk at least.
-
-    Raises:
-        ValueError: `max_batch` is below 1.
-    """
-    if max_batch is None:
-        return [slice(0, count)]
-    if max_batch < 1:
-        raise ValueError(f"Expected max_batch of at least 1; got {max_batch}")
-    starts = range(0, max(1, count), max_batch)
-    return [slice(start, min(count, start + max_batch)) for start in starts]
-
-
-def _in_chunks(
-    solve: Callable[[Tensor, Tensor | None], Tensor],
-    rows: Tensor,
-    context: Tensor | None,
-    max_batch: int | None,
-) -> Tensor:
-    """What `solve` makes of rows and their contexts, so many at a time.
-
-    Raises:
-        SolveError: From it, naming rows by their numbers among all.
-    """
-    parts = []
-    for chunk in _chunks(len(rows), max_batch):
-        count = chunk.stop - chunk.start
-        try:
-            given = None if context is None else _filled(context[chunk])
-            parts.append(solve(_filled(rows[chunk]), given)[:count])
-        except SolveError as error:
-            first = None if max_batch is None else chunk.start
-            raise SolveError(_without_copies(error.solution, count), first=first) from None
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _filled(rows: Tensor) -> Tensor:
-    """Rows, all of them repeated where they are few."""
-    if not 0 < len(rows) < FEW:
-        return rows
-    return rows.repeat(-(-FEW // len(rows)), 1)
-
-
-def _without_copies(solution: Solution, count: int) -> Solution:
-    """A solution's first rows."""
-    return replace(
-        solution,
-        ys=solution.ys[:, :count],
-        row_status=solution.row_status[:count],
-        rows=tuple(row for row in solution.rows if row < count),
-        last_times=solution.last_times[:count],
-        last_states=solution.last_states[:count],
-    )
 
 
 def _place(generator: torch.Generator | None) -> torch.device:

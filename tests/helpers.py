@@ -18,41 +18,6 @@ def standard(dim: int = 2, dtype: torch.dtype = torch.float64) -> Independent:
     return Independent(Normal(zeros, torch.ones_like(zeros)), 1)
 
 
-def reference_log_prob(flow: Flow, x: Tensor) -> np.ndarray:
-    """Log p by SciPy's DOP853 on the exact augmented ODE, its trace by plain autograd."""
-    log_det, rows = np.zeros(len(x)), x
-    for layer in reversed(flow.layers):
-        if isinstance(layer, CNF):
-            rows, change = _reference_pull(layer, rows)
-        else:
-            rows, change = layer.inverse(rows)
-        log_det = log_det + np.asarray(change.detach())
-    return flow.base.log_prob(rows).numpy() + log_det
-
-
-def _reference_pull(layer: CNF, x: Tensor) -> tuple[Tensor, Tensor]:
-    dim = x.shape[1]
-
-    def dynamics(t: float, y: np.ndarray) -> np.ndarray:
-        state = torch.from_numpy(y[:dim].copy())
-        time = torch.tensor(t, dtype=torch.float64)
-
-        def velocity(point: Tensor) -> Tensor:
-            return layer.field(time, point.unsqueeze(0)).squeeze(0)
-
-        jacobian = torch.autograd.functional.jacobian(velocity, state)
-        return np.append(velocity(state).detach().numpy(), jacobian.trace().item())
-
-    ends = [
-        solve_ivp(
-            dynamics, (1.0, 0.0), np.append(row, 0.0), method="DOP853", rtol=1e-10, atol=1e-12
-        ).y[:, -1]
-        for row in x.numpy()
-    ]
-    end = torch.from_numpy(np.stack(ends))
-    return end[:, :-1], end[:, -1]
-
-
 def exact_log_prob(flow: Flow, x: Tensor, context: Tensor | None = None) -> Tensor:
     """Log p of all rows by SciPy's DOP853 at 1e-12, in double precision, the trace by autograd."""
     flow, x = copy.deepcopy(flow).double(), x.double()

@@ -86,6 +86,7 @@ ORDER = [
     "cnf.support",
     "cnf.distribution",
     "cnf.transform",
+    "cnf.chunks",
     "cnf.flow",
     "cnf.posterior",
     "cnf.bounds",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import log
 from typing import Self
+from warnings import warn
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor
 
 from cnf.callbacks import ProgressBar
-from cnf.datasets import Table, frame_table, table_frame
+from cnf.datasets import Table, degeneracies, frame_table, table_frame
 from cnf.flow import Flow
 from cnf.recipes import Recipe, choose_recipe
 from cnf.schema import Column, Schema
@@ -112,10 +113,13 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._frames = isinstance(X, pd.DataFrame)
         numbers, texts = self._numbers(X)
-        rows: Array = validate_data(self, numbers, dtype=np.float64, ensure_min_samples=2)
+        rows: Array = validate_data(self, numbers, dtype=np.float64, ensure_min_samples=3)
         self.schema_ = self._schema(rows, texts)
         rows = self.schema_.numbers(rows, texts)
         self.schema_.check(rows)
+        self.schema_.check_apart(rows)
+        for found in degeneracies(*self.schema_.real(rows)):
+            warn(str(found), stacklevel=2)
         weight = None
         if sample_weight is not None:
             weight = _check_sample_weight(
@@ -127,7 +131,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         recipe = self.recipe
         if not isinstance(recipe, Recipe):
             known = (len(rows), self.schema_.width, given is not None, self.objective)
-            _, recipe = choose_recipe(recipe, *known)
+            _, recipe = choose_recipe(recipe, *known, self.schema_.real(rows)[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             layers = self.schema_.layers(rows)

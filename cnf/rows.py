@@ -154,10 +154,13 @@ def hold_out(rows: Rows, generator: torch.Generator) -> tuple[Rows, Rows]:
     """A random nine tenths of the rows, and the other tenth.
 
     Raises:
-        ValueError: There is only one row.
+        ValueError: There are fewer than three rows.
     """
-    if len(rows) < 2:
-        raise ValueError("Expected at least 2 rows to hold one out for validation; got 1")
+    if len(rows) < 3:
+        raise ValueError(
+            "Expected at least 3 rows, two to train on and one that is held out for validation; "
+            f"got {len(rows)}"
+        )
     order = torch.randperm(len(rows), generator=generator).to(rows.x.device)
     tenth = max(1, len(rows) // 10)
     return rows[order[tenth:]], rows[order[:tenth]]

@@ -20,6 +20,7 @@ if __name__ != "cnf.datasets":
 from cnf.datasets.benchmarks import BENCHMARKS, DATA_DIR, load_benchmark
 from cnf.datasets.collinear import collinear_columns
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS, ConditionalToy
+from cnf.datasets.degenerate import Degeneracy, degeneracies
 from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
 from cnf.datasets.frames import frame_table, table_frame
 from cnf.datasets.images import IMAGES, Images, load_images
@@ -38,6 +39,7 @@ __all__ = [
     "TABLES",
     "TOYS",
     "ConditionalToy",
+    "Degeneracy",
     "Images",
     "Missing",
     "Split",
@@ -46,6 +48,7 @@ __all__ = [
     "check_writable",
     "closest",
     "collinear_columns",
+    "degeneracies",
     "frame_table",
     "load",
     "load_benchmark",

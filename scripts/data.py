@@ -265,6 +265,7 @@ def _schema(tables: Mapping[str, Table], choices: Choices, inferred: bool) -> Sc
             kinds[name] = {"categories": train.categories.get(name, texts), **kinds[name]}
     found = found.with_columns(Schema.of(kinds, names))
     found.check(found.numbers(values, train.categories))
+    found.check_apart(values)
     found = found.without_constants(train.values[:, places])
     if found.width == 0:
         constant = "; ".join(column.describe(kind=False) for column in found.columns)

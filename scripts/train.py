@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cnf.callbacks import ProgressBar, TensorBoard
 from cnf.couplings import COUPLINGS
-from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, DATA_DIR, TABLES, TOYS, collinear_columns
+from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, DATA_DIR, TABLES, TOYS, degeneracies
 from cnf.distributed import barrier, process_group, rank
 from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS, field_arguments
@@ -42,7 +42,6 @@ from cnf.training import fit
 from cnf.training_state import TrainingState
 
 EVALUATED = 20_000  # held-out rows that are scored at the end, at most: some benchmarks have more
-COLLINEAR_ROWS = 100_000  # that collinear columns are looked for among
 
 # Every attribute of a recipe is an option that overrides it.
 HELP = {
@@ -111,7 +110,7 @@ def _run(arguments: argparse.Namespace, data: Data, name: str, recipe: Recipe, o
     torch.manual_seed(arguments.seed)
     flow = _flow(recipe, data)
     say(*_summary(data, flow, name))
-    _warn_of_collinear(data)
+    _warn_of_degenerate(data)
     history = _train(arguments, data, flow, recipe, out)
     say(
         f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept "
@@ -328,7 +327,10 @@ def _recipe(
     else:
         conditional = bool(data.context_columns)
         known = (len(data.train), data.schema.width, conditional, arguments.objective)
-        name, recipe = choose_recipe(given, *known)
+        values = data.schema.real(data.train.x)[0] if data.toy is None else None
+        name, recipe = choose_recipe(given, *known, values)
+        if recipe.scaling != RECIPES[name].scaling:
+            name = f"{name} (scaling {recipe.scaling}, as columns are far from normal)"
     changes = {
         field.name: value_of(field.name, text, getattr(recipe, field.name))
         for field in fields(Recipe)
@@ -397,18 +399,11 @@ def _summary(data: Data, flow: Flow, recipe: str) -> list[str]:
     ]
 
 
-def _warn_of_collinear(data: Data) -> None:
-    """Name columns that have no density, since others determine them."""
-    columns = data.schema.columns
-    places = [i for i, column in enumerate(columns) if column.kind == "real"]
-    for place, makers in collinear_columns(data.train.x[:COLLINEAR_ROWS, places]).items():
-        name = columns[places[place]].name
-        others = ", ".join(repr(columns[places[maker]].name) for maker in makers)
-        warn(
-            f"column {name!r} is a linear combination of {others}: the rows have no density, and "
-            f"the NLL falls for as long as one trains. Leave it out: --drop {name}",
-            stacklevel=2,
-        )
+def _warn_of_degenerate(data: Data) -> None:
+    """Say why rows have no density, such as columns that others determine."""
+    for found in degeneracies(*data.schema.real(data.train.x)):
+        option = f": --drop {found.column}" if found.column else ""
+        warn(f"{found}{option}", stacklevel=2)
 
 
 def _metadata(

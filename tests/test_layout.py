@@ -113,6 +113,8 @@ ORDER = [
     "cnf.datasets.toys",
     "cnf.datasets.conditional_toys",
     "cnf.datasets.collinear",
+    "cnf.datasets.surface",
+    "cnf.datasets.degenerate",
     "cnf.datasets.frames",
     "cnf.datasets.files",
     "cnf.datasets.splits",

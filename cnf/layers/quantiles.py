@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, log, pi
 
 import numpy as np
 import torch
@@ -61,6 +61,30 @@ def normalizing_curve(values: Array, shares: Array) -> RationalQuadratic:
         if nll < least:
             best, least = bins, nll
     return _curve(distinct, mass, best)
+
+
+def gain(values: Array) -> float:
+    """By how many nats a row a column's curve beats a Gaussian, on values that are held out.
+
+    About 0 for a normal column, 0.4 for an exponential one or the eight Gaussians' x, 0.6 for
+    Student's t with 1.5 degrees of freedom, 4 for a Cauchy one, and 5.4 for two clusters a thousand
+    of their deviations apart.
+
+    Args:
+        values: Shape (rows,), two of them distinct.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> bool(abs(gain(rng.normal(size=2000))) < 0.05), bool(gain(rng.standard_cauchy(2000)) > 2)
+        (True, True)
+    """
+    chosen = np.random.default_rng(0).permutation(len(values))[:MOST_TRIED]
+    standard = (values - values.mean()) / values.std()
+    rest, held_out = np.split(standard[chosen], [len(chosen) * (FOLDS - 1) // FOLDS])
+    if len(np.unique(rest)) < 2 or not len(held_out):
+        return 0.0
+    by_curve = _log_density(normalizing_curve(rest, np.ones(len(rest))), held_out)
+    return float(np.mean(by_curve + 0.5 * held_out**2 + 0.5 * log(2 * pi)))
 
 
 def _curve(distinct: Array, mass: Array, bins: int) -> RationalQuadratic:

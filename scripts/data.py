@@ -277,10 +277,11 @@ def _schema(tables: Mapping[str, Table], choices: Choices, inferred: bool) -> Sc
 
 
 def _check_varying(train: Table, context: Sequence[str]) -> None:
-    """Refuse a context that is constant in the flow's precision."""
+    """Refuse a context that is constant, or all but so, in the flow's precision."""
     if not context:
         return
     values = train.values[:, [train.columns.index(name) for name in context]]
+    Schema(tuple(map(Column, context))).check_apart(values)
     constant = constant_columns(torch.from_numpy(values).float())
     if constant:
         names = ", ".join(repr(context[i]) for i in constant)

@@ -19,6 +19,9 @@ from cnf.datasets import check_writable
 from cnf.distributed import is_alone, is_first, rank
 
 
+LONGEST = 2000  # characters of a message
+
+
 class Main(Protocol):
     """A program: takes the arguments (the process's own when None), gives the exit status."""
 
@@ -40,7 +43,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n" if is_first() else None)
+        told = f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n"
+        self.exit(2, told if is_first() else None)
 
 
 def program(name: str) -> Callable[[Main], Main]:
@@ -104,7 +108,9 @@ def say(*lines: object) -> None:
     if rank() > 0:
         return
     try:
-        print(*lines, sep="\n", flush=True)
+        text, encoding = "\n".join(map(str, lines)), sys.stdout.encoding or "utf-8"
+        # A file's name may hold what no encoding has.
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:
         # What Python would flush on its way out goes nowhere instead of failing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -139,8 +145,9 @@ def positive_number(text: str) -> float:
 def positive_integer(text: str) -> int:
     """A whole number above 0."""
     value = int(_number(int, text))
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0; got {text}")
+    if not 0 < value < 2**63:
+        wanted = "a whole number above 0" + (" and below 2^63" if value > 0 else "")
+        raise argparse.ArgumentTypeError(f"expected {wanted}; got {text}")
     return value
 
 
@@ -161,6 +168,12 @@ def _number(kind: type[int] | type[float], text: str) -> float:
 
 
 def _complain(name: str, message: object, status: int) -> int:
-    line = " ".join(str(message).split()) or type(message).__name__
-    print(f"cnf {name}: {line}", file=sys.stderr)
+    print(f"cnf {name}: {_one_line(message)}", file=sys.stderr)
     return status
+
+
+def _one_line(message: object) -> str:
+    """A message on one line, what is too long for people left out in its middle."""
+    line = " ".join(str(message).split()) or type(message).__name__
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} … {line[-half:]}"

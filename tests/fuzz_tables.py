@@ -164,10 +164,10 @@ def selected(truth: Truth | None, wanted: Sequence[str]) -> np.ndarray | None:
     if truth is None:
         return None
     header, columns = truth
-    folded = {name.strip().lower() for name in wanted}
     if not set(wanted) & set(header) and len(wanted) == len(header):
-        if folded & {name.strip().lower() for name in header}:
-            return None
+        ours, theirs = ([name.strip().lower() for name in names] for names in (wanted, header))
+        if any(name in ours and name != own for name, own in zip(theirs, ours, strict=True)):
+            return None  # the same names, but for their letters' case, in another order
         wanted = header
     if not all(name in columns for name in wanted):
         return None
@@ -545,7 +545,7 @@ def check_case(place: Place, random: Random) -> Case:
 def sample_case(place: Place, random: Random) -> Case:
     """Draws for each context, in their order and with them beside."""
     file, story, valid, truth = table(random, place.cleared(), rows_of_table(12, seed=1))
-    out, n = place.work / "drawn.csv", random.choice([1, 2])
+    out, n, named = place.work / "drawn.csv", random.choice([1, 2]), file.suffix == ".csv"
 
     def check(_: Outcome) -> str:
         context = selected(truth, COLUMNS[:1])
@@ -561,7 +561,7 @@ def sample_case(place: Place, random: Random) -> Case:
         return "" if right else f"wrong draws: {drawn}"
 
     argv = (str(place.folder / "given"), "-n", str(n), "--out", str(out))
-    return Case("sample", (*argv, "--context-data", str(file)), story, check, (out,), valid)
+    return Case("sample", (*argv, "--context-data", str(file)), story, check, (out,), valid and named)
 
 
 def train_case(place: Place, random: Random) -> Case:
@@ -611,7 +611,7 @@ def images_case(place: Place, random: Random) -> Case:
     odd = {
         "as it is": grey, "flat": flat, "4-d": grey[..., None], "floats": grey / 1.0,
         "ones": grey / 255, "negative": grey.astype(int) - 1, "large": grey.astype(int) + 1,
-        "nan": np.where(grey > 250, np.nan, grey / 1.0), "infinite": grey * np.inf, "few": grey[:9],
+        "nan": np.where(grey > 250, np.nan, grey / 1.0), "infinite": np.full(grey.shape, np.inf), "few": grey[:9],
         "none": grey[:0], "text": grey.astype(str), "objects": grey.astype(object),
         "dates": grey.astype("datetime64[s]"), "truths": grey > 9, "complex": grey + 0j,
         "0-d": np.array(1), "thin": grey[:, :0], "structured": np.zeros((20, 3, 3), "u1,u1"),

@@ -9,12 +9,11 @@ import re
 import resource
 import signal
 import stat
-import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO, StringIO, TextIOWrapper
@@ -25,9 +24,9 @@ from typing import NamedTuple
 
 PATIENCE = 30  # seconds after which a program hangs
 ROOM = 4 * 2**30  # bytes that one may take beyond what the process has
-HELPFUL = re.compile(r"[Ee]xpected .*(; |got|missing)|--help\)$")
+HELPFUL = re.compile(r"[Ee]xpected |--help\)$")
 OUT_OF_MEMORY = re.compile(r"allocate|memory")
-FAILED = re.compile(r"cannot be integrated|not finite|diverged")  # what status 1 may say as well
+FAILED = re.compile(r"cannot be integrated|never finite|NaN or infinite")  # what status 1 may say as well
 
 
 class Place(NamedTuple):
@@ -98,7 +97,13 @@ def outcome(program: str, argv: tuple[str, ...], watched: Path) -> Outcome:
     out = TextIOWrapper(BytesIO(), encoding="utf-8", write_through=True)  # strict, as a terminal's
     err, escaped, status = StringIO(), "", None
     start = time.monotonic()
-    with redirect_stdout(out), redirect_stderr(err), limits(), warnings.catch_warnings():
+    with (
+        redirect_stdout(out),
+        redirect_stderr(err),
+        chdir(watched / "work"),
+        limits(),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("default")
         try:
             status = main(list(argv))
@@ -107,7 +112,7 @@ def outcome(program: str, argv: tuple[str, ...], watched: Path) -> Outcome:
         except Hanging:
             escaped = "hang"
         except BaseException:
-            escaped = traceback.format_exc()
+            escaped = " | ".join(traceback.format_exc().splitlines()[-5:])
     seconds = time.monotonic() - start
     out.seek(0)
     return Outcome(
@@ -171,7 +176,7 @@ def fault(case: Case, came: Outcome) -> str:
         return f"a line that does not help: {came.err!r}"
     if len(told[0]) > 3000:
         return f"a line of {len(told[0])} characters: {told[0][:200]}"
-    empty = {path for path in case.outs if path.is_dir() and not list(path.iterdir())}
+    empty = {path for path in case.outs if os.path.isdir(path) and not os.listdir(path)}
     return _changes(came, empty)
 
 
@@ -187,17 +192,20 @@ def _changes(came: Outcome, own: set[Path]) -> str:
     return f"left over: {left}" if left else f"changed: {changed}" if changed else ""
 
 
-def verdict(kind: str, case: Case, number: int, watched: Path) -> str:
-    """A fault with the case that shows it and how to see it again; nothing where there is none."""
+def verdict(kind: str, case: Case, number: int, watched: Path) -> tuple[str, bool]:
+    """A fault with the case that shows it and how to see it again, nothing where there is none;
+    and whether the case was taken.
+    """
     came = outcome(case.program, case.argv, watched)
     wrong = fault(case, came)
     if not wrong:
-        return ""
+        return "", came.taken
     words = " ".join(repr(word[:200]) for word in case.argv)
-    return (
+    told = (
         f"\n{kind} {case.program} {number}: {case.story}\n  cnf {case.program} {words}\n"
-        f"  {wrong}\n  again: {sys.executable} tests/fuzz.py {kind} {case.program} {number}\n"
+        f"  {wrong}\n  again: python tests/fuzz.py {kind} {case.program} {number}\n"
     )
+    return told, came.taken
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cnf.datasets import DATA_DIR
+from cnf.datasets import DATA_DIR, read_table
 
 Array = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ def uci_file(data_dir: str | None) -> Path:
             f"{SOURCE}"
         )
     path = Path(given) / FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"Expected {FILE} in {given}; got no such file: {SOURCE}")
     return path
 
@@ -65,15 +65,6 @@ def uci_table(path: Path, name: str) -> Array:
         ValueError: It is not there, or no table of finite numbers.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            values = np.asarray(arrays[name], np.float64)
-    except (KeyError, OSError, ValueError, TypeError):
-        raise ValueError(
-            f"Expected an array {name!r} in {path}; got none that can be read: {SOURCE}"
-        ) from None
-    if values.ndim != 2 or not np.isfinite(values).all():
-        raise ValueError(
-            f"Expected finite numbers of shape (rows, columns) for {name} in {path}; got shape "
-            f"{values.shape}, {np.isfinite(values).sum()} of {values.size} finite"
-        )
-    return values
+        return read_table(f"{path}:{name}").values
+    except ValueError as error:
+        raise ValueError(f"{error} In {path}, {SOURCE}") from None

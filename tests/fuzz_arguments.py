@@ -65,7 +65,9 @@ def paths(folder: Path) -> tuple[str, ...]:
     (folder / "loop.csv").symlink_to(folder / "loop.csv")
     (folder / "list.json").write_text("[1, 2]")
     names = [path.name for path in folder.iterdir()]
-    pipes = [pipe(folder / f"pipe{ending}").name for ending in ("", ".csv", ".npy", ".json", ".html")]
+    pipes = [
+        pipe(folder / f"pipe{ending}").name for ending in ("", ".csv", ".npy", ".json", ".html")
+    ]
     others = ("missing", "missing/deeper.csv", "text.csv/under.csv", "empty/new.csv", "new.npy",
               "new.html", "new.parquet", "new.CSV", "new.txt", ".csv", "pipe.npz:a", "text.npz:",
               "empty.csv:a")  # fmt: skip
@@ -142,4 +144,3 @@ def case(place: Place, program: str, number: int) -> Case:
 
 
 CASES = dict.fromkeys(PROGRAMS)
-

@@ -52,7 +52,9 @@ def edited(random: Random, config: dict[str, Any]) -> str:
     elif what == "new" and isinstance(place, dict):
         place["bogus"] = random.choice(JUNK)
     elif what == "near" and isinstance(old, int | float):
-        place[last] = random.choice([old + 1, old - 1, old * 2, -old, float(old), old / 2, str(old)])
+        place[last] = random.choice(
+            [old + 1, old - 1, old * 2, -old, float(old), old / 2, str(old)]
+        )
     elif what == "near" and isinstance(old, str):
         place[last] = random.choice([old + " ", old.upper(), old[:-1], old + "x"])
     elif what == "near" and isinstance(old, list):
@@ -97,7 +99,9 @@ def weights_foreign(random: Random, folder: Path) -> str:
     tensors = dict(safetensors.numpy.load(path.read_bytes()))
     name = random.choice([*tensors])
     own = tensors[name]
-    what = random.choice(["other", "none", "fewer", "more", "shape", "kind", "nan", "huge", "renamed"])
+    what = random.choice(
+        ["other", "none", "fewer", "more", "shape", "kind", "nan", "huge", "renamed"]
+    )
     tensors |= {
         "other": {"other": np.zeros(3)},
         "more": {"bogus": np.zeros(3, np.float32)},
@@ -222,7 +226,11 @@ def recipe(place: Place, random: Random, program: str) -> Case:
 def kinds(place: Place, random: Random, program: str) -> Case:
     """A schema of the typed table, edited or damaged."""
     schema: dict[str, Any] = {
-        "x": {"kind": random.choice(["real", "positive", "bounded", "circular"]), "low": -1, "high": 9},
+        "x": {
+            "kind": random.choice(["real", "positive", "bounded", "circular"]),
+            "low": -1,
+            "high": 9,
+        },
         "n": {"kind": "integer", "low": 0, "high": 20},
         "colour": {"kind": "categorical", "categories": ["r", "g", "b"]},
     }
@@ -243,7 +251,9 @@ def case(place: Place, program: str, number: int) -> Case:
     """A damaged model for a program."""
     random, work = chance("models", program, number), place.cleared()
     if program == "train":
-        made: Callable[[Place, Random, str], Case] = random.choice([resumed, recipe, kinds, recipe, kinds])
+        made: Callable[[Place, Random, str], Case] = random.choice(
+            [resumed, recipe, kinds, recipe, kinds]
+        )
         return made(place, random, program)
     name = "model" if program == "plot" else random.choice(["model", "model", "typed"])
     wanted = answer(place, program, name)

@@ -382,9 +382,7 @@ def npy_file(random: Random, values: np.ndarray) -> tuple[bytes, str, bool]:
     return damaged(random, stream.getvalue(), story, header=128)
 
 
-def damaged(
-    random: Random, content: bytes, story: str, header: int = 0
-) -> tuple[bytes, str, bool]:
+def damaged(random: Random, content: bytes, story: str, header: int = 0) -> tuple[bytes, str, bool]:
     """Perhaps with bytes changed, often in the header."""
     valid = story == "as it is"
     if random.random() < 0.6:
@@ -561,7 +559,9 @@ def sample_case(place: Place, random: Random) -> Case:
         return "" if right else f"wrong draws: {drawn}"
 
     argv = (str(place.folder / "given"), "-n", str(n), "--out", str(out))
-    return Case("sample", (*argv, "--context-data", str(file)), story, check, (out,), valid and named)
+    return Case(
+        "sample", (*argv, "--context-data", str(file)), story, check, (out,), valid and named
+    )
 
 
 def train_case(place: Place, random: Random) -> Case:

@@ -26,7 +26,9 @@ PATIENCE = 30  # seconds after which a program hangs
 ROOM = 4 * 2**30  # bytes that one may take beyond what the process has
 HELPFUL = re.compile(r"[Ee]xpected |--help\)$")
 OUT_OF_MEMORY = re.compile(r"allocate|memory")
-FAILED = re.compile(r"cannot be integrated|never finite|NaN or infinite")  # what status 1 may say as well
+FAILED = re.compile(
+    r"cannot be integrated|never finite|NaN or infinite"
+)  # what status 1 may say as well
 
 
 class Place(NamedTuple):
@@ -115,9 +117,7 @@ def outcome(program: str, argv: tuple[str, ...], watched: Path) -> Outcome:
             escaped = " | ".join(traceback.format_exc().splitlines()[-5:])
     seconds = time.monotonic() - start
     out.seek(0)
-    return Outcome(
-        status, out.read(), err.getvalue(), seconds, escaped, before, snapshot(watched)
-    )
+    return Outcome(status, out.read(), err.getvalue(), seconds, escaped, before, snapshot(watched))
 
 
 @contextmanager
@@ -160,10 +160,7 @@ def fault(case: Case, came: Outcome) -> str:
     if came.taken:
         own = {path for path in came.after if _is_of(path, case.outs)}
         return (
-            (told and f"status 0, and yet {told}")
-            or _changes(came, own)
-            or case.check(came)
-            or ""
+            (told and f"status 0, and yet {told}") or _changes(came, own) or case.check(came) or ""
         )
     if case.must_take:
         return f"refused, though nothing is wrong: {came.status} {came.err}"
@@ -176,6 +173,8 @@ def fault(case: Case, came: Outcome) -> str:
         return f"a line that does not help: {came.err!r}"
     if len(told[0]) > 3000:
         return f"a line of {len(told[0])} characters: {told[0][:200]}"
+    if came.status == 1:  # what was finished before it failed stays
+        return _changes(came, {path for path in came.after if _is_of(path, case.outs)})
     empty = {path for path in case.outs if os.path.isdir(path) and not os.listdir(path)}
     return _changes(came, empty)
 

@@ -37,9 +37,7 @@ def pairs() -> list[tuple[str, str]]:
 def faults(place: Place, kind: str, program: str, numbers: range) -> str:
     """The faults of some cases, as text."""
     made = import_module(f"fuzz_{kind}").case
-    return "".join(
-        verdict(kind, made(place, program, i), i, place.folder)[0] for i in numbers
-    )
+    return "".join(verdict(kind, made(place, program, i), i, place.folder)[0] for i in numbers)
 
 
 @pytest.mark.parametrize(("kind", "program"), pairs())

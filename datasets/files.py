@@ -28,7 +28,11 @@ ARCHIVE = ".npz"
 NAMES = "columns"  # the array in an archive that names the columns of the others
 BOOLEANS = {"true": 1.0, "false": 0.0}
 # Numbers of another style: with commas, spaces or apostrophes in them, another minus, a unit.
-MISWRITTEN = re.compile(r"\s*[$€£¥]?[-+−]?[$€£¥]?[\d_.,;'’\s]*\d[\d_.,;'’\s]*[%$€£¥]?\s*")
+MISWRITTEN = re.compile(
+    r"\s*[$€£¥]?[-+\u2212]?[$€£¥]?[\d_.,;'\u2019\s]*\d[\d_.,;'\u2019\s]*[%$€£¥]?\s*"
+)
+    r"\s*[$€£¥]?[-+\u2212]?[$€£¥]?[\d_.,;'\u2019\s]*\d[\d_.,;'\u2019\s]*[%$€£¥]?\s*"
+)
 FILE = "a file"
 NO_FILE = "no such file"
 GAPS = ("", "na", "n/a", "nan", "null", "none")  # what stands where a value is missing, in any case

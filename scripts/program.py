@@ -18,7 +18,6 @@ from tqdm import tqdm
 from cnf.datasets import check_writable
 from cnf.distributed import is_alone, is_first, rank
 
-
 LONGEST = 2000  # characters of a message
 
 

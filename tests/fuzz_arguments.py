@@ -17,21 +17,27 @@ from fuzzing import Case, Place, chance, pipe
 from cnf.scripts.__main__ import PROGRAMS
 from cnf.scripts.program import Parser
 
-NUMBERS = ("", " ", "-1", "0", "-0", "1.5", "0.5", "nan", "inf", "-inf", "1e309", "1e-320", "1e300",
-           "0x10", "1_0", "+5", " 5 ", "1e3", "１２", "٣", "true", "None", "1,2", ",", "5;", "5.0", "½",
-           "2", "1", "3")  # fmt: skip
+NUMBERS = (
+    "", " ", "-1", "0", "-0", "1.5", "0.5", "nan", "inf", "-inf", "1e309", "1e-320", "1e300",
+    "0x10", "1_0", "+5", " 5 ", "1e3", "\uff11\uff12", "٣", "true", "None", "1,2", ",", "5;",
+    "5.0", "½", "2", "1", "3",
+)  # fmt: skip
 BEYOND = ("9" * 30, "9" * 5000, str(2**63), str(2**64), "-" + "9" * 400)
-TEXTS = ("ü", "\udcff", "a\nb", "a\r\nb", "\x1b[31m", "x" * 300, "x" * 50_000, "~", "*", "--", "-", "@x",
-         "[]", "{}", "moons", "wine", "exact", "auto", "../..", "a b", "'", '"', "\\", "$(ls)", "%s",
-         "{0}", "\u202e", "🙂", "height", "height,width", "height,height", "CON", "cnf", "gaussian",
-         "a" * 251 + ".csv", "a" * 252 + ".html", "a" * 300 + ".csv", "a/" * 3000 + "b.csv")  # fmt: skip
+TEXTS = (
+    "ü", "\udcff", "a\nb", "a\r\nb", "\x1b[31m", "x" * 300, "x" * 50_000, "~", "*", "--", "-",
+    "@x", "[]", "{}", "moons", "wine", "exact", "auto", "../..", "a b", "'", '"', "\\", "$(ls)",
+    "%s", "{0}", "\u202e", "🙂", "height", "height,width", "height,height", "CON", "cnf",
+    "gaussian", "a" * 251 + ".csv", "a" * 252 + ".html", "a" * 300 + ".csv", "a/" * 3000 + "b.csv",
+)  # fmt: skip
 # Of a long task, or of as much memory as there is: no mistake, and nothing that ends in seconds.
-LONG = ("--steps", "--epochs", "--samples", "--draws", "--points", "--repeats", "--blocks", "-n",
-        "--hidden", "--flows", "--latent-dim", "--features", "--field", "--time-features",
-        "--x-features", "--budget", "--cap", "--splits", "--validations")  # fmt: skip
+LONG = (
+    "--steps", "--epochs", "--samples", "--draws", "--points", "--repeats", "--blocks", "-n",
+    "--hidden", "--flows", "--latent-dim", "--features", "--field", "--time-features",
+    "--x-features", "--budget", "--cap", "--splits", "--validations",
+)  # fmt: skip
 
 
-class Caught(Exception):
+class CaughtError(Exception):
     """What ends a program where it would parse its arguments."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
@@ -43,13 +49,13 @@ def actions(program: str) -> tuple[Any, ...]:
     """All that a program takes, but for --help."""
 
     def parse(self: argparse.ArgumentParser, _: object = None) -> None:
-        raise Caught(self)
+        raise CaughtError(self)
 
     main = import_module(f"cnf.scripts.{program.replace('-', '_')}").main
     with mock.patch.object(Parser, "parse_args", parse):
         try:
             main([])
-        except Caught as caught:
+        except CaughtError as caught:
             return tuple(each for each in caught.parser._actions if each.dest != "help")
     raise AssertionError(program)
 

@@ -19,9 +19,10 @@ from cnf.storage import sealed
 
 JUNK: tuple[Any, ...] = (
     None, "", "junk", "os.system", -1, 0, 1, 2, 1.5, -0.0, 1e300, -1e300, 1e-320, float("nan"),
-    float("inf"), 10**9, 10**18, 10**30, 10**400, True, False, [], {}, [[]], [1], ["height"], [None],
-    {"a": 1}, [1e300], "ü", "\ud800", "a\nb", "\0", "x" * 5000, [1] * 1000, [[1, 2], [3]], "1", "float64",
-    "../rows.csv", "moons", "dopri8", "euler", "mle", [4, 4], [0], [-4], [4.0], ["4"], "NaN",
+    float("inf"), 10**9, 10**18, 10**30, 10**400, True, False, [], {}, [[]], [1], ["height"],
+    [None], {"a": 1}, [1e300], "ü", "\ud800", "a\nb", "\0", "x" * 5000, [1] * 1000, [[1, 2], [3]],
+    "1", "float64", "../rows.csv", "moons", "dopri8", "euler", "mle", [4, 4], [0], [-4], [4.0],
+    ["4"], "NaN",
 )  # fmt: skip
 FILES = ("config.json", "model.safetensors", "metrics.jsonl", "training.safetensors")
 DATA = {"evaluate": ("--json",), "check": ("--rows", "5", "--points", "5", "--json")}
@@ -63,7 +64,8 @@ def edited(random: Random, config: dict[str, Any]) -> str:
         place[last] = random.choice([[old], {"value": old}, str(old)])
     else:
         place[last] = random.choice(JUNK)
-    return f"{what} {'.'.join(map(str, path))} {str(place.get(last))[:60] if isinstance(place, dict) else ''!r}"
+    made = str(place.get(last))[:60] if isinstance(place, dict) else ""
+    return f"{what} {'.'.join(map(str, path))} {made!r}"
 
 
 def config_edited(random: Random, folder: Path) -> str:
@@ -159,8 +161,10 @@ def metrics_edited(random: Random, folder: Path) -> str:
     return f"metrics {story}"
 
 
-DAMAGES = (config_edited,) * 5 + (file_damaged,) * 5 + (file_cut,) * 3 + (
-    weights_foreign, weights_foreign, file_replaced, file_replaced, version_newer, metrics_edited)  # fmt: skip
+DAMAGES = (
+    *[config_edited] * 5, *[file_damaged] * 5, *[file_cut] * 3, *[weights_foreign] * 2,
+    *[file_replaced] * 2, version_newer, metrics_edited,
+)  # fmt: skip
 
 
 def arguments(place: Place, program: str, model: Path) -> tuple[str, ...]:
@@ -245,6 +249,9 @@ def kinds(place: Place, random: Random, program: str) -> Case:
     words = words or ("--show-recipe",)
     argv = (str(place.folder / "typed.csv"), *words, "--schema", str(path))
     return Case(program, argv, f"schema {story}", outs=(out,))
+
+
+TRAINED = (resumed, recipe, kinds, recipe, kinds)
 
 
 def case(place: Place, program: str, number: int) -> Case:

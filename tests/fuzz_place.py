@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from shutil import copytree, rmtree
 
-from fuzz_tables import QUICK, csv_truth
+from fuzz_tables import QUICK
 from fuzzing import Place, drawing_nothing
 from test_scripts_running import COLUMNS, done, rows_of_table, write_csv
 

@@ -33,38 +33,28 @@ def records(text: str) -> list[list[str]] | None:
     """The cells of a CSV by RFC 4180, spaces before a cell left out; None where it is none."""
     found: list[list[str]] = []
     row: list[str] = []
-    i, end = 0, len(text)
-    while i < end:
-        while i < end and text[i] == " ":
-            i += 1
-        if i < end and text[i] == '"':
-            cell, i = "", i + 1
-            while True:
-                close = text.find('"', i)
-                if close < 0:
-                    return None
-                cell, i = cell + text[i:close], close + 1
-                if text[i : i + 1] != '"':
-                    break
-                cell, i = cell + '"', i + 1
-            if text[i : i + 1] not in ("", ",", "\r", "\n"):
-                return None
-        else:
-            close = i
-            while close < end and text[close] not in ",\r\n":
-                close += 1
-            cell, i = text[i:close], close
+    rest = text
+    while rest:
+        cell, rest = _cell(rest.lstrip(" "))
+        if cell is None:
+            return None
         row.append(cell)
-        if i >= end or text[i] in "\r\n":
-            if row != [""]:
-                found.append(row)
-            row, i = [], i + 1
+        if rest.startswith(","):
+            rest = rest[1:] or "\n"  # a last cell, which is empty
             continue
-        i += 1
-        if i >= end:
-            found.append([*row, ""])
-            row = []
+        if row != [""]:
+            found.append(row)
+        row, rest = [], rest[1:]
     return found
+
+
+def _cell(text: str) -> tuple[str | None, str]:
+    """The first cell and what comes after it; None where a quote is not closed at its end."""
+    if not text.startswith('"'):
+        cell = re.match(r"[^,\r\n]*", text)[0]
+        return cell, text[len(cell) :]
+    match = re.match(r'"((?:[^"]|"")*)"(?=[,\r\n]|$)', text)
+    return (match[1].replace('""', '"'), text[match.end() :]) if match else (None, "")
 
 
 def number(cell: str) -> float | None:
@@ -178,17 +168,20 @@ def selected(truth: Truth | None, wanted: Sequence[str]) -> np.ndarray | None:
 # --- what is done to a CSV ------------------------------------------------------------------------
 
 CELLS = (
-    "", " ", "nan", "NaN", "NA", "N/A", "null", "None", "inf", "-inf", "Infinity", "1e300", "-1e300",
-    "1e39", "1e400", "1e-320", "5e-324", "1e-46", "1e-400", "1,5", "1.234,5", "1 234", "1'234",
-    "1,234,567", "−3", "12%", "$3", "3 kg", "tall", "1_000", "0x10", "0x1p3", "1e", "e5", ".", "-",
-    "+", "+4", ".5", "5.", "1.5.2", "--1", "1e5e5", "True", "false", "TRUE", "yes", "#N/A",
-    "#DIV/0!", "1#INF", "١٢", "１２", "½", "1\u00a0234", "\u200b5", "5\u00a0", "\ufeff5", "1d5", "1f",
-    "'5'", '"5"', "=1+1", "2024-01-01", "12:30", "(5)", "1;2", "1\t2", "1j", "9" * 400, "9" * 5000,
-    "1" + "0" * 308, "0." + "0" * 400 + "1", "-0", "0", "1e308", "x" * 3000, "\x1b[31m5", "5\x0b",
+    "", " ", "nan", "NaN", "NA", "N/A", "null", "None", "inf", "-inf", "Infinity", "1e300",
+    "-1e300", "1e39", "1e400", "1e-320", "5e-324", "1e-46", "1e-400", "1,5", "1.234,5", "1 234",
+    "1'234", "1,234,567", "\u22123", "12%", "$3", "3 kg", "tall", "1_000", "0x10", "0x1p3", "1e",
+    "e5", ".", "-", "+", "+4", ".5", "5.", "1.5.2", "--1", "1e5e5", "True", "false", "TRUE", "yes",
+    "#N/A", "#DIV/0!", "1#INF", "١٢", "\uff11\uff12", "½", "1\u00a0234", "\u200b5", "5\u00a0",
+    "\ufeff5", "1d5", "1f", "'5'", '"5"', "=1+1", "2024-01-01", "12:30", "(5)", "1;2", "1\t2",
+    "1j", "9" * 400, "9" * 5000, "1" + "0" * 308, "0." + "0" * 400 + "1", "-0", "0", "1e308",
+    "x" * 3000, "\x1b[31m5", "5\x0b",
 )  # fmt: skip
 SWAPS = ("height", "HEIGHT", "Width ", " depth", "hieght", "", " ", "x0", "1", "\ufeffheight", "ü")
-PIECES = (b"\0", b"\r", b"\n", b"\r\n", b",", b'"', b";", b"\xff", b"\xef\xbb\xbf", b"\x80", b"e",
-          b".", b"-", b" ", b"\x1a", b"\t", b"\xc2\xa0", b"'")  # fmt: skip
+PIECES = (
+    b"\0", b"\r", b"\n", b"\r\n", b",", b'"', b";", b"\xff", b"\xef\xbb\xbf", b"\x80", b"e", b".",
+    b"-", b" ", b"\x1a", b"\t", b"\xc2\xa0", b"'",
+)  # fmt: skip
 CODES = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig", "latin-1", "utf-7", "cp037")
 
 
@@ -211,7 +204,7 @@ STYLES: dict[str, Callable[[str], str]] = {
     "decimal commas": lambda cell: cell.replace(".", ","),
     "percent": lambda cell: f"{cell}%",
     "currency": lambda cell: f"${cell}",
-    "unicode minus": lambda cell: cell.replace("-", "−"),
+    "unicode minus": lambda cell: cell.replace("-", "\u2212"),
     "thousands": lambda cell: f"1,{cell}",
     "apostrophes": lambda cell: f"1'{cell}",
     "spaces": lambda cell: f"1 {cell}",
@@ -529,7 +522,7 @@ def evaluate_case(place: Place, random: Random) -> Case:
 def check_case(place: Place, random: Random) -> Case:
     """Checks on rows that are no rows, most of them; few are made, since they take seconds."""
     for _ in range(20):
-        file, story, valid, truth = table(random, place.cleared(), rows_of_table(12, seed=1))
+        file, story, _, truth = table(random, place.cleared(), rows_of_table(12, seed=1))
         if selected(truth, COLUMNS) is None or random.random() < 0.05:
             break
     argv = (str(place.folder / "model"), "--data", str(file), "--points", "5", "--rows", "5")
@@ -611,7 +604,8 @@ def images_case(place: Place, random: Random) -> Case:
     odd = {
         "as it is": grey, "flat": flat, "4-d": grey[..., None], "floats": grey / 1.0,
         "ones": grey / 255, "negative": grey.astype(int) - 1, "large": grey.astype(int) + 1,
-        "nan": np.where(grey > 250, np.nan, grey / 1.0), "infinite": np.full(grey.shape, np.inf), "few": grey[:9],
+        "nan": np.where(grey > 250, np.nan, grey / 1.0), "infinite": np.full((20, 3, 3), np.inf),
+        "few": grey[:9],
         "none": grey[:0], "text": grey.astype(str), "objects": grey.astype(object),
         "dates": grey.astype("datetime64[s]"), "truths": grey > 9, "complex": grey + 0j,
         "0-d": np.array(1), "thin": grey[:, :0], "structured": np.zeros((20, 3, 3), "u1,u1"),
@@ -623,7 +617,7 @@ def images_case(place: Place, random: Random) -> Case:
         np.save(stream, odd[name], allow_pickle=True)
     else:
         np.savez(stream, images=odd[name], other=flat)
-    content, story, valid = damaged(random, stream.getvalue(), name, 128 * (ending == ".npy"))
+    content, story, _ = damaged(random, stream.getvalue(), name, 128 * (ending == ".npy"))
     file = place.cleared() / f"images{ending}"
     file.write_bytes(content)
     data = str(file) if ending == ".npy" else f"{file}:{random.choice(['images'] * 5 + ['no', ''])}"

@@ -164,17 +164,22 @@ def fault(case: Case, came: Outcome) -> str:
         )
     if case.must_take:
         return f"refused, though nothing is wrong: {came.status} {came.err}"
-    if came.status not in (1, 2) or len(told) != 1:
-        is_answer = case.program == "check" and came.status == 1 and not told
-        return "" if is_answer else f"status {came.status!r} and not one line: {came.err!r}"
-    if came.status == 1 and not (OUT_OF_MEMORY.search(told[0]) or FAILED.search(told[0])):
-        return f"status 1, though the world did not fail: {came.err}"
-    if came.status == 2 and not HELPFUL.search(told[0]):
-        return f"a line that does not help: {came.err!r}"
-    if len(told[0]) > 3000:
-        return f"a line of {len(told[0])} characters: {told[0][:200]}"
+    is_answer = case.program == "check" and came.status == 1 and not told
+    if not is_answer and (came.status not in (1, 2) or len(told) != 1):
+        return f"status {came.status!r} and not one line: {came.err!r}"
+    return "" if is_answer else _refusal(case, came, told[0])
+
+
+def _refusal(case: Case, came: Outcome, line: str) -> str:
+    """What is wrong with how a case is refused, or fails."""
+    if len(line) > 3000:
+        return f"a line of {len(line)} characters: {line[:200]}"
     if came.status == 1:  # what was finished before it failed stays
+        if not (OUT_OF_MEMORY.search(line) or FAILED.search(line)):
+            return f"status 1, though the world did not fail: {line}"
         return _changes(came, {path for path in came.after if _is_of(path, case.outs)})
+    if not HELPFUL.search(line):
+        return f"a line that does not help: {line!r}"
     empty = {path for path in case.outs if os.path.isdir(path) and not os.listdir(path)}
     return _changes(came, empty)
 

@@ -31,8 +31,6 @@ BOOLEANS = {"true": 1.0, "false": 0.0}
 MISWRITTEN = re.compile(
     r"\s*[$€£¥]?[-+\u2212]?[$€£¥]?[\d_.,;'\u2019\s]*\d[\d_.,;'\u2019\s]*[%$€£¥]?\s*"
 )
-    r"\s*[$€£¥]?[-+\u2212]?[$€£¥]?[\d_.,;'\u2019\s]*\d[\d_.,;'\u2019\s]*[%$€£¥]?\s*"
-)
 FILE = "a file"
 NO_FILE = "no such file"
 GAPS = ("", "na", "n/a", "nan", "null", "none")  # what stands where a value is missing, in any case

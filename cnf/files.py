@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,6 +31,18 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+
+
+def read_whole(path: str | Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        OSError: It cannot be read, or is a pipe or a device, of which nobody knows whether it ends.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "It is a pipe or a device, not a file", str(path))
+    return Path(path).read_bytes()
 
 
 def is_left_over(path: Path) -> bool:

@@ -194,7 +194,9 @@ def pairs_figure(data: Array, samples: Array, columns: Sequence[str], most: int 
 def data_bounds(data: Array) -> Bounds:
     """A square window around rows (n, 2), a little wider than all but the outermost."""
     low, high = np.quantile(data, 0.001, axis=0), np.quantile(data, 0.999, axis=0)
-    center, half = (low + high) / 2, 0.6 * (high - low)
+    half = 0.6 * (high - low)
+    half = np.where(half > 0, half, 0.5)  # as of a single row
+    center = (low + high) / 2
     (x0, y0), (x1, y1) = (center - half).tolist(), (center + half).tolist()
     return (x0, x1), (y0, y1)
 

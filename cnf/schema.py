@@ -54,7 +54,8 @@ class Column:
         categories: The categories' names; of a constant that is text, its own.
 
     Raises:
-        ValueError: The kind is unknown, or has other bounds or categories than are given.
+        ValueError: The kind is unknown, or has other bounds or categories than are given, or these
+            are not distinct texts.
     """
 
     name: str
@@ -79,6 +80,9 @@ class Column:
             raise self._refusal("a lower bound below the upper one", f"{self.low}, {self.high}")
         if self.kind == "integer" and not all(float(bound).is_integer() for bound in bounds):
             raise self._refusal("whole bounds for kind integer", f"{self.low} and {self.high}")
+        texts = all(isinstance(name, str) for name in self.categories)
+        if not texts or len(set(self.categories)) < len(self.categories):
+            raise self._refusal("distinct texts for categories", repr(list(self.categories))[:80])
         most = {"categorical": inf, "constant": 1}.get(self.kind, 0)
         if not (2 if self.kind == "categorical" else 0) <= len(self.categories) <= most:
             raise self._refusal(
@@ -244,6 +248,8 @@ class Schema:
             ValueError: A name is none of the table's, or an entry is not one of `Column`'s.
         """
         found = {}
+        if not isinstance(entries, Mapping):
+            raise ValueError(f"Expected an object of columns; got {str(entries)[:40]}")
         for name, entry in entries.items():
             if name not in names:
                 raise ValueError(
@@ -253,7 +259,7 @@ class Schema:
             try:
                 known = {**entry, "categories": tuple(entry.get("categories", ()))}
                 found[name] = Column(name, **known)
-            except (AttributeError, TypeError):
+            except (AttributeError, OverflowError, TypeError):
                 raise ValueError(
                     f"Expected kind, low, high and categories for column {name!r}; got {entry!r}"
                 ) from None

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cnf.bases import describe, rebuild
-from cnf.files import write_whole
+from cnf.files import read_whole, write_whole
 from cnf.flow import Flow
 from cnf.layers import LAYERS, Standardize
 
@@ -30,6 +30,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 SEAL = "seal"
 FLOW = ("dtype", "base", "layers", "metadata")  # what a flow's configuration holds
+SIZES = {"dim", "hidden", "context_dim", "time_features", "x_features", "harmonics"}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -118,7 +119,7 @@ def read_model(folder: str | Path, wanted: Collection[str]) -> tuple[dict[str, A
     config = read_config(folder, wanted)
     path = Path(folder) / WEIGHTS
     try:
-        weights = path.read_bytes()
+        weights = read_whole(path)
     except OSError as error:
         raise ValueError(f"Expected a model's weights in {path}; {error.strerror}") from None
     if hashlib.sha256(weights).hexdigest() != config["sha256"]:
@@ -138,6 +139,7 @@ def load(folder: str | Path) -> Flow:
     """
     config, weights = read_model(folder, FLOW)
     with rebuilding("a model", folder):
+        _check_sizes(config["layers"], len(weights))
         tensors = safetensors.torch.load(weights)
         base = rebuild(config["base"], "base", tensors)
         with torch.random.fork_rng(devices=[]):  # the first weights, drawn only to be replaced
@@ -149,6 +151,18 @@ def load(folder: str | Path) -> Flow:
             {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
         )
     return flow
+
+
+def _check_sizes(entries: Any, most: int) -> None:
+    """Refuse sizes beyond all that the weights can have, before memory is taken for them."""
+    if isinstance(entries, dict):
+        for name in SIZES & entries.keys():
+            sizes = entries[name] if isinstance(entries[name], list) else [entries[name]]
+            if any(isinstance(size, int | float) and size > most for size in sizes):
+                raise ValueError(f"{name} {entries[name]}, beyond its {most} bytes of weights")
+    if isinstance(entries, dict | list):
+        for entry in entries.values() if isinstance(entries, dict) else entries:
+            _check_sizes(entry, most)
 
 
 @contextmanager
@@ -198,7 +212,7 @@ def read_config(folder: str | Path, wanted: Collection[str]) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_whole(path).decode())
     except OSError as error:
         raise ValueError(
             f"Expected a folder written by train or cnf.save; {path}: {error.strerror}"

@@ -62,6 +62,8 @@ class TrainingState:
             ValueError: The file is not one that `write` wrote.
         """
         try:
+            if not path.is_file():
+                raise ValueError("something that is no file")
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -71,7 +73,7 @@ class TrainingState:
             if texts.get("sha256") != _sha256(metadata, tensors):
                 raise ValueError("one that is damaged, for its SHA-256 is another")
             return TrainingState(texts["run"], texts["standing"], tensors)
-        except (safetensors.SafetensorError, ValueError) as error:
+        except (safetensors.SafetensorError, OSError, RecursionError, ValueError) as error:
             raise ValueError(
                 f"Expected a training state of this version of cnf-flows in {path}; got: {error}. "
                 "Train anew in another folder"

@@ -4,8 +4,9 @@ import csv
 import errno
 import os
 import re
+import stat
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite, isinf, isnan
@@ -26,7 +27,12 @@ ENDINGS = ".csv, .npy, .npz, .npz:ARRAY or .parquet"
 ARCHIVE = ".npz"
 NAMES = "columns"  # the array in an archive that names the columns of the others
 BOOLEANS = {"true": 1.0, "false": 0.0}
-MISWRITTEN = re.compile(r"\s*[-+]?[\d_.,;\s]*\d[\d_.,;\s]*")  # numbers of another style
+# Numbers of another style: with commas, spaces or apostrophes in them, another minus, a unit.
+MISWRITTEN = re.compile(
+    r"\s*[$€£¥]?[-+\u2212]?[$€£¥]?[\d_.,;'\u2019\s]*\d[\d_.,;'\u2019\s]*[%$€£¥]?\s*"
+)
+FILE = "a file"
+NO_FILE = "no such file"
 GAPS = ("", "na", "n/a", "nan", "null", "none")  # what stands where a value is missing, in any case
 
 Missing = Literal["refuse", "drop"]
@@ -77,8 +83,8 @@ def read_table(path: str | os.PathLike[str], missing: Missing = "refuse") -> Tab
     stem, found, member = os.fspath(path).partition(f"{ARCHIVE}:")
     file = Path(stem + ARCHIVE if found else stem)
     ending = file.suffix.lower()
-    if not file.is_file():
-        got = "a folder" if file.is_dir() else "no such file"
+    got = found_at(file)
+    if got != FILE:
         raise ValueError(f"Expected a file at {file}; got {got}: check the path.")
     if ending not in WRITERS:
         raise ValueError(f"Expected a path that ends in {ENDINGS}; got {file}: convert the file.")
@@ -110,10 +116,11 @@ def check_writable(path: str | os.PathLike[str], endings: Collection[str] | None
         raise ValueError(
             f"Expected a path that ends in {', '.join(endings)}; got {file}: rename it."
         )
-    if file.is_dir():
-        raise ValueError(f"Expected a path for a file; got the folder {file}: choose another name.")
-    if not file.parent.is_dir():
+    if not os.path.isdir(file.parent):
         raise ValueError(f"Expected a folder at {file.parent}; got none: create it first.")
+    got = found_at(file)
+    if got not in (FILE, NO_FILE):
+        raise ValueError(f"Expected a path for a file; got {got} at {file}: choose another name.")
     probe = _temporary(file)
     try:  # permission bits do not tell all: file systems may be read-only, and root passes them
         probe.touch()
@@ -177,6 +184,21 @@ def write_table(
         temporary.unlink(missing_ok=True)
 
 
+def found_at(path: Path) -> str:
+    """What is at a path, in words: `FILE`, `NO_FILE`, or what stands in a file's way."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return NO_FILE
+    except OSError as error:
+        return f"{error.strerror}".lower()
+    except ValueError as error:  # no path at all
+        return str(error)
+    if stat.S_ISREG(mode):
+        return FILE
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+
+
 def _temporary(file: Path) -> Path:
     return file.with_name(f".{uuid4().hex}.tmp")
 
@@ -189,8 +211,11 @@ def _decoding(file: Path) -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise MemoryError(
+            f"{file} does not fit into memory, or is damaged ({error}): make it smaller, or write "
+            "it again."
+        ) from error
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -246,8 +271,17 @@ def _refuse_first(file: Path, cells: Callable[[int, int], object], table: Table)
 def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, and the line on which each ends."""
     with _decoding(file), file.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream, skipinitialspace=True)
+        # Strict: text after a closing quote would be taken for more of the cell.
+        reader = csv.reader(_without_nul(stream), skipinitialspace=True, strict=True)
         yield from ((reader.line_num, row) for row in reader if row)
+
+
+def _without_nul(lines: Iterable[str]) -> Iterator[str]:
+    """Lines of text; a NUL in one is damage, or another encoding, which UTF-8 may pass for."""
+    for i, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise ValueError(f"a NUL on line {i}, which is not UTF-8's or not text")
+        yield line
 
 
 def _read_csv(file: Path) -> Table:
@@ -360,7 +394,10 @@ def _read_npy(file: Path) -> Table:
 def _read_npz(file: Path, member: str) -> Table:
     with _decoding(file), file.open("rb") as stream:
         archive = dict(np.load(stream, allow_pickle=False))
-    names = archive.pop(NAMES, None)
+        foreign = [name for name, held in archive.items() if not isinstance(held, np.ndarray)]
+        if foreign:
+            raise ValueError(f"{foreign[0]} in it is no array")
+        names = _names(archive.pop(NAMES, None))
     if not member and len(archive) == 1:
         member = next(iter(archive))
     if member not in archive:
@@ -368,8 +405,14 @@ def _read_npz(file: Path, member: str) -> Table:
         got = f"no array {member!r}" if member else f"{len(archive)} arrays"
         advice = f"choose from {near}" if archive else "write it again"
         raise ValueError(f"Expected {file}:ARRAY with an array it holds; got {got}: {advice}.")
-    named = names is not None and names.dtype.kind == "U"
-    return _from_array(file, archive[member], tuple(map(str, names)) if named else None)
+    return _from_array(file, archive[member], names)
+
+
+def _names(found: NDArray[Any] | None) -> tuple[str, ...] | None:
+    """The columns' names that an archive holds; None for none."""
+    if found is None or found.ndim != 1 or found.dtype.kind not in "US":
+        return None
+    return tuple(map(str, found.astype(str)))
 
 
 def _from_array(file: Path, values: NDArray[Any], columns: tuple[str, ...] | None = None) -> Table:
@@ -384,7 +427,8 @@ def _from_array(file: Path, values: NDArray[Any], columns: tuple[str, ...] | Non
     if matrix.dtype.kind not in "buif":
         got = matrix.ravel()[0] if matrix.size else matrix.dtype
         raise _refuse(file, str(got), columns[0], "row 1")
-    table = Table(file.stem, np.asarray(matrix, dtype=np.float64), columns)
+    with np.errstate(over="ignore"):  # longer numbers than float64: infinite, and refused as such
+        table = Table(file.stem, np.asarray(matrix, dtype=np.float64), columns)
     return _refuse_first(file, lambda *cell: table.values[cell], table)
 
 

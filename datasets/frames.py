@@ -82,7 +82,10 @@ def _texts(series: "pd.Series[Any]") -> pd.Categorical | None:
     """A column that holds text and nothing else but gaps, as categories; None where it does not."""
     if pd.api.types.is_numeric_dtype(series.dtype):
         return None
-    known = series.dropna().unique()
+    try:
+        known = series.dropna().unique()
+    except TypeError:  # lists and objects, which are no text
+        return None
     if not len(known) or not all(isinstance(cell, str) for cell in known):
         return None
     return pd.Categorical(series.astype(object), categories=sorted(known))

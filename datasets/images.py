@@ -3,20 +3,18 @@
 import gzip
 import os
 import struct
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 from sklearn.datasets import load_digits
 
 from cnf.datasets.benchmarks import DATA_DIR
+from cnf.datasets.files import FILE, found_at
 from cnf.datasets.splits import split
 from cnf.datasets.table import closest
 
@@ -24,19 +22,9 @@ __all__ = ["IMAGES", "Images", "load_images"]
 
 Grey = NDArray[np.uint8]
 WHITE = 255
-# What reading a file raises where it is cut off, damaged or something else.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    BadZipFile,
-    MatReadError,
-)
+# What reading a file raises where it is cut off, damaged or something else: NumPy, SciPy, zipfile,
+# zlib, struct and tokenize have their own errors. Only their calls go where it is caught.
+UNREADABLE = Exception
 PARTS = ("train", "validation", "test")
 
 
@@ -123,7 +111,7 @@ def _freyfaces(data_dir: str | os.PathLike[str] | None, seed: int) -> Images:
     if path.suffix == ".mat":
         try:
             rows = loadmat(path)["ff"].T
-        except (KeyError, *UNREADABLE) as error:
+        except UNREADABLE as error:
             raise ValueError(f"Expected the matrix ff in {path}; got {error}: restore it") from None
     else:
         rows = _read(path, "data")
@@ -186,7 +174,7 @@ def _path(
         )
     for group in groups:
         paths = [Path(given) / file for file in group]
-        if all(path.is_file() for path in paths):
+        if all(map(os.path.isfile, paths)):
             return paths
     wanted = " or ".join(" and ".join(group) for group in groups)
     raise ValueError(
@@ -205,12 +193,13 @@ def _arrays(path: Path) -> list[str]:
 
 def _read(path: Path, array: str | None) -> NDArray[Any]:
     """An array of a .npz file, or a .npy file's own when None."""
+    there = found_at(path)
+    if there != FILE:
+        raise ValueError(f"Expected images in {path}; got {there}")
     try:
         with open(path, "rb") as file:  # which NumPy leaves open where the archive is damaged
             found = np.load(file, allow_pickle=False)
             return np.asarray(found if array is None else found[array])
-    except FileNotFoundError:
-        raise ValueError(f"Expected images in {path}; got no such file") from None
     except KeyError:
         names = ", ".join(_arrays(path)) or "none"
         raise ValueError(f"Expected an array {array!r} in {path}; its arrays are {names}") from None

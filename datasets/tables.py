@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from os import sep
+from os.path import exists
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def load(data: str, missing: Missing = "refuse") -> Table:
     """
     if data in TABLES:
         return TABLES[data]()
-    if Path(data).suffix or sep in data or Path(data).exists():
+    if Path(data).suffix or sep in data or exists(data):
         return read_table(data, missing)
     for registry, toys in (("TOYS", TOYS), ("CONDITIONAL_TOYS", CONDITIONAL_TOYS)):
         if data in toys:

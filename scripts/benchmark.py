@@ -18,6 +18,7 @@ finished is in DIR/vae.jsonl and DIR/models, and a training that was interrupted
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -142,12 +143,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     for library in {library: None for section in chosen for library in section.peers}:
         peer(library)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        _make(options.out)
     for section in chosen:
         for line in section.lines(options):
             say(line)
         say("")
     return 0
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of --out."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        why = "it is no folder" if os.path.exists(folder) else getattr(error, "strerror", error)
+        raise ValueError(
+            f"Expected --out to be a folder to write to; got {folder}: {why}"
+        ) from None
 
 
 def _parser() -> Parser:

@@ -386,11 +386,23 @@ def _places(table: Table, columns: Sequence[str]) -> list[int]:
     if not missing:
         return [table.columns.index(column) for column in columns]
     if len(missing) == len(columns) == len(table.columns):
+        _check_order(table, columns)
         return list(range(len(columns)))
     raise ValueError(
         f"Expected the {len(columns)} columns that the model was fitted on in {table.name}; got "
         f"{len(table.columns)} columns, without {', '.join(missing[:5])}"
     )
+
+
+def _check_order(table: Table, columns: Sequence[str]) -> None:
+    """Refuse names that are the model's but for upper and lower case, in another order."""
+    theirs, ours = ([name.strip().lower() for name in names] for names in (table.columns, columns))
+    for name, their, our in zip(table.columns, theirs, ours, strict=True):
+        if their != our and their in ours:
+            raise ValueError(
+                f"Expected the columns {', '.join(columns[:5])} in {table.name}; got {name!r}, "
+                "which is spelt otherwise and stands elsewhere: spell the names as the model does"
+            )
 
 
 def _check_single_precision(rows: Array, table: Table, columns: Sequence[str]) -> None:

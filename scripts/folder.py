@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from cnf.distributed import gather, rank
 from cnf.files import is_left_over
 from cnf.scripts.trained import STATE
 
+FILES = (".json", ".jsonl", ".safetensors")  # endings of what a run writes
 LOCK = ".lock"  # in a folder that a run writes to
 
 
@@ -54,6 +56,9 @@ def _what_is_wrong(folder: Path, resume: bool, lock: FileLock) -> str:
         if found and not (resume and (folder / STATE).exists()):
             hint = f"and holds no {STATE} to go on from" if resume else "(or --resume)"
             return f"Expected --out to be a new or empty folder; {folder} is not empty {hint}"
+        names = [path.name for path in found if path.suffix in FILES and not path.is_file()]
+        if names:
+            return f"Expected files in {folder}; {names[0]} is a folder or a pipe: move it away"
         with tempfile.TemporaryFile(dir=folder):
             pass
     except Timeout:
@@ -61,7 +66,7 @@ def _what_is_wrong(folder: Path, resume: bool, lock: FileLock) -> str:
             f"Expected --out to be a folder of this run's alone; another one is writing to "
             f"{folder}. Wait for it, or name another folder"
         )
-    except OSError as error:
-        why = "it is a file" if folder.is_file() else error.strerror
+    except (OSError, ValueError) as error:  # the second where it can be no path at all
+        why = "it is a file" if os.path.isfile(folder) else getattr(error, "strerror", error)
         return f"Expected --out to be a folder to write to; {folder}: {why}"
     return ""

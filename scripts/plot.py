@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cnf.datasets import ConditionalToy, Toy
-from cnf.files import write_whole
+from cnf.files import read_whole, write_whole
 from cnf.plotting import (
     POINTS,
     conditional_figure,
@@ -32,7 +32,12 @@ def plot(trained: Trained, data: Data) -> list[Path]:
     With a context the density is drawn (1-D or 2-D) at a few of the held-out contexts.
     """
     folder = trained.folder / "figures"
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise ValueError(
+            f"Expected to write to the folder {folder}; got a file of that name: move it away"
+        ) from None
     figures = _conditional(trained, data) if trained.context_columns else _plain(trained, data)
     metrics = trained.folder / METRICS
     if metrics.exists():
@@ -82,12 +87,18 @@ def _varying(trained: Trained) -> tuple[tuple[str, ...], list[int]]:
 
 
 def _learning_curve(metrics: Path) -> Figure:
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    # A number that was not finite stands as null in the file.
-    curves = (
-        [nan if record[key] is None else record[key] for record in records]
-        for key in ("seconds", "loss", "validation_nll")
-    )
+    try:
+        records = [json.loads(line) for line in read_whole(metrics).decode().splitlines()]
+        # A number that was not finite stands as null in the file.
+        curves = [
+            [nan if record[key] is None else float(record[key]) for record in records]
+            for key in ("seconds", "loss", "validation_nll")
+        ]
+    except (KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected the records that train writes in {metrics}; got something else ({error}): "
+            "restore it, or remove it and go without the learning curve"
+        ) from None
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     draw_learning_curve(figure.subplots(), *curves)
     return figure

@@ -11,12 +11,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from tqdm import tqdm
 
 from cnf.datasets import check_writable
 from cnf.distributed import is_alone, is_first, rank
+
+LONGEST = 2000  # characters of a message
 
 
 class Main(Protocol):
@@ -38,9 +40,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, name: str, description: str | None) -> None:
         super().__init__(f"cnf {name}", description=(description or "").replace("`", ""))
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.nargs is None and arg_strings == ["--"]:  # argparse would take it for no value
+            raise argparse.ArgumentError(action, "expected one argument")
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n" if is_first() else None)
+        told = f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n"
+        self.exit(2, told if is_first() else None)
 
 
 def program(name: str) -> Callable[[Main], Main]:
@@ -104,7 +112,9 @@ def say(*lines: object) -> None:
     if rank() > 0:
         return
     try:
-        print(*lines, sep="\n", flush=True)
+        text, encoding = "\n".join(map(str, lines)), sys.stdout.encoding or "utf-8"
+        # A file's name may hold what no encoding has.
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:
         # What Python would flush on its way out goes nowhere instead of failing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -139,8 +149,9 @@ def positive_number(text: str) -> float:
 def positive_integer(text: str) -> int:
     """A whole number above 0."""
     value = int(_number(int, text))
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0; got {text}")
+    if not 0 < value < 2**63:
+        wanted = "a whole number above 0" + (" and below 2^63" if value > 0 else "")
+        raise argparse.ArgumentTypeError(f"expected {wanted}; got {text}")
     return value
 
 
@@ -161,6 +172,12 @@ def _number(kind: type[int] | type[float], text: str) -> float:
 
 
 def _complain(name: str, message: object, status: int) -> int:
-    line = " ".join(str(message).split()) or type(message).__name__
-    print(f"cnf {name}: {line}", file=sys.stderr)
+    print(f"cnf {name}: {_one_line(message)}", file=sys.stderr)
     return status
+
+
+def _one_line(message: object) -> str:
+    """A message on one line, what is too long for people left out in its middle."""
+    line = " ".join(str(message).split()) or type(message).__name__
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} … {line[-half:]}"

@@ -21,12 +21,23 @@ def value_of(name: str, text: str, default: Any) -> Any:
     try:
         if kind is bool:
             return bool(TRUTHS.index(text.lower()))
-        return tuple(int(part) for part in text.split(",")) if kind is tuple else kind(text)
+        if kind is tuple:
+            return tuple(_whole(part) for part in text.split(","))
+        return _whole(text) if kind is int else kind(text)
     except ValueError:
         wanted = " or ".join(TRUTHS) if kind is bool else f"like {text_of(default)}"
+        wanted += " and below 2^63" if kind in (int, tuple) else ""
         raise ValueError(
             f"Expected --{name.replace('_', '-')} to be {wanted}; got {text!r}"
         ) from None
+
+
+def _whole(text: str) -> int:
+    """A whole number that 64 bits have."""
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(text)
+    return value
 
 
 def text_of(value: object) -> str:

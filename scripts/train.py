@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -21,6 +20,7 @@ from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, DATA_DIR, TABLES, TOYS, d
 from cnf.distributed import barrier, process_group, rank
 from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS, field_arguments
+from cnf.files import read_whole
 from cnf.flow import Flow
 from cnf.history import Callback, Event, History, Record
 from cnf.layers import CNF, SCALINGS
@@ -288,10 +288,10 @@ def _context(arguments: argparse.Namespace) -> tuple[str, ...]:
 def _read_schema(path: Path) -> dict[str, Any]:
     """The kinds of columns in a file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_whole(path).decode())
     except OSError as error:
-        raise ValueError(f"Expected a schema in {path}; {error.strerror}") from None
-    except (UnicodeDecodeError, JSONDecodeError) as error:
+        raise ValueError(f"Expected a schema in {path}; got: {error.strerror}") from None
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"Expected {path} to hold a schema in JSON; {error}") from None
     if not isinstance(found, dict):
         raise ValueError(
@@ -320,7 +320,7 @@ def _recipe(
 ) -> tuple[str, Recipe]:
     """The recipe, with what the command line changes of it."""
     given = arguments.recipe
-    if given is not None and given not in RECIPES and Path(given).exists():
+    if given is not None and given not in RECIPES and os.path.exists(given):
         name, recipe = given, _read_recipe(Path(given))
     elif given is None and begun is not None:
         name, recipe = "of the run in --out", _begun_recipe(begun)
@@ -367,15 +367,17 @@ def _lost_features(changes: Mapping[str, Any]) -> dict[str, int]:
 def _read_recipe(path: Path) -> Recipe:
     """The recipe in a file that --show-recipe or train wrote."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return recipe_of(found["metadata"]["recipe"] if "metadata" in found else found)
+        found = json.loads(read_whole(path).decode())
+        entries = found["metadata"]["recipe"] if "metadata" in found else found
+        entries = {field.name: entries[field.name] for field in fields(Recipe)}
     except OSError as error:
-        raise ValueError(f"Expected a recipe in {path}; {error.strerror}") from None
-    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, JSONDecodeError):
+        raise ValueError(f"Expected a recipe in {path}; got: {error.strerror}") from None
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise ValueError(
             f"Expected {path} to hold a recipe, as --show-recipe prints or train's config.json "
-            "has it; it does not"
+            "has it; got something else"
         ) from None
+    return recipe_of(entries)
 
 
 def _flow(recipe: Recipe, data: Data) -> Flow:

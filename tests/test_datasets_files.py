@@ -1,7 +1,9 @@
 """Files: what is written is read back, and what cannot be read is refused in one line."""
 
+import os
 import tempfile
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
@@ -208,6 +210,12 @@ def test_csv_is_read_leniently_where_nothing_is_in_doubt(tmp_path):
         ("x,x\n1,2\n", ["['x'] repeated"]),
         (",x\n0,2\n", ["blank names at columns [1]", "row index"]),
         ("x;y\n1;2\n", ["got '1;2'"]),
+        ("x\n1'234\n", ['got "1\'234"']),
+        ("x\n\u22123\n", ["got '\u22123'"]),
+        ("x\n12%\n", ["got '12%'"]),
+        ('x,y\n"1"2,3\n', ["readable .csv", "expected after"]),
+        ('x,y\n1,"3\n', ["readable .csv", "unexpected end of data"]),
+        ("x,y\n1,2\n3\0,4\n", ["readable .csv", "a NUL on line 3"]),
         (f'x\n"{"1" * 200_000}"\n', ["readable .csv", "field larger than"]),
     ],
 )
@@ -362,7 +370,7 @@ def test_unwritable_paths(tmp_path):
     (tmp_path / "file").touch()
     for name, part in {
         "t.txt": "Expected a path that ends in .csv, .npy, .npz, .parquet; got",
-        "folder.csv": "got the folder",
+        "folder.csv": "got a folder at",
         "missing/t.csv": "create it first",
         "file/t.csv": "create it first",
     }.items():
@@ -418,3 +426,65 @@ def test_names_that_could_not_be_read_back(columns, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_table(tmp_path / "t.csv", np.ones((3, 2)), columns)
     assert not list(tmp_path.iterdir())
+
+
+# --- what fuzzing found: each once, so that it stays found
+
+
+def test_utf_16_without_a_mark_is_no_table_of_categories(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_bytes("x,y\n1,2\n3,4\n".encode("utf-16-le"))
+    assert "a NUL on line 1" in refused(file)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "columns"])
+def test_zip_with_something_else_in_it(name, tmp_path):
+    np.savez(tmp_path / "t.npz", rows=np.ones((2, 1)))
+    with ZipFile(tmp_path / "t.npz", "a") as archive:
+        archive.writestr(name, "text")
+    assert f"{name} in it is no array" in refused(tmp_path / "t.npz")
+
+
+@pytest.mark.parametrize("names", [np.array("a"), np.array([["a", "b"]]), np.arange(2)])
+def test_names_that_name_no_columns_are_left_aside(names, tmp_path):
+    np.savez(tmp_path / "t.npz", rows=np.ones((2, 2)), columns=names)
+    assert read_table(tmp_path / "t.npz").columns == ("x0", "x1")
+
+
+def test_names_in_bytes_are_names(tmp_path):
+    np.savez(tmp_path / "t.npz", rows=np.ones((2, 2)), columns=np.array([b"b", b"a"]))
+    assert read_table(tmp_path / "t.npz").columns == ("b", "a")
+
+
+def test_longer_numbers_than_float64_are_refused(tmp_path):
+    np.save(tmp_path / "t.npy", np.array([np.longdouble("1e400")]))
+    assert "got inf" in refused(tmp_path / "t.npy")
+
+
+@pytest.mark.parametrize("cells", [[[1.0], [2.0]], [{"a": 1}, {"a": 2}]])
+def test_parquet_with_lists_or_objects(cells, tmp_path):
+    pd.DataFrame({"x": [1.0, 2.0], "y": cells}).to_parquet(tmp_path / "t.parquet")
+    assert "in column 'y' at row 1" in refused(tmp_path / "t.parquet")
+
+
+def test_array_beyond_memory_is_told_of_with_its_file(tmp_path):
+    """As a damaged header may claim."""
+    header = {"descr": "<f8", "fortran_order": False, "shape": (2**50, 1)}
+    with ZipFile(tmp_path / "t.npz", "w") as archive, archive.open("rows.npy", "w") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+    with pytest.raises(MemoryError, match="t.npz does not fit into memory, or is damaged"):
+        read_table(tmp_path / "t.npz")
+
+
+def test_paths_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
+    for name, got in (
+        ("pipe.csv", "a pipe or a device"),
+        ("loop.csv", "too many levels of symbolic links"),
+        ("x" * 300 + ".csv", "file name too long"),
+        ("nul\0.csv", "embedded null byte"),
+    ):
+        assert f"got {got}" in refused(tmp_path / name)
+        with pytest.raises(ValueError, match=f"Expected a path for a file; got {got} at"):
+            check_writable(tmp_path / name)

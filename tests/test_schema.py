@@ -153,3 +153,15 @@ def test_values_that_a_column_cannot_have_are_named(column, value):
 def test_a_schema_of_something_else_is_refused(entries, message):
     with pytest.raises(ValueError, match=message):
         Schema.of(entries, ["x"])
+
+
+@pytest.mark.parametrize("categories", [["a", 1], ["a", ["b"]], ["a", "a", "b"]])
+def test_categories_are_distinct_texts(categories):
+    with pytest.raises(ValueError, match="Expected distinct texts for categories in column 'c'"):
+        Schema.of({"c": {"kind": "categorical", "categories": categories}}, ["c"])
+
+
+@pytest.mark.parametrize("entries", [1.5, "c", [["c", {}]]])
+def test_a_schema_is_an_object(entries):
+    with pytest.raises(ValueError, match="Expected an object of columns"):
+        Schema.of(entries, ["c"])

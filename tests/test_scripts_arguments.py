@@ -83,3 +83,39 @@ def test_advice_on_widths_is_what_can_be_typed(place):
     """The example in the message is in the command line's own spelling."""
     line = complaint("train", "moons", "--out", place / "refused", "--hidden", "wide")
     assert "64,64,64" in line
+
+
+# --- what fuzzing found: each once, so that it stays found
+
+
+def test_argument_of_several_lines_is_told_of_on_one(place):
+    assert "a b" in complaint("train", "moons", "--show-recipe", "a\nb")
+
+
+def test_argument_without_end_is_not_told_in_full(place):
+    assert len(complaint("train", "moons", "--recipe", "x" * 50_000)) < 2500
+
+
+@pytest.mark.parametrize("option", ["--validations", "--steps", "--recipe"])
+def test_two_dashes_are_no_value(option):
+    assert "expected one argument" in complaint("train", "moons", "--show-recipe", f"{option}=--")
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("train", ("moons", "--show-recipe", "--steps")),
+        ("train", ("moons", "--show-recipe", "--validations")),
+        ("train", ("moons", "--show-recipe", "--hidden")),
+        ("train-vae", ("digits", "--out", "unused", "--epochs")),
+        ("sample", ("unused", "--out", "unused.csv", "-n")),
+    ],
+)
+def test_whole_numbers_beyond_64_bits_are_refused(program, words):
+    assert "below 2^63" in complaint(program, *words, 2**63)
+
+
+@pytest.mark.parametrize("out", ["x" * 300, "{place}/rows.csv"])
+def test_folder_of_a_benchmark_that_cannot_be(out, place):
+    line = complaint("benchmark", "tables", "--out", out.format(place=place))
+    assert "--out" in line

@@ -3,8 +3,11 @@
 import errno
 import os
 import resource
+import shutil
 import signal
-from contextlib import contextmanager
+import subprocess
+from contextlib import contextmanager, redirect_stdout
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ from test_scripts_running import (
 )
 
 from cnf.datasets import split
+from cnf.scripts.program import say
 
 ROWS = rows_of_table(40)
 ENDINGS = ("csv", "npy", "npz", "parquet")
@@ -312,3 +316,117 @@ def test_full_disk_leaves_no_half_a_model(size, data, tmp_path):
     assert os.strerror(errno.EFBIG) in last
     hidden = [path.name for path in tree(tmp_path / "out") if path.name.startswith(".")]
     assert hidden == []
+
+
+# --- what fuzzing found: each once, so that it stays found
+
+
+@pytest.mark.parametrize("program", ["evaluate", "log-prob"])
+def test_names_in_capitals_and_another_order_are_not_taken_by_position(program, trained, tmp_path):
+    path = write_csv(tmp_path / "cased.csv", ROWS[:, ::-1], ("DEPTH", "WIDTH", "HEIGHT"))
+    extra = ("--out", tmp_path / "scores.csv") if program == "log-prob" else ()
+    assert "'DEPTH'" in complaint(program, trained, "--data", path, *extra)
+
+
+def test_names_in_capitals_and_the_models_order_are_taken(trained, tmp_path):
+    path = write_csv(tmp_path / "cased.csv", ROWS, ("Height", "Width", "Depth"))
+    done("evaluate", trained, "--data", path)
+
+
+@pytest.mark.parametrize("option", ["--schema", "--recipe"])
+@pytest.mark.parametrize("kind", ["pipe", "deep", "digits"])
+def test_file_of_settings_that_holds_none(option, kind, data, tmp_path):
+    """A pipe would be waited for; JSON may be too deep, or a number in it too long, to be read."""
+    path = tmp_path / "settings"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("[" * 100_000 if kind == "deep" else "9" * 5000)
+    assert "settings" in refused_training(tmp_path, data, option, path)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"seconds": "x", "loss": 1}', "\\xff"])
+def test_records_that_are_none_are_named_by_plot(line, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "out")
+    (tmp_path / "out" / "metrics.jsonl").write_text(line)
+    assert "metrics.jsonl" in complaint("plot", tmp_path / "out")
+
+
+def test_file_in_the_place_of_the_figures(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "out", ignore=shutil.ignore_patterns("figures"))
+    (tmp_path / "out" / "figures").write_text("mine")
+    assert "figures" in complaint("plot", tmp_path / "out")
+
+
+def test_folder_in_the_place_of_a_file_ends_no_run_at_its_end(data, tmp_path):
+    done("train", data, "--out", tmp_path / "out", *SMALL)
+    (tmp_path / "out" / "metrics.jsonl").unlink()
+    (tmp_path / "out" / "metrics.jsonl").mkdir()
+    line = complaint("train", data, "--out", tmp_path / "out", *SMALL, "--resume")
+    assert "metrics.jsonl is a folder" in line
+
+
+def test_a_name_that_no_encoding_has_is_printed(tmp_path):
+    """Linux has names of any bytes; what is said goes to UTF-8."""
+    path = write_csv(tmp_path / "rows\udcff.csv", ROWS)
+    out = TextIOWrapper(BytesIO(), encoding="utf-8", write_through=True)
+    with redirect_stdout(out):
+        say(path)
+    assert out.buffer.getvalue().endswith(b"rows\\udcff.csv\n")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    try:
+        made = subprocess.run(mount, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount")
+    if made.returncode:
+        pytest.skip(f"mounting is not allowed: {made.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("program", ["sample", "log-prob", "plot", "evaluate"])
+def test_disk_without_room_leaves_what_was_there(program, trained, data, small_disk):
+    """One line, status 1; the old file whole and no temporary one."""
+    wide, old = write_csv(data.parent / "wide.csv", rows_of_table(9000)), small_disk / "old.csv"
+    folder = trained
+    if program == "plot":
+        folder = small_disk / "out"
+        unneeded = shutil.ignore_patterns("figures", "training.safetensors")
+        shutil.copytree(trained, folder, ignore=unneeded)
+        (small_disk / "full").write_bytes(bytes(24 * 1024))
+    elif program == "evaluate":
+        old = small_disk / "old.html"
+    old.write_text("mine")
+    before = tree(small_disk)
+    words = {
+        "sample": ("-n", 9000, "--out", old),
+        "log-prob": ("--data", wide, "--out", old),
+        "plot": (),
+        "evaluate": ("--report", old),
+    }
+    line = complaint(program, folder, *words[program], status=1)
+    assert os.strerror(errno.ENOSPC) in line or old.name in line
+    assert old.read_text() == "mine"
+    assert {path for path in tree(small_disk) - before if path.name != "figures"} == set()
+
+
+@pytest.mark.filterwarnings("default:.*raining goes on:UserWarning")
+@pytest.mark.parametrize("program", ["train", "train-vae"])
+def test_disk_without_room_ends_a_training_in_one_line(program, data, small_disk):
+    """Warnings of what could not be written may come before; nothing is left half written."""
+    (small_disk / "full").write_bytes(bytes(56 * 1024))
+    vae = ("digits", "--epochs", 1, "--hidden", 16, "--samples", 1, "--posterior", "gaussian")
+    words = vae if program == "train-vae" else (data, "--steps", 2, "--hidden", "16,16")
+    result = run(program, *words, "--out", small_disk / "out")
+    *warned, last = result.err.splitlines()
+    assert result.status == 1
+    assert all(line.startswith(f"cnf {program}: warning: ") for line in warned)
+    assert os.strerror(errno.ENOSPC) in last
+    assert [path for path in tree(small_disk) if path.name.startswith(".")] == []

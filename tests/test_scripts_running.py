@@ -40,7 +40,7 @@ def done(name: str, *arguments: object) -> str:
     """The standard output of a run that has to succeed in silence on standard error."""
     result = run(name, *arguments)
     assert result.status == 0, result.err
-    assert result.err == ""
+    assert result.err == "", result.err
     return result.out
 
 
@@ -84,7 +84,7 @@ def test_command_alone_lists_the_programs(arguments, capsys, monkeypatch):
 def test_each_program_has_help(name):
     result = run(name, "--help")
     assert result.status == 0
-    assert result.err == ""
+    assert result.err == "", result.err
     assert "DIR" in result.out
 
 

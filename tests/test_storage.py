@@ -1,6 +1,7 @@
 """Saved and loaded to the last bit; damage and foreign files are found, nothing is executed."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -224,3 +225,17 @@ def test_a_write_that_fails_leaves_the_old_model(flow, folder, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         cnf.save(flow, folder)
     assert torch.equal(next(cnf.load(folder).parameters()), next(before.parameters()))
+
+
+def test_sizes_beyond_the_weights_are_refused_before_memory_is_taken(folder):
+    edit(folder, lambda config: config["layers"][0]["field"].update(hidden=[10**12]))
+    with pytest.raises(ValueError, match="hidden .1000000000000., beyond its .* bytes of weights"):
+        cnf.load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_is_not_waited_for(name, folder):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match=f"{name}.* a pipe or a device"):
+        cnf.load(folder)

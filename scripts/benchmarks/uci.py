@@ -53,7 +53,7 @@ def uci_file(data_dir: str | None) -> Path:
             f"{SOURCE}"
         )
     path = Path(given) / FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"Expected {FILE} in {given}; got no such file: {SOURCE}")
     return path
 
@@ -67,11 +67,11 @@ def uci_table(path: Path, name: str) -> Array:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             values = np.asarray(arrays[name], np.float64)
-    except (KeyError, OSError, ValueError, TypeError):
+    except Exception:  # NumPy, zipfile and zlib each have errors of their own for damage
         raise ValueError(
             f"Expected an array {name!r} in {path}; got none that can be read: {SOURCE}"
         ) from None
-    if values.ndim != 2 or not np.isfinite(values).all():
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise ValueError(
             f"Expected finite numbers of shape (rows, columns) for {name} in {path}; got shape "
             f"{values.shape}, {np.isfinite(values).sum()} of {values.size} finite"

@@ -23,6 +23,7 @@ from cnf.datasets.conditional_toys import CONDITIONAL_TOYS, ConditionalToy
 from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
 from cnf.datasets.frames import frame_table, table_frame
 from cnf.datasets.images import IMAGES, Images, load_images
+from cnf.datasets.pictures import Picture, is_picture, read_picture, word_picture
 from cnf.datasets.splits import Split, split
 from cnf.datasets.table import Table, closest
 from cnf.datasets.tables import TABLES, load
@@ -40,6 +41,7 @@ __all__ = [
     "ConditionalToy",
     "Images",
     "Missing",
+    "Picture",
     "Split",
     "Table",
     "Toy",
@@ -47,11 +49,14 @@ __all__ = [
     "closest",
     "collinear_columns",
     "frame_table",
+    "is_picture",
     "load",
     "load_benchmark",
     "load_images",
+    "read_picture",
     "read_table",
     "split",
     "table_frame",
+    "word_picture",
     "write_table",
 ]

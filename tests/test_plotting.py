@@ -88,7 +88,7 @@ def test_bounds_hold_the_data_but_its_outliers():
 @pytest.mark.parametrize("truth", [True, False])
 @pytest.mark.parametrize("name", CONDITIONAL_TOYS)
 def test_conditional_figure_has_a_panel_for_each_context(name, truth, monkeypatch):
-    monkeypatch.setattr("cnf.plotting.GRID", 16)
+    monkeypatch.setattr("cnf.plotting.conditional.GRID", 16)
     toy = CONDITIONAL_TOYS[name]
     x, context = toy.sample(500, seed=0)
     flow = cnf.ffjord(len(toy.columns), hidden=(8,), context_dim=1)
@@ -124,7 +124,7 @@ def test_conditional_curves_are_the_densities_given_the_panels_context():
 
 def test_map_of_flow_has_the_scale_of_the_truth(monkeypatch):
     """So that a flow that is not sharp enough is seen to be duller."""
-    monkeypatch.setattr("cnf.plotting.GRID", 32)
+    monkeypatch.setattr("cnf.plotting.conditional.GRID", 32)
     toy = CONDITIONAL_TOYS["rotor"]
     flow = cnf.ffjord(2, hidden=(8,), context_dim=1)
     names = (toy.columns, toy.context_columns)
@@ -137,7 +137,7 @@ def test_map_of_flow_has_the_scale_of_the_truth(monkeypatch):
 @pytest.mark.parametrize("rows", [1, 3, 15])
 @pytest.mark.parametrize("dim", [1, 2])
 def test_conditional_figure_of_few_rows_and_many_contexts(rows, dim, monkeypatch):
-    monkeypatch.setattr("cnf.plotting.GRID", 8)
+    monkeypatch.setattr("cnf.plotting.conditional.GRID", 8)
     random = np.random.default_rng(0)
     x, context = random.normal(size=(rows + 1, dim)), random.normal(size=(rows + 1, 4))
     flow = cnf.ffjord(dim, hidden=(8,), context_dim=4)

@@ -21,7 +21,7 @@ from cnf.layers import CNF, Layer
 Array = NDArray[np.float64]
 
 CHUNK = 4096  # rows in one solve
-SHADES = 1e-4  # a tolerance finer than shades and dots are
+SHADES = 1e-3  # a tolerance finer than shades and dots are
 
 
 @dataclass(frozen=True, eq=False)

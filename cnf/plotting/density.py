@@ -34,7 +34,7 @@ from cnf.plotting.style import MODEL_COLOR
 Array = NDArray[np.float64]
 
 FRAMES = 5
-COARSE = 100  # pixels along each side of a small panel
+COARSE = 80  # pixels along each side of a small panel
 
 
 def density_figure(

@@ -84,7 +84,7 @@ def test_picture_has_its_recipe_and_budget(picture, tmp_path, monkeypatch):
 
     monkeypatch.setattr("cnf.scripts.train.fit", fit)
     complaint("train", "word:I", "--out", tmp_path / "one", status=1)
-    assert given == {"budget": 90, "steps": None}
+    assert given == {"budget": 120, "steps": None}
     complaint("train", "word:I", "--steps", 3, "--out", tmp_path / "two", status=1)
     assert given == {"budget": None, "steps": 3}
 
@@ -109,6 +109,7 @@ def test_what_is_no_picture_is_refused_in_one_line(content, told, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("default:.*averaged:UserWarning")
 def test_large_picture_is_averaged_and_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr("cnf.datasets.pictures.PIXELS", 500)
     path = write_word(tmp_path / "word.png")

@@ -57,7 +57,7 @@ def density_figure(
     path = path_of(flow, base_rows(flow, POINTS, seed), FRAMES)
     log_prob = partial(log_prob_of, flow)
     columns, grid = 4 if true_log_prob else 3, cells(bounds, GRID)
-    height = 2.2 * ratio(bounds) + 0.9
+    height = 2.4 * ratio(bounds) + 0.7
     figure = Figure(figsize=(3 * columns, 2 * height), layout="constrained")
     upper, lower = cast("Sequence[SubFigure]", figure.subfigures(2, 1))
     panels = upper.subplots(1, columns)

@@ -16,7 +16,7 @@ def draw_learning_curve(
 ) -> Axes:
     """Training loss and validation NLL over the seconds of training."""
     if np.isfinite(loss).any():
-        ax.plot(seconds, loss, color=DATA_COLOR, lw=1, label="training loss")
+        ax.plot(seconds, loss, color=DATA_COLOR, lw=1, marker=".", ms=3, label="training loss")
     ax.plot(seconds, validation_nll, color=MODEL_COLOR, label="validation NLL")
     if np.isfinite(validation_nll).any():
         best = int(np.nanargmin(validation_nll))

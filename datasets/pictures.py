@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import PathPatch
-from matplotlib.textpath import TextPath
+from matplotlib.path import Path as Outline
+from matplotlib.textpath import text_to_path
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageOps
 
@@ -83,7 +85,7 @@ class Picture(Toy):
     @property
     def side(self) -> float:
         """Of a pixel."""
-        return LONGER / max(self.darkness.shape)
+        return LONGER / float(max(self.darkness.shape))
 
     def _sample(self, n: int, rng: np.random.Generator) -> Array:
         # Rows of pixels from the bottom, as y goes.
@@ -101,7 +103,7 @@ class Picture(Toy):
         places = height - 1 - row[inside].astype(np.intp), column[inside].astype(np.intp)
         with np.errstate(divide="ignore"):  # white is minus infinity
             log_prob[inside] = np.log(self.darkness[places])
-        return log_prob - np.log(self.darkness.sum() * self.side**2)
+        return np.asarray(log_prob - np.log(self.darkness.sum() * self.side**2))
 
     @property
     def _corner(self) -> Array:
@@ -129,7 +131,7 @@ def read_picture(name: str | os.PathLike[str]) -> Picture:
         ValueError: There is no such file, it is no picture, or white alone.
 
     Example:
-        >>> read_picture("word:FFJORD").darkness.max()
+        >>> float(read_picture("word:FFJORD").darkness.max())
         255.0
     """
     text = os.fspath(name)
@@ -152,10 +154,14 @@ def word_picture(word: str) -> Picture:
         >>> word_picture("FFJORD").darkness.shape
         (105, 370)
     """
-    if not word.strip():
+    # A $ in a word starts no formula.
+    shown, font = word.replace("$", r"\$"), FontProperties(weight="bold")
+    vertices, codes = text_to_path.get_text_path(font, shown)  # type: ignore[no-untyped-call]
+    if not len(vertices):
         raise ValueError(f"Expected a word to draw, such as {WORD}FFJORD; got {WORD}{word}")
     # A font's size is about 4/3 of the height of its capitals.
-    outline = TextPath((0, 0), word, size=LETTERS * 4 / 3, prop={"weight": "bold"}, usetex=False)
+    size = LETTERS * 4 / 3 / text_to_path.FONT_SCALE
+    outline = Outline(np.array(vertices) * size, codes)
     (left, bottom), (right, top) = outline.get_extents().get_points()
     width, height = (int(np.ceil(side)) + 2 * MARGIN for side in (right - left, top - bottom))
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
@@ -164,8 +170,8 @@ def word_picture(word: str) -> Picture:
     ax.set(ylim=(bottom - MARGIN, bottom - MARGIN + height))
     ax.add_patch(PathPatch(outline, facecolor="black", linewidth=0))
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    grey = np.asarray(canvas.buffer_rgba())[..., 0]
+    canvas.draw()  # type: ignore[no-untyped-call]
+    grey = np.asarray(canvas.buffer_rgba())[..., 0]  # type: ignore[no-untyped-call]
     return Picture.of(255.0 - grey, WORD + word)
 
 

@@ -145,8 +145,13 @@ def test_mistakes_are_named(tmp_path):
             read_picture(path)
         assert "\n" not in str(raised.value)
         assert str(path) in str(raised.value)
-    with pytest.raises(ValueError, match="Expected a word"):
-        read_picture("word: ")
+    for word in ("", " "):
+        with pytest.raises(ValueError, match="Expected a word"):
+            word_picture(word)
+
+
+def test_dollars_start_no_formula():
+    assert word_picture("$a$").darkness.shape[1] > 2.5 * word_picture("a").darkness.shape[1]
 
 
 def test_endless_picture_is_refused(tmp_path, monkeypatch):

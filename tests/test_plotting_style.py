@@ -68,7 +68,7 @@ def test_dark_page_leaves_nothing_black_and_no_trace():
     assert {to_rgba(text.get_color()) for text in texts} == {to_rgba(DARK_INK)}
     lines = [line.get_color() for line in ax.get_lines()]
     assert lines == [DARK_INK, DATA_COLOR]
-    assert to_rgba(other.collections[0].get_facecolor()[0]) == to_rgba(DARK_INK)
+    assert to_rgba(other.collections[0].get_facecolor()[0])[:3] == to_rgba(DARK_INK)[:3]
     ticks = [line for line in ax.xaxis.get_ticklines() if isinstance(line, Line2D)]
     assert {to_rgba(line.get_color()) for line in ticks} == {to_rgba(DARK_INK)}
     assert dict(matplotlib.rcParams) == before

@@ -158,7 +158,7 @@ def _velocity_at(flow: Flow, standing: Standing, x: Tensor, context: Tensor | No
         for layer in reversed(standing.after):
             x = layer.preimage(x, context)
         own = standing.layer.velocity(x.new_tensor(standing.time), x, context)
-    carried: Tensor = torch.autograd.functional.jvp(shown, x, own)[1]  # type: ignore[no-untyped-call]
+    carried: Tensor = torch.autograd.functional.jvp(shown, x, own)[1]
     return carried
 
 

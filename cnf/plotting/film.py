@@ -48,7 +48,7 @@ class Film:
     figure: Figure
     draw: Callable[[int], object]
     frames: int
-    rate: float = 12.0
+    rate: int = 12
     hold: float = 2.0
     dpi: float = 100.0
 
@@ -58,8 +58,9 @@ class Film:
         canvas = FigureCanvasAgg(self.figure)
         for i in self._numbers():
             self.draw(i)
-            canvas.draw()
-            yield Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB")
+            canvas.draw()  # type: ignore[no-untyped-call]
+            pixels = np.array(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+            yield Image.fromarray(pixels).convert("RGB")
 
     def _numbers(self) -> Iterator[int]:
         bar = tqdm(range(self.frames), desc="filming", disable=None, leave=False)

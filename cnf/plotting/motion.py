@@ -48,8 +48,9 @@ def draw_trajectories(ax: Axes, path: Array, bounds: Bounds) -> Axes:
     times = np.repeat(np.linspace(0, 1, len(path) - 1), path.shape[1])
     drawn = LineCollection(list(lines), cmap=TIME_MAP, array=times, linewidths=0.8, alpha=0.8)
     ax.add_collection(drawn)
-    ax.scatter(*path[0].T, s=9, facecolors="none", edgecolors=GRID_COLOR, linewidths=0.7, zorder=3)
-    ax.scatter(*path[-1].T, s=9, color=MODEL_COLOR, linewidths=0, zorder=4)
+    (x, y), (u, v) = path[0].T, path[-1].T
+    ax.scatter(x, y, s=9, facecolors="none", edgecolors=GRID_COLOR, linewidths=0.7, zorder=3)
+    ax.scatter(u, v, s=9, color=MODEL_COLOR, linewidths=0, zorder=4)
     return framed(ax, bounds)
 
 
@@ -88,6 +89,7 @@ def draw_field(
         scale=1,
         pivot="mid",
         width=0.06 / sides(arrows)[0],
+        alpha=0.75,
         headwidth=4,
     )
     return framed(ax, bounds)
@@ -97,7 +99,7 @@ def draw_grid(ax: Axes, lines: Array, bounds: Bounds) -> Axes:
     """Draw a grid's lines (2 * lines, nodes, 2): those that were upright, then those that lay."""
     half = len(lines) // 2
     for own, color in ((lines[:half], DATA_COLOR), (lines[half:], MODEL_COLOR)):
-        ax.add_collection(LineCollection(list(own), colors=color, linewidths=0.6, alpha=0.8))
+        ax.add_collection(LineCollection(list(own), colors=color, linewidths=0.8, alpha=0.8))
     return framed(ax, bounds)
 
 

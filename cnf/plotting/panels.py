@@ -123,7 +123,7 @@ def smooth_histogram(
     edges = np.linspace(x0, x1, across + 1), np.linspace(y0, y1, up + 1)
     counts = np.histogram2d(samples[:, 0], samples[:, 1], edges)[0].T
     pixel = (x1 - x0) * (y1 - y0) / (across * up)
-    return np.asarray(gaussian_filter(counts, blur, mode="nearest") / (len(samples) * pixel))
+    return np.asarray(gaussian_filter(counts, blur, mode="reflect") / (len(samples) * pixel))
 
 
 def sides(grid: Cells) -> tuple[int, int]:

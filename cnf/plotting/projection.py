@@ -11,7 +11,7 @@ from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
 
 from cnf.plotting.panels import POINTS, dot, short_name
-from cnf.plotting.style import DATA_COLOR, MODEL_COLOR
+from cnf.plotting.style import DATA_COLOR, GRID_COLOR, MODEL_COLOR
 
 Array = NDArray[np.float64]
 
@@ -37,12 +37,13 @@ def draw_projection(
     low, high = np.array(limits).T
     inside = ((rows >= low) & (rows <= high)).all(1)
     x, y, z = rows[inside][:POINTS].T
-    ax.scatter(x, y, z, s=dot(rows), color=color, alpha=0.5, linewidths=0, depthshade=False)  # type: ignore[arg-type]
+    ax.scatter(x, y, z, s=dot(rows), color=color, alpha=0.5, linewidths=0, depthshade=False)
     ax.set(xlim=limits[0], ylim=limits[1], zlim=limits[2], xticks=[], yticks=[], zticks=[])
     ax.view_init(*view)
     ax.set_box_aspect((1, 1, 1))
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.pane.set_visible(False)
+        axis.line.set_color(GRID_COLOR)
     return ax
 
 

@@ -44,9 +44,8 @@ def darken(figure: Figure) -> Figure:
         part.set_facecolor(DARK_PAGE)
     for ax in figure.get_axes():
         _darken_axes(ax)
-    for artist in figure.findobj(lambda artist: isinstance(artist, Text | Line2D | Quiver)):
-        drawn = artist.get_facecolor()[0] if isinstance(artist, Quiver) else artist.get_color()
-        if _is(drawn, INK):
+    for artist in figure.findobj():
+        if isinstance(artist, Text | Line2D | Quiver) and _is(_color(artist), INK):
             artist.set_color(DARK_INK)
     return figure
 
@@ -58,6 +57,10 @@ def _darken_axes(ax: Axes) -> None:
         spine.set_edgecolor(DARK_INK)
     # Ticks are made anew when they are drawn, by what is told of them here.
     ax.tick_params(which="both", colors=DARK_INK)
+
+
+def _color(artist: Text | Line2D | Quiver) -> object:
+    return artist.get_facecolor()[0] if isinstance(artist, Quiver) else artist.get_color()
 
 
 def _is(color: object, other: str) -> bool:

@@ -156,7 +156,7 @@ def word_picture(word: str) -> Picture:
     """
     # A $ in a word starts no formula.
     shown, font = word.replace("$", r"\$"), FontProperties(weight="bold")
-    vertices, codes = text_to_path.get_text_path(font, shown)  # type: ignore[no-untyped-call]
+    vertices, codes = text_to_path.get_text_path(font, shown)
     if not len(vertices):
         raise ValueError(f"Expected a word to draw, such as {WORD}FFJORD; got {WORD}{word}")
     # A font's size is about 4/3 of the height of its capitals.

@@ -24,6 +24,7 @@ from cnf.datasets.degenerate import Degeneracy, degeneracies
 from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
 from cnf.datasets.frames import frame_table, table_frame
 from cnf.datasets.images import IMAGES, Images, load_images
+from cnf.datasets.pictures import Picture, is_picture, read_picture, word_picture
 from cnf.datasets.splits import Split, split
 from cnf.datasets.table import Table, closest
 from cnf.datasets.tables import TABLES, load
@@ -42,6 +43,7 @@ __all__ = [
     "Degeneracy",
     "Images",
     "Missing",
+    "Picture",
     "Split",
     "Table",
     "Toy",
@@ -50,11 +52,14 @@ __all__ = [
     "collinear_columns",
     "degeneracies",
     "frame_table",
+    "is_picture",
     "load",
     "load_benchmark",
     "load_images",
+    "read_picture",
     "read_table",
     "split",
     "table_frame",
+    "word_picture",
     "write_table",
 ]

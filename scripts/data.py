@@ -21,13 +21,17 @@ from cnf.datasets import (
     TOYS,
     ConditionalToy,
     Missing,
+    Picture,
     Table,
     Toy,
     closest,
+    is_picture,
     load,
     load_benchmark,
+    read_picture,
     split,
 )
+from cnf.datasets.pictures import WORD
 from cnf.layers.scaling import constant_columns
 from cnf.schema import Column, Schema
 from cnf.scripts.rows import Rows, no_context
@@ -93,11 +97,11 @@ class Choices:
 def open_data(
     name: str, seed: int, choices: Choices | None = None, data_dir: str | None = None
 ) -> Data:
-    """Draw a toy's rows, load a table and split it 80/10/10 by `seed`, or read a benchmark's parts.
+    """Draw a toy's or a picture's rows, load a table and split it, or read a benchmark's parts.
 
     Args:
         name: What DATA is.
-        seed: Of the split, or of the toy's rows.
+        seed: Of the split of 80/10/10, or of the toy's rows.
         choices: What is done with a table's columns; a conditional toy has its own context.
         data_dir: The folder with the files of benchmarks.
 
@@ -107,12 +111,15 @@ def open_data(
     """
     choices = choices or Choices()
     sha256, dropped = "", 0
-    if name in TOYS or name in CONDITIONAL_TOYS:
+    toy = known_toy(name)
+    if toy is not None:
         # One generator for each part, so that the size of one does not change the others.
         tables = {
-            part: _draw(name, rows, np.random.default_rng([seed, i]))
+            part: _draw(toy, rows, np.random.default_rng([seed, i]))
             for i, (part, rows) in enumerate(TOY_ROWS.items())
         }
+        if isinstance(toy, Picture):
+            sha256 = hashlib.sha256(toy.darkness.data).hexdigest()
     elif name in BENCHMARKS:
         tables = dict(vars(load_benchmark(name, data_dir)))
         sha256 = _sha256(*tables.values())
@@ -121,15 +128,15 @@ def open_data(
         dropped = table.dropped
         tables = _split(table, seed)
         sha256 = _sha256(table)
-        name = name if name in TABLES else os.path.abspath(name)
+    name = lasting_name(name)
     if choices.sha256 not in ("", sha256):
         raise ValueError(
-            f"Expected the table that the model was trained on; {name} has changed since, so its "
+            f"Expected the data that the model was trained on; {name} has changed since, so its "
             f"held-out rows are not known any more. Restore it, or {choices.advice}"
         )
-    if name in CONDITIONAL_TOYS:
-        choices = replace(choices, context=CONDITIONAL_TOYS[name].context_columns)
-    inferred = name not in TOYS and name not in CONDITIONAL_TOYS and name not in BENCHMARKS
+    if isinstance(toy, ConditionalToy):
+        choices = replace(choices, context=toy.context_columns)
+    inferred = toy is None and name not in BENCHMARKS
     schema = choices.schema
     if schema is None:
         schema = _schema(tables, choices, inferred)
@@ -138,7 +145,7 @@ def open_data(
         name,
         schema,
         choices.context,
-        toy=_toy(name, tables["train"], schema.names, choices.context),
+        toy=_whole(toy, tables["train"], schema.names, choices.context),
         sha256=sha256,
         dropped=dropped,
         **{part: _rows(table, schema, choices.context) for part, table in tables.items()},
@@ -173,16 +180,17 @@ def open_rows(
         ValueError: There is no such data, its columns are not the model's, or its rows and their
             contexts do not pair off.
     """
-    if name in TOYS or name in CONDITIONAL_TOYS:
+    toy = known_toy(name)
+    if toy is not None:
         # A stream of its own: NumPy's generator of [seed, 0], the training rows', is that of seed.
-        table = _draw(name, TOY_ROWS["test"], np.random.default_rng([seed, len(TOY_ROWS)]))
+        table = _draw(toy, TOY_ROWS["test"], np.random.default_rng([seed, len(TOY_ROWS)]))
     elif name in BENCHMARKS:
         table = load_benchmark(name, data_dir).test
     else:
         table = load(name, missing if context_data is None else "refuse")
     if context_data is None:
         rows = _rows(table, schema, context_columns)
-        return rows, _toy(name, table, schema.names, context_columns)
+        return rows, _whole(toy, table, schema.names, context_columns)
     context = open_context(context_data, context_columns)
     x = _typed(table, schema)
     if len(x) != len(context):
@@ -213,22 +221,37 @@ def true_log_prob(toy: AnyToy, rows: Rows) -> Array:
     return toy.log_prob(rows.x)
 
 
-def _draw(name: str, rows: int, rng: np.random.Generator) -> Table:
+def known_toy(name: str) -> AnyToy | None:
+    """The toy of that name, or the picture; None for what is neither.
+
+    Raises:
+        ValueError: The picture cannot be read.
+    """
+    if is_picture(name):
+        return read_picture(name)
+    return TOYS.get(name) or CONDITIONAL_TOYS.get(name)
+
+
+def lasting_name(name: str) -> str:
+    """A name by which data is found again, whatever the working folder: a file's whole path."""
+    known = (*TOYS, *CONDITIONAL_TOYS, *BENCHMARKS, *TABLES)
+    return name if name in known or name.startswith(WORD) else os.path.abspath(name)
+
+
+def _draw(toy: AnyToy, rows: int, rng: np.random.Generator) -> Table:
     """Rows of a toy as a table, a conditional one's context in its last columns."""
-    if name in TOYS:
-        return Table(name, TOYS[name].sample(rows, rng), TOY_COLUMNS)
-    toy = CONDITIONAL_TOYS[name]
-    return Table(name, np.hstack(toy.sample(rows, rng)), (*toy.columns, *toy.context_columns))
+    if isinstance(toy, Toy):
+        return Table(toy.name, toy.sample(rows, rng), TOY_COLUMNS)
+    return Table(toy.name, np.hstack(toy.sample(rows, rng)), (*toy.columns, *toy.context_columns))
 
 
-def _toy(
-    name: str, table: Table, columns: Sequence[str], context_columns: Sequence[str]
+def _whole(
+    toy: AnyToy | None, table: Table, columns: Sequence[str], context_columns: Sequence[str]
 ) -> AnyToy | None:
-    """The toy called `name`, where it is the density of these columns given this context."""
-    if name in TOYS:
+    """The toy that a table is of, where it is the density of these columns given this context."""
+    if isinstance(toy, Toy):
         own = not context_columns and _places(table, columns) == list(range(len(TOY_COLUMNS)))
-        return TOYS[name] if own else None
-    toy = CONDITIONAL_TOYS.get(name)
+        return toy if own else None
     names = tuple(columns), tuple(context_columns)
     return toy if toy and (toy.columns, toy.context_columns) == names else None
 

@@ -1,36 +1,75 @@
-"""`plot DIR`: a trained flow's figures, into DIR/figures."""
+"""`plot DIR`: a trained flow's figures, and a film of it, into DIR/figures."""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import nan
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from cnf.datasets import ConditionalToy, Toy
+from cnf.datasets import ConditionalToy, Picture, Toy
 from cnf.files import read_whole, write_whole
+from cnf.objectives import FlowMatching
 from cnf.plotting import (
+    FILMS,
     POINTS,
+    Bounds,
+    Film,
+    check_film,
     conditional_figure,
+    darken,
     density_figure,
-    draw_learning_curve,
+    density_film,
+    field_figure,
+    grid_figure,
+    learning_curve_figure,
     pairs_figure,
     png,
+    projections_figure,
+    samples_film,
+    strip_figure,
+    trajectories_figure,
+    write_film,
 )
 from cnf.scripts.data import Data
 from cnf.scripts.program import Parser, program, say
 from cnf.scripts.rows import no_context
 from cnf.scripts.trained import METRICS, Trained
 
+Array = NDArray[np.float64]
 
-def plot(trained: Trained, data: Data) -> list[Path]:
-    """Draw the density (2-D) or pairs of columns, and the learning curve; where they are.
+MATCHING = FlowMatching.name
 
-    With a context the density is drawn (1-D or 2-D) at a few of the held-out contexts.
+
+def plot(
+    trained: Trained,
+    data: Data,
+    figures: Sequence[str] | None = None,
+    film: str | None = None,
+    dark: bool = False,
+) -> list[Path]:
+    """Draw figures of a trained flow; where they are.
+
+    Args:
+        trained: The flow.
+        data: What it was trained on.
+        figures: Names in `FIGURES`; when None the density (2-D) or pairs of columns, in 2-D the
+            density over time, and the learning curve. With a context the density is drawn (1-D or
+            2-D) at a few of the held-out contexts.
+        film: `"gif"` or `"mp4"`, for a film of the flow besides.
+        dark: Whether they are on a dark page, under names of their own.
+
+    Raises:
+        ValueError: A figure or the film is not there for such a flow, or ffmpeg for an .mp4.
     """
+    if film:
+        check_film(f".{film}")
+        _check_filmed(trained)
     folder = trained.folder / "figures"
     try:
         folder.mkdir(exist_ok=True)
@@ -38,11 +77,14 @@ def plot(trained: Trained, data: Data) -> list[Path]:
         raise ValueError(
             f"Expected to write to the folder {folder}; got a file of that name: move it away"
         ) from None
-    figures = _conditional(trained, data) if trained.context_columns else _plain(trained, data)
-    metrics = trained.folder / METRICS
-    if metrics.exists():
-        figures["learning_curve"] = _learning_curve(metrics)
-    return [write_figure(figure, folder / f"{name}.png") for name, figure in figures.items()]
+    end = "_dark" if dark else ""
+    paths = []
+    for name in figures or _usual(trained):
+        figure = FIGURES[name](trained, data)
+        paths.append(write_figure(darken(figure) if dark else figure, folder / f"{name}{end}.png"))
+    if film:
+        paths.append(write_film(_film(trained, data, dark), folder / f"film{end}.{film}"))
+    return paths
 
 
 @program("plot")
@@ -50,34 +92,108 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     parser = Parser("plot", description=__doc__)
     parser.add_argument("dir", metavar="DIR", help="a folder written by train")
+    parser.add_argument(
+        "--figures",
+        metavar="NAME,NAME",
+        type=_names,
+        help=f"which: of {', '.join(FIGURES)} (default: density and strip, or pairs, and "
+        "learning_curve)",
+    )
+    parser.add_argument(
+        "--film",
+        choices=[ending.removeprefix(".") for ending in FILMS],
+        help="film the flow from base to data too; mp4 needs ffmpeg",
+    )
+    parser.add_argument("--dark", action="store_true", help="on a dark page, as NAME_dark.png")
     arguments = parser.parse_args(argv)
     trained = Trained.read(arguments.dir)
-    say(*plot(trained, trained.data()))
+    say(*plot(trained, trained.data(), arguments.figures, arguments.film, arguments.dark))
     return 0
 
 
-def _plain(trained: Trained, data: Data) -> dict[str, Figure]:
-    names, varying = _varying(trained)
-    if len(names) == len(trained.schema.columns) == 2 and not trained.flow.noisy:
-        truth = data.toy.log_prob if isinstance(data.toy, Toy) else None
-        return {"density": density_figure(trained.flow, data.test.x, truth)}
-    samples = trained.sample(no_context(POINTS), seed=0)
-    return {"pairs": pairs_figure(data.test.x[:, varying], samples[:, varying], names)}
+def _names(text: str) -> list[str]:
+    """Names of figures, with commas between them."""
+    names = text.split(",")
+    for name in names:
+        if name not in FIGURES:
+            raise argparse.ArgumentTypeError(
+                f"expected figures among {', '.join(FIGURES)}; got {name!r}"
+            )
+    return names
 
 
-def _conditional(trained: Trained, data: Data) -> dict[str, Figure]:
+def _usual(trained: Trained) -> list[str]:
+    """The figures that are drawn of a flow where none is asked for."""
+    if _shaded(trained):
+        names = ["density"] if trained.context_columns else ["density", "strip"]
+    else:
+        names = ["pairs"]
+    return names + ["learning_curve"] * (trained.folder / METRICS).exists()
+
+
+def _shaded(trained: Trained) -> bool:
+    """Whether the flow's density can be drawn: over two real columns, or over one given others."""
+    least = 1 if trained.context_columns else 2
+    columns = len(trained.schema.columns)
+    varying = len(_varying(trained)[0])
+    return least <= columns == varying == trained.flow.dim <= 2 and not trained.flow.noisy
+
+
+def _bounds(data: Data) -> Bounds | None:
+    """What is shown of a picture: all of it, in its proportions."""
+    return data.toy.bounds if isinstance(data.toy, Picture) else None
+
+
+def _density(trained: Trained, data: Data) -> Figure:
+    if trained.context_columns and _shaded(trained):
+        names = (trained.schema.names, trained.context_columns)
+        given = data.toy.log_prob if isinstance(data.toy, ConditionalToy) else None
+        return conditional_figure(trained.flow, data.test.x, data.test.context, *names, given)
+    _check_plane(trained, "density")
+    truth = data.toy.log_prob if isinstance(data.toy, Toy) else None
+    return density_figure(trained.flow, data.test.x, truth, bounds=_bounds(data))
+
+
+def _plane(draw: Callable[..., Figure], name: str) -> Callable[[Trained, Data], Figure]:
+    """A figure of a flow over two real columns, from the function that draws it."""
+
+    def drawn(trained: Trained, data: Data) -> Figure:
+        _check_plane(trained, name)
+        return draw(trained.flow, data.test.x, bounds=_bounds(data))
+
+    return drawn
+
+
+def _check_plane(trained: Trained, name: str) -> None:
+    if trained.context_columns or not _shaded(trained):
+        given = f" given {', '.join(trained.context_columns)}" if trained.context_columns else ""
+        raise ValueError(
+            f"Expected a flow over two real columns, without a context, for the figure {name}; got "
+            f"{len(trained.schema.columns)} columns{given}: draw pairs"
+        )
+
+
+def _pairs(trained: Trained, data: Data) -> Figure:
+    return pairs_figure(*_rows_beside(trained, data))
+
+
+def _projection(trained: Trained, data: Data) -> Figure:
+    rows, samples, names = _rows_beside(trained, data)
+    if len(names) != 3:
+        raise ValueError(
+            f"Expected three columns for the figure projection; got {len(names)}: draw pairs"
+        )
+    return projections_figure(rows, samples, names)
+
+
+def _rows_beside(trained: Trained, data: Data) -> tuple[Array, Array, tuple[str, ...]]:
+    """Held-out rows, samples and the names of their columns, but for constant ones."""
     (own, varying), given = _varying(trained), trained.context_columns
-    if len(trained.schema.columns) <= 2 and not trained.flow.noisy and len(own) == trained.flow.dim:
-        truth = data.toy.log_prob if isinstance(data.toy, ConditionalToy) else None
-        rows = data.test
-        return {
-            "density": conditional_figure(trained.flow, rows.x, rows.context, own, given, truth)
-        }
-    rows = data.test[:POINTS]
-    samples = trained.sample(rows.context, seed=0)
+    rows = data.test[:POINTS] if given else data.test
+    samples = trained.sample(rows.context if given else no_context(POINTS), seed=0)
     # The context, the same in both, comes last: how the rows depend on it shows where it has room.
-    shown, drawn = (np.hstack([x[:, varying], rows.context]) for x in (rows.x, samples))
-    return {"pairs": pairs_figure(shown, drawn, (*own, *given))}
+    drawn = np.hstack([samples[:, varying], rows.context]) if given else samples[:, varying]
+    return np.hstack([rows.x[:, varying], rows.context]), drawn, (*own, *given)
 
 
 def _varying(trained: Trained) -> tuple[tuple[str, ...], list[int]]:
@@ -86,28 +202,65 @@ def _varying(trained: Trained) -> tuple[tuple[str, ...], list[int]]:
     return schema.names, places
 
 
-def _learning_curve(metrics: Path) -> Figure:
+def _learning_curve(trained: Trained, data: Data) -> Figure:
+    metrics = trained.folder / METRICS
+    if not metrics.exists():
+        raise ValueError(f"Expected {metrics} for the figure learning_curve; got none")
     try:
         records = [json.loads(line) for line in read_whole(metrics).decode().splitlines()]
+        # Flow matching's loss is not in nats.
+        losses = [
+            {**each, "loss": None} if each["objective"] == MATCHING else each for each in records
+        ]
         # A number that was not finite stands as null in the file.
         curves = [
-            [nan if record[key] is None else float(record[key]) for record in records]
-            for key in ("seconds", "loss", "validation_nll")
+            [nan if record[key] is None else float(record[key]) for record in losses]
+            for key in ("seconds", "loss", "validation_nll", "nfe")
         ]
     except (KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"Expected the records that train writes in {metrics}; got something else ({error}): "
             "restore it, or remove it and go without the learning curve"
         ) from None
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    draw_learning_curve(figure.subplots(), *curves)
-    return figure
+    return learning_curve_figure(*curves)
+
+
+def _check_filmed(trained: Trained) -> None:
+    names, _ = _varying(trained)
+    if trained.context_columns or len(names) < 2:
+        given = f" given {', '.join(trained.context_columns)}" if trained.context_columns else ""
+        raise ValueError(
+            f"Expected a flow over two columns or more, without a context, for a film; got "
+            f"{', '.join(names)}{given}"
+        )
+
+
+def _film(trained: Trained, data: Data, dark: bool) -> Film:
+    """The density over time of a flow over two real columns; else its samples."""
+    _check_filmed(trained)
+    if _shaded(trained):
+        return density_film(trained.flow, data.test.x, _bounds(data), dark)
+    names, varying = _varying(trained)
+    return samples_film(trained.flow, data.test.x, names, dark, columns=varying)
 
 
 def write_figure(figure: Figure, path: Path) -> Path:
     """Write a figure, whole or not at all; gives the path."""
     write_whole({path: png(figure)})
     return path
+
+
+FIGURES: dict[str, Callable[[Trained, Data], Figure]] = {
+    "density": _density,
+    "strip": _plane(strip_figure, "strip"),
+    "trajectories": _plane(trajectories_figure, "trajectories"),
+    "field": _plane(field_figure, "field"),
+    "grid": _plane(grid_figure, "grid"),
+    "pairs": _pairs,
+    "projection": _projection,
+    "learning_curve": _learning_curve,
+}
+"""What can be drawn of a trained flow."""
 
 
 if __name__ == "__main__":

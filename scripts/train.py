@@ -16,7 +16,16 @@ from tqdm import tqdm
 
 from cnf.callbacks import ProgressBar, TensorBoard
 from cnf.couplings import COUPLINGS
-from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, DATA_DIR, TABLES, TOYS, degeneracies
+from cnf.datasets import (
+    BENCHMARKS,
+    CONDITIONAL_TOYS,
+    DATA_DIR,
+    TABLES,
+    TOYS,
+    Picture,
+    degeneracies,
+    is_picture,
+)
 from cnf.distributed import barrier, process_group, rank
 from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS, field_arguments
@@ -42,6 +51,7 @@ from cnf.training import fit
 from cnf.training_state import TrainingState
 
 EVALUATED = 20_000  # held-out rows that are scored at the end, at most: some benchmarks have more
+PICTURE_BUDGET = 120.0  # seconds: with figures and film it is less than three minutes on two cores
 
 # Every attribute of a recipe is an option that overrides it.
 HELP = {
@@ -94,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         begun = _begun(arguments)
         choices = _choices(arguments)
         data = open_data(arguments.data, arguments.seed, choices, arguments.data_dir)
+        if isinstance(data.toy, Picture) and arguments.budget is arguments.steps is None:
+            arguments.budget = PICTURE_BUDGET
         name, recipe = _recipe(arguments, data, begun)
         if arguments.show_recipe:
             say(json.dumps(asdict(recipe), indent=2))
@@ -122,7 +134,8 @@ def _run(arguments: argparse.Namespace, data: Data, name: str, recipe: Recipe, o
     if every > 1:
         say(f"  of {len(data.test)} held-out rows one in {every}; cnf evaluate scores all")
     if rank() == 0:
-        say(*(f"  {path}" for path in plot(trained, data)))
+        film = "gif" if isinstance(data.toy, Picture) else None
+        say(*(f"  {path}" for path in plot(trained, data, film=film)))
 
 
 class _Recorder:
@@ -177,7 +190,8 @@ def _parser() -> Parser:
         metavar="DATA",
         help=f"a toy ({', '.join(TOYS)}), a conditional toy ({', '.join(CONDITIONAL_TOYS)}), a "
         f"bundled table ({', '.join(TABLES)}), a benchmark ({', '.join(BENCHMARKS)}), or a file: "
-        ".csv with a header, .npy, .parquet, .npz or FILE.npz:ARRAY",
+        ".csv with a header, .npy, .parquet, .npz or FILE.npz:ARRAY; or a picture (.png, .jpg, …), "
+        "or word:TEXT for one of a word, as a density: dark is dense. It is filmed, too",
     )
     parser.add_argument(
         "--context",
@@ -209,7 +223,10 @@ def _parser() -> Parser:
         "--show-recipe", action="store_true", help="print the recipe as JSON, and do nothing else"
     )
     parser.add_argument(
-        "--budget", metavar="SECONDS", type=positive_number, help="of training (default 60)"
+        "--budget",
+        metavar="SECONDS",
+        type=positive_number,
+        help=f"of training (default 60, of a picture {PICTURE_BUDGET:g})",
     )
     parser.add_argument(
         "--steps",
@@ -247,7 +264,7 @@ def _parser() -> Parser:
 
 def _choices(arguments: argparse.Namespace) -> Choices:
     """What the arguments say of DATA's columns."""
-    own = arguments.data in TOYS or arguments.data in CONDITIONAL_TOYS
+    own = arguments.data in (*TOYS, *CONDITIONAL_TOYS) or is_picture(arguments.data)
     for option in ("drop", "schema"):
         if own and getattr(arguments, option) is not None:
             raise ValueError(
@@ -327,8 +344,9 @@ def _recipe(
     else:
         conditional = bool(data.context_columns)
         known = (len(data.train), data.schema.width, conditional, arguments.objective)
+        usual = "picture" if isinstance(data.toy, Picture) else None
         values = data.schema.real(data.train.x)[0] if data.toy is None else None
-        name, recipe = choose_recipe(given, *known, values)
+        name, recipe = choose_recipe(given or usual, *known, values)
         if recipe.scaling != RECIPES[name].scaling:
             name = f"{name} (scaling {recipe.scaling}, as columns are far from normal)"
     changes = {

@@ -348,7 +348,7 @@ def test_training_under_torchrun_is_one_run(folder):
         *("config.json", "figures", "metrics.jsonl", "model.safetensors", "training.safetensors")
     ]
     assert sorted(path.name for path in (out / "figures").iterdir()) == [
-        *("density.png", "learning_curve.png")
+        *("density.png", "learning_curve.png", "strip.png")
     ]
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [record["step"] for record in records]
@@ -356,7 +356,7 @@ def test_training_under_torchrun_is_one_run(folder):
     assert steps[-1] == 20
     scores = run("evaluate", out).out.splitlines()
     scores = [line for line in scores if "uncertainty" not in line]  # which evaluate alone finds
-    assert lines[-len(scores) - 2 : -2] == scores  # then come the figures
+    assert lines[-len(scores) - 3 : -3] == scores  # then come the figures
 
 
 def numbers_of(text):

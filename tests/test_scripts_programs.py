@@ -200,7 +200,7 @@ def test_log_prob_does_not_depend_on_the_rows_beside(table, tmp_path):
 
 @pytest.mark.parametrize(
     ("trained", "names"),
-    [("moons", ["density", "learning_curve"]), ("table", ["learning_curve", "pairs"])],
+    [("moons", ["density", "learning_curve", "strip"]), ("table", ["learning_curve", "pairs"])],
 )
 def test_figures_are_drawn_anew_and_show_something(trained, names, request):
     folder = request.getfixturevalue(trained)

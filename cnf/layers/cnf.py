@@ -71,6 +71,10 @@ class CNF(Layer):
         """From data to base."""
         return self._map(x, context, (1.0, 0.0))
 
+    def between(self, x: Tensor, begin: float, end: float, context: Tensor | None = None) -> Mapped:
+        """From where trajectories are at one time to where they are at another."""
+        return self._map(x, context, (begin, end))
+
     def pull_regularized(
         self, x: Tensor, context: Tensor | None, regularization: Regularization, base_time: float
     ) -> Mapped:

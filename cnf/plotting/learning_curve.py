@@ -1,0 +1,77 @@
+"""The course of a training: loss, validation, evaluations per solve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cnf.plotting.style import DATA_COLOR, GRID_COLOR, MODEL_COLOR
+
+
+def draw_learning_curve(
+    ax: Axes, seconds: Sequence[float], loss: Sequence[float], validation_nll: Sequence[float]
+) -> Axes:
+    """Training loss and validation NLL over the seconds of training."""
+    if np.isfinite(loss).any():
+        ax.plot(seconds, loss, color=DATA_COLOR, lw=1, marker=".", ms=3, label="training loss")
+    ax.plot(seconds, validation_nll, color=MODEL_COLOR, label="validation NLL")
+    if np.isfinite(validation_nll).any():
+        best = int(np.nanargmin(validation_nll))
+        ax.plot(seconds[best], validation_nll[best], "o", color=MODEL_COLOR, label="best")
+    # The first values tower over the rest: show what came after them.
+    shown = np.concatenate([np.asarray(loss), np.asarray(validation_nll)])
+    shown = shown[np.isfinite(shown)]
+    if shown.size:
+        low, high = shown.min(), np.quantile(shown, 0.95)
+        margin = 0.08 * max(high - low, 1e-9)
+        ax.set_ylim(low - margin, high + margin)
+    ax.set(xlabel="seconds", ylabel="nats per row")
+    ax.legend(frameon=False)
+    return ax
+
+
+def draw_evaluations(ax: Axes, seconds: Sequence[float], nfe: Sequence[float]) -> Axes:
+    """The field's evaluations per training solve over the seconds of training.
+
+    Where nothing was solved, as in flow matching, they are 0, and nothing is drawn.
+    """
+    counts = np.array(nfe, dtype=np.float64)
+    counts[counts <= 0] = np.nan
+    ax.plot(seconds, counts, color=GRID_COLOR, marker=".", ms=4)
+    ax.set(xlabel="seconds", ylabel="evaluations\nper solve")
+    if np.isfinite(counts).any():
+        ax.set_ylim(0, 1.15 * np.nanmax(counts))
+    return ax
+
+
+def learning_curve_figure(
+    seconds: Sequence[float],
+    loss: Sequence[float],
+    validation_nll: Sequence[float],
+    nfe: Sequence[float],
+) -> Figure:
+    """Both below one another; the losses alone where nothing was solved.
+
+    Args:
+        seconds: When each record was made.
+        loss: In nats; NaN where something else was minimised, as in flow matching.
+        validation_nll: In nats.
+        nfe: Evaluations per training solve, 0 where there was none.
+
+    Example:
+        >>> figure = learning_curve_figure([1, 2], [3.0, 2.0], [2.5, 2.1], [20, 26])
+        >>> len(figure.get_axes())
+        2
+    """
+    if not np.any(np.asarray(nfe) > 0):
+        figure = Figure(figsize=(6, 3.5), layout="constrained")
+        draw_learning_curve(figure.subplots(), seconds, loss, validation_nll)
+        return figure
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 2))
+    draw_learning_curve(upper, seconds, loss, validation_nll).set_xlabel("")
+    draw_evaluations(lower, seconds, nfe)
+    return figure

@@ -1,0 +1,116 @@
+"""Data against samples, column by column and pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cnf.plotting.panels import POINTS, Bounds, dot, smooth_histogram
+from cnf.plotting.style import DATA_COLOR, MODEL_COLOR
+
+Array = NDArray[np.float64]
+
+CELLS = 48  # of a histogram along each side
+MASSES = (0.5, 0.9)  # that contours enclose
+
+
+def pairs_figure(data: Array, samples: Array, columns: Sequence[str], most: int = 6) -> Figure:
+    """Data against samples: histograms on the diagonal, pairs of columns beside it.
+
+    Below the diagonal each pair is scattered; above it are the contours that enclose a half and
+    nine tenths of the rows.
+
+    Args:
+        data: Rows (n, columns).
+        samples: Rows (m, columns) drawn from the flow.
+        columns: Names.
+        most: The most columns shown; the first ones are.
+    """
+    shown = min(most, len(columns))
+    figure = Figure(figsize=(1.9 * shown + 0.6, 1.9 * shown + 0.9), layout="constrained")
+    axes = figure.subplots(shown, shown, squeeze=False)
+    limits = [_limits(data[:, i]) for i in range(shown)]
+    for i in range(shown):
+        for j in range(shown):
+            _draw_pair(axes[i, j], data, samples, (i, j), limits)
+        # Names are shown as they are: a $ in one starts no formula.
+        axes[-1, i].set_xlabel(columns[i], parse_math=False)
+        axes[i, 0].set_ylabel(columns[i] if i else "", parse_math=False)
+    handles = [
+        axes[0, 0].plot([], [], "o", color=color, label=label)[0]
+        for color, label in ((DATA_COLOR, "data"), (MODEL_COLOR, "flow"))
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    if shown < len(columns):
+        figure.supxlabel(f"the first {shown} of {len(columns)} columns", fontsize=9)
+    return figure
+
+
+def draw_contours(ax: Axes, rows: Array, bounds: Bounds, color: str = DATA_COLOR) -> Axes:
+    """Draw the contours of the smallest regions that hold a half and nine tenths of rows (n, 2).
+
+    The rows are counted in 48 x 48 cells and smoothed by Scott's rule for so many rows; fewer than
+    two have no contours.
+
+    Source: Hyndman (1996), Computing and graphing highest density regions.
+    """
+    (x0, x1), (y0, y1) = bounds
+    ax.set(xlim=bounds[0], ylim=bounds[1])
+    if len(rows) < 2:
+        return ax
+    # A window is about six standard deviations wide.
+    blur = 0.8 * CELLS / 6 * len(rows) ** (-1 / 6)
+    density = smooth_histogram(rows, bounds, CELLS, blur)
+    levels = sorted({highest_density_level(density, mass) for mass in MASSES})
+    if levels[-1] <= 0:
+        return ax
+    x = x0 + (np.arange(CELLS) + 0.5) / CELLS * (x1 - x0)
+    y = y0 + (np.arange(CELLS) + 0.5) / CELLS * (y1 - y0)
+    ax.contour(x, y, density, levels, colors=color, linewidths=np.linspace(0.8, 1.5, len(levels)))
+    return ax
+
+
+def highest_density_level(density: Array, mass: float) -> float:
+    """The level above which the cells of a grid hold that share of all its mass.
+
+    Example:
+        >>> highest_density_level(np.array([[1.0, 5.0], [1.0, 3.0]]), 0.8)
+        3.0
+    """
+    falling = np.sort(density, axis=None)[::-1]
+    held = np.cumsum(falling)
+    place = int(np.searchsorted(held, mass * held[-1] * (1 - 1e-12)))
+    return float(falling[min(place, len(falling) - 1)])
+
+
+def _limits(values: Array) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.002, 0.998)).tolist()
+    # Half a unit where nearly all are the same number, as whole numbers may be.
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _draw_pair(
+    ax: Axes,
+    data: Array,
+    samples: Array,
+    pair: tuple[int, int],
+    limits: Sequence[tuple[float, float]],
+) -> None:
+    i, j = pair
+    for rows, color in ((data, DATA_COLOR), (samples, MODEL_COLOR)):
+        if i == j:
+            ax.hist(
+                rows[:, i], 40, range=limits[i], color=color, density=True, histtype="step", lw=1.3
+            )
+        elif i < j:
+            draw_contours(ax, rows[:, [j, i]], (limits[j], limits[i]), color)
+        else:
+            x, y = rows[:POINTS, [j, i]].T
+            ax.scatter(x, y, s=dot(rows), color=color, alpha=0.35, linewidths=0)
+            ax.set_ylim(limits[i])
+    ax.set(xlim=limits[j], xticks=[], yticks=[])

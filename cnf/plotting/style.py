@@ -1,0 +1,68 @@
+"""Colours that hold in grey and for the colour-blind, and figures on a dark page."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.quiver import Quiver
+from matplotlib.text import Text
+
+DENSITY_MAP = "magma"
+"""Of densities: its lightness only rises, so that it prints in grey; dark is nothing."""
+
+TIME_MAP = "viridis"
+"""Of time along a path, from base to data, of the same kind."""
+
+DATA_COLOR = "#3b6fb6"
+MODEL_COLOR = "#e07b39"
+GRID_COLOR = "#7f7f7f"
+"""Blue, orange and grey: told apart by all kinds of colour-blind eyes, and in grey by lightness."""
+
+INK = "black"
+PAGE = "white"
+DARK_INK = "#c9d1d9"
+DARK_PAGE = "#0d1117"
+"""Ink and page of a figure; the dark ones are those of GitHub's dark theme."""
+
+
+def darken(figure: Figure) -> Figure:
+    """Turn a figure that is drawn into one on a dark page, for READMEs; gives the figure.
+
+    The page turns dark and what is black or white turns light or dark; colours stay, since they are
+    chosen to be seen on both. Nothing of Matplotlib's global state is touched.
+
+    Example:
+        >>> figure = Figure()
+        >>> ax = figure.subplots()
+        >>> darken(figure).get_facecolor() == to_rgba(DARK_PAGE)
+        True
+    """
+    figure.set_facecolor(DARK_PAGE)
+    for part in figure.subfigs:
+        part.set_facecolor(DARK_PAGE)
+    for ax in figure.get_axes():
+        _darken_axes(ax)
+    for artist in figure.findobj():
+        if isinstance(artist, Text | Line2D | Quiver) and _is(_color(artist), INK):
+            artist.set_color(DARK_INK)
+    return figure
+
+
+def _darken_axes(ax: Axes) -> None:
+    if _is(ax.get_facecolor(), PAGE):
+        ax.set_facecolor(DARK_PAGE)
+    for spine in ax.spines.values():
+        spine.set_edgecolor(DARK_INK)
+    # Ticks are made anew when they are drawn, by what is told of them here.
+    ax.tick_params(which="both", colors=DARK_INK)
+
+
+def _color(artist: Text | Line2D | Quiver) -> object:
+    return artist.get_facecolor()[0] if isinstance(artist, Quiver) else artist.get_color()
+
+
+def _is(color: object, other: str) -> bool:
+    """Whether two colours are one, however opaque."""
+    return to_rgba(color)[:3] == to_rgba(other)[:3]  # type: ignore[arg-type]

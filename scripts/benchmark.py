@@ -128,15 +128,14 @@ SUBJECTS = {
 @program("benchmark")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     subject = SUBJECTS[arguments.subject]
     if arguments.section not in (None, *subject.sections):
-        parser.error(
+        parser().error(
             f"expected a section of {arguments.subject} among {', '.join(subject.sections)}; "
             f"got {arguments.section!r}"
         )
-    options = _options(parser, arguments)
+    options = _options(arguments)
     names = [arguments.section] if arguments.section else list(subject.sections)
     chosen = [subject.sections[name] for name in names]
     for library in {library: None for section in chosen for library in section.peers}:
@@ -150,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """What the program can be asked."""
     parser = Parser("benchmark", description=__doc__)
     parser.add_argument("subject", choices=SUBJECTS, help="what to measure")
     parser.add_argument("--section", help="one table of the subject; all when not given")
@@ -207,7 +207,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _options(parser: Parser, arguments: argparse.Namespace) -> Options:
+def _options(arguments: argparse.Namespace) -> Options:
     """What was given, checked to be read by the subject."""
     given = {
         name: value
@@ -217,7 +217,7 @@ def _options(parser: Parser, arguments: argparse.Namespace) -> Options:
     known = SUBJECTS[arguments.subject].options
     for name in given:
         if name not in known:
-            parser.error(
+            parser().error(
                 f"expected of {arguments.subject} only {', '.join(map(_option, known))}; got "
                 f"{_option(name)}, which it does not read"
             )

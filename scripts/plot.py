@@ -40,12 +40,17 @@ def plot(trained: Trained, data: Data) -> list[Path]:
     return [write_figure(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
+def parser() -> Parser:
+    """What the program can be asked."""
+    parser = Parser("plot", description=__doc__)
+    parser.add_argument("dir", metavar="DIR", help="a folder written by train")
+    return parser
+
+
 @program("plot")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    parser = Parser("plot", description=__doc__)
-    parser.add_argument("dir", metavar="DIR", help="a folder written by train")
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     trained = Trained.read(arguments.dir)
     say(*plot(trained, trained.data()))
     return 0

@@ -194,7 +194,9 @@ ORDER = [
     "cnf.scripts.benchmarks.vae",
     "cnf.scripts.benchmarks",
     "cnf.scripts.benchmark",
+    "cnf.scripts.completion",
     "cnf.scripts.__main__",
+    "cnf.__main__",
     "cnf.scripts",
 ]
 

@@ -174,6 +174,7 @@ ORDER = [
     "cnf.scripts.benchmarks.scoring",
     "cnf.scripts.benchmarks.step_memory",
     "cnf.scripts.benchmarks.cells",
+    "cnf.scripts.benchmarks.page",
     "cnf.scripts.benchmarks.options",
     "cnf.scripts.benchmarks.fits",
     "cnf.scripts.benchmarks.contact_sheet",

@@ -3,13 +3,17 @@
 import ast
 import inspect
 import re
+import shlex
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from runpy import run_path
 
 import numpy as np
 import pytest
 import torch
+
+from cnf.scripts.benchmark import SUBJECTS, parser
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "notebooks"
@@ -134,3 +138,20 @@ def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert (page.parent / link).exists(), link
+
+
+def test_the_picture_is_the_one_that_its_script_draws():
+    drawn = run_path(str(SITE / "architecture.py"))
+    assert drawn["TARGET"].read_text(encoding="utf-8") == drawn["picture"]()
+    for box in drawn["BOXES"]:
+        import_module(box.name)
+
+
+def test_each_command_above_a_benchmark_can_be_asked():
+    page = (SITE / "benchmarks.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (\w+): ([\w-]+)\n\n```sh\n(.*)\n```", page, re.MULTILINE)
+    assert {subject for subject, *_ in titles} == set(SUBJECTS)
+    for subject, section, command in titles:
+        asked = parser().parse_args(shlex.split(command)[2:])
+        assert (asked.subject, asked.section) == (subject, section)
+        assert section in SUBJECTS[subject].sections

@@ -18,8 +18,8 @@ from cnf.files import write_whole
 
 OPENING = (
     "# Benchmarks\n\n"
-    "Above each table is the command that makes it. With `--page FILE` the command also puts it into a\n"
-    "page such as this one, in the place of what stood there; other parts stay as they are."
+    "Above each table is the command that makes it. With `--page FILE` the command also puts it\n"
+    "into a page such as this one, in the place of what stood there; other parts stay as they are."
 )
 
 
@@ -54,7 +54,7 @@ class Page:
         Raises:
             OSError: The file cannot be read or written.
         """
-        table = "\n".join(lines).strip("\n")
+        table = "\n".join(line.rstrip() for line in lines).strip("\n")
         part = f"{title}\n\n```sh\n{command}\n```\n\n{told}\n\n```text\n{table}\n```"
         before = self.path.read_text(encoding="utf-8") if self.path.exists() else OPENING
         parts = [each.strip("\n") for each in re.split(r"^## ", before, flags=re.MULTILINE)]

@@ -8,7 +8,7 @@ from importlib import import_module
 
 import cnf
 from cnf.datasets import closest
-from cnf.scripts.program import say
+from cnf.scripts.program import program, say
 
 PROGRAMS = {
     "train": "fit a flow to a toy, a bundled table or a file",
@@ -34,16 +34,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         programs = (f"  {program:<10}{purpose}" for program, purpose in PROGRAMS.items())
         say("usage: cnf NAME ... (cnf NAME --help says more)\n", *programs)
+        say("\n  --version                 print the version")
+        say("  --print-completion SHELL  print what makes a shell complete these and their options")
         return 0
     if name == "--version":
         say(f"cnf-flows {cnf.__version__}")
         return 0
+    if name == "--print-completion":
+        return _print_completion(rest)
     if name not in PROGRAMS:
         hint = ", ".join(closest(name, PROGRAMS) or PROGRAMS)
         print(f"cnf: expected a program's name, such as {hint}; got {name!r}", file=sys.stderr)
         return 2
     status: int = import_module(f"cnf.scripts.{name.replace('-', '_')}").main(rest)
     return status
+
+
+@program("--print-completion")
+def _print_completion(argv: Sequence[str] | None = None) -> int:
+    """Print a shell's completion."""
+    from cnf.scripts.completion import completion  # here, since it takes all programs
+
+    say(completion(" ".join(argv or ()), PROGRAMS))
+    return 0
 
 
 if __name__ == "__main__":

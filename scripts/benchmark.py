@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cnf.datasets import DATA_DIR, TOYS
 from cnf.scripts.benchmarks import (
@@ -41,6 +43,7 @@ from cnf.scripts.benchmarks import (
 )
 from cnf.scripts.benchmarks.methods import METHODS
 from cnf.scripts.benchmarks.options import Options
+from cnf.scripts.benchmarks.page import Page, circumstances
 from cnf.scripts.benchmarks.peers import peer
 from cnf.scripts.benchmarks.uci import FILE, NAMES
 from cnf.scripts.benchmarks.vae_trials import POSTERIORS, SETTINGS
@@ -129,25 +132,29 @@ SUBJECTS = {
 @program("benchmark")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     subject = SUBJECTS[arguments.subject]
     if arguments.section not in (None, *subject.sections):
-        parser.error(
+        parser().error(
             f"expected a section of {arguments.subject} among {', '.join(subject.sections)}; "
             f"got {arguments.section!r}"
         )
-    options = _options(parser, arguments)
+    options = _options(arguments)
     names = [arguments.section] if arguments.section else list(subject.sections)
     chosen = [subject.sections[name] for name in names]
     for library in {library: None for section in chosen for library in section.peers}:
         peer(library)
     if options.out is not None:
         _make(options.out)
-    for section in chosen:
+    page = None if arguments.page is None else Page(arguments.page)
+    for name, section in zip(names, chosen, strict=True):
+        told, lines = circumstances(section.peers), []
         for line in section.lines(options):
             say(line)
+            lines.append(line)
         say("")
+        if page is not None:  # after each table, so that an interruption loses one at most
+            page.put(f"{arguments.subject}: {name}", _command(arguments, name), told, lines)
     return 0
 
 
@@ -162,10 +169,18 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """What the program can be asked."""
     parser = Parser("benchmark", description=__doc__)
     parser.add_argument("subject", choices=SUBJECTS, help="what to measure")
     parser.add_argument("--section", help="one table of the subject; all when not given")
+    parser.add_argument(
+        "--page",
+        metavar="FILE",
+        type=Path,
+        help="a Markdown page that each table is put into under its command, in the place of what "
+        "stood there",
+    )
     parser.add_argument(
         "--repeats",
         type=positive_integer,
@@ -219,21 +234,31 @@ def _parser() -> Parser:
     return parser
 
 
-def _options(parser: Parser, arguments: argparse.Namespace) -> Options:
+def _options(arguments: argparse.Namespace) -> Options:
     """What was given, checked to be read by the subject."""
-    given = {
-        name: value
-        for name, value in vars(arguments).items()
-        if name not in ("subject", "section") and value is not None
-    }
+    given = _given(arguments)
     known = SUBJECTS[arguments.subject].options
     for name in given:
         if name not in known:
-            parser.error(
+            parser().error(
                 f"expected of {arguments.subject} only {', '.join(map(_option, known))}; got "
                 f"{_option(name)}, which it does not read"
             )
     return Options(**given)
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was asked of the tables, by its name in `Options`."""
+    own = ("subject", "section", "page")
+    return {k: v for k, v in vars(arguments).items() if k not in own and v is not None}
+
+
+def _command(arguments: argparse.Namespace, section: str) -> str:
+    """What makes one table with the same options."""
+    words = ["cnf", "benchmark", arguments.subject, "--section", section]
+    for name, value in _given(arguments).items():
+        words += [_option(name), ",".join(value) if isinstance(value, tuple) else f"{value}"]
+    return shlex.join(words)
 
 
 def _option(name: str) -> str:

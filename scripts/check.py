@@ -12,9 +12,8 @@ from cnf.scripts.program import Parser, positive_integer, program, say, seed
 from cnf.scripts.trained import Trained, add_row_options
 
 
-@program("check")
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program."""
+def parser() -> Parser:
+    """What the program can be asked."""
     parser = Parser("check", description=__doc__)
     add_row_options(parser, doing="check on")
     parser.add_argument(
@@ -35,7 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seed", metavar="N", type=seed, default=0, help="of all that is drawn (default 0)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+@program("check")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program."""
+    arguments = parser().parse_args(argv)
     trained = Trained.read(arguments.dir, arguments.divergence)
     rows, _ = trained.rows_or_held_out(
         arguments.data, arguments.context_data, arguments.missing, doing="check on"

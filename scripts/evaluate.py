@@ -169,15 +169,20 @@ def _variances(trained: Trained) -> Array:
     return own[[column.kind != "categorical" for column in columns]]
 
 
-@program("evaluate")
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program."""
+def parser() -> Parser:
+    """What the program can be asked."""
     parser = Parser("evaluate", description=__doc__)
     add_row_options(parser, doing="score")
     parser.add_argument("--draws", **NOISE_DRAWS)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     parser.add_argument("--report", **REPORT)
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+@program("evaluate")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program."""
+    arguments = parser().parse_args(argv)
     trained = Trained.read(arguments.dir, arguments.divergence)
     rows, toy = trained.rows_or_held_out(arguments.data, arguments.context_data, arguments.missing)
     trained.schema.check(rows.x)

@@ -17,9 +17,8 @@ STATUSES = tuple(status.name for status in Status)
 TEXT = (".csv", ".parquet")  # endings of files that hold text beside numbers
 
 
-@program("log-prob")
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program."""
+def parser() -> Parser:
+    """What the program can be asked."""
     parser = Parser("log-prob", description=__doc__)
     parser.add_argument("dir", metavar="DIR", help="a folder written by train")
     parser.add_argument(
@@ -38,7 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", metavar="FILE", required=True, help=".csv, .npy, .npz or .parquet, by its ending"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+@program("log-prob")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program."""
+    arguments = parser().parse_args(argv)
     check_out(arguments.out, data=arguments.data, context_data=arguments.context_data)
     trained = Trained.read(arguments.dir, arguments.divergence)
     rows, _ = trained.rows(arguments.data, arguments.context_data)

@@ -87,9 +87,8 @@ def plot(
     return paths
 
 
-@program("plot")
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program."""
+def parser() -> Parser:
+    """What the program can be asked."""
     parser = Parser("plot", description=__doc__)
     parser.add_argument("dir", metavar="DIR", help="a folder written by train")
     parser.add_argument(
@@ -105,7 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="film the flow from base to data too; mp4 needs ffmpeg",
     )
     parser.add_argument("--dark", action="store_true", help="on a dark page, as NAME_dark.png")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+@program("plot")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program."""
+    arguments = parser().parse_args(argv)
     trained = Trained.read(arguments.dir)
     say(*plot(trained, trained.data(), arguments.figures, arguments.film, arguments.dark))
     return 0

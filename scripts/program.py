@@ -35,10 +35,12 @@ class Parser(argparse.ArgumentParser):
     Args:
         name: The program's name.
         description: The module's docstring: its first words name the program, the rest is shown.
+        usage: How it is called, where there are too many options to name them.
     """
 
-    def __init__(self, name: str, description: str | None) -> None:
-        super().__init__(f"cnf {name}", description=(description or "").replace("`", ""))
+    def __init__(self, name: str, description: str | None, usage: str | None = None) -> None:
+        told = (description or "").replace("`", "")
+        super().__init__(f"cnf {name}", description=told, usage=usage)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         if action.nargs is None and arg_strings == ["--"]:  # argparse would take it for no value

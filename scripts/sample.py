@@ -17,9 +17,8 @@ from cnf.scripts.rows import Rows, no_context
 from cnf.scripts.trained import Trained
 
 
-@program("sample")
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program."""
+def parser() -> Parser:
+    """What the program can be asked."""
     parser = Parser("sample", description=__doc__)
     parser.add_argument("dir", metavar="DIR", help="a folder written by train")
     parser.add_argument("-n", type=positive_integer, required=True, help="number of rows")
@@ -30,7 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", metavar="FILE", required=True, help=".csv, .npy, .npz or .parquet, by its ending"
     )
     parser.add_argument("--seed", type=seed, default=0, help="of the draws (default 0)")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+@program("sample")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program."""
+    arguments = parser().parse_args(argv)
     check_out(arguments.out, context_data=arguments.context_data)
     trained = Trained.read(arguments.dir)
     if arguments.context_data is not None:

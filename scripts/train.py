@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,17 @@ from cnf.training_state import TrainingState
 EVALUATED = 20_000  # held-out rows that are scored at the end, at most: some benchmarks have more
 PICTURE_BUDGET = 120.0  # seconds: with figures and film it is less than three minutes on two cores
 
-# Every attribute of a recipe is an option that overrides it.
+# Every attribute of a recipe is an option that overrides it. --help-all shows them in these groups.
+GROUPS = {
+    "the flow": "blocks field hidden activation time_features x_features x_scale scaling "
+    "batch_norm",
+    "training": "objective matching coupling schedule warmup weight_decay clip average validations "
+    "validation_rows patience",
+    "maximum likelihood": "batch_size learning_rate horizon divergence kinetic jacobian path_l1 "
+    "path_l2 directional steer",
+    "flow matching": "matching_batch matching_rate",
+    "the solver": "method rtol atol loosening gradient keep",
+}
 HELP = {
     "objective": f"one of {', '.join(OBJECTIVES)}",
     "hidden": "widths of each field's hidden layers, such as 64,64,64",
@@ -99,7 +110,8 @@ HELP = {
 @program("train")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    arguments = _parser().parse_args(argv)
+    everything = "--help-all" in (sys.argv[1:] if argv is None else argv)
+    arguments = parser(everything).parse_args(argv)
     with process_group():
         begun = _begun(arguments)
         choices = _choices(arguments)
@@ -183,9 +195,25 @@ class _Announcer:
         self.stage = event.stage
 
 
-def _parser() -> Parser:
-    parser = Parser("train", description=__doc__)
-    parser.add_argument(
+def parser(everything: bool = True) -> Parser:
+    """What the program can be asked; not everything, not shown are the recipe's numbers."""
+    parser = Parser("train", __doc__, usage="cnf train DATA --out DIR [option ...]")
+    _add_data(parser.add_argument_group("data"))
+    _add_run(parser.add_argument_group("the run"))
+    parser.add_argument("--help-all", action="help", help="show the recipe's numbers too")
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(
+            f"{title} (in brackets: the usual, then whose are others)"
+        )
+        for name in names.split():
+            told = f"{HELP[name]} ({_defaults(name)})" if everything else argparse.SUPPRESS
+            group.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=told)
+    return parser
+
+
+def _add_data(data: argparse._ArgumentGroup) -> None:
+    """What is fitted."""
+    data.add_argument(
         "data",
         metavar="DATA",
         help=f"a toy ({', '.join(TOYS)}), a conditional toy ({', '.join(CONDITIONAL_TOYS)}), a "
@@ -193,73 +221,67 @@ def _parser() -> Parser:
         ".csv with a header, .npy, .parquet, .npz or FILE.npz:ARRAY; or a picture (.png, .jpg, …), "
         "or word:TEXT for one of a word, as a density: dark is dense. It is filmed, too",
     )
-    parser.add_argument(
+    data.add_argument(
         "--context",
         metavar="COL,COL",
         help="columns of DATA to condition on: the others' density given these is modelled",
     )
-    parser.add_argument("--drop", metavar="COL,COL", help="columns of DATA to leave out")
-    parser.add_argument(
+    data.add_argument("--drop", metavar="COL,COL", help="columns of DATA to leave out")
+    data.add_argument(
         "--schema",
         metavar="FILE",
         help="a JSON file of columns' kinds where they are not to be inferred, such as "
         '{"age": {"kind": "integer", "low": 0}}; kinds: ' + ", ".join(KINDS),
     )
-    parser.add_argument("--missing", **MISSING_VALUES)
-    parser.add_argument(
+    data.add_argument("--missing", **MISSING_VALUES)
+    data.add_argument(
         "--data-dir",
         metavar="DIR",
         type=os.path.abspath,
         help=f"folder with the benchmarks' files (default: what {DATA_DIR} says)",
     )
-    parser.add_argument("--out", metavar="DIR", help="a new or empty folder")
-    parser.add_argument(
+
+
+def _add_run(run: argparse._ArgumentGroup) -> None:
+    """How long, where to, and by which recipe."""
+    run.add_argument("--out", metavar="DIR", help="a new or empty folder")
+    run.add_argument(
         "--recipe",
         metavar="NAME",
-        help=f"one of {', '.join(RECIPES)}, or a file that --show-recipe or train wrote "
+        help=f"one of {', '.join(_named(RECIPES))}, or a file that --show-recipe or train wrote "
         "(config.json); by the size of the data when not given",
     )
-    parser.add_argument(
+    run.add_argument(
         "--show-recipe", action="store_true", help="print the recipe as JSON, and do nothing else"
     )
-    parser.add_argument(
+    run.add_argument(
         "--budget",
         metavar="SECONDS",
         type=positive_number,
         help=f"of training (default 60, of a picture {PICTURE_BUDGET:g})",
     )
-    parser.add_argument(
+    run.add_argument(
         "--steps",
         metavar="N",
         type=positive_integer,
         help="number of steps; with --budget too, whichever is reached first ends the run",
     )
-    parser.add_argument("--seed", type=seed, help="of data and weights (default 0)")
-    parser.add_argument(
+    run.add_argument("--seed", type=seed, help="of data and weights (default 0)")
+    run.add_argument(
         "--resume",
         action="store_true",
         help="go on with the run in --out, if one was begun there, with its recipe and numbers",
     )
-    parser.add_argument(
+    run.add_argument(
         "--state-seconds",
         metavar="SECONDS",
         type=positive_number,
         default=30.0,
         help="time between two training states, which --resume goes on from (default 30)",
     )
-    parser.add_argument(
+    run.add_argument(
         "--tensorboard", action="store_true", help="write the curves for TensorBoard too, into DIR"
     )
-    numbers = parser.add_argument_group(
-        "the recipe's numbers (in brackets: the usual, then whose are others)"
-    )
-    for field in fields(Recipe):
-        numbers.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            metavar="X",
-            help=f"{HELP[field.name]} ({_defaults(field.name)})",
-        )
-    return parser
 
 
 def _choices(arguments: argparse.Namespace) -> Choices:
@@ -286,7 +308,16 @@ def _defaults(name: str) -> str:
     for recipe, made in RECIPES.items():
         if (own := text_of(getattr(made, name))) != usual:
             others.setdefault(own, []).append(recipe)
-    return "; ".join([usual, *(f"{own}: {', '.join(names)}" for own, names in others.items())])
+    told = (f"{own}: {', '.join(_named(names))}" for own, names in others.items())
+    return "; ".join([usual, *told])
+
+
+def _named(recipes: Collection[str]) -> list[str]:
+    """Names of recipes, those of the paper's benchmarks in one where all are among them."""
+    paper = [name for name in RECIPES if name.startswith("ffjord-paper-")]
+    if not set(paper) <= set(recipes):
+        return list(recipes)
+    return [*(name for name in recipes if name not in paper), "ffjord-paper-BENCHMARK"]
 
 
 def _context(arguments: argparse.Namespace) -> tuple[str, ...]:

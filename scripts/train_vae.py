@@ -83,7 +83,7 @@ ONLY = {"amortize": "cnf", "field": "cnf", "flows": "planar"}  # posteriors that
 @program("train-vae")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     images = load_images(arguments.data, arguments.data_dir, arguments.seed)
     plan = Plan(**_given(arguments, Plan))
     torch.manual_seed(arguments.seed)
@@ -139,7 +139,8 @@ def observed(vae: VAE, images: Images) -> Tensor:
     return x.to(vae.head.weight)
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """What the program can be asked."""
     parser = Parser("train-vae", description=__doc__)
     parser.add_argument(
         "data",

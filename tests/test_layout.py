@@ -189,6 +189,7 @@ ORDER = [
     "cnf.scripts.benchmarks.scoring",
     "cnf.scripts.benchmarks.step_memory",
     "cnf.scripts.benchmarks.cells",
+    "cnf.scripts.benchmarks.page",
     "cnf.scripts.benchmarks.options",
     "cnf.scripts.benchmarks.fits",
     "cnf.scripts.benchmarks.contact_sheet",
@@ -209,7 +210,9 @@ ORDER = [
     "cnf.scripts.benchmarks.vae",
     "cnf.scripts.benchmarks",
     "cnf.scripts.benchmark",
+    "cnf.scripts.completion",
     "cnf.scripts.__main__",
+    "cnf.__main__",
     "cnf.scripts",
 ]
 

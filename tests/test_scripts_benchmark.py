@@ -88,3 +88,30 @@ def test_the_trade_off_has_a_line_for_each_weight_and_a_figure(tmp_path, monkeyp
     table = done("benchmark", "flow", "--section", "regularizers", "--out", tmp_path)
     assert [line.split()[0] for line in table.splitlines()[2:4]] == ["0.0", "0.1"]
     assert [path.name for path in tmp_path.iterdir()] == ["trade_off.png"]
+
+
+def test_tables_are_put_into_a_page_each_in_its_place(tmp_path, monkeypatch):
+    """Measured again, a table takes the place of the old one, and other parts stay."""
+    page = tmp_path / "page.md"
+    page.write_text("# Mine\n\n## solver: memory\n\nold\n\n## by hand\n\nkept\n")
+    made = [memory.Peak("backprop", 1, 2**20)]
+    monkeypatch.setattr(memory, "peaks", lambda _: iter(made))
+    monkeypatch.setattr(memory, "STEPS", (1,))
+    for _ in range(2):
+        table = done("benchmark", "solver", "--section", "memory", "--page", page)
+    opening, ours, other = page.read_text().split("## ")
+    assert opening.strip() == "# Mine"
+    assert other == "by hand\n\nkept\n"
+    assert ours.startswith("solver: memory\n\n```sh\ncnf benchmark solver --section memory\n```\n")
+    shown = "\n".join(line.rstrip() for line in table.splitlines()).strip()
+    assert f"```text\n{shown}\n```" in ours
+    assert f"PyTorch {torch.__version__}" in ours
+
+
+def test_the_command_above_a_table_has_its_options(tmp_path, monkeypatch):
+    made = [memory.Peak("backprop", 1, 2**20)]
+    monkeypatch.setattr(memory, "peaks", lambda _: iter(made))
+    monkeypatch.setattr(memory, "STEPS", (1,))
+    page, out = tmp_path / "page.md", tmp_path / "figures of mine"
+    done("benchmark", "solver", "--section", "memory", "--page", page, "--out", out)
+    assert f"cnf benchmark solver --section memory --out '{out}'" in page.read_text()

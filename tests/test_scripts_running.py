@@ -89,7 +89,7 @@ def test_each_program_has_help(name):
 
 
 def test_help_of_train_names_all_data_and_all_numbers():
-    text = run("train", "--help").out
+    text = run("train", "--help-all").out
     assert all(name in text for name in (*TOYS, *CONDITIONAL_TOYS, *TABLES))
     assert all(f"--{field.name.replace('_', '-')}" in text for field in fields(Recipe))
 

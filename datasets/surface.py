@@ -51,7 +51,7 @@ def on_surface(values: Array) -> bool:
     white, _, _ = np.linalg.svd(values - values.mean(0), full_matrices=False)
     asked = np.random.default_rng(0).permutation(len(white))[:LOOKED_AT]
     count = 2 * columns + 2
-    _, near = KDTree(white).query(white[asked], k=ZOOM * count)
+    near = np.asarray(KDTree(white).query(white[asked], k=ZOOM * count)[1])
     thin, wide = (_thinness(white[near[:, :size]]) for size in (count, ZOOM * count))
     return bool(np.quantile(thin, 0.9) < THIN and np.median(wide) > BENT * np.median(thin))
 

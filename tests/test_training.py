@@ -243,7 +243,7 @@ def test_failure_later_on_keeps_the_best_model(monkeypatch):
     [
         ({"data": torch.zeros(5, 3)}, r"data of shape \(rows, 2\).*got \(5, 3\)"),
         ({"data": torch.zeros(0, 2)}, "at least one row"),
-        ({"data": torch.randn(1, 2)}, "at least 2 rows"),
+        ({"data": torch.randn(1, 2)}, "at least 3 rows"),
         ({"data": torch.tensor([[1.0, 2.0], [math.nan, 1.0]])}, "nan in row 1, column 0"),
         ({"data": torch.ones(20, 2)}, "constant: column 0, 1"),
         ({"context": torch.zeros(3, 1)}, r"context of shape \(600, context_dim\)"),

@@ -65,7 +65,8 @@ def uci_table(path: Path, name: str) -> Array:
         ValueError: It is not there, or no table of finite numbers.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here: NumPy leaves a file open where the archive is damaged.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             values = np.asarray(arrays[name], np.float64)
     except Exception:  # NumPy, zipfile and zlib each have errors of their own for damage
         raise ValueError(

@@ -308,7 +308,7 @@ def test_a_mapped_file_is_not_held_many_times(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_ten_million_rows(tmp_path):
-    """In a process of its own, whose peak is then its own; 1.1 GB of memory and 40 s of a core."""
+    """In a process of its own, whose peak is then its own."""
     write_rows(tmp_path / "many.npy", 10_000_000)
     words = ["train", str(tmp_path / "many.npy"), "--out", str(tmp_path / "out"), "--steps", "20"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -24,19 +24,19 @@ def value_of(name: str, text: str, default: Any) -> Any:
         if kind is tuple:
             return tuple(_whole(part) for part in text.split(","))
         return _whole(text) if kind is int else kind(text)
-    except ValueError:
+    except (OverflowError, ValueError) as error:
         wanted = " or ".join(TRUTHS) if kind is bool else f"like {text_of(default)}"
-        wanted += " and below 2^63" if kind in (int, tuple) else ""
+        wanted += " and below 2^63" if isinstance(error, OverflowError) else ""
         raise ValueError(
             f"Expected --{name.replace('_', '-')} to be {wanted}; got {text!r}"
         ) from None
 
 
 def _whole(text: str) -> int:
-    """A whole number that 64 bits have."""
+    """A whole number that 64 bits have; an OverflowError for others."""
     value = int(text)
     if not -(2**63) <= value < 2**63:
-        raise ValueError(text)
+        raise OverflowError(text)
     return value
 
 

@@ -53,7 +53,7 @@ def clusters(rows, columns, share, seed=0):
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     """Trains a small flow on rows by the program: the folder as `Trained`, and what was said."""
-    monkeypatch.setattr("cnf.scripts.train.plot", lambda *_: [])
+    monkeypatch.setattr("cnf.scripts.train.plot", lambda *_, **__: [])
 
     def train(rows):
         np.save(tmp_path / "rows.npy", rows)

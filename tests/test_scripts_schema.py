@@ -195,7 +195,7 @@ def test_mistakes_in_a_schema(schema, message, place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--schema", "none.json"], "Expected a schema in none.json; No such file"),
+        (["--schema", "none.json"], "Expected a schema in none.json; got: No such file"),
         (["--drop", "width"], "Expected what is left out to be columns of rows; got 'width'"),
         (["--drop", "height", "--context", "height"], "no column of the context to be left out"),
         (["--context", "colour"], "Expected numbers in the context; got text in column 'colour'"),

@@ -251,7 +251,7 @@ def test_failure_later_on_keeps_the_best_model(monkeypatch):
         ({"objective": "mel"}, "objective to be one of mle, matching, hybrid; got 'mel'"),
         (
             {"recipe": "toys"},
-            "recipe among toy, table-tiny, table-small, table-large, ffjord-paper, .*; got 'toys'",
+            "recipe among toy, picture, table-tiny, table-small, table-large, .*; got 'toys'",
         ),
         ({"budget": -1.0}, "budget to be above 0"),
         ({"steps": 0}, "steps to be above 0"),

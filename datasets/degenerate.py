@@ -46,7 +46,7 @@ def degeneracies(values: NDArray[np.float64], names: Sequence[str]) -> list[Dege
         >>> [found.column for found in degeneracies(np.stack([a, b, a - b], 1), ["a", "b", "c"])]
         ['c']
     """
-    varying = np.flatnonzero(np.ptp(values, 0) > 0)
+    varying: list[int] = np.flatnonzero(np.ptp(values, 0) > 0).tolist()
     values, names = values[:MOST_ROWS, varying], [names[i] for i in varying]
     rows, columns = values.shape
     if columns < 2:

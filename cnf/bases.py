@@ -85,11 +85,18 @@ def _parameters(base: Distribution) -> dict[str, str]:
     return names
 
 
+def _real(name: str, tensors: dict[str, Tensor]) -> Tensor:
+    tensor = tensors[name]
+    if not tensor.is_floating_point():
+        raise ValueError(f"Expected real numbers for {name}; got {tensor.dtype}")
+    return tensor
+
+
 def rebuild(description: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -> Distribution:
     """The distribution that `describe` described.
 
     Raises:
-        ValueError: The description names no such distribution.
+        ValueError: The description names no such distribution, or a tensor is none of real numbers.
     """
     name = description["class"]
     kind = _kind(str(name))
@@ -98,7 +105,7 @@ def rebuild(description: dict[str, Any], prefix: str, tensors: dict[str, Tensor]
     arguments = dict(description["numbers"])
     for part, inner in description["parts"].items():
         full = f"{prefix}.{part}"
-        arguments[part] = tensors[full] if inner is None else rebuild(inner, full, tensors)
+        arguments[part] = _real(full, tensors) if inner is None else rebuild(inner, full, tensors)
     return kind(**arguments)
 
 

@@ -18,7 +18,7 @@ from test_scripts_running import COLUMNS, rows_of_table
 import cnf
 
 LARGEST = np.finfo(np.float32).max
-NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")  # of any script
 BOOLEANS = {"true": 1.0, "false": 0.0}
 TINY = ("--steps", "1", "--hidden", "4")
 QUICK = (*TINY, "--objective", "mle", "--scaling", "standardize", "--batch-size", "4")
@@ -125,7 +125,7 @@ def array_truth(values: np.ndarray, names: np.ndarray | None = None) -> Truth | 
     named = names is not None and len(names) == matrix.shape[1]
     header = list(map(str, names.astype(str))) if named else []
     header = header or [f"x{i}" for i in range(matrix.shape[1])]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         columns = dict(zip(header, matrix.T.astype(np.float64), strict=True))
     return (header, columns) if len(columns) == len(header) else None
 
@@ -134,7 +134,9 @@ def parquet_truth(content: bytes) -> Truth | None:
     """What a .parquet file holds, by Arrow alone."""
     try:
         table = pyarrow.parquet.ParquetFile(io.BytesIO(content)).read()
-        names = [name if not name.isdigit() else f"x{name}" for name in table.column_names]
+        labels = (table.schema.pandas_metadata or {}).get("column_indexes") or [{}]
+        numbered = labels[0].get("pandas_type") == "int64"
+        names = [f"x{name}" if numbered else name for name in table.column_names]
         cells = [column.to_pylist() for column in table.columns]
     except Exception:
         return None

@@ -27,7 +27,7 @@ ROOM = 4 * 2**30  # bytes that one may take beyond what the process has
 HELPFUL = re.compile(r"[Ee]xpected |--help\)$")
 OUT_OF_MEMORY = re.compile(r"allocate|memory")
 FAILED = re.compile(
-    r"cannot be integrated|never finite|NaN or infinite"
+    r"cannot be integrated|never finite|NaN or infinite|step limit was hit"
 )  # what status 1 may say as well
 
 
@@ -181,7 +181,7 @@ def _refusal(case: Case, came: Outcome, line: str) -> str:
     if not HELPFUL.search(line):
         return f"a line that does not help: {line!r}"
     empty = {path for path in case.outs if os.path.isdir(path) and not os.listdir(path)}
-    return _changes(came, empty)
+    return _changes(came, empty | {parent for path in empty for parent in path.parents})
 
 
 def _is_of(path: Path, outs: tuple[Path, ...]) -> bool:

@@ -125,6 +125,16 @@ def test_a_truncated_file_is_found(folder, length):
         cnf.load(folder)
 
 
+def test_a_base_of_whole_numbers_is_found(folder):
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.startswith("base."))
+    weights = safetensors.torch.save({**tensors, name: tensors[name].long()})
+    (folder / "model.safetensors").write_bytes(weights)
+    edit(folder, lambda config: config.update(sha256=storage.hashlib.sha256(weights).hexdigest()))
+    with pytest.raises(ValueError, match=f"real numbers for {name}; got torch.int64"):
+        cnf.load(folder)
+
+
 def test_a_foreign_file_with_the_right_checksum_is_found(folder):
     weights = safetensors.torch.save({"weight": torch.zeros(3)})
     (folder / "model.safetensors").write_bytes(weights)

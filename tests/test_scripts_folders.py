@@ -171,6 +171,11 @@ def test_junk_in_what_train_wrote_down_is_refused(key, junk, folder):
     complaint("evaluate", folder)
 
 
+def test_a_mean_that_is_not_finite_is_refused(folder):
+    edit(folder, "metadata.gaussian.mean.1", None)
+    assert "config.json" in complaint("evaluate", folder)
+
+
 @pytest.mark.parametrize(
     "junk", [None, "", -1, {}, ["weight"], [1], [""], ["height"], [["weight"]]], ids=repr
 )

@@ -130,13 +130,20 @@ def array_truth(values: np.ndarray, names: np.ndarray | None = None) -> Truth | 
     return (header, columns) if len(columns) == len(header) else None
 
 
+def numbered(table: pyarrow.Table) -> bool:
+    """Whether a data frame's columns were called by numbers, as far as it says so."""
+    try:
+        labels = table.schema.pandas_metadata["column_indexes"]
+        return labels[0]["pandas_type"] == "int64"
+    except Exception:
+        return False
+
+
 def parquet_truth(content: bytes) -> Truth | None:
     """What a .parquet file holds, by Arrow alone."""
     try:
         table = pyarrow.parquet.ParquetFile(io.BytesIO(content)).read()
-        labels = (table.schema.pandas_metadata or {}).get("column_indexes") or [{}]
-        numbered = labels[0].get("pandas_type") == "int64"
-        names = [f"x{name}" if numbered else name for name in table.column_names]
+        names = [f"x{name}" if numbered(table) else name for name in table.column_names]
         cells = [column.to_pylist() for column in table.columns]
     except Exception:
         return None
@@ -591,10 +598,8 @@ def plot_case(place: Place, random: Random) -> Case:
     truth = csv_truth(content)
 
     def check(_: Outcome) -> str:
-        same = truth is not None and all(
-            np.array_equal(truth[1].get(name), column) for name, column in original[1].items()
-        )
-        return "" if same else "drawn of a table that has changed"
+        found, drawn = (selected(each, original[0]) for each in (truth, original))
+        return "" if np.array_equal(found, drawn) else "drawn of a table that has changed"
 
     return Case("plot", (str(model),), story, check, (model / "figures",))
 

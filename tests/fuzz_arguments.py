@@ -144,7 +144,10 @@ def case(place: Place, program: str, number: int) -> Case:
     for _ in range(random.choice([1, 1, 2])):
         argv = changed(random, program, argv, places)
     outs = [work / word for argument in argv for word in (argument, argument.partition("=")[2])]
-    made = [out for out in outs if work in out.parents and not os.path.isdir(out)]
+    # What is new, or an empty folder, may be written to.
+    made = [
+        out for out in outs if work in out.parents and not (os.path.isdir(out) and os.listdir(out))
+    ]
     made += [work / "out", work / "copy" / "figures", place.folder / "model" / "report.html"]
     return Case(program, tuple(argv), "arguments", outs=tuple(made))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,17 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Expected {name} above 0; got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"Expected {name} above 0, and finite; got {getattr(self, name)}")
         for name in ("warmup", "annealing", "settling"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
                     f"Expected {name} of at least 0 and below 1; got {getattr(self, name)}"
                 )
-        if not self.weight_decay >= 0:
-            raise ValueError(f"Expected weight_decay of at least 0; got {self.weight_decay}")
+        if not 0 <= self.weight_decay < inf:
+            raise ValueError(
+                f"Expected weight_decay of at least 0, and finite; got {self.weight_decay}"
+            )
 
     def rate(self, progress: float) -> float:
         """The learning rate, where a fraction of the run is done."""

@@ -329,7 +329,7 @@ def _checked(metadata: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
         and schema.width == flow.base.event_shape[0]
         and gaussian.mean.shape == (size,)
         and gaussian.covariance.shape == (size, size)
-        and np.isfinite(gaussian.mean).all()
+        and bool(np.isfinite(gaussian.mean).all())
     )
     if not fits:
         raise ValueError

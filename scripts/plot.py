@@ -70,6 +70,8 @@ def plot(
     if film:
         check_film(f".{film}")
         _check_filmed(trained)
+    # All are drawn before one is written: a folder that is damaged stays as it is.
+    drawn = {name: FIGURES[name](trained, data) for name in figures or _usual(trained)}
     folder = trained.folder / "figures"
     try:
         folder.mkdir(exist_ok=True)
@@ -78,10 +80,10 @@ def plot(
             f"Expected to write to the folder {folder}; got a file of that name: move it away"
         ) from None
     end = "_dark" if dark else ""
-    paths = []
-    for name in figures or _usual(trained):
-        figure = FIGURES[name](trained, data)
-        paths.append(write_figure(darken(figure) if dark else figure, folder / f"{name}{end}.png"))
+    paths = [
+        write_figure(darken(figure) if dark else figure, folder / f"{name}{end}.png")
+        for name, figure in drawn.items()
+    ]
     if film:
         paths.append(write_film(_film(trained, data, dark), folder / f"film{end}.{film}"))
     return paths

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from cnf.plotting import DATA_COLOR, MODEL_COLOR, short_name
+from cnf.plotting.panels import legend_above
 
 Array = NDArray[np.float64]
 
@@ -51,7 +52,7 @@ def marginals_figure(
         ax.set_title(short_name(columns[i], 30), fontsize=9, parse_math=False)
     for ax in panels[shown:]:
         ax.axis("off")
-    _legend(figure, panels[0])
+    legend_above(figure, panels[0])
     return figure
 
 
@@ -131,7 +132,7 @@ def log_prob_figure(data: Array, samples: Array) -> Figure:
     if any(outside):
         title = "outside of the panel: {} of the data, {} of the samples".format(*outside)
         ax.set_title(title, loc="left", fontsize=8)
-    _legend(figure, ax)
+    legend_above(figure, ax)
     return figure
 
 
@@ -187,12 +188,6 @@ def _draw_bars(ax: Axes, data: Array, samples: Array, numbers: Array) -> None:
         ax.bar(numbers + left, share, 0.4, align="edge", color=color, label=label)
     ax.set_xlim(numbers[0] - 0.6, numbers[-1] + 0.6)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-
-
-def _legend(figure: Figure, ax: Axes) -> None:
-    figure.legend(
-        *ax.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
-    )
 
 
 def _map_axes(columns: int) -> tuple[Figure, Sequence[Axes]]:

@@ -145,7 +145,7 @@ def open_data(
         name,
         schema,
         choices.context,
-        toy=_whole(toy, tables["train"], schema.names, choices.context),
+        toy=_toy_of(toy, tables["train"], schema.names, choices.context),
         sha256=sha256,
         dropped=dropped,
         **{part: _rows(table, schema, choices.context) for part, table in tables.items()},
@@ -190,7 +190,7 @@ def open_rows(
         table = load(name, missing if context_data is None else "refuse")
     if context_data is None:
         rows = _rows(table, schema, context_columns)
-        return rows, _whole(toy, table, schema.names, context_columns)
+        return rows, _toy_of(toy, table, schema.names, context_columns)
     context = open_context(context_data, context_columns)
     x = _typed(table, schema)
     if len(x) != len(context):
@@ -245,7 +245,7 @@ def _draw(toy: AnyToy, rows: int, rng: np.random.Generator) -> Table:
     return Table(toy.name, np.hstack(toy.sample(rows, rng)), (*toy.columns, *toy.context_columns))
 
 
-def _whole(
+def _toy_of(
     toy: AnyToy | None, table: Table, columns: Sequence[str], context_columns: Sequence[str]
 ) -> AnyToy | None:
     """The toy that a table is of, where it is the density of these columns given this context."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import safetensors.numpy
-from fuzz_tables import bytes_changed
+from fuzz_files import bytes_changed
 from fuzzing import Case, Outcome, Place, chance, outcome, pipe
 
 from cnf.storage import sealed

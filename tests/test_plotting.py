@@ -19,7 +19,6 @@ from cnf.plotting import (
     draw_evaluations,
     draw_field,
     draw_grid,
-    draw_histogram,
     draw_learning_curve,
     draw_projection,
     draw_samples,
@@ -35,7 +34,7 @@ from cnf.plotting import (
     trajectories_figure,
 )
 from cnf.plotting.pairs import highest_density_level
-from cnf.plotting.panels import cells, smooth_histogram
+from cnf.plotting.panels import cells, draw_shades, smooth_histogram
 
 BOUNDS = ((-4.0, 4.0), (-2.0, 6.0))
 
@@ -186,7 +185,7 @@ def test_histogram_is_a_density_the_right_way_up(ax):
     density = smooth_histogram(rows, BOUNDS, (40, 20))
     assert density.shape == (20, 40)
     assert density.sum() * 0.2 * 0.4 == pytest.approx(1.0, abs=1e-3)
-    draw_histogram(ax, rows, BOUNDS)
+    draw_shades(ax, smooth_histogram(rows, BOUNDS), BOUNDS)
     shades = ax.get_images()[0].get_array()
     row, column = np.unravel_index(shades.argmax(), shades.shape)
     assert BOUNDS[0][0] + column / 20 == pytest.approx(3.0, abs=0.4)

@@ -66,12 +66,15 @@ def normalizing_curve(values: Array, shares: Array) -> RationalQuadratic:
 def gain(values: Array) -> float:
     """By how many nats a row a column's curve beats a Gaussian, on values that are held out.
 
-    About 0 for a normal column, 0.4 for an exponential one or the eight Gaussians' x, 0.6 for
-    Student's t with 1.5 degrees of freedom, 4 for a Cauchy one, and 5.4 for two clusters a thousand
-    of their deviations apart.
+    Of 5000 rows, by the seed: about 0 for a normal column, 0.4 for an exponential one or the eight
+    Gaussians' x, 0.7 to 3.2 for Student's t with 1.5 degrees of freedom, 2.7 to 7 for a Cauchy one,
+    and 5.4 for two clusters a thousand of their deviations apart.
 
     Args:
         values: Shape (rows,), two of them distinct.
+
+    Returns:
+        Nats; 0 where there are too few rows to hold any out.
 
     Example:
         >>> rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from cnf.angles import circular_columns, other_columns
 from cnf.layers.layer import Layer
 
-MOST_LOOKED_AT = 100_000  # rows that tell how a column varies
+MOST_LOOKED_AT = 10_000  # rows that tell how a column varies
 # Of a column's spread: numbers that a dtype has are less apart. At 64 of 100 the NLL came out 0.9
 # nats below the truth after 60 steps.
 COARSE = 0.01

@@ -44,7 +44,6 @@ from cnf.plotting.panels import (
     Bounds,
     data_bounds,
     draw_density,
-    draw_histogram,
     draw_samples,
     short_name,
 )
@@ -75,7 +74,6 @@ __all__ = [
     "draw_evaluations",
     "draw_field",
     "draw_grid",
-    "draw_histogram",
     "draw_learning_curve",
     "draw_projection",
     "draw_samples",

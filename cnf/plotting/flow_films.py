@@ -16,6 +16,7 @@ from cnf.plotting.panels import (
     Bounds,
     bright,
     cells,
+    column_limits,
     data_bounds,
     draw_samples,
     draw_shades,
@@ -25,7 +26,7 @@ from cnf.plotting.panels import (
     short_name,
     smooth_histogram,
 )
-from cnf.plotting.projection import column_limits, draw_projection, name_axes
+from cnf.plotting.projection import draw_projection, name_axes
 from cnf.plotting.style import MODEL_COLOR, darken
 
 Array = NDArray[np.float64]

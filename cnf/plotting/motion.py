@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -152,9 +152,8 @@ def field_figure(flow: Flow, data: Array, seed: int = 0, bounds: Bounds | None =
     """The vector field of a 2-D flow at a few times, over its samples then."""
     flow, shown = quick(flow), bounds or data_bounds(data)
     path = path_of(flow, base_rows(flow, POINTS, seed), FRAMES)
-    figure = Figure(figsize=(2.6 * FRAMES, 2.6 * ratio(bounds) + 0.3), layout="constrained")
-    times = np.linspace(0, 1, FRAMES).tolist()
-    for ax, frame, time in zip(figure.subplots(1, FRAMES), path, times, strict=True):
+    figure, axes, times = _row_of_times(bounds)
+    for ax, frame, time in zip(axes, path, times, strict=True):
         draw_samples(ax, frame, shown, MODEL_COLOR)
         velocity, arrows = partial(velocity_at, flow, time), cells(bounds, ARROWS)
         draw_field(ax, velocity, shown, arrows=arrows).set_title(f"t = {time:g}")
@@ -165,8 +164,13 @@ def grid_figure(flow: Flow, data: Array, bounds: Bounds | None = None) -> Figure
     """A regular grid over the base of a 2-D flow, as it is carried to the data."""
     flow, shown = quick(flow), bounds or data_bounds(data)
     path = grid_path(flow, FRAMES)
-    figure = Figure(figsize=(2.6 * FRAMES, 2.6 * ratio(bounds) + 0.3), layout="constrained")
-    times = np.linspace(0, 1, FRAMES).tolist()
-    for ax, lines, time in zip(figure.subplots(1, FRAMES), path, times, strict=True):
+    figure, axes, times = _row_of_times(bounds)
+    for ax, lines, time in zip(axes, path, times, strict=True):
         draw_grid(ax, lines, shown).set_title(f"t = {time:g}")
     return proportioned(figure, bounds)
+
+
+def _row_of_times(bounds: Bounds | None) -> tuple[Figure, Sequence[Axes], Sequence[float]]:
+    """A figure with a panel for each of a few times, and these."""
+    figure = Figure(figsize=(2.6 * FRAMES, 2.6 * ratio(bounds) + 0.3), layout="constrained")
+    return figure, figure.subplots(1, FRAMES), np.linspace(0, 1, FRAMES).tolist()

@@ -9,7 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnf.plotting.panels import POINTS, Bounds, dot, smooth_histogram
+from cnf.plotting.panels import (
+    POINTS,
+    Bounds,
+    column_limits,
+    dot,
+    grid_points,
+    legend_above,
+    smooth_histogram,
+)
 from cnf.plotting.style import DATA_COLOR, MODEL_COLOR
 
 Array = NDArray[np.float64]
@@ -33,18 +41,16 @@ def pairs_figure(data: Array, samples: Array, columns: Sequence[str], most: int 
     shown = min(most, len(columns))
     figure = Figure(figsize=(1.9 * shown + 0.6, 1.9 * shown + 0.9), layout="constrained")
     axes = figure.subplots(shown, shown, squeeze=False)
-    limits = [_limits(data[:, i]) for i in range(shown)]
+    limits = column_limits(data[:, :shown])
     for i in range(shown):
         for j in range(shown):
             _draw_pair(axes[i, j], data, samples, (i, j), limits)
         # Names are shown as they are: a $ in one starts no formula.
         axes[-1, i].set_xlabel(columns[i], parse_math=False)
         axes[i, 0].set_ylabel(columns[i] if i else "", parse_math=False)
-    handles = [
-        axes[0, 0].plot([], [], "o", color=color, label=label)[0]
-        for color, label in ((DATA_COLOR, "data"), (MODEL_COLOR, "flow"))
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    for color, label in ((DATA_COLOR, "data"), (MODEL_COLOR, "flow")):
+        axes[0, 0].plot([], [], "o", color=color, label=label)
+    legend_above(figure, axes[0, 0])
     if shown < len(columns):
         figure.supxlabel(f"the first {shown} of {len(columns)} columns", fontsize=9)
     return figure
@@ -58,7 +64,6 @@ def draw_contours(ax: Axes, rows: Array, bounds: Bounds, color: str = DATA_COLOR
 
     Source: Hyndman (1996), Computing and graphing highest density regions.
     """
-    (x0, x1), (y0, y1) = bounds
     ax.set(xlim=bounds[0], ylim=bounds[1])
     if len(rows) < 2:
         return ax
@@ -68,8 +73,7 @@ def draw_contours(ax: Axes, rows: Array, bounds: Bounds, color: str = DATA_COLOR
     levels = sorted({highest_density_level(density, mass) for mass in MASSES})
     if levels[-1] <= 0:
         return ax
-    x = x0 + (np.arange(CELLS) + 0.5) / CELLS * (x1 - x0)
-    y = y0 + (np.arange(CELLS) + 0.5) / CELLS * (y1 - y0)
+    x, y = grid_points(bounds, CELLS).reshape(CELLS, CELLS, 2).transpose(2, 0, 1)
     ax.contour(x, y, density, levels, colors=color, linewidths=np.linspace(0.8, 1.5, len(levels)))
     return ax
 
@@ -85,13 +89,6 @@ def highest_density_level(density: Array, mass: float) -> float:
     held = np.cumsum(falling)
     place = int(np.searchsorted(held, mass * held[-1] * (1 - 1e-12)))
     return float(falling[min(place, len(falling) - 1)])
-
-
-def _limits(values: Array) -> tuple[float, float]:
-    low, high = np.quantile(values, (0.002, 0.998)).tolist()
-    # Half a unit where nearly all are the same number, as whole numbers may be.
-    margin = 0.05 * (high - low) or 0.5
-    return low - margin, high + margin
 
 
 def _draw_pair(

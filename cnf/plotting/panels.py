@@ -50,26 +50,6 @@ def draw_density(
     return framed(ax, bounds)
 
 
-def draw_histogram(
-    ax: Axes,
-    samples: Array,
-    bounds: Bounds,
-    ceiling: float | None = None,
-    grid: Cells = GRID,
-) -> Axes:
-    """Shade the density that many rows (n, 2) have, counted in pixels and smoothed a little.
-
-    Args:
-        ax: Where to draw.
-        samples: A hundred thousand rows are enough for smooth shades.
-        bounds: ((xmin, xmax), (ymin, ymax)).
-        ceiling: The density of the brightest colour; the largest when None.
-        grid: Pixels along each side.
-    """
-    draw_shades(ax, smooth_histogram(samples, bounds, grid), bounds, ceiling)
-    return framed(ax, bounds)
-
-
 def draw_shades(
     ax: Axes, density: Array, bounds: Bounds, ceiling: float | None = None
 ) -> AxesImage:
@@ -148,6 +128,23 @@ def data_bounds(data: Array) -> Bounds:
     center = (low + high) / 2
     (x0, y0), (x1, y1) = (center - half).tolist(), (center + half).tolist()
     return (x0, x1), (y0, y1)
+
+
+def column_limits(data: Array) -> list[tuple[float, float]]:
+    """Where each column of rows (n, columns) begins and ends, but for its outermost rows.
+
+    Half a unit around where nearly all are the same number, as whole numbers may be.
+    """
+    low, high = np.quantile(data, (0.002, 0.998), axis=0)
+    margin = np.where(high > low, 0.05 * (high - low), 0.5)
+    return list(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
+
+
+def legend_above(figure: Figure, ax: Axes) -> None:
+    """The legend of axes above the whole figure."""
+    figure.legend(
+        *ax.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
+    )
 
 
 def framed(ax: Axes, bounds: Bounds) -> Axes:

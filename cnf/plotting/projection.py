@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import NDArray
 
-from cnf.plotting.panels import POINTS, dot, short_name
+from cnf.plotting.panels import POINTS, column_limits, dot, short_name
 from cnf.plotting.style import DATA_COLOR, GRID_COLOR, MODEL_COLOR
 
 Array = NDArray[np.float64]
@@ -80,10 +80,3 @@ def name_axes(ax: Axes3D, columns: Sequence[str]) -> Axes3D:
     ax.set_ylabel(y, labelpad=-12, parse_math=False)
     ax.set_zlabel(z, labelpad=-12, parse_math=False)
     return ax
-
-
-def column_limits(data: Array) -> list[tuple[float, float]]:
-    """Where each column begins and ends, a little wider than all but its outermost rows."""
-    low, high = np.quantile(data, (0.001, 0.999), axis=0)
-    margin = np.where(high > low, 0.05 * (high - low), 0.5)
-    return list(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))

@@ -335,12 +335,7 @@ def _context(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def _read_schema(path: Path) -> dict[str, Any]:
     """The kinds of columns in a file."""
-    try:
-        found = json.loads(read_whole(path).decode())
-    except OSError as error:
-        raise ValueError(f"Expected a schema in {path}; got: {error.strerror}") from None
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"Expected {path} to hold a schema in JSON; {error}") from None
+    found = _read_json(path, "a schema")
     if not isinstance(found, dict):
         raise ValueError(
             f"Expected {path} to hold an object of columns, such as "
@@ -415,18 +410,24 @@ def _lost_features(changes: Mapping[str, Any]) -> dict[str, int]:
 
 def _read_recipe(path: Path) -> Recipe:
     """The recipe in a file that --show-recipe or train wrote."""
+    found = _read_json(path, "a recipe")
     try:
-        found = json.loads(read_whole(path).decode())
-        entries = found["metadata"]["recipe"] if "metadata" in found else found
-        entries = {field.name: entries[field.name] for field in fields(Recipe)}
-    except OSError as error:
-        raise ValueError(f"Expected a recipe in {path}; got: {error.strerror}") from None
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return recipe_of(found["metadata"]["recipe"] if "metadata" in found else found)
+    except (KeyError, TypeError):
         raise ValueError(
             f"Expected {path} to hold a recipe, as --show-recipe prints or train's config.json "
             "has it; got something else"
         ) from None
-    return recipe_of(entries)
+
+
+def _read_json(path: Path, what: str) -> Any:
+    """What a file in JSON holds."""
+    try:
+        return json.loads(read_whole(path).decode())
+    except OSError as error:
+        raise ValueError(f"Expected {what} in {path}; got: {error.strerror}") from None
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"Expected {path} to hold {what} in JSON; {error}") from None
 
 
 def _flow(recipe: Recipe, data: Data) -> Flow:

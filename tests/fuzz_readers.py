@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 
@@ -76,7 +77,8 @@ def csv_truth(content: bytes) -> Truth | None:
 def npy_truth(content: bytes) -> Truth | None:
     """What a .npy file holds."""
     try:
-        return array_truth(np.load(io.BytesIO(content), allow_pickle=False))
+        with warnings.catch_warnings(action="ignore"):  # such as of a header like Python 2's
+            return array_truth(np.load(io.BytesIO(content), allow_pickle=False))
     except Exception:
         return None
 
@@ -84,7 +86,10 @@ def npy_truth(content: bytes) -> Truth | None:
 def npz_truth(content: bytes) -> Truth | None:
     """What a .npz file with one array holds."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            zipfile.ZipFile(io.BytesIO(content)) as archive,
+        ):
             arrays = {
                 name.removesuffix(".npy"): np.lib.format.read_array(
                     io.BytesIO(archive.read(name)), allow_pickle=False

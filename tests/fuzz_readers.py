@@ -5,6 +5,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -74,11 +75,16 @@ def csv_truth(content: bytes) -> Truth | None:
     return header, columns
 
 
+def loaded(content: bytes) -> Any:
+    """What NumPy makes of a file, whatever it warns of, such as a header like Python 2's."""
+    with warnings.catch_warnings(action="ignore"):
+        return np.load(io.BytesIO(content), allow_pickle=False)
+
+
 def npy_truth(content: bytes) -> Truth | None:
     """What a .npy file holds."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # such as of a header like Python 2's
-            return array_truth(np.load(io.BytesIO(content), allow_pickle=False))
+        return array_truth(loaded(content))
     except Exception:
         return None
 
@@ -86,10 +92,7 @@ def npy_truth(content: bytes) -> Truth | None:
 def npz_truth(content: bytes) -> Truth | None:
     """What a .npz file with one array holds."""
     try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            zipfile.ZipFile(io.BytesIO(content)) as archive,
-        ):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             arrays = {
                 name.removesuffix(".npy"): np.lib.format.read_array(
                     io.BytesIO(archive.read(name)), allow_pickle=False

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fuzz_files import arrays, damaged, table
-from fuzz_readers import LARGEST, csv_truth, selected
+from fuzz_readers import LARGEST, csv_truth, loaded, selected
 from fuzzing import Case, Outcome, Place, chance
 from test_scripts_running import COLUMNS, rows_of_table
 
@@ -175,7 +175,7 @@ def images_case(place: Place, random: Random) -> Case:
 def _vae_check(content: bytes, data: str) -> Callable[[Outcome], str]:
     def check(came: Outcome) -> str:
         try:
-            found = np.load(io.BytesIO(content))
+            found = loaded(content)
             found = found if isinstance(found, np.ndarray) else found[data.rpartition(":")[2]]
         except Exception as error:
             return f"taken, though it cannot be read: {error}"

@@ -1,7 +1,8 @@
-"""The README's examples run, and its commands are the programs' own."""
+"""README and the site's pages: examples run, and commands are the programs' own."""
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,42 +10,60 @@ import pytest
 
 from cnf.scripts.__main__ import PROGRAMS, main
 
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks").rglob("*.md"))]
+LISTED = "benchmarks.md"  # commands of hours, which test_site.py reads but does not run
 QUICK = {
     "train": ("--steps", "5"),
     "train-vae": ("--epochs", "1", "--samples", "10"),
     "check": ("--points", "2000"),
 }
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_python_examples_run_one_after_the_other(tmp_path, monkeypatch):
+def commands(page: Path) -> list[list[str]]:
+    """The programs' command lines of a page, without `cnf`."""
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line[:4] == "cnf "]
+
+
+def shown(language: str) -> list[Path]:
+    """The pages that have such blocks of their own."""
+    return [page for page in PAGES if page.name != LISTED and blocks(page, language)]
+
+
+@pytest.mark.parametrize("page", shown("python"), ids=lambda page: page.stem)
+def test_python_examples_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    examples = blocks("python")
-    assert len(examples) >= 4
-    for example in examples:
+    for example in blocks(page, "python"):
         exec(example, names)
-    assert (tmp_path / "model" / "model.safetensors").exists()
 
 
-def test_commands_run_on_a_table(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", shown("sh"), ids=lambda page: page.stem)
+def test_commands_run_on_a_table(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = np.random.default_rng(0).normal(size=(100, 3))
     for name in ("table.csv", "new.csv"):
         np.savetxt(name, rows, delimiter=",", header="a,b,c", comments="")
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line[:4] == "cnf "]
-    assert {line.split()[1] for line in lines} == set(PROGRAMS)
-    for line in lines:
-        arguments = shlex.split(line, comments=True)[1:]
+    for arguments in commands(page):
         assert main([*arguments, *QUICK.get(arguments[0], ())]) == 0
-    assert (tmp_path / "scores.csv").exists()
-    assert (tmp_path / "samples.csv").exists()
+        for option, written in pairwise(arguments):
+            assert option != "--out" or Path(written).exists() or "--show-recipe" in arguments
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)]+)\)", README))
-def test_links_lead_somewhere(path):
-    assert (Path(__file__).parents[1] / path).exists()
+def test_every_program_is_shown():
+    assert {arguments[0] for page in PAGES for arguments in commands(page)} == set(PROGRAMS)
+    assert len(commands(PAGES[0])) >= 8
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
+    for link in links:
+        assert (page.parent / link).exists(), link

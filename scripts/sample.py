@@ -13,8 +13,10 @@ import numpy as np
 from cnf.datasets import write_table
 from cnf.scripts.data import open_context
 from cnf.scripts.program import Parser, check_out, positive_integer, program, say, seed
-from cnf.scripts.rows import Rows, no_context
+from cnf.scripts.rows import Array, Rows, no_context
 from cnf.scripts.trained import Trained
+
+LARGEST_WHOLE = 2.0**53  # up to which float64 has every whole number
 
 
 def parser() -> Parser:
@@ -51,9 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     schema = trained.schema
     rows = Rows(schema.tabled(trained.sample(context, arguments.seed)), context)
     names = (*trained.context_columns, *schema.names)
-    write_table(arguments.out, rows.joined(), names, schema.texts, schema.whole)
+    whole = (*whole_contexts(context, trained.context_columns), *schema.whole)
+    write_table(arguments.out, rows.joined(), names, schema.texts, whole)
     say(f"{len(rows)} rows in {arguments.out}")
     return 0
+
+
+def whole_contexts(context: Array, names: Sequence[str]) -> tuple[str, ...]:
+    """The contexts (rows, columns) all of whose values are whole numbers, and are written so."""
+    whole = ((context % 1 == 0) & (np.abs(context) < LARGEST_WHOLE)).all(axis=0)
+    return tuple(name for name, is_whole in zip(names, whole, strict=True) if is_whole)
 
 
 if __name__ == "__main__":

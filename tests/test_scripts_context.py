@@ -225,6 +225,14 @@ def test_samples_follow_their_contexts(tmp_path):
     assert low.mean() < -1 < 1 < high.mean()
 
 
+def test_contexts_of_whole_numbers_are_written_as_such(table, tmp_path):
+    for values, cells in (([[1001.0], [7.0]], ["1001", "7"]), ([[1001.0], [0.5]], ["1001.0", "0.5"])):
+        context = write_csv(tmp_path / "context.csv", np.array(values), ("width",))
+        drawn(table, context, tmp_path / "drawn.csv", 1)
+        _, *lines = (tmp_path / "drawn.csv").read_text().splitlines()
+        assert [line.split(",")[0] for line in lines] == cells
+
+
 def test_more_samples_than_are_drawn_in_one_solve(table, tmp_path):
     context = write_csv(tmp_path / "context.csv", ROWS[:3])
     samples = drawn(table, context, tmp_path / "drawn.npy", 700).values

@@ -226,8 +226,8 @@ def test_samples_follow_their_contexts(tmp_path):
 
 
 def test_contexts_of_whole_numbers_are_written_as_such(table, tmp_path):
-    for values, cells in (([[1001.0], [7.0]], ["1001", "7"]), ([[1001.0], [0.5]], ["1001.0", "0.5"])):
-        context = write_csv(tmp_path / "context.csv", np.array(values), ("width",))
+    for values, cells in (((1001, 7), ["1001", "7"]), ((1001, 0.5), ["1001.0", "0.5"])):
+        context = write_csv(tmp_path / "context.csv", np.array(values)[:, None], ("width",))
         drawn(table, context, tmp_path / "drawn.csv", 1)
         _, *lines = (tmp_path / "drawn.csv").read_text().splitlines()
         assert [line.split(",")[0] for line in lines] == cells

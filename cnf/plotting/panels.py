@@ -156,7 +156,7 @@ def framed(ax: Axes, bounds: Bounds) -> Axes:
 
 def dot(rows: Array) -> float:
     """The size of a dot in a scatter: few rows are seen only as larger ones."""
-    return min(12.0, max(2.0, POINTS / max(1, len(rows)) / 10))
+    return min(12.0, max(2.0, 2 * POINTS / max(1, len(rows))))
 
 
 def short_name(name: str, most: int = 24) -> str:

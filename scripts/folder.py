@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,17 @@ from cnf.scripts.trained import STATE
 
 FILES = (".json", ".jsonl", ".safetensors")  # endings of what a run writes
 LOCK = ".lock"  # in a folder that a run writes to
+
+
+def default_folder(data: str) -> str:
+    """Where a run goes that is not told where to: into runs/, called after its data.
+
+    Example:
+        >>> [default_folder(data) for data in ("moons", "tables/uci.npz:wine", "word:A b")]
+        ['runs/moons', 'runs/wine', 'runs/A_b']
+    """
+    name = re.sub(r"[^\w.+-]+", "_", Path(data.rpartition(":")[2] or data).stem)[:60].strip("._")
+    return f"runs/{name or 'data'}"
 
 
 @contextmanager

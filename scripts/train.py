@@ -1,4 +1,4 @@
-"""`train DATA --out DIR`: fit a flow, score it on held-out rows, draw its figures."""
+"""`train DATA`: fit a flow, score it on held-out rows, draw its figures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from cnf.schedule import Stage, stages
 from cnf.schema import KINDS
 from cnf.scripts.data import Choices, Data, open_data
 from cnf.scripts.evaluate import evaluate
-from cnf.scripts.folder import run_folder
+from cnf.scripts.folder import default_folder, run_folder
 from cnf.scripts.gaussian import Gaussian
 from cnf.scripts.plot import plot
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say, seed
@@ -113,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     everything = "--help-all" in (sys.argv[1:] if argv is None else argv)
     arguments = parser(everything).parse_args(argv)
     with process_group():
+        arguments.out = default_folder(arguments.data) if arguments.out is None else arguments.out
         begun = _begun(arguments)
         choices = _choices(arguments)
         data = open_data(arguments.data, arguments.seed, choices, arguments.data_dir)
@@ -122,8 +123,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.show_recipe:
             say(json.dumps(asdict(recipe), indent=2))
             return 0
-        if arguments.out is None:
-            raise ValueError("Expected --out DIR, a new or empty folder; got none")
         with run_folder(arguments.out, arguments.resume) as out:
             _run(arguments, data, name, recipe, out)
     return 0
@@ -197,7 +196,7 @@ class _Announcer:
 
 def parser(everything: bool = True) -> Parser:
     """What the program can be asked; not everything, not shown are the recipe's numbers."""
-    parser = Parser("train", __doc__, usage="cnf train DATA --out DIR [option ...]")
+    parser = Parser("train", __doc__, usage="cnf train DATA [option ...]")
     _add_data(parser.add_argument_group("data"))
     _add_run(parser.add_argument_group("the run"))
     parser.add_argument("--help-all", action="help", help="show the recipe's numbers too")
@@ -244,7 +243,9 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
 
 def _add_run(run: argparse._ArgumentGroup) -> None:
     """How long, where to, and by which recipe."""
-    run.add_argument("--out", metavar="DIR", help="a new or empty folder")
+    run.add_argument(
+        "--out", metavar="DIR", help="a new or empty folder (default: runs/ and DATA's name)"
+    )
     run.add_argument(
         "--recipe",
         metavar="NAME",
@@ -348,8 +349,6 @@ def _begun(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     """What the run to go on with is made of, if there is one; the arguments take its numbers."""
     begun = None
     if arguments.resume:
-        if arguments.out is None:
-            raise ValueError("Expected --out DIR, the folder of the run to go on with; got none")
         path = Path(arguments.out) / STATE
         begun = TrainingState.read(path).run if path.exists() else None
     for name, default in (("seed", 0), ("steps", None), ("budget", None)):

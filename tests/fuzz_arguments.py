@@ -91,7 +91,7 @@ def base(place: Place, program: str, random: Random) -> list[str]:
     return {
         "train": [rows, "--out", str(work / "out"), *QUICK]
         if random.random() < 0.05
-        else [rows, "--show-recipe"],
+        else [rows, "--show-recipe", *QUICK],  # quick without --show-recipe, too
         "train-vae": ["digits", "--out", str(work / "out"), *vae, "--posterior", "gaussian"],
         "evaluate": [model, *data],
         "sample": [model, "-n", "2", "--out", str(work / "drawn.csv")],
@@ -148,7 +148,8 @@ def case(place: Place, program: str, number: int) -> Case:
     made = [
         out for out in outs if work in out.parents and not (os.path.isdir(out) and os.listdir(out))
     ]
-    made += [work / "out", work / "copy" / "figures", place.folder / "model" / "report.html"]
+    made += [work / name for name in ("out", "runs", "copy/figures")]
+    made += [place.folder / "model" / "report.html"]
     return Case(program, tuple(argv), "arguments", outs=tuple(made))
 
 

@@ -233,6 +233,16 @@ def test_recipe_takes_its_numbers_from_the_command_line(tmp_path):
     ] * 2
 
 
+def test_without_a_folder_a_run_goes_into_one_called_after_its_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "my table.csv", rows_of_table(60))
+    for data, folder in (("moons", "moons"), ("my table.csv", "my_table")):
+        assert f"runs/{folder}/figures" in done("train", data, *SMALL)
+        assert "NLL" in done("evaluate", f"runs/{folder}")
+    assert "runs/moons is not empty (or --resume)" in complaint("train", "moons", *SMALL)
+    done("train", "moons", "--resume")
+
+
 def test_seed_decides_the_model(table, tmp_path):
     data = write_csv(tmp_path / "rows.csv", ROWS)
     for seed in (0, 1):

@@ -35,6 +35,8 @@ class Evaluation:
         gaussian_nll: That of a full-covariance Gaussian fitted on the training rows; with a
             context, of the Gaussian of rows and contexts conditioned on the context, which is
             linear regression.
+        gain_stderr: The standard error of gaussian_nll − nll, from the differences row by row; not
+            known for a single one.
         nfe: Evaluations of the field for each solve.
         draws: Of noise for each row, where there are columns of whole numbers or categories: the
             NLL is then an upper bound in the mean, of the log-mass in these columns.
@@ -57,6 +59,7 @@ class Evaluation:
     nll_standardized: float
     bits_per_dim: float
     gaussian_nll: float
+    gain_stderr: float | None
     nfe: float
     draws: int | None = None
     entropy: float | None = None
@@ -73,13 +76,13 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """The numbers for people."""
-        better = self.gaussian_nll - self.nll
+        gain = self.gaussian_nll - self.nll
+        ahead = f"{'better' if gain >= 0 else 'worse'} by {abs(gain):.4f}{_error(self.gain_stderr)}"
         lines = [
             f"  NLL           {self.nll:10.4f}{_error(self.stderr)} nats per row (rows: {self.n})",
             f"                {self.bits_per_dim:10.4f} bits per dimension",
             f"                {self.nll_standardized:10.4f} nats per row in standardised units",
-            f"  Gaussian NLL  {self.gaussian_nll:10.4f} (the flow is "
-            f"{'better' if better >= 0 else 'worse'} by {abs(better):.4f})",
+            f"  Gaussian NLL  {self.gaussian_nll:10.4f} (the flow is {ahead})",
         ]
         if self.draws is not None:
             lines.insert(1, f"                a bound of the log-mass, {self.draws} draws a row")
@@ -135,6 +138,7 @@ def summarize(
             "kl_stderr": _stderr(truth - log_prob),
         }
     stderr = _stderr(log_prob)
+    gaussian = trained.gaussian_log_prob(rows)
     if assessed is not None:
         known |= _errors(stderr, assessed, len(rows))
     return Evaluation(
@@ -143,7 +147,8 @@ def summarize(
         stderr=stderr,
         nll_standardized=nll - 0.5 * float(np.log(_variances(trained)).sum()),
         bits_per_dim=nll / (len(trained.schema.columns) * float(np.log(2))),
-        gaussian_nll=-float(trained.gaussian_log_prob(rows).mean()),
+        gaussian_nll=-float(gaussian.mean()),
+        gain_stderr=_stderr(log_prob - gaussian),
         nfe=nfe,
         draws=draws if trained.flow.noisy else None,
         **known,

@@ -98,6 +98,8 @@ def test_evaluation_of_a_table_is_of_its_held_out_rows(table, tmp_path):
     assert numbers["stderr"] == pytest.approx(scores.std(ddof=1) / sqrt(len(test)), abs=1e-4)
     assert numbers["bits_per_dim"] == pytest.approx(numbers["nll"] / (3 * log(2)))
     assert numbers["gaussian_nll"] == pytest.approx(-gaussian.mean(), rel=1e-6)
+    gain = (scores - gaussian).std(ddof=1) / sqrt(len(test))
+    assert numbers["gain_stderr"] == pytest.approx(gain, abs=1e-4)
     assert numbers["nll_standardized"] == pytest.approx(
         numbers["nll"] - np.log(train.std(0)).sum(), abs=0.01
     )
@@ -108,7 +110,8 @@ def test_evaluation_of_a_table_is_of_its_held_out_rows(table, tmp_path):
 def test_evaluation_for_people_has_the_same_numbers(trained, request):
     folder = request.getfixturevalue(trained)
     numbers, text = evaluation(folder), done("evaluate", folder)
-    shown = {"nll", "stderr", "bits_per_dim", "gaussian_nll", "entropy", "kl"} & set(numbers)
+    known = {"nll", "stderr", "bits_per_dim", "gaussian_nll", "gain_stderr", "entropy", "kl"}
+    shown = known & set(numbers)
     assert all(f"{numbers[name]:.4f}" in text for name in shown)
 
 

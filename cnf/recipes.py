@@ -46,7 +46,8 @@ class Recipe:
             steps want smaller ones, which do not drive the field into stiffness.
         matching_batch: Rows for each step of flow matching, of each process.
         matching_rate: Its peak learning rate.
-        matching: Fraction of a hybrid run that is flow matching.
+        matching: Fraction of a hybrid run that is flow matching: of its time or, where it is given
+            in steps, of these, of which matching's are cheap.
         coupling: How flow matching pairs base and data, a name in `cnf.couplings.COUPLINGS`.
         schedule: `"cosine"`, to zero, or `"constant"`; both after a linear warm-up.
         warmup: Fraction of each stage that warms up.

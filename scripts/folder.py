@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cnf.datasets.pictures import WORD
 from cnf.distributed import gather, rank
 from cnf.files import is_left_over
 from cnf.scripts.trained import STATE
@@ -23,10 +24,13 @@ def default_folder(data: str) -> str:
     """Where a run goes that is not told where to: into runs/, called after its data.
 
     Example:
-        >>> [default_folder(data) for data in ("moons", "tables/uci.npz:wine", "word:A b")]
-        ['runs/moons', 'runs/wine', 'runs/A_b']
+        >>> [default_folder(data) for data in ("moons", "a/uci.npz:wine", "word:St. Ives", "%")]
+        ['runs/moons', 'runs/wine', 'runs/St._Ives', 'runs/data']
     """
-    name = re.sub(r"[^\w.+-]+", "_", Path(data.rpartition(":")[2] or data).stem)[:60].strip("._")
+    last = data.removeprefix(WORD)
+    if last == data:
+        last = Path(data.rpartition(":")[2] or data).stem
+    name = re.sub(r"[^\w.+-]+", "_", last)[:60].strip("._")
     return f"runs/{name or 'data'}"
 
 

@@ -113,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     everything = "--help-all" in (sys.argv[1:] if argv is None else argv)
     arguments = parser(everything).parse_args(argv)
     with process_group():
-        arguments.out = default_folder(arguments.data) if arguments.out is None else arguments.out
+        if arguments.out is None:
+            arguments.out = default_folder(arguments.data)
         begun = _begun(arguments)
         choices = _choices(arguments)
         data = open_data(arguments.data, arguments.seed, choices, arguments.data_dir)

@@ -63,6 +63,13 @@ def test_samples_are_where_they_are(ax):
     assert ax.get_xlim() == BOUNDS[0]
 
 
+@pytest.mark.parametrize(("rows", "size"), [(100, 12), (500, 8), (2000, 2), (100_000, 2)])
+def test_few_rows_are_larger_dots(rows, size, ax):
+    draw_samples(ax, np.zeros((rows, 2)), BOUNDS)
+    (dots,) = ax.collections
+    assert dots.get_sizes() == [size]
+
+
 def test_learning_curve_marks_the_best(ax):
     draw_learning_curve(ax, [1, 2, 3], [9.0, 2.0, 1.0], [8.0, 2.0, 2.5])
     best = ax.get_lines()[-1]

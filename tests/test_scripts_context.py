@@ -17,6 +17,7 @@ import cnf
 from cnf.datasets import CONDITIONAL_TOYS, read_table, split
 from cnf.scripts.gaussian import Gaussian
 from cnf.scripts.rows import Rows
+from cnf.scripts.sample import whole_contexts
 
 ROWS = rows_of_table()
 PARTS = split(len(ROWS), seed=0)
@@ -231,6 +232,10 @@ def test_contexts_of_whole_numbers_are_written_as_such(table, tmp_path):
         drawn(table, context, tmp_path / "drawn.csv", 1)
         _, *lines = (tmp_path / "drawn.csv").read_text().splitlines()
         assert [line.split(",")[0] for line in lines] == cells
+
+
+def test_numbers_too_large_to_be_told_apart_are_not_called_whole():
+    assert whole_contexts(np.array([[1.0, 2.0**60, 0.5]]), ("a", "b", "c")) == ("a",)
 
 
 def test_more_samples_than_are_drawn_in_one_solve(table, tmp_path):

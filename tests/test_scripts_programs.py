@@ -119,6 +119,7 @@ def test_evaluation_of_one_row_is_json_still(table, tmp_path):
     """Of one row there is no standard error; NaN would be no JSON."""
     numbers = evaluation(table, "--data", write_csv(tmp_path / "one.csv", ROWS[:1]))
     assert numbers["n"] == 1
+    assert not {"stderr", "gain_stderr"} & set(numbers)
 
 
 def test_toy_is_data_for_evaluate_as_for_train(moons):

@@ -81,10 +81,10 @@ def test_learning_curve_without_a_finite_number(ax):
 
 
 @pytest.mark.parametrize("truth", [True, False])
-def test_density_figure_has_its_panels(fitted, truth):
+def test_density_figure_has_its_panels(truth):
     toy = TOYS["moons"]
     data = toy.sample(500, seed=0)
-    figure = density_figure(fitted, data, toy.log_prob if truth else None)
+    figure = density_figure(cnf.ffjord(2, hidden=(8,)), data, toy.log_prob if truth else None)
     titles = [ax.get_title() for ax in figure.get_axes()]
     assert titles[:3] == ["data", "flow: samples", "flow: density"]
     assert ("truth: density" in titles) == truth

@@ -26,7 +26,7 @@ from cnf.training_state import TrainingState
 STATE, METRICS, WEIGHTS = "training.safetensors", "metrics.jsonl", "model.safetensors"
 NUMBERS = ("--hidden", "8", "--matching-batch", "64", "--batch-size", "64", "--validations", "5")
 OFTEN = ("--state-seconds", "0.05")
-KILLED = (*NUMBERS, *OFTEN, "--steps", "200")
+KILLED = (*NUMBERS, *OFTEN, "--steps", "100")
 SHORT = (*NUMBERS, "--state-seconds", "1e-9", "--steps", "20")
 
 
@@ -281,7 +281,6 @@ def test_folders_that_are_not_the_runs_are_refused(rows, short, tmp_path):
     assert STATE in line
     assert [path.name for path in tree(tmp_path)] == ["notes.txt"]
     assert tree(short) == before
-    assert "--out" in complaint("train", rows, "--resume", *SHORT)
 
 
 def test_resume_of_a_damaged_state_is_one_line(rows, short, tmp_path):

@@ -64,7 +64,7 @@ def fit(
     moving average of the weights. Ctrl-C ends it cleanly. What it draws depends on `seed` alone,
     and PyTorch's generator is left as it was.
 
-    Rows that lie on a line, a curve or a surface have no density, and their likelihood has no bound:
+    Rows that lie on a line, a curve or a surface have no density, and their likelihood no bound:
     `cnf train` and `CNFDensity` look for that; here `cnf.datasets.degeneracies` tells, when asked.
 
     Where `torch.distributed` is initialised the processes share the work: each takes its part of

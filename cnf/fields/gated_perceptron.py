@@ -198,7 +198,8 @@ class GatedPerceptron(TracedField):
 
     def traced(self, stage: Perceptron, x: Tensor) -> Traced:
         """The velocity and the exact trace of its Jacobian, by the trace's matrices."""
-        return Traced(*self.kernels.traced(stage, self.activations, x)[:2])
+        slope, _ = self.kernels.traced(stage, self.activations, x)
+        return Traced(slope[:, :-1], slope[:, -1])
 
     def linearize(self, times: Tensor, constants: Any, trace_constants: Any) -> Linearization:
         """`traced`, differentiated by hand; so are gates, where they are folded in."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from cnf.fields.folding import fold, fold_back
-from cnf.fields.perceptron import pull, tangents, traced, velocity
+from cnf.fields.perceptron import bare, pull, pull_bare, tangents, traced, velocity
 
 # Of compiled code: how many numbers of rows it is for.
 Sizes = Literal["fixed", "any"]
@@ -20,9 +20,11 @@ class Kernels(NamedTuple):
     """The functions of `perceptron` and `folding`."""
 
     velocity: Callable[..., Any] = velocity
+    bare: Callable[..., Any] = bare
     traced: Callable[..., Any] = traced
     tangents: Callable[..., Any] = tangents
     pull: Callable[..., Any] = pull
+    pull_bare: Callable[..., Any] = pull_bare
     fold: Callable[..., Any] = fold
     fold_back: Callable[..., Any] = fold_back
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from cnf.fields.activations import Activation
 from cnf.fields.kernels import Kernels
@@ -41,22 +40,21 @@ class PerceptronLinearization(Linearization):
         tensors = zip(stacked.net.tensors(), stacked.differ(), strict=True)
         self.bytes = sum(tensor.nbytes for tensor, differs in tensors if differs)
 
-    def push(self, i: int, y: Tensor) -> tuple[Tensor, Any]:
+    def push(self, i: int, y: Tensor, *, inner: bool = False) -> tuple[Tensor, Any]:
         """The slope, and what its way back needs."""
+        evaluate = self.kernels.bare if inner else self.kernels.traced
         x = y[:, :-1]
         with torch.no_grad():
-            velocity, trace, saved = self.kernels.traced(self.stages[i], self.activations, x)
-            slope = torch.cat([velocity, trace.unsqueeze(1)], 1)
+            slope, saved = evaluate(self.stages[i], self.activations, x)
         self.bytes += saved.nbytes
-        return slope, (x, saved)
+        return slope, (x, saved, self.kernels.pull_bare if inner else self.kernels.pull)
 
     def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
         """The way back; what belongs to the perceptron is gathered for `finish`."""
-        x, rest = saved
-        stage, parts = self.stages[i], (cotangent[:, :-1], cotangent[:, -1])
-        gradient, own = self.kernels.pull(stage, self.activations, x, rest, *parts)
+        x, rest, pull = saved
+        gradient, own = pull(self.stages[i], self.activations, x, rest, cotangent)
         self.gathered[i] = own
-        return pad(gradient, (0, 1))
+        return gradient
 
     def finish(self) -> None:
         """The way back of what the perceptrons were made of."""

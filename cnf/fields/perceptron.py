@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cnf.fields.activations import Activation
 
@@ -135,18 +136,37 @@ class Saved(NamedTuple):
         return sum(tensor.nbytes for tensor in kept)
 
 
+class TraceBack(NamedTuple):
+    """What the gradient of a trace comes to.
+
+    Attributes:
+        slopes: The gradients of the hidden layers' slopes; None for those of no trace.
+        matrices: Of the trace's matrices.
+        weights: Of weights that carried tangents, by their place.
+    """
+
+    slopes: Sequence[Tensor | None]
+    matrices: tuple[Tensor, ...]
+    weights: dict[int, Tensor]
+
+
 def velocity(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> Tensor:
     """The velocity, (rows, dim) → (rows, dim)."""
     return _last(net, _hidden(net, activations, x))
 
 
-def traced(
-    net: Perceptron, activations: Sequence[Activation], x: Tensor
-) -> tuple[Tensor, Tensor, Saved]:
-    """The velocity, the trace of its Jacobian, and what `pull` needs of both."""
+def traced(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> tuple[Tensor, Saved]:
+    """The slope (velocity, trace of its Jacobian), (rows, dim + 1), and what `pull` needs of it."""
     hidden = _hidden(net, activations, x)
     trace, ends, carried = _trace(net, _gated(net, _derivatives(activations, hidden)))
-    return _last(net, hidden), trace, Saved(hidden, ends, carried)
+    slope = torch.cat([_last(net, hidden), trace.unsqueeze(1)], 1)
+    return slope, Saved(hidden, ends, carried)
+
+
+def bare(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> tuple[Tensor, Saved]:
+    """The slope (velocity, 0), (rows, dim + 1), and what `pull_bare` needs of it."""
+    hidden = _hidden(net, activations, x)
+    return pad(_last(net, hidden), (0, 1)), Saved(hidden, None, [])
 
 
 def tangents(
@@ -161,45 +181,63 @@ def tangents(
 
 
 def pull(
+    net: Perceptron, activations: Sequence[Activation], x: Tensor, saved: Saved, slope: Tensor
+) -> tuple[Tensor, Perceptron]:
+    """The gradients of the state (x, 0) and, in its form, of the net for that of the slope."""
+    derivatives = _derivatives(activations, saved.hidden)
+    trace = _pull_trace(net, _gated(net, derivatives), saved, slope[:, -1])
+    return _pull(net, activations, x, saved.hidden, derivatives, slope[:, :-1], trace)
+
+
+def pull_bare(
+    net: Perceptron, activations: Sequence[Activation], x: Tensor, saved: Saved, slope: Tensor
+) -> tuple[Tensor, Perceptron]:
+    """The same where the slope has no trace."""
+    derivatives = _derivatives(activations, saved.hidden)
+    zeros = tuple(torch.zeros_like(matrix) for matrix in net.matrices)
+    trace = TraceBack([None] * len(derivatives), zeros, {})
+    return _pull(net, activations, x, saved.hidden, derivatives, slope[:, :-1], trace)
+
+
+def _pull(
     net: Perceptron,
     activations: Sequence[Activation],
     x: Tensor,
-    saved: Saved,
+    hidden: Sequence[Hidden],
+    derivatives: Sequence[Tensor],
     velocity: Tensor,
-    trace: Tensor,
+    trace: TraceBack,
 ) -> tuple[Tensor, Perceptron]:
-    """The gradients of x and, in its form, of the net for those of the velocity and the trace."""
-    hidden = saved.hidden
+    """The gradients for that of the velocity and for what the trace's came to."""
     gates = _parts(net.gates, net.weights[:-1])
-    derivatives = _derivatives(activations, hidden)
-    bars, matrices, middle = _pull_trace(net, _gated(net, derivatives), saved, trace)
     weights: list[Tensor] = [velocity.T @ hidden[-1].value]
     offsets, gate_parts = [velocity], []
     h = velocity @ net.weights[-1]
     for i in reversed(range(len(hidden))):
-        layer, gate, slope = hidden[i], gates[i], bars[i]
-        gated = None
-        if gate is not None:
-            gated, slope = slope * derivatives[i], slope * gate
-        z = activations[i].back(layer.value, layer.kept, derivatives[i], h, slope)
+        layer, gate, derivative, bar = hidden[i], gates[i], derivatives[i], trace.slopes[i]
+        if bar is None:
+            z = h * derivative
+        else:
+            bent = bar if gate is None else bar * gate
+            z = activations[i].back(layer.value, layer.kept, derivative, h, bent)
         offsets.append(z)
-        if gated is not None:
-            assert gate is not None
+        if gate is not None:
             assert layer.product is not None
-            gate_parts.append(torch.addcmul(gated, z, layer.product))
+            own = z * layer.product
+            gate_parts.append(own if bar is None else torch.addcmul(own, bar, derivative))
             z = z * gate
         before = hidden[i - 1].value if i else x
         # A tall product is far slower than a wide one.
         weight = z.T @ before if before.shape[1] >= z.shape[1] else (before.T @ z).T
-        weights.append(weight + middle[i] if i in middle else weight)
+        weights.append(weight + trace.weights[i] if i in trace.weights else weight)
         h = z @ net.weights[i]
     shared = net.offsets.ndim == 1
     parts = [part.sum(0) if shared else part for part in reversed(offsets)]
-    return h, Perceptron(
+    return pad(h, (0, 1)), Perceptron(
         tuple(reversed(weights)),
         torch.cat(parts, -1),
         torch.cat(gate_parts[::-1], -1) if gate_parts else None,
-        matrices,
+        trace.matrices,
     )
 
 
@@ -255,17 +293,15 @@ def _trace(net: Perceptron, slopes: list[Tensor]) -> tuple[Tensor, Tensor | None
     return (sums * slopes[-2]).sum(1), ends, carried
 
 
-def _pull_trace(
-    net: Perceptron, slopes: list[Tensor], saved: Saved, trace: Tensor
-) -> tuple[list[Tensor], tuple[Tensor, ...], dict[int, Tensor]]:
-    """The gradients of the slopes, of the matrices, and of weights that carried tangents."""
+def _pull_trace(net: Perceptron, slopes: list[Tensor], saved: Saved, trace: Tensor) -> TraceBack:
+    """What the gradient of the trace comes to."""
     trace = trace.unsqueeze(1)
     if saved.ends is None:
-        return [trace * net.matrices[0]], ((slopes[0] * trace).sum(0),), {}
+        return TraceBack([trace * net.matrices[0]], ((slopes[0] * trace).sum(0),), {})
     if len(slopes) == 2:
         ends = slopes[1] * trace
         (P,) = net.matrices
-        return [ends @ P, saved.ends * trace], (ends.T @ slopes[0],), {}
+        return TraceBack([ends @ P, saved.ends * trace], (ends.T @ slopes[0],), {})
     N, M = net.matrices
     A, C = _by_dim(saved.ends, slopes[-2]), _by_dim(saved.carried[-1], slopes[-2])
     found = {len(slopes) - 2: _dot(A, C) * trace}
@@ -282,7 +318,7 @@ def _pull_trace(
     carried = carried.flatten(1)
     found[0] = carried @ N.T
     matrices = (slopes[0].T @ carried, slopes[-1].T @ ends)
-    return [found[i] for i in range(len(slopes))], matrices, middle
+    return TraceBack([found[i] for i in range(len(slopes))], matrices, middle)
 
 
 def _by_dim(joined: Tensor, like: Tensor) -> Tensor:

@@ -72,6 +72,11 @@ class Augmented(StagedDynamics):
         columns += [REGULARIZERS[name](point).unsqueeze(1) for name in self.regularizers]
         return torch.cat(columns, 1)
 
+    def evaluate_inner(self, stage: Any, y: Tensor) -> Tensor:
+        """The velocity; all other columns are quadratures, and stand still."""
+        velocity = self.field.velocity(stage[0], y[:, : self.dim])
+        return pad(velocity, (0, self.width - self.dim))
+
     def linearize(self, times: Tensor, args: Any) -> Linearization:
         """By hand where the field knows how to and nothing but its trace is asked for."""
         constants, own, *_ = args

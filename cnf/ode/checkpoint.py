@@ -18,7 +18,7 @@ from cnf.ode.record import Kept, Step
 from cnf.ode.recording import Recording
 from cnf.ode.settings import Settings
 from cnf.ode.solution import Tally
-from cnf.ode.step import Stages, advance, stage_times, within
+from cnf.ode.step import BoundDynamics, Stages, advance, stage_times, staged, within
 from cnf.ode.tableaus import tableau_tensors
 
 
@@ -183,17 +183,21 @@ class _Tape:
         args = take_rows(self.leaves.args, self.stand_in if step.rows is None else step.rows)
         calls = 0
 
-        def bound(t: Tensor, y: Tensor) -> Tensor:
+        def bound(t: Tensor, y: Tensor, **stage: bool) -> Tensor:
             nonlocal calls
             calls += 1
-            return self.f(t, y, args)
+            return self.f(t, y, args, **stage)
 
         begin, end = step.interval(self.knots)
         t, h = step.times(begin, end - begin)
-        f = bound if self.settings.jumps is None else within(bound, begin, end)
-        stages = Stages(self.settings.tableau, y, buffered=False)
+        f: BoundDynamics = bound
+        stages, at = Stages(self.settings.tableau, y, buffered=False), None
+        if self.settings.jumps is not None:
+            f = within(bound, begin, end)
+        elif isinstance(self.f, StagedDynamics):
+            at = staged(bound, self.settings.tableau, stage_times(stages.weights, t, h))
         stages.restart(y, f(t, y))
-        taken = advance(f, stages, t, h)
+        taken = advance(f, stages, t, h, at)
         ends = [taken.y1, *(output.values(taken, self.leaves.ts) for output in step.outputs)]
         self.tally.add(calls, step.rows)
         return Kept(y, ends)

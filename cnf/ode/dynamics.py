@@ -20,6 +20,10 @@ class StagedDynamics(ABC):
     An instance is called as any dynamics are, `f(t, y, args)`. Where all rows have the same time
     the solver calls `prepare` once for each step instead, and then `evaluate` for each stage.
 
+    Some methods have inner stages, whose slopes only the stages after them look at. There the
+    solver calls `evaluate_inner`, which may leave out what is integrated beside the state proper:
+    quadratures, columns that no slope depends on, as a log-density is one.
+
     Example:
         >>> class Rotation(StagedDynamics):
         ...     def prepare(self, times, args):
@@ -39,9 +43,14 @@ class StagedDynamics(ABC):
     def evaluate(self, stage: Any, y: Tensor) -> Tensor:
         """The slope dy/dt at one of the times."""
 
-    def __call__(self, t: Tensor, y: Tensor, args: Any) -> Tensor:
+    def evaluate_inner(self, stage: Any, y: Tensor) -> Tensor:
+        """The slope at an inner stage, where any finite number will do for that of quadratures."""
+        return self.evaluate(stage, y)
+
+    def __call__(self, t: Tensor, y: Tensor, args: Any, *, inner: bool = False) -> Tensor:
         """The slope dy/dt at one time."""
-        return self.evaluate(self.prepare(t.unsqueeze(0), args)[0], y)
+        stage = self.prepare(t.unsqueeze(0), args)[0]
+        return self.evaluate_inner(stage, y) if inner else self.evaluate(stage, y)
 
     def linearize(self, times: Tensor, args: Any) -> Linearization:
         """Evaluations at `times` with a way back; by autograd where a subclass knows no better."""
@@ -63,8 +72,11 @@ class Linearization(ABC):
     bytes: int = 0
 
     @abstractmethod
-    def push(self, i: int, y: Tensor) -> tuple[Tensor, Any]:
-        """The slope at stage i, without a graph, and what `pull` needs of the evaluation."""
+    def push(self, i: int, y: Tensor, *, inner: bool = False) -> tuple[Tensor, Any]:
+        """The slope at stage i, without a graph, and what `pull` needs of the evaluation.
+
+        At an inner stage any finite number will do for the slope of quadratures.
+        """
 
     @abstractmethod
     def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
@@ -159,11 +171,12 @@ class AutogradLinearization(Linearization):
     ) -> None:
         self.dynamics, self.stages, self.leaves = dynamics, stages, leaves
 
-    def push(self, i: int, y: Tensor) -> tuple[Tensor, Any]:
+    def push(self, i: int, y: Tensor, *, inner: bool = False) -> tuple[Tensor, Any]:
         """The slope, and its graph."""
         leaf = y.detach().requires_grad_()
+        evaluate = self.dynamics.evaluate_inner if inner else self.dynamics.evaluate
         with torch.enable_grad():
-            slope = self.dynamics.evaluate(self.stages[i], leaf)
+            slope = evaluate(self.stages[i], leaf)
         return slope.detach(), (leaf, slope)
 
     def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from cnf.ode.step import (
     Taken,
     advance,
     stage_times,
+    staged,
     within,
 )
 
@@ -229,10 +230,10 @@ class _Loop:
         """Whose arguments the dynamics get; None for everyone's own."""
         return self.rows if self.per_sample else self.stand_in
 
-    def bound(self, t: Tensor, y: Tensor) -> Tensor:
+    def bound(self, t: Tensor, y: Tensor, **stage: bool) -> Tensor:
         """The dynamics with the arguments of the rows at hand."""
         self.calls += 1
-        slope: Tensor = self.f(t, y, self.at_hand)
+        slope: Tensor = self.f(t, y, self.at_hand, **stage)
         return slope
 
     def _to_state(self, lanes: Array) -> float | Tensor:
@@ -326,24 +327,28 @@ class _Loop:
         return advance(f, stages, t, h, self._prepared(t, h))
 
     def _prepared(self, t: Tensor, h: Tensor) -> StageDynamics | None:
-        """The dynamics at a step's stages, prepared at once; None where they are not to be."""
-        if self.per_sample or self.settings.jumps is not None:
+        """The dynamics at a step's stages, by what they know of these; None for plain ones."""
+        if self.settings.jumps is not None:
             return None
+        tableau, times = self.settings.tableau, stage_times(self.stages.weights, t, h)
+        inner = tableau.inner
         if self.recording is not None and self.recording.trails:
-            times = stage_times(self.stages.weights, t, h)[1:]
-            return self._counted(self.recording.evaluations(times, self.at_hand), first=1)
+            recorder = self.recording.evaluations(times[1:], self.at_hand)
+            return self._counted(lambda i, y: recorder(i - 1, y, inner=inner[i]))
         if not isinstance(self.f, StagedDynamics):
             return None
-        f = self.f
-        stages = f.prepare(stage_times(self.stages.weights, t, h)[1:], self.at_hand)
-        return self._counted(lambda i, y: f.evaluate(stages[i], y), first=1)
+        if self.per_sample:
+            return staged(self.bound, tableau, times)
+        whole, part = self.f.evaluate, self.f.evaluate_inner
+        stages = self.f.prepare(times[1:], self.at_hand)
+        return self._counted(lambda i, y: (part if inner[i] else whole)(stages[i - 1], y))
 
-    def _counted(self, at: StageDynamics, first: int = 0) -> StageDynamics:
-        """Count the calls; the stages are numbered from the first on."""
+    def _counted(self, at: StageDynamics) -> StageDynamics:
+        """Count the calls."""
 
         def counted(i: int, y: Tensor) -> Tensor:
             self.calls += 1
-            return at(i - first, y)
+            return at(i, y)
 
         return counted
 

@@ -24,9 +24,9 @@ class Recorder:
     linearization: Linearization
     evaluations: list[Evaluation] = field(default_factory=list)
 
-    def __call__(self, i: int, y: Tensor) -> Tensor:
+    def __call__(self, i: int, y: Tensor, *, inner: bool = False) -> Tensor:
         """The slope at stage i."""
-        slope, saved = self.linearization.push(i, y)
+        slope, saved = self.linearization.push(i, y, inner=inner)
         self.evaluations.append(Evaluation(self.linearization, i, saved))
         return slope
 
@@ -112,6 +112,7 @@ def retrace(linearization: Linearization, tableau: Tableau, y: Tensor, size: flo
     stages.restart(y, recorder(0, y), size)
     h = y.new_full((), size)  # which does not wait for a GPU
     for i in range(1, tableau.solution_stages):
-        stages.append(recorder(i, stages.state(h, stages.weights.a[i])))
+        state = stages.state(h, stages.weights.a[i])
+        stages.append(recorder(i, state, inner=tableau.inner[i]))
     first, *rest = recorder.evaluations
     return Trail(first, tuple(rest), size, linearization)

@@ -177,6 +177,12 @@ def stagewise(f: BoundDynamics, times: Tensor) -> StageDynamics:
     return lambda i, y: f(at[i], y)
 
 
+def staged(f: Callable[..., Tensor], tableau: Tableau, times: Tensor) -> StageDynamics:
+    """Dynamics by the number of the stage, which they are told of when it is an inner one."""
+    at = times.unbind()
+    return lambda i, y: f(at[i], y, inner=tableau.inner[i])
+
+
 def within(f: BoundDynamics, begin: Tensor, end: Tensor) -> BoundDynamics:
     """`f` between two times, looked at just inside of them where it is asked for there.
 

@@ -95,6 +95,19 @@ class Tableau:
         return max((i for i, weight in enumerate(self.e or (), start=1) if weight != 0), default=0)
 
     @cached_property
+    def inner(self) -> tuple[bool, ...]:
+        """Of each stage, and last of the step's end, whether only later stages look at its slope.
+
+        Neither the solution nor its error nor a state inside the step weighs it.
+        """
+        nothing = (0.0,) * self.stages
+        rows = zip(self.b, self.e or nothing, self.mid or nothing, strict=True)
+        _, *inner = (not any(weights) for weights in rows)
+        if self.first_same_as_last:
+            inner[-1] = False
+        return False, *inner, False
+
+    @cached_property
     def dense(self) -> Literal["cubic", "quartic", "bootstrap"]:
         """How the states inside a step are found, to order 4 or the method's own if that is less.
 

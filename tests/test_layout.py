@@ -42,6 +42,7 @@ ORDER = [
     "cnf.fields.signals",
     "cnf.fields.perceptron",
     "cnf.fields.folding",
+    "cnf.fields.steps",
     "cnf.fields.kernels",
     "cnf.fields.field",
     "cnf.fields.linearization",

@@ -29,7 +29,7 @@ TIGHT = dataclasses.replace(SMALL, rtol=1e-9, atol=1e-9)
 @pytest.fixture(autouse=True)
 def _uncompiled(monkeypatch):
     """Compiled code is tested with the layers: here it would only take long."""
-    monkeypatch.setattr(gated_perceptron, "compiled_kernels", lambda sizes: EAGER)
+    monkeypatch.setattr(gated_perceptron, "compiled_kernels", lambda sizes, device: EAGER)
 
 
 def pair(network: Network) -> tuple[Ours, FFJORD]:

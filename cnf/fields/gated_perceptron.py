@@ -221,7 +221,7 @@ class GatedPerceptron(TracedField):
     def compiled(self, sizes: Sizes) -> Self:
         """This field, sharing its parameters, with its evaluations compiled."""
         view = copy.copy(self)
-        view.kernels = compiled_kernels(sizes)
+        view.kernels = compiled_kernels(sizes, self.last.linear.weight.device.type)
         return view
 
     def eager(self) -> Self:

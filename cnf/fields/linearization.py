@@ -13,6 +13,8 @@ from cnf.fields.activations import Activation
 from cnf.fields.kernels import Kernels
 from cnf.fields.perceptron import Perceptron, Stacked
 from cnf.ode import Linearization
+from cnf.ode.dynamics import Evaluation
+from cnf.ode.tableaus import Tableau
 
 # Takes the gradients of the perceptron at some of the stages to what it was made of.
 Back = Callable[[list[int], list[Perceptron]], None]
@@ -47,14 +49,49 @@ class PerceptronLinearization(Linearization):
         with torch.no_grad():
             slope, saved = evaluate(self.stages[i], self.activations, x)
         self.bytes += saved.nbytes
-        return slope, (x, saved, self.kernels.pull_bare if inner else self.kernels.pull)
+        return slope, (x, saved, self._way_back(inner))
 
     def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
         """The way back; what belongs to the perceptron is gathered for `finish`."""
         x, rest, pull = saved
+        gradient: Tensor
         gradient, own = pull(self.stages[i], self.activations, x, rest, cotangent)
         self.gathered[i] = own
         return gradient
+
+    def push_step(
+        self, tableau: Tableau, y: Tensor, slope: Tensor, h: Tensor
+    ) -> tuple[Tensor, Tensor, list[Any]] | None:
+        """The step by one compiled function."""
+        steps = self.kernels.steps(tableau)
+        if steps is None:
+            return None
+        with torch.no_grad():
+            slopes, end, states, kept = steps.push(self.stages, self.activations, y, slope, h)
+        self.bytes += sum(saved.nbytes for saved in kept)
+        pulls = [self._way_back(inner) for inner in tableau.inner[1:]]
+        xs = [state[:, :-1] for state in states]
+        return slopes, end, [*zip(xs, kept, pulls, strict=False)]
+
+    def pull_step(
+        self, tableau: Tableau, evaluations: Sequence[Evaluation], cotangent: Tensor, h: Tensor
+    ) -> Tensor | None:
+        """Its way back by another."""
+        steps = self.kernels.steps(tableau)
+        if steps is None:
+            return None
+        nets, gatherers = [], []
+        for evaluation in evaluations:
+            owner = evaluation.linearization
+            assert isinstance(owner, PerceptronLinearization)
+            nets.append(owner.stages[evaluation.stage])
+            gatherers.append(owner.gathered)
+        xs, kept, _ = zip(*(evaluation.saved for evaluation in evaluations), strict=True)
+        start: Tensor
+        start, found = steps.pull(nets, self.activations, xs, kept, cotangent, h)
+        for gathered, evaluation, own in zip(gatherers, evaluations, found, strict=True):
+            gathered[evaluation.stage] = own
+        return start
 
     def finish(self) -> None:
         """The way back of what the perceptrons were made of."""
@@ -62,6 +99,9 @@ class PerceptronLinearization(Linearization):
             stages = sorted(self.gathered)
             self.back(stages, [self.gathered[i] for i in stages])
             self.gathered = {}
+
+    def _way_back(self, inner: bool) -> Callable[..., tuple[Tensor, Perceptron]]:
+        return self.kernels.pull_bare if inner else self.kernels.pull
 
 
 @lru_cache

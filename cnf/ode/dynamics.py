@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from cnf.ode.tableaus import Tableau
+
 Dynamics = Callable[[Tensor, Tensor, Any], Tensor]
 
 
@@ -81,6 +83,29 @@ class Linearization(ABC):
     @abstractmethod
     def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
         """The cotangent of the state for that of the slope; the arguments' is gathered."""
+
+    def push_step(
+        self, tableau: Tableau, y: Tensor, slope: Tensor, h: Tensor
+    ) -> tuple[Tensor, Tensor, list[Any]] | None:
+        """All stages of a step of size h from y at once; None where they are taken one by one.
+
+        Returns:
+            Its slopes after the first, which is given, stacked; its end; what `pull` needs of each.
+        """
+        return None
+
+    def pull_step(
+        self, tableau: Tableau, evaluations: Sequence[Evaluation], cotangent: Tensor, h: Tensor
+    ) -> Tensor | None:
+        """The cotangent of a step's start for that of its end; None as for `push_step`.
+
+        Args:
+            tableau: The method.
+            evaluations: Those of its stages that the end depends on.
+            cotangent: Of the end.
+            h: The step's size.
+        """
+        return None
 
     @abstractmethod
     def finish(self) -> None:

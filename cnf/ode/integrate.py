@@ -324,22 +324,31 @@ class _Loop:
         if isinstance(step.size, float) and isinstance(step.knot, int):
             size = step.size * self.lengths[step.knot]
         stages.restart(step.y, f(t, step.y) if fresh else self.slope, size)
+        if self.recording is not None and self.recording.trails:
+            return self._record(f, t, h, stages, self.recording)
         return advance(f, stages, t, h, self._prepared(t, h))
+
+    def _record(
+        self, f: BoundDynamics, t: Tensor, h: Tensor, stages: Stages, recording: Recording
+    ) -> Taken:
+        """The step, its evaluations leaving their ways back."""
+        times, inner = stage_times(stages.weights, t, h), self.settings.tableau.inner
+        recorder = recording.evaluations(times[1:], self.at_hand)
+        at = self._counted(lambda i, y: recorder(i - 1, y, inner=inner[i]))
+        end = recorder.take(stages, h)
+        if end is None:
+            return advance(f, stages, t, h, at)
+        self.calls += len(stages) - 1
+        return Taken(f, at, t, h, stages.y, end, stages)
 
     def _prepared(self, t: Tensor, h: Tensor) -> StageDynamics | None:
         """The dynamics at a step's stages, by what they know of these; None for plain ones."""
-        if self.settings.jumps is not None:
+        if self.settings.jumps is not None or not isinstance(self.f, StagedDynamics):
             return None
         tableau, times = self.settings.tableau, stage_times(self.stages.weights, t, h)
-        inner = tableau.inner
-        if self.recording is not None and self.recording.trails:
-            recorder = self.recording.evaluations(times[1:], self.at_hand)
-            return self._counted(lambda i, y: recorder(i - 1, y, inner=inner[i]))
-        if not isinstance(self.f, StagedDynamics):
-            return None
         if self.per_sample:
             return staged(self.bound, tableau, times)
-        whole, part = self.f.evaluate, self.f.evaluate_inner
+        whole, part, inner = self.f.evaluate, self.f.evaluate_inner, tableau.inner
         stages = self.f.prepare(times[1:], self.at_hand)
         return self._counted(lambda i, y: (part if inner[i] else whole)(stages[i - 1], y))
 

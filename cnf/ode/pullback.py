@@ -30,6 +30,18 @@ class Recorder:
         self.evaluations.append(Evaluation(self.linearization, i, saved))
         return slope
 
+    def take(self, stages: Stages, h: Tensor) -> Tensor | None:
+        """The end of a step, its stages all taken at once; None where they are not to be."""
+        step = self.linearization.push_step(stages.tableau, stages.y, stages[0], h)
+        if step is None:
+            return None
+        slopes, end, kept = step
+        stages.extend(slopes)
+        self.evaluations += [
+            Evaluation(self.linearization, i, saved) for i, saved in enumerate(kept)
+        ]
+        return end
+
 
 @dataclass(frozen=True, eq=False)
 class Trail:
@@ -59,13 +71,16 @@ class Trail:
 
     def pull(self, cotangent: Tensor, adjoint: Adjoint) -> Tensor:
         """The cotangent of the state at its start for that at its end."""
-        adjoint.begin(cotangent)
-        for i in range(len(self.stages), 0, -1):
-            evaluation = self.stages[i - 1]
-            adjoint.take(i, evaluation.pull(adjoint.slope(i, self.size)))
-        adjoint.take(0, self.first.pull(adjoint.slope(0, self.size)))
+        evaluations = (self.first, *self.stages)
+        h = cotangent.new_full((), self.size)  # which does not wait for a GPU
+        start = self.linearization.pull_step(adjoint.tableau, evaluations, cotangent, h)
+        if start is None:
+            adjoint.begin(cotangent)
+            for i in reversed(range(len(evaluations))):
+                adjoint.take(i, evaluations[i].pull(adjoint.slope(i, self.size)))
+            start = adjoint.state()
         self.linearization.finish()
-        return adjoint.state()
+        return start
 
 
 class Adjoint:
@@ -77,6 +92,7 @@ class Adjoint:
     """
 
     def __init__(self, tableau: Tableau, y: Tensor) -> None:
+        self.tableau = tableau
         weights = tableau_tensors(tableau, y.dtype, y.device)
         count = tableau.solution_stages
         # Row i has the weights of the cotangents Ȳ_j, and of λ, in that of slope i.

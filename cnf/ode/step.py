@@ -62,6 +62,15 @@ class Stages:
             slope = self.places[len(self.slopes)].copy_(slope)
         self.slopes.append(slope)
 
+    def extend(self, slopes: Tensor) -> None:
+        """Take the next slopes, stacked."""
+        if self.buffered:
+            begin, end = len(self.slopes), len(self.slopes) + len(slopes)
+            self.buffer[begin:end].copy_(slopes)
+            self.slopes += self.places[begin:end]
+        else:
+            self.slopes += slopes.unbind()
+
     def increment(self, h: Tensor, weights: Tensor) -> Tensor:
         """The sum h Σ_j weights_j k_j over the slopes so far; weights beyond them are zero."""
         return h * self._sum(weights).view_as(self.slopes[0])

@@ -67,8 +67,10 @@ class SolverSettings:
             care and one more evaluation. Training saves both (`cnf.learner`).
         max_steps: The most steps that one solve may take, for each row where steps are per sample.
         compile: Whether the field's evaluations are compiled by `torch.compile`, for the family of
-            concat-squash fields. Falls back with a warning where there is no compiler. The first
-            solves take some ten seconds longer; like the divergence, not part of a saved model.
+            concat-squash fields, and whole steps of training by maximum likelihood, which gains
+            most where batches are small. Falls back with a warning where there is no compiler. The
+            first solves take up to a minute longer, the first ones with another number of rows
+            some seconds; like the divergence, not part of a saved model.
 
     Raises:
         ValueError: A name is unknown or a number out of range.

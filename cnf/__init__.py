@@ -7,9 +7,10 @@
 (torch.Size([5]), torch.Size([5, 2]))
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from cnf.bounds import elbo, iwae
-from cnf.diagnostics import check
-from cnf.estimators import CNFDensity
 from cnf.fields import ConcatSquash
 from cnf.flow import Flow, ffjord
 from cnf.history import History
@@ -19,6 +20,10 @@ from cnf.posterior import FlowPosterior
 from cnf.storage import load, save
 from cnf.training import fit
 from cnf.verdict import Report
+
+if TYPE_CHECKING:
+    from cnf.diagnostics import check
+    from cnf.estimators import CNFDensity
 
 __version__ = "0.1.0"
 
@@ -42,3 +47,16 @@ __all__ = [
     "load",
     "save",
 ]
+
+# What needs scikit-learn, which takes long to import, is imported when it is asked for.
+_LATER = {"check": "cnf.diagnostics", "CNFDensity": "cnf.estimators"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import skew
 
 from cnf.layers import (
     Argmax,
@@ -429,6 +428,8 @@ class Schema:
 
 def _inferred(name: str, values: Array, categories: tuple[str, ...]) -> Column:
     """A column by its looks."""
+    from scipy.stats import skew  # here, since it takes long to import
+
     if (values == values[0]).all():
         return Column(name, "constant", float(values[0]), categories=categories[:1])
     if categories:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 Array = NDArray[np.float64]
 
@@ -53,6 +51,10 @@ def two_sample_test(data: Array, samples: Array, seed: int = 0) -> TwoSample:
         >>> test.accuracy > 0.95, test.rows
         (True, 400)
     """
+    # Here, since they take long to import.
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
     if data.shape[1:] != samples.shape[1:] or min(len(data), len(samples)) < FOLDS:
         raise ValueError(
             f"Expected data and samples of as many columns, at least {FOLDS} rows each; got shapes "

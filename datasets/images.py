@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
-from sklearn.datasets import load_digits
 
 from cnf.datasets.benchmarks import DATA_DIR
 from cnf.datasets.files import FILE, found_at
@@ -100,6 +99,8 @@ comes from https://cs.nyu.edu/~roweis/data/frey_rawface.mat.
 
 
 def _digits(_: str | os.PathLike[str] | None, seed: int) -> Images:
+    from sklearn.datasets import load_digits  # here, since it takes long to import
+
     images = load_digits().images.astype(np.uint8)
     return _divided("digits", images, (1097, 200, 500), seed, white=16)
 

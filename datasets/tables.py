@@ -1,13 +1,12 @@
 """scikit-learn's bundled tables, and the way from what a user typed to a table."""
 
 from collections.abc import Callable
+from functools import partial
 from os import sep
 from os.path import exists
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_iris, load_wine
-from sklearn.utils import Bunch
 
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS
 from cnf.datasets.files import ENDINGS, Missing, read_table
@@ -19,7 +18,10 @@ __all__ = ["TABLES", "load"]
 DEQUANTISATION_SEED = 0
 
 
-def _features(name: str, bunch: Bunch) -> Table:
+def _features(name: str) -> Table:
+    from sklearn import datasets  # here, since it takes long to import
+
+    bunch = getattr(datasets, f"load_{name}")()
     return Table(name, np.asarray(bunch.data, np.float64), tuple(map(str, bunch.feature_names)))
 
 
@@ -30,17 +32,14 @@ def _digits() -> Table:
     nats is a lower bound on the log-probability of the integers (Theis et al. 2016,
     https://arxiv.org/abs/1511.01844). The noise is always the same, so that scores compare.
     """
-    table = _features("digits", load_digits())
+    table = _features("digits")
     noise = np.random.default_rng(DEQUANTISATION_SEED).uniform(size=table.values.shape)
     return Table(table.name, table.values + noise, table.columns)
 
 
 TABLES: dict[str, Callable[[], Table]] = {
     "digits": _digits,
-    "wine": lambda: _features("wine", load_wine()),
-    "breast_cancer": lambda: _features("breast_cancer", load_breast_cancer()),
-    "diabetes": lambda: _features("diabetes", load_diabetes()),
-    "iris": lambda: _features("iris", load_iris()),
+    **{name: partial(_features, name) for name in ("wine", "breast_cancer", "diabetes", "iris")},
 }
 """Loaders by name: the features, without the target, in scikit-learn's order and units.
 

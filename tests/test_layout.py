@@ -1,9 +1,13 @@
 """Imports point one way: a module imports only from what stands above it in the design."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import cnf
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
@@ -258,3 +262,14 @@ def test_imports_point_upwards(module):
 @pytest.mark.parametrize("module", [name for name in ORDER if name.startswith("cnf.datasets")])
 def test_data_sets_know_nothing_of_flows(module):
     assert all(name.startswith("cnf.datasets") for name in imports(sources()[module]))
+
+
+def test_what_takes_long_to_import_is_imported_when_it_is_needed():
+    late = {"sklearn", "pandas", "matplotlib", "scipy.stats", "torch._dynamo"}
+    code = (
+        f"import sys, cnf; print(*{late} & set(sys.modules)); cnf.check, cnf.CNFDensity, dir(cnf)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not found.stdout.split()
+    with pytest.raises(AttributeError, match="module 'cnf' has no attribute 'nothing'"):
+        cnf.nothing  # noqa: B018

@@ -48,15 +48,20 @@ __all__ = [
     "save",
 ]
 
-# What needs scikit-learn, which takes long to import, is imported when it is asked for.
+# What needs scikit-learn or pandas, which take long to import, is imported when it is asked for.
 _LATER = {"check": "cnf.diagnostics", "CNFDensity": "cnf.estimators"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LATER[name]), name)
+_MODULES = {"callbacks", "datasets", "diagnostics", "estimators", "schema", "two_sample"}
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, *_MODULES})
+
+
+if not TYPE_CHECKING:  # type checkers would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        if name in _LATER:
+            return getattr(import_module(_LATER[name]), name)
+        if name in _MODULES:
+            return import_module(f"cnf.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

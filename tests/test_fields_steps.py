@@ -1,42 +1,95 @@
 """Whole steps of a perceptron as one function are its steps stage by stage."""
 
+from collections import Counter
 from functools import partial
 
 import pytest
 import torch
 
 from cnf.fields import FIELDS
-from cnf.fields.kernels import Kernels
+from cnf.fields.kernels import EAGER, Kernels
 from cnf.fields.steps import step_kernels
 from cnf.layers import CNF
 from cnf.ode import TABLEAUS
+from cnf.ode.tableaus import Tableau
 
 WHOLE = Kernels(steps=step_kernels)  # what is compiled, uncompiled
 GATED = ["ignore", "concat", "squash", "concat_squash"]
 
+# Its second stage is weighed by the error alone, its third one's state by nothing but the second.
+ODD = Tableau(
+    name="odd",
+    order=2,
+    error_order=1,
+    c=(0, 1 / 2, 1),
+    a=((), (1 / 2,), (1, 0)),
+    b=(1 / 2, 0, 1 / 2),
+    e=(1 / 2, -1, 1 / 2),
+)
 
-def found(field, x, context, **settings):
-    """log p's terms at both ends, and the gradients to everything."""
-    layer = CNF(field, step="joint", rtol=1e-6, atol=1e-6, **settings)
+
+def counted(calls, name, function):
+    """The function, its calls counted under the name."""
+
+    def counting(*arguments):
+        calls[name] += 1
+        return function(*arguments)
+
+    return counting
+
+
+def found(field, x, context=None, **settings):
+    """What a solve gives, and log p's terms with the gradients to everything."""
+    layer = CNF(field, step="joint", **settings)
     mapped = layer.pull(x, context)
     loss = (mapped.value**2).sum() + mapped.log_det.sum()
     inputs = [x, *field.parameters()] + ([] if context is None else [context])
-    return mapped, [mapped.value, mapped.log_det, *torch.autograd.grad(loss, inputs)]
+    gradients = torch.autograd.grad(loss, inputs)
+    return mapped, [mapped.value, mapped.log_det, *gradients]
 
 
-@pytest.mark.parametrize("keep", [30_000, 2**28], ids=["a few steps", "all"])
-@pytest.mark.parametrize("method", [name for name, own in TABLEAUS.items() if own.adaptive])
-def test_whole_steps_are_steps_stage_by_stage(method, keep):
+@pytest.fixture
+def field():
     torch.manual_seed(0)
-    field = FIELDS["concat_squash"](2, (5, 6, 4)).double()
-    x = torch.randn(7, 2, dtype=torch.float64, requires_grad=True)
-    check = partial(found, field, x, None, method=method, keep=keep)
+    return FIELDS["concat_squash"](2, (5, 6, 4)).double()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(7, 2, dtype=torch.float64, requires_grad=True)
+
+
+def agree(check, field):
+    """Hold that whole steps are steps stage by stage, to a rounding and to an evaluation."""
     mapped, expected = check()
     field.kernels = WHOLE
     other, own = check()
     assert other.stats.evaluations == mapped.stats.evaluations
+    assert other.stats.backward == mapped.stats.backward
     for one, two in zip(own, expected, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+    return mapped.stats
+
+
+@pytest.mark.parametrize("kept", ["some", "all"])
+@pytest.mark.parametrize("method", [name for name, own in TABLEAUS.items() if own.adaptive])
+def test_whole_steps_are_steps_stage_by_stage(method, kept, field, x):
+    keep = 2**28 if kept == "all" else 3000 * TABLEAUS[method].stages * 2
+    tolerance = 1e-5 if TABLEAUS[method].order < 5 else 1e-11
+    options = {"method": method, "keep": keep, "rtol": tolerance, "atol": tolerance}
+    stats = agree(partial(found, field, x, **options), field)
+    replayed = stats.backward / TABLEAUS[method].solution_stages
+    assert 0 < replayed < stats.accepted if kept == "some" else replayed == 0
+
+
+@pytest.mark.parametrize("method", TABLEAUS)
+def test_whole_steps_of_one_size(method, field, x):
+    agree(partial(found, field, x, method=method, keep=2**28, step_size=0.1), field)
+
+
+def test_whole_steps_of_a_method_with_a_stage_for_the_error_alone(monkeypatch, field, x):
+    monkeypatch.setitem(TABLEAUS, "odd", ODD)
+    agree(partial(found, field, x, method="odd", keep=2**28, rtol=1e-4, atol=1e-4), field)
 
 
 @pytest.mark.parametrize("context_dim", [0, 3])
@@ -49,30 +102,41 @@ def test_of_every_field_that_has_them(name, hidden, context_dim):
     context = None
     if context_dim:
         context = torch.randn(7, context_dim, dtype=torch.float64, requires_grad=True)
-    _, expected = found(field, x, context, keep=2**28)
-    field.kernels = WHOLE
-    _, own = found(field, x, context, keep=2**28)
-    for one, two in zip(own, expected, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+    agree(partial(found, field, x, context, keep=2**28), field)
 
 
-@pytest.mark.parametrize("first_step", [None, 5.0], ids=["", "after a step that is refused"])
-def test_each_step_is_one_call_and_so_is_its_way_back(first_step):
-    calls = {"push": 0, "pull": 0}
-
-    def counted(name, function, *arguments):
-        calls[name] += 1
-        return function(*arguments)
+@pytest.mark.parametrize("first_step", [None, 0.99], ids=["", "after a step that is refused"])
+def test_each_step_is_one_call_and_so_is_its_way_back(first_step, field, x):
+    calls = Counter()
 
     def steps(tableau):
         own = step_kernels(tableau)
-        return own._make(partial(counted, name, each) for name, each in own._asdict().items())
+        return own._make(counted(calls, name, each) for name, each in own._asdict().items())
 
-    torch.manual_seed(0)
-    field, x = FIELDS["concat_squash"](2, (5, 6, 4)), torch.randn(7, 2, requires_grad=True)
     field.kernels = Kernels(steps=steps)
-    settings = {} if first_step is None else {"first_step": first_step}
-    mapped, _ = found(field, x, None, keep=2**28, **settings)
+    mapped, _ = found(field, x, keep=2**28, rtol=1e-8, atol=1e-8, first_step=first_step)
     stats = mapped.stats
+    assert (stats.rejected > 0) == (first_step is not None)
     assert calls == {"push": stats.accepted + stats.rejected, "pull": stats.accepted}
     assert stats.backward == 0
+
+
+def test_no_trace_is_taken_at_inner_stages(field, x):
+    """One stage of six of dopri5 is an inner one."""
+    calls = Counter()
+    functions = EAGER._asdict()
+    field.kernels = Kernels(
+        **{name: counted(calls, name, each) for name, each in functions.items()}
+    )
+    mapped, _ = found(field, x, keep=2**28)
+    steps = mapped.stats.accepted
+    assert mapped.stats.rejected == 0
+    assert calls["bare"] == calls["pull_bare"] == steps
+    # Besides: the first slope, which has a way back, and the one that the first size is found by.
+    assert calls["traced"] == 5 * steps + 2
+    assert calls["pull"] == 5 * steps
+    assert calls["velocity"] == 0
+    calls.clear()
+    with torch.no_grad():
+        CNF(field, step="per_sample").pull(x[:1])
+    assert calls["velocity"] * 5 + 2 == calls["traced"]

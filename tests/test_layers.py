@@ -3,6 +3,7 @@
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from helpers import max_difference
@@ -301,6 +302,26 @@ def test_frozen_weights_get_no_gradient():
     x = torch.randn(4, 2, requires_grad=True)
     CNF(field, step="joint").pull(x).log_det.sum().backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("step", ["joint", "per_sample"])
+@pytest.mark.parametrize("gradient", ["checkpoint", "backprop"])
+def test_no_product_is_taken_at_inner_stages(step, gradient, monkeypatch):
+    """One stage of six of dopri5 is an inner one: the solver sees the velocity alone there."""
+    estimate, taken = Hutchinson.__call__, []
+
+    def counting(*arguments):
+        taken.append(1)
+        return estimate(*arguments)
+
+    monkeypatch.setattr(Hutchinson, "__call__", counting)
+    field, x = ConcatSquash(2, (5, 6)), torch.randn(1, 2, requires_grad=True)
+    mapped = CNF(field, step=step, gradient=gradient, divergence="hutchinson").pull(x)
+    steps = int(np.sum(mapped.stats.accepted) + np.sum(mapped.stats.rejected))
+    assert len(taken) == np.sum(mapped.stats.evaluations) - steps
+    mapped.log_det.sum().backward()
+    again = int(np.sum(mapped.stats.backward))  # six evaluations of each accepted step, or none
+    assert len(taken) == np.sum(mapped.stats.evaluations) - steps + again * 5 // 6
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

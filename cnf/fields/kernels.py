@@ -47,7 +47,7 @@ def compiled_kernels(sizes: Sizes, device: str) -> Kernels:
         sizes: `"fixed"`: anew for each number of rows, for which they are fastest; `"any"`: once.
         device: The kind of device that they are for.
     """
-    # On a CPU what calls the products takes as long as they do unless it is compiled too.
+    # Calls of the products from Python take as long as products of a hundred rows.
     options = {"cpp_wrapper": True} if device == "cpu" else {}
     compiled: Any = partial(torch.compile, dynamic=sizes == "any", options=options)
     try:

@@ -60,21 +60,22 @@ class PerceptronLinearization(Linearization):
         return gradient
 
     def push_step(
-        self, tableau: Tableau, y: Tensor, slope: Tensor, h: Tensor
-    ) -> tuple[Tensor, Tensor, list[Any]] | None:
+        self, tableau: Tableau, count: int, y: Tensor, slope: Tensor, h: Tensor
+    ) -> tuple[list[Tensor], Tensor, list[Any]] | None:
         """The step by one compiled function."""
         steps = self.kernels.steps(tableau)
         if steps is None:
             return None
         with torch.no_grad():
-            slopes, end, states, kept = steps.push(self.stages, self.activations, y, slope, h)
+            step = steps.push(count, self.stages, self.activations, y, slope, h)
+        slopes, end, states, kept = step
         self.bytes += sum(saved.nbytes for saved in kept)
         pulls = [self._way_back(inner) for inner in tableau.inner[1:]]
         xs = [state[:, :-1] for state in states]
         return slopes, end, [*zip(xs, kept, pulls, strict=False)]
 
     def pull_step(
-        self, tableau: Tableau, evaluations: Sequence[Evaluation], cotangent: Tensor, h: Tensor
+        self, tableau: Tableau, evaluations: Sequence[Evaluation], cotangent: Tensor, size: float
     ) -> Tensor | None:
         """Its way back by another."""
         steps = self.kernels.steps(tableau)
@@ -87,6 +88,7 @@ class PerceptronLinearization(Linearization):
             nets.append(owner.stages[evaluation.stage])
             gatherers.append(owner.gathered)
         xs, kept, _ = zip(*(evaluation.saved for evaluation in evaluations), strict=True)
+        h = cotangent.new_full((), size)  # which does not wait for a GPU
         start: Tensor
         start, found = steps.pull(nets, self.activations, xs, kept, cotangent, h)
         for gathered, evaluation, own in zip(gatherers, evaluations, found, strict=True):

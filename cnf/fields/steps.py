@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
-from torch import Tensor, stack
+from torch import Tensor, zeros_like
 
 from cnf.fields.activations import Activation
 from cnf.fields.perceptron import Perceptron, Saved, bare, pull, pull_bare, traced
@@ -31,31 +31,31 @@ class StepKernels(NamedTuple):
 
 def step_kernels(tableau: Tableau) -> StepKernels:
     """The functions of a method, its coefficients being numbers in their code."""
-    a, b, inner = tableau.a, tableau.b, tableau.inner
-    solution, error = tableau.solution_stages, tableau.error_stages
-    ends_in_stage = tableau.first_same_as_last and error == tableau.stages
+    a, b, inner, solution = tableau.a, tableau.b, tableau.inner, tableau.solution_stages
+    last = tableau.stages if tableau.first_same_as_last else None  # stage, whose state is the end
 
     def push_step(
+        count: int,
         nets: Sequence[Perceptron],
         activations: Sequence[Activation],
         y: Tensor,
         slope: Tensor,
         h: Tensor,
-    ) -> tuple[Tensor, Tensor, list[Tensor], list[Saved]]:
-        """The stages of the solution and its error after the first, whose slope is known.
+    ) -> tuple[list[Tensor], Tensor, list[Tensor], list[Saved]]:
+        """So many stages, of which the first has this slope.
 
         Returns:
-            The slopes, stacked; the step's end; the states, and what their ways back need.
+            The slopes at the others; the step's end; the states, and what their ways back need.
         """
         slopes, states, kept = [slope], [], []
-        for i in range(1, max(solution, error)):
+        for i in range(1, count):
             states.append(y + h * _sum(a[i], slopes))
             evaluate = bare if inner[i] else traced
             slope, saved = evaluate(nets[i - 1], activations, states[-1][:, :-1])
             slopes.append(slope)
             kept.append(saved)
-        end = states[-1] if ends_in_stage else y + h * _sum(b, slopes)
-        return stack(slopes[1:]), end, states, kept
+        end = states[-1] if count == last else y + h * _sum(b, slopes)
+        return slopes[1:], end, states, kept
 
     def pull_step(
         nets: Sequence[Perceptron],
@@ -81,6 +81,6 @@ def step_kernels(tableau: Tableau) -> StepKernels:
 
 
 def _sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor:
-    """Σ w x over those that have a weight."""
-    pairs = [(w, x) for w, x in zip(weights, tensors, strict=False) if w != 0]
-    return reduce(Tensor.add, (w * x for w, x in pairs))
+    """Σ w x over those that have a weight; zero where none has."""
+    terms = [w * x for w, x in zip(weights, tensors, strict=False) if w != 0]
+    return reduce(Tensor.add, terms) if terms else zeros_like(tensors[0])

@@ -24,7 +24,8 @@ class StagedDynamics(ABC):
 
     Some methods have inner stages, whose slopes only the stages after them look at. There the
     solver calls `evaluate_inner`, which may leave out what is integrated beside the state proper:
-    quadratures, columns that no slope depends on, as a log-density is one.
+    quadratures, columns that no slope depends on, as a log-density is one. A subclass with a
+    `__call__` or a `linearize` of its own takes the keyword `inner` there too.
 
     Example:
         >>> class Rotation(StagedDynamics):
@@ -85,25 +86,34 @@ class Linearization(ABC):
         """The cotangent of the state for that of the slope; the arguments' is gathered."""
 
     def push_step(
-        self, tableau: Tableau, y: Tensor, slope: Tensor, h: Tensor
-    ) -> tuple[Tensor, Tensor, list[Any]] | None:
-        """All stages of a step of size h from y at once; None where they are taken one by one.
+        self, tableau: Tableau, count: int, y: Tensor, slope: Tensor, h: Tensor
+    ) -> tuple[list[Tensor], Tensor, list[Any]] | None:
+        """A step's first stages all at once; None where they are taken one by one.
+
+        Of a linearization at the times of the stages after the first.
+
+        Args:
+            tableau: The method.
+            count: How many stages; at least those that the solution depends on.
+            y: The state at the step's start.
+            slope: The slope there, that of the first stage.
+            h: The step's size.
 
         Returns:
-            Its slopes after the first, which is given, stacked; its end; what `pull` needs of each.
+            The slopes at the other stages; the step's end; what `pull` needs of each of them.
         """
         return None
 
     def pull_step(
-        self, tableau: Tableau, evaluations: Sequence[Evaluation], cotangent: Tensor, h: Tensor
+        self, tableau: Tableau, evaluations: Sequence[Evaluation], cotangent: Tensor, size: float
     ) -> Tensor | None:
         """The cotangent of a step's start for that of its end; None as for `push_step`.
 
         Args:
             tableau: The method.
-            evaluations: Those of its stages that the end depends on.
+            evaluations: Those that the end depends on; the first may be of another linearization.
             cotangent: Of the end.
-            h: The step's size.
+            size: The step's size.
         """
         return None
 

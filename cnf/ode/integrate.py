@@ -230,10 +230,10 @@ class _Loop:
         """Whose arguments the dynamics get; None for everyone's own."""
         return self.rows if self.per_sample else self.stand_in
 
-    def bound(self, t: Tensor, y: Tensor, **stage: bool) -> Tensor:
-        """The dynamics with the arguments of the rows at hand."""
+    def bound(self, t: Tensor, y: Tensor, **inner: bool) -> Tensor:
+        """The dynamics with the arguments of the rows at hand; staged ones can be told `inner`."""
         self.calls += 1
-        slope: Tensor = self.f(t, y, self.at_hand, **stage)
+        slope: Tensor = self.f(t, y, self.at_hand, **inner)
         return slope
 
     def _to_state(self, lanes: Array) -> float | Tensor:
@@ -332,17 +332,18 @@ class _Loop:
         self, f: BoundDynamics, t: Tensor, h: Tensor, stages: Stages, recording: Recording
     ) -> Taken:
         """The step, its evaluations leaving their ways back."""
-        times, inner = stage_times(stages.weights, t, h), self.settings.tableau.inner
+        tableau, times = self.settings.tableau, stage_times(stages.weights, t, h)
         recorder = recording.evaluations(times[1:], self.at_hand)
-        at = self._counted(lambda i, y: recorder(i - 1, y, inner=inner[i]))
-        end = recorder.take(stages, h)
+        at = self._counted(lambda i, y: recorder(i - 1, y, inner=tableau.inner[i]))
+        errors = 0 if self.settings.grid is not None else tableau.error_stages
+        end = recorder.take(max(tableau.solution_stages, errors), stages, h)
         if end is None:
             return advance(f, stages, t, h, at)
         self.calls += len(stages) - 1
         return Taken(f, at, t, h, stages.y, end, stages)
 
     def _prepared(self, t: Tensor, h: Tensor) -> StageDynamics | None:
-        """The dynamics at a step's stages, by what they know of these; None for plain ones."""
+        """The dynamics at a step's stages, where they tell inner ones from others; None if not."""
         if self.settings.jumps is not None or not isinstance(self.f, StagedDynamics):
             return None
         tableau, times = self.settings.tableau, stage_times(self.stages.weights, t, h)

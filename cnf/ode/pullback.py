@@ -30,16 +30,15 @@ class Recorder:
         self.evaluations.append(Evaluation(self.linearization, i, saved))
         return slope
 
-    def take(self, stages: Stages, h: Tensor) -> Tensor | None:
-        """The end of a step, its stages all taken at once; None where they are not to be."""
-        step = self.linearization.push_step(stages.tableau, stages.y, stages[0], h)
+    def take(self, count: int, stages: Stages, h: Tensor) -> Tensor | None:
+        """A step's end, so many stages taken at once; None where they are taken one by one."""
+        step = self.linearization.push_step(stages.tableau, count, stages.y, stages[0], h)
         if step is None:
             return None
         slopes, end, kept = step
-        stages.extend(slopes)
-        self.evaluations += [
-            Evaluation(self.linearization, i, saved) for i, saved in enumerate(kept)
-        ]
+        for i, (slope, saved) in enumerate(zip(slopes, kept, strict=True)):
+            stages.append(slope)
+            self.evaluations.append(Evaluation(self.linearization, i, saved))
         return end
 
 
@@ -72,8 +71,7 @@ class Trail:
     def pull(self, cotangent: Tensor, adjoint: Adjoint) -> Tensor:
         """The cotangent of the state at its start for that at its end."""
         evaluations = (self.first, *self.stages)
-        h = cotangent.new_full((), self.size)  # which does not wait for a GPU
-        start = self.linearization.pull_step(adjoint.tableau, evaluations, cotangent, h)
+        start = self.linearization.pull_step(adjoint.tableau, evaluations, cotangent, self.size)
         if start is None:
             adjoint.begin(cotangent)
             for i in reversed(range(len(evaluations))):

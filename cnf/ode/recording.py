@@ -23,12 +23,12 @@ def hold_freed_memory() -> None:
 
     What a solve keeps is freed as a whole. The C library gives the end of its heap back to the
     system when that is free and longer than twice the largest block freed so far, up to 64 MiB; it
-    has to have seen one. That takes no memory: the block is never written to. On a CPU a training
-    step of a toy's network with 512 rows had up to a quarter of its forward time from this.
+    has to have seen one. The block takes no memory, since nothing is written to it. On a CPU up to
+    a quarter of the forward time of a toy network's training step with 512 rows went into this.
 
     Source: mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc, which adjust themselves.
     """
-    torch.empty(HEAP_BLOCK, dtype=torch.uint8)
+    torch.empty(HEAP_BLOCK, dtype=torch.uint8, device="cpu")
 
 
 class Recording:

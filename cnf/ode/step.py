@@ -62,15 +62,6 @@ class Stages:
             slope = self.places[len(self.slopes)].copy_(slope)
         self.slopes.append(slope)
 
-    def extend(self, slopes: Tensor) -> None:
-        """Take the next slopes, stacked."""
-        if self.buffered:
-            begin, end = len(self.slopes), len(self.slopes) + len(slopes)
-            self.buffer[begin:end].copy_(slopes)
-            self.slopes += self.places[begin:end]
-        else:
-            self.slopes += slopes.unbind()
-
     def increment(self, h: Tensor, weights: Tensor) -> Tensor:
         """The sum h Σ_j weights_j k_j over the slopes so far; weights beyond them are zero."""
         return h * self._sum(weights).view_as(self.slopes[0])
@@ -187,7 +178,7 @@ def stagewise(f: BoundDynamics, times: Tensor) -> StageDynamics:
 
 
 def staged(f: Callable[..., Tensor], tableau: Tableau, times: Tensor) -> StageDynamics:
-    """Dynamics by the number of the stage, which they are told of when it is an inner one."""
+    """Dynamics by the number of the stage, which are told whether that is an inner one."""
     at = times.unbind()
     return lambda i, y: f(at[i], y, inner=tableau.inner[i])
 

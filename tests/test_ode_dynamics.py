@@ -137,7 +137,7 @@ class Quadrature(Turning):
         return torch.nn.functional.pad(slope, (0, 1), value=self.rubbish)
 
 
-@pytest.mark.parametrize("method", TABLEAUS)
+@pytest.mark.parametrize("method", [name for name, own in TABLEAUS.items() if any(own.inner)])
 @pytest.mark.parametrize("step", ["joint", "per_sample"])
 @pytest.mark.parametrize(
     "gradient", ["backprop", "backsolve", "checkpoint", Checkpoint(20_000), Checkpoint(2**28)]
@@ -155,8 +155,7 @@ def test_quadratures_at_inner_stages_do_not_matter(method, step, gradient, probl
         solution = solve(f, y0, [0.0, 0.437, 1.0], args, rtol=1e-6, atol=1e-6, **options)
         loss = (solution.ys[1:] ** 2).sum()
         found.append((solution.ys, *torch.autograd.grad(loss, (y0, *args))))
-        taken = f.inner
-        assert (taken > 0) == any(TABLEAUS[method].inner)
+        assert f.inner > 0
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-9)
 

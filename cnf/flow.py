@@ -38,7 +38,7 @@ from cnf.noise import RowNoise
 from cnf.ode import Stats, Status
 from cnf.regularizers import Regularization
 from cnf.scores import Scored, Scores, joined
-from cnf.shapes import Shape, as_rows, per_row, sizes
+from cnf.shapes import Shape, as_rows, check_tensors, per_row, sizes
 from cnf.support import reach
 from cnf.transform import FlowTransform
 
@@ -230,6 +230,7 @@ class Flow(nn.Module):
 
         Raises:
             ValueError: A shape does not fit, or `max_batch` is below 1.
+            TypeError: x or the context is no tensor.
 
         Example:
             >>> flow, x = ffjord(2), torch.randn(5, 2)
@@ -301,6 +302,7 @@ class Flow(nn.Module):
 
         Raises:
             ValueError: A shape does not fit, or there is no probe, or `max_batch` is below 1.
+            TypeError: x or the context is no tensor.
 
         Example:
             >>> scores = ffjord(2).score(torch.zeros(3, 2))
@@ -472,6 +474,7 @@ class Flow(nn.Module):
 
     def _rows(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
         """X and context broadcast against each other and flattened to rows, and the batch shape."""
+        check_tensors(x=x, context=context)
         if x.ndim < 1 or x.shape[-1] != self.dim:
             raise ValueError(f"Expected x of shape (..., {self.dim}); got {tuple(x.shape)}")
         rows, context, batch = as_rows(x, context)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cnf.distributed import share, world_size
 from cnf.flow import Flow
+from cnf.shapes import check_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +118,9 @@ def rows_for(
     Raises:
         ValueError: A shape does not fit, a value is not finite or a weight below 0, or no row has a
             weight above it; `name` says of what.
+        TypeError: One of them is no tensor.
     """
+    check_tensors(**{name: x, "context": context, "weight": weight})
     if x.ndim != 2 or x.shape[1] != flow.dim or not len(x):
         raise ValueError(
             f"Expected {name} of shape (rows, {flow.dim}) with at least one row; "

@@ -33,6 +33,26 @@ def per_row(vectors: Tensor, batch: Sequence[int]) -> Tensor:
     return vectors.expand(*batch, -1).reshape(prod(batch), vectors.shape[-1])
 
 
+def check_tensors(**values: object) -> None:
+    """Hold that all of these are tensors, or None.
+
+    Raises:
+        TypeError: One is not.
+
+    Example:
+        >>> check_tensors(x=torch.zeros(2), context=None)
+        >>> check_tensors(x=[1.0, 2.0])
+        Traceback (most recent call last):
+        TypeError: Expected x to be a tensor; got list. torch.as_tensor(x) makes one of it
+    """
+    for name, value in values.items():
+        if not (value is None or isinstance(value, Tensor)):
+            raise TypeError(
+                f"Expected {name} to be a tensor; got {type(value).__name__}. "
+                f"torch.as_tensor({name}) makes one of it"
+            )
+
+
 def as_rows(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
     """Vectors and their contexts broadcast against each other, as rows, and the batch shape.
 

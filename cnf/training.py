@@ -95,6 +95,7 @@ def fit(
     Raises:
         ValueError: The data does not fit the flow, a number or name is out of range, the objective
             cannot train the flow, or the state is of another run.
+        TypeError: Data, a context or weights are no tensors.
         TrainingError: The steps failed over and over, or no validation could be scored, so that
             there is no model worth keeping.
 

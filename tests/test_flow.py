@@ -283,3 +283,19 @@ def test_a_hyper_field_that_starts_at_zero_learns():
         (-flow.log_prob(torch.randn(20, 2)).mean()).backward()
         optimizer.step()
     assert all((p.grad != 0).any() for p in flow.parameters())
+
+
+@pytest.mark.parametrize("call", ["log_prob", "score", "fit", "context", "weight"])
+def test_an_array_is_told_from_a_tensor_in_one_line(call):
+    flow, x = cnf.ffjord(2, (4,)), torch.zeros(10, 2)
+    calls = {
+        "log_prob": ("x", lambda: flow.log_prob(x.numpy())),
+        "score": ("x", lambda: flow.score(x.numpy())),
+        "fit": ("data", lambda: cnf.fit(flow, x.numpy(), steps=1)),
+        "context": ("context", lambda: cnf.fit(flow, x, context=x.numpy(), steps=1)),
+        "weight": ("weight", lambda: cnf.fit(flow, x, weight=x[:, 0].numpy(), steps=1)),
+    }
+    name, wrong = calls[call]
+    told = rf"Expected {name} to be a tensor; got ndarray\. torch\.as_tensor\({name}\) makes one"
+    with pytest.raises(TypeError, match=told):
+        wrong()

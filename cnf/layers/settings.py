@@ -69,8 +69,8 @@ class SolverSettings:
         compile: Whether the field's evaluations are compiled by `torch.compile`, for the family of
             concat-squash fields, and whole steps of training by maximum likelihood, which gains
             most where batches are small. Falls back with a warning where there is no compiler. The
-            first solves take up to a minute longer, and so do the first ones with another number
-            of rows; after eight numbers of them PyTorch compiles no more, unless its
+            first solves take up to a minute longer, the first ones with another number of rows
+            half a minute; after eight such numbers PyTorch compiles no more, unless its
             `torch._dynamo.config.recompile_limit` is raised. Like the divergence, not part of a
             saved model.
 

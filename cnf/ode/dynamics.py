@@ -25,7 +25,7 @@ class StagedDynamics(ABC):
     Some methods have inner stages, whose slopes only the stages after them look at. There the
     solver calls `evaluate_inner`, which may leave out what is integrated beside the state proper:
     quadratures, columns that no slope depends on, as a log-density is one. A subclass with a
-    `__call__` or a `linearize` of its own takes the keyword `inner` there too.
+    `__call__` of its own takes the keyword `inner` too.
 
     Example:
         >>> class Rotation(StagedDynamics):

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from cnf.ode import Solution, SolveError
-
-# Rows that are solved together at least, by repeating fewer: products of one to three rows are
-# other kernels' in common BLAS, and round otherwise. That chooses other steps, so that in single
-# precision a row alone would be off by up to 1e-5 nats from what it is among many.
-FEW = 8
+from cnf.ode import SolveError
 
 
 def chunks(count: int, max_batch: int | None) -> list[slice]:
@@ -53,35 +47,10 @@ def in_chunks(
     """
     parts = []
     for chunk in chunks(len(rows), max_batch):
-        count = chunk.stop - chunk.start
         try:
-            given = None if context is None else filled(context[chunk])
-            parts.append(solve(filled(rows[chunk]), given)[:count])
+            parts.append(solve(rows[chunk], None if context is None else context[chunk]))
         except SolveError as error:
-            first = None if max_batch is None else chunk.start
-            raise SolveError(_without_copies(error.solution, count), first=first) from None
+            if max_batch is None:
+                raise
+            raise SolveError(error.solution, first=chunk.start) from None
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def filled(rows: Tensor) -> Tensor:
-    """Rows (n, …), all of them repeated where they are few.
-
-    Example:
-        >>> filled(torch.zeros(3, 2)).shape, filled(torch.zeros(30, 2)).shape
-        (torch.Size([9, 2]), torch.Size([30, 2]))
-    """
-    if not 0 < len(rows) < FEW:
-        return rows
-    return rows.repeat(-(-FEW // len(rows)), 1)
-
-
-def _without_copies(solution: Solution, count: int) -> Solution:
-    """A solution's first rows."""
-    return replace(
-        solution,
-        ys=solution.ys[:, :count],
-        row_status=solution.row_status[:count],
-        rows=tuple(row for row in solution.rows if row < count),
-        last_times=solution.last_times[:count],
-        last_states=solution.last_states[:count],
-    )

@@ -18,7 +18,7 @@ from torch.distributions.constraints import Constraint
 
 from cnf.angles import circular_columns
 from cnf.bases import circular_of, map_tensors
-from cnf.chunks import chunks, filled, in_chunks
+from cnf.chunks import chunks, in_chunks
 from cnf.cylinder import Cylinder
 from cnf.distribution import FlowDistribution
 from cnf.fields import TracedField, make_field
@@ -526,9 +526,8 @@ class Flow(nn.Module):
             probes: Estimates for each row.
             noise: What makes a `RowNoise` of the rows.
         """
-        few = (filled(x), None if context is None else filled(context))
-        found, variance, status, stats = self._assess(*few, Care(probes, RowNoise(*noise)))
-        log_prob, variance, status = found[: len(x)], variance[: len(x)], status[: len(x)]
+        care = Care(probes, RowNoise(*noise))
+        log_prob, variance, status, stats = self._assess(x, context, care)
         context = None if context is None else context.double()
         care = Care(probes, RowNoise(*noise), tighter=0.1)
         tighter, *_ = careful._assess(x.double(), context, care)
@@ -538,7 +537,7 @@ class Flow(nn.Module):
             variance.sqrt(),
             change.to(log_prob),
             status,
-            stats.first(len(x)),
+            stats,
             tighter,
             probes,
         )

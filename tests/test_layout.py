@@ -65,6 +65,7 @@ ORDER = [
     "cnf.regularizers",
     "cnf.layers.layer",
     "cnf.layers.settings",
+    "cnf.layers.copies",
     "cnf.layers.augmented",
     "cnf.layers.cnf",
     "cnf.layers.scaling",

@@ -1,5 +1,7 @@
 """Errors of log p that cover what it is off by, and log p that is each row's own."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,31 @@ def test_few_rows_are_repeated_and_nobody_sees_it():
         cnf.Flow(base, [cnf.CNF(Broken())]).log_prob(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))
     assert caught.value.solution.rows == (1,)
     assert caught.value.solution.ys.shape == (2, 2, 3)
+
+
+class Oscillating(nn.Module):
+    def forward(self, t, x):
+        return 3 * torch.sin(60 * t) * x
+
+
+def test_a_repeated_row_keeps_its_probes():
+    """A copy with larger probes would take more steps than there may be."""
+    solver = {"max_steps": 48, "rtol": 1e-4, "atol": 1e-4}
+    base = Independent(Normal(torch.zeros(1), torch.ones(1)), 1)
+    flow = cnf.Flow(base, [cnf.CNF(Oscillating(), divergence="hutchinson-gaussian", **solver)])
+    torch.manual_seed(3)
+    probe = torch.randn(1)
+    torch.manual_seed(3)
+    expected = -probe.square() * (1 - math.cos(60)) / 20 - math.log(2 * math.pi) / 2
+    x = torch.full((1, 1), 1e-7)
+    torch.testing.assert_close(flow.log_prob(x), expected, rtol=0, atol=1e-3)
+
+
+def test_evaluations_backward_of_few_rows_are_these_rows_own():
+    scored = bent(2).score_rows(torch.randn(3, 2))
+    scored.log_prob.sum().backward()
+    assert scored.stats.backward.shape == scored.stats.evaluations.shape == (3,)
+    assert (scored.stats.backward > 0).all()
 
 
 def layers_of(x: torch.Tensor) -> dict:

@@ -14,9 +14,10 @@ from torch.nn.functional import pad
 from cnf.divergence import Divergence, Hutchinson, choose_divergence, describe
 from cnf.fields import FIELDS, TracedField, VectorField, as_field, make_field
 from cnf.layers.augmented import Augmented, Velocity
+from cnf.layers.copies import copies, repeated, without_copies
 from cnf.layers.layer import Assessed, Care, Layer, Mapped
 from cnf.layers.settings import NORMS, SolverSettings
-from cnf.ode import Solution, solve
+from cnf.ode import Solution, SolveError, solve
 from cnf.regularizers import Regularization
 
 
@@ -176,11 +177,16 @@ class CNF(Layer):
     ) -> Solution:
         """Solve from states x, with every tensor that wants a gradient among the arguments."""
         settings = self.settings
-        return solve(
-            dynamics,
+        y0, args = repeated(
             pad(x, (0, dynamics.width - x.shape[1])),
-            times,
             dynamics.arguments(x, times, context),
+            copies(len(x)),
+        )
+        solution = solve(
+            dynamics,
+            y0,
+            times,
+            args,
             method=settings.method,
             rtol=settings.rtol,
             atol=settings.atol,
@@ -190,8 +196,12 @@ class CNF(Layer):
             first_step=settings.first_step,
             max_steps=settings.max_steps,
             gradient=settings.gradient_mode,
-            on_failure=on_failure,
+            on_failure="return",
         )
+        solution = without_copies(solution, len(x))
+        if on_failure == "raise" and solution.rows:
+            raise SolveError(solution)
+        return solution
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:
         if not isinstance(self.field, TracedField):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -76,15 +76,16 @@ class Stats:
     def backward(self) -> Count:
         """Evaluations backward so far: of the dynamics in replays, or of backsolve's system."""
         total: Count = sum((tally.count for tally in self.tallies), start=0)
-        return total
+        return _first(total, np.size(self.evaluations))
 
     def first(self, rows: int) -> Stats:
-        """Those of the first rows, where each row has its own; what was tallied is left out."""
-
-        def own(count: Count) -> Count:
-            return count[:rows] if isinstance(count, np.ndarray) else count
-
-        return Stats(own(self.evaluations), own(self.accepted), own(self.rejected))
+        """Return those of the first rows, where each row has its own."""
+        return replace(
+            self,
+            evaluations=_first(self.evaluations, rows),
+            accepted=_first(self.accepted, rows),
+            rejected=_first(self.rejected, rows),
+        )
 
     def __add__(self, other: Stats) -> Stats:
         return Stats(
@@ -93,6 +94,10 @@ class Stats:
             self.rejected + other.rejected,
             self.tallies + other.tallies,
         )
+
+
+def _first(count: Count, rows: int) -> Count:
+    return count[:rows] if isinstance(count, np.ndarray) else count
 
 
 @dataclass(frozen=True)

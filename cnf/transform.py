@@ -54,7 +54,8 @@ class _Solved:
         z: The base's.
         x: The data's.
         log_det: log |det ∂x/∂z| there.
-        mark: What tells whether anything has changed since.
+        mark: What tells tensors that a solve depends on from other ones.
+        contents: Copies of these tensors.
         with_grad: Whether gradients were recorded.
     """
 
@@ -62,6 +63,7 @@ class _Solved:
     x: Tensor
     log_det: Tensor
     mark: tuple[Any, ...]
+    contents: tuple[Tensor, ...]
     with_grad: bool
 
 
@@ -194,7 +196,9 @@ class FlowTransform(Transform):
         return self._noted(z.reshape(*batch, z.shape[1]), x, -mapped.log_det.reshape(batch))
 
     def _noted(self, z: Tensor, x: Tensor, log_det: Tensor) -> _Solved:
-        return _Solved(z, x, log_det, self._mark(z, x), torch.is_grad_enabled())
+        tensors = self._tensors(z, x)
+        contents = tuple(each.detach().clone() for each in tensors) if self._cache_size else ()
+        return _Solved(z, x, log_det, _mark(tensors), contents, torch.is_grad_enabled())
 
     @property
     def _base_columns(self) -> int:
@@ -213,17 +217,27 @@ class FlowTransform(Transform):
         last = self._last
         if last is None or (torch.is_grad_enabled() and not last.with_grad):
             return None
-        return last if self._mark(last.z, last.x) == last.mark else None
+        tensors = self._tensors(last.z, last.x)
+        if _mark(tensors) != last.mark:
+            return None
+        # Assignments to `.data` are counted nowhere: they show in the contents alone.
+        return last if all(map(torch.equal, tensors, last.contents)) else None
 
-    def _mark(self, z: Tensor, x: Tensor) -> tuple[Any, ...]:
-        """Which tensors a solve depends on, and how often each has been changed in place."""
+    def _tensors(self, z: Tensor, x: Tensor) -> list[Tensor]:
+        """Return all that a solve depends on."""
         given = [] if self.context is None else [self.context]
-        tensors = [z, x, *given, *self.flow.parameters(), *self.flow.buffers()]
-        return tuple((id(each), each.requires_grad, _version(each)) for each in tensors)
+        return [z, x, *given, *self.flow.parameters(), *self.flow.buffers()]
 
     def _reshaped(self, shape: Sequence[int], columns: int) -> torch.Size:
         given = () if self.context is None else self.context.shape[:-1]
         return torch.Size((*torch.broadcast_shapes(tuple(shape[:-1]), given), columns))
+
+
+def _mark(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Return which tensors these are, and how often each has been changed in place."""
+    return tuple(
+        (id(each), each.requires_grad, each.dtype, each.device, _version(each)) for each in tensors
+    )
 
 
 def _version(tensor: Tensor) -> int:

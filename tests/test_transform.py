@@ -14,6 +14,7 @@ from torch.distributions import (
     constraints,
     kl_divergence,
 )
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import cnf
 from cnf.cylinder import Cylinder
@@ -141,6 +142,39 @@ def test_nothing_stale_is_returned():
     layer.solves = 0
     assert transform.inv(x) is transform.inv(x)
     assert layer.solves == 0
+
+
+CHANGES = {
+    "vector_to_parameters": lambda flow: vector_to_parameters(
+        2 * parameters_to_vector(flow.parameters()), flow.parameters()
+    ),
+    "a parameter's data": lambda flow: next(flow.parameters()).data.add_(1.0),
+    "a buffer's data": lambda flow: flow.layers[1].loc.data.add_(1.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_that_autograd_does_not_count_are_seen(change):
+    flow, _ = counted()
+    transform = flow.transform
+    z = torch.randn(3, 2, dtype=DOUBLE)
+    before = transform(z)
+    CHANGES[change](flow)
+    after = transform(z)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, flow.push(z).value)
+
+
+def test_a_points_and_a_contexts_data_are_seen():
+    flow, layer = counted(context_dim=1)
+    context, z = torch.randn(3, 1, dtype=DOUBLE), torch.randn(3, 2, dtype=DOUBLE)
+    transform = flow.transform_given(context)
+    for changed in (z, context):
+        transform(z)
+        changed.data.add_(1.0)
+        layer.solves = 0
+        assert torch.equal(transform(z), flow.push(z, context).value)
+        assert layer.solves == 2
 
 
 def test_log_prob_of_fixed_rows_is_trained_by_steps():

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import standard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import chisquare, kstest
 from torch.distributions import Normal
@@ -31,6 +33,29 @@ def test_densities_integrate_to_one_within_their_bounds(layer, low, high):
     outside = torch.tensor([[low - 1.0], [low - 1e-6], [high + 0.1 if high < 50 else -5.0]])
     assert (flow.log_prob(outside.double()) == -math.inf).all()
     assert flow.score(outside.double()).log_prob.tolist() == [-math.inf] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, DOUBLE])
+@given(low=st.floats(-1e30, 1e30), z=st.floats(-1e4, 60))
+@settings(max_examples=100, deadline=None)
+def test_what_is_pushed_above_a_bound_is_above_it(dtype, low, z):
+    layer = Positive([low]).to(dtype)
+    x, log_det = layer(torch.full((1, 1), z, dtype=dtype))
+    assert (x > layer.low).all()
+    assert layer.reached(x).all()
+    assert log_det == torch.tensor(z, dtype=dtype)
+    back, log_det_back = layer.inverse(x)
+    assert back.isfinite().all()
+    assert log_det_back == -back.sum()
+
+
+def test_draws_near_a_far_bound_have_a_density():
+    flow = cnf.Flow(standard(1, torch.float32), [Positive([1000.0])])
+    x, log_det = flow.layers[0](torch.tensor([[-12.0]]))
+    assert x.item() == pytest.approx(1000 + math.exp(-12), abs=1e-4)
+    assert log_det.item() == -12
+    assert flow.log_prob(x).isfinite().all()
+    assert flow.support().check(x).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])

@@ -77,6 +77,7 @@ ORDER = [
     "cnf.layers.moving_norm",
     "cnf.layers.keep",
     "cnf.layers.constant",
+    "cnf.layers.ends",
     "cnf.layers.positive",
     "cnf.layers.bounded",
     "cnf.layers.circular",

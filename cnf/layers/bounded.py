@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, inf
 from torch.nn.functional import logsigmoid
 
+from cnf.layers.ends import below
 from cnf.layers.layer import Layer, Mapped
 
 # Of an interval's width, by which it is wider on either side: its ends are finite points. What a
@@ -63,8 +64,7 @@ class Bounded(Layer):
         start, width = self._interval()
         x = start + width * z.sigmoid()
         # Below the upper bound: what is next to it may be cut down to whole numbers.
-        x = torch.minimum(x.clamp(min=self.low), torch.nextafter(self.high, self.low))
-        return Mapped(x, self._log_det(z, width))
+        return Mapped(below(x.clamp(min=self.low), self.high), self._log_det(z, width))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Into log odds."""

@@ -9,13 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, inf
 
+from cnf.layers.ends import above
 from cnf.layers.layer import Layer, Mapped
 
 
 class Positive(Layer):
     """x = low + e^z in each column; log |det| = Σ z.
 
-    Rows that are not above have no density: their log-determinant is −∞.
+    Draws that rounding would take to a bound are held above it. Rows that are not above have no
+    density: their log-determinant is −∞.
 
     Args:
         low: What each column is above, mostly 0.
@@ -45,7 +47,7 @@ class Positive(Layer):
 
     def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Into the data's units."""
-        return Mapped(self.low + z.exp(), z.sum(1))
+        return Mapped(above(self.low + z.exp(), self.low), z.sum(1))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Into logarithms."""

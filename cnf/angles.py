@@ -42,6 +42,16 @@ def other_columns(circular: Sequence[int], dim: int) -> list[int]:
     return [column for column in range(dim) if column not in circular]
 
 
+def half_open(x: Tensor, low: float, high: float) -> Tensor:
+    """Move values that rounding has taken to a circle's upper end to the lower one.
+
+    Example:
+        >>> half_open(torch.tensor([0.0, 359.0, 360.0]), 0.0, 360.0)
+        tensor([  0., 359.,   0.])
+    """
+    return torch.where(x >= high, low, x)
+
+
 def wrapped(angles: Tensor) -> Tensor:
     """The same angles in [−π, π).
 
@@ -49,7 +59,7 @@ def wrapped(angles: Tensor) -> Tensor:
         >>> wrapped(torch.tensor([3.0, 4.0, -4.0]))
         tensor([ 3.0000, -2.2832,  2.2832])
     """
-    return torch.remainder(angles + pi, 2 * pi) - pi
+    return half_open(torch.remainder(angles + pi, 2 * pi) - pi, -pi, pi)
 
 
 def wrapped_columns(x: Tensor, circular: tuple[int, ...]) -> Tensor:

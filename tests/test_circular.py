@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import max_difference
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch.distributions import (
@@ -246,12 +246,34 @@ def test_draws_are_within_the_interval(dtype, low, high):
     assert flow.sample(100_000).max() < high
 
 
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, DOUBLE]
+VALUES = st.floats(-1e4, 1e4) | st.floats(-1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("low", "high"), [(0.0, 360.0), (-math.pi, math.pi), (0.1, 24.3)])
+@given(value=VALUES)
+@example(value=-1e-6)
+@settings(max_examples=60, deadline=None)
+def test_rounding_leaves_no_interval_by_its_upper_end(dtype, low, high, value):
+    layer = Circular(1, low, high)
+    for start in (0.0, low, high, math.pi):
+        point = torch.tensor([[start + value]], dtype=dtype)
+        z, x = layer.pull(point).value, layer.push(point).value
+        assert z.dtype == x.dtype == dtype
+        assert (-math.pi <= z).all()
+        assert (z < math.pi).all()
+        assert (low <= x).all()
+        assert (x < high).all()
+        assert (wrapped(point) < math.pi).all()
+
+
 @given(st.floats(-1e3, 1e3), st.integers(-50, 50))
 @settings(max_examples=60, deadline=None)
 def test_wrapped_angles(angle, turns):
     angles = torch.tensor([angle, angle + TURN * turns], dtype=DOUBLE)
     one, other = wrapped(angles).tolist()
-    assert -math.pi <= one <= math.pi
+    assert -math.pi <= one < math.pi
     assert math.cos(one) == pytest.approx(math.cos(angle), abs=1e-10)
     assert math.sin(one) == pytest.approx(math.sin(other), abs=1e-10)
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from cnf.angles import half_open
 from cnf.layers.layer import Layer, Mapped
 
 
@@ -57,15 +58,13 @@ class Circular(Layer):
     def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
         """Into the data's units, within the interval."""
         turned = torch.remainder(z + pi, 2 * pi)
-        x = self.low + self.turn / (2 * pi) * turned
-        # Rounding may come to the upper end, which is the lower one.
-        x = torch.where(x >= self.high, self.low, x)
+        x = half_open(self.low + self.turn / (2 * pi) * turned, self.low, self.high)
         return Mapped(x, z.new_full((len(z),), self.log_scale))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
         """Into radians."""
         turned = torch.remainder(x - self.low, self.turn)
-        z = 2 * pi / self.turn * turned - pi
+        z = half_open(2 * pi / self.turn * turned - pi, -pi, pi)
         return Mapped(z, x.new_full((len(x),), -self.log_scale))
 
     def config(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +96,9 @@ class Hutchinson(Divergence):
     noise: Noise = "rademacher"
     generator: Source | None = field(default=None, compare=False, repr=False)
 
-    def estimates(self, dim: int) -> int:
-        """The number of estimates whose mean the trace is."""
-        return self.count
+    def with_estimates(self, estimates: int, dim: int) -> Self:
+        """Return the same with the count that makes this many estimates in `dim` dimensions."""
+        return replace(self, count=estimates)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.count, int) and self.count >= 1):
@@ -179,9 +179,9 @@ class HutchPlusPlus(Hutchinson):
         estimates = found.estimates[:, :columns].sum(1, keepdim=True) + found.estimates[:, columns:]
         return Traced(found.velocity, estimates.mean(1), estimates)
 
-    def estimates(self, dim: int) -> int:
-        """The number of estimates whose mean the trace is."""
-        return self.count - self._columns(dim)
+    def with_estimates(self, estimates: int, dim: int) -> Self:
+        """Return the same with as many columns of Q as estimates, at most `dim`."""
+        return replace(self, count=estimates + min(estimates, dim))
 
     def _columns(self, dim: int) -> int:
         """The number of columns of Q."""

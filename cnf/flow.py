@@ -291,9 +291,10 @@ class Flow(nn.Module):
         Args:
             x: Shape (*batch, dim).
             context: Shape (*batch, context_dim).
-            probes: Estimates of the trace for each row, where the divergence is one; and draws of
-                noise, where there are columns of whole numbers or categories. Log p is then a lower
-                bound of a row's log-mass in the mean, which tightens with them.
+            probes: Estimates of the trace for each row, where the divergence is one (Hutch++ takes
+                up to as many products more, for its exact part); and draws of noise, where there
+                are columns of whole numbers or categories. Log p is then a lower bound of a row's
+                log-mass in the mean, which tightens with them.
             generator: Where the seed of probes and noise comes from, whatever the divergence's own
                 generator; PyTorch's on the CPU when None. A row's depend on its number in x too.
             max_batch: The most rows in one solve, which bounds the memory that it takes; all when

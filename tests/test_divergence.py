@@ -121,6 +121,14 @@ def test_hutch_plus_plus_is_exact_where_its_columns_span_everything():
     )
 
 
+@pytest.mark.parametrize("way", [Hutchinson(), HutchPlusPlus()])
+@pytest.mark.parametrize("estimates", [1, 2, 3, 4, 9])
+def test_as_many_estimates_as_asked_for(way, estimates):
+    field, x = random_linear(3), torch.randn(4, 3, dtype=DOUBLE)
+    found = trace_of(field, x, way.with_estimates(estimates, dim=3))
+    assert found.estimates.shape == (4, estimates)
+
+
 def test_rademacher_is_exact_for_a_diagonal_jacobian():
     field = Linear(torch.diag(torch.arange(5.0, dtype=DOUBLE)))
     traced = trace_of(field, torch.randn(4, 5, dtype=DOUBLE), Hutchinson())

@@ -89,8 +89,9 @@ class CNF(Layer):
         field, divergence, dim = self._traced(x, context)
         estimates = 0
         if isinstance(divergence, Hutchinson):
-            divergence = replace(divergence, count=care.probes, generator=care.noise)
-            estimates = divergence.estimates(dim)
+            estimates = care.probes
+            divergence = divergence.with_estimates(estimates, dim)
+            divergence = replace(divergence, generator=care.noise)
         dynamics = Augmented(field, divergence, dim, estimates=estimates)
         layer = self.with_solver(**self.settings.tighter(care.tighter))
         solution = layer._solve(dynamics, x, context, (1.0, 0.0), on_failure="return")

@@ -24,6 +24,7 @@ from cnf.bases import describe, rebuild
 from cnf.files import read_whole, write_whole
 from cnf.flow import Flow
 from cnf.layers import LAYERS, Standardize
+from cnf.sharing import share, shared_parts
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -63,6 +64,7 @@ def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = No
         "base": base,
         "layers": [{"name": layer.name, **layer.config()} for layer in flow.layers],
         "context": None if flow.context is None else flow.context.config(),
+        "shared": shared_parts(flow),
         "metadata": dict(metadata or {}),
     }
     write_model(folder, {**flow.state_dict(), **base_tensors}, config)
@@ -82,8 +84,12 @@ def write_model(
     Raises:
         OSError: The folder cannot be written to.
     """
+    # Copies: safetensors takes no tensors that share memory or lie in another order.
     weights = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
     )
     sha256 = hashlib.sha256(weights).hexdigest()
     entries = {"format": FORMAT, "sha256": sha256, **config}
@@ -147,6 +153,7 @@ def load(folder: str | Path) -> Flow:
         context = config.get("context")
         flow = Flow(base, layers, None if context is None else Standardize(**context))
         flow = flow.to(DTYPES[config["dtype"]])
+        share(flow, config.get("shared", {}))
         flow.load_state_dict(
             {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
         )

@@ -100,6 +100,7 @@ ORDER = [
     "cnf.distributed",
     "cnf.files",
     "cnf.json_values",
+    "cnf.sharing",
     "cnf.storage",
     "cnf.couplings",
     "cnf.objectives",

@@ -27,6 +27,7 @@ from torch.distributions import (
 
 import cnf
 from cnf import files, storage
+from cnf.fields import ConcatSquash
 
 BASES = [
     Independent(Normal(torch.zeros(2), torch.ones(2)), 1),
@@ -248,4 +249,103 @@ def test_a_pipe_is_not_waited_for(name, folder):
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with pytest.raises(ValueError, match=f"{name}.* a pipe or a device"):
+        cnf.load(folder)
+
+
+def sharing_field():
+    field = ConcatSquash(2, hidden=(4,))
+    return cnf.Flow(BASES[0], [cnf.CNF(field), cnf.CNF(field, rtol=1e-3)])
+
+
+def sharing_layer():
+    layer = cnf.CNF(ConcatSquash(2, hidden=(4,)))
+    return cnf.Flow(BASES[0], [layer, cnf.Standardize(2), layer])
+
+
+def sharing_scaling():
+    scaling = cnf.Standardize(2)
+    return cnf.Flow(BASES[0], [cnf.CNF(ConcatSquash(2, (4,), context_dim=2)), scaling], scaling)
+
+
+def sharing_weight():
+    flow = cnf.ffjord(2, hidden=(4,), blocks=2)
+    one, other = (layer.field.last.linear for layer in flow.layers[:2])
+    other.weight = one.weight
+    return flow
+
+
+def sharing_buffer():
+    one, other = cnf.Standardize(2), cnf.Standardize(2)
+    other.loc = one.loc
+    return cnf.Flow(BASES[0], [one, other])
+
+
+def sharing_base_tensor():
+    number = torch.ones(2)
+    return cnf.Flow(Independent(Normal(number, number), 1), [cnf.Standardize(2)])
+
+
+def places(module):
+    """Which names have the same part, of modules, parameters and buffers."""
+    named = [
+        *module.named_modules(remove_duplicate=False),
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    parts = {}
+    for name, part in named:
+        parts.setdefault(id(part), []).append(name)
+    return sorted(parts.values())
+
+
+SHARING = (
+    sharing_field,
+    sharing_layer,
+    sharing_scaling,
+    sharing_weight,
+    sharing_buffer,
+    sharing_base_tensor,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", SHARING)
+def test_shared_parts_are_shared_again(make, dtype, tmp_path):
+    flow, x = make(), torch.randn(5, 2, dtype=dtype)
+    context = x if flow.context_dim else None
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    flow.to(dtype)
+    cnf.save(flow, tmp_path)
+    loaded = cnf.load(tmp_path)
+    assert places(loaded) == places(flow)
+    assert torch.equal(loaded.log_prob(x, context), flow.log_prob(x, context))
+
+
+def test_two_layers_of_one_field_train_save_and_load(tmp_path):
+    flow, x = sharing_field(), torch.randn(100, 2)
+    cnf.fit(flow, x, steps=3)
+    cnf.save(flow, tmp_path)
+    loaded = cnf.load(tmp_path)
+    assert loaded.layers[0].field is loaded.layers[1].field
+    assert torch.equal(loaded.log_prob(x), flow.log_prob(x))
+    assert [layer.settings.rtol for layer in loaded.layers] == [1e-5, 1e-3]
+
+
+@pytest.mark.parametrize(
+    ("shared", "message"),
+    [
+        ({"layers.1": "layers.0"}, "layers.0 and layers.1 to be alike"),
+        ({"layers.0.field": "layers.2"}, "to be alike"),
+        ({"layers.0.field": "layers.9"}, "Expected a model"),
+        ({"layers.0.name": "layers.0.name"}, "a module or a tensor to share"),
+        ({"layers.0": 3}, "Expected a model"),
+        ([], "Expected a model"),
+    ],
+)
+def test_shared_parts_edited_by_hand(shared, message, folder):
+    edit(folder, lambda config: config["layers"][1]["field"].update(hidden=[5, 4, 2]))
+    edit(folder, lambda config: config.update(shared=shared))
+    with pytest.raises(ValueError, match=message):
         cnf.load(folder)

@@ -454,3 +454,12 @@ def test_what_is_no_vae_is_not_loaded(tmp_path):
     path.write_text(json.dumps(sealed(config)))
     with pytest.raises(ValueError, match="Expected a VAE of cnf-flows in .*'flaws'"):
         load(tmp_path)
+
+
+def test_tied_weights_of_a_vae_are_tied_again(tmp_path):
+    vae = small(hidden=(16, 16))
+    vae.decoder[2].weight = vae.encoder[2].weight
+    vae.save(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.decoder[2].weight is loaded.encoder[2].weight
+    assert torch.equal(loaded.decoder[2].weight, vae.encoder[2].weight)

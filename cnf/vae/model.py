@@ -16,6 +16,7 @@ from torch.nn.functional import softplus
 
 from cnf.bounds import Bound, elbo
 from cnf.posterior import FlowPosterior
+from cnf.sharing import share, shared_parts
 from cnf.storage import read_model, rebuilding, write_model
 from cnf.vae.architecture import Architecture
 from cnf.vae.likelihoods import LIKELIHOODS, Likelihood
@@ -133,7 +134,11 @@ class VAE(nn.Module):
         Raises:
             OSError: The folder cannot be written to.
         """
-        config = {"architecture": asdict(self.architecture), "metadata": dict(metadata or {})}
+        config = {
+            "architecture": asdict(self.architecture),
+            "shared": shared_parts(self),
+            "metadata": dict(metadata or {}),
+        }
         write_model(folder, self.state_dict(), config)
 
 
@@ -161,5 +166,6 @@ def load(folder: str | Path) -> VAE:
         }
         with torch.random.fork_rng(devices=[]):  # the first weights, drawn only to be replaced
             vae = VAE(Architecture(**entries))
+        share(vae, config.get("shared", {}))
         vae.load_state_dict(safetensors.torch.load(weights))
     return vae

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,20 +13,11 @@ from torch.distributions import Distribution
 
 from cnf.cylinder import Cylinder
 
-# Constructor arguments, and the attributes that hold them, of distributions made of distributions,
-# and of the one that keeps its Cholesky factor whatever it was made from. Every other distribution
-# is made of the tensors that its arg_constraints name.
-_CONSTRUCTORS = {
-    "Cylinder": {"loc": "loc", "scale": "scale", "circular": "circular"},
-    "MultivariateNormal": {"loc": "loc", "scale_tril": "scale_tril"},
-    "Independent": {
-        "base_distribution": "base_dist",
-        "reinterpreted_batch_ndims": "reinterpreted_batch_ndims",
-    },
-    "MixtureSameFamily": {
-        "mixture_distribution": "mixture_distribution",
-        "component_distribution": "component_distribution",
-    },
+# Constructor arguments that attributes of other names hold.
+_ATTRIBUTES = {
+    "base_distribution": "base_dist",
+    "lims": "_lims",
+    "validate_args": "_validate_args",
 }
 
 
@@ -37,7 +29,8 @@ def describe(base: Distribution, prefix: str) -> tuple[dict[str, Any], dict[str,
         prefix: What the tensors' names start with.
 
     Raises:
-        ValueError: The distribution is neither, or is not described by its parameters.
+        ValueError: The distribution is neither, or is not made of tensors, numbers and
+            distributions alone.
 
     Example:
         >>> from torch.distributions import Independent, Laplace
@@ -53,8 +46,7 @@ def describe(base: Distribution, prefix: str) -> tuple[dict[str, Any], dict[str,
         raise ValueError(f"Expected a base of torch.distributions to save; got {name}")
     description: dict[str, Any] = {"class": name, "parts": {}, "numbers": {}}
     tensors: dict[str, Tensor] = {}
-    for part, attribute in (_CONSTRUCTORS.get(name) or _parameters(base)).items():
-        value = getattr(base, attribute)
+    for part, value in _arguments(base).items():
         if isinstance(value, Distribution):
             inner, inner_tensors = describe(value, f"{prefix}.{part}")
             description["parts"][part] = inner
@@ -62,8 +54,15 @@ def describe(base: Distribution, prefix: str) -> tuple[dict[str, Any], dict[str,
         elif isinstance(value, Tensor):
             description["parts"][part] = None
             tensors[f"{prefix}.{part}"] = value
-        else:
+        elif _is_numeric(value):
             description["numbers"][part] = value
+        else:
+            found = " ".join(repr(value).split())
+            raise ValueError(
+                "Expected a base made of tensors, numbers and distributions to save; got "
+                f"{name}, whose {part} is {found:.60}: save flow.state_dict() yourself, and make "
+                "the base anew before loading it"
+            )
     return description, tensors
 
 
@@ -72,17 +71,36 @@ def _kind(name: str) -> Any:
     return Cylinder if name == "Cylinder" else getattr(torch.distributions, name, None)
 
 
-def _parameters(base: Distribution) -> dict[str, str]:
-    """The parameters that a distribution was made from: of probs and logits, say, only one."""
-    names = {name: name for name in base.arg_constraints if name in vars(base)}
-    if "logits" in names:
-        names.pop("probs", None)
-    names = names or {name: name for name in base.arg_constraints}  # kept by a part of it
-    if not names:
-        raise ValueError(
-            f"Expected a base described by its parameters to save; {type(base).__name__} is not"
-        )
-    return names
+def _arguments(base: Distribution) -> dict[str, Any]:
+    """Return the constructor arguments that make a distribution anew, by name."""
+    names = [*signature(type(base)).parameters]
+    left_out = set()
+    if "scale_tril" in names:  # which is kept, whatever of the three was given
+        left_out = {"covariance_matrix", "precision_matrix"}
+    if "probs" in names and "logits" in names:
+        left_out = {"probs", "logits"} - {_given(base)}
+    if "_validate_args" not in vars(base):  # PyTorch's default, which may be another on loading
+        left_out.add("validate_args")
+    kept = [name for name in names if name not in left_out]
+    return {name: getattr(base, _ATTRIBUTES.get(name, name), None) for name in kept}
+
+
+def _given(base: Distribution) -> str:
+    """Return which of `probs` and `logits` a distribution was made from."""
+    part: Any = base
+    while (inner := getattr(part, "base_dist", getattr(part, "_categorical", None))) is not None:
+        part = inner
+    kept = vars(part)  # whichever was not given is computed on first use, and kept then too
+    if "_param" in kept:
+        return "probs" if kept["_param"] is kept.get("probs") else "logits"
+    return "logits" if "logits" in kept else "probs"
+
+
+def _is_numeric(value: Any) -> bool:
+    """Return whether a value is a number, or a sequence of numbers."""
+    if isinstance(value, tuple | list):
+        return all(isinstance(each, int | float) for each in value)
+    return isinstance(value, int | float)
 
 
 def _real(name: str, tensors: dict[str, Tensor]) -> Tensor:

@@ -692,6 +692,33 @@ def test_adjoint_of_complex_states_and_parameters():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.complex128, torch.float64),
+        (torch.float64, torch.complex128),
+        (torch.float32, torch.complex128, torch.float64, torch.complex64),
+    ],
+)
+def test_adjoint_params_of_any_dtypes_in_any_order(dtypes):
+    numbers = [0.3 - 0.2j, 0.7 + 0.4j, -0.1 + 0.5j, 0.2 - 0.6j]
+    params = [
+        torch.tensor(z if dtype.is_complex else z.real, dtype=dtype, requires_grad=True)
+        for z, dtype in zip(numbers, dtypes, strict=False)
+    ]
+    y0 = wanting(3)
+
+    def func(t, y):
+        return sum(((1 + k - 0.5j) * p).real for k, p in enumerate(params)) * torch.cos(t) * y
+
+    keywords = {"rtol": 1e-11, "atol": 1e-12}
+    ours = odeint_adjoint(func, y0, TIMES, adjoint_params=params, **keywords)
+    straight = odeint(func, y0, TIMES, **keywords)
+    found, expected = (gradients(ys, (y0, *params)) for ys in (ours, straight))
+    close = 1e-5 if torch.float32 in dtypes else 1e-8
+    torch.testing.assert_close(found, expected, rtol=close, atol=close)
+
+
 def test_adjoint_params_of_another_dtype():
     rate = wanting(dtype=torch.float32)
     y0 = wanting(3)

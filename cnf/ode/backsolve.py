@@ -158,7 +158,8 @@ class _Back:
         self.leaves.ts.grad = grad_ts
         parts = gradient.split([leaf.numel() for leaf in self.leaves.wanted])
         for leaf, part in zip(self.leaves.wanted, parts, strict=True):
-            leaf.grad = part.view_as(leaf).to(leaf.dtype)
+            # A copy: a complex parameter sees its gradient only where the storage begins with it.
+            leaf.grad = part.view_as(leaf).to(leaf.dtype, copy=True)
         return adjoint
 
     def settings_between(self, begin: Tensor, end: Tensor, knots: Tensor | None) -> Settings:

@@ -153,6 +153,25 @@ def test_checkpoint_leaves_unused_arguments_without_a_gradient():
     assert unused.grad is None
 
 
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_complex_arguments(gradient, swapped):
+    """For y' = Re(c z + r) y the gradient of y(1) is y(1) conj(c) to z and y(1) to r."""
+    z = torch.tensor(0.3 - 0.2j, dtype=torch.complex128, requires_grad=True)
+    r = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+    args, c = (r, z) if swapped else (z, r), 1 + 0.5j
+
+    def f(t, y, args):
+        return sum((c * arg).real if arg.is_complex() else arg for arg in args) * y
+
+    y0, options = torch.ones(1, dtype=torch.float64), {"rtol": 1e-10, "atol": 1e-10}
+    y = solve(f, y0, [0.0, 1.0], args, gradient=gradient, **options).ys[-1]
+    found = torch.autograd.grad(y.sum(), (z, r))
+    end = math.exp(0.3 + 0.1 - 0.5)
+    expected = torch.tensor(end * (1 - 0.5j), dtype=z.dtype), torch.tensor(end, dtype=r.dtype)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
+
+
 @pytest.mark.parametrize("gradient", ["checkpoint", "backsolve"])
 def test_no_graph_of_the_steps_is_kept(gradient):
     """The graph behind the outputs is one node, however many steps there were."""

@@ -111,7 +111,7 @@ class _Back:
         self.failed = problem.run.fates.failed if problem.run.rows else None
         chosen = None if self.failed is None else stand_in(self.failed)
         self.args = take_rows(leaves.args, chosen)
-        self.sizes = [y.numel(), y.numel(), sum(leaf.numel() for leaf in leaves.wanted)]
+        self.sizes = [y.numel(), y.numel(), sum(map(_reals, leaves.wanted))]
         self.forward, self.tally = problem.settings, problem.run.stats.tallies[0]
         mode: Backsolve = problem.mode
         kept = sum(self.sizes[:2])
@@ -156,10 +156,12 @@ class _Back:
             else:
                 adjoint = adjoint + grad_ys[i - 1]
         self.leaves.ts.grad = grad_ts
-        parts = gradient.split([leaf.numel() for leaf in self.leaves.wanted])
+        parts = gradient.split([_reals(leaf) for leaf in self.leaves.wanted])
         for leaf, part in zip(self.leaves.wanted, parts, strict=True):
-            # A copy: a complex parameter sees its gradient only where the storage begins with it.
-            leaf.grad = part.view_as(leaf).to(leaf.dtype, copy=True)
+            # A copy: real numbers are viewed as complex ones only from an even place of a storage.
+            part = part.to(leaf.dtype.to_real(), copy=True)
+            part = torch.view_as_complex(part.view(-1, 2)) if leaf.is_complex() else part
+            leaf.grad = part.view_as(leaf)
         return adjoint
 
     def settings_between(self, begin: Tensor, end: Tensor, knots: Tensor | None) -> Settings:
@@ -195,8 +197,19 @@ class _Back:
             torch.zeros_like(leaf) if part is None else part
             for part, leaf in zip(pulled, [leaf, *wanted], strict=True)
         ]
-        back = (-part.flatten().to(packed.dtype) for part in parts)
+        back = (-_as_reals(part).to(packed.dtype) for part in parts)
         return torch.cat([slope.detach().flatten(), *back])[None]
+
+
+def _as_reals(tensor: Tensor) -> Tensor:
+    """Flatten a tensor to real numbers, two for each complex one."""
+    flat = tensor.resolve_conj().flatten()
+    return torch.view_as_real(flat).flatten() if flat.is_complex() else flat
+
+
+def _reals(tensor: Tensor) -> int:
+    """Count the real numbers of a tensor."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
 def _inner(times: Tensor | None, begin: Tensor, end: Tensor) -> Tensor | None:

@@ -65,6 +65,13 @@ def test_ratio_is_in_units_of_the_tolerance():
     assert tolerance.ratio(error, y0, y1).item() == pytest.approx(3.0 / (1.0 + 0.1 * 20))
 
 
+def test_ratio_where_the_tolerance_is_zero():
+    """No error is 0, an error is infinite, NaN stays NaN."""
+    error, zeros = torch.tensor([0.0, 1e-9, math.nan]), torch.zeros(3)
+    ratio = Tolerance(rtol=0.1, atol=0.0).ratio(error, zeros, zeros)
+    torch.testing.assert_close(ratio, torch.tensor([0.0, math.inf, math.nan]), equal_nan=True)
+
+
 def test_norms():
     ratio = torch.randn(4, 3, 2, dtype=torch.float64)
     rows = ratio.reshape(4, -1)
@@ -104,3 +111,15 @@ def test_first_step_is_that_of_scipy(rate, tolerance):
 
 def test_first_step_of_dynamics_that_stand_still():
     assert 0 < first_step(0.0, Tolerance(1e-6, 1e-6)) <= 1e-6
+
+
+@pytest.mark.parametrize("y", [0.0, 1.0])
+def test_first_step_where_the_tolerance_is_zero(y):
+    y, slope = torch.tensor([y, 0.0]), torch.ones(2)
+    tolerance = Tolerance(rtol=1e-6, atol=0.0)
+
+    def size(vector):
+        return tolerance.norm(tolerance.ratio(vector, y)).reshape(1).numpy()
+
+    step = first_step_size(size, lambda step: torch.zeros(2), y, slope, 5)
+    assert 0 < step.item() < math.inf

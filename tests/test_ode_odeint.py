@@ -1,5 +1,6 @@
 """`odeint` and `odeint_adjoint` against torchdiffeq, call by call, and against closed forms."""
 
+import math
 import warnings
 from itertools import pairwise
 
@@ -578,6 +579,25 @@ def test_the_limit_of_steps_is_for_each_interval_of_output_times():
     t = torch.linspace(0, 10, 21, dtype=torch.float64)
     for solver in BOTH:
         solver(swing, ONE, t, options=options)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("solver", [odeint, odeint_adjoint])
+def test_components_at_zero_with_a_relative_tolerance_alone(solver, method):
+    """One that stays there, one that leaves, beside one that is never there."""
+    y0 = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    push = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    keywords = {"adjoint_params": (push,)} if solver is odeint_adjoint else {}
+    limit = {"max_num_steps": 5000}  # so that a solve that stands still ends
+    ys = solver(
+        lambda t, y: push - y, y0, t, rtol=1e-6, atol=0.0, method=method, options=limit, **keywords
+    )
+    e = math.exp(-1)
+    exact = torch.tensor([0.0, 1 - e, e], dtype=torch.float64)
+    torch.testing.assert_close(ys[-1], exact, rtol=1e-4, atol=0)
+    (found,) = torch.autograd.grad(ys[-1].sum(), push)
+    torch.testing.assert_close(found, torch.full_like(found, 1 - e), rtol=1e-4, atol=0)
 
 
 # The adjoint

@@ -115,6 +115,14 @@ def test_a_failed_row_has_a_status_and_nan_and_the_others_their_values():
     torch.testing.assert_close(scores.log_prob[::2], flow.log_prob(x[::2]))
 
 
+def test_a_relative_tolerance_alone(bent):
+    """The log-determinant begins at exactly zero."""
+    x = torch.stack([torch.zeros(8), torch.linspace(-1, 1, 8)]).to(DOUBLE)
+    scores = bent.with_solver(rtol=1e-9, atol=0.0, max_steps=500).score(x)
+    assert (scores.status == Status.FINISHED).all()
+    torch.testing.assert_close(scores.log_prob, bent.log_prob(x), rtol=1e-4, atol=1e-4)
+
+
 def test_batch_shapes_and_contexts():
     flow = cnf.ffjord(2, hidden=(8,), context_dim=1, zero_last=False)
     x, context = torch.randn(4, 2), torch.randn(3, 1, 1)

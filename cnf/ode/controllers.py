@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isfinite
 from typing import Protocol
 
@@ -100,8 +101,18 @@ class Tolerance:
         return replace(self, rtol=part(self.rtol), atol=part(self.atol))
 
     def ratio(self, error: Tensor, *states: Tensor) -> Tensor:
-        """`error` in units of the tolerance at the largest of `states`, entry by entry."""
-        return error / self.scale(*states)
+        """Measure `error` in units of the tolerance at the largest of `states`, entry by entry."""
+        return self.measure(error, self.scale(*states))
+
+    def measure(self, error: Tensor, scale: Tensor) -> Tensor:
+        """Divide `error` by a `scale`: 0 where there is no error, even in units of 0."""
+        ratio = error / scale
+        return torch.where(error == 0, 0.0, ratio) if self.may_be_zero else ratio
+
+    @cached_property
+    def may_be_zero(self) -> bool:
+        """Whether the error allowed is zero where the state is."""
+        return _range(self.atol)[0] == 0
 
     @torch.no_grad()
     def scale(self, *states: Tensor) -> Tensor:
@@ -186,20 +197,23 @@ def first_step_size(
     Source: Hairer, Nørsett & Wanner (1993), section II.4, "Starting step size".
 
     Args:
-        size: The norm of a vector in units of the tolerance, one for each lane.
+        size: The norm of a vector in units of the tolerance, one for each lane; it may be infinite.
         change: The change of the slope over an Euler step of the sizes given.
         y: First state.
         slope: Its slope.
         order: Order of the error estimate plus one.
 
     Returns:
-        A positive number for each lane.
+        A positive, finite number for each lane.
     """
     d0, d1 = size(y), size(slope)
     with np.errstate(divide="ignore", invalid="ignore"):
-        guess = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
+        small = (d0 < 1e-5) | (d1 < 1e-5)
+        # In units of a tolerance of zero even a moderate slope is infinitely large.
+        unknown = small | ~np.isfinite(d0) | ~np.isfinite(d1)
+        guess = np.where(unknown, 1e-6, 0.01 * d0 / d1)
         d2 = size(change(guess)) / guess
         largest = np.maximum(d1, d2)
         step = np.minimum(100 * guess, (0.01 / largest) ** (1 / order))
     step = np.where(largest <= 1e-15, np.maximum(1e-6, guess * 1e-3), step)
-    return np.where(np.isfinite(d2), step, guess)
+    return np.where(np.isfinite(largest), step, guess)

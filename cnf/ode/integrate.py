@@ -288,7 +288,7 @@ class _Loop:
         scale = self.tolerance.scale(self.y)
 
         def size(vector: Tensor) -> Array:
-            return self._norm(vector / scale)
+            return self._norm(self.tolerance.measure(vector, scale))
 
         def change(step: Array) -> Tensor:
             h = self.y.new_tensor(direction) * self._to_state(step)

@@ -600,6 +600,43 @@ def test_components_at_zero_with_a_relative_tolerance_alone(solver, method):
     torch.testing.assert_close(found, torch.full_like(found, 1 - e), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("solver", [odeint, odeint_adjoint])
+def test_half_precision(solver, dtype):
+    """What the dtype loses of the tolerances is refused, for each tensor as well; less is met."""
+    y0, t = torch.tensor([0.0, 1.0], dtype=dtype), torch.tensor([0.0, 1.0])
+    options = {"max_num_steps": 100}  # so that a solve that stands still ends
+    keywords = {"options": options} | ({"adjoint_params": ()} if solver is odeint_adjoint else {})
+    with pytest.raises(ValueError, match=f"rtol to be 0 or at least .*{dtype}; got 1e-07: pass"):
+        solver(lambda t, y: -y, y0, t, **keywords)
+    with pytest.raises(ValueError, match="rtol to be 0 .*got 1e-08: pass"):
+        solver(lambda t, y: y, (y0, y0), t, rtol=(1e-2, 1e-8), atol=0.0, **keywords)
+    ys = solver(lambda t, y: -y, y0, t, rtol=1e-2, atol=1e-2, **keywords)
+    torch.testing.assert_close(ys[-1].float(), math.exp(-1) * y0.float(), rtol=2e-2, atol=0)
+
+
+def test_an_absolute_tolerance_that_rounds_to_zero():
+    y0, t = torch.ones(2, dtype=torch.float16), torch.tensor([0.0, 1.0])
+    with pytest.raises(ValueError, match=r"atol to be 0 or at least 6.0e-08 .*pass rtol=1e-03"):
+        odeint(lambda t, y: -y, y0, t, rtol=1e-3)
+    with pytest.raises(ValueError, match="atol"):
+        odeint_adjoint(
+            lambda t, y: -y,
+            y0.requires_grad_(),
+            t,
+            rtol=1e-3,
+            atol=1e-3,
+            adjoint_atol=1e-9,
+            adjoint_params=(),
+        )
+
+
+def test_fixed_steps_in_half_precision_have_no_tolerance():
+    y0, t = torch.ones(2, dtype=torch.float16), torch.linspace(0, 1, 5)
+    ys = odeint(lambda t, y: -y, y0, t, method="rk4")
+    torch.testing.assert_close(ys[-1].float(), torch.full((2,), math.exp(-1)), rtol=5e-3, atol=0)
+
+
 # The adjoint
 
 

@@ -43,7 +43,7 @@ class Backsolve:
 
     Raises:
         ValueError: The method or the norm is unknown; when called, the method has no error estimate
-            and the forward solve chose its steps.
+            and the forward solve chose its steps, or a tolerance is lost in the state's dtype.
         SolveError: On the way back, which fails as any solve may.
 
     Source: Chen et al. (2018), Neural ordinary differential equations, appendix B; Kidger, Chen &
@@ -133,6 +133,8 @@ class _Back:
         self.fixed = self.forward.grid is not None and not (
             mode.method and self.settings.tableau.adaptive
         )
+        if not self.fixed:
+            self.settings.tolerance.check_dtype(y.dtype)
 
     def sweep(self, ys: Tensor, grad_ys: Tensor) -> Tensor:
         """Carry the adjoint from the last output time to the first; the leaves gather theirs."""

@@ -90,6 +90,31 @@ class Tolerance:
         if _range(self.rtol)[1] == _range(self.atol)[1] == 0:
             raise ValueError("Expected rtol or atol to be above 0; got 0 for both")
 
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Hold that no tolerance above zero is lost in the arithmetic of a state's dtype.
+
+        The step is at least about u, the unit roundoff, of the time, and the error of a step is
+        known up to u of its increment: no step meets a relative tolerance below u². An absolute
+        tolerance is lost where it rounds to zero.
+
+        Raises:
+            ValueError: One is.
+        """
+        info = torch.finfo(dtype)
+        bounds = (
+            ("rtol", self.rtol, (info.eps / 2) ** 2),
+            ("atol", self.atol, info.smallest_normal * info.eps),
+        )
+        for name, value, least in bounds:
+            lost = torch.as_tensor(value).cpu().double()
+            lost = lost[(lost > 0) & (lost < least)]
+            if len(lost):
+                raise ValueError(
+                    f"Expected {name} to be 0 or at least {least:.1e} with a state of {dtype}; got "
+                    f"{lost.min().item():g}: pass rtol={info.eps:.0e} and atol={info.eps:.0e} or "
+                    "more, or a state of higher precision"
+                )
+
     def take(self, rows: Tensor, shape: torch.Size) -> Tolerance:
         """That of some rows of a state of this shape."""
 

@@ -91,7 +91,7 @@ class Form:
             given = torch.cat([torch.as_tensor(g).expand(shape.numel()) for g, shape in parts])
         if is_number(given):
             return float(given)
-        tolerance = torch.as_tensor(given).to(y0)
+        tolerance = torch.as_tensor(given, device=y0.device)
         return tolerance.unsqueeze(-1) if self.dtype.is_complex else tolerance
 
     def norm(self, given: Callable[[Any], Any] | None) -> Norm:

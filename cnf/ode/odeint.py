@@ -74,7 +74,8 @@ def odeint(
         The states at the times `t`: a tensor of shape (T, *y0.shape), or a tuple of such.
 
     Raises:
-        ValueError: The method, the step size or another option is not as described.
+        ValueError: The method, the step size or another option is not as described, or a tolerance
+            is lost in y0's dtype, as the default ones are in half precision.
         InputError: y0, t or a tolerance is not as described; it is a `ValueError`, and an
             `AssertionError` as in torchdiffeq.
         TypeError: `t` is not floating point.

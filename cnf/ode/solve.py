@@ -99,7 +99,8 @@ def solve(
         The solution at the times `t`.
 
     Raises:
-        ValueError: An argument is not as described, or f's slope is not like the state.
+        ValueError: An argument is not as described, f's slope is not like the state, or a tolerance
+            is lost in y0's dtype.
         SolveError: The solve failed, and `on_failure` is `"raise"`.
 
     Source: Hairer, Nørsett & Wanner (1993), Solving ordinary differential equations I, chapter II.
@@ -136,6 +137,8 @@ def solve(
         jumps=jumps,
         observer=observer,
     )
+    if settings.grid is None:
+        settings.tolerance.check_dtype(y0.dtype)
     if not y0.numel():  # nothing moves
         finished = np.full(y0.shape[0], Status.FINISHED)
         ys = y0.expand(len(ts), *y0.shape)

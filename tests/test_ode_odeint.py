@@ -600,6 +600,13 @@ def test_components_at_zero_with_a_relative_tolerance_alone(solver, method):
     torch.testing.assert_close(found, torch.full_like(found, 1 - e), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite(bad):
+    options = {"norm": lambda ratio: torch.tensor(bad), "max_num_steps": 100}
+    with pytest.raises(SolveError, match="The norm of the error is NaN.*Check norm"):
+        odeint(swing, ONE, TIMES, options=options)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("solver", [odeint, odeint_adjoint])
 def test_half_precision(solver, dtype):

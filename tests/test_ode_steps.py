@@ -102,6 +102,48 @@ def test_what_was_reached_is_kept(step):
     assert not solution.last_states.requires_grad
 
 
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("on_the_way", [False, True])
+def test_a_norm_that_is_not_finite_is_told_from_stiffness(step, on_the_way):
+    """It gives NaN from the first call or from the eleventh."""
+    calls = []
+
+    def norm(ratio):
+        calls.append(ratio)
+        size = max_norm(ratio) if step == "joint" else row_max_norm(ratio)
+        return size * torch.nan if len(calls) > 10 or not on_the_way else size
+
+    options = {"step": step, "norm": norm, "max_steps": 500, "on_failure": "return"}
+    solution = solve(lambda t, y, _: -y, torch.ones(3, 2), [0.0, 9.0], **options)
+    assert list(solution.row_status) == [Status.NORM_NOT_FINITE] * 3
+    assert (solution.last_times > 0).all() == on_the_way
+    assert solution.ys[-1].isnan().all()
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_tolerance_of_zero_is_told_from_a_state_of_nan(step):
+    """Row 1 has an error and no tolerance, row 2 is NaN; the others finish."""
+    tolerance = torch.tensor([1e-5, 0.0, 1e-5, 1e-5]).unsqueeze(1)
+
+    def f(t, y, kind):
+        return torch.where((kind == 2) & (t > 0.5), torch.nan, -y)
+
+    solution = solve(
+        f,
+        torch.ones(4, 1),
+        [0.0, 1.0],
+        PerRow(torch.arange(4).unsqueeze(1)),
+        rtol=tolerance,
+        atol=tolerance,
+        step=step,
+        on_failure="return",
+    )
+    ends = [Status.FINISHED, Status.NORM_NOT_FINITE, Status.NOT_FINITE, Status.FINISHED]
+    assert list(solution.row_status) == ends
+    found = solution.ys[-1, ::3]
+    torch.testing.assert_close(found, torch.full((2, 1), math.exp(-1)), rtol=1e-4, atol=0)
+
+
 def test_every_row_has_its_own_status():
     kind = torch.tensor([[0.0], [1.0], [2.0], [0.0]], dtype=DOUBLE)
 

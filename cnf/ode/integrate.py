@@ -128,6 +128,7 @@ class _Loop:
         self.gone: list[Lanes] = []
         self.y = self.slope = self.ratio = y0
         self.rows: Tensor | None = None  # which of the batch are at hand; None for all
+        self.broken: Tensor | None = None  # those whose last error was not finite; None for none
         self.dead: Tensor | None = None  # rows that joint steps do not mind any more,
         self.stand_in: Tensor | None = None  # and what goes on in everyone's place
         self.fates = Fates(y0)
@@ -368,7 +369,9 @@ class _Loop:
             return np.zeros(len(self.lanes))
         error = taken.error()
         with torch.no_grad():
-            return self._norm(self.tolerance.ratio(error, taken.y0, taken.y1))
+            norm = self._norm(self.tolerance.ratio(error, taken.y0, taken.y1))
+            self.broken = None if np.isfinite(norm).all() else ~_finite_rows(error)
+        return norm
 
     def _norm(self, ratio: Tensor) -> Array:
         """One error for each lane."""
@@ -459,14 +462,22 @@ class _Loop:
         return failed
 
     def _not_finite(self, lanes: Mask) -> Mask:
-        """Give up the rows that are not finite, and say which lanes that ends."""
+        """Give up the rows whose errors are not finite, and say which lanes that ends."""
         if not lanes.any():
             return lanes
+        assert self.broken is not None
+        broken: Mask = self.broken.cpu().numpy()
         if self.per_sample:
-            self._mark(lanes, Status.NOT_FINITE)
+            self._mark(lanes & broken, Status.NOT_FINITE)
+            self._mark(lanes & ~broken, Status.NORM_NOT_FINITE)
             return lanes
+        bad = ~_finite_rows(self.ratio)
+        if not bad.any():  # the norm itself is to blame, and would be without any of the rows
+            self._mark(lanes, Status.NORM_NOT_FINITE)
+            return lanes
+        self.fates.mark(np.flatnonzero(bad.cpu().numpy() & ~broken), Status.NORM_NOT_FINITE)
         self.lanes.size = self.lanes.good
-        return self._drop_rows(~_finite_rows(self.ratio))
+        return self._drop_rows(bad)
 
     def _drop_rows(self, bad: Tensor) -> Mask:
         """Go on without some of the rows at hand, and say which lanes that ends."""

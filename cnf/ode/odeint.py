@@ -79,8 +79,8 @@ def odeint(
         InputError: y0, t or a tolerance is not as described; it is a `ValueError`, and an
             `AssertionError` as in torchdiffeq.
         TypeError: `t` is not floating point.
-        SolveError: The solve failed: the limit of steps, a step size that underflows, or a state
-            that is not finite (an `AssertionError` in torchdiffeq). Fixed steps do not fail.
+        SolveError: The solve failed: the limit of steps, a step size that underflows, a state or a
+            norm that is not finite (an `AssertionError` in torchdiffeq). Fixed steps do not fail.
 
     Source: R. T. Q. Chen (2018), torchdiffeq, https://github.com/rtqichen/torchdiffeq.
 

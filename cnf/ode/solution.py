@@ -28,6 +28,11 @@ class Status(Enum):
         "for NaN and infinity; if the weights diverged, train with a smaller learning rate or clip "
         "the gradient."
     )
+    NORM_NOT_FINITE = (
+        "The norm of the error is NaN or infinite although the state and its derivative are "
+        "finite: norm itself gives that, the tolerance is 0 where there is an error, or the error "
+        "is beyond the dtype's range. Check norm, pass atol above 0, or solve in float64."
+    )
 
 
 # A number for the whole batch, or an array with one for each row where steps are per sample.

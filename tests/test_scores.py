@@ -123,6 +123,17 @@ def test_a_relative_tolerance_alone(bent):
     torch.testing.assert_close(scores.log_prob, bent.log_prob(x), rtol=1e-4, atol=1e-4)
 
 
+def test_half_precision_asks_for_tolerances_that_it_has():
+    torch.manual_seed(0)
+    flow, x = cnf.ffjord(2, hidden=(16, 16), zero_last=False), torch.randn(5, 2)
+    expected, flow = flow.log_prob(x), flow.to(torch.bfloat16)
+    for method in (flow.log_prob, flow.score):
+        with pytest.raises(ValueError, match="bfloat16; got 1e-05: pass rtol=8e-03 and atol=8e-03"):
+            method(x.bfloat16())
+    found = flow.with_solver(rtol=8e-3, atol=8e-3).log_prob(x.bfloat16())
+    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)
+
+
 def test_batch_shapes_and_contexts():
     flow = cnf.ffjord(2, hidden=(8,), context_dim=1, zero_last=False)
     x, context = torch.randn(4, 2), torch.randn(3, 1, 1)

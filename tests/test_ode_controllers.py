@@ -33,9 +33,12 @@ def test_factor_stays_within_its_bounds(error, previous):
     assert CONTROLLER.factor_min <= found <= CONTROLLER.factor_max
 
 
-@given(st.floats(1.0, 1e10, exclude_min=True), st.floats(1e-12, 1))
-def test_a_rejected_step_never_grows(error, previous):
-    assert factor(CONTROLLER, error, previous) <= 1
+@pytest.mark.parametrize(
+    "controller", [CONTROLLER, PIController(safety=3.0), PIController(factor_min=1.0)]
+)
+@given(error=st.floats(1.0, 1e10, exclude_min=True), previous=st.floats(1e-12, 1e12))
+def test_a_rejected_step_is_tried_again_with_a_shorter_one(controller, error, previous):
+    assert factor(controller, error, previous) < 1
 
 
 @given(st.lists(st.floats(0, 1e3) | st.just(math.nan), min_size=1, max_size=5))

@@ -600,6 +600,13 @@ def test_components_at_zero_with_a_relative_tolerance_alone(solver, method):
     torch.testing.assert_close(found, torch.full_like(found, 1 - e), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("option", [{"safety": 3.0}, {"dfactor": 1.0}])
+def test_a_rejected_step_is_not_repeated(option):
+    options = {"first_step": 1.0, "max_num_steps": 500, **option}
+    ys = odeint(lambda t, y: -100 * y, ONE, TIMES, rtol=1e-6, atol=1e-6, options=options)
+    torch.testing.assert_close(ys[-1], torch.zeros_like(ONE), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_norm_that_is_not_finite(bad):
     options = {"norm": lambda ratio: torch.tensor(bad), "max_num_steps": 100}

@@ -21,6 +21,9 @@ Norm = Callable[[Tensor], Tensor]
 
 TINY = float(np.finfo(np.float64).tiny)
 
+# The largest factor after a rejection: the same step again would be rejected again.
+RETRY = 0.9
+
 
 def rms_norm(ratio: Tensor) -> Tensor:
     """Root mean square √(Σ r² / n) over all entries of `ratio`, a scalar: for joint steps.
@@ -158,7 +161,7 @@ class Controller(Protocol):
     """What chooses the next step's size."""
 
     def factors(self, error: Array, previous: Array, order: int) -> Array:
-        """What to multiply the step sizes by.
+        """Choose the factors of the next step sizes: below 1 where a step was rejected.
 
         Args:
             error: Error ratio of this step in each lane; not finite counts as infinitely large.
@@ -176,8 +179,8 @@ class PIController:
 
         safety · r^(−α) · r_previous^β,   α = 1 / q − 0.75 · β,
 
-    with q the error estimate's order plus one, kept within [factor_min, factor_max], and never
-    larger straight after a rejection. `beta = 0` gives the elementary (I) controller.
+    with q the error estimate's order plus one, kept within [factor_min, factor_max], and at most
+    0.9 straight after a rejection. `beta = 0` gives the elementary (I) controller.
 
     Source: Hairer & Wanner (1996), Solving ordinary differential equations II, section IV.2, and
     the constants of their DOPRI5 but for β, theirs being 0.04 (CHANGELOG.md says why).
@@ -199,7 +202,7 @@ class PIController:
         factor = self.safety * np.maximum(error, TINY) ** -alpha
         if self.beta:
             factor *= np.maximum(previous, 1e-4) ** self.beta
-        limit = np.where(error <= 1, self.factor_max, 1.0)
+        limit = np.where(error <= 1, self.factor_max, RETRY)
         return np.minimum(limit, np.fmax(self.factor_min, factor))
 
 

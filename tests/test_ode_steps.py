@@ -103,6 +103,18 @@ def test_what_was_reached_is_kept(step):
 
 
 @pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("factor", [1.0, 2.0, math.nan])
+def test_a_controller_that_repeats_a_rejected_step(step, factor):
+    class Stubborn:
+        def factors(self, error, previous, order):
+            return np.full_like(error, factor)
+
+    options = {"step": step, "controller": Stubborn(), "first_step": 1.0, "max_steps": 500}
+    with pytest.raises(ValueError, match="controller to give .* below 1 after a rejected step"):
+        solve(lambda t, y, _: -100 * y, torch.ones(3, 2), [0.0, 1.0], **options)
+
+
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("on_the_way", [False, True])
 def test_a_norm_that_is_not_finite_is_told_from_stiffness(step, on_the_way):
     """It gives NaN from the first call or from the eleventh."""

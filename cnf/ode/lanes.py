@@ -175,6 +175,21 @@ class Lanes:
         if np.count_nonzero(blind):
             self.size = np.where(blind, size * BLIND**2.0**self.blind, self.size)
             self.blind, self.wall = self.blind + blind, np.where(blind, end, self.wall)
+        self._check_retries(size, accept)
+
+    def _check_retries(self, size: Array, accept: Mask) -> None:
+        """Hold that rejected steps are tried again with shorter ones.
+
+        Raises:
+            ValueError: One is not: it would be rejected again and again.
+        """
+        repeated = ~accept & ~(self.size < size)  # NaN included
+        if np.count_nonzero(repeated):
+            old, new = size[repeated][0], self.size[repeated][0]
+            raise ValueError(
+                "Expected the controller to give a positive factor, and one below 1 after a "
+                f"rejected step; got the size {new:g} after {old:g}: correct its factors"
+            )
 
     def at_jump(self, accept: Mask) -> Mask | None:
         """Which lanes' steps have come to where the dynamics jump; None where none have."""

@@ -99,8 +99,8 @@ def solve(
         The solution at the times `t`.
 
     Raises:
-        ValueError: An argument is not as described, f's slope is not like the state, or a tolerance
-            is lost in y0's dtype.
+        ValueError: An argument is not as described, f's slope is not like the state, a tolerance is
+            lost in y0's dtype, or the controller does not shorten a rejected step.
         SolveError: The solve failed, and `on_failure` is `"raise"`.
 
     Source: Hairer, Nørsett & Wanner (1993), Solving ordinary differential equations I, chapter II.

@@ -7,23 +7,38 @@
 (torch.Size([5]), torch.Size([5, 2]))
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cnf.bounds import elbo, iwae
-from cnf.fields import ConcatSquash
-from cnf.flow import Flow, ffjord
-from cnf.history import History
-from cnf.layers import CNF, Gaussianize, Standardize, Whiten
-from cnf.ode import SolveError
-from cnf.posterior import FlowPosterior
-from cnf.storage import load, save
-from cnf.training import fit
-from cnf.verdict import Report
+from cnf.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cnf.diagnostics import check
-    from cnf.estimators import CNFDensity
+    from cnf.diagnostics import Report, check
+    from cnf.fields import ConcatSquash
+    from cnf.flow import Flow, ffjord
+    from cnf.layers import CNF, Gaussianize, Standardize, Whiten
+    from cnf.ode import SolveError
+    from cnf.storage import load, save
+    from cnf.tables import CNFDensity
+    from cnf.training import History, fit
+    from cnf.variational import FlowPosterior, elbo, iwae
+else:  # `import cnf` itself imports none of them, nor PyTorch
+    _NAMES = {
+        "cnf.diagnostics": ("Report", "check"),
+        "cnf.fields": ("ConcatSquash",),
+        "cnf.flow": ("Flow", "ffjord"),
+        "cnf.layers": ("CNF", "Gaussianize", "Standardize", "Whiten"),
+        "cnf.ode": ("SolveError",),
+        "cnf.storage": ("load", "save"),
+        "cnf.tables": ("CNFDensity",),
+        "cnf.training": ("History", "fit"),
+        "cnf.variational": ("FlowPosterior", "elbo", "iwae"),
+    }
+    _ROOMS = {*_NAMES, "cnf.datasets", "cnf.plotting", "cnf.vae"}
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {room.removeprefix("cnf."): room for room in _ROOMS}
+        | {name: f"{room}:{name}" for room, names in _NAMES.items() for name in names},
+    )
 
 __version__ = "0.1.0"
 
@@ -47,21 +62,3 @@ __all__ = [
     "load",
     "save",
 ]
-
-# What needs scikit-learn or pandas, which take long to import, is imported when it is asked for.
-_LATER = {"check": "cnf.diagnostics", "CNFDensity": "cnf.estimators"}
-_MODULES = {"callbacks", "datasets", "diagnostics", "estimators", "schema", "two_sample"}
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER, *_MODULES})
-
-
-if not TYPE_CHECKING:  # type checkers would take any name for one that is there
-
-    def __getattr__(name: str) -> Any:
-        if name in _LATER:
-            return getattr(import_module(_LATER[name]), name)
-        if name in _MODULES:
-            return import_module(f"cnf.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

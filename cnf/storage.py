@@ -20,11 +20,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cnf.bases import describe, rebuild
-from cnf.files import read_whole, write_whole
-from cnf.flow import Flow
-from cnf.layers import LAYERS, Standardize
-from cnf.sharing import share, shared_parts
+from cnf.flow.base_config import describe, rebuild
+from cnf.flow.flow import Flow
+from cnf.layers import LAYERS, Layer, Standardize
+from cnf.utils.serialization import read_whole, write_whole
+from cnf.utils.sharing import share, shared_parts
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -32,6 +32,8 @@ CONFIG = "config.json"
 SEAL = "seal"
 FLOW = ("dtype", "base", "layers", "metadata")  # what a flow's configuration holds
 SIZES = {"dim", "hidden", "context_dim", "time_features", "x_features", "harmonics"}
+RENAMED_LAYERS = {"beside": "concatenate", "keep": "identity"}  # by their earlier names
+RENAMED_SETTINGS = {"keep": "activation_bytes"}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -51,7 +53,7 @@ def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = No
 
     Example:
         >>> import tempfile
-        >>> from cnf.flow import ffjord
+        >>> from cnf.flow.flow import ffjord
         >>> flow, x = ffjord(2), torch.zeros(3, 2)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(flow, folder)
@@ -149,7 +151,7 @@ def load(folder: str | Path) -> Flow:
         tensors = safetensors.torch.load(weights)
         base = rebuild(config["base"], "base", tensors)
         with torch.random.fork_rng(devices=[]):  # the first weights, drawn only to be replaced
-            layers = [_layer(dict(layer)) for layer in config["layers"]]
+            layers = [_layer(layer) for layer in config["layers"]]
         context = config.get("context")
         flow = Flow(base, layers, None if context is None else Standardize(**context))
         flow = flow.to(DTYPES[config["dtype"]])
@@ -245,9 +247,14 @@ def read_config(folder: str | Path, wanted: Collection[str]) -> dict[str, Any]:
     return checked
 
 
-def _layer(config: dict[str, Any]) -> Any:
-    name = config.pop("name")
-    config.pop("divergence", None)  # which models of before had
+def _layer(config: Mapping[str, Any]) -> Layer:
+    """Return the layer of a configuration, which may use the words of an earlier version."""
+    entries = {RENAMED_SETTINGS.get(name, name): entry for name, entry in config.items()}
+    entries.pop("divergence", None)  # which earlier models had
+    name = entries.pop("name")
+    name = RENAMED_LAYERS.get(name, name)
     if name not in LAYERS:
         raise ValueError(f"Expected a layer among {', '.join(LAYERS)}; got {name!r}")
-    return LAYERS[name](**config)
+    if "layers" in entries:
+        entries["layers"] = [_layer(each) for each in entries["layers"]]
+    return LAYERS[name](**entries)

@@ -26,8 +26,16 @@ class Box:
 
 
 BOXES = (
-    Box(20, 36, 160, 74, "face", "cnf.distribution", ("a flow as a PyTorch", "distribution")),
-    Box(200, 36, 160, 74, "face", "cnf.posterior", ("a VAE\u2019s posterior", "q(z | x)")),
+    Box(20, 36, 160, 74, "face", "cnf.flow.distribution", ("a flow as a PyTorch", "distribution")),
+    Box(
+        200,
+        36,
+        160,
+        74,
+        "face",
+        "cnf.variational.posterior",
+        ("a VAE\u2019s posterior", "q(z | x)"),
+    ),
     Box(
         380,
         36,
@@ -37,9 +45,9 @@ BOXES = (
         "cnf.diagnostics",
         ("cnf.check: pass, warn", "or fail, with numbers"),
     ),
-    Box(560, 36, 160, 74, "face", "cnf.estimators", ("CNFDensity, for", "scikit-learn")),
+    Box(560, 36, 160, 74, "face", "cnf.tables.estimators", ("CNFDensity, for", "scikit-learn")),
     Box(740, 36, 160, 74, "face", "cnf.scripts", ("cnf train, evaluate,", "sample, check, \u2026")),
-    Box(20, 176, 130, 96, "flow", "cnf.bases", ("z ~ base", "t = 0")),
+    Box(20, 176, 130, 96, "flow", "cnf.flow.base_config", ("z ~ base", "t = 0")),
     Box(210, 176, 150, 96, "flow", "cnf.layers.cnf", ("a CNF: its time,", "its solver settings")),
     Box(
         380,
@@ -50,7 +58,9 @@ BOXES = (
         "cnf.layers",
         ("scales, bounds,", "angles, counts,", "categories"),
     ),
-    Box(600, 176, 120, 96, "flow", "cnf.schema", ("x: your rows,", "in your units", "t = 1")),
+    Box(
+        600, 176, 120, 96, "flow", "cnf.tables.schema", ("x: your rows,", "in your units", "t = 1")
+    ),
     Box(
         20,
         350,
@@ -66,7 +76,7 @@ BOXES = (
         160,
         110,
         "flow",
-        "cnf.divergence",
+        "cnf.fields.divergence",
         ("tr \u2202f/\u2202x: closed form,", "tangents, or estimated", "with its error"),
     ),
     Box(
@@ -93,7 +103,7 @@ BOXES = (
         140,
         110,
         "training",
-        "cnf.objectives",
+        "cnf.training.objectives",
         ("flow matching first,", "then maximum", "likelihood"),
     ),
     Box(
@@ -102,7 +112,7 @@ BOXES = (
         140,
         110,
         "training",
-        "cnf.recipes",
+        "cnf.training.recipes",
         ("complete settings", "by the size of", "the data"),
     ),
     Box(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cnf.diagnostics import POINTS, ROWS, check
+from cnf.diagnostics.checks import POINTS, ROWS, check
 from cnf.scripts.program import Parser, positive_integer, program, say, seed
 from cnf.scripts.trained import Trained, add_row_options
 

@@ -32,9 +32,9 @@ from cnf.datasets import (
     split,
 )
 from cnf.datasets.pictures import WORD
-from cnf.layers.scaling import constant_columns
-from cnf.schema import Column, Schema
+from cnf.layers.scalings.scaling import constant_columns
 from cnf.scripts.rows import Rows, no_context
+from cnf.tables.schema import Column, Schema
 
 Array = NDArray[np.float64]
 AnyToy = Toy | ConditionalToy

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cnf.distributed import process_group
-from cnf.scores import Scores
+from cnf.flow.scores import Scores
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.program import Parser, program, say
 from cnf.scripts.report import REPORT, page_path, write_report
 from cnf.scripts.rows import Rows
 from cnf.scripts.trained import DRAWS, NOISE_DRAWS, Trained, add_row_options
+from cnf.utils.distributed import process_group
 
 Array = NDArray[np.float64]
 

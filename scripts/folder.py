@@ -12,9 +12,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cnf.datasets.pictures import WORD
-from cnf.distributed import gather, rank
-from cnf.files import is_left_over
 from cnf.scripts.trained import STATE
+from cnf.utils.distributed import gather, rank
+from cnf.utils.serialization import is_left_over
 
 FILES = (".json", ".jsonl", ".safetensors")  # endings of what a run writes
 LOCK = ".lock"  # in a folder that a run writes to

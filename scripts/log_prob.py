@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from cnf.datasets import write_table
+from cnf.flow.scores import Scores
 from cnf.ode import Status
-from cnf.scores import Scores
 from cnf.scripts.program import Parser, check_out, program, say
 from cnf.scripts.trained import CONTEXT_DATA, DIVERGENCE, NOISE_DRAWS, Trained
 

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cnf.datasets import ConditionalToy, Picture, Toy
-from cnf.files import read_whole, write_whole
-from cnf.objectives import FlowMatching
 from cnf.plotting import (
     FILMS,
     POINTS,
@@ -40,6 +38,8 @@ from cnf.scripts.data import Data
 from cnf.scripts.program import Parser, program, say
 from cnf.scripts.rows import no_context
 from cnf.scripts.trained import METRICS, Trained
+from cnf.training.objectives import FlowMatching
+from cnf.utils.serialization import read_whole, write_whole
 
 Array = NDArray[np.float64]
 

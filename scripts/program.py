@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Protocol
 from tqdm import tqdm
 
 from cnf.datasets import check_writable
-from cnf.distributed import is_alone, is_first, rank
+from cnf.utils.distributed import is_alone, is_first, rank
 
 LONGEST = 2000  # characters of a message
 

@@ -13,21 +13,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnf.comparison import (
+from cnf.datasets import check_writable
+from cnf.diagnostics.two_sample import two_sample_test
+from cnf.plotting import png
+from cnf.plotting.comparison import (
     PANELS,
     correlations,
     correlations_figure,
     log_prob_figure,
     marginals_figure,
 )
-from cnf.datasets import check_writable
-from cnf.distributed import gather, rank
-from cnf.files import write_whole
-from cnf.plotting import png
-from cnf.schema import Schema
 from cnf.scripts.rows import Rows
 from cnf.scripts.trained import Trained
-from cnf.two_sample import two_sample_test
+from cnf.tables.schema import Schema
+from cnf.utils.distributed import gather, rank
+from cnf.utils.serialization import write_whole
 
 Array = NDArray[np.float64]
 

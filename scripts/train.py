@@ -15,8 +15,6 @@ from warnings import warn
 import torch
 from tqdm import tqdm
 
-from cnf.callbacks import ProgressBar, TensorBoard
-from cnf.couplings import COUPLINGS
 from cnf.datasets import (
     BENCHMARKS,
     CONDITIONAL_TOYS,
@@ -27,18 +25,11 @@ from cnf.datasets import (
     degeneracies,
     is_picture,
 )
-from cnf.distributed import barrier, process_group, rank
-from cnf.divergence import DIVERGENCES
 from cnf.fields import ACTIVATIONS, FIELDS, field_arguments
-from cnf.files import read_whole
-from cnf.flow import Flow
-from cnf.history import Callback, Event, History, Record
+from cnf.fields.divergence import DIVERGENCES
+from cnf.flow.flow import Flow
 from cnf.layers import CNF, SCALINGS
-from cnf.objectives import OBJECTIVES
 from cnf.ode import GRADIENTS
-from cnf.recipes import RECIPES, SCHEDULES, Recipe, choose_recipe, recipe_of, unused
-from cnf.schedule import Stage, stages
-from cnf.schema import KINDS
 from cnf.scripts.data import Choices, Data, open_data
 from cnf.scripts.evaluate import evaluate
 from cnf.scripts.folder import default_folder, run_folder
@@ -48,8 +39,17 @@ from cnf.scripts.program import Parser, positive_integer, positive_number, progr
 from cnf.scripts.settings import text_of, value_of
 from cnf.scripts.trained import METRICS, MISSING_VALUES, STATE, Trained, continuous, write_metrics
 from cnf.storage import save
-from cnf.training import fit
-from cnf.training_state import TrainingState
+from cnf.tables.schema import KINDS
+from cnf.training.callbacks import ProgressBar, TensorBoard
+from cnf.training.checkpoint import TrainingState
+from cnf.training.couplings import COUPLINGS
+from cnf.training.history import Callback, Event, History, Record
+from cnf.training.loop import fit
+from cnf.training.objectives import OBJECTIVES
+from cnf.training.recipes import RECIPES, SCHEDULES, Recipe, choose_recipe, recipe_of, unused
+from cnf.training.schedule import Stage, stages
+from cnf.utils.distributed import barrier, process_group, rank
+from cnf.utils.serialization import read_whole
 
 EVALUATED = 20_000  # held-out rows that are scored at the end, at most: some benchmarks have more
 PICTURE_BUDGET = 120.0  # seconds: with figures and film it is less than three minutes on two cores
@@ -58,12 +58,12 @@ PICTURE_BUDGET = 120.0  # seconds: with figures and film it is less than three m
 GROUPS = {
     "the flow": "blocks field hidden activation time_features x_features x_scale scaling "
     "batch_norm",
-    "training": "objective matching coupling schedule warmup weight_decay clip average validations "
+    "training": "objective matching coupling schedule warmup weight_decay max_grad_norm ema_decay validations "
     "validation_rows patience",
     "maximum likelihood": "batch_size learning_rate horizon divergence kinetic jacobian path_l1 "
     "path_l2 directional steer",
     "flow matching": "matching_batch matching_rate",
-    "the solver": "method rtol atol loosening gradient keep",
+    "the solver": "method rtol atol initial_tolerance_factor gradient activation_bytes",
 }
 HELP = {
     "objective": f"one of {', '.join(OBJECTIVES)}",
@@ -82,14 +82,14 @@ HELP = {
     "schedule": f"one of {', '.join(SCHEDULES)}, after the warm-up",
     "warmup": "fraction of each stage of the run that warms up",
     "weight_decay": "AdamW's weight decay",
-    "clip": "largest norm of the gradient",
-    "average": "decay of the weights' moving average",
+    "max_grad_norm": "largest norm of the gradient",
+    "ema_decay": "decay of the weights' moving average",
     "method": "the solver's method in maximum likelihood, such as bosh3 or dopri5",
     "rtol": "the solver's relative tolerance at the end of training",
     "atol": "the solver's absolute tolerance at the end of training",
-    "loosening": "by what both are multiplied at its start, less beyond --horizon",
+    "initial_tolerance_factor": "by what both are multiplied at its start, less beyond --horizon",
     "gradient": f"one of {', '.join(GRADIENTS)}",
-    "keep": "bytes for the activations that checkpoint does not replay",
+    "activation_bytes": "bytes for the activations that checkpoint does not replay",
     "validations": "how often the run is validated",
     "validation_rows": "the most rows that a validation scores",
     "patience": "validations without improvement that end the run, or its flow matching",

@@ -23,13 +23,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cnf.datasets import DATA_DIR, IMAGES, Images, load_images
-from cnf.posterior import AMORTIZATIONS
 from cnf.scripts.folder import run_folder
 from cnf.scripts.plot import write_figure
 from cnf.scripts.program import Parser, positive_integer, program, say, seed
 from cnf.scripts.settings import text_of, value_of
 from cnf.scripts.trained import METRICS, STATE, write_metrics
-from cnf.training import drawing
+from cnf.training.loop import drawing
 from cnf.vae import (
     LIKELIHOODS,
     NETWORKS,
@@ -51,6 +50,7 @@ from cnf.vae.figures import (
     samples_figure,
     traversal_figure,
 )
+from cnf.variational.posterior import AMORTIZATIONS
 
 TESTED = 500  # test images that are scored, at most
 SHOWN = 16  # of which are drawn
@@ -75,7 +75,7 @@ HELP = {
     "annealing": "fraction of the run in which the KL term's weight rises from 0 to 1",
     "settling": "fraction of the run before what carries the posterior's Gaussian on learns",
     "weight_decay": "AdamW's weight decay",
-    "clip": "largest norm of the gradient",
+    "max_grad_norm": "largest norm of the gradient",
 }
 ONLY = {"amortize": "cnf", "field": "cnf", "flows": "planar"}  # posteriors that options are of
 

@@ -15,21 +15,20 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cnf.datasets import MISSING, Missing
-from cnf.distributed import gather, rank, share
-from cnf.divergence import DIVERGENCES, choose_divergence, with_count
 from cnf.fields import as_field
-from cnf.files import write_whole
-from cnf.flow import Flow
-from cnf.json_values import json_value
+from cnf.fields.divergence import DIVERGENCES, choose_divergence, with_count
+from cnf.flow.flow import Flow
+from cnf.flow.scores import Scores, joined
 from cnf.layers import CNF
 from cnf.ode import SolveError
-from cnf.schema import Column, Schema
-from cnf.scores import Scores, joined
 from cnf.scripts.data import AnyToy, Choices, Data, open_data, open_rows
 from cnf.scripts.gaussian import Gaussian
 from cnf.scripts.program import Parser, positive_integer
 from cnf.scripts.rows import Rows, context_tensor
 from cnf.storage import load, load_config
+from cnf.tables.schema import Column, Schema
+from cnf.utils.distributed import gather, rank, share
+from cnf.utils.serialization import json_value, write_whole
 
 Array = NDArray[np.float64]
 
@@ -109,7 +108,7 @@ class Trained:
 
         Args:
             folder: Where it lies.
-            divergence: A name for `cnf.divergence.choose_divergence`; not part of the model.
+            divergence: A name for `cnf.fields.divergence.choose_divergence`; not part of the model.
 
         Raises:
             ValueError: There is none that `train` wrote.

@@ -54,7 +54,7 @@ def said(folder: Path) -> tuple[str, str]:
 
 
 def together(target, folder: Path, *arguments) -> list[int]:
-    """Two processes that `cnf.distributed` joins, each calling target(FOLDER/RANK, …).
+    """Two processes that `cnf.utils.distributed` joins, each calling target(FOLDER/RANK, …).
 
     Gives their exit statuses.
     """

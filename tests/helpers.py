@@ -8,8 +8,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from cnf.flow import Flow
-from cnf.layers import CNF, Mapped
+from cnf.flow.flow import Flow
+from cnf.layers import CNF, TransformResult
 
 
 def standard(dim: int = 2, dtype: torch.dtype = torch.float64) -> Independent:
@@ -61,11 +61,11 @@ class Counted(CNF):
 
     solves = 0
 
-    def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
+    def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
         self.solves += 1
         return super().push(z, context)
 
-    def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
+    def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
         self.solves += 1
         return super().pull(x, context)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import cnf
-from cnf.axes import Circle, HalfLine, Interval, Line, axes_of
-from cnf.layers import Beside, Bounded, Circular, Keep, Positive
+from cnf.diagnostics.axes import Circle, HalfLine, Interval, Line, axes_of
+from cnf.layers import Bounded, Circular, Concatenate, Identity, Positive
 
 AXES = [Line(3.0, 2.0), HalfLine(-1.0), Interval(-2.0, 5.0), Circle(0.0, 24.0)]
 
@@ -35,8 +35,8 @@ def test_a_circle_takes_values_a_turn_further_for_the_same():
 
 
 def test_a_flow_says_what_its_columns_are():
-    layers = [Positive([2.0]), Bounded([0.0, 1.0], [1.0, 4.0]), Circular(1, 0.0, 24.0), Keep(1)]
-    columns = Beside(layers, [[4], [1, 0], [2], [3]])
+    layers = [Positive([2.0]), Bounded([0.0, 1.0], [1.0, 4.0]), Circular(1, 0.0, 24.0), Identity(1)]
+    columns = Concatenate(layers, [[4], [1, 0], [2], [3]])
     flow = cnf.Flow(cnf.ffjord(5, circular=(3,)).base, [columns])
     axes = axes_of(flow, np.ones((10, 5)))
     expected = [Interval(1.0, 4.0), Interval(0.0, 1.0), Circle(0.0, 24.0)]

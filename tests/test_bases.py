@@ -17,7 +17,7 @@ from torch.distributions import (
 )
 
 import cnf
-from cnf.bases import describe
+from cnf.flow.base_config import describe
 
 VECTOR = torch.tensor([0.7, 1.6])
 PAIR = Independent(Normal(torch.tensor([[0.5, -1.0], [1.0, 0.0]]), torch.ones(2, 2)), 1)

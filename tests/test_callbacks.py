@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import cnf
-from cnf.callbacks import TensorBoard
-from cnf.recipes import Recipe
+from cnf.training.callbacks import TensorBoard
+from cnf.training.recipes import Recipe
 
 pytest.importorskip("tensorboard")
 

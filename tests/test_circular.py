@@ -23,24 +23,24 @@ from torch.distributions import (
 )
 
 import cnf
-from cnf.angles import circular_columns, nearest, wrapped
-from cnf.couplings import COUPLINGS, optimal_transport
-from cnf.cylinder import Cylinder
 from cnf.fields import FIELDS, ConcatSquash, make_field
+from cnf.flow.cylinder import Cylinder
 from cnf.layers import (
     CNF,
     LAYERS,
     SCALINGS,
-    Beside,
     Circular,
-    Keep,
+    Concatenate,
+    Identity,
     Positive,
     Standardize,
 )
-from cnf.objectives import FlowMatching
 from cnf.plotting import density_figure
-from cnf.recipes import Recipe
-from cnf.schema import Column, Schema
+from cnf.tables.schema import Column, Schema
+from cnf.training.couplings import COUPLINGS, optimal_transport
+from cnf.training.objectives import FlowMatching
+from cnf.training.recipes import Recipe
+from cnf.utils.angles import circular_columns, nearest, wrapped
 
 DOUBLE = torch.float64
 TURN = 2 * math.pi
@@ -106,7 +106,7 @@ def test_the_density_is_the_same_a_turn_further(name):
 
 
 def test_degrees_are_equal_to_the_last_bit_a_turn_further():
-    flow = cnf.ffjord(2, columns=[Beside([Circular(1, 0.0, 360.0), Keep(1)], [[0], [1]])])
+    flow = cnf.ffjord(2, columns=[Concatenate([Circular(1, 0.0, 360.0), Identity(1)], [[0], [1]])])
     x = torch.tensor([[90.0, 1.0], [359.0, -1.0]])
     turned = x + torch.tensor([360.0, 0.0])
     assert torch.equal(flow.log_prob(x), flow.log_prob(turned))
@@ -195,7 +195,9 @@ def test_gradients_of_training_are_those_of_backprop(name, hidden):
         inputs = [x, *field.parameters()]
         return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
-    for own, other in zip(gradients(keep=2**28), gradients(gradient="backprop"), strict=True):
+    for own, other in zip(
+        gradients(activation_bytes=2**28), gradients(gradient="backprop"), strict=True
+    ):
         torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
 
 
@@ -400,7 +402,7 @@ def excess(flow, low, high):
 def test_training_on_a_density_across_the_ends(objective, steps):
     x = (TRUTH.sample((20_000, 1)) + math.pi) / TURN * 24  # hours of the day
     recipe = Recipe(
-        objective=objective, hidden=(32, 32), batch_size=256, matching_batch=1024, average=0.98,
+        objective=objective, hidden=(32, 32), batch_size=256, matching_batch=1024, ema_decay=0.98,
         matching=0.5, learning_rate=2e-2, validations=2, validation_rows=500,
     )  # fmt: skip
     flow = recipe.flow(1, columns=[Circular(1, 0.0, 24.0)])
@@ -413,10 +415,12 @@ def test_a_real_column_that_depends_on_the_angle():
     rows = torch.stack([3 + 2 * torch.cos(angle) + 0.5 * torch.randn(10_000), angle], 1)
     rows[:, 1] = torch.rad2deg(rows[:, 1]) + 360  # from 180 to 540, whatever the interval
     recipe = Recipe(
-        hidden=(32, 32), batch_size=128, matching_batch=512, average=0.98, matching=0.5,
+        hidden=(32, 32), batch_size=128, matching_batch=512, ema_decay=0.98, matching=0.5,
         validations=2, validation_rows=500, scaling="whiten",
     )  # fmt: skip
-    flow = recipe.flow(2, columns=[Beside([Keep(1), Circular(1, -180.0, 180.0)], [[0], [1]])])
+    flow = recipe.flow(
+        2, columns=[Concatenate([Identity(1), Circular(1, -180.0, 180.0)], [[0], [1]])]
+    )
     train, fresh = rows[:8000], rows[8000:]
     cnf.fit(flow, train, recipe=recipe, steps=200)
     angles = torch.deg2rad(fresh[:, 1] - 360)
@@ -536,6 +540,6 @@ def test_mistakes(make, message):
 
 
 def test_angles_beside_other_columns_are_told_of():
-    layers = [Positive([0.0]), Circular(2), Keep(1)]
-    assert Beside(layers, [[1], [3, 0], [2]]).circular == (1, 2)
-    assert Beside([Keep(1)], [[0]]).circular is None
+    layers = [Positive([0.0]), Circular(2), Identity(1)]
+    assert Concatenate(layers, [[1], [3, 0], [2]]).circular == (1, 2)
+    assert Concatenate([Identity(1)], [[0]]).circular is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from cnf.comparison import (
+from cnf.plotting.comparison import (
     correlations,
     correlations_figure,
     draw_marginal,

@@ -9,10 +9,10 @@ import pytest
 from test_scripts_running import complaint, done, run
 
 import cnf
-from cnf.recipes import Recipe
 from cnf.scripts.__main__ import PROGRAMS
 from cnf.scripts.completion import SHELLS, completion
 from cnf.scripts.train import GROUPS
+from cnf.training.recipes import Recipe
 
 bash = pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash")
 

@@ -9,8 +9,8 @@ import torch
 
 import cnf
 from cnf import vae
-from cnf.layers import Argmax, Beside, Bounded, Dequantize, Keep, Positive, Whiten
-from cnf.recipes import RECIPES
+from cnf.layers import Argmax, Bounded, Concatenate, Dequantize, Identity, Positive, Whiten
+from cnf.training.recipes import RECIPES
 from cnf.vae.figures import posterior_figure, traversal_figure
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -67,7 +67,7 @@ def test_columns_of_every_kind_are_modelled_there():
         torch.distributions.Normal(torch.zeros(6), torch.ones(6)), 1
     )
     columns = [[0], [1], [2], [3], [4]]
-    flow = cnf.Flow(base, [Whiten(6), Beside([Keep(1), *kinds], columns)]).cuda()
+    flow = cnf.Flow(base, [Whiten(6), Concatenate([Identity(1), *kinds], columns)]).cuda()
     x = flow.sample(100)
     assert x.is_cuda
     assert (x[:, 4] == x[:, 4].floor()).all()

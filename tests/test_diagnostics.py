@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 import cnf
-from cnf import diagnostics
 from cnf.datasets import TOYS
-from cnf.diagnostics import LIMITS, check
-from cnf.divergence import Hutchinson, TangentTrace
+from cnf.diagnostics import checks
+from cnf.diagnostics.checks import LIMITS, check
+from cnf.diagnostics.context import subject_of
+from cnf.fields.divergence import Hutchinson, TangentTrace
 from cnf.fields.field import Traced
-from cnf.layers import Beside, Bounded, Dequantize, Layer, Positive, Standardize
-from cnf.layers.layer import Mapped
-from cnf.recipes import RECIPES
-from cnf.schema import Column, Schema
-from cnf.subject import subject_of
+from cnf.layers import Bounded, Concatenate, Dequantize, Layer, Positive, Standardize
+from cnf.layers.layer import TransformResult
+from cnf.tables.schema import Column, Schema
+from cnf.training.recipes import RECIPES
 
 SMALL = {"rows": 30, "points": 900}
 FAST = ("toy", "table-tiny")  # of the recipes
@@ -49,8 +49,8 @@ def drawn(flow, rows=200, context=None):
 
 def only(monkeypatch, *names):
     """Only these checks, and the one of rows, are made."""
-    chosen = {name: diagnostics.CHECKS[name] for name in names}
-    monkeypatch.setattr("cnf.diagnostics.CHECKS", chosen)
+    chosen = {name: checks.CHECKS[name] for name in names}
+    monkeypatch.setattr("cnf.diagnostics.checks.CHECKS", chosen)
 
 
 def verdicts(report):
@@ -69,7 +69,7 @@ def circular():
 
 
 def bounded():
-    columns = Beside([Bounded([0.0], [10.0]), Positive([1.0])], [[1], [0]])
+    columns = Concatenate([Bounded([0.0], [10.0]), Positive([1.0])], [[1], [0]])
     return cnf.Flow(curved(2).base, [*list(curved(2).layers)[:1], columns])
 
 
@@ -90,7 +90,7 @@ RIGHT = {
 
 @pytest.mark.parametrize("kind", RIGHT)
 def test_what_is_right_passes(kind, monkeypatch):
-    only(monkeypatch, *(name for name in diagnostics.CHECKS if name != "two-sample"))
+    only(monkeypatch, *(name for name in checks.CHECKS if name != "two-sample"))
     flow = RIGHT[kind]()
     # The last two rows are hundreds of turns away, where the column is a circle.
     data = drawn(flow)
@@ -154,11 +154,11 @@ class Negated(Standardize):
 
     def push(self, z, context=None):
         mapped = super().push(z, context)
-        return Mapped(mapped.value, -mapped.log_det)
+        return TransformResult(mapped.value, -mapped.log_det)
 
     def pull(self, x, context=None):
         mapped = super().pull(x, context)
-        return Mapped(mapped.value, -mapped.log_det)
+        return TransformResult(mapped.value, -mapped.log_det)
 
 
 class NegatedBack(Standardize):
@@ -166,17 +166,17 @@ class NegatedBack(Standardize):
 
     def pull(self, x, context=None):
         mapped = super().pull(x, context)
-        return Mapped(mapped.value, -mapped.log_det)
+        return TransformResult(mapped.value, -mapped.log_det)
 
 
 class Forgotten(Standardize):
     """A missing log-determinant."""
 
     def push(self, z, context=None):
-        return Mapped(super().push(z, context).value, z.new_zeros(len(z)))
+        return TransformResult(super().push(z, context).value, z.new_zeros(len(z)))
 
     def pull(self, x, context=None):
-        return Mapped(super().pull(x, context).value, x.new_zeros(len(x)))
+        return TransformResult(super().pull(x, context).value, x.new_zeros(len(x)))
 
 
 class Elsewhere(Standardize):
@@ -184,7 +184,7 @@ class Elsewhere(Standardize):
 
     def push(self, z, context=None):
         mapped = super().push(z, context)
-        return Mapped(mapped.value + 1.0, mapped.log_det)
+        return TransformResult(mapped.value + 1.0, mapped.log_det)
 
 
 class OfTheBatch(Standardize):
@@ -192,7 +192,7 @@ class OfTheBatch(Standardize):
 
     def pull(self, x, context=None):
         mapped = super().pull(x, context)
-        return Mapped(mapped.value - 0.01 * mapped.value.mean(0), mapped.log_det)
+        return TransformResult(mapped.value - 0.01 * mapped.value.mean(0), mapped.log_det)
 
 
 class Coarse(Standardize):
@@ -212,10 +212,10 @@ class Detached(Layer):
         self.shift = nn.Parameter(torch.tensor(0.3))
 
     def push(self, z, context=None):
-        return Mapped(z + self.shift, z.new_zeros(len(z)))
+        return TransformResult(z + self.shift, z.new_zeros(len(z)))
 
     def pull(self, x, context=None):
-        return Mapped(x - self.shift.detach(), x.new_zeros(len(x)))
+        return TransformResult(x - self.shift.detach(), x.new_zeros(len(x)))
 
     def config(self):
         return {}
@@ -226,7 +226,7 @@ class Above(Dequantize):
 
     def push(self, z, context=None):
         mapped = super().push(z, context)
-        return Mapped(mapped.value + 1, mapped.log_det)
+        return TransformResult(mapped.value + 1, mapped.log_det)
 
 
 @dataclass(frozen=True)
@@ -394,12 +394,12 @@ def test_stiff_rows_are_named():
     data = 0.3 * torch.randn(60, 2).clamp(-2, 2)
     data[[5, 17]] = torch.tensor([[0.0, 4.0], [0.0, 5.0]])
     subject = subject_of(flow, data, None, 60, 0, 4)
-    steps, rejected = diagnostics._effort(subject)
+    steps, rejected = checks._effort(subject)
     assert steps.rows[:2] == (17, 5)
     assert (steps.verdict, rejected.verdict) == ("warn", "pass")
     assert f"to {subject.evaluations.max()}" in steps.sentence
     noisy = replace(subject, rejected=2 * subject.accepted)
-    assert list(diagnostics._effort(noisy))[1].verdict == "warn"
+    assert list(checks._effort(noisy))[1].verdict == "warn"
 
 
 def test_a_failed_solve_within_a_check_fails_it(monkeypatch):
@@ -407,7 +407,7 @@ def test_a_failed_solve_within_a_check_fails_it(monkeypatch):
         limited = subject.flow.with_solver(max_steps=1)
         yield float(limited.log_prob(subject.rows.x).mean())
 
-    monkeypatch.setattr("cnf.diagnostics.CHECKS", {"solve": unsolvable})
+    monkeypatch.setattr("cnf.diagnostics.checks.CHECKS", {"solve": unsolvable})
     flow = curved(2, strength=3.0)
     (_, found) = check(flow, drawn(flow), **SMALL).findings
     assert (found.name, found.verdict) == ("solve", "fail")
@@ -464,7 +464,7 @@ def test_every_limit_has_its_use(monkeypatch):
             names.add(name)
             return super().__getitem__(name)
 
-    monkeypatch.setattr("cnf.diagnostics.LIMITS", Asked(LIMITS))
+    monkeypatch.setattr("cnf.diagnostics.checks.LIMITS", Asked(LIMITS))
     flow = curved(1)
     check(cnf.Flow(flow.base, [*flow.layers, Dequantize(1)]), drawn(flow, 60).round(), **SMALL)
     assert names == set(LIMITS)

@@ -17,10 +17,10 @@ from helpers import max_difference
 from test_scripts_running import run
 
 import cnf
-from cnf.distributed import gather, mean, process_group, rank, share, total, world_size
 from cnf.layers import MovingNorm
-from cnf.objectives import Loss, MaximumLikelihood
-from cnf.recipes import Recipe
+from cnf.training.objectives import Loss, MaximumLikelihood
+from cnf.training.recipes import Recipe
+from cnf.utils.distributed import gather, mean, process_group, rank, share, total, world_size
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 DATA = torch.randn(230, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 10
@@ -32,14 +32,14 @@ RECIPE = Recipe(
     learning_rate=1e-2,
     batch_size=16,
     matching=0.5,
-    average=0.9,
+    ema_decay=0.9,
     validations=5,
 )
 HYBRID = dataclasses.replace(RECIPE, objective="hybrid", coupling="optimal_transport")
 
 
 NORMALIZED = dataclasses.replace(RECIPE, blocks=2, batch_norm=True)
-EARLY = dataclasses.replace(HYBRID, patience=1, matching_rate=3.0, average=0.0)
+EARLY = dataclasses.replace(HYBRID, patience=1, matching_rate=3.0, ema_decay=0.0)
 FREQUENCIES = {"x_features": 3, "x_scale": 1.0}
 
 

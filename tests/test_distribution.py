@@ -23,7 +23,7 @@ from torch.distributions import (
 )
 
 import cnf
-from cnf.layers import Beside, Dequantize, Keep, Layer, Mapped, Positive
+from cnf.layers import Concatenate, Dequantize, Identity, Layer, Positive, TransformResult
 
 pytestmark = pytest.mark.usefixtures("validating")
 
@@ -55,10 +55,10 @@ class Shift(Layer):
     name = "shift"
 
     def push(self, z, context=None):
-        return Mapped(z + context, z.new_zeros(len(z)))
+        return TransformResult(z + context, z.new_zeros(len(z)))
 
     def pull(self, x, context=None):
-        return Mapped(x - context, x.new_zeros(len(x)))
+        return TransformResult(x - context, x.new_zeros(len(x)))
 
     def config(self):
         return {}
@@ -208,11 +208,13 @@ def test_whole_numbers_have_a_bound_of_their_mass():
 
 
 def test_arguments_are_validated_as_pytorch_does():
-    columns = [Beside([Positive([0.0]), Keep(1)], [[0], [1]])]
+    columns = [Concatenate([Positive([0.0]), Identity(1)], [[0], [1]])]
     flow = cnf.Flow(standard(2), columns).double()
     outside = torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=DOUBLE)
     q = flow.distribution()
-    with pytest.raises(ValueError, match=r"within the support \(Reach\(beside.*FlowDistribution"):
+    with pytest.raises(
+        ValueError, match=r"within the support \(Reach\(concatenate.*FlowDistribution"
+    ):
         q.log_prob(outside)
     with pytest.raises(ValueError, match="within the support"):
         q.expand((3, 2)).log_prob(outside)

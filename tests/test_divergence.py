@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cnf.divergence import (
+from cnf.fields import ConcatSquash, as_field, make_field
+from cnf.fields.divergence import (
     DIVERGENCES,
     AutogradTrace,
     FieldTrace,
@@ -15,7 +16,6 @@ from cnf.divergence import (
     describe,
     trace_of,
 )
-from cnf.fields import ConcatSquash, as_field, make_field
 
 DOUBLE = torch.float64
 WAYS = {"exact": FieldTrace, **DIVERGENCES}

@@ -17,8 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from cnf import CNFDensity
-from cnf.recipes import Recipe
-from cnf.schema import Column, Schema
+from cnf.tables.schema import Column, Schema
+from cnf.training.recipes import Recipe
 
 SMALL = Recipe(objective="mle", hidden=(8,), batch_size=64, validations=5)
 X = np.random.default_rng(0).normal(size=(300, 2)) @ [[1.0, 0.5], [0.0, 2.0]] + 5

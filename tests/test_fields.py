@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnf.divergence import AutogradTrace, FieldTrace, TangentTrace
 from cnf.fields import (
     ACTIVATIONS,
     FIELDS,
@@ -16,8 +15,9 @@ from cnf.fields import (
     make_field,
 )
 from cnf.fields.activations import waves
+from cnf.fields.analytic.logistic import LOGISTIC
+from cnf.fields.divergence import AutogradTrace, FieldTrace, TangentTrace
 from cnf.fields.field import pull_back
-from cnf.fields.logistic import LOGISTIC
 
 DOUBLE = torch.float64
 T = torch.tensor(0.3, dtype=DOUBLE)

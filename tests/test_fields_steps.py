@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cnf.fields import FIELDS
-from cnf.fields.kernels import EAGER, Kernels
-from cnf.fields.steps import step_kernels
+from cnf.fields.analytic.fused_step import step_kernels
+from cnf.fields.analytic.kernels import EAGER, Kernels
 from cnf.layers import CNF
 from cnf.ode import TABLEAUS
 from cnf.ode.tableaus import Tableau
@@ -74,9 +74,14 @@ def agree(check, field):
 @pytest.mark.parametrize("kept", ["some", "all"])
 @pytest.mark.parametrize("method", [name for name, own in TABLEAUS.items() if own.adaptive])
 def test_whole_steps_are_steps_stage_by_stage(method, kept, field, x):
-    keep = 2**28 if kept == "all" else 3000 * TABLEAUS[method].stages * 2
+    activation_bytes = 2**28 if kept == "all" else 3000 * TABLEAUS[method].stages * 2
     tolerance = 1e-5 if TABLEAUS[method].order < 5 else 1e-11
-    options = {"method": method, "keep": keep, "rtol": tolerance, "atol": tolerance}
+    options = {
+        "method": method,
+        "activation_bytes": activation_bytes,
+        "rtol": tolerance,
+        "atol": tolerance,
+    }
     stats = agree(partial(found, field, x, **options), field)
     replayed = stats.backward / TABLEAUS[method].solution_stages
     assert 0 < replayed < stats.accepted if kept == "some" else replayed == 0
@@ -84,12 +89,14 @@ def test_whole_steps_are_steps_stage_by_stage(method, kept, field, x):
 
 @pytest.mark.parametrize("method", TABLEAUS)
 def test_whole_steps_of_one_size(method, field, x):
-    agree(partial(found, field, x, method=method, keep=2**28, step_size=0.1), field)
+    agree(partial(found, field, x, method=method, activation_bytes=2**28, step_size=0.1), field)
 
 
 def test_whole_steps_of_a_method_with_a_stage_for_the_error_alone(monkeypatch, field, x):
     monkeypatch.setitem(TABLEAUS, "odd", ODD)
-    agree(partial(found, field, x, method="odd", keep=2**28, rtol=1e-4, atol=1e-4), field)
+    agree(
+        partial(found, field, x, method="odd", activation_bytes=2**28, rtol=1e-4, atol=1e-4), field
+    )
 
 
 @pytest.mark.parametrize("context_dim", [0, 3])
@@ -102,7 +109,7 @@ def test_of_every_field_that_has_them(name, hidden, context_dim):
     context = None
     if context_dim:
         context = torch.randn(7, context_dim, dtype=torch.float64, requires_grad=True)
-    agree(partial(found, field, x, context, keep=2**28), field)
+    agree(partial(found, field, x, context, activation_bytes=2**28), field)
 
 
 @pytest.mark.parametrize("first_step", [None, 0.99], ids=["", "after a step that is refused"])
@@ -114,7 +121,7 @@ def test_each_step_is_one_call_and_so_is_its_way_back(first_step, field, x):
         return own._make(counted(calls, name, each) for name, each in own._asdict().items())
 
     field.kernels = Kernels(steps=steps)
-    mapped, _ = found(field, x, keep=2**28, rtol=1e-8, atol=1e-8, first_step=first_step)
+    mapped, _ = found(field, x, activation_bytes=2**28, rtol=1e-8, atol=1e-8, first_step=first_step)
     stats = mapped.stats
     assert (stats.rejected > 0) == (first_step is not None)
     assert calls == {"push": stats.accepted + stats.rejected, "pull": stats.accepted}
@@ -128,7 +135,7 @@ def test_no_trace_is_taken_at_inner_stages(field, x):
     field.kernels = Kernels(
         **{name: counted(calls, name, each) for name, each in functions.items()}
     )
-    mapped, _ = found(field, x, keep=2**28)
+    mapped, _ = found(field, x, activation_bytes=2**28)
     steps = mapped.stats.accepted
     assert mapped.stats.rejected == 0
     assert calls["bare"] == calls["pull_bare"] == steps

@@ -12,9 +12,9 @@ from scipy.stats import expon, gaussian_kde, norm
 
 import cnf
 from cnf.layers import Gaussianize, Whiten
-from cnf.layers.quantiles import normalizing_curve
-from cnf.layers.rational_quadratic import RationalQuadratic
-from cnf.recipes import Recipe
+from cnf.layers.scalings.quantiles import normalizing_curve
+from cnf.layers.scalings.rational_quadratic import RationalQuadratic
+from cnf.training.recipes import Recipe
 
 DOUBLE = torch.float64
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta, expon, multivariate_normal, norm, t, vonmises
 
-from cnf.axes import Circle, HalfLine, Interval, Line
-from cnf.integral import importance, integrate, quadrature
+from cnf.diagnostics.axes import Circle, HalfLine, Interval, Line
+from cnf.diagnostics.integral import importance, integrate, quadrature
 
 RNG = np.random.default_rng(0)
 ONE_COLUMN = {

@@ -10,13 +10,23 @@ from helpers import max_difference
 from sklearn.covariance import ledoit_wolf
 from torch import nn
 
-from cnf.angles import wrapped
-from cnf.divergence import Hutchinson
 from cnf.fields import FIELDS, ConcatSquash, make_field
-from cnf.fields.kernels import compiled_kernels
-from cnf.layers import CNF, LAYERS, SCALINGS, Beside, Circular, Keep, Positive, Standardize, Whiten
+from cnf.fields.analytic.kernels import compiled_kernels
+from cnf.fields.divergence import Hutchinson
+from cnf.layers import (
+    CNF,
+    LAYERS,
+    SCALINGS,
+    Circular,
+    Concatenate,
+    Identity,
+    Positive,
+    Standardize,
+    Whiten,
+)
 from cnf.layers.settings import batch_error, own_errors, row_errors
 from cnf.ode import SolveError
+from cnf.utils.angles import wrapped
 
 DOUBLE = torch.float64
 
@@ -58,8 +68,8 @@ def made(name):
         torch.nn.init.normal_(layer.bias)
         layer.update(layer.sums(3 * torch.randn(50, 3) + 2))
         return layer
-    if name == "beside":
-        return Beside([Positive([0.0]), Keep(2)], [[1], [2, 0]]).double()
+    if name == "concatenate":
+        return Concatenate([Positive([0.0]), Identity(2)], [[1], [2, 0]]).double()
     return LAYERS[name](3).double()
 
 
@@ -232,7 +242,9 @@ def test_fixed_steps(method):
 
 
 @pytest.mark.parametrize("step", ["per_sample", "joint"])
-@pytest.mark.parametrize("change", [{"keep": 2**30}, {"keep": 30_000}, {"gradient": "backsolve"}])
+@pytest.mark.parametrize(
+    "change", [{"activation_bytes": 2**30}, {"activation_bytes": 30_000}, {"gradient": "backsolve"}]
+)
 @pytest.mark.parametrize("divergence", ["auto", "exact", "hutchinson"])
 def test_gradient_modes_agree(step, change, divergence):
     field = ConcatSquash(2, (6, 5), zero_last=False).double()
@@ -286,15 +298,17 @@ def test_gradients_of_training_are_those_of_backprop(name, context_dim, hidden):
         return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
     expected = gradients(gradient="backprop")
-    for keep in (0, 2**28):
-        for own, other in zip(gradients(keep=keep), expected, strict=True):
+    for activation_bytes in (0, 2**28):
+        for own, other in zip(gradients(activation_bytes=activation_bytes), expected, strict=True):
             torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
 
 
 def test_frozen_weights_get_no_gradient():
     field = ConcatSquash(2, (5, 6))
     field.layers[0].requires_grad_(False)
-    CNF(field, step="joint", keep=2**28).pull(torch.randn(4, 2)).log_det.sum().backward()
+    CNF(field, step="joint", activation_bytes=2**28).pull(
+        torch.randn(4, 2)
+    ).log_det.sum().backward()
     assert field.layers[0].linear.weight.grad is None
     assert field.layers[1].linear.weight.grad is not None
     for parameter in field.parameters():
@@ -332,7 +346,7 @@ def test_compiled_code_gives_the_same(step):
     field, x = ConcatSquash(2, (5, 6, 4)), torch.randn(7, 2)
     found = []
     for compiled in (False, True):
-        layer = CNF(field, step=step, keep=2**28 * (step == "joint"), compile=compiled)
+        layer = CNF(field, step=step, activation_bytes=2**28 * (step == "joint"), compile=compiled)
         mapped = layer.pull(x)
         loss = mapped.value.sum() + mapped.log_det.sum()
         found.append((loss, *torch.autograd.grad(loss, [*field.parameters()])))
@@ -379,7 +393,7 @@ def test_a_field_of_nan_and_a_stiff_one_are_told_apart():
         ({"method": "rk4"}, "step_size with method 'rk4'"),
         ({"step_size": 0.0}, "step_size to be above 0"),
         ({"first_step": -1.0}, "first_step to be above 0"),
-        ({"keep": -1}, "keep of at least 0 bytes"),
+        ({"activation_bytes": -1}, "activation_bytes of at least 0 bytes"),
         ({"tolerance": 1e-3}, "settings among divergence, method, .*; got tolerance"),
     ],
 )
@@ -501,8 +515,10 @@ class Shared(nn.Module):
         return self.net(x) + self.other(torch.tanh(self.one(x)))
 
 
-@pytest.mark.parametrize(("step", "keep"), [("per_sample", 0), ("joint", 0), ("joint", 2**20)])
-def test_modules_and_parameters_in_two_places(step, keep):
+@pytest.mark.parametrize(
+    ("step", "activation_bytes"), [("per_sample", 0), ("joint", 0), ("joint", 2**20)]
+)
+def test_modules_and_parameters_in_two_places(step, activation_bytes):
     field, x = Shared().double(), torch.randn(5, 2, dtype=DOUBLE)
 
     def gradients(**settings):
@@ -510,7 +526,9 @@ def test_modules_and_parameters_in_two_places(step, keep):
         loss = mapped.value.sum() + mapped.log_det.sum()
         return torch.autograd.grad(loss, [*field.parameters()])
 
-    for own, other in zip(gradients(keep=keep), gradients(gradient="backprop"), strict=True):
+    for own, other in zip(
+        gradients(activation_bytes=activation_bytes), gradients(gradient="backprop"), strict=True
+    ):
         torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
     assert isinstance(field.net[0].weight, nn.Parameter)
 
@@ -519,7 +537,7 @@ def test_what_is_kept_stays_within_its_bytes():
     """Of a wide network and a small batch: folded weights are kept too, and count."""
     field, x = ConcatSquash(2, (64, 64)), torch.randn(4, 2)
     stage = 4 * 6 * (2 * 64 * 64 + 2 * 64)  # bytes of a step's folded weights and matrix
-    layer = CNF(field, step="joint", keep=5 * stage, step_size=0.05)
+    layer = CNF(field, step="joint", activation_bytes=5 * stage, step_size=0.05)
     mapped = layer.pull(x)
     mapped.log_det.sum().backward()
     replayed = int(mapped.stats.backward) // 6

@@ -13,8 +13,8 @@ from scipy.stats import chisquare, kstest
 from torch.distributions import Normal
 
 import cnf
-from cnf.layers import Argmax, Beside, Bounded, Dequantize, Keep, Positive
-from cnf.recipes import Recipe
+from cnf.layers import Argmax, Bounded, Concatenate, Dequantize, Identity, Positive
+from cnf.training.recipes import Recipe
 
 DOUBLE = torch.float64
 
@@ -42,7 +42,7 @@ def test_what_is_pushed_above_a_bound_is_above_it(dtype, low, z):
     layer = Positive([low]).to(dtype)
     x, log_det = layer(torch.full((1, 1), z, dtype=dtype))
     assert (x > layer.low).all()
-    assert layer.reached(x).all()
+    assert layer.in_range(x).all()
     assert log_det == torch.tensor(z, dtype=dtype)
     back, log_det_back = layer.inverse(x)
     assert back.isfinite().all()
@@ -157,8 +157,8 @@ def test_numbers_of_no_cell_have_no_mass():
 
 
 def mixed():
-    return Beside(
-        [Keep(1), Argmax([0.5, 0.3, 0.2]), Positive([0.0]), Dequantize(1)], [[2], [0], [3], [1]]
+    return Concatenate(
+        [Identity(1), Argmax([0.5, 0.3, 0.2]), Positive([0.0]), Dequantize(1)], [[2], [0], [3], [1]]
     ).double()
 
 
@@ -200,8 +200,8 @@ def test_training_over_all_kinds_of_columns():
     real = count + rng.normal(size=2000)
     data = torch.from_numpy(np.stack([category, count, real, positive], 1)).float()
     recipe = Recipe(hidden=(32,), scaling="whiten")
-    layer = Beside(
-        [Argmax([0.6, 0.3, 0.1]), Dequantize(1), Keep(1), Positive([0.0])], [[0], [1], [2], [3]]
+    layer = Concatenate(
+        [Argmax([0.6, 0.3, 0.1]), Dequantize(1), Identity(1), Positive([0.0])], [[0], [1], [2], [3]]
     )
     flow = recipe.flow(5, columns=[layer])
     history = cnf.fit(flow, data, recipe=recipe, steps=150)
@@ -219,10 +219,16 @@ def test_training_over_all_kinds_of_columns():
         (lambda: Argmax([0.5, 0.0]), "above 0"),
         (lambda: Bounded([0.0], [0.0]), "lower bounds"),
         (lambda: Bounded([0.0], [1.0, 2.0]), "lower bounds"),
-        (lambda: Beside([Keep(1), Keep(1)], [[0], [0]]), "each column to have one of 2 layers"),
-        (lambda: Beside([Keep(1)], [[1]]), "each column to have one of 1 layers"),
-        (lambda: Beside([Argmax([0.5, 0.5])], [[0, 1]]), "1 columns for Argmax"),
-        (lambda: cnf.Flow(standard(3), [mixed()]), "5 columns on the base's side of Beside; got 3"),
+        (
+            lambda: Concatenate([Identity(1), Identity(1)], [[0], [0]]),
+            "each column to have one of 2 layers",
+        ),
+        (lambda: Concatenate([Identity(1)], [[1]]), "each column to have one of 1 layers"),
+        (lambda: Concatenate([Argmax([0.5, 0.5])], [[0, 1]]), "1 columns for Argmax"),
+        (
+            lambda: cnf.Flow(standard(3), [mixed()]),
+            "5 columns on the base's side of Concatenate; got 3",
+        ),
     ],
 )
 def test_mistakes(make, message):

@@ -8,10 +8,10 @@ import torch
 import cnf
 from cnf.datasets import TOYS
 from cnf.layers import CNF, MovingNorm
-from cnf.learner import Learner
-from cnf.objectives import FlowMatching, MaximumLikelihood
-from cnf.recipes import Recipe
-from cnf.rows import Rows
+from cnf.training.data import Rows
+from cnf.training.learner import Learner
+from cnf.training.objectives import FlowMatching, MaximumLikelihood
+from cnf.training.recipes import Recipe
 
 DOUBLE = torch.float64
 RECIPE = Recipe(
@@ -21,7 +21,7 @@ RECIPE = Recipe(
     batch_norm=True,
     batch_size=64,
     learning_rate=2e-2,
-    average=0.9,
+    ema_decay=0.9,
     validations=5,
 )
 SPREAD, SHIFT = torch.tensor([0.1, 30.0], dtype=DOUBLE), torch.tensor([1e3, -2.0], dtype=DOUBLE)
@@ -208,7 +208,7 @@ def test_a_step_moves_the_statistics_by_what_came_to_the_layers():
     learner = Learner(flow, RECIPE)
     with torch.no_grad():
         passed = flow.score_rows(rows).passed
-    taken = learner.step(MaximumLikelihood(), Rows(rows), rate=1e-2, slack=1.0)
+    taken = learner.step(MaximumLikelihood(), Rows(rows), rate=1e-2, tolerance_factor=1.0)
     assert taken.failure == ""
     for layer, x in zip(flow.layers, passed, strict=True):
         if isinstance(layer, MovingNorm):
@@ -221,7 +221,7 @@ def test_a_step_that_is_skipped_moves_no_statistics():
     flow = RECIPE.flow(2)
     learner = Learner(flow, RECIPE)
     rows = torch.full((10, 2), torch.nan)
-    assert learner.step(MaximumLikelihood(), Rows(rows), rate=1e-2, slack=1.0).failure
+    assert learner.step(MaximumLikelihood(), Rows(rows), rate=1e-2, tolerance_factor=1.0).failure
     assert all(int(layer.updates) == 0 for layer in norms(flow))
 
 
@@ -230,7 +230,7 @@ def test_the_averaged_flow_has_averaged_statistics():
     torch.manual_seed(0)
     flow, rows = RECIPE.flow(2).double(), batch(300)
     learner = Learner(flow, RECIPE)
-    learner.step(MaximumLikelihood(), Rows(rows), rate=1e-2, slack=1.0)
+    learner.step(MaximumLikelihood(), Rows(rows), rate=1e-2, tolerance_factor=1.0)
     for layer, own in zip(norms(flow), norms(learner.averaged), strict=True):
         torch.testing.assert_close(own.mean, 0.9 * layer.mean)
         torch.testing.assert_close(own.variance, 0.1 + 0.9 * layer.variance)

@@ -6,8 +6,8 @@ import torch
 from scipy import stats
 
 import cnf
-from cnf.recipes import choose_recipe
-from cnf.schema import Column, Schema
+from cnf.tables.schema import Column, Schema
+from cnf.training.recipes import choose_recipe
 
 SHARES = np.array([0.5, 0.3, 0.2])
 NAMES = ["real", "price", "percent", "direction", "count", "stars", "colour"]

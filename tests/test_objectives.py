@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from torch.distributions import Normal
 
 import cnf
-from cnf.couplings import COUPLINGS, independent, optimal_transport
+from cnf.fields.regularizers import Regularization
 from cnf.layers import CNF
-from cnf.objectives import OBJECTIVES, FlowMatching, MaximumLikelihood
-from cnf.recipes import Recipe
-from cnf.regularizers import Regularization
+from cnf.training.couplings import COUPLINGS, independent, optimal_transport
+from cnf.training.objectives import OBJECTIVES, FlowMatching, MaximumLikelihood
+from cnf.training.recipes import Recipe
 
 ROWS = 100_000
 LOC = torch.tensor([1.5, -0.5], dtype=torch.float64)

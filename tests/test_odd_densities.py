@@ -19,12 +19,12 @@ import cnf
 from cnf.datasets import TABLES, TOYS, degeneracies, load
 from cnf.datasets.surface import on_surface
 from cnf.layers import Standardize
-from cnf.layers.scaling import coarse_columns
-from cnf.recipes import RECIPES, choose_recipe
+from cnf.layers.scalings.scaling import coarse_columns
 from cnf.scripts.data import Choices, open_data
 from cnf.scripts.rows import no_context
 from cnf.scripts.trained import Trained
-from cnf.training import MOST_SCALED
+from cnf.training.loop import MOST_SCALED
+from cnf.training.recipes import RECIPES, choose_recipe
 
 
 def rng(seed=0):

@@ -49,14 +49,14 @@ def gradients(f, problem, **options):
 
 
 @pytest.mark.parametrize("method", TABLEAUS)
-@pytest.mark.parametrize("keep", [0, 20_000, 2**28])
-def test_gradients_are_those_of_backprop(method, keep, problem):
+@pytest.mark.parametrize("activation_bytes", [0, 20_000, 2**28])
+def test_gradients_are_those_of_backprop(method, activation_bytes, problem):
     options = {"method": method}
     if not TABLEAUS[method].adaptive:
         options["step_size"] = 0.1
     _, expected = gradients(plain, problem, gradient="backprop", **options)
     for f in (plain, Turning()):
-        _, own = gradients(f, problem, gradient=Checkpoint(keep), **options)
+        _, own = gradients(f, problem, gradient=Checkpoint(activation_bytes), **options)
         for found, other in zip(own, expected, strict=True):
             torch.testing.assert_close(found, other, rtol=1e-10, atol=1e-12)
 
@@ -96,8 +96,8 @@ def test_kept_steps_evaluate_nothing_twice(problem):
 
 def test_a_gradient_can_be_taken_twice(problem):
     y0, args = problem
-    for keep in (0, 2**28):
-        solution = solve(Turning(), y0, [0.0, 1.0], args, gradient=Checkpoint(keep))
+    for activation_bytes in (0, 2**28):
+        solution = solve(Turning(), y0, [0.0, 1.0], args, gradient=Checkpoint(activation_bytes))
         loss = solution.ys[-1].sum()
         one = torch.autograd.grad(loss, args, retain_graph=True)
         two = torch.autograd.grad(loss, args)

@@ -12,7 +12,7 @@ from cnf.fields import ConcatSquash
 from cnf.ode import GRADIENTS, TABLEAUS, Backsolve, Checkpoint, PerRow, solve
 
 STEPS = ["joint", "per_sample"]
-EVERYTHING = Checkpoint(keep=2**30)
+EVERYTHING = Checkpoint(activation_bytes=2**30)
 EXACT = ["backprop", "checkpoint", EVERYTHING]
 
 
@@ -56,7 +56,7 @@ def test_checkpoint_equals_backprop(problem, step, reverse):
     cotangent = torch.randn(3, 4, 3, dtype=torch.float64)
     expected = gradients("backprop", step, problem, cotangent)
     # Nothing kept, everything, and what of it fits.
-    for mode in ("checkpoint", EVERYTHING, Checkpoint(keep=20_000)):
+    for mode in ("checkpoint", EVERYTHING, Checkpoint(activation_bytes=20_000)):
         found = gradients(mode, step, problem, cotangent)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -467,7 +467,7 @@ def test_arguments_of_another_dtype_and_slopes_that_depend_on_nothing(gradient):
     [
         (lambda: Backsolve(method="dopri"), "method to be one of .*dopri5.*; got 'dopri'"),
         (lambda: Backsolve(norm="seminorm"), "norm to be state or full; got 'seminorm'"),
-        (lambda: Checkpoint(keep=-5), "keep of at least 0 bytes; got -5"),
+        (lambda: Checkpoint(activation_bytes=-5), "activation_bytes of at least 0 bytes; got -5"),
     ],
 )
 def test_wrong_settings_of_a_mode(make, message):

@@ -8,7 +8,7 @@ from torch.distributions import Distribution, Independent, Normal, constraints
 from torch.func import functional_call
 
 import cnf
-from cnf.posterior import AMORTIZATIONS
+from cnf.variational.posterior import AMORTIZATIONS
 
 DOUBLE = torch.float64
 

@@ -10,8 +10,8 @@ from test_scripts_running import complaint, done
 import cnf
 from cnf.datasets import BENCHMARKS
 from cnf.layers import MovingNorm
-from cnf.recipes import RECIPES, Recipe, recipe_of
 from cnf.scripts import train
+from cnf.training.recipes import RECIPES, Recipe, recipe_of
 
 # Table 4 of the paper: columns, activation, hidden layers and their width by columns, blocks, rows.
 PAPER = {

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import cnf
-from cnf.divergence import AutogradTrace, FieldTrace, Hutchinson, trace_of
 from cnf.fields import as_field, make_field
+from cnf.fields.divergence import AutogradTrace, FieldTrace, Hutchinson, trace_of
+from cnf.fields.regularizers import REGULARIZERS, Point, Regularization
 from cnf.layers import CNF
-from cnf.objectives import MaximumLikelihood
-from cnf.regularizers import REGULARIZERS, Point, Regularization
+from cnf.training.objectives import MaximumLikelihood
 
 DOUBLE = torch.float64
 EVERYTHING = Regularization(0.1, 0.2, 0.3, 0.4, 0.5, steer=0.3)
@@ -94,8 +94,8 @@ def test_gradients_are_those_of_backprop(name, divergence, context_dim):
         return torch.autograd.grad(loss, [*field.parameters()])
 
     expected = gradients(gradient="backprop")
-    for keep in (0, 2**28):
-        for own, other in zip(gradients(keep=keep), expected, strict=True):
+    for activation_bytes in (0, 2**28):
+        for own, other in zip(gradients(activation_bytes=activation_bytes), expected, strict=True):
             torch.testing.assert_close(own, other, rtol=1e-8, atol=1e-10)
 
 
@@ -135,9 +135,9 @@ def test_a_zero_field_has_a_gradient():
 
 
 def test_what_fit_makes_of_a_recipe():
-    recipe = cnf.recipes.Recipe(kinetic=0.5, steer=0.1)
+    recipe = cnf.training.recipes.Recipe(kinetic=0.5, steer=0.1)
     assert recipe.regularization == Regularization(kinetic=0.5, steer=0.1)
-    assert cnf.recipes.Recipe().regularization is None
+    assert cnf.training.recipes.Recipe().regularization is None
 
 
 @pytest.mark.parametrize(

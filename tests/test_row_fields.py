@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cnf.divergence import AutogradTrace, FieldTrace, TangentTrace
 from cnf.fields import ACTIVATIONS, GivenWeights, LowRank
+from cnf.fields.divergence import AutogradTrace, FieldTrace, TangentTrace
 from cnf.layers import CNF
 
 DOUBLE = torch.float64

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import cnf
-from cnf import training
-from cnf.learner import Learner
-from cnf.objectives import FlowMatching, MaximumLikelihood
-from cnf.recipes import Recipe
-from cnf.schedule import Stage, stages
+from cnf.training import loop
+from cnf.training.learner import Learner
+from cnf.training.objectives import FlowMatching, MaximumLikelihood
+from cnf.training.recipes import Recipe
+from cnf.training.schedule import Stage, stages
 
 QUICK = Recipe(
     objective="hybrid",
@@ -23,7 +23,7 @@ QUICK = Recipe(
     learning_rate=1e-2,
     batch_size=16,
     warmup=0.2,
-    average=0.9,
+    ema_decay=0.9,
     validations=10,
 )
 DATA = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)) * 3 + 10
@@ -71,12 +71,12 @@ def test_a_run_knows_how_many_steps_it_comes_to(monkeypatch):
     """20 of matching, which has no horizon, then 20 of likelihood: four horizons of 5."""
     taken, original = [], Learner.step
 
-    def step(self, objective, batch, rate, slack):
-        taken.append((rate, slack))
-        return original(self, objective, batch, rate, slack)
+    def step(self, objective, batch, rate, tolerance_factor):
+        taken.append((rate, tolerance_factor))
+        return original(self, objective, batch, rate, tolerance_factor)
 
     monkeypatch.setattr(Learner, "step", step)
-    recipe = changed(horizon=5, loosening=144.0, warmup=0.0, schedule="constant")
+    recipe = changed(horizon=5, initial_tolerance_factor=144.0, warmup=0.0, schedule="constant")
     history = cnf.fit(small_flow(), DATA, recipe=recipe, steps=40)
     matching, likelihood = np.array(taken[:20]), np.array(taken[21:])
     np.testing.assert_allclose(matching[:, 0], 2e-2)
@@ -96,10 +96,10 @@ def test_tolerances_become_those_of_the_recipe(monkeypatch):
         return original(self, flow, x, context)
 
     monkeypatch.setattr(MaximumLikelihood, "__call__", call)
-    recipe = changed(objective="mle", rtol=1e-4, atol=1e-5, loosening=20.0)
+    recipe = changed(objective="mle", rtol=1e-4, atol=1e-5, initial_tolerance_factor=20.0)
     cnf.fit(small_flow(), DATA, recipe=recipe, steps=10)
-    slack = 20 ** (1 - np.arange(10) / 10)
-    np.testing.assert_allclose(seen, np.outer(slack, [1e-4, 1e-5]))
+    tolerance_factor = 20 ** (1 - np.arange(10) / 10)
+    np.testing.assert_allclose(seen, np.outer(tolerance_factor, [1e-4, 1e-5]))
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,9 @@ def test_each_stage_has_its_own_rates_and_batches(monkeypatch):
     taken = []
     original = Learner.step
 
-    def step(self, objective, batch, rate, slack):
+    def step(self, objective, batch, rate, tolerance_factor):
         taken.append((objective.name, len(batch), rate))
-        return original(self, objective, batch, rate, slack)
+        return original(self, objective, batch, rate, tolerance_factor)
 
     monkeypatch.setattr(Learner, "step", step)
     cnf.fit(small_flow(), DATA, recipe=QUICK, steps=40)
@@ -168,7 +168,7 @@ def test_each_stage_has_its_own_rates_and_batches(monkeypatch):
 def scripted(monkeypatch, *nlls):
     """Have the validations find these, and then the last one on and on."""
     found = iter(nlls)
-    monkeypatch.setattr(training, "mean_nll", lambda flow, rows: next(found, nlls[-1]))
+    monkeypatch.setattr(loop, "mean_nll", lambda flow, rows: next(found, nlls[-1]))
 
 
 def test_maximum_likelihood_begins_from_the_best_averaged_weights(monkeypatch):
@@ -197,7 +197,7 @@ def test_the_optimizer_begins_anew_with_maximum_likelihood():
     def remember(event):
         live[event.step], averaged[event.step] = weights(flow), weights(event.flow)
 
-    recipe = changed(warmup=0.0, schedule="constant", weight_decay=0.0, clip=1e9)
+    recipe = changed(warmup=0.0, schedule="constant", weight_decay=0.0, max_grad_norm=1e9)
     history = cnf.fit(flow, DATA, recipe=recipe, steps=20, callbacks=[remember])
     start = averaged[history.step[:5][np.argmin(history.validation_nll[:5])]]
     first = (live[11] - start).abs()

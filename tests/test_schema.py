@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import cnf
-from cnf.recipes import Recipe
-from cnf.schema import Column, Schema
+from cnf.tables.schema import Column, Schema
+from cnf.training.recipes import Recipe
 
 SMALL = Recipe(objective="matching", hidden=(16,), scaling="whiten", validations=3)
 

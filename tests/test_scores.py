@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, Uniform
 
 import cnf
-from cnf.divergence import Hutchinson, HutchPlusPlus
+from cnf.fields.divergence import Hutchinson, HutchPlusPlus
 from cnf.ode import Status
 
 DOUBLE = torch.float64

@@ -18,9 +18,9 @@ TRAIN = {
     "--learning-rate": ["0", "-1", "nan", "inf", "x"],
     "--rtol": ["0", "-1e-3", "nan", "inf", "x"],
     "--atol": ["0", "-1e-3", "nan", "inf", "x"],
-    "--clip": ["0", "-1", "x"],
+    "--max-grad-norm": ["0", "-1", "x"],
     "--warmup": ["-0.1", "1", "x"],
-    "--average": ["-0.1", "1", "x"],
+    "--ema-decay": ["-0.1", "1", "x"],
     "--validations": ["0", "x"],
     "--patience": ["0", "x"],
 }

@@ -9,7 +9,7 @@ from test_scripts_running import complaint, done
 from torch import nn
 
 from cnf.fields import gated_perceptron
-from cnf.fields.kernels import EAGER
+from cnf.fields.analytic.kernels import EAGER
 from cnf.scripts.benchmarks import networks, scoring, step_memory, training_step
 from cnf.scripts.benchmarks.contenders import FFJORD, Ours, Zuko, check_agreement
 from cnf.scripts.benchmarks.ffjord import (

@@ -15,6 +15,7 @@ from test_scripts_running import complaint, done, run
 
 import cnf
 from cnf.datasets import collinear_columns, split
+from cnf.diagnostics.two_sample import TwoSample
 from cnf.scripts.benchmarks import tables, trials
 from cnf.scripts.benchmarks.autoregressive import AutoregressiveSettings, Network
 from cnf.scripts.benchmarks.density import Density, Fitted
@@ -33,7 +34,6 @@ from cnf.scripts.benchmarks.ranking import (
 )
 from cnf.scripts.benchmarks.trials import Outcome, make, outcome_of, trial_of
 from cnf.scripts.benchmarks.uci import FILE, NAMES, uci_table
-from cnf.two_sample import TwoSample
 
 NAN = math.nan
 TRIAL = re.compile(r"  \w+ split \d ")  # how a trial's line begins
@@ -411,7 +411,7 @@ def test_interrupted_flow_is_an_interruption(monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cnf.training._Run.loop", interrupt)
+    monkeypatch.setattr("cnf.training.loop._Run.loop", interrupt)
     parts = Prepared.of(bumps(60)).parts(0)
     with pytest.raises(KeyboardInterrupt):
         METHODS["cnf"].fit(parts, 1.0, 0, METHODS["cnf"].settings(*parts.train.shape))

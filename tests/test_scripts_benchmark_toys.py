@@ -14,7 +14,6 @@ from test_scripts_running import complaint, done, run
 import cnf
 from cnf.datasets import TOYS
 from cnf.datasets.toys import Gaussians
-from cnf.recipes import RECIPES
 from cnf.scripts import data
 from cnf.scripts.benchmarks import fits, race, toys, truth
 from cnf.scripts.benchmarks.cells import Cells, fingerprint
@@ -26,6 +25,7 @@ from cnf.scripts.benchmarks.options import Options
 from cnf.scripts.benchmarks.race import Point, Rules, verdict
 from cnf.scripts.benchmarks.reference import PUBLISHED, Reference
 from cnf.scripts.benchmarks.truth import Distance, distance_of, fresh_rows
+from cnf.training.recipes import RECIPES
 
 BUDGET = 0.15
 TINY = ("--budget", BUDGET)
@@ -154,7 +154,7 @@ def test_interrupted_append_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cnf.files.os.replace", interrupt)
+    monkeypatch.setattr("cnf.utils.serialization.os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         cells.add({"toy": "rings"}, {"kl": 0.2})
     assert (tmp_path / FILE).read_bytes() == before

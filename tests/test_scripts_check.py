@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_scripts_running import COLUMNS, SMALL, complaint, done, rows_of_table, run, write_csv
 
-from cnf.verdict import Finding, Limit, Report
+from cnf.diagnostics.report import Finding, Limit, Report
 
 QUICK = ("--rows", "10", "--points", "300")
 ROWS = rows_of_table(120)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cnf.datasets import CONDITIONAL_TOYS, TOYS
-from cnf.schema import Column, Schema
 from cnf.scripts.data import Choices, open_data, open_rows, true_log_prob
+from cnf.tables.schema import Column, Schema
 
 
 def real(names):

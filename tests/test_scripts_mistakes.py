@@ -69,7 +69,10 @@ def refused_training(place: Path, *arguments: object) -> str:
         (("--objective", "matching", "--batch-size", "8"), "--batch-size with objective matching"),
         (("--x-features", "0", "--x-scale", "2"), "--x-scale with x_features 0"),
         (("--field", "hyper", "--x-scale", "2"), "--x-scale with x_features 0"),
-        (("--gradient", "backprop", "--keep", "8"), "--keep with gradient backprop"),
+        (
+            ("--gradient", "backprop", "--activation-bytes", "8"),
+            "--activation-bytes with gradient backprop",
+        ),
     ],
 )
 def test_a_number_without_a_use_is_refused(words, message, data, tmp_path):

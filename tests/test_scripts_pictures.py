@@ -7,9 +7,9 @@ from test_scripts_programs import evaluation
 from test_scripts_running import SMALL, complaint, done, rows_of_table, run, write_csv
 
 from cnf.datasets import word_picture
-from cnf.recipes import RECIPES
 from cnf.scripts.data import open_data, open_rows
 from cnf.scripts.plot import FIGURES
+from cnf.training.recipes import RECIPES
 
 
 @pytest.fixture(scope="module", autouse=True)

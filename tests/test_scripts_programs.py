@@ -275,7 +275,7 @@ def test_every_field_can_be_asked_for(field, tmp_path):
 
 def test_diverged_training_says_so_and_its_metrics_are_json(tmp_path):
     data = write_csv(tmp_path / "rows.csv", ROWS)
-    wild = ("--objective", "mle", "--learning-rate", "1e30", "--clip", "1e30")
+    wild = ("--objective", "mle", "--learning-rate", "1e30", "--max-grad-norm", "1e30")
     wild = (*wild, "--hidden", 8, "--steps", 30)
     line = complaint("train", data, "--out", tmp_path / "out", *wild, status=1)
     assert "learning rate" in line

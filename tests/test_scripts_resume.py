@@ -19,9 +19,9 @@ from children import program, said, wait
 from test_scripts_running import complaint, done, run, tree
 
 import cnf
-from cnf.callbacks import ProgressBar
-from cnf.recipes import RECIPES, recipe_of
-from cnf.training_state import TrainingState
+from cnf.training.callbacks import ProgressBar
+from cnf.training.checkpoint import TrainingState
+from cnf.training.recipes import RECIPES, recipe_of
 
 STATE, METRICS, WEIGHTS = "training.safetensors", "metrics.jsonl", "model.safetensors"
 NUMBERS = ("--hidden", "8", "--matching-batch", "64", "--batch-size", "64", "--validations", "5")
@@ -248,7 +248,7 @@ def test_resume_of_a_finished_run_is_over_at_once(rows, short, monkeypatch):
         raise AssertionError("a step")
 
     before = {name: (short / name).read_bytes() for name in (STATE, METRICS, WEIGHTS)}
-    monkeypatch.setattr("cnf.learner.Learner.step", step)
+    monkeypatch.setattr("cnf.training.learner.Learner.step", step)
     text = done("train", rows, "--out", short, "--resume")
     assert "20 steps" in text
     assert "NLL" in text
@@ -368,7 +368,7 @@ def test_recipes_with_values_of_another_kind_are_refused(change, rows, tmp_path)
 
 
 class Disk:
-    """Lets `cnf.files` open so many files for writing, and then no more."""
+    """Lets `cnf.utils.serialization` open so many files for writing, and then no more."""
 
     def __init__(self, room: float = float("inf"), refused: str = "") -> None:
         self.room, self.refused = room, refused
@@ -384,7 +384,7 @@ def run_on(disk: Disk, monkeypatch, *words: object):
     """What the program ends with, and its warnings."""
     with monkeypatch.context() as patched, warnings.catch_warnings():
         warnings.simplefilter("always")
-        patched.setattr("cnf.files.open", disk.open, raising=False)
+        patched.setattr("cnf.utils.serialization.open", disk.open, raising=False)
         ended = run("train", *words)
     lines = ended.err.splitlines(keepends=True)
     warned = [line for line in lines if line.startswith("cnf train: warning: ")]
@@ -430,7 +430,7 @@ def test_records_of_the_last_validation_are_not_lost(rows, short, monkeypatch, t
     def fill(self, event):
         disk.refused = f".{METRICS}.tmp" if event.step == 20 else ""
 
-    monkeypatch.setattr("cnf.callbacks.ProgressBar.__call__", fill)
+    monkeypatch.setattr("cnf.training.callbacks.ProgressBar.__call__", fill)
     keep = TrainingState.write
 
     def write(self, path):

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS
-from cnf.recipes import Recipe
 from cnf.scripts.__main__ import PROGRAMS, main
+from cnf.training.recipes import Recipe
 
 COLUMNS = ("height", "width", "depth")
 SMALL = ("--steps", "5", "--hidden", "8")

@@ -13,8 +13,8 @@ from test_scripts_running import SMALL, complaint, done, run
 
 import cnf
 from cnf.datasets import read_table, split
-from cnf.schema import Schema
 from cnf.scripts.trained import Trained, continuous
+from cnf.tables.schema import Schema
 
 KINDS = {"percent": {"kind": "bounded", "low": 0, "high": 100}, "stars": {"kind": "categorical"}}
 

@@ -135,6 +135,8 @@ def test_an_estimator_tells_how_far_it_may_be_off():
 def test_bounds_that_single_precision_rounds_are_in_a_fitted_density():
     """A row on a bound has a density in double precision too, in which the estimator scores."""
     X = np.clip(np.random.default_rng(0).normal(0.5, 0.3, size=(100, 1)), 0.1, 0.9)
-    schema = cnf.schema.Schema((cnf.schema.Column("x0", "bounded", low=0.1, high=0.9),))
+    schema = cnf.tables.schema.Schema(
+        (cnf.tables.schema.Column("x0", "bounded", low=0.1, high=0.9),)
+    )
     density = cnf.CNFDensity(max_steps=2, random_state=0, schema=schema).fit(X)
     assert np.isfinite(density.score_samples(X)).all()

@@ -26,8 +26,9 @@ from torch.distributions import (
 )
 
 import cnf
-from cnf import files, storage
+from cnf import storage
 from cnf.fields import ConcatSquash
+from cnf.utils import serialization
 
 BASES = [
     Independent(Normal(torch.zeros(2), torch.ones(2)), 1),
@@ -230,7 +231,7 @@ def test_a_write_that_fails_leaves_the_old_model(flow, folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(serialization.os, "fsync", full)
     with torch.no_grad():
         next(flow.parameters()).add_(1.0)
     with pytest.raises(OSError, match="No space"):

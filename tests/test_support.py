@@ -6,9 +6,18 @@ from helpers import standard
 from torch.distributions import Exponential, Independent, Uniform, constraints
 
 import cnf
-from cnf.cylinder import Cylinder
-from cnf.layers import Argmax, Beside, Bounded, Circular, Constant, Dequantize, Keep, Positive
-from cnf.schema import Column, Schema
+from cnf.flow.cylinder import Cylinder
+from cnf.layers import (
+    Argmax,
+    Bounded,
+    Circular,
+    Concatenate,
+    Constant,
+    Dequantize,
+    Identity,
+    Positive,
+)
+from cnf.tables.schema import Column, Schema
 
 pytestmark = pytest.mark.usefixtures("validating")
 
@@ -32,13 +41,13 @@ CASES = {
     "counts": (COUNTS, standard(1), [[0.0], [3.0]], [[-1.0], [4.0], [1.5]]),
     "category": ([Argmax([0.5, 0.3, 0.2])], standard(2), [[0.0], [2.0]], [[3.0], [-1.0], [0.5]]),
     "constant": (
-        [Beside([Keep(1), Constant([0.1])], [[1], [0]])],
+        [Concatenate([Identity(1), Constant([0.1])], [[1], [0]])],
         standard(1),
         [[0.1, 5.0], [0.1, -5.0]],
         [[0.2, 5.0]],
     ),
     "side by side": (
-        [Beside([Positive([0.0]), Keep(1)], [[1], [0]])],
+        [Concatenate([Positive([0.0]), Identity(1)], [[1], [0]])],
         standard(2),
         [[-3.0, 1.0]],
         [[1.0, -3.0], [1.0, 0.0]],
@@ -98,7 +107,7 @@ def test_preimages_are_taken_to_their_rows(name):
         layer.double()
         z = layer.preimage(x)
         torch.testing.assert_close(layer(z)[0], x, rtol=1e-6, atol=1e-9)
-        assert layer.reached(x).all()
+        assert layer.in_range(x).all()
         x = z
 
 
@@ -110,14 +119,14 @@ def test_checking_draws_no_noise():
 
 
 def test_real_vectors_are_called_so():
-    layers = [cnf.CNF(cnf.ConcatSquash(2, (4,))), cnf.Whiten(2), Keep(2)]
+    layers = [cnf.CNF(cnf.ConcatSquash(2, (4,))), cnf.Whiten(2), Identity(2)]
     assert cnf.Flow(standard(2), layers).support() is constraints.real_vector
     assert cnf.ffjord(2, hidden=(4,), batch_norm=True).support() is constraints.real_vector
 
 
 def test_angles_are_in_every_turn():
     base = Cylinder(torch.zeros(1), torch.ones(1), circular=(0,))
-    layers = [Beside([Circular(1, 0.0, 360.0), Keep(1)], [[0], [1]])]
+    layers = [Concatenate([Circular(1, 0.0, 360.0), Identity(1)], [[0], [1]])]
     flow = cnf.Flow(base, layers)
     assert flow.support() is constraints.real_vector
     assert flow.log_prob(torch.tensor([[400.0, 0.0]])).isfinite()

@@ -9,21 +9,21 @@ import pytest
 import torch
 
 import cnf
-from cnf import training
-from cnf.divergence import AutogradTrace, TangentTrace
-from cnf.objectives import Loss, MaximumLikelihood
+from cnf.fields.divergence import AutogradTrace, TangentTrace
 from cnf.ode import Stats, backsolve, solve
-from cnf.recipes import RECIPES, Recipe, choose_recipe, unused
-from cnf.rows import Order, Rows
-from cnf.schema import Schema
+from cnf.tables.schema import Schema
+from cnf.training import loop
+from cnf.training.data import BatchSampler, Rows
+from cnf.training.objectives import Loss, MaximumLikelihood
+from cnf.training.recipes import RECIPES, Recipe, choose_recipe, unused
 
 QUICK = Recipe(
     objective="mle",
     hidden=(8,),
     batch_size=64,
     learning_rate=2e-2,
-    clip=5.0,
-    average=0.995,
+    max_grad_norm=5.0,
+    ema_decay=0.995,
     validations=10,
     validation_rows=200,
 )
@@ -196,15 +196,15 @@ def test_failure_from_the_start_is_an_error_with_advice(monkeypatch):
     fail(monkeypatch, range(1, 1000), math.nan)
     recipe = dataclasses.replace(QUICK, validations=1)
     with pytest.raises(
-        training.TrainingError, match="20 steps in a row failed.*Lower the learning rate"
+        loop.TrainingError, match="20 steps in a row failed.*Lower the learning rate"
     ):
         cnf.fit(small_flow(), DATA, recipe=recipe, steps=100)
 
 
 def test_a_run_that_no_validation_could_score_is_an_error(monkeypatch):
     """The untrained weights are not passed off as the best ones."""
-    monkeypatch.setattr(training, "mean_nll", lambda flow, rows: math.inf)
-    with pytest.raises(training.TrainingError, match="none of 10 validations could be scored"):
+    monkeypatch.setattr(loop, "mean_nll", lambda flow, rows: math.inf)
+    with pytest.raises(loop.TrainingError, match="none of 10 validations could be scored"):
         cnf.fit(small_flow(), DATA, recipe=QUICK, steps=20)
 
 
@@ -217,10 +217,10 @@ def test_a_flow_without_a_solve_is_trained_too():
             self.by = torch.nn.Parameter(torch.zeros(2))
 
         def push(self, z, context=None):
-            return cnf.layers.Mapped(z + self.by, z.new_zeros(len(z)))
+            return cnf.layers.TransformResult(z + self.by, z.new_zeros(len(z)))
 
         def pull(self, x, context=None):
-            return cnf.layers.Mapped(x - self.by, x.new_zeros(len(x)))
+            return cnf.layers.TransformResult(x - self.by, x.new_zeros(len(x)))
 
         def config(self):
             return {}
@@ -234,8 +234,8 @@ def test_failure_later_on_keeps_the_best_model(monkeypatch):
     fail(monkeypatch, range(30, 1000), math.nan)
     history = cnf.fit(small_flow(), DATA, recipe=QUICK, steps=100)
     assert history.reason.startswith("diverged: The loss is nan")
-    assert history.steps == 29 + training.MOST_FAILURES
-    assert 0 < history.best_step <= 29 + training.MOST_FAILURES
+    assert history.steps == 29 + loop.MOST_FAILURES
+    assert 0 < history.best_step <= 29 + loop.MOST_FAILURES
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,12 @@ def test_wrong_arguments(arguments, message):
         {"hidden": ()},
         {"hidden": (8, 0)},
         {"warmup": 1.0},
-        {"average": 1.0},
+        {"ema_decay": 1.0},
         {"weight_decay": -1.0},
         {"rtol": 0.0},
         {"horizon": 0},
-        {"loosening": 0.9},
-        {"clip": math.inf},
+        {"initial_tolerance_factor": 0.9},
+        {"max_grad_norm": math.inf},
     ],
 )
 def test_recipes_check_their_numbers(change):
@@ -334,7 +334,7 @@ def test_a_validation_that_takes_most_of_the_budget_is_the_last(monkeypatch):
         sleep(0.6)
         return 1.0
 
-    monkeypatch.setattr(training, "mean_nll", slow)
+    monkeypatch.setattr(loop, "mean_nll", slow)
     history = cnf.fit(small_flow(), DATA, recipe=QUICK, budget=1.0)
     assert history.reason == "budget"
     assert len(history.step) == 1
@@ -345,7 +345,7 @@ def test_a_validation_that_takes_most_of_the_budget_is_the_last(monkeypatch):
     [
         (Recipe(x_features=4), {}),
         (Recipe(), {"x_scale": "x_features 0"}),
-        (Recipe(x_features=4, gradient="backprop"), {"keep": "gradient backprop"}),
+        (Recipe(x_features=4, gradient="backprop"), {"activation_bytes": "gradient backprop"}),
     ],
 )
 def test_numbers_without_a_use_are_named(recipe, expected):
@@ -354,22 +354,22 @@ def test_numbers_without_a_use_are_named(recipe, expected):
 
 def test_batches_go_through_all_rows_in_a_new_order_each_time():
     rows = Rows(torch.arange(10.0).unsqueeze(1), torch.arange(10.0).unsqueeze(1))
-    order = Order(rows, torch.Generator().manual_seed(0))
+    order = BatchSampler(rows, torch.Generator().manual_seed(0))
     first, second = ([order.batch(5), order.batch(5)] for _ in range(2))
     for epoch in (first, second):
         assert sorted(torch.cat([batch.x for batch in epoch]).flatten().tolist()) == list(range(10))
         assert all(torch.equal(batch.x, batch.context) for batch in epoch)
     assert not torch.equal(first[0].x, second[0].x)
     # Fewer rows than a batch: all of them.
-    assert len(Order(rows, torch.Generator()).batch(64)) == 10
+    assert len(BatchSampler(rows, torch.Generator()).batch(64)) == 10
 
 
 def test_an_order_goes_on_where_it_stood():
     rows = Rows(torch.arange(10.0).unsqueeze(1))
-    order = Order(rows, torch.Generator().manual_seed(0))
+    order = BatchSampler(rows, torch.Generator().manual_seed(0))
     for _ in range(4):  # into the second time through
         order.batch(3)
-    other = Order(rows, torch.Generator().manual_seed(1))
+    other = BatchSampler(rows, torch.Generator().manual_seed(1))
     other.restore(order.state())
     for _ in range(8):
         assert torch.equal(order.batch(3).x, other.batch(3).x)
@@ -403,7 +403,7 @@ def test_rows_come_as_often_as_their_weights_say():
     """12 rows with weights that sum to 24: half as often as the weight, rounded up or down."""
     weight = torch.tensor([4.0, 1, 1, 1, 1, 1, 6, 2, 2, 2, 2, 1])
     rows = Rows(torch.arange(12.0).unsqueeze(1), weight=weight)
-    order = Order(rows, torch.Generator().manual_seed(0))
+    order = BatchSampler(rows, torch.Generator().manual_seed(0))
     counts = torch.zeros(400, 12)
     for i in range(400):
         found = order.batch(12).x.flatten().long()
@@ -414,7 +414,7 @@ def test_rows_come_as_often_as_their_weights_say():
 
 def test_equal_weights_are_no_weights():
     rows = Rows(torch.arange(7.0).unsqueeze(1), weight=torch.full((7,), 0.3))
-    order = Order(rows, torch.Generator().manual_seed(0))
+    order = BatchSampler(rows, torch.Generator().manual_seed(0))
     for _ in range(20):
         assert sorted(order.batch(7).x.flatten().tolist()) == list(range(7))
 
@@ -422,10 +422,10 @@ def test_equal_weights_are_no_weights():
 def test_validation_counts_rows_by_their_weights():
     flow = small_flow().double()
     x, weight = DATA[:40].double(), torch.arange(1.0, 41.0).double()
-    weighted = training.mean_nll(flow, Rows(x, weight=weight))
-    repeated = training.mean_nll(flow, Rows(x.repeat_interleave(weight.long(), 0)))
+    weighted = loop.mean_nll(flow, Rows(x, weight=weight))
+    repeated = loop.mean_nll(flow, Rows(x.repeat_interleave(weight.long(), 0)))
     assert weighted == pytest.approx(repeated, abs=1e-9)
-    assert weighted != pytest.approx(training.mean_nll(flow, Rows(x)), abs=1e-3)
+    assert weighted != pytest.approx(loop.mean_nll(flow, Rows(x)), abs=1e-3)
 
 
 def test_weights_reach_scaling_and_training():
@@ -456,13 +456,13 @@ def test_weights_are_checked(weight, message):
 
 def test_the_clock_has_no_say_where_the_steps_run_out_first(monkeypatch):
     """Even where a budget is given too, and validations take most of the time."""
-    original = training.mean_nll
+    original = loop.mean_nll
 
     def slow(flow, rows):
         sleep(0.02)
         return original(flow, rows)
 
-    monkeypatch.setattr(training, "mean_nll", slow)
+    monkeypatch.setattr(loop, "mean_nll", slow)
     history = cnf.fit(small_flow(), DATA, recipe=QUICK, steps=20, budget=1000.0)
     assert history.step.tolist() == list(range(2, 21, 2))
 

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 
 import cnf
-from cnf.history import Record
-from cnf.recipes import Recipe
-from cnf.training_state import TrainingState
+from cnf.training.checkpoint import TrainingState
+from cnf.training.history import Record
+from cnf.training.recipes import Recipe
 
 BASE = Recipe(
     hidden=(8,),
@@ -23,7 +23,7 @@ BASE = Recipe(
     batch_size=24,
     matching_rate=1e-2,
     learning_rate=5e-3,
-    average=0.9,
+    ema_decay=0.9,
     warmup=0.1,
     validations=5,
 )
@@ -40,7 +40,7 @@ RECIPES = {
     "normalized": dataclasses.replace(BASE, objective="mle", blocks=2, batch_norm=True),
     "matching": dataclasses.replace(BASE, objective="matching", blocks=2, x_features=3),
     "patience": dataclasses.replace(
-        BASE, patience=1, matching_rate=3.0, average=0.0, validations=10, clip=1e9
+        BASE, patience=1, matching_rate=3.0, ema_decay=0.0, validations=10, max_grad_norm=1e9
     ),
 }
 DATA = torch.randn(210, 2, generator=torch.Generator().manual_seed(0)) * 3 + 10
@@ -330,10 +330,10 @@ def test_seeds_are_runs_of_their_own(name, whole):
                 "coupling": "optimal_transport",
                 "steer": 0.1,
                 "validations": 6,
-                "average": 0.8,
+                "ema_decay": 0.8,
                 "rtol": 1e-2,
                 "horizon": 100,
-                "loosening": 2.0,
+                "initial_tolerance_factor": 2.0,
             }.items()
         ),
         ({"objective": "mle"}, "objective was 'hybrid', and now is 'mle'"),
@@ -472,7 +472,7 @@ def test_a_full_disk_ends_no_run_and_spoils_no_state(name, failing, monkeypatch,
 
     def fill(event):
         if event.step == 5:
-            monkeypatch.setattr(f"cnf.files.{name}", failing, raising=False)
+            monkeypatch.setattr(f"cnf.utils.serialization.{name}", failing, raising=False)
 
     flow = flow_for(recipe)
     with pytest.warns(UserWarning, match="could not be written.*No space left") as warned:
@@ -491,7 +491,7 @@ def test_a_disk_that_has_room_again_has_the_state_again(monkeypatch, tmp_path):
 
     def fill(event):
         if event.step == 5:
-            monkeypatch.setattr("cnf.files.os.replace", full)
+            monkeypatch.setattr("cnf.utils.serialization.os.replace", full)
         if event.step == 15:
             monkeypatch.undo()
 

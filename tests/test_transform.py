@@ -17,8 +17,8 @@ from torch.distributions import (
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import cnf
-from cnf.cylinder import Cylinder
-from cnf.layers import Argmax, Beside, Constant, Dequantize, Keep, Positive
+from cnf.flow.cylinder import Cylinder
+from cnf.layers import Argmax, Concatenate, Constant, Dequantize, Identity, Positive
 
 pytestmark = pytest.mark.usefixtures("validating")
 
@@ -271,7 +271,7 @@ def test_kl_of_two_bases_is_that_of_what_the_flow_makes_of_them():
 
 
 def test_domain_and_codomain():
-    flow = cnf.Flow(standard(2), [Beside([Positive([1.0]), Keep(1)], [[0], [1]])]).double()
+    flow = cnf.Flow(standard(2), [Concatenate([Positive([1.0]), Identity(1)], [[0], [1]])]).double()
     transform = flow.transform
     assert transform.domain.check(torch.zeros(2))
     assert transform.codomain.check(torch.tensor([[2.0, -1.0], [0.5, 1.0]])).tolist() == [
@@ -286,7 +286,7 @@ def test_domain_and_codomain():
 
 
 def test_columns_that_are_constant_are_left_out():
-    flow = cnf.Flow(standard(1), [Beside([Keep(1), Constant([7.0])], [[1], [0]])]).double()
+    flow = cnf.Flow(standard(1), [Concatenate([Identity(1), Constant([7.0])], [[1], [0]])]).double()
     p = TransformedDistribution(flow.base, flow.transform, validate_args=True)
     assert (p.batch_shape, p.event_shape) == ((), (2,))
     x = p.sample((3,))

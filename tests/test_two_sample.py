@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cnf.two_sample import two_sample_test
+from cnf.diagnostics.two_sample import two_sample_test
 
 
 def normal(rows, loc=0.0, seed=0):

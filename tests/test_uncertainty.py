@@ -14,20 +14,20 @@ from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS
 from cnf.layers import (
     LAYERS,
     Argmax,
-    Beside,
     Bounded,
     Circular,
+    Concatenate,
     Constant,
     Dequantize,
     Gaussianize,
-    Keep,
+    Identity,
     MovingNorm,
     Positive,
     Standardize,
     Whiten,
 )
-from cnf.noise import BLOCK, RowNoise
 from cnf.ode import SolveError, Status
+from cnf.utils.row_noise import BLOCK, RowNoise
 
 DOUBLE = torch.float64
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of max(1, |log p|)
@@ -220,12 +220,14 @@ def layers_of(x: torch.Tensor) -> dict:
         "positive": Positive([-20.0]),
         "bounded": Bounded([-20.0], [20.0]),
         "circular": Circular(1, -20.0, 20.0),
-        "keep": Keep(1),
+        "identity": Identity(1),
         "dequantize": Dequantize(1),
         "constant": Constant([3.0]),
         "argmax": Argmax([0.5, 0.3, 0.2]),
     }
-    beside = {name: [Beside([Keep(1), layer], [[0], [1]])] for name, layer in columns.items()}
+    beside = {
+        name: [Concatenate([Identity(1), layer], [[0], [1]])] for name, layer in columns.items()
+    }
     return {
         "cnf": [],
         "standardize": [Standardize(2).fit(x)],
@@ -253,11 +255,11 @@ def flow_of(layer: str, x: torch.Tensor) -> cnf.Flow:
 
 
 def test_every_layer_is_there():
-    assert set(layers_of(torch.randn(50, 2))) | {"beside"} == set(LAYERS)
+    assert set(layers_of(torch.randn(50, 2))) | {"concatenate"} == set(LAYERS)
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("layer", sorted(set(LAYERS) - {"beside"}))
+@pytest.mark.parametrize("layer", sorted(set(LAYERS) - {"concatenate"}))
 def test_a_rows_log_p_is_its_own_through_every_layer(layer, dtype):
     """Alone, in chunks, and beside others; noise being what belongs to the row's number."""
     x = rows_for(layer, 8)

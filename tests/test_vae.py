@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from cnf.storage import sealed
-from cnf.training import TrainingError
+from cnf.training.loop import TrainingError
 from cnf.vae import (
     LIKELIHOODS,
     NETWORKS,
@@ -253,7 +253,12 @@ def test_the_score_solves_with_care(monkeypatch):
 
 
 def test_the_plan_is_held_to_its_range():
-    for name, value in (("epochs", 0), ("clip", -1.0), ("warmup", 1.0), ("weight_decay", -1.0)):
+    for name, value in (
+        ("epochs", 0),
+        ("max_grad_norm", -1.0),
+        ("warmup", 1.0),
+        ("weight_decay", -1.0),
+    ):
         with pytest.raises(ValueError, match=f"Expected {name} "):
             Plan(**{name: value})
 
@@ -378,7 +383,7 @@ def test_the_plan_is_what_is_done(monkeypatch):
         nn.utils, "clip_grad_norm_", lambda p, most: norms.append(most) or clip(p, most)
     )
     vae.bound = spied
-    plan = Plan(4, 50, 1e-2, annealing=0.5, settling=0.25, weight_decay=0.1, clip=7.0)
+    plan = Plan(4, 50, 1e-2, annealing=0.5, settling=0.25, weight_decay=0.1, max_grad_norm=7.0)
     fit(vae, stripes(100), stripes(20), plan)
     progress = [i / 8 for i in range(8)]
     assert seen == [(plan.beta(p), plan.rate(p), plan.is_settling(p)) for p in progress]

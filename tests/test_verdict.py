@@ -5,7 +5,7 @@ from math import inf, nan
 
 import pytest
 
-from cnf.verdict import Finding, Limit, Report
+from cnf.diagnostics.report import Finding, Limit, Report
 
 GOOD, BAD = 1e-3, 1e-2
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cnf.angles import other_columns
 from cnf.fields.activations import Activation, waves
+from cnf.utils.angles import other_columns
 
 
 def feature_matrix(circular: Sequence[int], harmonics: int, drawn: Tensor) -> Tensor:

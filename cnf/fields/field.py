@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cnf.angles import circular_columns
 from cnf.fields.activations import find_activation
-from cnf.fields.kernels import Sizes
+from cnf.fields.analytic.kernels import Sizes
 from cnf.ode import Linearization, PerRow, take_rows
+from cnf.utils.angles import circular_columns
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class TracedField(nn.Module, VectorField):
     harmonics: int
     name: ClassVar[str]
 
-    def take(
+    def _set_arguments(
         self,
         dim: int,
         hidden: Sequence[int],

@@ -13,20 +13,25 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from cnf.fields.activations import find_activation, waves
-from cnf.fields.features import feature_matrix
-from cnf.fields.field import Traced, TracedField
-from cnf.fields.folding import Unfolded, fold
-from cnf.fields.gated_linear import GatedLinear
-from cnf.fields.kernels import EAGER, Kernels, Sizes, compiled_kernels
-from cnf.fields.linearization import (
+from cnf.fields.analytic.folding import Unfolded, fold
+from cnf.fields.analytic.kernels import EAGER, Kernels, Sizes, compiled_kernels
+from cnf.fields.analytic.linearization import (
     Back,
     PerceptronLinearization,
     index_tensor,
     pull_stacked,
 )
-from cnf.fields.logistic import LOGISTIC, logistic_biases, logistic_shifts, logistic_weights
-from cnf.fields.perceptron import Perceptron, Stacked, trace_matrices
-from cnf.fields.signals import combined, time_features
+from cnf.fields.analytic.logistic import (
+    LOGISTIC,
+    logistic_biases,
+    logistic_shifts,
+    logistic_weights,
+)
+from cnf.fields.analytic.perceptron import Perceptron, Stacked, trace_matrices
+from cnf.fields.conditioning import combined, time_features
+from cnf.fields.features import feature_matrix
+from cnf.fields.field import Traced, TracedField
+from cnf.fields.gated_linear import GatedLinear
 from cnf.ode import Linearization, PerRow
 
 
@@ -61,7 +66,7 @@ class GatedPerceptron(TracedField):
         f(t, x, c) = W_{L+1} h_L + b_{L+1} + B_{L+1} s.
 
     A subclass says whether there are gates g, shifts B s, and the time among the signals. The last
-    layer is never gated, so that the matrices of the trace (see `cnf.fields.perceptron`) are of the
+    layer is never gated, so that the matrices of the trace (see `cnf.fields.analytic.perceptron`) are of the
     weights alone. With Fourier features of x, h₀ = (x, sin ωx, cos ωx): a layer with weights that
     are drawn and fixed, which counts as a hidden one. Angles θ enter by such a layer alone, as
     sin kθ and cos kθ in their place, and the frequencies that are drawn are rounded for them: the
@@ -113,7 +118,9 @@ class GatedPerceptron(TracedField):
     ) -> None:
         super().__init__()
         features = {"time_features": time_features, "x_features": x_features, "x_scale": x_scale}
-        self.take(dim, hidden, context_dim, activation, circular, harmonics=harmonics, **features)
+        self._set_arguments(
+            dim, hidden, context_dim, activation, circular, harmonics=harmonics, **features
+        )
         if time_features and not self.timed:
             raise ValueError(
                 f"Expected no time_features for the field {self.name}, which time does not enter; "

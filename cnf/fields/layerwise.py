@@ -82,7 +82,7 @@ class LayerwiseField(TracedField):
         harmonics: int = 3,
     ) -> None:
         super().__init__()
-        self.take(dim, hidden, context_dim, activation, circular, harmonics=harmonics)
+        self._set_arguments(dim, hidden, context_dim, activation, circular, harmonics=harmonics)
         self.features = Features(dim, self.circular, harmonics)
         self.sigma = find_activation(activation)
         sizes = [self.features.width, *self.hidden, dim]

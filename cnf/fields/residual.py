@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from cnf.fields.activations import find_activation
 from cnf.fields.affine import Affine
+from cnf.fields.conditioning import combined, time_features
 from cnf.fields.features import Features
 from cnf.fields.field import TracedField
 from cnf.fields.gated_linear import GatedLinear
-from cnf.fields.signals import combined, time_features
 from cnf.ode import PerRow
 
 
@@ -66,7 +66,7 @@ class Residual(TracedField):
     ) -> None:
         super().__init__()
         features = {"time_features": time_features, "harmonics": harmonics}
-        self.take(dim, hidden, context_dim, activation, circular, **features)
+        self._set_arguments(dim, hidden, context_dim, activation, circular, **features)
         self.features = Features(dim, self.circular, harmonics)
         self.sigma = find_activation(activation)
         stream, *widths = self.hidden

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cnf.fields.activations import find_activation
 from cnf.fields.affine import Affine, of_rows
+from cnf.fields.analytic.perceptron import trace_matrices
 from cnf.fields.field import Traced, TracedField
-from cnf.fields.perceptron import trace_matrices
 from cnf.ode import PerRow
 
 
@@ -56,7 +56,7 @@ class RowPerceptron(TracedField):
         h_l = σ(W_l h_{l−1} + b_l + t a_l),   h₀ = x,
         f(t, x, c) = W_{L+1} h_L + b_{L+1} + t a_{L+1}.
 
-    The trace of one or two hidden layers has a closed form (see `cnf.fields.perceptron`) with a
+    The trace of one or two hidden layers has a closed form (see `cnf.fields.analytic.perceptron`) with a
     vector p or a matrix P for each row, once for each solve. Deeper ones carry `dim` tangents.
 
     The context is no features, but the numbers that weights are made of: `generator` makes the
@@ -79,7 +79,7 @@ class RowPerceptron(TracedField):
 
     def __init__(self, dim: int, hidden: Sequence[int], activation: str, **sizes: int) -> None:
         super().__init__()
-        self.take(dim, hidden, 0, activation, (), **sizes)
+        self._set_arguments(dim, hidden, 0, activation, (), **sizes)
         self.arguments = ("dim", "hidden", "activation", *sizes)
         self.shapes = [*pairwise([dim, *self.hidden, dim])]
         self.parts = [self.numbers(*shape) for shape in self.shapes]

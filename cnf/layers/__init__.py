@@ -3,25 +3,28 @@
 A new layer is one class in one file, entered in `LAYERS`, and nothing else.
 """
 
-from cnf.layers.argmax import Argmax
-from cnf.layers.beside import COLUMN_LAYERS, Beside
-from cnf.layers.bounded import Bounded
-from cnf.layers.circular import Circular
 from cnf.layers.cnf import CNF
-from cnf.layers.constant import Constant
-from cnf.layers.dequantize import Dequantize
-from cnf.layers.gaussianize import Gaussianize
-from cnf.layers.keep import Keep
-from cnf.layers.layer import Assessed, Care, Layer, Mapped
+from cnf.layers.columns.argmax import Argmax
+from cnf.layers.columns.bounded import Bounded
+from cnf.layers.columns.circular import Circular
+from cnf.layers.columns.concatenate import COLUMN_LAYERS, Concatenate
+from cnf.layers.columns.constant import Constant
+from cnf.layers.columns.dequantize import Dequantize
+from cnf.layers.columns.identity import Identity
+from cnf.layers.columns.positive import Positive
+from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformResult
 from cnf.layers.moving_norm import MovingNorm
-from cnf.layers.positive import Positive
-from cnf.layers.scaling import Scaling
+from cnf.layers.scalings.gaussianize import Gaussianize
+from cnf.layers.scalings.scaling import Scaling
+from cnf.layers.scalings.standardize import Standardize
+from cnf.layers.scalings.whiten import Whiten
 from cnf.layers.settings import SolverSettings
-from cnf.layers.standardize import Standardize
-from cnf.layers.whiten import Whiten
 
 LAYERS: dict[str, type[Layer]] = {
-    **{layer.name: layer for layer in (CNF, Standardize, Whiten, Gaussianize, MovingNorm, Beside)},
+    **{
+        layer.name: layer
+        for layer in (CNF, Standardize, Whiten, Gaussianize, MovingNorm, Concatenate)
+    },
     **COLUMN_LAYERS,
 }
 
@@ -38,21 +41,21 @@ __all__ = [
     "LAYERS",
     "SCALINGS",
     "Argmax",
-    "Assessed",
-    "Beside",
     "Bounded",
-    "Care",
     "Circular",
+    "Concatenate",
     "Constant",
     "Dequantize",
     "Gaussianize",
-    "Keep",
+    "Identity",
     "Layer",
-    "Mapped",
     "MovingNorm",
     "Positive",
     "Scaling",
+    "ScoredTransform",
+    "ScoringOptions",
     "SolverSettings",
     "Standardize",
+    "TransformResult",
     "Whiten",
 ]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cnf.divergence import Divergence, FieldTrace, random_vectors
 from cnf.fields import VectorField
+from cnf.fields.divergence import Divergence, FieldTrace, random_vectors
+from cnf.fields.regularizers import REGULARIZERS, Point
 from cnf.ode import Linearization, PerRow, StagedDynamics
-from cnf.regularizers import REGULARIZERS, Point
 
 
 @dataclass(frozen=True, eq=False)

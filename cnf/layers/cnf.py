@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from cnf.divergence import Divergence, Hutchinson, choose_divergence, describe
 from cnf.fields import FIELDS, TracedField, VectorField, as_field, make_field
+from cnf.fields.divergence import Divergence, Hutchinson, choose_divergence, describe
+from cnf.fields.regularizers import Regularization
 from cnf.layers.augmented import Augmented, Velocity
 from cnf.layers.copies import copies, repeated, without_copies
-from cnf.layers.layer import Assessed, Care, Layer, Mapped
+from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformResult
 from cnf.layers.settings import NORMS, SolverSettings
 from cnf.ode import Solution, SolveError, solve
-from cnf.regularizers import Regularization
 
 
 class CNF(Layer):
@@ -64,27 +64,29 @@ class CNF(Layer):
         self.settings = SolverSettings().changed(settings)
         as_field(self.field, self.settings.compiled)
 
-    def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
+    def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
         """From base to data."""
         return self._map(z, context, (0.0, 1.0))
 
-    def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
+    def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
         """From data to base."""
         return self._map(x, context, (1.0, 0.0))
 
-    def between(self, x: Tensor, begin: float, end: float, context: Tensor | None = None) -> Mapped:
+    def between(
+        self, x: Tensor, begin: float, end: float, context: Tensor | None = None
+    ) -> TransformResult:
         """From where trajectories are at one time to where they are at another."""
         return self._map(x, context, (begin, end))
 
     def pull_regularized(
         self, x: Tensor, context: Tensor | None, regularization: Regularization, base_time: float
-    ) -> Mapped:
+    ) -> TransformResult:
         """`pull` to a base at another time, with the penalties of a regularization."""
         names = tuple(regularization.active)
         dynamics = Augmented(*self._traced(x, context), regularizers=names)
         return _mapped(dynamics, self._solve(dynamics, x, context, (1.0, base_time)))
 
-    def assess(self, x: Tensor, context: Tensor | None, care: Care) -> Assessed:
+    def assess(self, x: Tensor, context: Tensor | None, care: ScoringOptions) -> ScoredTransform:
         """`pull` that never raises for a row, with what it is worth."""
         field, divergence, dim = self._traced(x, context)
         estimates = 0
@@ -99,7 +101,7 @@ class CNF(Layer):
         variance = own.var(1) / estimates if estimates > 1 else x.new_full((len(x),), nan)
         if divergence.exact:
             variance = torch.zeros_like(variance)
-        return Assessed(_mapped(dynamics, solution), variance, solution.row_status)
+        return ScoredTransform(_mapped(dynamics, solution), variance, solution.row_status)
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The value of `push` alone, at the price of the velocity alone."""
@@ -157,7 +159,9 @@ class CNF(Layer):
             return describe(choose_divergence(wanted, self.field, self.field.dim), self.field)
         return str(self.settings.divergence)
 
-    def _map(self, x: Tensor, context: Tensor | None, times: tuple[float, float]) -> Mapped:
+    def _map(
+        self, x: Tensor, context: Tensor | None, times: tuple[float, float]
+    ) -> TransformResult:
         dynamics = Augmented(*self._traced(x, context))
         return _mapped(dynamics, self._solve(dynamics, x, context, times))
 
@@ -222,10 +226,10 @@ class CNF(Layer):
             )
 
 
-def _mapped(dynamics: Augmented, solution: Solution) -> Mapped:
+def _mapped(dynamics: Augmented, solution: Solution) -> TransformResult:
     """Where a solve ends; penalties only where it goes backwards in time, along which they fall."""
     end, dim = solution.ys[-1], dynamics.dim
     names = dynamics.regularizers
     paths = -end[:, dynamics.width - len(names) :]
     penalties = dict(zip(names, paths.unbind(1), strict=True))
-    return Mapped(end[:, :dim], end[:, dim], solution.stats, penalties)
+    return TransformResult(end[:, :dim], end[:, dim], solution.stats, penalties)

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cnf.noise import RowNoise
+from cnf.fields.regularizers import Regularization
 from cnf.ode import Stats, Status
-from cnf.regularizers import Regularization
+from cnf.utils.row_noise import RowNoise
 
 
 @dataclass(frozen=True)
-class Care:
+class ScoringOptions:
     """With what care log-densities are assessed.
 
     Attributes:
@@ -34,7 +34,7 @@ class Care:
 
 
 @dataclass(frozen=True)
-class Mapped:
+class TransformResult:
     """Where a layer takes its input.
 
     Attributes:
@@ -51,7 +51,7 @@ class Mapped:
 
 
 @dataclass(frozen=True)
-class Assessed:
+class ScoredTransform:
     """Where a layer takes its input towards the base, and how far that can be relied on.
 
     Attributes:
@@ -61,7 +61,7 @@ class Assessed:
         status: How each row's solve ended, an array of `cnf.ode.Status`.
     """
 
-    mapped: Mapped
+    mapped: TransformResult
     variance: Tensor
     status: NDArray[np.object_]
 
@@ -80,7 +80,7 @@ class Layer(nn.Module, ABC):
 
     name: ClassVar[str]
     circular: tuple[int, ...] | None = None
-    onto: bool = True
+    surjective: bool = True
 
     @property
     def noisy(self) -> bool:
@@ -93,11 +93,11 @@ class Layer(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
+    def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
         """From the base towards the data; the log-determinant is log |det ∂x/∂z|."""
 
     @abstractmethod
-    def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
+    def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
         """From the data towards the base; the log-determinant is log |det ∂z/∂x|."""
 
     @abstractmethod
@@ -116,20 +116,20 @@ class Layer(nn.Module, ABC):
 
     def pull_regularized(
         self, x: Tensor, context: Tensor | None, regularization: Regularization, base_time: float
-    ) -> Mapped:
+    ) -> TransformResult:
         """`pull` for training, with penalties; a layer without a solve has none."""
         return self.pull(x, context)
 
-    def assess(self, x: Tensor, context: Tensor | None, care: Care) -> Assessed:
+    def assess(self, x: Tensor, context: Tensor | None, care: ScoringOptions) -> ScoredTransform:
         """`pull` that never raises for a row, with what it is worth."""
         finished = np.full(len(x), Status.FINISHED)
-        return Assessed(self.pull(x, context), x.new_zeros(len(x)), finished)
+        return ScoredTransform(self.pull(x, context), x.new_zeros(len(x)), finished)
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The value of `push` alone, cheaper where the log-determinant costs something."""
         return self.push(z, context).value
 
-    def reached(self, x: Tensor) -> Tensor:
+    def in_range(self, x: Tensor) -> Tensor:
         """Which rows of the data's side it takes some row to, shape (rows,): all if it is onto."""
         return torch.ones(len(x), dtype=torch.bool, device=x.device)
 

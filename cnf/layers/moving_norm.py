@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cnf.layers.layer import Layer, Mapped
+from cnf.layers.layer import Layer, TransformResult
 
 
 class MovingNorm(Layer):
@@ -69,20 +69,20 @@ class MovingNorm(Layer):
         self.log_weight = nn.Parameter(torch.zeros(dim)) if affine else None
         self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
 
-    def push(self, z: Tensor, context: Tensor | None = None) -> Mapped:
+    def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
         """From the normalised side."""
         if self.bias is not None:
             z = z - self.bias
         log_scale = self._log_scale()
-        return Mapped(self.mean + z * log_scale.exp(), log_scale.sum().expand(len(z)))
+        return TransformResult(self.mean + z * log_scale.exp(), log_scale.sum().expand(len(z)))
 
-    def pull(self, x: Tensor, context: Tensor | None = None) -> Mapped:
+    def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
         """To the normalised side."""
         log_scale = self._log_scale()
         z = (x - self.mean) * (-log_scale).exp()
         if self.bias is not None:
             z = z + self.bias
-        return Mapped(z, -log_scale.sum().expand(len(x)))
+        return TransformResult(z, -log_scale.sum().expand(len(x)))
 
     @torch.no_grad()
     def sums(self, x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnf.divergence import Divergence, check_divergence
-from cnf.fields.kernels import Sizes
+from cnf.fields.analytic.kernels import Sizes
+from cnf.fields.divergence import Divergence, check_divergence
 from cnf.ode import GRADIENTS, TABLEAUS, Checkpoint, Gradient, StepMode, Tolerance
 
 
@@ -50,13 +50,13 @@ class SolverSettings:
     """How a CNF layer solves.
 
     Attributes:
-        divergence: A name for `cnf.divergence.choose_divergence`, or a `Divergence` of one's own.
+        divergence: A name for `cnf.fields.divergence.choose_divergence`, or a `Divergence` of one's own.
             It is chosen anew for each use: a saved model does not remember it.
         method: Name of a tableau in `cnf.ode.TABLEAUS`.
         rtol: Relative tolerance.
         atol: Absolute tolerance.
         gradient: Name of a mode in `cnf.ode.GRADIENTS`.
-        keep: Bytes for the activations of accepted steps, which `"checkpoint"` then does not
+        activation_bytes: Bytes for the activations of accepted steps, which `"checkpoint"` then does not
             replay on the way back.
         step: `"per_sample"`: every row has its own time and steps, each with an error of at most a
             tenth of the tolerance, so that a row's log p does not depend on the rows beside it;
@@ -64,7 +64,7 @@ class SolverSettings:
             tolerance, cheapest for training.
         step_size: Steps of this size with no error control, for any method; adaptive when None.
         first_step: Size of the first step tried; when None it is chosen from the dynamics, with
-            care and one more evaluation. Training saves both (`cnf.learner`).
+            care and one more evaluation. Training saves both (`cnf.training.learner`).
         max_steps: The most steps that one solve may take, for each row where steps are per sample.
         compile: Whether the field's evaluations are compiled by `torch.compile`, for the family of
             concat-squash fields, and whole steps of training by maximum likelihood, which gains
@@ -83,7 +83,7 @@ class SolverSettings:
     rtol: float = 1e-5
     atol: float = 1e-5
     gradient: str = "checkpoint"
-    keep: int = 0
+    activation_bytes: int = 0
     step: StepMode = "per_sample"
     step_size: float | None = None
     first_step: float | None = None
@@ -106,8 +106,10 @@ class SolverSettings:
                 )
         if self.max_steps < 1:
             raise ValueError(f"Expected max_steps of at least 1; got {self.max_steps}")
-        if self.keep < 0:
-            raise ValueError(f"Expected keep of at least 0 bytes; got {self.keep}")
+        if self.activation_bytes < 0:
+            raise ValueError(
+                f"Expected activation_bytes of at least 0 bytes; got {self.activation_bytes}"
+            )
         if self.step_size is None and not TABLEAUS[self.method].adaptive:
             raise ValueError(
                 f"Expected a step_size with method {self.method!r}, which has no error estimate"
@@ -127,7 +129,11 @@ class SolverSettings:
     @property
     def gradient_mode(self) -> Gradient:
         """How solves are differentiated."""
-        return Checkpoint(self.keep) if self.gradient == "checkpoint" else GRADIENTS[self.gradient]
+        return (
+            Checkpoint(self.activation_bytes)
+            if self.gradient == "checkpoint"
+            else GRADIENTS[self.gradient]
+        )
 
     def changed(self, changes: dict[str, Any]) -> SolverSettings:
         """These settings with some of them changed.

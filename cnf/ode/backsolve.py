@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cnf.ode.arguments import take_rows
+from cnf.ode.autograd_function import Leaves, Problem, as_leaf, differentiable
 from cnf.ode.controllers import Tolerance, rms_norm
 from cnf.ode.dynamics import Dynamics
 from cnf.ode.integrate import Run, integrate, stand_in
-from cnf.ode.leaves import Leaves, Problem, as_leaf, differentiable
 from cnf.ode.settings import Settings
 from cnf.ode.solution import SolveError
 from cnf.ode.step import BoundDynamics, within

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cnf.ode.arguments import take_rows
+from cnf.ode.autograd_function import Leaves, Problem, as_leaf, differentiable
 from cnf.ode.dynamics import Dynamics, Plain, StagedDynamics
 from cnf.ode.integrate import Run, integrate, stand_in
-from cnf.ode.leaves import Leaves, Problem, as_leaf, differentiable
 from cnf.ode.pullback import Adjoint, Trail, retrace
 from cnf.ode.record import Kept, Step
 from cnf.ode.recording import Recording
@@ -30,7 +30,7 @@ class Checkpoint:
     Gradients reach the tensors in `args` and no others: a tensor caught in a closure gets none.
 
     Attributes:
-        keep: Bytes for what the ways back of accepted steps need, activations above all, from the
+        activation_bytes: Bytes for what the ways back of accepted steps need, activations above all, from the
             first step on: one that has what it needs is not replayed. 0 keeps none.
 
     With joint or fixed steps a row that failed gets no gradient, and leaves the others theirs.
@@ -43,18 +43,20 @@ class Checkpoint:
     Example:
         >>> from cnf.ode import solve
         >>> rate, y0 = torch.tensor(-1.0, requires_grad=True), torch.ones(2)
-        >>> kept = Checkpoint(keep=2**20)
+        >>> kept = Checkpoint(activation_bytes=2**20)
         >>> solution = solve(lambda t, y, a: a * y, y0, [0.0, 1.0], rate, gradient=kept)
         >>> solution.ys.sum().backward()
         >>> solution.stats.backward
         0
     """
 
-    keep: int = 0
+    activation_bytes: int = 0
 
     def __post_init__(self) -> None:
-        if self.keep < 0:
-            raise ValueError(f"Expected keep of at least 0 bytes; got {self.keep}")
+        if self.activation_bytes < 0:
+            raise ValueError(
+                f"Expected activation_bytes of at least 0 bytes; got {self.activation_bytes}"
+            )
 
     def __call__(self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings) -> Run:
         """Solve, with this way back."""
@@ -85,7 +87,11 @@ class _Tape:
     """A solve's accepted steps, and the way back through them."""
 
     def __init__(self, problem: Problem, ts: Tensor, needs: tuple[bool, ...]) -> None:
-        self.f, self.settings, self.keep = problem.f, problem.settings, problem.mode.keep
+        self.f, self.settings, self.activation_bytes = (
+            problem.f,
+            problem.settings,
+            problem.mode.activation_bytes,
+        )
         self.dynamics = self.f if isinstance(self.f, StagedDynamics) else Plain(self.f)
         self.leaves = Leaves(problem, ts, needs)
         with torch.enable_grad():
@@ -109,7 +115,7 @@ class _Tape:
     def record(self, y0: Tensor) -> Run:
         """Solve."""
         ts, args = self.leaves.ts, self.leaves.args
-        recording = Recording(self.dynamics, args, self.keep, by_hand=self.by_hand)
+        recording = Recording(self.dynamics, args, self.activation_bytes, by_hand=self.by_hand)
         run = integrate(
             self.f, y0.detach(), ts, args, self.settings, recording=recording, knots=self.knots
         )

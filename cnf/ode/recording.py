@@ -37,7 +37,7 @@ class Recording:
     Args:
         dynamics: The dynamics.
         args: Their arguments, whose storages do not count.
-        keep: Bytes for ways back.
+        activation_bytes: Bytes for ways back.
         by_hand: Whether those are the adjoint of the step, made of its evaluations' own, and not
             graphs of the whole step.
 
@@ -45,10 +45,12 @@ class Recording:
         steps: The accepted steps, in order.
     """
 
-    def __init__(self, dynamics: StagedDynamics, args: Any, keep: int, *, by_hand: bool) -> None:
-        self.dynamics, self.by_hand, self.room = dynamics, by_hand, keep
-        self.left_out = storages(args) if keep else frozenset()
-        if keep:
+    def __init__(
+        self, dynamics: StagedDynamics, args: Any, activation_bytes: int, *, by_hand: bool
+    ) -> None:
+        self.dynamics, self.by_hand, self.room = dynamics, by_hand, activation_bytes
+        self.left_out = storages(args) if activation_bytes else frozenset()
+        if activation_bytes:
             hold_freed_memory()
         self.steps: list[Step] = []
         self.scale = Scale(self.left_out)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnf.flow import Flow
+from cnf.flow.flow import Flow
 from cnf.layers import CNF, Layer
 
 Array = NDArray[np.float64]
@@ -25,7 +25,7 @@ SHADES = 1e-3  # a tolerance finer than shades and dots are
 
 
 @dataclass(frozen=True, eq=False)
-class Standing:
+class FlowPosition:
     """Where a flow stands at a time.
 
     Attributes:
@@ -41,7 +41,7 @@ class Standing:
     after: Sequence[Layer]
 
     @staticmethod
-    def of(flow: Flow, time: float) -> Standing:
+    def of(flow: Flow, time: float) -> FlowPosition:
         """Where `flow` stands at a time from 0 to 1.
 
         Raises:
@@ -57,7 +57,7 @@ class Standing:
         layer = flow.layers[place]
         assert isinstance(layer, CNF)
         after = [other for other in flow.layers[place + 1 :] if not isinstance(other, CNF)]
-        return Standing(flow.layers[:place], layer, time * len(places) - crossed, after)
+        return FlowPosition(flow.layers[:place], layer, time * len(places) - crossed, after)
 
 
 def quick(flow: Flow) -> Flow:
@@ -81,7 +81,7 @@ def log_prob_at(flow: Flow, time: float, rows: Array, context: Array | None = No
         >>> print(f"{log_prob_at(cnf.ffjord(2), 0.0, rows)[0]:.4f}")  # -log 2 pi
         -1.8379
     """
-    standing = Standing.of(flow, time)
+    standing = FlowPosition.of(flow, time)
     with torch.no_grad():
         parts = [_log_prob_at(flow, standing, *pair) for pair in _chunks(flow, rows, context)]
     return torch.cat(parts).double().cpu().numpy()
@@ -98,7 +98,7 @@ def velocity_at(flow: Flow, time: float, rows: Array, context: Array | None = No
         >>> velocity_at(cnf.ffjord(2), 0.5, np.zeros((1, 2)))
         array([[0., 0.]])
     """
-    standing = Standing.of(flow, time)
+    standing = FlowPosition.of(flow, time)
     parts = [_velocity_at(flow, standing, *pair) for pair in _chunks(flow, rows, context)]
     return flow.solves * torch.cat(parts).double().cpu().numpy()
 
@@ -130,7 +130,7 @@ def path_of(flow: Flow, z: Tensor, frames: int, context: Array | None = None) ->
     return torch.cat(parts, 1).double().numpy()
 
 
-def _log_prob_at(flow: Flow, standing: Standing, x: Tensor, context: Tensor | None) -> Tensor:
+def _log_prob_at(flow: Flow, standing: FlowPosition, x: Tensor, context: Tensor | None) -> Tensor:
     context = flow.standardized(context)
     log_det = x.new_zeros(len(x))
     for layer in reversed(standing.after):
@@ -146,7 +146,7 @@ def _log_prob_at(flow: Flow, standing: Standing, x: Tensor, context: Tensor | No
     return log_prob
 
 
-def _velocity_at(flow: Flow, standing: Standing, x: Tensor, context: Tensor | None) -> Tensor:
+def _velocity_at(flow: Flow, standing: FlowPosition, x: Tensor, context: Tensor | None) -> Tensor:
     context = flow.standardized(context)
 
     def shown(u: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from cnf.files import write_whole
+from cnf.utils.serialization import write_whole
 
 GIF, MP4 = ".gif", ".mp4"
 LARGEST = 1_500_000  # bytes of a GIF: larger ones are made smaller on the page

@@ -20,7 +20,7 @@ class Architecture:
         features: Size of what the encoder tells the posterior beside loc and scale, where that
             makes use of it.
         posterior: A name in `cnf.vae.POSTERIORS`.
-        amortize: Of posterior `"cnf"`, a name in `cnf.posterior.AMORTIZATIONS`.
+        amortize: Of posterior `"cnf"`, a name in `cnf.variational.posterior.AMORTIZATIONS`.
         field: Of it too, widths of the field's hidden layers.
         flows: Of posterior `"planar"`, how many.
 

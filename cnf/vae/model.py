@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import softplus
 
-from cnf.bounds import Bound, elbo
-from cnf.posterior import FlowPosterior
-from cnf.sharing import share, shared_parts
 from cnf.storage import read_model, rebuilding, write_model
+from cnf.utils.sharing import share, shared_parts
 from cnf.vae.architecture import Architecture
 from cnf.vae.likelihoods import LIKELIHOODS, Likelihood
 from cnf.vae.networks import NETWORKS
 from cnf.vae.posteriors import POSTERIORS, GaussianPosterior
+from cnf.variational.elbo import Bound, elbo
+from cnf.variational.posterior import FlowPosterior
 
 LEAST_SCALE = 1e-4
 GAUSSIAN = GaussianPosterior()

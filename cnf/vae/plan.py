@@ -21,7 +21,7 @@ class Plan:
             makes latents tell each something else, or nothing: a flow that learns from the start
             lets them all tell a little, and stays there.
         weight_decay: AdamW's decoupled weight decay.
-        clip: Largest norm of the gradient.
+        max_grad_norm: Largest norm of the gradient.
 
     Raises:
         ValueError: A number is out of range.
@@ -41,10 +41,10 @@ class Plan:
     annealing: float = 0.2
     settling: float = 0.3
     weight_decay: float = 0.0
-    clip: float = 100.0
+    max_grad_norm: float = 100.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "clip"):
+        for name in ("epochs", "batch_size", "learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"Expected {name} above 0, and finite; got {getattr(self, name)}")
         for name in ("warmup", "annealing", "settling"):

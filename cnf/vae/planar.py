@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, constraints
 
-from cnf.posterior import check_encoding
-from cnf.shapes import Shape, sizes
+from cnf.utils.shapes import Shape, sizes
+from cnf.variational.posterior import check_encoding
 
 
 class PlanarPosterior(nn.Module):

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from cnf.posterior import FlowPosterior, check_encoding
 from cnf.vae.architecture import Architecture
 from cnf.vae.planar import PlanarPosterior
+from cnf.variational.posterior import FlowPosterior, check_encoding
 
 
 class GaussianPosterior(nn.Module):

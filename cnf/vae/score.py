@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cnf.bounds import iwae
 from cnf.vae.model import VAE
+from cnf.variational.elbo import iwae
 
 ELBO_SAMPLES = 100
 

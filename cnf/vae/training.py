@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnf.named_tensors import prefixed, under
 from cnf.ode import SolveError
-from cnf.training import TrainingError, drawing
-from cnf.training_state import TrainingState, generators, restore_generators
+from cnf.training.checkpoint import TrainingState, generators, restore_generators
+from cnf.training.loop import TrainingError, drawing
+from cnf.utils.serialization import prefixed, under
 from cnf.vae.model import VAE
 from cnf.vae.plan import Plan
 
@@ -195,7 +195,7 @@ class _Run:
             loss.backward()
         except SolveError as error:
             return self._fail(str(error))
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.max_grad_norm)
         value, length = torch.stack([loss.detach(), norm]).tolist()
         if not (isfinite(value) and isfinite(length)):
             return self._fail(f"the loss is {value} and the norm of its gradient {length}")

@@ -59,7 +59,7 @@ class AutoregressiveSettings:
         learning_rate: AdamW's at its peak; it falls as a cosine to zero at the end of the time.
         warmup: The part of the time in which it first rises from zero.
         weight_decay: Its decoupled weight decay.
-        clip: Largest norm of the gradient.
+        max_grad_norm: Largest norm of the gradient.
         every: The fewest steps between two validations; once in an epoch where that is longer.
         patience: Validations without improvement, after which training goes back to its best
             weights, with a third of the learning rate.
@@ -71,7 +71,7 @@ class AutoregressiveSettings:
     learning_rate: float = 1e-2
     warmup: float = 0.03
     weight_decay: float = 1e-4
-    clip: float = 5.0
+    max_grad_norm: float = 5.0
     every: int = 20
     patience: int = 10
     cuts: int = 2
@@ -172,7 +172,7 @@ class _Run:
         self.optimizer.zero_grad()
         loss = -self.flow().log_prob(self._batch()).mean()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), self.settings.max_grad_norm)
         if norm.isfinite():
             self.optimizer.step()
         self.steps += 1

@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnf.files import write_whole
-from cnf.json_values import json_value
+from cnf.utils.serialization import json_value, write_whole
 
 
 class Cells:

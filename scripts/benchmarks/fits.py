@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnf.flow import Flow
-from cnf.history import History
+from cnf.flow.flow import Flow
 from cnf.ode import SolveError
-from cnf.recipes import Recipe, choose_recipe
 from cnf.scripts.benchmarks.cells import fingerprint
 from cnf.scripts.benchmarks.options import Options
 from cnf.scripts.benchmarks.truth import FRESH, Distance, distance_of, fresh_rows
 from cnf.scripts.data import TOY_ROWS, open_data
 from cnf.storage import save
-from cnf.training import TrainingError, fit
+from cnf.training.history import History
+from cnf.training.loop import TrainingError, fit
+from cnf.training.recipes import Recipe, choose_recipe
 
 DIM = 2
 

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnf.flow import Flow
-from cnf.recipes import Recipe, choose_recipe
+from cnf.flow.flow import Flow
 from cnf.scripts.benchmarks.autoregressive import (
     AutoregressiveSettings,
     Network,
@@ -25,7 +24,8 @@ from cnf.scripts.benchmarks.peers import peer
 from cnf.scripts.benchmarks.prepared import Parts
 from cnf.scripts.gaussian import Gaussian
 from cnf.scripts.rows import Rows, no_context
-from cnf.training import fit
+from cnf.training.loop import fit
+from cnf.training.recipes import Recipe, choose_recipe
 
 Array = NDArray[np.float64]
 

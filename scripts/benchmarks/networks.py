@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from cnf.datasets import TOYS
-from cnf.flow import Flow, ffjord
+from cnf.flow.flow import Flow, ffjord
 from cnf.layers import CNF
-from cnf.recipes import Recipe
 from cnf.scripts.benchmarks.contenders import FFJORD, Contender, Ours, Zuko
 from cnf.scripts.benchmarks.ffjord import ConcatSquashNetwork
 from cnf.scripts.benchmarks.peers import peer
-from cnf.training import fit
+from cnf.training.loop import fit
+from cnf.training.recipes import Recipe
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "softplus": nn.Softplus}
 KEEP = 2**28  # bytes of activations that training does not compute twice, as recipes have it
@@ -31,8 +31,8 @@ TRAINING = Recipe(
     batch_size=TRAINING_BATCH,
     learning_rate=2e-2,
     warmup=0.02,
-    clip=5.0,
-    average=0.995,
+    max_grad_norm=5.0,
+    ema_decay=0.995,
     method="dopri5",
     rtol=LOOSE,
     atol=LOOSE,
@@ -78,7 +78,7 @@ def initial_flow(network: Network, seed: int = 0) -> Flow:
             rtol=network.rtol,
             atol=network.atol,
             step="joint",
-            keep=KEEP,
+            activation_bytes=KEEP,
         )
 
 

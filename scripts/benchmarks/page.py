@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import cnf
-from cnf.files import write_whole
+from cnf.utils.serialization import write_whole
 
 OPENING = (
     "# Benchmarks\n\n"

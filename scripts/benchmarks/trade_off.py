@@ -15,7 +15,7 @@ from cnf.scripts.benchmarks.networks import TRAINING
 from cnf.scripts.benchmarks.overhead import one_thread
 from cnf.scripts.benchmarks.truth import Distance
 from cnf.scripts.plot import write_figure
-from cnf.training import fit
+from cnf.training.loop import fit
 
 TOY = "8gaussians"
 WEIGHTS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from cnf.diagnostics.two_sample import two_sample_test
 from cnf.scripts.benchmarks.cells import fingerprint
 from cnf.scripts.benchmarks.density import Density
 from cnf.scripts.benchmarks.methods import METHODS
 from cnf.scripts.benchmarks.options import Options
 from cnf.scripts.benchmarks.prepared import Parts, Prepared
-from cnf.two_sample import two_sample_test
 
 FAILURES = (RuntimeError, ValueError, ArithmeticError, MemoryError)
 

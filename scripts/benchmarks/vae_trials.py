@@ -13,10 +13,10 @@ import torch
 
 import cnf.scripts.train_vae as train_vae
 from cnf.datasets import Images
-from cnf.posterior import AMORTIZATIONS
 from cnf.scripts.benchmarks.cells import fingerprint
 from cnf.scripts.benchmarks.options import Options
 from cnf.vae import VAE, Architecture, Plan, score
+from cnf.variational.posterior import AMORTIZATIONS
 
 SAMPLES = 1000  # for the importance-weighted bound
 # Of weights of each row's own, one hidden layer does as well as two at a third of the time.

@@ -1,0 +1,1 @@
+"""The analytic path of the concat-squash family: closed-form trace, adjoint by hand, kernels."""

@@ -1,0 +1,288 @@
+"""The divergence of a vector field, tr ∂f/∂x: exact, or estimated from random probes.
+
+Each way is a small frozen object that gives the velocity and its divergence together. What it
+needs for a whole solve, its probes, comes from `probes`, once: so they stay fixed for one solve.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from cnf.fields import VectorField, as_field
+from cnf.fields.field import Traced, basis, of_columns, pull_back
+from cnf.utils.row_noise import RowNoise
+
+# Up to this dimension "auto" takes the exact trace even where it costs a pass for each dimension.
+LARGEST_EXACT_DIM = 32
+
+Source = torch.Generator | RowNoise
+Noise = Literal["rademacher", "gaussian"]
+
+
+class Divergence(ABC):
+    """A way to compute a field's velocity and the trace of its Jacobian."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the trace is free of noise."""
+        return True
+
+    def probes(self, vector_field: VectorField, stage: Any, x: Tensor) -> Tensor:
+        """The probes of one solve from states x at a stage, (rows, probes, dim)."""
+        return x.new_empty(len(x), 0, x.shape[1])
+
+    @abstractmethod
+    def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
+        """The velocity and its divergence at x (rows, dim)."""
+
+
+@dataclass(frozen=True)
+class FieldTrace(Divergence):
+    """The exact trace that a field computes itself, in the way that is cheapest for it."""
+
+    def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
+        """The field's own velocity and trace."""
+        return vector_field.traced(stage, x)
+
+
+@dataclass(frozen=True)
+class TangentTrace(Divergence):
+    """The exact trace by the field's Jacobian, its products with the unit vectors in one stack."""
+
+    def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
+        """The velocity and Σ_i ∂f_i/∂x_i."""
+        return of_columns(*vector_field.products(stage, x, basis(x)))
+
+
+@dataclass(frozen=True)
+class AutogradTrace(Divergence):
+    """The exact trace of any field, by one vectorised vector-Jacobian product per dimension."""
+
+    def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
+        """The velocity and Σ_i ∂f_i/∂x_i."""
+        return of_columns(*pull_back(vector_field, stage, x, basis(x)))
+
+
+@dataclass(frozen=True)
+class Hutchinson(Divergence):
+    """An unbiased estimate of the trace: the mean over probes ε of εᵀ (∂f/∂x) ε.
+
+    Every row has probes of its own, fixed for one solve.
+
+    Args:
+        count: Number of probes, each of which costs one product with the Jacobian.
+        noise: `"rademacher"` (entries ±1, the lower variance) or `"gaussian"`.
+        generator: Where the probes come from; PyTorch's own when None.
+
+    Raises:
+        ValueError: There is no probe, or the noise is unknown.
+
+    Source: Hutchinson (1990); Grathwohl et al. (2019), FFJORD, equation 8.
+
+    Example:
+        >>> import torch
+        >>> doubled = type("Field", (nn.Module,), {"forward": lambda self, t, x: 2 * x})()
+        >>> trace_of(doubled, torch.zeros(4, 3), Hutchinson(count=2)).trace
+        tensor([6., 6., 6., 6.])
+    """
+
+    count: int = 1
+    noise: Noise = "rademacher"
+    generator: Source | None = field(default=None, compare=False, repr=False)
+
+    def with_estimates(self, estimates: int, dim: int) -> Self:
+        """Return the same with the count that makes this many estimates in `dim` dimensions."""
+        return replace(self, count=estimates)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.count, int) and self.count >= 1):
+            raise ValueError(f"Expected count to be at least 1 probe; got {self.count!r}")
+        if self.noise not in ("rademacher", "gaussian"):
+            raise ValueError(f"Expected noise to be rademacher or gaussian; got {self.noise!r}")
+
+    @property
+    def exact(self) -> bool:
+        """It is not."""
+        return False
+
+    def probes(self, vector_field: VectorField, stage: Any, x: Tensor) -> Tensor:
+        """Fresh probes."""
+        return random_vectors(self.noise, self.generator, x, self.count)
+
+    def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
+        """The velocity and the estimate of its divergence."""
+        vectors = probes.transpose(0, 1)
+        velocity, products = vector_field.products(stage, x, vectors)
+        estimates = (products * vectors).sum(-1).T
+        return Traced(velocity, estimates.mean(1), estimates, products)
+
+
+@dataclass(frozen=True)
+class HutchPlusPlus(Hutchinson):
+    """Hutchinson's estimate of what the trace's largest part leaves, that part being exact.
+
+    With the columns of Q spanning what the Jacobian makes of random vectors at the solve's start,
+
+        tr J = tr Qᵀ J Q + tr (1 − QQᵀ) J (1 − QQᵀ),
+
+    the first term is exact, and the second is estimated: whatever Q is, without bias, and with a
+    far lower variance where the Jacobian's spectrum decays. Q is found once for each solve, by as
+    many products as it has columns; it stays, so that the integrand is smooth.
+
+    Args:
+        count: Products for each evaluation, at least 2: half of them the columns of Q.
+        noise: Of the random vectors.
+        generator: Where they come from; PyTorch's own when None.
+
+    Raises:
+        ValueError: There are fewer than 2, or the noise is unknown.
+
+    Source: Meyer, Musco, Musco & Woodruff (2021), Hutch++: optimal stochastic trace estimation,
+    algorithm 1.
+
+    Example:
+        >>> HutchPlusPlus(count=6)
+        HutchPlusPlus(count=6, noise='rademacher')
+    """
+
+    count: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count < 2:
+            raise ValueError(f"Expected count of at least 2 products; got {self.count}")
+
+    def probes(self, vector_field: VectorField, stage: Any, x: Tensor) -> Tensor:
+        """The columns of Q, then probes projected on what is orthogonal to them."""
+        columns = self._columns(x.shape[1])
+        with torch.no_grad():
+            start = random_vectors(self.noise, self.generator, x, columns)
+            _, products = vector_field.products(stage, x, start.transpose(0, 1))
+            Q, _ = torch.linalg.qr(products.permute(1, 2, 0))
+            rest = random_vectors(self.noise, self.generator, x, self.count - columns).transpose(
+                1, 2
+            )
+            rest = rest - Q @ (Q.transpose(1, 2) @ rest)
+        return torch.cat([Q, rest], 2).transpose(1, 2)
+
+    def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
+        """The velocity and the estimate of its divergence."""
+        found = super().__call__(vector_field, stage, x, probes)
+        assert found.estimates is not None
+        columns = self._columns(x.shape[1])
+        estimates = found.estimates[:, :columns].sum(1, keepdim=True) + found.estimates[:, columns:]
+        return Traced(found.velocity, estimates.mean(1), estimates)
+
+    def with_estimates(self, estimates: int, dim: int) -> Self:
+        """Return the same with as many columns of Q as estimates, at most `dim`."""
+        return replace(self, count=estimates + min(estimates, dim))
+
+    def _columns(self, dim: int) -> int:
+        """The number of columns of Q."""
+        return min(self.count // 2, dim)
+
+
+DIVERGENCES: dict[str, Callable[[], Divergence]] = {
+    "tangents": TangentTrace,
+    "autograd": AutogradTrace,
+    "hutchinson": Hutchinson,
+    "hutchinson-gaussian": lambda: Hutchinson(noise="gaussian"),
+    "hutch++": lambda: HutchPlusPlus(count=6),
+}
+
+
+def choose_divergence(wanted: str | Divergence, vector_field: VectorField, dim: int) -> Divergence:
+    """The divergence that is wanted for this field.
+
+    Args:
+        wanted: `"exact"`: the field's own trace. `"auto"`: the field's closed form where it has
+            one; else exact up to dimension 32; above that Hutchinson. Or a name in `DIVERGENCES`,
+            or a divergence.
+        vector_field: The vector field.
+        dim: Size of its state.
+
+    Raises:
+        ValueError: The name is unknown.
+
+    Example:
+        >>> from cnf.fields import ConcatSquash
+        >>> choose_divergence("auto", ConcatSquash(100, hidden=(8, 8)), 100)
+        FieldTrace()
+        >>> choose_divergence("auto", as_field(nn.Linear(100, 100)), 100)
+        Hutchinson(count=1, noise='rademacher')
+    """
+    check_divergence(wanted)
+    if isinstance(wanted, Divergence):
+        return wanted
+    if wanted == "exact":
+        return FieldTrace()
+    if wanted == "auto":
+        cheap = vector_field.trace == "closed form" or dim <= LARGEST_EXACT_DIM
+        return FieldTrace() if cheap else Hutchinson()
+    return DIVERGENCES[wanted]()
+
+
+def check_divergence(wanted: str | Divergence) -> None:
+    """Hold that a divergence is one, or the name of one.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    names = ("auto", "exact", *DIVERGENCES)
+    if not isinstance(wanted, Divergence) and wanted not in names:
+        raise ValueError(f"Expected divergence to be one of {', '.join(names)}; got {wanted!r}")
+
+
+def with_count(divergence: Divergence, count: int) -> Divergence:
+    """A divergence with another number of probes, where it has any."""
+    return replace(divergence, count=count) if isinstance(divergence, Hutchinson) else divergence
+
+
+def describe(divergence: Divergence, vector_field: VectorField) -> str:
+    """A divergence in words, for people.
+
+    Example:
+        >>> from cnf.fields import ConcatSquash
+        >>> describe(FieldTrace(), ConcatSquash(2, hidden=(8, 8)))
+        'exact by closed form'
+    """
+    return f"exact by {vector_field.trace}" if divergence == FieldTrace() else repr(divergence)
+
+
+def trace_of(
+    module: nn.Module,
+    x: Tensor,
+    divergence: Divergence,
+    t: float = 0.0,
+    context: Tensor | None = None,
+) -> Traced:
+    """A field's velocity and divergence at x (rows, dim), time t and a context (rows, context_dim).
+
+    Example:
+        >>> import torch
+        >>> from cnf.fields import ConcatSquash
+        >>> trace_of(ConcatSquash(2), torch.zeros(5, 2), FieldTrace()).trace.shape
+        torch.Size([5])
+    """
+    vector_field = as_field(module)
+    stage = vector_field.at(x.new_tensor(t), context, trace=True)
+    probes = divergence.probes(vector_field, stage, x)
+    return divergence(vector_field, stage, x, probes)
+
+
+def random_vectors(noise: Noise, generator: Source | None, x: Tensor, count: int) -> Tensor:
+    """Random vectors (rows, count, dim), drawn where the generator is."""
+    shape = (len(x), count, x.shape[1])
+    if isinstance(generator, RowNoise):
+        return (generator.normal if noise == "gaussian" else generator.signs)(shape).to(x)
+    device = x.device if generator is None else generator.device
+    options: dict[str, Any] = {"dtype": x.dtype, "device": device, "generator": generator}
+    if noise == "gaussian":
+        return torch.randn(shape, **options).to(x.device)
+    return (torch.randint(0, 2, shape, **options) * 2 - 1).to(x.device)

@@ -1,0 +1,732 @@
+"""A flow: a base distribution and the invertible layers between it and the data."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from math import inf, nan
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+from torch.distributions.constraints import Constraint
+
+from cnf.fields import TracedField, make_field
+from cnf.fields.regularizers import Regularization
+from cnf.flow.base_config import circular_of, map_tensors
+from cnf.flow.batching import chunks, in_chunks
+from cnf.flow.cylinder import Cylinder
+from cnf.flow.distribution import FlowDistribution
+from cnf.flow.scores import Scored, Scores, joined
+from cnf.flow.support import reach
+from cnf.flow.transform import FlowTransform
+from cnf.layers import (
+    CNF,
+    SCALINGS,
+    Circular,
+    Concatenate,
+    Identity,
+    Layer,
+    MovingNorm,
+    ScoringOptions,
+    Standardize,
+    TransformResult,
+)
+from cnf.ode import Stats, Status
+from cnf.utils.angles import circular_columns
+from cnf.utils.row_noise import RowNoise
+from cnf.utils.shapes import Shape, as_rows, check_tensors, per_row, sizes
+
+
+class Flow(nn.Module):
+    """The distribution of x = T(z), z ~ base, with T the composition of invertible layers.
+
+        log p(x) = log p_base(T⁻¹(x)) + log |det ∂T⁻¹/∂x|
+
+    Args:
+        base: Any `torch.distributions` object over vectors (event shape (dim,)), not batched.
+        layers: Invertible layers, the one next to the data last.
+        context: Standardises the context on its way to the layers; they get it as it is when None.
+
+    Raises:
+        ValueError: The base is not a single distribution over vectors, a layer's columns are not
+            as many as come to it, or other ones are angles to it than to the base.
+        SolveError: From any method: a solve failed; the message names the rows and what to try.
+
+    Attributes:
+        dim: Size of x; the base's, but for layers that make one column of several.
+
+    Shapes: x is (*batch, dim) and a context (*batch, context_dim); their batch shapes broadcast.
+
+    `distribution(context)` is p(x | context) as one of PyTorch's distributions, `transform` is T as
+    one of its transforms, and `transform_given(context)` T given a context.
+
+    Example:
+        >>> base = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+        >>> from cnf.fields import ConcatSquash
+        >>> flow = Flow(base, [CNF(ConcatSquash(2, hidden=(16, 16))), Standardize(2)])
+        >>> x, log_prob = flow.sample_and_log_prob(5)
+        >>> torch.allclose(flow.log_prob(x), log_prob, atol=1e-3)
+        True
+    """
+
+    def __init__(
+        self, base: Distribution, layers: Iterable[Layer], context: Standardize | None = None
+    ) -> None:
+        super().__init__()
+        if len(base.event_shape) != 1 or base.batch_shape:
+            raise ValueError(
+                "Expected a base with an event shape (dim,) and no batch shape (wrap it in "
+                f"torch.distributions.Independent); got event shape {tuple(base.event_shape)} and "
+                f"batch shape {tuple(base.batch_shape)}"
+            )
+        self.base = base
+        # For the type checker, what the module list holds.
+        self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
+        self.context = context
+        self.dim = self._width()
+        self._check_angles()
+
+    def _width(self) -> int:
+        """The size of x: the base's, as the layers change it."""
+        width = self.base.event_shape[0]
+        for layer in self.layers:
+            if layer.widths is not None:
+                if layer.widths[0] != width:
+                    raise ValueError(
+                        f"Expected {layer.widths[0]} columns on the base's side of "
+                        f"{type(layer).__name__}; got {width} from the base and its layers"
+                    )
+                width = layer.widths[1]
+        return width
+
+    def _check_angles(self) -> None:
+        """Check that the layers that tell of angles have the base's."""
+        for layer in self.layers:
+            if layer.circular not in (None, self.circular):
+                raise ValueError(
+                    f"Expected the base's circular columns, {list(self.circular)}, to be those of "
+                    f"{type(layer).__name__}; got {list(layer.circular or ())}"
+                )
+
+    @property
+    def circular(self) -> tuple[int, ...]:
+        """Which columns of the base are angles, in radians: those of a `Cylinder`."""
+        return circular_of(self.base)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether log p is a lower bound in the mean, since noise is drawn for each row."""
+        return any(layer.noisy for layer in self.layers)
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor of the flow's dtype on its device."""
+        tensors = (t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
+        return next(tensors, torch.empty(0)).new_empty(0)
+
+    @property
+    def context_dim(self) -> int | None:
+        """Size of the context, 0 without one; None where the layers do not tell."""
+        if self.context is not None:
+            return self.context.dim
+        fields = [layer.field for layer in self.layers if isinstance(layer, CNF)]
+        told = {field.context_dim if isinstance(field, TracedField) else None for field in fields}
+        return told.pop() if len(told) == 1 else None
+
+    @property
+    def transform(self) -> FlowTransform:
+        """T as one of PyTorch's transforms: a new one each time, with a cache of its own.
+
+        Raises:
+            ValueError: The flow draws noise, or has a context, as `transform_given` says.
+
+        Example:
+            >>> from torch.distributions import TransformedDistribution
+            >>> flow = ffjord(2)
+            >>> TransformedDistribution(flow.base, flow.transform).sample((3,)).shape
+            torch.Size([3, 2])
+        """
+        return self.transform_given(None)
+
+    def transform_given(self, context: Tensor | None) -> FlowTransform:
+        """T given a context as one of PyTorch's transforms.
+
+        Args:
+            context: Shape (*batch, context_dim), which broadcasts with a point's batch shape.
+
+        Raises:
+            ValueError: The flow draws noise for whole numbers or categories, and so is no
+                bijection; or the context is not of its size.
+        """
+        if self.noisy:
+            raise ValueError(
+                "Expected a flow over real numbers for a transform, which takes one point to one; "
+                "got one that draws noise for whole numbers or categories. Use its sample and "
+                "log_prob, or distribution()"
+            )
+        self._check_context(context, "transform_given(context)")
+        return FlowTransform(self, context)
+
+    def distribution(
+        self, context: Tensor | None = None, validate_args: bool | None = None
+    ) -> FlowDistribution:
+        """p(x | context) as one of PyTorch's distributions, with the context's batch shape.
+
+        Args:
+            context: Shape (*batch, context_dim).
+            validate_args: Whether it checks the context for NaN, and each x for being in its
+                support; PyTorch's default when None.
+
+        Raises:
+            ValueError: The context is not of the flow's size, or holds NaN.
+
+        Example:
+            >>> from torch.distributions import Independent
+            >>> p = Independent(ffjord(2).distribution().expand((3,)), 1)
+            >>> p.log_prob(p.sample()).shape
+            torch.Size([])
+        """
+        self._check_context(context, "distribution(context)")
+        return FlowDistribution(self, context, validate_args)
+
+    def support(self, context: Tensor | None = None) -> Constraint:
+        """Where x can be: `constraints.real_vector`, or what the layers reach of it.
+
+        Example:
+            >>> from cnf.layers import Bounded
+            >>> flow = ffjord(1, columns=[Bounded([0.0], [1.0])])
+            >>> flow.support().check(torch.tensor([[0.5], [1.5]]))
+            tensor([ True, False])
+        """
+        if context is not None:
+            batch = context.shape[:-1]
+            rows = self.standardized(per_row(context, batch))
+            context = None if rows is None else rows.reshape(context.shape)
+        return reach(self.base, self.layers, context)
+
+    @property
+    def solves(self) -> int:
+        """How many ODE solves one pass through the flow takes."""
+        return sum(isinstance(layer, CNF) for layer in self.layers)
+
+    def log_prob(
+        self, x: Tensor, context: Tensor | None = None, *, max_batch: int | None = None
+    ) -> Tensor:
+        """Log-density log p(x | context) in nats, shape (*batch).
+
+        Args:
+            x: Shape (*batch, dim).
+            context: Shape (*batch, context_dim).
+            max_batch: The most rows in one solve, which bounds the memory that it takes; all when
+                None. It changes nothing but rounding, except where steps are joint, which are those
+                of the rows solved together, and where PyTorch's generator is drawn from on the way,
+                for an estimated trace or noise: by `score` these are each row's own.
+
+        Raises:
+            ValueError: A shape does not fit, or `max_batch` is below 1.
+            TypeError: x or the context is no tensor.
+
+        Example:
+            >>> flow, x = ffjord(2), torch.randn(5, 2)
+            >>> torch.allclose(flow.log_prob(x, max_batch=2), flow.log_prob(x), atol=1e-5)
+            True
+        """
+        rows, context, batch = self._rows(x, context)
+
+        def solve(rows: Tensor, context: Tensor | None) -> Tensor:
+            return self.score_rows(rows, context).log_prob
+
+        return in_chunks(solve, rows, context, max_batch).reshape(batch)
+
+    def sample(
+        self, shape: Shape = (), context: Tensor | None = None, *, max_batch: int | None = None
+    ) -> Tensor:
+        """Draws, shape (*shape, *context's batch, dim), without a gradient.
+
+        With `max_batch` that many in one solve, as in `log_prob`; they are the same.
+        """
+        with torch.no_grad():
+            return self._draw(self.base.sample, shape, context, self.transport, max_batch)
+
+    def rsample(self, shape: Shape = (), context: Tensor | None = None) -> Tensor:
+        """Draws with a gradient to the parameters and the context (reparameterised)."""
+        return self._draw(self._base_rsample, shape, context, self.transport)
+
+    def sample_and_log_prob(
+        self, shape: Shape = (), context: Tensor | None = None, *, max_batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log p in one solve, without a gradient; `max_batch` as in `log_prob`."""
+        with torch.no_grad():
+            joint = self._draw(self.base.sample, shape, context, self._joint, max_batch)
+        return joint[..., :-1], joint[..., -1]
+
+    def rsample_and_log_prob(
+        self, shape: Shape = (), context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draws and their log p in one solve, with a gradient to parameters and context."""
+        joint = self._draw(self._base_rsample, shape, context, self._joint)
+        return joint[..., :-1], joint[..., -1]
+
+    def score(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        probes: int = 16,
+        generator: torch.Generator | None = None,
+        max_batch: int | None = None,
+    ) -> Scores:
+        """Log p(x | context) with its errors, without a gradient; never raises for a row.
+
+        The rows are solved twice, the second time in double precision, by dopri8 at a tenth of the
+        tolerance: together that takes about three times as long as `log_prob`. A field of one's own
+        has to work in double precision too.
+
+        Args:
+            x: Shape (*batch, dim).
+            context: Shape (*batch, context_dim).
+            probes: Estimates of the trace for each row, where the divergence is one (Hutch++ takes
+                up to as many products more, for its exact part); and draws of noise, where there
+                are columns of whole numbers or categories. Log p is then a lower bound of a row's
+                log-mass in the mean, which tightens with them.
+            generator: Where the seed of probes and noise comes from, whatever the divergence's own
+                generator; PyTorch's on the CPU when None. A row's depend on its number in x too.
+            max_batch: The most rows in one solve, which bounds the memory that it takes; all when
+                None. Probes and noise are the same for any: it changes nothing but rounding, except
+                where steps are joint, which are those of the rows solved together.
+
+        Raises:
+            ValueError: A shape does not fit, or there is no probe, or `max_batch` is below 1.
+            TypeError: x or the context is no tensor.
+
+        Example:
+            >>> scores = ffjord(2).score(torch.zeros(3, 2))
+            >>> scores.stderr
+            tensor([0., 0., 0.])
+            >>> (scores.uncertainty < 1e-4).all().item()
+            True
+        """
+        if probes < 1:
+            raise ValueError(f"Expected probes of at least 1; got {probes}")
+        rows, context, batch = self._rows(x, context)
+        seed = int(torch.randint(2**63 - 1, (), generator=generator, device=_place(generator)))
+        careful = self.in_double() if rows.dtype != torch.float64 else self
+        parts = []
+        for chunk in chunks(len(rows), max_batch):
+            noise = (seed, rows.dtype, chunk.start)
+            own = None if context is None else context[chunk]
+            parts.append(self._score(careful, rows[chunk], own, probes, noise))
+        scores = joined(parts)
+        if scores.stderr.isnan().all() and not scores.log_prob.isnan().all():
+            warnings.warn(
+                "One probe has no standard error: stderr is NaN. Take more, score(x, probes=16)",
+                stacklevel=2,
+            )
+        return Scores(
+            scores.log_prob.reshape(batch),
+            scores.stderr.reshape(batch),
+            scores.solver_error.reshape(batch),
+            scores.status.reshape(batch),
+            scores.stats,
+            scores.tighter.reshape(batch),
+            probes,
+        )
+
+    def score_rows(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        regularization: Regularization | None = None,
+    ) -> Scored:
+        """Log p of rows (rows, dim) given a context (rows, context_dim), with the solve's cost.
+
+        With a regularization, as training has it, the penalties are found along the way, and the
+        base's time may be another one: what is called log p is then only what to train.
+        """
+        pulled, passed = self._pull(x, context, regularization)
+        log_prob = _log_prob(self.base, pulled.value) + pulled.log_det
+        return Scored(log_prob, pulled.stats, pulled.penalties, passed)
+
+    def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """The value of `push` alone, cheaper where the log-determinant costs something."""
+        context = self.standardized(context)
+        for layer in self.layers:
+            z = layer.transport(z, context)
+        return z
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
+        """From rows of the base to x through all layers, with log |det ∂x/∂z| and the cost.
+
+        Args:
+            z: Shape (rows, columns of the base).
+            context: Shape (rows, context_dim).
+        """
+        context = self.standardized(context)
+        log_det, stats = z.new_zeros(len(z)), Stats()
+        for layer in self.layers:
+            mapped = layer.push(z, context)
+            z, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
+        return TransformResult(z, log_det, stats)
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
+        """From rows of x to the base through all layers, with log |det ∂z/∂x| and the cost.
+
+        Args:
+            x: Shape (rows, dim).
+            context: Shape (rows, context_dim).
+
+        Example:
+            >>> flow = ffjord(2)
+            >>> x = torch.zeros(3, 2)
+            >>> pulled = flow.pull(x)
+            >>> torch.equal(flow.base.log_prob(pulled.value) + pulled.log_det, flow.log_prob(x))
+            True
+        """
+        return self._pull(x, context, None)[0]
+
+    def _pull(
+        self, x: Tensor, context: Tensor | None, regularization: Regularization | None
+    ) -> tuple[TransformResult, list[Tensor]]:
+        """`pull` with the penalties of a regularization, and what came to each layer."""
+        context = self.standardized(context)
+        log_det = x.new_zeros(len(x))
+        stats, penalties, passed = Stats(), dict[str, Tensor](), list[Tensor]()
+        base_time = 0.0 if regularization is None else regularization.base_time()
+        for layer in reversed(self.layers):
+            passed.insert(0, x.detach())
+            if regularization is None:
+                mapped = layer.pull(x, context)
+            else:
+                mapped = layer.pull_regularized(x, context, regularization, base_time)
+            x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
+            for name, penalty in mapped.penalties.items():
+                penalties[name] = penalties[name] + penalty if name in penalties else penalty
+        return TransformResult(x, log_det, stats, penalties), passed
+
+    def path(self, z: Tensor, frames: int, context: Tensor | None = None) -> Tensor:
+        """The way of base points `z` (rows, dim) to the data, shape (frames, rows, dim).
+
+        Flow time runs evenly through all CNF layers. Fixed layers (standardisation) have no time:
+        those on the data's side of a CNF layer are applied to all of its frames, so that the path
+        is in the data's units throughout.
+
+        Raises:
+            ValueError: Fewer than two frames, or no CNF layer to pass through.
+        """
+        cnfs = [layer for layer in self.layers if isinstance(layer, CNF)]
+        if frames < 2 or not cnfs:
+            raise ValueError(
+                f"Expected at least 2 frames and 1 CNF layer; got {frames} and {len(cnfs)}"
+            )
+        context = self.standardized(context)
+        times = torch.linspace(0, len(cnfs), frames, dtype=z.dtype).tolist()
+        states: list[Tensor] = []
+        crossed = 0
+        for layer in self.layers:
+            if isinstance(layer, CNF):
+                own = [t - crossed for t in times if crossed < t <= crossed + 1]
+                stops = sorted({0.0, *own, 1.0})
+                solved = dict(zip(stops, layer.path(z, stops, context), strict=True))
+                states += [z] if crossed == 0 else []
+                states += [solved[t] for t in own]
+                z, crossed = solved[1.0], crossed + 1
+            else:
+                z = layer.transport(z, context)
+                states = [layer.transport(state, context) for state in states]
+        return torch.stack(states)
+
+    def with_solver(self, **changes: Any) -> Self:
+        """A flow that shares the very parameters and solves otherwise.
+
+        Args:
+            changes: Any of `cnf.layers.SolverSettings`' attributes: `rtol`, `method`, `step`, …
+
+        Example:
+            >>> flow = ffjord(2)
+            >>> exact = flow.with_solver(rtol=1e-8, atol=1e-8)
+            >>> exact.layers[0].field is flow.layers[0].field
+            True
+        """
+        layers = [layer.with_solver(**changes) for layer in self.layers]
+        return type(self)(self.base, layers, self.context)
+
+    def in_double(self) -> Self:
+        """A copy in double precision, whose code is not compiled.
+
+        Example:
+            >>> ffjord(2).in_double().log_prob(torch.zeros(1, 2, dtype=torch.float64)).dtype
+            torch.float64
+        """
+        base = map_tensors(self.base, lambda tensor: tensor.detach())
+        flow = type(self)(base, copy.deepcopy(self.layers), copy.deepcopy(self.context))
+        return flow.with_solver(compile=False).double()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Take the base along when the module changes dtype or device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.base = map_tensors(self.base, fn)
+        return self
+
+    def _rows(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
+        """X and context broadcast against each other and flattened to rows, and the batch shape."""
+        check_tensors(x=x, context=context)
+        if x.ndim < 1 or x.shape[-1] != self.dim:
+            raise ValueError(f"Expected x of shape (..., {self.dim}); got {tuple(x.shape)}")
+        rows, context, batch = as_rows(x, context)
+        if context is not None:
+            self._check_size(context)
+        return rows, context, batch
+
+    def _check_context(self, context: Tensor | None, call: str) -> None:
+        """Hold that a context is one of the flow's, where it tells; `call` is how to give it."""
+        size = self.context_dim
+        if context is None:
+            fits, got = not size, "none"
+        else:
+            fits = context.ndim > 0 and size in (None, context.shape[-1])
+            got = str(tuple(context.shape))
+        if not fits:
+            wanted = "no context" if size == 0 else f"a context of shape (..., {size or 'size'})"
+            raise ValueError(f"Expected {wanted} in {call}; got {got}")
+
+    def standardized(self, context: Tensor | None) -> Tensor | None:
+        """The context as the layers get it, (rows, context_dim)."""
+        if context is None or self.context is None:
+            return context
+        self._check_size(context)
+        return self.context.pull(context).value
+
+    def _check_size(self, context: Tensor) -> None:
+        """Hold that rows of a context are of the size that the flow was told of."""
+        if self.context is not None and context.shape[1:] != (self.context.dim,):
+            raise ValueError(
+                f"Expected a context of shape (rows, {self.context.dim}); got "
+                f"{tuple(context.shape)}"
+            )
+
+    def _score(
+        self,
+        careful: Flow,
+        x: Tensor,
+        context: Tensor | None,
+        probes: int,
+        noise: tuple[int, torch.dtype, int],
+    ) -> Scores:
+        """Scores of rows few enough for one solve.
+
+        Args:
+            careful: This flow in double precision.
+            x: Shape (rows, dim).
+            context: Shape (rows, context_dim).
+            probes: Estimates for each row.
+            noise: What makes a `RowNoise` of the rows.
+        """
+        care = ScoringOptions(probes, RowNoise(*noise))
+        log_prob, variance, status, stats = self._assess(x, context, care)
+        context = None if context is None else context.double()
+        care = ScoringOptions(probes, RowNoise(*noise), tighter=0.1)
+        tighter, *_ = careful._assess(x.double(), context, care)
+        change = (log_prob - tighter).abs().masked_fill(log_prob == tighter, 0.0)
+        return Scores(
+            log_prob,
+            variance.sqrt(),
+            change.to(log_prob),
+            status,
+            stats,
+            tighter,
+            probes,
+        )
+
+    def _assess(
+        self, x: Tensor, context: Tensor | None, care: ScoringOptions
+    ) -> tuple[Tensor, Tensor, NDArray[np.object_], Stats]:
+        """Log p of rows, its variance as an estimate, the rows' statuses and the cost.
+
+        Where noise is drawn, the logarithm of the mean of several estimates of a row's mass.
+        """
+        if not self.noisy:
+            return self._assess_once(x, context, care)
+        found = [self._assess_once(x, context, care) for _ in range(care.probes)]
+        log_probs = torch.stack([log_prob for log_prob, *_ in found])
+        most = log_probs.amax(0).clamp(min=torch.finfo(log_probs.dtype).min)
+        masses = (log_probs - most).exp()
+        mean = masses.mean(0)
+        variance = masses.var(0) / mean.square() / len(found)  # of a logarithm, by its slope
+        variance = variance.masked_fill(mean == 0, 0.0)
+        variance = variance + torch.stack([each for _, each, *_ in found]).mean(0) / len(found)
+        status, stats = found[0][2], Stats()
+        for _, _, each, cost in found:
+            status = np.where(status == Status.FINISHED, each, status)
+            stats = stats + cost
+        return most + mean.log(), variance, status, stats
+
+    @torch.no_grad()
+    def _assess_once(
+        self, x: Tensor, context: Tensor | None, care: ScoringOptions
+    ) -> tuple[Tensor, Tensor, NDArray[np.object_], Stats]:
+        """`_assess` with one draw of noise for each row."""
+        context = self.standardized(context)
+        log_det, variance, stats = x.new_zeros(len(x)), x.new_zeros(len(x)), Stats()
+        status = np.full(len(x), Status.FINISHED)
+        for layer in reversed(self.layers):
+            assessed = layer.assess(x, context, care)
+            mapped, going = assessed.mapped, status == Status.FINISHED
+            x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
+            variance = variance + assessed.variance
+            status[going] = assessed.status[going]
+        log_prob = self._base_log_prob(x) + log_det
+        status[log_prob.isnan().cpu().numpy() & (status == Status.FINISHED)] = Status.NOT_FINITE
+        return log_prob, variance, status, stats
+
+    def _base_log_prob(self, z: Tensor) -> Tensor:
+        """The base's log p of rows; for what it refuses NaN, or -inf out of its support.
+
+        NaN too where a row is so far out that its log p is beyond the largest number.
+        """
+        if not len(z):
+            return z.new_zeros(0)
+        lost = z.isnan().any(1)
+        support = self.base.support
+        inside = ~lost if support is None else support.check(z) & ~lost
+        found = z.new_full((len(z),), -inf).masked_fill(lost, nan)
+        found = found.masked_scatter(inside, _log_prob(self.base, z[inside]))
+        far = (z.abs() > torch.finfo(z.dtype).max ** 0.25).any(1)
+        return found.masked_fill(inside & far & (found == -inf), nan)
+
+    def _draw(
+        self,
+        base_sample: Callable[[torch.Size], Tensor],
+        shape: Shape,
+        context: Tensor | None,
+        carry: Callable[[Tensor, Tensor | None], Tensor],
+        max_batch: int | None = None,
+    ) -> Tensor:
+        batch = () if context is None else context.shape[:-1]
+        z = base_sample(torch.Size((*sizes(shape), *batch)))
+        rows, context, batch = as_rows(z, context)
+        drawn = in_chunks(carry, rows, context, max_batch)
+        return drawn.reshape(*batch, drawn.shape[1])
+
+    def _joint(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """Samples and, as the last column, their log-density."""
+        pushed = self.push(z, context)
+        log_prob = _log_prob(self.base, z) - pushed.log_det
+        return torch.cat([pushed.value, log_prob.unsqueeze(1)], 1)
+
+    def _base_rsample(self, shape: torch.Size) -> Tensor:
+        if not self.base.has_rsample:
+            raise ValueError(
+                "Expected a base with rsample for a reparameterised draw; "
+                f"got {type(self.base).__name__}"
+            )
+        return self.base.rsample(shape)
+
+
+def _place(generator: torch.Generator | None) -> torch.device:
+    """Where a generator draws; PyTorch's own on the CPU."""
+    return torch.device("cpu") if generator is None else generator.device
+
+
+def _log_prob(base: Distribution, z: Tensor) -> Tensor:
+    """A base's log p of rows; of none as well, for which PyTorch's `Independent` fails."""
+    return base.log_prob(z) if len(z) else z.new_zeros(0)
+
+
+def ffjord(
+    dim: int,
+    hidden: Sequence[int] = (64, 64),
+    context_dim: int = 0,
+    activation: str = "tanh",
+    blocks: int = 1,
+    zero_last: bool = True,
+    field: str = "concat_squash",
+    field_options: Mapping[str, Any] | None = None,
+    scaling: str = "standardize",
+    batch_norm: bool = False,
+    circular: Sequence[int] = (),
+    columns: Sequence[Layer] = (),
+    **solver: Any,
+) -> Flow:
+    """FFJORD: a standard normal base, CNF layers with concat-squash fields, a standardisation.
+
+    Angles are uniform at the base, and the field is one on the circle: so is the density.
+
+    Args:
+        dim: Size of what is modelled, mostly of x.
+        hidden: Widths of each field's hidden layers; with one or two the exact trace has a closed
+            form, whatever the dimension.
+        context_dim: Size of the context in log p(x | context), 0 without one; a context is
+            standardised too.
+        activation: `"tanh"`, `"softplus"`, `"silu"` or `"gelu"`.
+        blocks: How many CNF layers follow one another.
+        zero_last: Whether the fields start at zero, so that training starts from the Gaussian that
+            the standardisation fits: it gets further in the same number of steps.
+        field: A name in `cnf.fields.FIELDS`.
+        field_options: What else the field takes, such as `{"x_features": 64, "x_scale": 5.0}`.
+        scaling: What brings the data to a common scale, a name in `cnf.layers.SCALINGS`:
+            `"standardize"`; `"whiten"`, which takes the columns' correlation out as well; or
+            `"gaussianize"`, which makes each column normal before that.
+        batch_norm: Whether a `cnf.layers.MovingNorm` follows each CNF layer on the way to the base.
+            FFJORD has one next to the data too: here the scaling is that. Maximum likelihood alone
+            trains such a flow.
+        circular: Which columns are angles in radians, drawn in [−π, π); in other units they are by
+            `columns`, which tell of them themselves.
+        columns: Layers next to the data, which bring its columns to `dim`, such as
+            `cnf.tables.schema.Schema.layers`.
+        solver: Any of `cnf.layers.SolverSettings`' attributes.
+
+    Raises:
+        ValueError: A size is not positive, a name unknown, or a column not there.
+
+    Source: Grathwohl et al. (2019), FFJORD: Free-form continuous dynamics for scalable reversible
+    generative models.
+
+    Example:
+        >>> flow = ffjord(dim=2)
+        >>> flow.log_prob(torch.zeros(7, 2)).shape
+        torch.Size([7])
+        >>> wind = ffjord(dim=2, circular=(0,))  # a direction and a speed
+        >>> turned = torch.tensor([[3.0, 1.0], [3.0 - 2 * torch.pi, 1.0]])
+        >>> one, other = wind.log_prob(turned).tolist()
+        >>> abs(one - other) < 1e-5
+        True
+    """
+    if blocks < 1:
+        raise ValueError(f"Expected blocks of at least 1; got {blocks}")
+    if scaling not in SCALINGS:
+        raise ValueError(f"Expected scaling to be one of {', '.join(SCALINGS)}; got {scaling!r}")
+    if circular:
+        columns = [_angles(circular_columns(circular, dim), dim), *columns]
+    angles = (columns[0].circular if columns else None) or ()
+    options = {"hidden": hidden, "context_dim": context_dim, "activation": activation}
+    options |= {"zero_last": zero_last, "circular": angles, **(field_options or {})}
+    if batch_norm and angles:
+        raise ValueError("Expected no batch_norm with angles, which have no mean; got both")
+    layers: list[Layer] = []
+    for _ in range(blocks):
+        layers += [MovingNorm(dim)] if batch_norm else []
+        layers += [CNF(make_field(field, dim=dim, **options), **solver)]
+    context = Standardize(context_dim) if context_dim else None
+    layers += [kind(dim, angles) for kind in SCALINGS[scaling]]
+    return Flow(_base(dim, angles), [*layers, *columns], context)
+
+
+def _base(dim: int, circular: tuple[int, ...]) -> Distribution:
+    """Standard normal columns, and uniform angles."""
+    others = dim - len(circular)
+    if circular:
+        return Cylinder(torch.zeros(others), torch.ones(others), circular)
+    return Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1)
+
+
+def _angles(circular: tuple[int, ...], dim: int) -> Layer:
+    """The layer that keeps angles in [−π, π), and other columns as they are."""
+    runs = [list(run) for _, run in groupby(range(dim), key=lambda column: column in circular)]
+    kinds = [Circular if run[0] in circular else Identity for run in runs]
+    return Concatenate([kind(len(run)) for kind, run in zip(kinds, runs, strict=True)], runs)

@@ -1,0 +1,109 @@
+"""Where a flow's x can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.distributions.constraints import Constraint
+
+from cnf.layers import CNF, Layer
+from cnf.utils.shapes import as_rows
+
+
+def reach(base: Distribution, layers: Sequence[Layer], context: Tensor | None = None) -> Constraint:
+    """The points that layers take a base's support to.
+
+    `constraints.real_vector` where these are all, which any columns of real numbers are; so are
+    angles, since there is the same point in every turn.
+
+    Args:
+        base: The base.
+        layers: The layers, the one next to the data last.
+        context: As the layers get it, shape (*batch, context_dim).
+
+    Example:
+        >>> from torch.distributions import Independent, Normal
+        >>> from cnf.layers import Positive, Standardize
+        >>> base = Independent(Normal(torch.zeros(1), torch.ones(1)), 1)
+        >>> reach(base, [Standardize(1)]) is constraints.real_vector
+        True
+        >>> support = reach(base, [Positive([2.0])])
+        >>> support, support.check(torch.tensor([[1.0], [3.0]]))
+        (Reach(positive(low=[2.0])), tensor([False,  True]))
+    """
+    if not _everywhere(base.support):
+        return Reach(base, layers, context)
+    limits = [i for i, layer in enumerate(layers) if not layer.surjective]
+    return Reach(None, layers[limits[0] :], context) if limits else constraints.real_vector
+
+
+class Reach(Constraint):
+    """The points that layers take a base's support to, where these are not all.
+
+    Whether a point is among them, the layers tell on its way to the base. So it takes a solve where
+    a CNF layer stands between, as it does for a base that is not everywhere.
+
+    Args:
+        base: The base; None for one that is everywhere.
+        layers: The layers, the one next to the data last.
+        context: As the layers get it, shape (*batch, context_dim).
+
+    Raises:
+        SolveError: From `check`: a solve failed.
+    """
+
+    event_dim = 1
+
+    def __init__(
+        self, base: Distribution | None, layers: Sequence[Layer], context: Tensor | None
+    ) -> None:
+        self.base, self.layers = base, list(layers)
+        solves = any(isinstance(layer, CNF) for layer in self.layers)
+        self.context = context if solves else None
+        self.is_discrete = any(layer.noisy for layer in self.layers)
+        super().__init__()
+
+    @torch.no_grad()
+    def check(self, value: Tensor) -> Tensor:
+        """Which points are among them, shape (*batch, dim) → (*batch)."""
+        rows, context, batch = as_rows(value, self.context)
+        inside = ~rows.isnan().any(1)
+        for i, layer in enumerate(reversed(self.layers), 1):
+            inside = _narrowed(inside, layer.in_range(rows[inside]))
+            if i < len(self.layers) or self.base is not None:
+                given = None if context is None else context[inside]
+                before = layer.preimage(rows[inside], given)
+                rows = before.new_zeros(len(rows), before.shape[1])
+                rows[inside] = before
+        if self.base is not None and inside.any():
+            support = self.base.support
+            assert support is not None
+            inside = _narrowed(inside, support.check(rows[inside]))
+        return inside.reshape(batch)
+
+    def __repr__(self) -> str:
+        limits = [_call(layer) for layer in self.layers if not layer.surjective]
+        return f"Reach({', '.join([repr(self.base)] * (self.base is not None) + limits)})"
+
+
+def _everywhere(support: Constraint | None) -> bool:
+    """Whether it is all real vectors."""
+    inner: Any = support
+    while hasattr(inner, "base_constraint"):
+        inner = inner.base_constraint
+    return inner is None or isinstance(inner, type(constraints.real))
+
+
+def _narrowed(inside: Tensor, still: Tensor) -> Tensor:
+    """Those of the rows inside that still are."""
+    return inside.masked_scatter(inside, still)
+
+
+def _call(layer: Layer) -> str:
+    """What makes the layer, by the names of its configuration."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in layer.config().items())
+    return f"{layer.name}({arguments})"

@@ -1,0 +1,1 @@
+"""Layers of single columns, a kind of column each, and their concatenation."""

@@ -1,0 +1,42 @@
+"""Columns left as they are, as a layer."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from cnf.layers.layer import Layer, TransformResult
+
+
+class Identity(Layer):
+    """x = z.
+
+    Args:
+        dim: Number of columns.
+
+    Shapes: (rows, dim) → (rows, dim), (rows,).
+
+    Example:
+        >>> import torch
+        >>> Identity(1)(torch.ones(1, 1))
+        (tensor([[1.]]), tensor([0.]))
+    """
+
+    name: ClassVar[str] = "identity"
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
+        """As it is."""
+        return TransformResult(z, z.new_zeros(len(z)))
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
+        """As it is."""
+        return TransformResult(x, x.new_zeros(len(x)))
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"dim": self.dim}

@@ -1,0 +1,105 @@
+"""Callbacks for training: any function of an `Event` is one."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+from tqdm import tqdm
+
+from cnf.training.history import Event
+
+
+class ProgressBar:
+    """Shows loss, validation NLL and evaluations per solve; quiet where there is no terminal.
+
+    Example:
+        >>> import torch, cnf
+        >>> history = cnf.fit(
+        ...     cnf.ffjord(2, hidden=(8,)), torch.randn(50, 2), steps=2, callbacks=[ProgressBar()]
+        ... )
+    """
+
+    def __init__(self) -> None:
+        bar_format = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+        self._bar: tqdm[Any] = tqdm(total=1.0, disable=None, bar_format=bar_format, leave=False)
+        self._nll = nan
+
+    def __call__(self, event: Event) -> None:
+        """Show one step."""
+        if event.record is not None:
+            self._nll = event.record.validation_nll
+        self._bar.set_postfix_str(
+            f"step {event.step}  loss {event.loss:.3f}  validation NLL {self._nll:.3f}  "
+            f"{event.nfe:.0f} evaluations",
+            refresh=False,
+        )
+        self._bar.update(event.progress - self._bar.n)
+        if event.progress == 1.0:
+            self._bar.close()
+
+
+class TensorBoard:
+    """Writes each step's loss and evaluations, and each validation's NLL, for TensorBoard.
+
+    Args:
+        folder: What `tensorboard --logdir` is to be given.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+
+    Example:
+        >>> import tempfile, torch, cnf
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     history = cnf.fit(
+        ...         cnf.ffjord(2, hidden=(8,)),
+        ...         torch.randn(50, 2),
+        ...         steps=2,
+        ...         callbacks=[TensorBoard(folder)],
+        ...     )
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError(
+                "Expected TensorBoard to be installed; got none. "
+                "pip install 'cnf-flows[tensorboard]'"
+            ) from None
+        self._folder = folder
+        self._open = partial(SummaryWriter, str(folder))
+        self._writer: Any = None
+        self._failed = False
+
+    def __call__(self, event: Event) -> None:
+        """Write one step; the first one makes the folder. Nothing more where the disk is full."""
+        if self._failed:
+            return
+        try:
+            self._write(event)
+        except OSError as error:
+            self._failed = True
+            warn(
+                f"{self._folder} cannot be written to ({error.strerror}): training goes on, "
+                "without curves for TensorBoard",
+                stacklevel=2,
+            )
+
+    def _write(self, event: Event) -> None:
+        if self._writer is None:
+            self._writer = self._open()
+        name = event.stage.objective.name
+        scalars = {f"loss/{name}": event.loss, "evaluations": event.nfe}
+        if event.record is not None:
+            scalars["validation NLL"] = event.record.validation_nll
+        for tag, value in scalars.items():
+            if isfinite(value):
+                self._writer.add_scalar(tag, value, event.step)
+        if event.record is not None:
+            self._writer.flush()
+        if event.progress == 1.0:
+            self._writer.close()

@@ -1,0 +1,179 @@
+"""Rows to train and validate on: data, context and weights, checked, on the flow's device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cnf.flow.flow import Flow
+from cnf.utils.distributed import share, world_size
+from cnf.utils.shapes import check_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows and their context.
+
+    Attributes:
+        x: Shape (n, dim).
+        context: Shape (n, context_dim), or None.
+        weight: How often each row counts, above 0, shape (n,); None where all count alike.
+    """
+
+    x: Tensor
+    context: Tensor | None = None
+    weight: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Tensor | slice) -> Rows:
+        context, weight = (
+            None if part is None else part[index] for part in (self.context, self.weight)
+        )
+        return Rows(self.x[index], context, weight)
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of the values, by which rows are known again."""
+        digest = hashlib.sha256()
+        for values in (self.x, self.context, self.weight):
+            if values is not None:
+                digest.update(values.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def split(self, size: int) -> Iterator[Rows]:
+        """Consecutive parts of `size` rows, the last one with what is left."""
+        for i in range(0, len(self), size):
+            yield self[i : i + size]
+
+
+class BatchSampler:
+    """Rows in a random order, time and again, in batches; it can be written down and gone on with.
+
+    Each time through there are as many as there are rows, each row once. With weights a row comes
+    as often as its weight says, w n / Σ w times, rounded up or down at random.
+
+    Args:
+        rows: What to order.
+        generator: On the CPU; it draws one order each time through.
+
+    Example:
+        >>> order = BatchSampler(Rows(torch.arange(3.0).unsqueeze(1)), torch.Generator().manual_seed(0))
+        >>> sorted(order.batch(1).x.item() for _ in range(3))
+        [0.0, 1.0, 2.0]
+    """
+
+    def __init__(self, rows: Rows, generator: torch.Generator) -> None:
+        self.rows = rows
+        self.generator = generator
+        self._shuffle()
+
+    def batch(self, size: int) -> Rows:
+        """The next rows, `size` for each process (all there are where they are fewer).
+
+        Every process has its own part of them; what is left of an order and too short is left out.
+        """
+        size = min(size * world_size(), len(self.rows))
+        if self.position + size > len(self.rows):
+            self._shuffle()
+        chosen = self.order[self.position : self.position + size]
+        self.position += size
+        return self.rows[chosen[share(size)].to(self.rows.x.device)]
+
+    def state(self) -> dict[str, Tensor]:
+        """Where it stands."""
+        return {"generator": self.before, "position": torch.tensor(self.position)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Stand there again."""
+        self.generator.set_state(state["generator"])
+        self._shuffle()
+        self.position = int(state["position"])
+
+    def _shuffle(self) -> None:
+        self.before = self.generator.get_state()
+        self.order = torch.randperm(len(self.rows), generator=self.generator)
+        if self.rows.weight is not None:
+            self.order = _by_weight(self.rows.weight, self.generator)[self.order]
+        self.position = 0
+
+
+def _by_weight(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """The numbers of n rows by systematic resampling: row i ⌊n wᵢ / Σ w⌋ times, or once more."""
+    ends = weight.double().cpu().cumsum(0)
+    marks = torch.arange(len(ends), dtype=ends.dtype) + torch.rand((), generator=generator)
+    found = torch.searchsorted(ends, marks * ends[-1] / len(ends), right=True)
+    return found.clamp_(max=len(ends) - 1)
+
+
+def rows_for(
+    flow: Flow, name: str, x: Tensor, context: Tensor | None, weight: Tensor | None = None
+) -> Rows:
+    """`x` and `context` as rows in the flow's dtype and on its device; rows of weight 0 left out.
+
+    Raises:
+        ValueError: A shape does not fit, a value is not finite or a weight below 0, or no row has a
+            weight above it; `name` says of what.
+        TypeError: One of them is no tensor.
+    """
+    check_tensors(**{name: x, "context": context, "weight": weight})
+    if x.ndim != 2 or x.shape[1] != flow.dim or not len(x):
+        raise ValueError(
+            f"Expected {name} of shape (rows, {flow.dim}) with at least one row; "
+            f"got {tuple(x.shape)}"
+        )
+    if context is not None and (context.ndim != 2 or len(context) != len(x)):
+        raise ValueError(
+            f"Expected a context of shape ({len(x)}, context_dim) for {name}; "
+            f"got {tuple(context.shape)}"
+        )
+    rows = Rows(x.to(flow.like), None if context is None else context.to(flow.like))
+    _check_finite(name, rows.x)
+    if rows.context is not None:
+        _check_finite(f"the context of {name}", rows.context)
+    return rows if weight is None else _weighted(rows, name, weight)
+
+
+def _weighted(rows: Rows, name: str, weight: Tensor) -> Rows:
+    """Rows with their weights, without those of weight 0."""
+    if weight.shape != (len(rows),):
+        raise ValueError(
+            f"Expected weights of shape ({len(rows)},) for {name}; got {tuple(weight.shape)}"
+        )
+    weight = weight.to(rows.x)
+    if not ((weight >= 0) & weight.isfinite()).all():
+        raise ValueError(f"Expected finite weights of at least 0 for {name}; got another one")
+    counts = weight > 0
+    if not counts.any():
+        raise ValueError(f"Expected a weight above zero for {name}; got zeros alone")
+    return Rows(rows.x, rows.context, weight)[counts]
+
+
+def hold_out(rows: Rows, generator: torch.Generator) -> tuple[Rows, Rows]:
+    """A random nine tenths of the rows, and the other tenth.
+
+    Raises:
+        ValueError: There are fewer than three rows.
+    """
+    if len(rows) < 3:
+        raise ValueError(
+            "Expected at least 3 rows, two to train on and one that is held out for validation; "
+            f"got {len(rows)}"
+        )
+    order = torch.randperm(len(rows), generator=generator).to(rows.x.device)
+    tenth = max(1, len(rows) // 10)
+    return rows[order[tenth:]], rows[order[:tenth]]
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    if values.isfinite().all():
+        return
+    row, column = (~values.isfinite()).nonzero()[0].tolist()
+    raise ValueError(
+        f"Expected finite numbers in {name}; got {values[row, column].item()} in row {row}, "
+        f"column {column} (counted from 0)"
+    )

@@ -1,0 +1,101 @@
+"""What a training run tells of itself: records, events for callbacks, the history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnf.flow.flow import Flow
+from cnf.training.schedule import Stage
+
+
+@dataclass(frozen=True)
+class Record:
+    """One validation.
+
+    Attributes:
+        step: Steps taken.
+        seconds: Time since the loop's start.
+        objective: What was minimised.
+        loss: Its mean since the record before.
+        validation_nll: Validation NLL of the averaged weights, nats per row, in the data's units;
+            infinite where a solve failed.
+        nfe: Mean evaluations per training solve since the record before; 0 where there was none.
+        learning_rate: Of the last step.
+    """
+
+    step: int
+    seconds: float
+    objective: str
+    loss: float
+    validation_nll: float
+    nfe: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """One training step, as callbacks see it.
+
+    Attributes:
+        step: Steps taken, this one included.
+        seconds: Time since the loop's start.
+        progress: Fraction of the run that is done, 0 to 1.
+        loss: The step's loss, nan for a skipped step.
+        nfe: The step's evaluations per solve, nan for a skipped step.
+        stage: The stage of the run that the step belongs to.
+        record: The validation that followed this step, if one did.
+        records: All validations so far.
+        improved: Whether the last one is the best so far.
+        flow: The flow with averaged weights, which is what is validated and kept.
+    """
+
+    step: int
+    seconds: float
+    progress: float
+    loss: float
+    nfe: float
+    stage: Stage
+    record: Record | None
+    records: Sequence[Record]
+    improved: bool
+    flow: Flow
+
+
+Callback = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class History:
+    """How a training run went; the arrays have one entry for each validation, as in `Record`.
+
+    Attributes:
+        step: Steps taken.
+        seconds: Time since the loop's start.
+        objective: What was minimised.
+        loss: Its mean since the entry before.
+        validation_nll: Validation NLL of the averaged weights, nats per row.
+        nfe: Mean evaluations per training solve since the entry before.
+        learning_rate: Of the last step.
+        best_step: The step whose averaged weights the flow was left with.
+        steps: Steps taken in all.
+        duration: Seconds of training.
+        skipped: Steps skipped because the solve, the loss or the gradient failed.
+        reason: Why the run ended: budget, steps, early stopping, interrupted, or diverged.
+    """
+
+    step: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    objective: NDArray[np.str_]
+    loss: NDArray[np.float64]
+    validation_nll: NDArray[np.float64]
+    nfe: NDArray[np.float64]
+    learning_rate: NDArray[np.float64]
+    best_step: int
+    steps: int
+    duration: float
+    skipped: int
+    reason: str

@@ -1,0 +1,201 @@
+"""What training minimises: a registry of objectives behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from cnf.fields.regularizers import Regularization
+from cnf.flow.flow import Flow
+from cnf.layers import CNF, Layer, MovingNorm
+from cnf.ode import Stats
+from cnf.training.couplings import COUPLINGS
+from cnf.utils.angles import nearest
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss to differentiate, and what its solve cost.
+
+    Attributes:
+        value: A scalar.
+        stats: Of the solve, empty where there was none.
+        passed: What came to each of the flow's layers from the data's side, in their order, without
+            a gradient; empty where rows did not pass through the flow.
+    """
+
+    value: Tensor
+    stats: Stats = field(default_factory=Stats)
+    passed: Sequence[Tensor] = ()
+
+
+class Objective(Protocol):
+    """What one step of training minimises.
+
+    Attributes:
+        name: For people.
+    """
+
+    name: ClassVar[str]
+
+    def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
+        """The loss of rows (rows, dim), given a context (rows, context_dim)."""
+        ...
+
+    def check(self, flow: Flow, *, conditional: bool) -> None:
+        """Raise a ValueError where it cannot train this flow, on rows with a context or without."""
+        ...
+
+
+@dataclass(frozen=True)
+class MaximumLikelihood:
+    """The mean negative log-likelihood −(1/n) Σ log p(x_i | c_i), in nats per row.
+
+    With a regularization, the mean penalties with their weights are added.
+
+    Attributes:
+        regularization: What is added; nothing when None.
+
+    Raises:
+        ValueError: From `check`: the flow has no CNF layer to regularize.
+
+    Example:
+        >>> from cnf.flow.flow import ffjord
+        >>> MaximumLikelihood()(ffjord(2), torch.zeros(3, 2)).value.shape
+        torch.Size([])
+    """
+
+    name: ClassVar[str] = "maximum likelihood"
+    regularization: Regularization | None = None
+
+    def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
+        """The loss of rows."""
+        scored = flow.score_rows(x, context, self.regularization)
+        loss = -scored.log_prob.mean()
+        if self.regularization is not None:
+            for name, weight in self.regularization.active.items():
+                loss = loss + weight * scored.penalties[name].mean()
+        return Loss(loss, scored.stats, scored.passed)
+
+    def check(self, flow: Flow, *, conditional: bool) -> None:
+        """Raise a ValueError where there is nothing to regularize."""
+        if self.regularization is not None and self.regularization.active and not flow.solves:
+            raise ValueError("Expected a flow with a CNF layer to regularize; got one without")
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """Conditional flow matching: the field regresses the velocity of straight paths.
+
+    With z from the base and x from the data, drawn by a coupling, and t ~ U(0, 1),
+
+        x_t = (1 − t) z + t x,    loss = mean of |f(t, x_t, c) − (x − z)|²,
+
+    whose minimiser is the field that carries the base to the data: no equation is solved. The times
+    of a batch are spread evenly, one in each nth of the interval, which lowers the variance.
+
+    Of angles x is the turn nearest to z, so that the path is the geodesic on the circle.
+
+    Fixed layers on the data's side are passed before, on the base's side after. A stack of K CNF
+    layers is one path, cut into K equal pieces: layer k = 1 … K learns the piece of times
+    t ∈ [(k − 1) / K, k / K], its own time running from 0 to 1 and its velocity being (x − z) / K.
+    That needs the CNF layers to follow one another. Layers of another kind are not trained: those
+    with parameters keep them. A `MovingNorm` is refused, wherever it stands: no rows pass through
+    the flow, so that its statistics would stay what they are.
+
+    Attributes:
+        coupling: A name in `cnf.training.couplings.COUPLINGS`.
+
+    Raises:
+        ValueError: From `check`: the flow has no CNF layer; or another layer stands between two,
+            where a straight path would not go on as one; or there are moving statistics; or the
+            flow is conditional and the coupling breaks the condition.
+
+    Source: Lipman et al. (2022), Flow matching for generative modeling; Tong et al. (2023).
+
+    Example:
+        >>> from cnf.flow.flow import ffjord
+        >>> FlowMatching()(ffjord(2), torch.zeros(3, 2)).value.shape
+        torch.Size([])
+    """
+
+    name: ClassVar[str] = "flow matching"
+    coupling: str = "independent"
+
+    def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
+        """The loss of rows."""
+        before, cnfs, after = _parted(flow)
+        context = flow.standardized(context)
+        with torch.no_grad():
+            z = flow.base.sample(torch.Size([len(x)]))
+            for layer in before:
+                z = layer.transport(z, context)
+            for layer in reversed(after):
+                x = layer.pull(x, context).value
+            z = COUPLINGS[self.coupling].pair(z, x, flow.circular)
+            x = nearest(x, z, flow.circular)
+        losses = []
+        for k, layer in enumerate(cnfs):
+            assert isinstance(layer, CNF)  # as `check` makes sure of
+            rows = slice(len(x) * k // len(cnfs), len(x) * (k + 1) // len(cnfs))
+            own = None if context is None else context[rows]
+            losses.append(_squared_errors(layer, (k, len(cnfs)), z[rows], x[rows], own))
+        return Loss(torch.cat(losses).mean())
+
+    def check(self, flow: Flow, *, conditional: bool) -> None:
+        """Raise a ValueError where matching cannot train the flow."""
+        _, cnfs, _ = _parted(flow)
+        if not cnfs:
+            raise ValueError("Expected a flow with a CNF layer for flow matching; got one without")
+        if any(isinstance(layer, MovingNorm) for layer in flow.layers):
+            raise ValueError(
+                "Expected no batch normalisation for flow matching, which passes no rows through "
+                "the flow that its statistics could be taken of; got MovingNorm. Train by maximum "
+                "likelihood (mle)"
+            )
+        for layer in cnfs:
+            if not isinstance(layer, CNF):
+                raise ValueError(
+                    "Expected the CNF layers to follow one another for flow matching, whose paths "
+                    f"are straight from the first one to the last; got {type(layer).__name__} "
+                    "between them. Train by maximum likelihood (mle)"
+                )
+        if conditional and not COUPLINGS[self.coupling].keeps_condition:
+            raise ValueError(
+                f"Expected the coupling of a conditional flow to be independent; {self.coupling} "
+                "pairs base points with rows, and through them with contexts, so that given a "
+                "context they would not be the base's any more, and p(x | c) would be wrong"
+            )
+
+
+def _squared_errors(
+    layer: CNF, piece: tuple[int, int], z: Tensor, x: Tensor, context: Tensor | None
+) -> Tensor:
+    """Of the field of layer k of K, on paths from z to x, at times spread evenly over its piece."""
+    k, count = piece
+    spread = torch.arange(len(x), dtype=x.dtype, device=x.device).unsqueeze(1)
+    times = (spread + torch.rand_like(spread)) / len(x)
+    velocity = layer.velocity(times, torch.lerp(z, x, (k + times) / count), context)
+    return (count * velocity - (x - z)).square().sum(1)
+
+
+def _parted(flow: Flow) -> tuple[Sequence[Layer], Sequence[Layer], Sequence[Layer]]:
+    """The layers before the first CNF, those from it to the last one, and those after."""
+    is_cnf = [isinstance(layer, CNF) for layer in flow.layers]
+    if not any(is_cnf):
+        return flow.layers, (), ()
+    first, last = is_cnf.index(True), len(is_cnf) - is_cnf[::-1].index(True)
+    layers = list(flow.layers)
+    return layers[:first], layers[first:last], layers[last:]
+
+
+OBJECTIVES: dict[str, tuple[type[Objective], ...]] = {
+    "mle": (MaximumLikelihood,),
+    "matching": (FlowMatching,),
+    "hybrid": (FlowMatching, MaximumLikelihood),
+}
+"""What a run minimises by name: one objective, or one after the other."""

@@ -1,0 +1,114 @@
+"""The stages of a run: what each one minimises, for how long and how fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, inf, pi, sqrt
+from typing import Any
+
+from cnf.training.objectives import OBJECTIVES, FlowMatching, MaximumLikelihood, Objective
+from cnf.training.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of a run with one objective.
+
+    Attributes:
+        objective: What is minimised.
+        share: Fraction of the run that it takes; the last stage takes what is left.
+        learning_rate: Its peak, where it takes no more than `horizon` steps.
+        batch_size: Rows for each step, of each process.
+        warmup: Fraction of the stage that warms up.
+        falling: Whether the learning rate falls as a cosine to zero afterwards.
+        horizon: Steps above which the peak falls as one over their root.
+        initial_tolerance_factor: By what the solver's tolerances are multiplied at its start.
+    """
+
+    objective: Objective
+    share: float
+    learning_rate: float
+    batch_size: int
+    warmup: float
+    falling: bool
+    horizon: float = inf
+    initial_tolerance_factor: float = 1.0
+
+    def rate(self, progress: float, steps: float = 0.0) -> float:
+        """The learning rate: linear warm-up, then cosine or constant.
+
+        Args:
+            progress: Fraction of the stage that is done.
+            steps: How many it comes to, as far as is known.
+
+        Source: that the best rate falls with the length of a run Bjorck et al. (2024) find in
+        language models, Scaling optimal LR across token horizons.
+
+        Example:
+            >>> recipe = Recipe(objective="mle", learning_rate=0.1, warmup=0.1, horizon=500)
+            >>> stage = stages(recipe)[0]
+            >>> [round(stage.rate(p), 4) for p in (0.05, 0.1, 0.55, 1.0)]
+            [0.051, 0.1, 0.05, 0.0]
+            >>> stage.rate(0.1, steps=2000)
+            0.05
+        """
+        rise = min(1.0, progress / self.warmup + 0.01) if self.warmup else 1.0
+        fallen = (progress - self.warmup) / (1 - self.warmup) if self.falling else 0.0
+        fallen = min(1.0, max(0.0, fallen))
+        peak = self.learning_rate / sqrt(self._horizons(steps))
+        return peak * rise * 0.5 * (1 + cos(pi * fallen))
+
+    def tolerance_factor(self, progress: float, steps: float = 0.0) -> float:
+        """By what the solver's tolerances are multiplied: from `initial_tolerance_factor` geometrically to 1.
+
+        In a run longer than the horizon it begins lower, by the square of how much longer.
+
+        Args:
+            progress: Fraction of the stage that is done.
+            steps: How many it comes to, as far as is known.
+
+        Example:
+            >>> stage = stages(Recipe(objective="mle", initial_tolerance_factor=9.0, horizon=500))[0]
+            >>> [stage.tolerance_factor(p) for p in (0.0, 0.5, 1.0)]
+            [9.0, 3.0, 1.0]
+            >>> stage.tolerance_factor(0.0, steps=1000)
+            2.25
+        """
+        first = max(1.0, self.initial_tolerance_factor / self._horizons(steps) ** 2)
+        return float(first ** (1 - min(1.0, progress)))
+
+    def _horizons(self, steps: float) -> float:
+        """How many horizons long the stage is, at least 1."""
+        return max(1.0, steps / self.horizon)
+
+
+def stages(recipe: Recipe) -> tuple[Stage, ...]:
+    """A recipe's stages, one for each of its objective's parts.
+
+    The rule of a hybrid run: `recipe.matching` of it is flow matching, the rest is maximum
+    likelihood, from the best averaged weights, each with its own learning rate and warm-up.
+
+    Example:
+        >>> [stage.objective.name for stage in stages(Recipe(objective="hybrid"))]
+        ['flow matching', 'maximum likelihood']
+    """
+    shape: dict[str, Any] = {"warmup": recipe.warmup, "falling": recipe.schedule == "cosine"}
+    made: dict[type[Objective], Stage] = {
+        FlowMatching: Stage(
+            FlowMatching(recipe.coupling),
+            recipe.matching,
+            recipe.matching_rate,
+            recipe.matching_batch,
+            **shape,
+        ),
+        MaximumLikelihood: Stage(
+            MaximumLikelihood(recipe.regularization),
+            1 - recipe.matching,
+            recipe.learning_rate,
+            recipe.batch_size,
+            horizon=recipe.horizon,
+            initial_tolerance_factor=recipe.initial_tolerance_factor,
+            **shape,
+        ),
+    }
+    return tuple(made[kind] for kind in OBJECTIVES[recipe.objective])

@@ -1,0 +1,34 @@
+"""Names of a package that are imported when they are first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy_names(
+    package: str, names: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a package's `__getattr__` and `__dir__` (PEP 562) for names that it does not import.
+
+    What takes long to import (PyTorch, pandas, scikit-learn) then costs those alone who use it.
+
+    Args:
+        package: The package's `__name__`.
+        names: For each name `"module:attribute"`, or `"module"` for a module.
+
+    Example:
+        >>> get, names = lazy_names("cnf.utils", {"isfinite": "math:isfinite", "math": "math"})
+        >>> get("isfinite")(1.0), names()
+        (True, ['isfinite', 'math'])
+    """
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, _, attribute = names[name].partition(":")
+        found = import_module(module)
+        return getattr(found, attribute) if attribute else found
+
+    return get, lambda: sorted(names)

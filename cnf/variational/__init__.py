@@ -1,0 +1,6 @@
+"""A flow as the posterior of a variational autoencoder, and the bounds that train one."""
+
+from cnf.variational.elbo import Bound, elbo, iwae
+from cnf.variational.posterior import AMORTIZATIONS, FlowPosterior, Posterior
+
+__all__ = ["AMORTIZATIONS", "Bound", "FlowPosterior", "Posterior", "elbo", "iwae"]

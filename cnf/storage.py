@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cnf.flow.base_config import describe, rebuild
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.layers import LAYERS, Layer, Standardize
 from cnf.utils.serialization import read_whole, write_whole
 from cnf.utils.sharing import share, shared_parts
@@ -53,7 +53,7 @@ def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = No
 
     Example:
         >>> import tempfile
-        >>> from cnf.flow.flow import ffjord
+        >>> from cnf.flow import ffjord
         >>> flow, x = ffjord(2), torch.zeros(3, 2)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(flow, folder)

@@ -27,7 +27,7 @@ from cnf.datasets import (
 )
 from cnf.fields import ACTIVATIONS, FIELDS, field_arguments
 from cnf.fields.divergence import DIVERGENCES
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.layers import CNF, SCALINGS
 from cnf.ode import GRADIENTS
 from cnf.scripts.data import Choices, Data, open_data

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cnf.datasets import MISSING, Missing
 from cnf.fields import as_field
 from cnf.fields.divergence import DIVERGENCES, choose_divergence, with_count
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.flow.scores import Scores, joined
 from cnf.layers import CNF
 from cnf.ode import SolveError

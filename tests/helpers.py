@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.layers import CNF, TransformResult
 
 

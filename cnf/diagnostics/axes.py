@@ -12,7 +12,7 @@ from math import inf, log, pi
 import numpy as np
 from numpy.typing import NDArray
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.layers import Bounded, Circular, Concatenate, Layer, Positive
 
 Array = NDArray[np.float64]
@@ -150,7 +150,7 @@ def axes_of(flow: Flow, values: Array) -> tuple[Axis, ...]:
         values: Rows (rows, dim), for the scale of columns without bounds.
 
     Example:
-        >>> from cnf.flow.flow import ffjord
+        >>> from cnf.flow import ffjord
         >>> [type(axis).__name__ for axis in axes_of(ffjord(2, circular=(1,)), np.zeros((1, 2)))]
         ['Line', 'Circle']
     """

@@ -33,7 +33,7 @@ from cnf.diagnostics.integral import Integral, integrate
 from cnf.diagnostics.report import SHOWN, Finding, Limit, Report
 from cnf.diagnostics.two_sample import two_sample_test
 from cnf.fields.divergence import Hutchinson
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.layers import Circular, Concatenate, Layer
 from cnf.ode import SolveError, Status
 from cnf.training.data import Rows
@@ -128,7 +128,7 @@ def check(
         ValueError: A shape does not fit, a value is not finite, or a number is not above 0.
 
     Example:
-        >>> from cnf.flow.flow import ffjord
+        >>> from cnf.flow import ffjord
         >>> report = check(ffjord(1, hidden=(8,)), torch.randn(200, 1), rows=20, points=200)
         >>> report.verdict, report.findings[0].name
         ('pass', 'rows without a log p')

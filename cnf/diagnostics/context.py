@@ -16,7 +16,7 @@ from torch import Tensor
 from cnf.diagnostics.axes import Axis, axes_of
 from cnf.fields import as_field
 from cnf.fields.divergence import Divergence, Hutchinson, choose_divergence
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.layers import CNF
 from cnf.ode import SolveError, Status
 from cnf.training.data import Rows, rows_for

@@ -2,7 +2,8 @@
 
 from cnf.flow.cylinder import Cylinder
 from cnf.flow.distribution import FlowDistribution
-from cnf.flow.flow import Flow, ffjord
+from cnf.flow.ffjord import ffjord
+from cnf.flow.flow import Flow
 from cnf.flow.scores import Scores
 from cnf.flow.transform import FlowTransform
 

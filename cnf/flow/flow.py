@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import groupby
-from math import inf, nan
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from cnf.fields import TracedField, make_field
+from cnf.fields import TracedField
 from cnf.fields.regularizers import Regularization
 from cnf.flow.base_config import circular_of, map_tensors
-from cnf.flow.batching import chunks, in_chunks
-from cnf.flow.cylinder import Cylinder
+from cnf.flow.batching import in_chunks
 from cnf.flow.distribution import FlowDistribution
-from cnf.flow.scores import Scored, Scores, joined
+from cnf.flow.scores import RowLogProbs, Scores
+from cnf.flow.scoring import base_log_prob, score_rows
 from cnf.flow.support import reach
 from cnf.flow.transform import FlowTransform
 from cnf.layers import (
     CNF,
-    SCALINGS,
-    Circular,
-    Concatenate,
-    Identity,
     Layer,
-    MovingNorm,
-    ScoringOptions,
     Standardize,
     TransformResult,
 )
-from cnf.ode import Stats, Status
-from cnf.utils.angles import circular_columns
-from cnf.utils.row_noise import RowNoise
+from cnf.ode import Stats
 from cnf.utils.shapes import Shape, as_rows, check_tensors, per_row, sizes
 
 
@@ -315,43 +302,23 @@ class Flow(nn.Module):
         if probes < 1:
             raise ValueError(f"Expected probes of at least 1; got {probes}")
         rows, context, batch = self._rows(x, context)
-        seed = int(torch.randint(2**63 - 1, (), generator=generator, device=_place(generator)))
-        careful = self.in_double() if rows.dtype != torch.float64 else self
-        parts = []
-        for chunk in chunks(len(rows), max_batch):
-            noise = (seed, rows.dtype, chunk.start)
-            own = None if context is None else context[chunk]
-            parts.append(self._score(careful, rows[chunk], own, probes, noise))
-        scores = joined(parts)
-        if scores.stderr.isnan().all() and not scores.log_prob.isnan().all():
-            warnings.warn(
-                "One probe has no standard error: stderr is NaN. Take more, score(x, probes=16)",
-                stacklevel=2,
-            )
-        return Scores(
-            scores.log_prob.reshape(batch),
-            scores.stderr.reshape(batch),
-            scores.solver_error.reshape(batch),
-            scores.status.reshape(batch),
-            scores.stats,
-            scores.tighter.reshape(batch),
-            probes,
-        )
+        scores = score_rows(self, rows, context, probes, generator, max_batch)
+        return scores.reshape(batch)
 
     def score_rows(
         self,
         x: Tensor,
         context: Tensor | None = None,
         regularization: Regularization | None = None,
-    ) -> Scored:
+    ) -> RowLogProbs:
         """Log p of rows (rows, dim) given a context (rows, context_dim), with the solve's cost.
 
         With a regularization, as training has it, the penalties are found along the way, and the
         base's time may be another one: what is called log p is then only what to train.
         """
         pulled, passed = self._pull(x, context, regularization)
-        log_prob = _log_prob(self.base, pulled.value) + pulled.log_det
-        return Scored(log_prob, pulled.stats, pulled.penalties, passed)
+        log_prob = base_log_prob(self.base, pulled.value) + pulled.log_det
+        return RowLogProbs(log_prob, pulled.stats, pulled.penalties, passed)
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The value of `push` alone, cheaper where the log-determinant costs something."""
@@ -510,95 +477,6 @@ class Flow(nn.Module):
                 f"{tuple(context.shape)}"
             )
 
-    def _score(
-        self,
-        careful: Flow,
-        x: Tensor,
-        context: Tensor | None,
-        probes: int,
-        noise: tuple[int, torch.dtype, int],
-    ) -> Scores:
-        """Scores of rows few enough for one solve.
-
-        Args:
-            careful: This flow in double precision.
-            x: Shape (rows, dim).
-            context: Shape (rows, context_dim).
-            probes: Estimates for each row.
-            noise: What makes a `RowNoise` of the rows.
-        """
-        care = ScoringOptions(probes, RowNoise(*noise))
-        log_prob, variance, status, stats = self._assess(x, context, care)
-        context = None if context is None else context.double()
-        care = ScoringOptions(probes, RowNoise(*noise), tighter=0.1)
-        tighter, *_ = careful._assess(x.double(), context, care)
-        change = (log_prob - tighter).abs().masked_fill(log_prob == tighter, 0.0)
-        return Scores(
-            log_prob,
-            variance.sqrt(),
-            change.to(log_prob),
-            status,
-            stats,
-            tighter,
-            probes,
-        )
-
-    def _assess(
-        self, x: Tensor, context: Tensor | None, care: ScoringOptions
-    ) -> tuple[Tensor, Tensor, NDArray[np.object_], Stats]:
-        """Log p of rows, its variance as an estimate, the rows' statuses and the cost.
-
-        Where noise is drawn, the logarithm of the mean of several estimates of a row's mass.
-        """
-        if not self.noisy:
-            return self._assess_once(x, context, care)
-        found = [self._assess_once(x, context, care) for _ in range(care.probes)]
-        log_probs = torch.stack([log_prob for log_prob, *_ in found])
-        most = log_probs.amax(0).clamp(min=torch.finfo(log_probs.dtype).min)
-        masses = (log_probs - most).exp()
-        mean = masses.mean(0)
-        variance = masses.var(0) / mean.square() / len(found)  # of a logarithm, by its slope
-        variance = variance.masked_fill(mean == 0, 0.0)
-        variance = variance + torch.stack([each for _, each, *_ in found]).mean(0) / len(found)
-        status, stats = found[0][2], Stats()
-        for _, _, each, cost in found:
-            status = np.where(status == Status.FINISHED, each, status)
-            stats = stats + cost
-        return most + mean.log(), variance, status, stats
-
-    @torch.no_grad()
-    def _assess_once(
-        self, x: Tensor, context: Tensor | None, care: ScoringOptions
-    ) -> tuple[Tensor, Tensor, NDArray[np.object_], Stats]:
-        """`_assess` with one draw of noise for each row."""
-        context = self.standardized(context)
-        log_det, variance, stats = x.new_zeros(len(x)), x.new_zeros(len(x)), Stats()
-        status = np.full(len(x), Status.FINISHED)
-        for layer in reversed(self.layers):
-            assessed = layer.assess(x, context, care)
-            mapped, going = assessed.mapped, status == Status.FINISHED
-            x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
-            variance = variance + assessed.variance
-            status[going] = assessed.status[going]
-        log_prob = self._base_log_prob(x) + log_det
-        status[log_prob.isnan().cpu().numpy() & (status == Status.FINISHED)] = Status.NOT_FINITE
-        return log_prob, variance, status, stats
-
-    def _base_log_prob(self, z: Tensor) -> Tensor:
-        """The base's log p of rows; for what it refuses NaN, or -inf out of its support.
-
-        NaN too where a row is so far out that its log p is beyond the largest number.
-        """
-        if not len(z):
-            return z.new_zeros(0)
-        lost = z.isnan().any(1)
-        support = self.base.support
-        inside = ~lost if support is None else support.check(z) & ~lost
-        found = z.new_full((len(z),), -inf).masked_fill(lost, nan)
-        found = found.masked_scatter(inside, _log_prob(self.base, z[inside]))
-        far = (z.abs() > torch.finfo(z.dtype).max ** 0.25).any(1)
-        return found.masked_fill(inside & far & (found == -inf), nan)
-
     def _draw(
         self,
         base_sample: Callable[[torch.Size], Tensor],
@@ -616,7 +494,7 @@ class Flow(nn.Module):
     def _joint(self, z: Tensor, context: Tensor | None) -> Tensor:
         """Samples and, as the last column, their log-density."""
         pushed = self.push(z, context)
-        log_prob = _log_prob(self.base, z) - pushed.log_det
+        log_prob = base_log_prob(self.base, z) - pushed.log_det
         return torch.cat([pushed.value, log_prob.unsqueeze(1)], 1)
 
     def _base_rsample(self, shape: torch.Size) -> Tensor:
@@ -626,107 +504,3 @@ class Flow(nn.Module):
                 f"got {type(self.base).__name__}"
             )
         return self.base.rsample(shape)
-
-
-def _place(generator: torch.Generator | None) -> torch.device:
-    """Where a generator draws; PyTorch's own on the CPU."""
-    return torch.device("cpu") if generator is None else generator.device
-
-
-def _log_prob(base: Distribution, z: Tensor) -> Tensor:
-    """A base's log p of rows; of none as well, for which PyTorch's `Independent` fails."""
-    return base.log_prob(z) if len(z) else z.new_zeros(0)
-
-
-def ffjord(
-    dim: int,
-    hidden: Sequence[int] = (64, 64),
-    context_dim: int = 0,
-    activation: str = "tanh",
-    blocks: int = 1,
-    zero_last: bool = True,
-    field: str = "concat_squash",
-    field_options: Mapping[str, Any] | None = None,
-    scaling: str = "standardize",
-    batch_norm: bool = False,
-    circular: Sequence[int] = (),
-    columns: Sequence[Layer] = (),
-    **solver: Any,
-) -> Flow:
-    """FFJORD: a standard normal base, CNF layers with concat-squash fields, a standardisation.
-
-    Angles are uniform at the base, and the field is one on the circle: so is the density.
-
-    Args:
-        dim: Size of what is modelled, mostly of x.
-        hidden: Widths of each field's hidden layers; with one or two the exact trace has a closed
-            form, whatever the dimension.
-        context_dim: Size of the context in log p(x | context), 0 without one; a context is
-            standardised too.
-        activation: `"tanh"`, `"softplus"`, `"silu"` or `"gelu"`.
-        blocks: How many CNF layers follow one another.
-        zero_last: Whether the fields start at zero, so that training starts from the Gaussian that
-            the standardisation fits: it gets further in the same number of steps.
-        field: A name in `cnf.fields.FIELDS`.
-        field_options: What else the field takes, such as `{"x_features": 64, "x_scale": 5.0}`.
-        scaling: What brings the data to a common scale, a name in `cnf.layers.SCALINGS`:
-            `"standardize"`; `"whiten"`, which takes the columns' correlation out as well; or
-            `"gaussianize"`, which makes each column normal before that.
-        batch_norm: Whether a `cnf.layers.MovingNorm` follows each CNF layer on the way to the base.
-            FFJORD has one next to the data too: here the scaling is that. Maximum likelihood alone
-            trains such a flow.
-        circular: Which columns are angles in radians, drawn in [−π, π); in other units they are by
-            `columns`, which tell of them themselves.
-        columns: Layers next to the data, which bring its columns to `dim`, such as
-            `cnf.tables.schema.Schema.layers`.
-        solver: Any of `cnf.layers.SolverSettings`' attributes.
-
-    Raises:
-        ValueError: A size is not positive, a name unknown, or a column not there.
-
-    Source: Grathwohl et al. (2019), FFJORD: Free-form continuous dynamics for scalable reversible
-    generative models.
-
-    Example:
-        >>> flow = ffjord(dim=2)
-        >>> flow.log_prob(torch.zeros(7, 2)).shape
-        torch.Size([7])
-        >>> wind = ffjord(dim=2, circular=(0,))  # a direction and a speed
-        >>> turned = torch.tensor([[3.0, 1.0], [3.0 - 2 * torch.pi, 1.0]])
-        >>> one, other = wind.log_prob(turned).tolist()
-        >>> abs(one - other) < 1e-5
-        True
-    """
-    if blocks < 1:
-        raise ValueError(f"Expected blocks of at least 1; got {blocks}")
-    if scaling not in SCALINGS:
-        raise ValueError(f"Expected scaling to be one of {', '.join(SCALINGS)}; got {scaling!r}")
-    if circular:
-        columns = [_angles(circular_columns(circular, dim), dim), *columns]
-    angles = (columns[0].circular if columns else None) or ()
-    options = {"hidden": hidden, "context_dim": context_dim, "activation": activation}
-    options |= {"zero_last": zero_last, "circular": angles, **(field_options or {})}
-    if batch_norm and angles:
-        raise ValueError("Expected no batch_norm with angles, which have no mean; got both")
-    layers: list[Layer] = []
-    for _ in range(blocks):
-        layers += [MovingNorm(dim)] if batch_norm else []
-        layers += [CNF(make_field(field, dim=dim, **options), **solver)]
-    context = Standardize(context_dim) if context_dim else None
-    layers += [kind(dim, angles) for kind in SCALINGS[scaling]]
-    return Flow(_base(dim, angles), [*layers, *columns], context)
-
-
-def _base(dim: int, circular: tuple[int, ...]) -> Distribution:
-    """Standard normal columns, and uniform angles."""
-    others = dim - len(circular)
-    if circular:
-        return Cylinder(torch.zeros(others), torch.ones(others), circular)
-    return Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1)
-
-
-def _angles(circular: tuple[int, ...], dim: int) -> Layer:
-    """The layer that keeps angles in [−π, π), and other columns as they are."""
-    runs = [list(run) for _, run in groupby(range(dim), key=lambda column: column in circular)]
-    kinds = [Circular if run[0] in circular else Identity for run in runs]
-    return Concatenate([kind(len(run)) for kind, run in zip(kinds, runs, strict=True)], runs)

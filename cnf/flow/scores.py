@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from cnf.ode.solution import Count
 
 
 @dataclass(frozen=True)
-class Scored:
+class RowLogProbs:
     """Log-densities with what they cost.
 
     Attributes:
@@ -78,6 +78,17 @@ class Scores:
         """
         factor = float(stdtrit(self.probes - 1, 0.975)) if self.probes > 1 else 1.0
         return torch.hypot(factor * self.stderr, 2 * self.solver_error)
+
+    def reshape(self, batch: Sequence[int]) -> Scores:
+        """Return the scores with another batch shape; `stats` stays that of the rows."""
+        return replace(
+            self,
+            log_prob=self.log_prob.reshape(batch),
+            stderr=self.stderr.reshape(batch),
+            solver_error=self.solver_error.reshape(batch),
+            status=self.status.reshape(batch),
+            tighter=self.tighter.reshape(batch),
+        )
 
 
 def joined(parts: Sequence[Scores]) -> Scores:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.plotting.course import log_prob_of
 from cnf.plotting.panels import (
     GRID,

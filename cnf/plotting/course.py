@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.layers import CNF, Layer
 
 Array = NDArray[np.float64]

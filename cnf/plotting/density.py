@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.plotting.course import base_rows, log_prob_at, log_prob_of, path_of, quick
 from cnf.plotting.panels import (
     GRID,

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.plotting.course import base_rows, path_of, quick
 from cnf.plotting.film import Film
 from cnf.plotting.panels import (

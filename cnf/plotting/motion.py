@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.plotting.course import base_rows, path_of, quick, velocity_at
 from cnf.plotting.panels import (
     POINTS,

@@ -19,7 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor
 
 from cnf.datasets import Table, degeneracies, frame_table, table_frame
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.tables.schema import Column, Schema
 from cnf.training.callbacks import ProgressBar
 from cnf.training.loop import fit

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.utils.distributed import share, world_size
 from cnf.utils.shapes import check_tensors
 

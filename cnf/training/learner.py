@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.layers import MovingNorm
 from cnf.ode import SolveError
 from cnf.training.data import Rows

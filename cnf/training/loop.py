@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.layers import CNF, Scaling
 from cnf.ode import SolveError
 from cnf.training.checkpoint import Checkpointer, generators, restore_generators
@@ -100,7 +100,7 @@ def fit(
             there is no model worth keeping.
 
     Example:
-        >>> from cnf.flow.flow import ffjord
+        >>> from cnf.flow import ffjord
         >>> data = 3 + 2 * torch.randn(200, 2)
         >>> history = fit(ffjord(2, hidden=(8,)), data, steps=5)
         >>> history.steps, history.reason

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnf.fields.regularizers import Regularization
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.layers import CNF, Layer, MovingNorm
 from cnf.ode import Stats
 from cnf.training.couplings import COUPLINGS
@@ -64,7 +64,7 @@ class MaximumLikelihood:
         ValueError: From `check`: the flow has no CNF layer to regularize.
 
     Example:
-        >>> from cnf.flow.flow import ffjord
+        >>> from cnf.flow import ffjord
         >>> MaximumLikelihood()(ffjord(2), torch.zeros(3, 2)).value.shape
         torch.Size([])
     """
@@ -118,7 +118,7 @@ class FlowMatching:
     Source: Lipman et al. (2022), Flow matching for generative modeling; Tong et al. (2023).
 
     Example:
-        >>> from cnf.flow.flow import ffjord
+        >>> from cnf.flow import ffjord
         >>> FlowMatching()(ffjord(2), torch.zeros(3, 2)).value.shape
         torch.Size([])
     """

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cnf.fields import ACTIVATIONS, FIELDS
 from cnf.fields.divergence import check_divergence
 from cnf.fields.regularizers import Regularization
-from cnf.flow.flow import Flow, ffjord
+from cnf.flow import Flow, ffjord
 from cnf.layers import SCALINGS, Layer
 from cnf.layers.scalings.quantiles import gain
 from cnf.ode import GRADIENTS, TABLEAUS

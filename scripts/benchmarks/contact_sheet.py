@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cnf.datasets import TOYS
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.plotting import draw_density
 from cnf.scripts.benchmarks.truth import CHUNK, Distance
 

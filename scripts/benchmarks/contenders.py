@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.scripts.benchmarks.ffjord import (
     AugmentedDynamics,
     ConcatSquashNetwork,

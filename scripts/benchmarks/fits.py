@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.ode import SolveError
 from cnf.scripts.benchmarks.cells import fingerprint
 from cnf.scripts.benchmarks.options import Options

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.scripts.benchmarks.autoregressive import (
     AutoregressiveSettings,
     Network,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cnf.datasets import TOYS
-from cnf.flow.flow import Flow, ffjord
+from cnf.flow import Flow, ffjord
 from cnf.layers import CNF
 from cnf.scripts.benchmarks.contenders import FFJORD, Contender, Ours, Zuko
 from cnf.scripts.benchmarks.ffjord import ConcatSquashNetwork

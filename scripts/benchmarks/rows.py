@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from cnf.fields import ConcatSquash
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.layers import CNF
 from cnf.ode import PerRow, StepMode, solve
 from cnf.scripts.benchmarks.overhead import one_thread, seconds_of

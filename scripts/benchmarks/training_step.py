@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.scripts.benchmarks.contenders import FFJORD, Contender, Ours, check_agreement
 from cnf.scripts.benchmarks.floor import Floor
 from cnf.scripts.benchmarks.networks import (

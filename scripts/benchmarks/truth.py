@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnf.datasets import TOYS
-from cnf.flow.flow import Flow
+from cnf.flow import Flow
 from cnf.scripts.data import TOY_ROWS
 
 Array = NDArray[np.float64]

@@ -18,7 +18,7 @@ from cnf.datasets import MISSING, Missing
 from cnf.fields import as_field
 from cnf.fields.divergence import DIVERGENCES, choose_divergence, with_count
 from cnf.flow import Flow
-from cnf.flow.scores import Scores, joined
+from cnf.flow.scores import Scores, concatenate
 from cnf.layers import CNF
 from cnf.ode import SolveError
 from cnf.scripts.data import AnyToy, Choices, Data, open_data, open_rows
@@ -228,7 +228,7 @@ class Trained:
             tensors = rows[i : i + CHUNK].tensors(self.flow.like)
             generator = torch.Generator().manual_seed(self.seed + i)
             parts.append(self.flow.score(*tensors, probes=probes, generator=generator))
-        return joined([scores for own in gather(parts) for scores in own])
+        return concatenate([scores for own in gather(parts) for scores in own])
 
     def some(self, rows: Rows) -> Rows:
         """Rows that stand for all, at most a thousand at random, by the seed alone."""

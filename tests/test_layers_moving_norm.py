@@ -190,7 +190,7 @@ def test_a_saved_flow_has_its_statistics(trained, tmp_path):
 
 def test_what_passed_each_layer_is_what_came_to_it(trained):
     flow, _, x = trained
-    passed = flow.score_rows(x[:20]).passed
+    passed = flow.score_rows(x[:20]).layer_inputs
     assert len(passed) == len(flow.layers)
     for layer, own in zip(reversed(flow.layers), reversed(passed), strict=True):
         torch.testing.assert_close(own, x[:20], rtol=1e-3, atol=1e-4)
@@ -207,7 +207,7 @@ def test_a_step_moves_the_statistics_by_what_came_to_the_layers():
     flow.layers[-1].fit(rows)
     learner = Learner(flow, RECIPE)
     with torch.no_grad():
-        passed = flow.score_rows(rows).passed
+        passed = flow.score_rows(rows).layer_inputs
     taken = learner.step(MaximumLikelihood(), Rows(rows), rate=1e-2, tolerance_factor=1.0)
     assert taken.failure == ""
     for layer, x in zip(flow.layers, passed, strict=True):
@@ -241,7 +241,7 @@ def test_statistics_of_a_run_are_those_of_what_comes_to_the_layers(trained):
     flow, history, x = trained
     assert history.skipped == 0
     with torch.no_grad():
-        passed = flow.score_rows(x).passed
+        passed = flow.score_rows(x).layer_inputs
     for layer, own in zip(flow.layers, passed, strict=True):
         if isinstance(layer, MovingNorm):
             assert int(layer.updates) == history.best_step

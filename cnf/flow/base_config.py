@@ -1,4 +1,4 @@
-"""Base distributions: taken apart into names and tensors, and put together again."""
+"""Base distributions as configuration: to JSON and named tensors, and back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ATTRIBUTES = {
 
 
 def describe(base: Distribution, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A distribution of `torch.distributions` or a `Cylinder` as JSON, and its tensors by name.
+    """Return a distribution of `torch.distributions` or a `Cylinder` as JSON, and its tensors.
 
     Args:
         base: The distribution.
@@ -67,7 +67,7 @@ def describe(base: Distribution, prefix: str) -> tuple[dict[str, Any], dict[str,
 
 
 def _kind(name: str) -> Any:
-    """What goes by a distribution's name; None for nothing."""
+    """Return the class that a distribution's name stands for; None where there is no such name."""
     return Cylinder if name == "Cylinder" else getattr(torch.distributions, name, None)
 
 
@@ -111,10 +111,10 @@ def _real(name: str, tensors: dict[str, Tensor]) -> Tensor:
 
 
 def rebuild(description: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -> Distribution:
-    """The distribution that `describe` described.
+    """Return the distribution that `describe` described.
 
     Raises:
-        ValueError: The description names no such distribution, or a tensor is none of real numbers.
+        ValueError: The description names no such distribution, or a tensor is not of real numbers.
     """
     name = description["class"]
     kind = _kind(str(name))
@@ -128,7 +128,7 @@ def rebuild(description: dict[str, Any], prefix: str, tensors: dict[str, Tensor]
 
 
 def map_tensors(base: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:
-    """The same distribution with `fn` (a change of dtype or device) applied to its tensors."""
+    """Return a distribution with `fn`, a change of dtype or device, applied to its tensors."""
     try:
         description, tensors = describe(base, "base")
     except ValueError:  # not made of its parameters alone: map whatever tensors it holds
@@ -148,5 +148,5 @@ def _copy(base: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:
 
 
 def circular_of(base: Distribution) -> tuple[int, ...]:
-    """Which columns of a base are angles, in radians: of a `Cylinder` some, of others none."""
+    """Return the columns of a base that are angles in radians, which only a `Cylinder` has."""
     return base.circular if isinstance(base, Cylinder) else ()

@@ -1,4 +1,4 @@
-"""Rows that are solved so many at a time."""
+"""Batches of rows, each small enough for one solve."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from cnf.ode import SolveError
 
 
 def chunks(count: int, max_batch: int | None) -> list[slice]:
-    """Which of `count` rows are solved together; one chunk at least, and of all when None.
+    """Return the slices of `count` rows that are solved together: at least one.
+
+    Args:
+        count: The number of rows.
+        max_batch: The most rows of a slice; all rows when None.
 
     Raises:
         ValueError: `max_batch` is below 1.
@@ -34,16 +38,17 @@ def in_chunks(
     context: Tensor | None,
     max_batch: int | None,
 ) -> Tensor:
-    """What `solve` makes of rows and their contexts, so many at a time.
+    """Apply `solve` to at most `max_batch` rows and their contexts at a time.
 
     Args:
-        solve: Of rows (n, columns) and contexts, gives a tensor of shape (n, …).
+        solve: A function of rows (n, columns) and contexts (n, context_dim) that returns a tensor
+            of shape (n, …).
         rows: Shape (rows, columns).
         context: Shape (rows, context_dim).
         max_batch: The most rows in one solve; all when None.
 
     Raises:
-        SolveError: From it, naming rows by their numbers among all.
+        SolveError: `solve` raises it; rows are named by their numbers among all rows.
     """
     parts = []
     for chunk in chunks(len(rows), max_batch):

@@ -16,16 +16,16 @@ _REAL_VECTOR = constraints.independent(constraints.real, 1)
 
 
 class Cylinder(Distribution):
-    """Angles that are uniform on the circle, beside columns that are normal; all independent.
+    """Independent columns: angles that are uniform on the circle, and normal real numbers.
 
         log p(z) = Σ ln N(z_j; loc_j, scale_j²) − m ln 2π
 
-    with the sum over the columns that are no angles, and m those that are. It is a density on the
-    circle: an angle and the same one some turns further have the same, and draws are in [−π, π).
+    with the sum over the columns that are not angles, and m the number of angles. It is a density
+    on the circle: it is the same some turns further, and draws are in [−π, π).
 
     Args:
-        loc: The means of the columns that are no angles, shape (dim − m,).
-        scale: Their standard deviations, alike.
+        loc: The means of the columns that are not angles, shape (dim − m,).
+        scale: Their standard deviations, shape (dim − m,).
         circular: Which of the dim columns are angles, in radians.
 
     Raises:
@@ -60,7 +60,7 @@ class Cylinder(Distribution):
         super().__init__(event_shape=torch.Size([dim]), validate_args=None)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Cylinder:
-        """The same with a batch shape, by views."""
+        """Return the distribution with a batch shape, by views of its parameters."""
         new: Cylinder
         new = self._get_checked_instance(Cylinder, _instance)  # type: ignore[no-untyped-call]
         new.circular, new._others, new._places = self.circular, self._others, self._places
@@ -72,7 +72,7 @@ class Cylinder(Distribution):
         return new
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draws, shape (*sample_shape, *batch, dim), with a gradient to the parameters."""
+        """Return draws, shape (*sample_shape, *batch, dim), with a gradient to the parameters."""
         shape = (*sample_shape, *self.batch_shape)
         like: dict[str, Any] = {"dtype": self.loc.dtype, "device": self.loc.device}
         normal = torch.randn(*shape, self.loc.shape[-1], **like)
@@ -81,7 +81,7 @@ class Cylinder(Distribution):
         return drawn.index_select(-1, self._places)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density, shape (*batch, dim) → (*batch)."""
+        """Return the log-density in nats, shape (*batch, dim) → (*batch)."""
         if self._validate_args:
             self._validate_sample(value)
         z = (value.index_select(-1, self._others) - self.loc) / self.scale

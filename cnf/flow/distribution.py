@@ -16,8 +16,8 @@ from cnf.utils.shapes import Shape, sizes
 Pair = tuple[Tensor, Tensor]
 
 
-class Density(Protocol):
-    """What has draws and log-densities given a context, as a `cnf.Flow` does."""
+class ConditionalDensity(Protocol):
+    """A density p(x | context) with draws and log-densities, as a `cnf.Flow` is."""
 
     base: Distribution
     layers: Sequence[Layer]
@@ -25,37 +25,37 @@ class Density(Protocol):
 
     @property
     def noisy(self) -> bool:
-        """Whether log p is a bound in the mean, and a draw without a gradient."""
+        """Whether log p is a lower bound on average, and draws have no gradient."""
 
     def support(self, context: Tensor | None = None) -> Constraint:
-        """Where x can be."""
+        """Return the support of x."""
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Shapes (*batch, dim), (*batch, context_dim) → (*batch)."""
+        """Return log p; shapes (*batch, dim), (*batch, context_dim) → (*batch)."""
 
     def sample(self, shape: Shape = (), context: Tensor | None = None) -> Tensor:
-        """Draws, shape (*shape, *context's batch, dim)."""
+        """Return draws, shape (*shape, *context's batch, dim)."""
 
     def rsample(self, shape: Shape = (), context: Tensor | None = None) -> Tensor:
-        """Draws with a gradient."""
+        """Return draws with a gradient."""
 
     def sample_and_log_prob(self, shape: Shape = (), context: Tensor | None = None) -> Pair:
-        """Draws and their log p."""
+        """Return draws and their log p."""
 
     def rsample_and_log_prob(self, shape: Shape = (), context: Tensor | None = None) -> Pair:
-        """Draws and their log p, with a gradient."""
+        """Return draws and their log p, with a gradient."""
 
 
 class FlowDistribution(Distribution):
-    """p(x | context) of a flow, with the context's batch shape and event shape (dim,).
+    """A flow's p(x | context), with the context's batch shape and event shape (dim,).
 
     It does what `torch.distributions` objects do: it stands in `Independent`, in
     `MixtureSameFamily` and under the transforms of `TransformedDistribution`, or as the guide q of
     variational inference. A draw and its log-density take one solve together, by
-    `rsample_and_log_prob`; `log_prob` of a draw is a solve of its own, the other way.
+    `rsample_and_log_prob`; `log_prob` of a draw takes another solve, in the other direction.
 
-    Of whole numbers and categories log p is a bound in the mean, by noise drawn anew each time, and
-    there is no `rsample`. `kl_divergence` knows no closed form: take the mean over draws.
+    For whole numbers and categories log p is a lower bound on average, by noise that is drawn anew
+    each time, and there is no `rsample`. `kl_divergence` has no closed form: average over draws.
 
     Args:
         flow: The flow, whose parameters it shares.
@@ -86,7 +86,10 @@ class FlowDistribution(Distribution):
     """
 
     def __init__(
-        self, flow: Density, context: Tensor | None = None, validate_args: bool | None = None
+        self,
+        flow: ConditionalDensity,
+        context: Tensor | None = None,
+        validate_args: bool | None = None,
     ) -> None:
         self.flow, self.context = flow, context
         self.has_rsample = flow.base.has_rsample and not flow.noisy
@@ -95,16 +98,16 @@ class FlowDistribution(Distribution):
 
     @property
     def arg_constraints(self) -> dict[str, Constraint]:
-        """Of the context, where there is one."""
+        """Return the constraint of the context, if there is one."""
         return {} if self.context is None else {"context": constraints.real_vector}
 
     @constraints.dependent_property(event_dim=1)
     def support(self) -> Constraint:
-        """Where x can be."""
+        """Return the support of x."""
         return self.flow.support(self.context)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
-        """The same with a larger batch shape, by a view of the context.
+        """Return the distribution with a larger batch shape, by a view of the context.
 
         Raises:
             ValueError: The batch shape is not one that this one expands to.
@@ -149,7 +152,7 @@ class FlowDistribution(Distribution):
         return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 
     def _shape(self, sample_shape: Shape) -> torch.Size:
-        """Of draws, but for what the context adds to it."""
+        """Return the shape of draws, without what the context adds to it."""
         shape = sizes(sample_shape)
         return shape if self.context is not None else torch.Size((*shape, *self.batch_shape))
 

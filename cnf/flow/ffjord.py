@@ -40,9 +40,9 @@ def ffjord(
     columns: Sequence[Layer] = (),
     **solver: Any,
 ) -> Flow:
-    """FFJORD: a standard normal base, CNF layers with concat-squash fields, a standardisation.
+    """Return FFJORD's flow: a normal base, CNF layers with concat-squash fields, a scaling.
 
-    Angles are uniform at the base, and the field is one on the circle: so is the density.
+    Angles are uniform at the base, and field and density are functions on the circle.
 
     Args:
         dim: Size of what is modelled, mostly of x.
@@ -63,7 +63,7 @@ def ffjord(
             FFJORD has one next to the data too: here the scaling is that. Maximum likelihood alone
             trains such a flow.
         circular: Which columns are angles in radians, drawn in [−π, π); in other units they are by
-            `columns`, which tell of them themselves.
+            layers of `columns`, which know them.
         columns: Layers next to the data, which bring its columns to `dim`, such as
             `cnf.tables.schema.Schema.layers`.
         solver: Any of `cnf.layers.SolverSettings`' attributes.

@@ -41,8 +41,9 @@ class Flow(nn.Module):
         context: Standardises the context on its way to the layers; they get it as it is when None.
 
     Raises:
-        ValueError: The base is not a single distribution over vectors, a layer's columns are not
-            as many as come to it, or other ones are angles to it than to the base.
+        ValueError: The base is not a single distribution over vectors, a layer
+            receives another number of columns than it has, or disagrees with the base on which
+            of them are angles.
         SolveError: From any method: a solve failed; the message names the rows and what to try.
 
     Attributes:
@@ -54,6 +55,7 @@ class Flow(nn.Module):
     one of its transforms, and `transform_given(context)` T given a context.
 
     Example:
+        >>> from torch.distributions import Independent, Normal
         >>> base = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
         >>> from cnf.fields import ConcatSquash
         >>> flow = Flow(base, [CNF(ConcatSquash(2, hidden=(16, 16))), Standardize(2)])
@@ -80,7 +82,7 @@ class Flow(nn.Module):
         self._check_angles()
 
     def _width(self) -> int:
-        """The size of x: the base's, as the layers change it."""
+        """Return the size of x: the base's, as the layers change it."""
         width = self.base.event_shape[0]
         for layer in self.layers:
             if layer.widths is not None:
@@ -93,7 +95,7 @@ class Flow(nn.Module):
         return width
 
     def _check_angles(self) -> None:
-        """Check that the layers that tell of angles have the base's."""
+        """Check that the layers that know their angles agree with the base."""
         for layer in self.layers:
             if layer.circular not in (None, self.circular):
                 raise ValueError(
@@ -103,12 +105,12 @@ class Flow(nn.Module):
 
     @property
     def circular(self) -> tuple[int, ...]:
-        """Which columns of the base are angles, in radians: those of a `Cylinder`."""
+        """The columns of the base that are angles in radians: those of a `Cylinder`."""
         return circular_of(self.base)
 
     @property
     def noisy(self) -> bool:
-        """Whether log p is a lower bound in the mean, since noise is drawn for each row."""
+        """Whether log p is a lower bound on average, since noise is drawn for each row."""
         return any(layer.noisy for layer in self.layers)
 
     @property
@@ -119,22 +121,25 @@ class Flow(nn.Module):
 
     @property
     def context_dim(self) -> int | None:
-        """Size of the context, 0 without one; None where the layers do not tell."""
+        """The size of the context, 0 without one; None where the layers do not know."""
         if self.context is not None:
             return self.context.dim
         fields = [layer.field for layer in self.layers if isinstance(layer, CNF)]
-        told = {field.context_dim if isinstance(field, TracedField) else None for field in fields}
-        return told.pop() if len(told) == 1 else None
+        sizes_known = {
+            field.context_dim if isinstance(field, TracedField) else None for field in fields
+        }
+        return sizes_known.pop() if len(sizes_known) == 1 else None
 
     @property
     def transform(self) -> FlowTransform:
-        """T as one of PyTorch's transforms: a new one each time, with a cache of its own.
+        """The map T as one of PyTorch's transforms: a new one at each access, with its own cache.
 
         Raises:
             ValueError: The flow draws noise, or has a context, as `transform_given` says.
 
         Example:
             >>> from torch.distributions import TransformedDistribution
+            >>> from cnf.flow import ffjord
             >>> flow = ffjord(2)
             >>> TransformedDistribution(flow.base, flow.transform).sample((3,)).shape
             torch.Size([3, 2])
@@ -142,7 +147,7 @@ class Flow(nn.Module):
         return self.transform_given(None)
 
     def transform_given(self, context: Tensor | None) -> FlowTransform:
-        """T given a context as one of PyTorch's transforms.
+        """Return T given a context as one of PyTorch's transforms.
 
         Args:
             context: Shape (*batch, context_dim), which broadcasts with a point's batch shape.
@@ -163,7 +168,7 @@ class Flow(nn.Module):
     def distribution(
         self, context: Tensor | None = None, validate_args: bool | None = None
     ) -> FlowDistribution:
-        """p(x | context) as one of PyTorch's distributions, with the context's batch shape.
+        """Return p(x | context) as one of PyTorch's distributions, with the context's batch shape.
 
         Args:
             context: Shape (*batch, context_dim).
@@ -175,6 +180,7 @@ class Flow(nn.Module):
 
         Example:
             >>> from torch.distributions import Independent
+            >>> from cnf.flow import ffjord
             >>> p = Independent(ffjord(2).distribution().expand((3,)), 1)
             >>> p.log_prob(p.sample()).shape
             torch.Size([])
@@ -183,10 +189,11 @@ class Flow(nn.Module):
         return FlowDistribution(self, context, validate_args)
 
     def support(self, context: Tensor | None = None) -> Constraint:
-        """Where x can be: `constraints.real_vector`, or what the layers reach of it.
+        """Return the support of x: `constraints.real_vector`, or the part that the layers reach.
 
         Example:
             >>> from cnf.layers import Bounded
+            >>> from cnf.flow import ffjord
             >>> flow = ffjord(1, columns=[Bounded([0.0], [1.0])])
             >>> flow.support().check(torch.tensor([[0.5], [1.5]]))
             tensor([ True, False])
@@ -199,13 +206,13 @@ class Flow(nn.Module):
 
     @property
     def solves(self) -> int:
-        """How many ODE solves one pass through the flow takes."""
+        """The number of ODE solves in one pass through the flow."""
         return sum(isinstance(layer, CNF) for layer in self.layers)
 
     def log_prob(
         self, x: Tensor, context: Tensor | None = None, *, max_batch: int | None = None
     ) -> Tensor:
-        """Log-density log p(x | context) in nats, shape (*batch).
+        """Return the log-density log p(x | context) in nats, shape (*batch).
 
         Args:
             x: Shape (*batch, dim).
@@ -220,6 +227,7 @@ class Flow(nn.Module):
             TypeError: x or the context is no tensor.
 
         Example:
+            >>> from cnf.flow import ffjord
             >>> flow, x = ffjord(2), torch.randn(5, 2)
             >>> torch.allclose(flow.log_prob(x, max_batch=2), flow.log_prob(x), atol=1e-5)
             True
@@ -234,7 +242,7 @@ class Flow(nn.Module):
     def sample(
         self, shape: Shape = (), context: Tensor | None = None, *, max_batch: int | None = None
     ) -> Tensor:
-        """Draws, shape (*shape, *context's batch, dim), without a gradient.
+        """Return draws, shape (*shape, *context's batch, dim), without a gradient.
 
         With `max_batch` that many in one solve, as in `log_prob`; they are the same.
         """
@@ -242,13 +250,13 @@ class Flow(nn.Module):
             return self._draw(self.base.sample, shape, context, self.transport, max_batch)
 
     def rsample(self, shape: Shape = (), context: Tensor | None = None) -> Tensor:
-        """Draws with a gradient to the parameters and the context (reparameterised)."""
+        """Return draws with a gradient to the parameters and the context (reparameterised)."""
         return self._draw(self._base_rsample, shape, context, self.transport)
 
     def sample_and_log_prob(
         self, shape: Shape = (), context: Tensor | None = None, *, max_batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draws and their log p in one solve, without a gradient; `max_batch` as in `log_prob`."""
+        """Return draws and their log p by one solve, without a gradient; see `log_prob`."""
         with torch.no_grad():
             joint = self._draw(self.base.sample, shape, context, self._joint, max_batch)
         return joint[..., :-1], joint[..., -1]
@@ -256,7 +264,7 @@ class Flow(nn.Module):
     def rsample_and_log_prob(
         self, shape: Shape = (), context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draws and their log p in one solve, with a gradient to parameters and context."""
+        """Return draws and their log p by one solve, with a gradient to parameters and context."""
         joint = self._draw(self._base_rsample, shape, context, self._joint)
         return joint[..., :-1], joint[..., -1]
 
@@ -269,19 +277,19 @@ class Flow(nn.Module):
         generator: torch.Generator | None = None,
         max_batch: int | None = None,
     ) -> Scores:
-        """Log p(x | context) with its errors, without a gradient; never raises for a row.
+        """Return log p(x | context) with its errors, without a gradient; never raises for a row.
 
         The rows are solved twice, the second time in double precision, by dopri8 at a tenth of the
-        tolerance: together that takes about three times as long as `log_prob`. A field of one's own
-        has to work in double precision too.
+        tolerance: together that takes about three times as long as `log_prob`. A user-defined
+        field has to work in double precision too.
 
         Args:
             x: Shape (*batch, dim).
             context: Shape (*batch, context_dim).
             probes: Estimates of the trace for each row, where the divergence is one (Hutch++ takes
                 up to as many products more, for its exact part); and draws of noise, where there
-                are columns of whole numbers or categories. Log p is then a lower bound of a row's
-                log-mass in the mean, which tightens with them.
+                are columns of whole numbers or categories. Log p is then on average a lower bound
+                of a row's log-mass, which tightens with them.
             generator: Where the seed of probes and noise comes from, whatever the divergence's own
                 generator; PyTorch's on the CPU when None. A row's depend on its number in x too.
             max_batch: The most rows in one solve, which bounds the memory that it takes; all when
@@ -293,6 +301,7 @@ class Flow(nn.Module):
             TypeError: x or the context is no tensor.
 
         Example:
+            >>> from cnf.flow import ffjord
             >>> scores = ffjord(2).score(torch.zeros(3, 2))
             >>> scores.stderr
             tensor([0., 0., 0.])
@@ -311,24 +320,24 @@ class Flow(nn.Module):
         context: Tensor | None = None,
         regularization: Regularization | None = None,
     ) -> RowLogProbs:
-        """Log p of rows (rows, dim) given a context (rows, context_dim), with the solve's cost.
+        """Return log p of rows (rows, dim) given a context (rows, context_dim), and the cost.
 
-        With a regularization, as training has it, the penalties are found along the way, and the
-        base's time may be another one: what is called log p is then only what to train.
+        A regularization, as training has it, adds its penalties and may move the base's time; log p
+        is then a training loss.
         """
-        pulled, passed = self._pull(x, context, regularization)
+        pulled, inputs = self._pull(x, context, regularization)
         log_prob = base_log_prob(self.base, pulled.value) + pulled.log_det
-        return RowLogProbs(log_prob, pulled.stats, pulled.penalties, passed)
+        return RowLogProbs(log_prob, pulled.stats, pulled.penalties, inputs)
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The value of `push` alone, cheaper where the log-determinant costs something."""
+        """Return the value of `push` alone, which is cheaper."""
         context = self.standardized(context)
         for layer in self.layers:
             z = layer.transport(z, context)
         return z
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """From rows of the base to x through all layers, with log |det ∂x/∂z| and the cost.
+        """Push rows of the base to x through all layers, with log |det ∂x/∂z| and the cost.
 
         Args:
             z: Shape (rows, columns of the base).
@@ -342,13 +351,14 @@ class Flow(nn.Module):
         return TransformResult(z, log_det, stats)
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """From rows of x to the base through all layers, with log |det ∂z/∂x| and the cost.
+        """Pull rows of x to the base through all layers, with log |det ∂z/∂x| and the cost.
 
         Args:
             x: Shape (rows, dim).
             context: Shape (rows, context_dim).
 
         Example:
+            >>> from cnf.flow import ffjord
             >>> flow = ffjord(2)
             >>> x = torch.zeros(3, 2)
             >>> pulled = flow.pull(x)
@@ -360,13 +370,13 @@ class Flow(nn.Module):
     def _pull(
         self, x: Tensor, context: Tensor | None, regularization: Regularization | None
     ) -> tuple[TransformResult, list[Tensor]]:
-        """`pull` with the penalties of a regularization, and what came to each layer."""
+        """Pull with the penalties of a regularization, and return the input of each layer too."""
         context = self.standardized(context)
         log_det = x.new_zeros(len(x))
-        stats, penalties, passed = Stats(), dict[str, Tensor](), list[Tensor]()
+        stats, penalties, inputs = Stats(), dict[str, Tensor](), list[Tensor]()
         base_time = 0.0 if regularization is None else regularization.base_time()
         for layer in reversed(self.layers):
-            passed.insert(0, x.detach())
+            inputs.insert(0, x.detach())
             if regularization is None:
                 mapped = layer.pull(x, context)
             else:
@@ -374,10 +384,10 @@ class Flow(nn.Module):
             x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
             for name, penalty in mapped.penalties.items():
                 penalties[name] = penalties[name] + penalty if name in penalties else penalty
-        return TransformResult(x, log_det, stats, penalties), passed
+        return TransformResult(x, log_det, stats, penalties), inputs
 
     def path(self, z: Tensor, frames: int, context: Tensor | None = None) -> Tensor:
-        """The way of base points `z` (rows, dim) to the data, shape (frames, rows, dim).
+        """Return the path of base points z (rows, dim) to the data, shape (frames, rows, dim).
 
         Flow time runs evenly through all CNF layers. Fixed layers (standardisation) have no time:
         those on the data's side of a CNF layer are applied to all of its frames, so that the path
@@ -409,12 +419,13 @@ class Flow(nn.Module):
         return torch.stack(states)
 
     def with_solver(self, **changes: Any) -> Self:
-        """A flow that shares the very parameters and solves otherwise.
+        """Return a flow that shares these very parameters and solves otherwise.
 
         Args:
             changes: Any of `cnf.layers.SolverSettings`' attributes: `rtol`, `method`, `step`, …
 
         Example:
+            >>> from cnf.flow import ffjord
             >>> flow = ffjord(2)
             >>> exact = flow.with_solver(rtol=1e-8, atol=1e-8)
             >>> exact.layers[0].field is flow.layers[0].field
@@ -424,9 +435,10 @@ class Flow(nn.Module):
         return type(self)(self.base, layers, self.context)
 
     def in_double(self) -> Self:
-        """A copy in double precision, whose code is not compiled.
+        """Return a copy in double precision, whose code is not compiled.
 
         Example:
+            >>> from cnf.flow import ffjord
             >>> ffjord(2).in_double().log_prob(torch.zeros(1, 2, dtype=torch.float64)).dtype
             torch.float64
         """
@@ -435,13 +447,13 @@ class Flow(nn.Module):
         return flow.with_solver(compile=False).double()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Take the base along when the module changes dtype or device."""
+        """Change the base's dtype or device with the module's."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.base = map_tensors(self.base, fn)
         return self
 
     def _rows(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
-        """X and context broadcast against each other and flattened to rows, and the batch shape."""
+        """Return x and context, broadcast and flattened to rows, and the batch shape."""
         check_tensors(x=x, context=context)
         if x.ndim < 1 or x.shape[-1] != self.dim:
             raise ValueError(f"Expected x of shape (..., {self.dim}); got {tuple(x.shape)}")
@@ -451,7 +463,7 @@ class Flow(nn.Module):
         return rows, context, batch
 
     def _check_context(self, context: Tensor | None, call: str) -> None:
-        """Hold that a context is one of the flow's, where it tells; `call` is how to give it."""
+        """Check a context's size where the flow knows it; `call` says how to pass one."""
         size = self.context_dim
         if context is None:
             fits, got = not size, "none"
@@ -463,14 +475,14 @@ class Flow(nn.Module):
             raise ValueError(f"Expected {wanted} in {call}; got {got}")
 
     def standardized(self, context: Tensor | None) -> Tensor | None:
-        """The context as the layers get it, (rows, context_dim)."""
+        """Return the context as the layers receive it, shape (rows, context_dim)."""
         if context is None or self.context is None:
             return context
         self._check_size(context)
         return self.context.pull(context).value
 
     def _check_size(self, context: Tensor) -> None:
-        """Hold that rows of a context are of the size that the flow was told of."""
+        """Check that rows of a context have the flow's context size."""
         if self.context is not None and context.shape[1:] != (self.context.dim,):
             raise ValueError(
                 f"Expected a context of shape (rows, {self.context.dim}); got "
@@ -492,7 +504,7 @@ class Flow(nn.Module):
         return drawn.reshape(*batch, drawn.shape[1])
 
     def _joint(self, z: Tensor, context: Tensor | None) -> Tensor:
-        """Samples and, as the last column, their log-density."""
+        """Return samples and, as the last column, their log-density."""
         pushed = self.push(z, context)
         log_prob = base_log_prob(self.base, z) - pushed.log_det
         return torch.cat([pushed.value, log_prob.unsqueeze(1)], 1)

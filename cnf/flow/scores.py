@@ -1,4 +1,4 @@
-"""Log-densities of rows, with what they cost and how far they can be relied on."""
+"""Log-densities of rows, with their cost and their errors."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from cnf.ode.solution import Count
 
 @dataclass(frozen=True)
 class RowLogProbs:
-    """Log-densities with what they cost.
+    """Log-densities of rows with the cost of their solves.
 
     Attributes:
         log_prob: log p(x) in nats per row, shape (rows,).
         stats: The evaluations and steps of all CNF layers.
-        penalties: What a regularization asked for, summed over the layers, each of shape (rows,).
-        passed: What came to each layer from the data's side, in the layers' order, each of shape
-            (rows, columns), without a gradient.
+        penalties: The integrals of each regularizer, summed over the layers, of shape (rows,).
+        layer_inputs: The rows that each layer received from the data's side, in the layers' order,
+            each of shape (rows, columns), without a gradient.
     """
 
     log_prob: Tensor
     stats: Stats
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
-    passed: Sequence[Tensor] = ()
+    layer_inputs: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,16 +40,16 @@ class Scores:
     Attributes:
         log_prob: log p(x) in nats, shape (*batch); NaN where a row failed, and -inf, which is never
             a failure, where there is no density: out of the base's support, or of a column's.
-        stderr: Its standard error from the probes of an estimated trace or the draws of noise,
-            alike; zero where there are none, NaN where there is only one.
-        solver_error: |log_prob − tighter|, alike: what the solver and rounding are off by.
+        stderr: The standard error of log_prob from the probes of an estimated trace or the draws of
+            noise, shape (*batch); zero where there are none, NaN where there is only one.
+        solver_error: |log_prob − tighter|, shape (*batch): the error of solver and rounding.
         status: `cnf.ode.Status` of each row, an array of shape (*batch): the first layer's that did
             not finish, coming from the data; or that log p is no number.
         stats: What the first of the two solves cost, for each of the rows in their flat order, or
             for all together where steps are joint.
         tighter: Log p in double precision by dopri8 at a tenth of the tolerance, or at half the
-            step where steps are fixed, with the same probes and noise; alike. NaN where that solve
-            failed.
+            step where steps are fixed, with the same probes and noise, shape (*batch). NaN where
+            that solve failed.
         probes: How many estimates, or draws, `stderr` is of.
     """
 
@@ -63,7 +63,7 @@ class Scores:
 
     @property
     def uncertainty(self) -> Tensor:
-        """How far log_prob may be off, in nats, for 95 of 100 rows; shape (*batch).
+        """The bound on log_prob's error, in nats, that holds for 95 of 100 rows; shape (*batch).
 
             √((t stderr)² + (2 solver_error)²)
 
@@ -91,8 +91,8 @@ class Scores:
         )
 
 
-def joined(parts: Sequence[Scores]) -> Scores:
-    """The scores of rows that follow one another, at least of one part."""
+def concatenate(parts: Sequence[Scores]) -> Scores:
+    """Return the scores of at least one part as those of all rows, in their order."""
     stats = [part.stats for part in parts]
     return Scores(
         torch.cat([part.log_prob for part in parts]),
@@ -100,17 +100,17 @@ def joined(parts: Sequence[Scores]) -> Scores:
         torch.cat([part.solver_error for part in parts]),
         np.concatenate([part.status for part in parts]),
         Stats(
-            _together([each.evaluations for each in stats]),
-            _together([each.accepted for each in stats]),
-            _together([each.rejected for each in stats]),
+            _join_counts([each.evaluations for each in stats]),
+            _join_counts([each.accepted for each in stats]),
+            _join_counts([each.rejected for each in stats]),
         ),
         torch.cat([part.tighter for part in parts]),
         parts[0].probes,
     )
 
 
-def _together(counts: Sequence[Count]) -> Count:
-    """Counts for each row one after the other, and those for all rows of a solve summed."""
+def _join_counts(counts: Sequence[Count]) -> Count:
+    """Return counts per row concatenated, and counts per solve summed."""
     if isinstance(counts[0], np.ndarray):
         return np.concatenate(counts)
     return sum(counts, start=0)

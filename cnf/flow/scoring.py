@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from cnf.flow.batching import chunks
-from cnf.flow.scores import Scores, joined
+from cnf.flow.scores import Scores, concatenate
 from cnf.layers import ScoringOptions
 from cnf.ode import Stats, Status
 from cnf.utils.row_noise import RowNoise
@@ -41,7 +41,7 @@ def score_rows(
         part = None if context is None else context[chunk]
         noise = (seed, x.dtype, chunk.start)
         parts.append(_score_chunk(flow, double, x[chunk], part, probes, noise))
-    scores = joined(parts)
+    scores = concatenate(parts)
     if scores.stderr.isnan().all() and not scores.log_prob.isnan().all():
         warnings.warn(
             "One probe has no standard error: stderr is NaN. Take more, score(x, probes=16)",

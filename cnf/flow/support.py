@@ -1,4 +1,4 @@
-"""Where a flow's x can be."""
+"""The support of a flow's x."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cnf.utils.shapes import as_rows
 
 
 def reach(base: Distribution, layers: Sequence[Layer], context: Tensor | None = None) -> Constraint:
-    """The points that layers take a base's support to.
+    """Return the points that layers take a base's support to.
 
     `constraints.real_vector` where these are all, which any columns of real numbers are; so are
     angles, since there is the same point in every turn.
@@ -99,11 +99,11 @@ def _everywhere(support: Constraint | None) -> bool:
 
 
 def _narrowed(inside: Tensor, still: Tensor) -> Tensor:
-    """Those of the rows inside that still are."""
+    """Return which of the rows inside still are."""
     return inside.masked_scatter(inside, still)
 
 
 def _call(layer: Layer) -> str:
-    """What makes the layer, by the names of its configuration."""
+    """Return the call that makes the layer, by the names of its configuration."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in layer.config().items())
     return f"{layer.name}({arguments})"

@@ -25,36 +25,36 @@ class Bijection(Protocol):
 
     @property
     def circular(self) -> tuple[int, ...]:
-        """Which columns of the base are angles, in radians."""
+        """The columns of the base that are angles, in radians."""
 
     def support(self, context: Tensor | None = None) -> Constraint:
-        """Where x can be."""
+        """Return the support of x."""
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Rows of the base to x, (rows, columns) → (rows, dim)."""
+        """Return x for rows of the base, (rows, columns) → (rows, dim)."""
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """The same, with log |det ∂x/∂z|."""
+        """Return x for rows of the base, with log |det ∂x/∂z|."""
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Rows of x to the base, with log |det ∂z/∂x|."""
+        """Return the base's points for rows of x, with log |det ∂z/∂x|."""
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """What is trained."""
+        """Iterate over the parameters."""
 
     def buffers(self) -> Iterator[Tensor]:
-        """What else it depends on."""
+        """Iterate over the other tensors that it depends on."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Solved:
-    """A pair of points, as they were when a solve found the one from the other.
+class _CachedSolve:
+    """A pair of points, as they were when a solve found one from the other.
 
     Attributes:
-        z: The base's.
-        x: The data's.
-        log_det: log |det ∂x/∂z| there.
-        mark: What tells tensors that a solve depends on from other ones.
+        z: The point of the base.
+        x: The point of the data.
+        log_det: log |det ∂x/∂z| at z.
+        mark: The identity and version of each tensor that the solve depends on.
         contents: Copies of these tensors.
         with_grad: Whether gradients were recorded.
     """
@@ -68,11 +68,11 @@ class _Solved:
 
 
 class FlowTransform(Transform):
-    """x = T(z) of a flow given a context, from the base's space to the data's.
+    """A flow's map x = T(z) given a context, from the base's space to the data's.
 
     A solve gives a point and its log-determinant together; both are kept. So after x = T(z), or
     z = T⁻¹(x), `log_abs_det_jacobian(z, x)` of these very tensors takes no other solve, nor does
-    the way back. Once a parameter, the context or a point has changed in place, or gradients are
+    the inverse. Once a parameter, the context or a point has changed in place, or gradients are
     wanted that were not recorded, all is solved anew.
 
     Angles are the same whole turns apart: as points on the circle, z and x belong to each other
@@ -82,20 +82,20 @@ class FlowTransform(Transform):
         flow: The flow, whose parameters it shares; one that draws no noise.
         context: Shape (*batch, context_dim), which broadcasts with a point's batch shape; None for
             a flow without one.
-        cache_size: 1, or 0 to keep nothing: then the log-determinant is a solve of its own, and
-            x = T(z) one at the price of the velocity alone.
+        cache_size: 1, or 0 to keep nothing: then the log-determinant takes another solve,
+            and x = T(z) costs the velocity alone.
 
     Shapes: z (*batch, columns) → x (*batch, dim), with a log-determinant (*batch).
 
     Raises:
         ValueError: From any method: points have another number of columns.
-        SolveError: Alike: a solve failed.
+        SolveError: From any method: a solve failed.
 
     Example:
         >>> from torch.distributions import TransformedDistribution
         >>> import cnf
         >>> flow = cnf.ffjord(dim=2)
-        >>> transform = flow.transform  # another one, with a cache of its own, for each access
+        >>> transform = flow.transform  # a new one with its own cache at each access
         >>> z = flow.base.sample((5,))
         >>> x = transform(z)
         >>> transform.log_abs_det_jacobian(z, x).shape, transform.inv(x) is z
@@ -110,7 +110,7 @@ class FlowTransform(Transform):
     def __init__(self, flow: Bijection, context: Tensor | None = None, cache_size: int = 1) -> None:
         super().__init__(cache_size)
         self.flow, self.context = flow, context
-        self._last: _Solved | None = None
+        self._last: _CachedSolve | None = None
 
     @constraints.dependent_property(event_dim=1)
     def domain(self) -> Constraint | None:
@@ -119,53 +119,53 @@ class FlowTransform(Transform):
 
     @constraints.dependent_property(event_dim=1)
     def codomain(self) -> Constraint:
-        """Where x can be."""
+        """The support of x."""
         return self.flow.support(self.context)
 
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
-        """The same with another size of the cache, 0 or 1."""
+        """Return the transform with another size of the cache, 0 or 1."""
         if cache_size == self._cache_size:
             return self
         return FlowTransform(self.flow, self.context, cache_size)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """The point x of z."""
+        """Return the point x of z."""
         if not self._cache_size:
             rows, context, batch = self._rows(z, self._base_columns)
             return self.flow.transport(rows, context).reshape(*batch, self.flow.dim)
-        last = self._known()
+        last = self._cached()
         if last is None or last.z is not z:
             last = self._last = self._pushed(z)
         return last.x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """The log-determinant, shape (*batch), at a point of the base and what it is taken to.
+        """Return the log-determinant, shape (*batch), at a point of the base and its image.
 
         Args:
-            x: The base's point, which is z everywhere else: PyTorch's name for it.
-            y: The data's.
+            x: The point of the base, called z everywhere else; the name is PyTorch's.
+            y: The point of the data.
         """
-        last = self._known()
+        last = self._cached()
         if last is None or last.z is not x or last.x is not y:
             last = self._pushed(x)
         return last.log_det
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        """The shape of x of z's."""
+        """Return the shape of x for that of z."""
         return self._reshaped(shape, self.flow.dim)
 
     def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
-        """The shape of z of x's."""
+        """Return the shape of z for that of x."""
         return self._reshaped(shape, self._base_columns)
 
     def __eq__(self, other: object) -> bool:
-        """Whether they are the same flow's, given the same context."""
+        """Return whether both are the same flow's, given the same context."""
         if not isinstance(other, FlowTransform):
             return False
         return self.flow is other.flow and self.context is other.context
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is kept, which may hold on to a graph that cannot be copied."""
+        """Return the state without the cache, whose graph cannot be copied."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return {**state, "_last": None}
 
@@ -175,45 +175,45 @@ class FlowTransform(Transform):
         return f"{type(self).__name__}(layers: [{layers}]{given})"
 
     def _inv_call(self, x: Tensor) -> Tensor:
-        """The point z of x, as `inv` has it."""
-        last = self._known()
+        """Return the point z of x, for `inv`."""
+        last = self._cached()
         if last is None or last.x is not x:
             last = self._pulled(x)
             self._last = last if self._cache_size else None
         return last.z
 
-    def _pushed(self, z: Tensor) -> _Solved:
+    def _pushed(self, z: Tensor) -> _CachedSolve:
         rows, context, batch = self._rows(z, self._base_columns)
         mapped = self.flow.push(rows, context)
-        return self._noted(
+        return self._remember(
             z, mapped.value.reshape(*batch, self.flow.dim), mapped.log_det.reshape(batch)
         )
 
-    def _pulled(self, x: Tensor) -> _Solved:
+    def _pulled(self, x: Tensor) -> _CachedSolve:
         rows, context, batch = self._rows(x, self.flow.dim)
         mapped = self.flow.pull(rows, context)
         z = wrapped_columns(mapped.value, self.flow.circular)
-        return self._noted(z.reshape(*batch, z.shape[1]), x, -mapped.log_det.reshape(batch))
+        return self._remember(z.reshape(*batch, z.shape[1]), x, -mapped.log_det.reshape(batch))
 
-    def _noted(self, z: Tensor, x: Tensor, log_det: Tensor) -> _Solved:
+    def _remember(self, z: Tensor, x: Tensor, log_det: Tensor) -> _CachedSolve:
         tensors = self._tensors(z, x)
         contents = tuple(each.detach().clone() for each in tensors) if self._cache_size else ()
-        return _Solved(z, x, log_det, _mark(tensors), contents, torch.is_grad_enabled())
+        return _CachedSolve(z, x, log_det, _mark(tensors), contents, torch.is_grad_enabled())
 
     @property
     def _base_columns(self) -> int:
         return self.flow.base.event_shape[0]
 
     def _rows(self, points: Tensor, columns: int) -> tuple[Tensor, Tensor | None, torch.Size]:
-        """Points and their contexts as rows, and the batch shape."""
+        """Return points and their contexts as rows, and the batch shape."""
         if points.shape[-1:] != (columns,):
             raise ValueError(
                 f"Expected points of shape (..., {columns}); got {tuple(points.shape)}"
             )
         return as_rows(points, self.context)
 
-    def _known(self) -> _Solved | None:
-        """The last solve, if it would come out the same again."""
+    def _cached(self) -> _CachedSolve | None:
+        """Return the last solve, if another one would give the same."""
         last = self._last
         if last is None or (torch.is_grad_enabled() and not last.with_grad):
             return None
@@ -241,5 +241,5 @@ def _mark(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often it has been changed in place, which inference mode does not count."""
+    """Return how often a tensor was changed in place, which inference mode does not count."""
     return 0 if tensor.is_inference() else tensor._version

@@ -79,7 +79,7 @@ class MaximumLikelihood:
         if self.regularization is not None:
             for name, weight in self.regularization.active.items():
                 loss = loss + weight * scored.penalties[name].mean()
-        return Loss(loss, scored.stats, scored.passed)
+        return Loss(loss, scored.stats, scored.layer_inputs)
 
     def check(self, flow: Flow, *, conditional: bool) -> None:
         """Raise a ValueError where there is nothing to regularize."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cnf.datasets import ConditionalToy, Picture, Toy
 from cnf.plotting import (
     FILMS,
-    POINTS,
+    SCATTER_POINTS,
     Bounds,
     Film,
     check_film,
@@ -196,8 +196,8 @@ def _projection(trained: Trained, data: Data) -> Figure:
 def _rows_beside(trained: Trained, data: Data) -> tuple[Array, Array, tuple[str, ...]]:
     """Held-out rows, samples and the names of their columns, but for constant ones."""
     (own, varying), given = _varying(trained), trained.context_columns
-    rows = data.test[:POINTS] if given else data.test
-    samples = trained.sample(rows.context if given else no_context(POINTS), seed=0)
+    rows = data.test[:SCATTER_POINTS] if given else data.test
+    samples = trained.sample(rows.context if given else no_context(SCATTER_POINTS), seed=0)
     # The context, the same in both, comes last: how the rows depend on it shows where it has room.
     drawn = np.hstack([samples[:, varying], rows.context]) if given else samples[:, varying]
     return np.hstack([rows.x[:, varying], rows.context]), drawn, (*own, *given)

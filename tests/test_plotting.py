@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 import cnf
 from cnf.datasets import CONDITIONAL_TOYS, TOYS
 from cnf.plotting import (
-    POINTS,
+    SCATTER_POINTS,
     base_grid,
     conditional_figure,
     data_bounds,
@@ -34,7 +34,7 @@ from cnf.plotting import (
     trajectories_figure,
 )
 from cnf.plotting.pairs import highest_density_level
-from cnf.plotting.panels import cells, draw_shades, smooth_histogram
+from cnf.plotting.panels import draw_shades, grid_size, smooth_histogram
 
 BOUNDS = ((-4.0, 4.0), (-2.0, 6.0))
 
@@ -57,9 +57,9 @@ def test_density_is_drawn_the_right_way_up(ax):
 
 
 def test_samples_are_where_they_are(ax):
-    rows = np.random.default_rng(0).normal(size=(3 * POINTS, 2))
+    rows = np.random.default_rng(0).normal(size=(3 * SCATTER_POINTS, 2))
     draw_samples(ax, rows, BOUNDS)
-    np.testing.assert_array_equal(ax.collections[0].get_offsets(), rows[:POINTS])
+    np.testing.assert_array_equal(ax.collections[0].get_offsets(), rows[:SCATTER_POINTS])
     assert ax.get_xlim() == BOUNDS[0]
 
 
@@ -112,7 +112,7 @@ def test_bounds_hold_the_data_but_its_outliers():
 @pytest.mark.parametrize("truth", [True, False])
 @pytest.mark.parametrize("name", CONDITIONAL_TOYS)
 def test_conditional_figure_has_a_panel_for_each_context(name, truth, monkeypatch):
-    monkeypatch.setattr("cnf.plotting.conditional.GRID", 16)
+    monkeypatch.setattr("cnf.plotting.conditional.DENSITY_PIXELS", 16)
     toy = CONDITIONAL_TOYS[name]
     x, context = toy.sample(500, seed=0)
     flow = cnf.ffjord(len(toy.columns), hidden=(8,), context_dim=1)
@@ -148,7 +148,7 @@ def test_conditional_curves_are_the_densities_given_the_panels_context():
 
 def test_map_of_flow_has_the_scale_of_the_truth(monkeypatch):
     """So that a flow that is not sharp enough is seen to be duller."""
-    monkeypatch.setattr("cnf.plotting.conditional.GRID", 32)
+    monkeypatch.setattr("cnf.plotting.conditional.DENSITY_PIXELS", 32)
     toy = CONDITIONAL_TOYS["rotor"]
     flow = cnf.ffjord(2, hidden=(8,), context_dim=1)
     names = (toy.columns, toy.context_columns)
@@ -161,7 +161,7 @@ def test_map_of_flow_has_the_scale_of_the_truth(monkeypatch):
 @pytest.mark.parametrize("rows", [1, 3, 15])
 @pytest.mark.parametrize("dim", [1, 2])
 def test_conditional_figure_of_few_rows_and_many_contexts(rows, dim, monkeypatch):
-    monkeypatch.setattr("cnf.plotting.conditional.GRID", 8)
+    monkeypatch.setattr("cnf.plotting.conditional.DENSITY_PIXELS", 8)
     random = np.random.default_rng(0)
     x, context = random.normal(size=(rows + 1, dim)), random.normal(size=(rows + 1, 4))
     flow = cnf.ffjord(dim, hidden=(8,), context_dim=4)
@@ -231,7 +231,7 @@ def test_trajectories_run_from_rings_to_dots(ax):
 
 def test_arrows_point_as_points_move(ax):
     bounds = ((0.0, 4.0), (0.0, 1.0))
-    draw_field(ax, lambda rows: rows * [1.0, -2.0], bounds, arrows=cells(bounds, 8))
+    draw_field(ax, lambda rows: rows * [1.0, -2.0], bounds, arrows=grid_size(bounds, 8))
     (arrows,) = ax.collections
     x, y = arrows.get_offsets().T
     assert len(x) == 8 * 2
@@ -343,8 +343,8 @@ def test_learning_curve_figure_has_evaluations_where_something_was_solved(nfe, p
     [(strip_figure, 12), (trajectories_figure, 1), (field_figure, 5), (grid_figure, 5)],
 )
 def test_figures_of_motion_have_their_panels(draw, panels, bounds, fitted, monkeypatch):
-    monkeypatch.setattr("cnf.plotting.density.COARSE", 10)
-    monkeypatch.setattr("cnf.plotting.motion.NODES", 10)
+    monkeypatch.setattr("cnf.plotting.density.STRIP_PIXELS", 10)
+    monkeypatch.setattr("cnf.plotting.motion.GRID_LINE_NODES", 10)
     figure = draw(fitted, TOYS["moons"].sample(500, seed=0), bounds=bounds)
     axes = figure.get_axes()
     assert len(axes) == panels
@@ -354,7 +354,7 @@ def test_figures_of_motion_have_their_panels(draw, panels, bounds, fitted, monke
 
 
 def test_strip_ends_with_the_flows_density(fitted, monkeypatch):
-    monkeypatch.setattr("cnf.plotting.density.COARSE", 10)
+    monkeypatch.setattr("cnf.plotting.density.STRIP_PIXELS", 10)
     bounds = ((-3.0, 3.0), (-2.0, 2.0))
     figure = strip_figure(fitted, TOYS["moons"].sample(500, seed=0), frames=2, bounds=bounds)
     shades = figure.get_axes()[1].get_images()[0].get_array()

@@ -28,7 +28,7 @@ X, CONTEXT = [0, 2], [1]  # height and depth given width
 def _coarse():
     """Figures of fewer pixels: they are scored one by one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cnf.plotting.conditional.GRID", 16)
+        patch.setattr("cnf.plotting.conditional.DENSITY_PIXELS", 16)
         yield
 
 

@@ -17,8 +17,8 @@ def _quick():
     """Few rows and coarse shades."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cnf.scripts.data.TOY_ROWS", {"train": 2000, "validation": 200, "test": 200})
-        patch.setattr("cnf.plotting.density.GRID", 12)
-        patch.setattr("cnf.plotting.density.COARSE", 8)
+        patch.setattr("cnf.plotting.density.DENSITY_PIXELS", 12)
+        patch.setattr("cnf.plotting.density.STRIP_PIXELS", 8)
         patch.setattr("cnf.plotting.flow_films.density_film.__defaults__", (None, False, 3, 500, 0))
         patch.setattr("cnf.plotting.flow_films.samples_film.__defaults__", (False, None, 3, 0))
         yield

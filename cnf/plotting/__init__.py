@@ -1,8 +1,7 @@
-"""Figures of densities, samples, paths and learning curves, and films of them.
+"""Figures and animations of densities, samples, trajectories and learning curves.
 
-Every function that draws takes matplotlib axes and returns them; those called `…_figure` lay out a
-whole figure, and those called `…_film` one whose frames are drawn one after another. Nothing here
-touches pyplot's global state.
+Each `draw_…` function takes matplotlib axes and returns them; each `…_figure` function lays out a
+whole figure, and each `…_film` function an animation. No function changes pyplot's global state.
 
 Example:
     >>> import cnf, numpy as np
@@ -12,13 +11,13 @@ Example:
 """
 
 from cnf.plotting.conditional import conditional_figure, spread_rows
-from cnf.plotting.course import base_rows, log_prob_at, log_prob_of, path_of, quick, velocity_at
 from cnf.plotting.density import (
     density_figure,
     draw_density_strip,
     draw_samples_strip,
     strip_figure,
 )
+from cnf.plotting.evolution import base_rows, log_prob_at, log_prob_of, path_of, quick, velocity_at
 from cnf.plotting.film import FILMS, Film, check_film, write_film
 from cnf.plotting.flow_films import density_film, samples_film
 from cnf.plotting.image import png
@@ -39,8 +38,8 @@ from cnf.plotting.motion import (
 )
 from cnf.plotting.pairs import draw_contours, pairs_figure
 from cnf.plotting.panels import (
-    GRID,
-    POINTS,
+    DENSITY_PIXELS,
+    SCATTER_POINTS,
     Bounds,
     data_bounds,
     draw_density,
@@ -53,10 +52,10 @@ from cnf.plotting.style import DATA_COLOR, DENSITY_MAP, MODEL_COLOR, TIME_MAP, d
 __all__ = [
     "DATA_COLOR",
     "DENSITY_MAP",
+    "DENSITY_PIXELS",
     "FILMS",
-    "GRID",
     "MODEL_COLOR",
-    "POINTS",
+    "SCATTER_POINTS",
     "TIME_MAP",
     "Bounds",
     "Film",

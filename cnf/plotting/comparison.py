@@ -1,4 +1,4 @@
-"""Figures of data beside a flow's samples: columns, correlations, log-densities."""
+"""Comparisons of data with a flow's samples: marginals, correlations, log-densities."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from cnf.plotting.panels import legend_above
 
 Array = NDArray[np.float64]
 
-PANELS = 64  # columns that are shown one by one
-ACROSS = 4  # of them side by side
-FEW = 20  # whole numbers that have bars of their own
-TAIL = 0.002  # of the rows at either end, which do not widen a histogram
-FINE = float(np.finfo(np.float32).eps)  # of a number: less is rounding, samples being float32
-NAMED = 40  # columns whose names have room beside a map
-WIDE = 15  # columns up to which three maps have room side by side
-LEAST_SCALE = 0.1  # of differences between correlations: smaller ones stay pale
+MAX_MARGINAL_PANELS = 64
+PANELS_PER_ROW = 4
+MAX_BARS = 20  # whole numbers that are drawn as bars; more are binned
+TAIL_SHARE = 0.002  # share of the values on each side that does not widen a histogram
+RELATIVE_ROUNDING = float(np.finfo(np.float32).eps)  # samples are float32
+MAX_NAMED_COLUMNS = 40  # columns whose names fit along a correlation map
+MAX_SIDE_BY_SIDE_COLUMNS = 15  # columns up to which three maps fit side by side
+MIN_DIFFERENCE_SCALE = 0.1  # range of the colours of differences, so that small ones stay pale
 
 
 def marginals_figure(
-    data: Array, samples: Array, columns: Sequence[str], most: int = PANELS
+    data: Array, samples: Array, columns: Sequence[str], most: int = MAX_MARGINAL_PANELS
 ) -> Figure:
-    """A panel for each column: the shares of data and of samples that fall into the same bins.
+    """Draw histograms of data and samples on common bins, one panel per column.
 
-    A column of a few whole numbers has bars for each, side by side; samples of it are rounded.
+    A column of at most twenty whole numbers is drawn as bars; its samples are rounded.
 
     Args:
         data: Rows (n, columns).
         samples: Rows (m, columns) drawn from the flow.
-        columns: Names.
-        most: The most columns shown; the first ones are.
+        columns: Names of the columns.
+        most: Maximum number of columns, of which the first ones are drawn.
     """
     shown = min(most, len(columns))
-    across = min(ACROSS, shown)
+    across = min(PANELS_PER_ROW, shown)
     down = -(-shown // across)
     spaced = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
     figure = Figure(figsize=(max(4.0, 2.7 * across), 1.8 * down + 0.4), layout=spaced)
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for i, ax in enumerate(panels[:shown]):
         draw_marginal(ax, data[:, i], samples[:, i])
-        # Names are shown as they are: a $ in one starts no formula.
+        # A $ in a name starts no formula.
         ax.set_title(short_name(columns[i], 30), fontsize=9, parse_math=False)
     for ax in panels[shown:]:
         ax.axis("off")
@@ -57,13 +57,13 @@ def marginals_figure(
 
 
 def draw_marginal(ax: Axes, data: Array, samples: Array) -> Axes:
-    """One column of data (n,) beside samples of it (m,), as shares of either.
+    """Draw histograms of one column of data (n,) and its samples (m,), as shares of each.
 
-    The outermost samples do not widen the panel: it may end before they do.
+    The outermost samples do not widen the panel and may lie outside it.
     """
     whole = bool((data == np.rint(data)).all())
     low, high = _window(data, np.rint(samples) if whole else samples)
-    if whole and round(high) - round(low) < FEW:
+    if whole and round(high) - round(low) < MAX_BARS:
         _draw_bars(ax, data, np.rint(samples), np.arange(round(low), round(high) + 1.0))
     else:
         _draw_steps(ax, data, samples, _edges(low, high, len(data), whole))
@@ -74,7 +74,7 @@ def draw_marginal(ax: Axes, data: Array, samples: Array) -> Axes:
 
 
 def correlations(rows: Array) -> Array:
-    """Pearson's correlations of the columns of rows (n, columns); NaN where one is constant.
+    """Return Pearson's correlations of the columns of rows (n, columns); NaN for constant columns.
 
     Example:
         >>> correlations(np.array([[0.0, 0.0, 1.0], [1.0, -2.0, 1.0]])).round(2)
@@ -83,23 +83,23 @@ def correlations(rows: Array) -> Array:
                [nan, nan, nan]])
     """
     spread = rows.std(0)
-    varies = spread > FINE * np.abs(rows).max(0)
+    varies = spread > RELATIVE_ROUNDING * np.abs(rows).max(0)
     standard = (rows - rows.mean(0)) / np.where(varies, spread, np.nan)
     return np.asarray(standard.T @ standard / len(rows))
 
 
 def correlations_figure(data: Array, samples: Array, columns: Sequence[str]) -> Figure:
-    """Three maps: correlations of data, of samples, and samples' minus data's.
+    """Draw three maps: correlations of data, of samples, and samples' minus data's.
 
-    What is not known is grey.
+    Undefined correlations are grey.
 
     Args:
-        data: Correlations (columns, columns), as `correlations` gives them.
-        samples: Those of the samples.
-        columns: Names, shown for up to forty columns.
+        data: Correlations (columns, columns) of the data, as returned by `correlations`.
+        samples: Correlations (columns, columns) of the samples.
+        columns: Names of the columns, drawn for up to forty columns.
     """
     difference = samples - data
-    largest = np.abs(difference[np.isfinite(difference)]).max(initial=LEAST_SCALE)
+    largest = np.abs(difference[np.isfinite(difference)]).max(initial=MIN_DIFFERENCE_SCALE)
     figure, axes = _map_axes(len(columns))
     maps = [
         _draw_map(ax, values, limit, title)
@@ -109,8 +109,8 @@ def correlations_figure(data: Array, samples: Array, columns: Sequence[str]) -> 
             (axes[2], difference, largest, "samples minus data"),
         )
     ]
-    # Side by side, the first two share a scale, and all share the names of the rows.
-    stacked = len(columns) > WIDE and len(columns) <= NAMED
+    # Side by side, the first two maps share a colour bar, and all share the names of the rows.
+    stacked = len(columns) > MAX_SIDE_BY_SIDE_COLUMNS and len(columns) <= MAX_NAMED_COLUMNS
     for i, (ax, drawn) in enumerate(zip(axes, maps, strict=True)):
         if stacked or i > 0:
             figure.colorbar(drawn, ax=ax, shrink=0.8, pad=0.02).ax.tick_params(labelsize=8)
@@ -119,9 +119,9 @@ def correlations_figure(data: Array, samples: Array, columns: Sequence[str]) -> 
 
 
 def log_prob_figure(data: Array, samples: Array) -> Figure:
-    """Log p of data (n,) beside that of samples (m,), as shares of either.
+    """Draw histograms of log p of data (n,) and of samples (m,), as shares of each.
 
-    Values that lie outside of the panel are counted above it.
+    The title counts the values that lie outside the panel.
     """
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     ax = figure.subplots()
@@ -137,12 +137,12 @@ def log_prob_figure(data: Array, samples: Array) -> Figure:
 
 
 def _window(data: Array, samples: Array) -> tuple[float, float]:
-    """Where a histogram of both begins and ends: all but the outermost.
+    """Return the limits of a histogram of data and samples without their outermost values.
 
-    Samples that lie far away do not blur the data: they have its width to either side of it.
+    Distant samples do not blur the data: they extend the limits by at most its width per side.
     """
     (low, high), (left, right) = _span(data), _span(samples)
-    least = FINE * max(abs(low), abs(high))
+    least = RELATIVE_ROUNDING * max(abs(low), abs(high))
     width = high - low
     if width > least:
         left, right = max(left, low - width), min(right, high + width)
@@ -155,14 +155,14 @@ def _span(values: Array) -> tuple[float, float]:
     finite = values[np.isfinite(values)]
     if not len(finite):
         return 0.0, 0.0
-    low, high = np.quantile(finite, (TAIL, 1 - TAIL)).tolist()
+    low, high = np.quantile(finite, (TAIL_SHARE, 1 - TAIL_SHARE)).tolist()
     return low, high
 
 
 def _edges(low: float, high: float, rows: int, whole: bool) -> Array:
-    """Edges of bins, about as many as Rice's rule has for so many rows.
+    """Return the edges of bins by Rice's rule.
 
-    Where the values are whole, each bin has as many whole numbers as the next.
+    For whole numbers, each bin holds equally many of them.
     """
     bins = int(np.clip(2 * np.cbrt(rows), 12, 60))
     if not whole:
@@ -191,13 +191,13 @@ def _draw_bars(ax: Axes, data: Array, samples: Array, numbers: Array) -> None:
 
 
 def _map_axes(columns: int) -> tuple[Figure, Sequence[Axes]]:
-    """A figure with three axes for maps: side by side, or below one another to have room."""
-    names = 1.6 if columns <= NAMED else 0.3
-    if WIDE < columns <= NAMED:
+    """Lay out three axes for maps: side by side, or one below another where names need room."""
+    names = 1.6 if columns <= MAX_NAMED_COLUMNS else 0.3
+    if MAX_SIDE_BY_SIDE_COLUMNS < columns <= MAX_NAMED_COLUMNS:
         side = 0.2 * columns
         figure = Figure(figsize=(side + names + 0.8, 3 * (side + names)), layout="compressed")
         return figure, figure.subplots(3, 1)
-    side = max(2.4, 0.2 * columns) if columns <= WIDE else 3.2
+    side = max(2.4, 0.2 * columns) if columns <= MAX_SIDE_BY_SIDE_COLUMNS else 3.2
     figure = Figure(figsize=(3 * side + names + 1.2, side + names), layout="compressed")
     return figure, figure.subplots(1, 3)
 
@@ -210,10 +210,10 @@ def _draw_map(ax: Axes, values: Array, limit: float, title: str) -> AxesImage:
 
 def _name_map(ax: Axes, columns: Sequence[str], rows: bool) -> None:
     ax.set(xticks=[], yticks=[])
-    if len(columns) > NAMED:
+    if len(columns) > MAX_NAMED_COLUMNS:
         return
     names = [short_name(name, 20) for name in columns]
-    size = 8 if len(columns) <= WIDE else 7
+    size = 8 if len(columns) <= MAX_SIDE_BY_SIDE_COLUMNS else 7
     ax.set_xticks(range(len(names)), names, rotation=90, fontsize=size, parse_math=False)
     if rows:
         ax.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)

@@ -1,4 +1,4 @@
-"""A conditional density at a few contexts, beside the data near each."""
+"""Conditional densities at a few contexts, compared with the data nearest to each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cnf.flow import Flow
-from cnf.plotting.course import log_prob_of
+from cnf.plotting.evolution import log_prob_of
 from cnf.plotting.panels import (
-    GRID,
+    DENSITY_PIXELS,
     data_bounds,
     draw_density,
     draw_samples,
@@ -23,10 +23,10 @@ from cnf.plotting.style import DATA_COLOR, INK, MODEL_COLOR
 
 Array = NDArray[np.float64]
 Conditional = Callable[[Array, Array], Array]
-"""Rows (n, dim) and contexts (n, context columns) to log-densities (n,)."""
+"""Conditional log-density (n,) of rows (n, dim) given contexts (n, context columns)."""
 
-CONTEXTS = 5  # that a conditional density is drawn at
-NEARBY = 20  # rows shown beside a density at a context, where a twentieth of all are fewer
+SHOWN_CONTEXTS = 5
+MIN_NEAREST_ROWS = 20  # rows drawn with a context, where a twentieth of all rows are fewer
 
 
 def conditional_figure(
@@ -37,17 +37,18 @@ def conditional_figure(
     context_columns: Sequence[str],
     true_log_prob: Conditional | None = None,
 ) -> Figure:
-    """A conditional flow over one or two columns at a few contexts, beside the data near each.
+    """Draw a conditional flow over one or two columns at a few contexts, with the nearest data.
 
     Args:
         flow: A flow over one or two columns, given a context.
         data: Rows (n, 1) or (n, 2).
-        context: Their contexts (n, context columns); the density is drawn at `spread_rows` of them.
-        columns: The rows' names.
-        context_columns: The contexts' names.
-        true_log_prob: The true conditional log-density, where it is known.
+        context: Contexts (n, context columns) of the rows; the density is drawn at `spread_rows`
+            of them.
+        columns: Names of the rows' columns.
+        context_columns: Names of the contexts' columns.
+        true_log_prob: True conditional log-density, if known.
     """
-    shown = spread_rows(context, CONTEXTS)
+    shown = spread_rows(context, SHOWN_CONTEXTS)
     near = [data[_nearest(context, row)] for row in shown]
     densities: dict[str, Conditional] = {"flow": partial(log_prob_of, flow)}
     if true_log_prob:
@@ -57,10 +58,9 @@ def conditional_figure(
 
 
 def spread_rows(context: Array, count: int) -> NDArray[np.intp]:
-    """The rows at evenly spread quantiles of contexts (n, columns), from the 5th to the 95th.
+    """Return indices of rows at evenly spread percentiles of contexts (n, columns), 5th to 95th.
 
-    With several columns they are ordered along their principal axis, and the rows, being some of
-    those given, are contexts that do occur.
+    Several columns are ordered along their principal axis. Only contexts that occur are chosen.
 
     Example:
         >>> spread_rows(np.array([[4.0], [1.0], [3.0], [2.0]]), count=2)
@@ -79,23 +79,23 @@ def _standardized(context: Array) -> Array:
 
 
 def _nearest(context: Array, row: int) -> NDArray[np.intp]:
-    """The rows whose contexts are nearest to that of a row: a twentieth of them.
+    """Return indices of the twentieth of the rows whose contexts are nearest to a row's.
 
-    Of few rows it is more, but never more than keep the contexts that are drawn apart.
+    At least twenty rows are returned where the drawn contexts remain separate.
     """
     standard = _standardized(context)
     distance = ((standard - standard[row]) ** 2).sum(1)
-    most = max(len(context) // 20, min(NEARBY, len(context) // CONTEXTS), 1)
+    most = max(len(context) // 20, min(MIN_NEAREST_ROWS, len(context) // SHOWN_CONTEXTS), 1)
     return np.argsort(distance)[:most]
 
 
-def _at(log_prob: Conditional, context: Array) -> Callable[[Array], Array]:
-    """The density of rows given one and the same context."""
+def _given_context(log_prob: Conditional, context: Array) -> Callable[[Array], Array]:
+    """Return the log-density of rows given one context."""
     return lambda rows: log_prob(rows, np.tile(context, (len(rows), 1)))
 
 
 def _context_title(ax: Axes, names: Sequence[str], context: Array) -> None:
-    """What is given, a line for each of the first three columns."""
+    """Write the context as the title, a line for each of the first three columns."""
     lines = [
         f"{short_name(name)} = {x:.3g}" for name, x in zip(names[:3], context[:3], strict=True)
     ]
@@ -110,10 +110,10 @@ def _curves(
     columns: Sequence[str],
     context_columns: Sequence[str],
 ) -> Figure:
-    """One column: a panel for each context, the densities over a histogram of the data near it."""
+    """Draw one column: for each context the densities over a histogram of the nearest data."""
     figure = Figure(figsize=(2.6 * len(contexts), 3.2), layout="constrained")
     (low, high), _ = data_bounds(np.hstack([data, data]))
-    x = np.linspace(low, high, 4 * GRID)[:, None]
+    x = np.linspace(low, high, 4 * DENSITY_PIXELS)[:, None]
     styles = {"flow": (MODEL_COLOR, "-"), "truth": (INK, ":")}
     panels = np.atleast_1d(figure.subplots(1, len(contexts), sharex=True))
     for ax, context, rows in zip(panels, contexts, near, strict=True):
@@ -121,7 +121,9 @@ def _curves(
         ax.hist(rows[:, 0], 50, range=(low, high), **bars)
         for name, log_prob in densities.items():
             color, line = styles[name]
-            ax.plot(x[:, 0], np.exp(_at(log_prob, context)(x)), line, color=color, label=name)
+            ax.plot(
+                x[:, 0], np.exp(_given_context(log_prob, context)(x)), line, color=color, label=name
+            )
         ax.set(xlim=(low, high), ylim=(0, None), yticks=[])
         ax.set_xlabel(short_name(columns[0]), parse_math=False)
         _context_title(ax, context_columns, context)
@@ -139,7 +141,7 @@ def _maps(
     columns: Sequence[str],
     context_columns: Sequence[str],
 ) -> Figure:
-    """Two columns: for each context the data near it, and below it the densities."""
+    """Draw two columns: for each context the nearest data and, below, the densities."""
     figure = Figure(
         figsize=(2.4 * len(contexts), 2.4 * (1 + len(densities)) + 0.4), layout="constrained"
     )
@@ -149,9 +151,11 @@ def _maps(
         draw_samples(column[0], rows, bounds)
         _context_title(column[0], context_columns, context)
         ceiling = None
-        # The truth first: its largest density sets the colours of both.
+        # The truth comes first: its largest density sets the colours of both.
         for ax, log_prob in reversed([*zip(column[1:], densities.values(), strict=True)]):
-            draw_density(ax, _at(log_prob, context), bounds, ceiling, GRID // 2)
+            draw_density(
+                ax, _given_context(log_prob, context), bounds, ceiling, DENSITY_PIXELS // 2
+            )
             ceiling = ax.get_images()[0].get_clim()[1]
     for ax, name in zip(panels[:, 0], ["data nearby", *densities], strict=True):
         ax.set_ylabel(f"{name}\n{short_name(columns[1])}", parse_math=False)

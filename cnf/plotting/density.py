@@ -1,4 +1,4 @@
-"""A flow over two columns on one page: beside data and truth, and over time."""
+"""Densities of 2-D flows: compared with data and truth, and over time."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from cnf.flow import Flow
-from cnf.plotting.course import base_rows, log_prob_at, log_prob_of, path_of, quick
+from cnf.plotting.evolution import base_rows, log_prob_at, log_prob_of, path_of, quick
 from cnf.plotting.panels import (
-    GRID,
-    POINTS,
+    DENSITY_PIXELS,
+    SCATTER_POINTS,
     Bounds,
-    Cells,
-    bright,
-    cells,
+    GridSize,
+    aspect_ratio,
+    bright_density,
     data_bounds,
     density_on_grid,
     draw_density,
     draw_samples,
     draw_shades,
-    framed,
-    proportioned,
-    ratio,
+    frame_panel,
+    grid_size,
+    keep_proportions,
 )
 from cnf.plotting.style import MODEL_COLOR
 
 Array = NDArray[np.float64]
 
-FRAMES = 5
-COARSE = 80  # pixels along each side of a small panel
+STRIP_FRAMES = 5
+STRIP_PIXELS = 80  # pixels along each side of a small panel
 
 
 def density_figure(
@@ -44,33 +44,34 @@ def density_figure(
     seed: int = 0,
     bounds: Bounds | None = None,
 ) -> Figure:
-    """A 2-D flow on one page: data, samples, density, truth where known; its path from the base.
+    """Draw data, samples, density, any true density and the path from the base of a 2-D flow.
 
     Args:
         flow: A flow over two columns, without a context.
-        data: Rows (n, 2) to show beside its samples.
-        true_log_prob: The true log-density, where it is known.
+        data: Rows (n, 2).
+        true_log_prob: True log-density, if known.
         seed: Seed of the samples.
-        bounds: What is shown, in its proportions; a window around the data, square, when None.
+        bounds: Window ((xmin, xmax), (ymin, ymax)), whose proportions the panels keep; a square
+            window around the data when None.
     """
     shown = bounds or data_bounds(data)
-    path = path_of(flow, base_rows(flow, POINTS, seed), FRAMES)
+    path = path_of(flow, base_rows(flow, SCATTER_POINTS, seed), STRIP_FRAMES)
     log_prob = partial(log_prob_of, flow)
-    columns, grid = 4 if true_log_prob else 3, cells(bounds, GRID)
-    height = 2.4 * ratio(bounds) + 0.7
+    columns, grid = 4 if true_log_prob else 3, grid_size(bounds, DENSITY_PIXELS)
+    height = 2.4 * aspect_ratio(bounds) + 0.7
     figure = Figure(figsize=(3 * columns, 2 * height), layout="constrained")
     upper, lower = cast("Sequence[SubFigure]", figure.subfigures(2, 1))
     panels = upper.subplots(1, columns)
     draw_samples(panels[0], data, shown).set_title("data")
     draw_samples(panels[1], path[-1], shown, MODEL_COLOR).set_title("flow: samples")
-    ceiling = float(np.exp(log_prob(data[:POINTS])).max())
+    ceiling = float(np.exp(log_prob(data[:SCATTER_POINTS])).max())
     if true_log_prob:
-        ceiling = float(np.exp(true_log_prob(data[:POINTS])).max())
+        ceiling = float(np.exp(true_log_prob(data[:SCATTER_POINTS])).max())
         draw_density(panels[3], true_log_prob, shown, ceiling, grid).set_title("truth: density")
     draw_density(panels[2], log_prob, shown, ceiling, grid).set_title("flow: density")
-    draw_samples_strip(lower.subplots(1, FRAMES), path, shown)
+    draw_samples_strip(lower.subplots(1, STRIP_FRAMES), path, shown)
     lower.suptitle("from base (t = 0) to data (t = 1)")
-    return proportioned(figure, bounds)
+    return keep_proportions(figure, bounds)
 
 
 def strip_figure(
@@ -80,50 +81,50 @@ def strip_figure(
     seed: int = 0,
     bounds: Bounds | None = None,
 ) -> Figure:
-    """Density and samples of a 2-D flow over time, from base to data, in the data's coordinates.
+    """Draw density and samples of a 2-D flow over time, from base to data, in data coordinates.
 
     Args:
         flow: A flow over two columns, without a context.
         data: Rows (n, 2), by which the window is chosen.
-        frames: How many times are shown.
+        frames: Number of times.
         seed: Seed of the samples.
         bounds: As in `density_figure`.
     """
     flow = quick(flow)
     shown = bounds or data_bounds(data)
-    path = path_of(flow, base_rows(flow, POINTS, seed), frames)
-    size = (1.9 * frames, 2 * 1.9 * ratio(bounds) + 0.5)
+    path = path_of(flow, base_rows(flow, SCATTER_POINTS, seed), frames)
+    size = (1.9 * frames, 2 * 1.9 * aspect_ratio(bounds) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(2, frames)
-    draw_density_strip(axes[0], partial(log_prob_at, flow), shown, cells(bounds, COARSE))
+    draw_density_strip(axes[0], partial(log_prob_at, flow), shown, grid_size(bounds, STRIP_PIXELS))
     draw_samples_strip(axes[1], path, shown)
     for ax in axes[1]:
         ax.set_title("")
     axes[0, 0].set_ylabel("density")
     axes[1, 0].set_ylabel("samples")
-    return proportioned(figure, bounds)
+    return keep_proportions(figure, bounds)
 
 
 def draw_density_strip(
     axes: Sequence[Axes],
     log_prob: Callable[[float, Array], Array],
     bounds: Bounds,
-    grid: Cells = COARSE,
+    grid: GridSize = STRIP_PIXELS,
 ) -> Sequence[Axes]:
-    """Shade the density at evenly spread times, one panel for each; the last is that of the data.
+    """Shade the density at evenly spread times from base to data, one panel for each.
 
-    Each has its own scale, so that a wide base is seen beside sharp data.
+    Each panel has its own colour scale, since a wide base is much fainter than sharp data.
 
     Args:
-        axes: Where to draw.
-        log_prob: Takes a time from 0 to 1 and rows (n, 2), gives log-densities (n,).
+        axes: Axes, one for each time.
+        log_prob: Function of a time from 0 to 1 and rows (n, 2) that returns log-densities (n,).
         bounds: ((xmin, xmax), (ymin, ymax)).
         grid: Pixels along each side.
     """
     for ax, time in zip(axes, np.linspace(0, 1, len(axes)).tolist(), strict=True):
         density = density_on_grid(partial(log_prob, time), bounds, grid)
-        draw_shades(ax, density, bounds, bright(density))
-        framed(ax, bounds).set_title(_at(time))
+        draw_shades(ax, density, bounds, bright_density(density))
+        frame_panel(ax, bounds).set_title(_time_title(time))
     return axes
 
 
@@ -131,9 +132,9 @@ def draw_samples_strip(axes: Sequence[Axes], path: Array, bounds: Bounds) -> Seq
     """Scatter the states (frames, n, 2) of a path, one panel for each of its times."""
     times = np.linspace(0, 1, len(axes)).tolist()
     for ax, frame, time in zip(axes, path, times, strict=True):
-        draw_samples(ax, frame, bounds, MODEL_COLOR).set_title(_at(time))
+        draw_samples(ax, frame, bounds, MODEL_COLOR).set_title(_time_title(time))
     return axes
 
 
-def _at(time: float) -> str:
+def _time_title(time: float) -> str:
     return f"t = {time:.3g}"

@@ -1,4 +1,4 @@
-"""Films: figures whose frames are drawn one after another, written as GIF or MP4."""
+"""Animations, written as GIF or MP4."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from tqdm import tqdm
 from cnf.utils.serialization import write_whole
 
 GIF, MP4 = ".gif", ".mp4"
-LARGEST = 1_500_000  # bytes of a GIF: larger ones are made smaller on the page
-COLORS = 96  # of a GIF: more are not seen, and cost bytes
-SAMPLED = 4  # frames that these are chosen by
+MAX_GIF_BYTES = 1_500_000  # larger GIFs are scaled down
+GIF_COLORS = 96  # more are not visible and cost bytes
+PALETTE_FRAMES = 4  # frames from which the palette is computed
 
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """A figure, and how its frames are drawn on it.
+    """An animated figure.
 
     Attributes:
         figure: The figure.
-        draw: Takes the number of a frame, from 0, and changes the figure to it.
-        frames: How many there are.
-        rate: Frames a second.
-        hold: Seconds that the last one stays.
-        dpi: Pixels an inch.
+        draw: Function that updates the figure to the frame of an index, from 0.
+        frames: Number of frames.
+        rate: Frames per second.
+        hold: Seconds for which the last frame stays.
+        dpi: Pixels per inch.
 
     Example:
         >>> figure = Figure(figsize=(1, 1))
@@ -53,36 +53,40 @@ class Film:
     dpi: float = 100.0
 
     def images(self) -> Iterator[Image.Image]:
-        """Each frame as an image, with a progress bar on a terminal."""
+        """Yield each frame as an image, with a progress bar on a terminal."""
         self.figure.set_dpi(self.dpi)
         canvas = FigureCanvasAgg(self.figure)
-        for i in self._numbers():
+        for i in self._frame_indices():
             self.draw(i)
             canvas.draw()  # type: ignore[no-untyped-call]
             pixels = np.array(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
             yield Image.fromarray(pixels).convert("RGB")
 
-    def _numbers(self) -> Iterator[int]:
+    def _frame_indices(self) -> Iterator[int]:
         bar = tqdm(range(self.frames), desc="filming", disable=None, leave=False)
         yield from bar
 
 
-def write_film(film: Film, path: str | os.PathLike[str], largest: int = LARGEST) -> Path:
-    """Write a film as .gif or .mp4, by the path's ending, whole or not at all; gives the path.
+def write_film(film: Film, path: str | os.PathLike[str], largest: int = MAX_GIF_BYTES) -> Path:
+    """Write a film atomically as .gif or .mp4, by the path's ending.
 
-    A GIF is made by Pillow, with one palette and without dithering, which keeps it small; where it
-    takes more than `largest` bytes it is made smaller on the page until it does not. An MP4 is made
-    by ffmpeg, which has to be on the PATH.
+    Pillow encodes a GIF with one palette and without dithering, which keeps it small; it is scaled
+    down until it takes at most `largest` bytes. An .mp4 requires ffmpeg on the PATH.
+
+    Returns:
+        The path.
 
     Raises:
-        ValueError: The path ends in something else, or there is no ffmpeg for an .mp4.
-        OSError: It cannot be written.
+        ValueError: The path has another ending, or ffmpeg is missing for an .mp4.
+        OSError: The file cannot be written.
         RuntimeError: ffmpeg fails.
     """
     file = Path(path)
     ending = file.suffix.lower()
     if ending not in FILMS:
-        raise ValueError(f"Expected a path that ends in {' or '.join(FILMS)}; got {file}")
+        raise ValueError(
+            f"Expected a path that ends in {' or '.join(FILMS)}; got {file}: rename it"
+        )
     check_film(ending)
     content = _mp4(film) if ending == MP4 else _gif(film, largest)
     write_whole({file: content})
@@ -90,15 +94,15 @@ def write_film(film: Film, path: str | os.PathLike[str], largest: int = LARGEST)
 
 
 def check_film(ending: str) -> None:
-    """Check, before work is done for it, that films of an ending can be made.
+    """Check in advance that films with a file ending can be written.
 
     Raises:
-        ValueError: They cannot: there is no ffmpeg on the PATH.
+        ValueError: The ending is .mp4 and ffmpeg is not on the PATH.
     """
     if ending == MP4 and not FFMpegWriter.isAvailable():
         raise ValueError(
-            "Expected ffmpeg on the PATH for an .mp4; found none: install it, or write a .gif, "
-            "which needs no other program"
+            "Expected ffmpeg on the PATH for an .mp4; got none: install it, or write a .gif, which "
+            "needs no other program"
         )
 
 
@@ -108,7 +112,7 @@ def _gif(film: Film, largest: int) -> bytes:
     durations[-1] += round(1000 * film.hold)
     content = _encoded(images, durations)
     while len(content) > largest and min(images[0].size) > 32:
-        # Bytes go with the area; a little less each time, so that it ends.
+        # Bytes are about proportional to the area; the factor below 1 ensures termination.
         scale = min(0.9, (largest / len(content)) ** 0.5)
         size = (round(images[0].width * scale), round(images[0].height * scale))
         images = [image.resize(size, Image.Resampling.LANCZOS) for image in images]
@@ -133,31 +137,31 @@ def _encoded(images: Sequence[Image.Image], durations: Sequence[int]) -> bytes:
 
 
 def _palette(images: Sequence[Image.Image]) -> Image.Image:
-    """One palette for all frames, so that still parts stay as they are, by a few of them."""
-    places = np.linspace(0, len(images) - 1, min(SAMPLED, len(images))).round().astype(int)
+    """Compute one palette for all frames from a few of them, so that still parts do not flicker."""
+    places = np.linspace(0, len(images) - 1, min(PALETTE_FRAMES, len(images))).round().astype(int)
     width, height = images[0].size
     sheet = Image.new("RGB", (width, height * len(places)))
-    for line, place in enumerate(places):
-        sheet.paste(images[place], (0, line * height))
-    return sheet.quantize(COLORS, method=Image.Quantize.MEDIANCUT)
+    for i, place in enumerate(places):
+        sheet.paste(images[place], (0, i * height))
+    return sheet.quantize(GIF_COLORS, method=Image.Quantize.MEDIANCUT)
 
 
 def _mp4(film: Film) -> bytes:
     held = round(film.rate * film.hold)
-    # For players that know no other colours than those of television.
+    # Many players support no other pixel format.
     writer = FFMpegWriter(fps=film.rate, extra_args=["-pix_fmt", "yuv420p"])
     with TemporaryDirectory() as folder:
         file = Path(folder) / "film.mp4"
         try:
             with writer.saving(film.figure, str(file), film.dpi):
-                for i in film._numbers():
+                for i in film._frame_indices():
                     film.draw(i)
                     for _ in range(1 + held * (i == film.frames - 1)):
                         writer.grab_frame()
             return file.read_bytes()
         except (subprocess.CalledProcessError, BrokenPipeError, FileNotFoundError) as error:
-            told = getattr(error, "stderr", None) or str(error)
-            reason = (str(told).strip().splitlines() or ["no reason given"])[-1]
+            output = getattr(error, "stderr", None) or str(error)
+            reason = (str(output).strip().splitlines() or ["no reason given"])[-1]
             raise RuntimeError(f"ffmpeg could not make the film: {reason}") from None
 
 

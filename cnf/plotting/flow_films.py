@@ -1,4 +1,4 @@
-"""Films of a flow: how its base becomes the data."""
+"""Films of a flow from base to data."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cnf.flow import Flow
-from cnf.plotting.course import base_rows, path_of, quick
+from cnf.plotting.evolution import base_rows, path_of, quick
 from cnf.plotting.film import Film
 from cnf.plotting.panels import (
-    POINTS,
+    SCATTER_POINTS,
     Bounds,
-    bright,
-    cells,
+    aspect_ratio,
+    bright_density,
     column_limits,
     data_bounds,
     draw_samples,
     draw_shades,
-    framed,
-    proportioned,
-    ratio,
+    frame_panel,
+    grid_size,
+    keep_proportions,
     short_name,
     smooth_histogram,
 )
@@ -31,11 +31,11 @@ from cnf.plotting.style import MODEL_COLOR, darken
 
 Array = NDArray[np.float64]
 
-FRAMES = 48
-ROWS = 60_000  # that stand for a density
-WIDTH = 4.0  # inches
-ACROSS = 160  # pixels of a density
-TURN = 60.0  # degrees that a projection turns by in a film
+FILM_FRAMES = 48
+DENSITY_FILM_ROWS = 60_000
+FILM_INCHES = 4.0
+FILM_PIXELS = 160  # of a density, across
+FILM_TURN_DEGREES = 60.0  # rotation of a projection during a film
 
 
 def density_film(
@@ -43,38 +43,39 @@ def density_film(
     data: Array,
     bounds: Bounds | None = None,
     dark: bool = False,
-    frames: int = FRAMES,
-    rows: int = ROWS,
+    frames: int = FILM_FRAMES,
+    rows: int = DENSITY_FILM_ROWS,
     seed: int = 0,
 ) -> Film:
-    """A film of the density of a flow's first two columns, from base to data.
+    """Return a film of the density of a flow's first two columns, from base to data.
 
-    It is that of many samples, which are carried through the flow by one solve with an output for
-    each frame, and counted in pixels.
+    The density is a histogram of many samples, solved once with an output for each frame.
 
     Args:
         flow: A flow over two columns or more, without a context.
         data: Rows (n, columns), by which the window is chosen.
-        bounds: What is shown, in its proportions; a square window around the data when None.
-        dark: Whether it is on a dark page.
-        frames: How many times are shown.
-        rows: How many samples.
-        seed: Of the samples.
+        bounds: Window ((xmin, xmax), (ymin, ymax)), whose proportions the panel keeps; a square
+            window around the data when None.
+        dark: Whether the page is dark.
+        frames: Number of frames.
+        rows: Number of samples.
+        seed: Seed of the samples.
     """
     shown = bounds or data_bounds(data[:, :2])
     path = path_of(quick(flow), base_rows(flow, rows, seed), frames)[..., :2]
-    grid = cells(bounds, ACROSS)
+    grid = grid_size(bounds, FILM_PIXELS)
     densities = [smooth_histogram(frame, shown, grid) for frame in path]
-    ceiling = bright(densities[-1])
-    figure = Figure(figsize=(WIDTH, WIDTH * ratio(bounds) + 0.3), layout="constrained")
+    ceiling = bright_density(densities[-1])
+    size = (FILM_INCHES, FILM_INCHES * aspect_ratio(bounds) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
     ax = figure.subplots()
     image = draw_shades(ax, densities[0], shown, ceiling)
-    title = framed(ax, shown).set_title("t = 0.00", fontsize=10, family="monospace")
-    proportioned(figure, bounds)
+    title = frame_panel(ax, shown).set_title("t = 0.00", fontsize=10, family="monospace")
+    keep_proportions(figure, bounds)
 
     def draw(i: int) -> None:
         image.set_data(densities[i])
-        title.set_text(_time(i, frames))
+        title.set_text(_time_title(i, frames))
 
     return Film(_page(figure, dark), draw, frames)
 
@@ -85,52 +86,52 @@ def samples_film(
     names: Sequence[str],
     dark: bool = False,
     columns: Sequence[int] | None = None,
-    frames: int = FRAMES,
+    frames: int = FILM_FRAMES,
     seed: int = 0,
 ) -> Film:
-    """A film of samples on their way from base to data: the first two columns, or all three.
+    """Return a film of samples moving from base to data: the first two columns, or all three.
 
-    Three columns are seen from a side that turns.
+    Three columns are projected from a rotating viewpoint.
 
     Args:
         flow: A flow over two columns or more, without a context.
         data: Rows (n, columns), by which the window is chosen.
-        names: Of the columns that are shown.
-        dark: Whether it is on a dark page.
-        columns: Which are shown, all when None.
-        frames: How many times are shown.
-        seed: Of the samples.
+        names: Names of the columns that are drawn.
+        dark: Whether the page is dark.
+        columns: Indices of the columns that are drawn; all when None.
+        frames: Number of frames.
+        seed: Seed of the samples.
     """
     chosen = range(data.shape[1]) if columns is None else columns
     data = data[:, chosen]
-    path = path_of(quick(flow), base_rows(flow, POINTS, seed), frames)[..., chosen]
+    path = path_of(quick(flow), base_rows(flow, SCATTER_POINTS, seed), frames)[..., chosen]
     if path.shape[2] == 3:
-        return _turning(path, data, names, dark)
+        return _rotating_film(path, data, names, dark)
     shown = data_bounds(data[:, :2])
-    figure = Figure(figsize=(WIDTH, WIDTH + 0.3), layout="constrained")
+    figure = Figure(figsize=(FILM_INCHES, FILM_INCHES + 0.3), layout="constrained")
     ax = draw_samples(figure.subplots(), path[0, :, :2], shown, MODEL_COLOR)
     ax.set_xlabel(short_name(names[0]), parse_math=False)
     ax.set_ylabel(short_name(names[1]), parse_math=False)
-    title = ax.set_title(_time(0, frames), fontsize=10, family="monospace")
+    title = ax.set_title(_time_title(0, frames), fontsize=10, family="monospace")
     (dots,) = ax.collections
 
     def draw(i: int) -> None:
         dots.set_offsets(path[i, :, :2])
-        title.set_text(_time(i, frames))
+        title.set_text(_time_title(i, frames))
 
     return Film(_page(figure, dark), draw, frames)
 
 
-def _turning(path: Array, data: Array, names: Sequence[str], dark: bool) -> Film:
-    figure = Figure(figsize=(WIDTH, WIDTH))
+def _rotating_film(path: Array, data: Array, names: Sequence[str], dark: bool) -> Film:
+    figure = Figure(figsize=(FILM_INCHES, FILM_INCHES))
     ax = figure.add_subplot(projection="3d")
     limits, frames = column_limits(data), len(path)
 
     def draw(i: int) -> None:
         ax.clear()
-        view = (20.0, -60.0 + TURN * i / max(1, frames - 1))
+        view = (20.0, -60.0 + FILM_TURN_DEGREES * i / max(1, frames - 1))
         name_axes(draw_projection(ax, path[i], limits, MODEL_COLOR, view), names)
-        ax.set_title(_time(i, frames), fontsize=10, family="monospace")
+        ax.set_title(_time_title(i, frames), fontsize=10, family="monospace")
         _page(figure, dark)
 
     return Film(figure, draw, frames)
@@ -140,5 +141,5 @@ def _page(figure: Figure, dark: bool) -> Figure:
     return darken(figure) if dark else figure
 
 
-def _time(i: int, frames: int) -> str:
+def _time_title(i: int, frames: int) -> str:
     return f"t = {i / max(1, frames - 1):.2f}"

@@ -1,4 +1,4 @@
-"""Figures as the content of files."""
+"""Figures encoded as image files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 
 def png(figure: Figure, dpi: float = 110) -> bytes:
-    """A figure as the content of a .png file."""
+    """Return a figure encoded as PNG."""
     content = BytesIO()
-    with warnings.catch_warnings():  # a column's name may have letters that the font lacks
+    with warnings.catch_warnings():  # names of columns may have letters that the font lacks
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(content, format="png", dpi=dpi)
     return content.getvalue()

@@ -1,4 +1,4 @@
-"""The course of a training: loss, validation, evaluations per solve."""
+"""Learning curves: training loss, validation NLL, evaluations per solve."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cnf.plotting.style import DATA_COLOR, GRID_COLOR, MODEL_COLOR
 def draw_learning_curve(
     ax: Axes, seconds: Sequence[float], loss: Sequence[float], validation_nll: Sequence[float]
 ) -> Axes:
-    """Training loss and validation NLL over the seconds of training."""
+    """Plot training loss and validation NLL over the seconds of training."""
     if np.isfinite(loss).any():
         ax.plot(seconds, loss, color=DATA_COLOR, lw=1, marker=".", ms=3, label="training loss")
     ax.plot(seconds, validation_nll, color=MODEL_COLOR, label="validation NLL")
     if np.isfinite(validation_nll).any():
         best = int(np.nanargmin(validation_nll))
         ax.plot(seconds[best], validation_nll[best], "o", color=MODEL_COLOR, label="best")
-    # The first values tower over the rest: show what came after them.
+    # The first losses are much larger than the rest: leave them outside the panel.
     shown = np.concatenate([np.asarray(loss), np.asarray(validation_nll)])
     shown = shown[np.isfinite(shown)]
     if shown.size:
@@ -34,9 +34,9 @@ def draw_learning_curve(
 
 
 def draw_evaluations(ax: Axes, seconds: Sequence[float], nfe: Sequence[float]) -> Axes:
-    """The field's evaluations per training solve over the seconds of training.
+    """Plot the field's evaluations per training solve over the seconds of training.
 
-    Where nothing was solved, as in flow matching, they are 0, and nothing is drawn.
+    Zeros, as of flow matching, which solves nothing, are left out.
     """
     counts = np.array(nfe, dtype=np.float64)
     counts[counts <= 0] = np.nan
@@ -53,13 +53,13 @@ def learning_curve_figure(
     validation_nll: Sequence[float],
     nfe: Sequence[float],
 ) -> Figure:
-    """Both below one another; the losses alone where nothing was solved.
+    """Plot losses above evaluations per solve; the losses alone where nothing was solved.
 
     Args:
-        seconds: When each record was made.
-        loss: In nats; NaN where something else was minimised, as in flow matching.
-        validation_nll: In nats.
-        nfe: Evaluations per training solve, 0 where there was none.
+        seconds: Seconds of training at each record.
+        loss: Training loss in nats; NaN for other objectives, such as flow matching.
+        validation_nll: Validation NLL in nats.
+        nfe: Evaluations per training solve; 0 where nothing was solved.
 
     Example:
         >>> figure = learning_curve_figure([1, 2], [3.0, 2.0], [2.5, 2.1], [20, 26])

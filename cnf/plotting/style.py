@@ -1,4 +1,4 @@
-"""Colours that hold in grey and for the colour-blind, and figures on a dark page."""
+"""Colours that are safe in greyscale and for colour-blind readers; dark pages."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from matplotlib.quiver import Quiver
 from matplotlib.text import Text
 
 DENSITY_MAP = "magma"
-"""Of densities: its lightness only rises, so that it prints in grey; dark is nothing."""
+"""Colour map of densities, of increasing lightness, so that it prints in grey; dark is 0."""
 
 TIME_MAP = "viridis"
-"""Of time along a path, from base to data, of the same kind."""
+"""Colour map of time along a path, from base to data, of increasing lightness."""
 
 DATA_COLOR = "#3b6fb6"
 MODEL_COLOR = "#e07b39"
 GRID_COLOR = "#7f7f7f"
-"""Blue, orange and grey: told apart by all kinds of colour-blind eyes, and in grey by lightness."""
+"""Blue, orange and grey, distinct for all kinds of colour blindness and in greyscale."""
 
 INK = "black"
 PAGE = "white"
 DARK_INK = "#c9d1d9"
 DARK_PAGE = "#0d1117"
-"""Ink and page of a figure; the dark ones are those of GitHub's dark theme."""
+"""Ink and page of a figure; the dark pair is that of GitHub's dark theme."""
 
 
 def darken(figure: Figure) -> Figure:
-    """Turn a figure that is drawn into one on a dark page, for READMEs; gives the figure.
+    """Put a finished figure on a dark page in place, and return it.
 
-    The page turns dark and what is black or white turns light or dark; colours stay, since they are
-    chosen to be seen on both. Nothing of Matplotlib's global state is touched.
+    White becomes dark and black becomes light; other colours stay, since they are chosen to be
+    visible on both. Matplotlib's global state is not changed.
 
     Example:
         >>> figure = Figure()
@@ -55,7 +55,7 @@ def _darken_axes(ax: Axes) -> None:
         ax.set_facecolor(DARK_PAGE)
     for spine in ax.spines.values():
         spine.set_edgecolor(DARK_INK)
-    # Ticks are made anew when they are drawn, by what is told of them here.
+    # Ticks are created when they are drawn, with these parameters.
     ax.tick_params(which="both", colors=DARK_INK)
 
 
@@ -64,5 +64,5 @@ def _color(artist: Text | Line2D | Quiver) -> object:
 
 
 def _is(color: object, other: str) -> bool:
-    """Whether two colours are one, however opaque."""
+    """Return whether two colours are equal apart from opacity."""
     return to_rgba(color)[:3] == to_rgba(other)[:3]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A flow's course in the data's coordinates: where time begins and ends, what lies between."""
+"""Evolution of a flow in the data's coordinates: ends of the time interval and times between."""
 
 import numpy as np
 import pytest

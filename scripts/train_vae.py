@@ -35,10 +35,10 @@ from cnf.vae import (
     POSTERIORS,
     VAE,
     Architecture,
-    Bounds,
+    EpochRecord,
+    LikelihoodBounds,
     Plan,
-    Record,
-    Step,
+    VAEStep,
     fit,
     grey,
     score,
@@ -115,7 +115,9 @@ def architecture_of(images: Images, **given: Any) -> Architecture:
     return Architecture(images.size, images.white, **{"likelihood": likelihood, **given})
 
 
-def train(vae: VAE, images: Images, plan: Plan, seed: int, folder: Path | None) -> list[Record]:
+def train(
+    vae: VAE, images: Images, plan: Plan, seed: int, folder: Path | None
+) -> list[EpochRecord]:
     """Train a VAE, and save it in a folder; that may have the state of the same run."""
     pixels = vae.head.weight
     train, validation = (
@@ -125,7 +127,7 @@ def train(vae: VAE, images: Images, plan: Plan, seed: int, folder: Path | None) 
     if folder is None:
         return fit(vae, train, validation, plan, seed, [_ProgressBar()])
     folder.mkdir(parents=True, exist_ok=True)
-    callbacks: list[Callable[[Step], None]] = [_ProgressBar(), _Recorder(folder, metadata)]
+    callbacks: list[Callable[[VAEStep], None]] = [_ProgressBar(), _Recorder(folder, metadata)]
     records = fit(vae, train, validation, plan, seed, callbacks, folder / STATE)
     vae.save(folder, metadata)
     _write(folder, records)  # as a process that was killed, or a full disk, may not have done
@@ -197,7 +199,7 @@ def _architecture(arguments: argparse.Namespace, images: Images) -> Architecture
                 f"Expected no {_option(name)} with posterior {made.posterior}, which has no use "
                 "for it"
             )
-    if "features" in given and not made.tells:
+    if "features" in given and not made.uses_features:
         raise ValueError(
             "Expected no --features with a posterior that is told no more than loc and scale: "
             f"{made.posterior}{' of amortize none' * (made.posterior == 'cnf')}"
@@ -224,7 +226,7 @@ def _summary(images: Images, vae: VAE) -> str:
     )
 
 
-def _lines(bounds: Bounds, pixels: int, samples: int) -> list[str]:
+def _lines(bounds: LikelihoodBounds, pixels: int, samples: int) -> list[str]:
     """The scores, with their standard errors over the images."""
     count = len(bounds.nll)
     elbo, nll = (
@@ -238,7 +240,7 @@ def _lines(bounds: Bounds, pixels: int, samples: int) -> list[str]:
     ]
 
 
-def _figures(vae: VAE, x: Tensor, records: Sequence[Record], seed: int) -> dict[str, Figure]:
+def _figures(vae: VAE, x: Tensor, records: Sequence[EpochRecord], seed: int) -> dict[str, Figure]:
     """All figures by name."""
     curve = Figure(figsize=(6, 3.5), layout="constrained")
     draw_bounds(curve.subplots(), records)
@@ -261,7 +263,7 @@ class _ProgressBar:
         bar_format = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
         self._bar: tqdm[Any] = tqdm(total=1.0, disable=None, bar_format=bar_format, leave=False)
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: VAEStep) -> None:
         bound = f"{step.records[-1].validation_elbo:.3f}" if step.records else "-"
         self._bar.set_postfix_str(
             f"epoch {len(step.records)}  loss {step.loss:.3f}  validation bound {bound}",
@@ -281,7 +283,7 @@ class _Recorder:
     def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
         self.folder, self.metadata = folder, metadata
 
-    def __call__(self, step: Step) -> None:
+    def __call__(self, step: VAEStep) -> None:
         if step.record is None:
             return
         try:
@@ -296,7 +298,7 @@ class _Recorder:
             )
 
 
-def _write(folder: Path, records: Sequence[Record]) -> None:
+def _write(folder: Path, records: Sequence[EpochRecord]) -> None:
     """Write metrics.jsonl, a line for each epoch."""
     write_metrics(folder / METRICS, (asdict(record) for record in records))
 

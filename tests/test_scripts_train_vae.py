@@ -128,7 +128,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path):
         (("--latent-dim", "0"), "latent_dim of at least 1; got 0"),
         (("--latent-dim", "two"), "--latent-dim to be like 32; got 'two'"),
         (("--epochs", "0"), "epochs above 0, and finite; got 0"),
-        (("--max-grad-norm", "inf"), "clip above 0, and finite; got inf"),
+        (("--max-grad-norm", "inf"), "max_grad_norm above 0, and finite; got inf"),
         (("--annealing", "2"), "annealing of at least 0 and below 1"),
         (("--samples", "0"), "expected a whole number above 0"),
     ],

@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from cnf.storage import sealed
+from cnf.training.checkpoint import TrainingState
 from cnf.training.loop import TrainingError
 from cnf.vae import (
     LIKELIHOODS,
@@ -28,10 +29,10 @@ from cnf.vae.likelihoods import Levels
 from cnf.vae.networks import GatedConvolution
 from cnf.vae.planar import PlanarPosterior
 from cnf.vae.posteriors import GaussianPosterior
-from cnf.vae.training import _Run
+from cnf.vae.training import _VAERun
 
 SMALL = Architecture((8, 8), 16, hidden=(16,), latent_dim=2, features=8, field=(8,), flows=3)
-WAYS = [
+POSTERIOR_CHANGES = [
     *({"posterior": name} for name in ("gaussian", "planar")),
     *({"posterior": "cnf", "amortize": name} for name in ("none", "bias", "rank", "hyper")),
 ]
@@ -142,9 +143,9 @@ def test_convolutions_ask_for_sides_that_can_be_halved_twice():
 # The VAE
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way.values()))
-def test_every_posterior_learns(way):
-    vae, x = small(**way), stripes(600)
+@pytest.mark.parametrize("changes", POSTERIOR_CHANGES, ids=lambda each: "-".join(each.values()))
+def test_every_posterior_learns(changes):
+    vae, x = small(**changes), stripes(600)
     before = vae.bound(x[:100]).value.mean().item()
     records = fit(vae, x, stripes(100, seed=1), Plan(4, batch_size=50, learning_rate=1e-2))
     assert [record.epoch for record in records] == [1, 2, 3, 4]
@@ -171,7 +172,7 @@ def test_planar_flows_log_density_is_the_change_of_variables():
     torch.manual_seed(1)
     z, log_q = q.rsample_and_log_prob()
     torch.manual_seed(1)
-    before = q.before.rsample()
+    before = q.base.rsample()
 
     def carried(z):
         for transform in q.transforms:
@@ -180,25 +181,25 @@ def test_planar_flows_log_density_is_the_change_of_variables():
 
     torch.testing.assert_close(carried(before), z)
     jacobian = torch.autograd.functional.jacobian(carried, before)[0, :, 0]
-    exact = q.before.log_prob(before) - torch.linalg.slogdet(jacobian).logabsdet
+    exact = q.base.log_prob(before) - torch.linalg.slogdet(jacobian).logabsdet
     torch.testing.assert_close(log_q, exact)
     assert q.rsample((6,)).shape == (6, 1, 3)
 
 
-def test_a_name_that_is_unknown_is_told_with_those_that_are_known():
+def test_an_unknown_name_is_reported_with_the_known_ones():
     with pytest.raises(ValueError, match="posterior to be one of gaussian, planar, cnf; got 'iaf'"):
         small(posterior="iaf")
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
-def test_an_encoder_that_breaks_is_told_of(posterior):
+def test_an_encoder_that_breaks_is_reported(posterior):
     vae = small(posterior=posterior)
     torch.nn.init.constant_(vae.head.bias, math.nan)
     with pytest.raises(ValueError, match="Expected loc to be finite; got nan"):
         vae.bound(stripes(3))
 
 
-def test_a_scale_of_zero_is_told_of():
+def test_a_scale_of_zero_is_reported():
     with pytest.raises(ValueError, match=r"scale to be finite and above zero; got 0.0 at \(1, 0\)"):
         GaussianPosterior()(None, torch.zeros(2, 1), torch.tensor([[1.0], [0.0]]))
 
@@ -297,6 +298,18 @@ def test_what_is_interrupted_goes_on_as_if_it_had_not_been(tmp_path):
         fit(parted, x, held_out, replace(plan, learning_rate=1e-2), state=tmp_path / "state")
 
 
+def test_a_state_with_the_old_name_of_the_gradients_norm_resumes(tmp_path):
+    images, state = (stripes(40), stripes(20, seed=1)), tmp_path / "state"
+    fit(small(), *images, Plan(1), state=state)
+    saved = TrainingState.read(state)
+    run = dict(saved.run)
+    run["clip"] = run.pop("max_grad_norm")
+    replace(saved, run=run).write(state)
+    assert len(fit(small(), *images, Plan(1), state=state)) == 1
+    with pytest.raises(ValueError, match="its max_grad_norm was 100.0, and now is 5.0"):
+        fit(small(), *images, Plan(1, max_grad_norm=5.0), state=state)
+
+
 def test_the_epoch_that_validates_best_is_kept():
     vae, x, held_out = small(), stripes(100), stripes(50, seed=1)
     weights = {}
@@ -312,9 +325,9 @@ def test_the_epoch_that_validates_best_is_kept():
     assert torch.equal(vae.head.weight, weights[best])
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way.values()))
-def test_a_posterior_starts_as_the_encoders_gaussian(way):
-    vae, x = small(**way), stripes(5)
+@pytest.mark.parametrize("changes", POSTERIOR_CHANGES, ids=lambda each: "-".join(each.values()))
+def test_a_posterior_starts_as_the_encoders_gaussian(changes):
+    vae, x = small(**changes), stripes(5)
     torch.manual_seed(0)
     gaussian = vae.bound(x, samples=3, settling=True)
     torch.manual_seed(0)
@@ -339,7 +352,7 @@ def test_what_carries_the_gaussian_on_learns_when_it_has_settled():
 def test_the_best_epoch_is_kept_though_the_run_was_interrupted_after_it(tmp_path, monkeypatch):
     """Its bounds are made up: the second of five is the best, and the run stops in the fourth."""
     bounds = iter([1.0, 9.0, 5.0, 4.0, 6.0])
-    monkeypatch.setattr(_Run, "_validate", lambda run, settling: (next(bounds), 0.0))
+    monkeypatch.setattr(_VAERun, "_validate", lambda run, settling: (next(bounds), 0.0))
     weights = []
 
     def watch(step):
@@ -357,7 +370,7 @@ def test_the_best_epoch_is_kept_though_the_run_was_interrupted_after_it(tmp_path
 
 
 def test_weights_that_no_validation_could_be_scored_with_are_not_kept(monkeypatch):
-    monkeypatch.setattr(_Run, "_validate", lambda run, settling: (-math.inf, math.nan))
+    monkeypatch.setattr(_VAERun, "_validate", lambda run, settling: (-math.inf, math.nan))
     with pytest.raises(TrainingError, match="bound of the validation images was never finite"):
         fit(small(), stripes(40), stripes(20), Plan(2))
 
@@ -412,7 +425,7 @@ def test_training_that_cannot_come_right_ends():
     vae = small(posterior="gaussian")
     vae.likelihood.log_prob = lambda outputs, x: outputs.sum((-2, -1)) * math.nan
     with pytest.raises(
-        TrainingError, match="20 steps in a row failed, the last one since the loss"
+        TrainingError, match="20 steps in a row failed, the last one because the loss"
     ):
         fit(vae, stripes(100), stripes(20), Plan(10, batch_size=10))
 
@@ -435,9 +448,9 @@ def test_what_is_no_image_is_not_scored(name, pixel):
 # Saving
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way.values()))
-def test_what_is_saved_comes_back(tmp_path, way):
-    vae = small(**way)
+@pytest.mark.parametrize("changes", POSTERIOR_CHANGES, ids=lambda each: "-".join(each.values()))
+def test_what_is_saved_comes_back(tmp_path, changes):
+    vae = small(**changes)
     vae.save(tmp_path, {"seed": 3})
     loaded = load(tmp_path)
     assert loaded.architecture == vae.architecture

@@ -1,6 +1,6 @@
 """Variational autoencoders of images, to compare posteriors with: `train-vae` as a library.
 
-`VAE` is made of an `Architecture`; `fit` trains it by a `Plan`; `score` gives its bounds.
+`Architecture` describes a `VAE`; `fit` trains it by a `Plan`; `score` returns bounds of log p(x).
 
 Example:
     >>> import torch
@@ -19,8 +19,8 @@ from cnf.vae.model import VAE, load
 from cnf.vae.networks import NETWORKS
 from cnf.vae.plan import Plan
 from cnf.vae.posteriors import POSTERIORS
-from cnf.vae.score import Bounds, score
-from cnf.vae.training import Record, Step, fit
+from cnf.vae.score import LikelihoodBounds, score
+from cnf.vae.training import EpochRecord, VAEStep, fit
 
 __all__ = [
     "LIKELIHOODS",
@@ -28,10 +28,10 @@ __all__ = [
     "POSTERIORS",
     "VAE",
     "Architecture",
-    "Bounds",
+    "EpochRecord",
+    "LikelihoodBounds",
     "Plan",
-    "Record",
-    "Step",
+    "VAEStep",
     "fit",
     "grey",
     "load",

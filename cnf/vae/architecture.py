@@ -1,4 +1,4 @@
-"""What a VAE is made of."""
+"""Architecture of a VAE."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that a `VAE` is made of but its weights, ready for JSON.
+    """A configuration of a `VAE`, ready for JSON.
 
     Attributes:
         size: Height and width of the images.
-        white: The grey value of white.
+        white: Grey value of white.
         likelihood: A name in `cnf.vae.LIKELIHOODS`.
         network: A name in `cnf.vae.NETWORKS`.
-        hidden: Widths of the encoder's hidden layers, and in reverse order of the decoder's; of
-            network `"mlp"`.
-        latent_dim: Size of z.
-        features: Size of what the encoder tells the posterior beside loc and scale, where that
-            makes use of it.
+        hidden: Widths of the encoder's hidden layers, which the decoder has in reverse order; only
+            for network `"mlp"`.
+        latent_dim: Number of latents.
+        features: Number of encoder features that the posterior is conditioned on in addition to loc
+            and scale, where it uses any.
         posterior: A name in `cnf.vae.POSTERIORS`.
-        amortize: Of posterior `"cnf"`, a name in `cnf.variational.posterior.AMORTIZATIONS`.
-        field: Of it too, widths of the field's hidden layers.
-        flows: Of posterior `"planar"`, how many.
+        amortize: A name in `cnf.variational.posterior.AMORTIZATIONS`; only for posterior `"cnf"`.
+        field: Widths of the field's hidden layers; only for posterior `"cnf"`.
+        flows: Number of planar flows; only for posterior `"planar"`.
 
     Raises:
-        ValueError: A size is below 1, or there is no hidden layer.
+        ValueError: A size is below 1, or a list of widths is empty.
 
     Example:
         >>> Architecture((28, 28), 255, latent_dim=0)
         Traceback (most recent call last):
-        ValueError: Expected latent_dim of at least 1; got 0
+        ValueError: Expected latent_dim of at least 1; got 0: choose a larger one
     """
 
     size: tuple[int, int]
@@ -49,15 +49,15 @@ class Architecture:
         for name in ("size", "white", "hidden", "latent_dim", "features", "field", "flows"):
             value = getattr(self, name)
             if min(value, default=0) < 1 if isinstance(value, tuple) else value < 1:
-                raise ValueError(f"Expected {name} of at least 1; got {value}")
+                raise ValueError(f"Expected {name} of at least 1; got {value}: choose a larger one")
 
     @property
-    def tells(self) -> bool:
-        """Whether the encoder tells the posterior more than loc and scale.
+    def uses_features(self) -> bool:
+        """Whether the posterior is conditioned on encoder features besides loc and scale.
 
         Example:
-            >>> Architecture((8, 8), 16, posterior="gaussian").tells
+            >>> Architecture((8, 8), 16, posterior="gaussian").uses_features
             False
         """
-        shared = self.posterior == "cnf" and self.amortize == "none"
-        return self.posterior != "gaussian" and not shared
+        unamortized = self.posterior == "cnf" and self.amortize == "none"
+        return self.posterior != "gaussian" and not unamortized

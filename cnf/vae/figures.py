@@ -1,4 +1,4 @@
-"""Figures of what a VAE makes of images, and of its posterior."""
+"""Figures of a VAE: reconstructions, samples, traversals, posteriors, learning curve."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from cnf.plotting import DATA_COLOR, DENSITY_MAP, MODEL_COLOR
 from cnf.vae.model import VAE
-from cnf.vae.training import Record
+from cnf.vae.training import EpochRecord
 
-SPREAD = 2.0  # standard deviations of the prior that traversals go to
-GRID = 100  # pixels along each side of a posterior
-DRAWS = 400  # from it
-DRAWS_COLOR = "#8fd0ff"  # seen on dark and on light
-DATA = 3  # images whose posteriors are drawn
+TRAVERSAL_RANGE = 2.0  # in standard deviations of the prior
+POSTERIOR_PIXELS = 100  # along each side
+POSTERIOR_DRAWS = 400
+POSTERIOR_DRAWS_COLOR = "#8fd0ff"  # visible on dark and on light
+POSTERIOR_IMAGES = 3
 
 
 def draw_images(ax: Axes, images: Tensor) -> Axes:
-    """Lay images out in rows.
+    """Draw images in rows.
 
     Args:
-        ax: Where to draw.
+        ax: Axes to draw on.
         images: Shape (rows, columns, height, width), from 0, black, to 1, white.
     """
     rows, columns, height, width = images.shape
@@ -38,17 +38,17 @@ def draw_images(ax: Axes, images: Tensor) -> Axes:
 
 @torch.no_grad()
 def reconstructions_figure(vae: VAE, x: Tensor) -> Figure:
-    """Images (n, pixels) as they are observed, and below each the mean image of a draw of z."""
+    """Draw observed images (n, pixels) and, below each, the mean image of a posterior draw."""
     q = vae.accurate().posterior_of(x)
     shown = torch.stack([x.unflatten(-1, vae.architecture.size), vae.means(q.rsample())])
     figure, ax = _page(shown.shape)
-    draw_images(ax, shown).set_title("above: images, below: what comes back", loc="left")
+    draw_images(ax, shown).set_title("above: images, below: reconstructions", loc="left")
     return figure
 
 
 @torch.no_grad()
 def samples_figure(vae: VAE, rows: int = 8, columns: int = 16) -> Figure:
-    """The mean images of latents drawn from the prior."""
+    """Draw the mean images of latents sampled from the prior."""
     shown = vae.means(vae.prior.sample(torch.Size([rows, columns])))
     figure, ax = _page(shown.shape)
     draw_images(ax, shown).set_title("from the prior", loc="left")
@@ -57,26 +57,26 @@ def samples_figure(vae: VAE, rows: int = 8, columns: int = 16) -> Figure:
 
 @torch.no_grad()
 def traversal_figure(vae: VAE, x: Tensor, columns: int = 11, most: int = 8) -> Figure:
-    """How the mean image changes along the latents: of two the plane, of others each by itself.
+    """Draw the mean image along the latents: over the plane of two, or along each of more.
 
     Args:
-        vae: A trained one.
-        x: Images (n, pixels); the first one's draw is what single latents are changed of, and the
-            latents shown are those whose draws differ most between the images.
-        columns: Values of a latent.
-        most: Latents shown, where there are more than two.
+        vae: A trained VAE.
+        x: Images (n, pixels). Single latents are varied around the draw of the first image; the
+            latents drawn are those whose draws differ most between the images.
+        columns: Number of values of a latent.
+        most: Maximum number of latents, where there are more than two.
     """
-    values = torch.linspace(-SPREAD, SPREAD, columns).to(x)
+    values = torch.linspace(-TRAVERSAL_RANGE, TRAVERSAL_RANGE, columns).to(x)
     drawn = vae.accurate().posterior_of(x).rsample()
     if vae.architecture.latent_dim == 2:
         plane = torch.stack(torch.meshgrid(values, values.flip(0), indexing="xy"), -1)
-        z, title = plane, f"both latents within ±{SPREAD:g}"
+        z, title = plane, f"both latents within ±{TRAVERSAL_RANGE:g}"
     else:
-        telling = drawn.std(0).argsort(descending=True)[:most]
-        z = drawn[0].expand(len(telling), columns, -1).clone()
-        for row, latent in zip(z, telling.tolist(), strict=True):
+        varying = drawn.std(0).argsort(descending=True)[:most]
+        z = drawn[0].expand(len(varying), columns, -1).clone()
+        for row, latent in zip(z, varying.tolist(), strict=True):
             row[:, latent] = values
-        title = f"the latents that tell most, each within ±{SPREAD:g}"
+        title = f"the latents that vary most, each within ±{TRAVERSAL_RANGE:g}"
     shown = vae.means(z)
     figure, ax = _page(shown.shape)
     draw_images(ax, shown).set_title(title, loc="left")
@@ -85,23 +85,24 @@ def traversal_figure(vae: VAE, x: Tensor, columns: int = 11, most: int = 8) -> F
 
 @torch.no_grad()
 def posterior_figure(vae: VAE, x: Tensor) -> Figure:
-    """True posteriors over two latents, the Gaussians that the VAE's start from, and the VAE's own.
+    """Draw true posteriors over two latents, the encoder's Gaussians, and the VAE's posteriors.
 
     Args:
-        vae: One with two latents.
-        x: Images (n, pixels); the first three are shown.
+        vae: A VAE with two latents.
+        x: Images (n, pixels), of which the first three are drawn.
 
     Raises:
-        ValueError: There are more latents, or there is one.
+        ValueError: The number of latents is not two.
     """
     if vae.architecture.latent_dim != 2:
         raise ValueError(
-            f"Expected two latents, to draw a posterior over; got {vae.architecture.latent_dim}"
+            f"Expected 2 latents to draw a posterior over; got {vae.architecture.latent_dim}: use "
+            "latent_dim=2"
         )
-    x = x[:DATA]
+    x = x[:POSTERIOR_IMAGES]
     h, loc, scale = vae.encode(x)
-    gaussian = loc + scale * torch.randn(DRAWS, *loc.shape).to(loc)
-    draws = vae.accurate().posterior(h, loc, scale).rsample((DRAWS,))
+    gaussian = loc + scale * torch.randn(POSTERIOR_DRAWS, *loc.shape).to(loc)
+    draws = vae.accurate().posterior(h, loc, scale).rsample((POSTERIOR_DRAWS,))
     figure = Figure(figsize=(9.2, 2.4 * len(x)), layout="constrained")
     axes = figure.subplots(len(x), 4, squeeze=False)
     for i, row in enumerate(axes):
@@ -113,24 +114,24 @@ def posterior_figure(vae: VAE, x: Tensor) -> Figure:
         for ax in row[1:]:
             _draw_truth(ax, vae, x[i], bounds)
         for ax, z in ((row[2], gaussian), (row[3], draws)):
-            ax.scatter(*z[:, i].T.cpu(), s=4, color=DRAWS_COLOR, linewidths=0)
+            ax.scatter(*z[:, i].T.cpu(), s=4, color=POSTERIOR_DRAWS_COLOR, linewidths=0)
     titles = ("image", "p(z | x), on a grid", "the encoder's Gaussian", "q(z | x)")
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title)
     return figure
 
 
-def draw_bounds(ax: Axes, records: Sequence[Record]) -> Axes:
-    """The training loss and minus the validation bound over the epochs, in nats per image."""
+def draw_bounds(ax: Axes, records: Sequence[EpochRecord]) -> Axes:
+    """Plot the training loss and minus the validation bound over the epochs, in nats per image."""
     epochs = [record.epoch for record in records]
     ax.plot(epochs, [record.loss for record in records], color=DATA_COLOR, label="training loss")
     bound = [-record.validation_elbo for record in records]
     ax.plot(epochs, bound, color=MODEL_COLOR, label="minus the validation bound")
-    found = np.asarray(bound)[np.isfinite(bound)]
-    if found.size:
-        top = np.quantile(found, 0.9) + 0.05 * np.ptp(found)
+    finite = np.asarray(bound)[np.isfinite(bound)]
+    if finite.size:
+        top = np.quantile(finite, 0.9) + 0.05 * np.ptp(finite)
         late = [record.loss for record in records[len(records) // 2 :]]
-        bottom = np.nanmin([found.min(), *late])
+        bottom = np.nanmin([finite.min(), *late])
         margin = max(0.05 * (top - bottom), 1e-9)
         ax.set_ylim(bottom - margin, top + margin)
     ax.set(xlabel="epochs", ylabel="nats per image")
@@ -139,15 +140,15 @@ def draw_bounds(ax: Axes, records: Sequence[Record]) -> Axes:
 
 
 def _draw_truth(ax: Axes, vae: VAE, x: Tensor, bounds: Tensor) -> None:
-    """p(z | x) ∝ p(x | z) p(z) within bounds (2, 2)."""
+    """Shade p(z | x) ∝ p(x | z) p(z) within bounds (2, 2)."""
     (x0, y0), (x1, y1) = bounds.tolist()
-    place = (torch.arange(GRID).to(bounds) + 0.5) / GRID
+    place = (torch.arange(POSTERIOR_PIXELS).to(bounds) + 0.5) / POSTERIOR_PIXELS
     plane = torch.stack(torch.meshgrid(place, place, indexing="xy"), -1)
     z = bounds[0] + plane * (bounds[1] - bounds[0])
     rows = z.flatten(0, 1)
-    likelihood = torch.cat([vae.log_likelihood(x)(part) for part in rows.split(vae.most)])
+    likelihood = torch.cat([vae.log_likelihood(x)(part) for part in rows.split(vae.decoder_batch)])
     log_p = likelihood + vae.prior.log_prob(rows)
-    density = (log_p - log_p.max()).exp().view(GRID, GRID).cpu().numpy()
+    density = (log_p - log_p.max()).exp().view(POSTERIOR_PIXELS, POSTERIOR_PIXELS).cpu().numpy()
     ax.imshow(
         density, extent=(x0, x1, y0, y1), origin="lower", cmap=DENSITY_MAP, interpolation="bilinear"
     )
@@ -155,7 +156,7 @@ def _draw_truth(ax: Axes, vae: VAE, x: Tensor, bounds: Tensor) -> None:
 
 
 def _page(shape: Sequence[int]) -> tuple[Figure, Axes]:
-    """A figure as large as images (rows, columns, height, width) ask for."""
+    """Make a figure of the proportions of images (rows, columns, height, width)."""
     rows, columns, height, width = shape
     across = min(10.0, 0.6 * columns)
     down = across * rows * (height + 2) / (columns * (width + 2))

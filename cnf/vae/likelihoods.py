@@ -1,4 +1,4 @@
-"""What a decoder's outputs say of an image: likelihoods of grey values."""
+"""Likelihoods of grey values given a decoder's outputs."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ class Likelihood(Protocol):
     """p(x | z) of images x (..., pixels), given a decoder's outputs (..., channels, pixels).
 
     Attributes:
-        channels: Of the outputs, numbers for each pixel.
+        channels: Number of outputs for each pixel.
     """
 
     channels: int
 
     def observe(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What is modelled of grey images from 0 to 1, shape (n, pixels)."""
+        """Return the observed images x (n, pixels) of grey images from 0 to 1."""
         ...
 
     def check(self, x: Tensor) -> None:
-        """Raise a ValueError where x is not what `observe` gives."""
+        """Raise a ValueError unless x could be returned by `observe`."""
         ...
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """Log p(x | z), summed over the pixels: shape (...), in nats."""
+        """Return log p(x | z), summed over the pixels, shape (...), in nats."""
         ...
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """The mean image, from 0 to 1, shape (..., pixels)."""
+        """Return the mean image, from 0 to 1, shape (..., pixels)."""
         ...
 
 
 class Bernoulli:
-    """Black or white pixels, white with probability σ(output), of grey ones binarised dynamically.
+    """A Bernoulli likelihood, white with probability σ(output), of dynamically binarised images.
 
-    A grey image is a probability of white for each pixel; each time that it is observed another
-    black-and-white image is drawn.
+    The grey value of a pixel is its probability of white; a new black-and-white image is drawn at
+    each observation.
 
     Source: Salakhutdinov & Murray (2008), On the quantitative analysis of deep belief networks.
 
@@ -55,35 +55,35 @@ class Bernoulli:
     channels = 1
 
     def __init__(self, white: int) -> None:
-        del white  # how many levels of grey there are makes no difference
+        del white  # the number of grey levels makes no difference
 
     def observe(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images drawn, black 0 and white 1."""
+        """Draw black (0) and white (1) pixels."""
         return torch.bernoulli(images, generator=generator)
 
     def check(self, x: Tensor) -> None:
-        """Raise a ValueError where a pixel is neither 0 nor 1."""
+        """Raise a ValueError if a pixel is neither 0 nor 1."""
         wrong = (x != 0) & (x != 1)
         if wrong.any():
             raise ValueError(
                 f"Expected pixels of 0 and 1 for likelihood bernoulli; got {x[wrong][0].item()}: "
-                "take what `observe` draws"
+                "pass what `observe` returns"
             )
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """Σ x log σ(output) + (1 − x) log(1 − σ(output))."""
+        """Return Σ x log σ(output) + (1 − x) log(1 − σ(output))."""
         logits, x = torch.broadcast_tensors(outputs.squeeze(-2), x)
         return -binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """The probabilities."""
+        """Return the probabilities of white."""
         return outputs.squeeze(-2).sigmoid()
 
 
 class Levels:
-    """All levels of grey, by a logistic distribution of each pixel rounded to the nearest level.
+    """A discretized logistic likelihood of all grey levels.
 
-    With mean μ and scale s from the outputs, and δ half the distance of two levels,
+    With mean μ and scale s from the outputs, and δ half the distance between two levels,
 
         p(x) = σ((x + δ − μ) / s) − σ((x − δ − μ) / s),
 
@@ -91,7 +91,7 @@ class Levels:
     sum to 1.
 
     Args:
-        white: The number of white: there are white + 1 levels from 0 to 1.
+        white: Grey value of white: there are white + 1 levels from 0 to 1.
 
     Source: Kingma et al. (2016), Improved variational inference with inverse autoregressive flow,
     appendix; Salimans et al. (2017), PixelCNN++.
@@ -105,17 +105,17 @@ class Levels:
     """
 
     channels = 2
-    _MOST = 7.0  # narrower than e⁻⁷ of the whole range no pixel is known
+    _MAX_LOG_PRECISION = 7.0  # scales stay above e⁻⁷ of the whole range
 
     def __init__(self, white: int) -> None:
         self.white = white
 
     def observe(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The images themselves."""
+        """Return the images unchanged."""
         return images
 
     def check(self, x: Tensor) -> None:
-        """Raise a ValueError where a pixel is below 0 or above 1."""
+        """Raise a ValueError if a pixel is below 0 or above 1."""
         wrong = ~((x >= 0) & (x <= 1))
         if wrong.any():
             raise ValueError(
@@ -124,10 +124,10 @@ class Levels:
             )
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """The sum of log σ(b) + log σ(−a) + log(1 − exp(a − b)), with σ(b) − σ(a) the above."""
+        """Return Σ log σ(b) + log σ(−a) + log(1 − exp(a − b)), where p(x) = σ(b) − σ(a)."""
         mean, log_scale = self._parameters(outputs)
         half, precision = 0.5 / self.white, torch.exp(-log_scale)
-        above = logsigmoid((x - mean + half) * precision)  # of white the whole tail counts
+        above = logsigmoid((x - mean + half) * precision)  # white includes the whole upper tail
         below = logsigmoid((mean - x + half) * precision)
         between = torch.log(-torch.expm1(-2 * half * precision))
         is_white, is_black = x > 1 - half, x < half
@@ -137,21 +137,21 @@ class Levels:
         return (above + below + between).sum(-1)
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """The logistic distributions' means, cut to the range."""
+        """Return the means of the logistic distributions, clamped to [0, 1]."""
         return self._parameters(outputs)[0].clamp(0, 1)
 
     def _parameters(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and logarithms of scales; outputs of 0 are wide about the middle."""
+        """Return means and log-scales; outputs of 0 give a wide distribution about the middle."""
         mean, log_scale = outputs.unbind(-2)
-        return 0.5 + 0.25 * mean, (log_scale - 2).clamp(min=-self._MOST)
+        return 0.5 + 0.25 * mean, (log_scale - 2).clamp(min=-self._MAX_LOG_PRECISION)
 
 
 LIKELIHOODS: dict[str, Callable[[int], Likelihood]] = {"bernoulli": Bernoulli, "levels": Levels}
-"""Likelihoods by name; each is made with the number of white."""
+"""Likelihoods by name, constructed with the grey value of white."""
 
 
 def grey(images: NDArray[np.uint8], white: int) -> Tensor:
-    """Images (n, height, width) as grey values from 0 to 1, shape (n, pixels).
+    """Convert images (n, height, width) to grey values from 0 to 1, shape (n, pixels).
 
     Example:
         >>> grey(np.array([[[0, 255]]], np.uint8), 255)

@@ -23,20 +23,20 @@ from cnf.vae.posteriors import POSTERIORS, GaussianPosterior
 from cnf.variational.elbo import Bound, elbo
 from cnf.variational.posterior import FlowPosterior
 
-LEAST_SCALE = 1e-4
+MIN_POSTERIOR_SCALE = 1e-4
 GAUSSIAN = GaussianPosterior()
-PARTS = ("architecture", "metadata")  # what a VAE's configuration holds
+VAE_CONFIG_KEYS = ("architecture", "metadata")
 
 
 class VAE(nn.Module):
-    """A decoder p(x | z) p(z), z ~ N(0, 1), and an encoder's posterior q(z | x).
+    """A variational autoencoder: a decoder p(x | z) p(z), z ~ N(0, 1), and a posterior q(z | x).
 
     Args:
-        architecture: What it is made of.
+        architecture: Its configuration.
 
     Attributes:
-        likelihood: p(x | z) of the decoder's outputs, one of `cnf.vae.LIKELIHOODS`.
-        most: Latents that are decoded at a time where there are many.
+        likelihood: p(x | z) given the decoder's outputs, one of `cnf.vae.LIKELIHOODS`.
+        decoder_batch: Maximum number of latents that are decoded at a time.
 
     Raises:
         ValueError: A name is unknown, a size does not fit, or a library is missing.
@@ -59,7 +59,7 @@ class VAE(nn.Module):
             if getattr(architecture, kind) not in known:
                 raise ValueError(
                     f"Expected the {kind} to be one of {', '.join(known)}; got "
-                    f"{getattr(architecture, kind)!r}"
+                    f"{getattr(architecture, kind)!r}: choose one of them"
                 )
         self.architecture = architecture
         self.likelihood: Likelihood = LIKELIHOODS[architecture.likelihood](architecture.white)
@@ -68,56 +68,56 @@ class VAE(nn.Module):
             architecture.size, self.likelihood.channels, latent_dim, architecture.hidden
         )
         self.encoder, self.decoder = networks.encoder, networks.decoder
-        self.most = networks.most
+        self.decoder_batch = networks.decoder_batch
         self.head = nn.Linear(networks.features, 2 * latent_dim)
-        self.tell = None
-        if architecture.tells:
-            told = nn.Linear(networks.features, architecture.features)
-            self.tell = nn.Sequential(told, nn.SiLU())
+        self.tell = None  # saved weights are keyed by this attribute's name
+        if architecture.uses_features:
+            linear = nn.Linear(networks.features, architecture.features)
+            self.tell = nn.Sequential(linear, nn.SiLU())
         self.posterior = POSTERIORS[architecture.posterior](architecture)
 
     @property
     def prior(self) -> Distribution:
-        """p(z), standard normal."""
+        """Prior p(z), standard normal."""
         zeros = self.head.weight.new_zeros(self.architecture.latent_dim)
         return Independent(Normal(zeros, zeros + 1, validate_args=False), 1, validate_args=False)
 
     def encode(self, x: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Features for the posterior, if any, loc and scale, of images (n, pixels)."""
+        """Return features for the posterior, if any, loc and scale, given images (n, pixels)."""
         h = self.encoder(x)
         loc, scale = self.head(h).chunk(2, -1)
-        told = None if self.tell is None else self.tell(h)
-        return told, loc, softplus(scale) + LEAST_SCALE
+        features = None if self.tell is None else self.tell(h)
+        return features, loc, softplus(scale) + MIN_POSTERIOR_SCALE
 
     def posterior_of(self, x: Tensor, settling: bool = False) -> Distribution:
-        """q(z | x) of images (n, pixels); while it is settling, the encoder's Gaussian."""
+        """Return q(z | x) of images (n, pixels); the encoder's Gaussian if `settling`."""
         module = GAUSSIAN if settling else self.posterior
         posterior: Distribution = module(*self.encode(x))
         return posterior
 
     def decode(self, z: Tensor) -> Tensor:
-        """The decoder's outputs (..., channels, pixels) for latents (..., latent_dim)."""
+        """Return the decoder's outputs (..., channels, pixels) for latents (..., latent_dim)."""
         outputs: Tensor = self.decoder(z.flatten(0, -2))
         return outputs.view(*z.shape[:-1], *outputs.shape[1:])
 
     def log_likelihood(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Log p(x | z) of images (n, pixels), as a function of z (..., n, latent_dim)."""
+        """Return log p(x | z) of images (n, pixels) as a function of z (..., n, latent_dim)."""
         return lambda z: self.likelihood.log_prob(self.decode(z), x)
 
     def bound(
         self, x: Tensor, beta: float = 1.0, samples: int = 1, settling: bool = False
     ) -> Bound:
-        """The evidence lower bound of each image, by `cnf.elbo`."""
+        """Return the evidence lower bound of each image, by `cnf.elbo`."""
         posterior = self.posterior_of(x, settling)
         return elbo(posterior, self.prior, self.log_likelihood(x), samples, beta)
 
     def means(self, z: Tensor) -> Tensor:
-        """The mean images (..., height, width), from 0 to 1, for latents (..., latent_dim)."""
+        """Return mean images (..., height, width), from 0 to 1, for latents (..., latent_dim)."""
         means = self.likelihood.mean(self.decode(z))
         return means.reshape(*means.shape[:-1], *self.architecture.size)
 
     def accurate(self) -> Self:
-        """A VAE of the very parameters whose posterior solves with care, for numbers to report."""
+        """Return a VAE with shared parameters whose posterior solves accurately, for reporting."""
         if not isinstance(self.posterior, FlowPosterior):
             return self
         view = copy.copy(self)
@@ -125,11 +125,11 @@ class VAE(nn.Module):
         return view
 
     def save(self, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-        """Write it to a folder, which is made if need be; `load` reads it.
+        """Save the VAE to a folder, which is created if needed, for `load`.
 
         Args:
-            folder: Where to.
-            metadata: What else to remember, ready for JSON.
+            folder: Destination.
+            metadata: Further entries of the configuration, ready for JSON.
 
         Raises:
             OSError: The folder cannot be written to.
@@ -143,7 +143,7 @@ class VAE(nn.Module):
 
 
 def load(folder: str | Path) -> VAE:
-    """The VAE that its `save` wrote to a folder, on the CPU and bit for bit.
+    """Load the VAE that `VAE.save` wrote to a folder, on the CPU.
 
     Raises:
         ValueError: The folder holds no VAE, or one that is damaged or of a newer version.
@@ -158,13 +158,13 @@ def load(folder: str | Path) -> VAE:
         >>> torch.equal(loaded.means(z), vae.means(z))
         True
     """
-    config, weights = read_model(folder, PARTS)
+    config, weights = read_model(folder, VAE_CONFIG_KEYS)
     with rebuilding("a VAE", folder):
         entries: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in config["architecture"].items()
         }
-        with torch.random.fork_rng(devices=[]):  # the first weights, drawn only to be replaced
+        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then replaced
             vae = VAE(Architecture(**entries))
         share(vae, config.get("shared", {}))
         vae.load_state_dict(safetensors.torch.load(weights))

@@ -12,27 +12,27 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Networks:
-    """An encoder with its decoder.
+    """An encoder and a decoder.
 
     Attributes:
-        encoder: Images (n, pixels) to features (n, `features`).
-        decoder: Latents (n, latent_dim) to outputs (n, channels, pixels).
-        features: Size of the features.
-        most: Latents that are decoded at a time where there are many: they take a few hundred MiB.
+        encoder: Module that maps images (n, pixels) to features (n, features).
+        decoder: Module that maps latents (n, latent_dim) to outputs (n, channels, pixels).
+        features: Number of features.
+        decoder_batch: Maximum number of latents to decode at a time, which takes a few hundred MiB.
     """
 
     encoder: nn.Module
     decoder: nn.Module
     features: int
-    most: int
+    decoder_batch: int
 
 
 class GatedConvolution(nn.Module):
-    """A convolution times a sigmoid gate, a convolution of the same input: y ∘ σ(g).
+    """A gated convolution, y ∘ σ(g), where y and g are convolutions of the same input.
 
     Args:
-        convolution: Makes a convolution with a number of output channels.
-        channels: Of the output.
+        convolution: Function that makes a convolution with a number of output channels.
+        channels: Number of output channels.
 
     Source: van den Berg et al. (2018), Sylvester normalizing flows, appendix A.
 
@@ -47,7 +47,7 @@ class GatedConvolution(nn.Module):
         self.both = convolution(2 * channels)  # one product for both
 
     def forward(self, x: Tensor) -> Tensor:
-        """The gated convolution of x (n, channels, height, width)."""
+        """Return the gated convolution of x (n, channels, height, width)."""
         y, gate = self.both(x).chunk(2, 1)
         return torch.mul(y, torch.sigmoid(gate))
 
@@ -55,7 +55,7 @@ class GatedConvolution(nn.Module):
 def perceptrons(
     size: tuple[int, int], channels: int, latent_dim: int, hidden: Sequence[int]
 ) -> Networks:
-    """Perceptrons with hidden layers of given widths; the decoder has them in reverse order.
+    """Make perceptrons with hidden layers of given widths, in reverse order in the decoder.
 
     Example:
         >>> perceptrons((8, 8), 1, 2, hidden=(32,)).decoder(torch.zeros(5, 2)).shape
@@ -67,17 +67,17 @@ def perceptrons(
         nn.Sequential(*_layers([pixels, *hidden])),
         nn.Sequential(*decoder, nn.Unflatten(1, (channels, pixels))),
         hidden[-1],
-        most=8192,
+        decoder_batch=8192,
     )
 
 
 def gated_convolutions(
     size: tuple[int, int], channels: int, latent_dim: int, hidden: Sequence[int]
 ) -> Networks:
-    """The networks of the Sylvester flows' paper, whose widths are its own; `hidden` goes unused.
+    """Make the networks of the Sylvester flows' paper, with its widths; `hidden` is ignored.
 
     Raises:
-        ValueError: A side is no multiple of 4, as two halvings of it ask for.
+        ValueError: A side is not a multiple of 4, since the encoder halves it twice.
 
     Source: van den Berg et al. (2018), Sylvester normalizing flows, appendix A.
 
@@ -90,7 +90,7 @@ def gated_convolutions(
     if size[0] % 4 or size[1] % 4:
         raise ValueError(
             f"Expected images whose sides are multiples of 4 for network conv; got {size[0]} x "
-            f"{size[1]}. Crop them, or take network mlp"
+            f"{size[1]}. Crop them, or use network mlp"
         )
     smallest = size[0] // 4, size[1] // 4
     encoder = (
@@ -114,19 +114,19 @@ def gated_convolutions(
         nn.Conv2d(32, channels, 1),
         nn.Flatten(2),
     )
-    return Networks(nn.Sequential(*encoder), nn.Sequential(*decoder), 256, most=512)
+    return Networks(nn.Sequential(*encoder), nn.Sequential(*decoder), 256, decoder_batch=512)
 
 
 NETWORKS: dict[str, Callable[[tuple[int, int], int, int, Sequence[int]], Networks]] = {
     "mlp": perceptrons,
     "conv": gated_convolutions,
 }
-"""Networks by name, made of the images' size, the likelihood's channels, the latents' and the
-hidden layers' sizes."""
+"""Networks by name: functions of the images' size, the likelihood's channels, the number of latents
+and the widths of the hidden layers."""
 
 
 def _layers(widths: Sequence[int]) -> list[nn.Module]:
-    """Linear layers with their activations."""
+    """Make linear layers with activations."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.SiLU()]

@@ -1,4 +1,4 @@
-"""How a VAE is trained."""
+"""Hyperparameters of a VAE's training."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from math import cos, inf, pi
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run but for its data and its seed.
+    """Hyperparameters of a training run.
 
     Attributes:
         epochs: Passes over the training images.
-        batch_size: Images for each step.
-        learning_rate: Adam's peak learning rate; after a linear warm-up it falls as a cosine to 0.
+        batch_size: Images per step.
+        learning_rate: Adam's peak learning rate, after a linear warm-up and before a cosine decay
+            to 0.
         warmup: Fraction of the run that warms up.
         annealing: Fraction of the run in which the KL term's weight rises from 0 to 1.
-        settling: Fraction of the run in which the posterior is the encoder's Gaussian, before what
-            carries it on begins to learn. That costs no more than a Gaussian does, and a Gaussian
-            makes latents tell each something else, or nothing: a flow that learns from the start
-            lets them all tell a little, and stays there.
+        settling: Fraction of the run in which the posterior is the encoder's Gaussian, before its
+            flow begins to learn. This costs no more than a Gaussian posterior, which makes latents
+            either informative and distinct, or unused; a flow that learns from the start keeps all
+            of them slightly informative.
         weight_decay: AdamW's decoupled weight decay.
-        max_grad_norm: Largest norm of the gradient.
+        max_grad_norm: Norm to which the gradient is clipped.
 
     Raises:
         ValueError: A number is out of range.
@@ -46,32 +47,36 @@ class Plan:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < inf:
-                raise ValueError(f"Expected {name} above 0, and finite; got {getattr(self, name)}")
+                raise ValueError(
+                    f"Expected {name} above 0, and finite; got {getattr(self, name)}: correct it"
+                )
         for name in ("warmup", "annealing", "settling"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(
-                    f"Expected {name} of at least 0 and below 1; got {getattr(self, name)}"
+                    f"Expected {name} of at least 0 and below 1; got {getattr(self, name)}: "
+                    "correct it"
                 )
         if not 0 <= self.weight_decay < inf:
             raise ValueError(
-                f"Expected weight_decay of at least 0, and finite; got {self.weight_decay}"
+                f"Expected weight_decay of at least 0, and finite; got {self.weight_decay}: "
+                "correct it"
             )
 
     def rate(self, progress: float) -> float:
-        """The learning rate, where a fraction of the run is done."""
+        """Return the learning rate at a progress from 0 to 1."""
         if progress < self.warmup:
             return self.learning_rate * progress / self.warmup
-        fallen = (progress - self.warmup) / (1 - self.warmup)
-        return self.learning_rate * 0.5 * (1 + cos(pi * fallen))
+        decay = (progress - self.warmup) / (1 - self.warmup)
+        return self.learning_rate * 0.5 * (1 + cos(pi * decay))
 
     def beta(self, progress: float) -> float:
-        """The KL term's weight, alike."""
+        """Return the KL term's weight at a progress from 0 to 1."""
         return min(1.0, progress / self.annealing) if self.annealing else 1.0
 
     def is_settling(self, progress: float) -> bool:
-        """Whether the posterior is the encoder's Gaussian still."""
+        """Return whether the posterior is still the encoder's Gaussian."""
         return progress < self.settling
 
-    def counts(self, progress: float) -> bool:
-        """Whether weights may be kept: the KL term has its full weight, and nothing settles."""
+    def is_selectable(self, progress: float) -> bool:
+        """Return whether the objective is the final one, so that weights may be selected."""
         return self.beta(progress) == 1 and not self.is_settling(progress)

@@ -1,4 +1,4 @@
-"""Planar flows, to compare with."""
+"""Planar flows, a baseline posterior."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from cnf.variational.posterior import check_encoding
 
 
 class PlanarPosterior(nn.Module):
-    """The encoder's Gaussian, carried on by planar flows whose numbers are made of its features.
+    """A posterior by planar flows, from Pyro, of the encoder's Gaussian.
 
-    Each is f(z) = z + û tanh(wᵀz + b), with numbers that are linear in h, from Pyro. At first it is
-    the identity.
+    Each flow is f(z) = z + û tanh(wᵀz + b), with parameters linear in h; it starts as the identity.
 
     Args:
-        latent_dim: Size of z.
-        context_dim: Size of h.
-        flows: How many.
+        latent_dim: Number of latents.
+        context_dim: Number of features h.
+        flows: Number of flows.
 
     Raises:
         ValueError: Pyro is not installed.
@@ -45,18 +44,19 @@ class PlanarPosterior(nn.Module):
             transforms = import_module("pyro.distributions.transforms")
         except ImportError:
             raise ValueError(
-                "Expected Pyro for planar flows; got none installed: pip install "
-                "'cnf-flows[bench]' brings it"
+                "Expected Pyro for planar flows; got none installed: run pip install "
+                "'cnf-flows[bench]'"
             ) from None
         self.flows = nn.ModuleList(
-            transforms.ConditionalPlanar(_Numbers(context_dim, latent_dim)) for _ in range(flows)
+            transforms.ConditionalPlanar(_PlanarParameters(context_dim, latent_dim))
+            for _ in range(flows)
         )
 
     def forward(self, h: Tensor, loc: Tensor, scale: Tensor) -> Distribution:
-        """q(z | x) for the encoder's outputs.
+        """Return q(z | x) for the encoder's features h (n, context_dim), loc and scale.
 
         Raises:
-            ValueError: A number is not finite, or a scale not above zero.
+            ValueError: An input is not finite, or a scale is not positive.
         """
         check_encoding({"h": h, "loc": loc, "scale": scale})
         gaussian = Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
@@ -67,10 +67,10 @@ def _conditioned(flow: Any, h: Tensor) -> Any:
     return flow.condition(h)
 
 
-class _Numbers(nn.Module):
-    """b, u and w of one flow as linear functions of h, with which it starts as the identity.
+class _PlanarParameters(nn.Module):
+    """Parameters b, u and w of one flow, linear in h, that make it start as the identity.
 
-    Pyro takes û = u + (softplus(wᵀu) − 1 − wᵀu) w / |w|², which is 0 for u = log(e − 1) w / |w|².
+    In Pyro û = u + (softplus(wᵀu) − 1 − wᵀu) w / |w|², which is 0 for u = log(e − 1) w / |w|².
     """
 
     def __init__(self, context_dim: int, latent_dim: int) -> None:
@@ -84,39 +84,38 @@ class _Numbers(nn.Module):
             self.linear.bias.copy_(torch.cat([torch.zeros(1), u, w]))
 
     def forward(self, h: Tensor) -> tuple[Tensor, ...]:
-        """As Pyro wants them."""
+        """Return b, u and w, in the order that Pyro expects."""
         return tuple(self.linear(h).split(self.sizes, -1))
 
 
 class Planar(Distribution):
-    """A distribution carried on by transforms that are known in one direction alone.
+    """A distribution transformed by maps without an inverse in closed form.
 
     Args:
-        before: What is carried on.
-        transforms: Each in its turn.
+        base: Distribution that is transformed.
+        transforms: Transforms, in order.
 
-    A draw's log-density comes with it, from `rsample_and_log_prob`; that of any other z is not to
-    be had, since a planar flow has no inverse in closed form.
+    Only the log-density of draws is available, from `rsample_and_log_prob`.
     """
 
     arg_constraints = {}  # noqa: RUF012
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, before: Distribution, transforms: Sequence[Any]) -> None:
-        self.before, self.transforms = before, transforms
-        super().__init__(before.batch_shape, before.event_shape, validate_args=False)
+    def __init__(self, base: Distribution, transforms: Sequence[Any]) -> None:
+        self.base, self.transforms = base, transforms
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """Draws of shape (*sample_shape, *batch, dim), with gradients."""
+        """Draw samples of shape (*sample_shape, *batch, dim), with gradients."""
         return self.rsample_and_log_prob(sample_shape)[0]
 
     def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
-        """Draws, and log q of each, shape (*sample_shape, *batch)."""
-        z = self.before.rsample(sizes(sample_shape))
-        log_q = self.before.log_prob(z)
+        """Draw samples (*sample_shape, *batch, dim) with log q (*sample_shape, *batch)."""
+        z = self.base.rsample(sizes(sample_shape))
+        log_q = self.base.log_prob(z)
         for transform in self.transforms:
-            moved = transform(z)
-            log_q = log_q - transform.log_abs_det_jacobian(z, moved)
-            z = moved
+            transformed = transform(z)
+            log_q = log_q - transform.log_abs_det_jacobian(z, transformed)
+            z = transformed
         return z, log_q

@@ -1,4 +1,4 @@
-"""Posteriors q(z | x) that a VAE can have, by name."""
+"""Posteriors q(z | x) of a VAE, by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cnf.variational.posterior import FlowPosterior, check_encoding
 
 
 class GaussianPosterior(nn.Module):
-    """The posterior that VAEs usually have: N(loc, scale²), its coordinates independent.
+    """A Gaussian posterior N(loc, scale²) with independent coordinates.
 
     Example:
         >>> import torch
@@ -23,10 +23,10 @@ class GaussianPosterior(nn.Module):
     """
 
     def forward(self, h: Tensor | None, loc: Tensor, scale: Tensor) -> Distribution:
-        """q(z | x) for the encoder's loc and scale; its features h go unused.
+        """Return q(z | x) for the encoder's loc and scale; features h are ignored.
 
         Raises:
-            ValueError: A number is not finite, or a scale not above zero.
+            ValueError: An input is not finite, or a scale is not positive.
         """
         del h
         check_encoding({"loc": loc, "scale": scale})
@@ -55,4 +55,4 @@ POSTERIORS: dict[str, Callable[[Architecture], nn.Module]] = {
     "planar": _planar,
     "cnf": _cnf,
 }
-"""By name: modules that make a distribution of features h, loc and scale."""
+"""Constructors of posteriors by name: modules that map features h, loc and scale to q(z | x)."""

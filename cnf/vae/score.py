@@ -1,4 +1,4 @@
-"""Bounds of a VAE's log p(x), image by image."""
+"""Lower bounds of a VAE's log p(x) of each image."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ELBO_SAMPLES = 100
 
 
 @dataclass(frozen=True, eq=False)
-class Bounds:
-    """What the images' log p(x) is at least, in nats, shape (n,) each.
+class LikelihoodBounds:
+    """Bounds of the log-likelihood log p(x) of images, in nats, shape (n,) each.
 
     Attributes:
-        elbo: The evidence lower bound.
-        nll: Minus the importance-weighted bound, which is closer: at least −log p(x).
+        elbo: Evidence lower bound.
+        nll: Minus the importance-weighted bound, which is tighter: on average at least −log p(x).
     """
 
     elbo: Tensor
@@ -27,27 +27,27 @@ class Bounds:
 
 
 @torch.no_grad()
-def score(vae: VAE, x: Tensor, samples: int = 1000) -> Bounds:
-    """The bounds of images (n, pixels), with the posterior solved with care.
+def score(vae: VAE, x: Tensor, samples: int = 1000) -> LikelihoodBounds:
+    """Return bounds of log p(x) of images (n, pixels), with the posterior solved accurately.
 
     Args:
-        vae: A trained one.
-        x: What its likelihood observes.
-        samples: Draws of z for the importance-weighted bound; the evidence lower bound's mean is
+        vae: A trained VAE.
+        x: Images as returned by the likelihood's `observe`.
+        samples: Draws of z for the importance-weighted bound; the evidence lower bound averages
             over at most a hundred.
 
     Raises:
-        ValueError: There is no sample, or x is nothing that the likelihood observes.
+        ValueError: `samples` is below 1, or the likelihood's `check` rejects x.
         SolveError: A solve failed.
 
     Source: Burda et al. (2016), Importance weighted autoencoders.
     """
     vae.likelihood.check(x)
-    careful = vae.accurate()
-    prior, few = vae.prior, min(samples, ELBO_SAMPLES)
+    accurate = vae.accurate()
+    prior, elbo_samples = vae.prior, min(samples, ELBO_SAMPLES)
     elbos, nlls = [], []
-    for part in x.split(max(1, vae.most // few)):
-        posterior, likelihood = careful.posterior_of(part), vae.log_likelihood(part)
-        nlls.append(-iwae(posterior, prior, likelihood, samples, vae.most))
-        elbos.append(careful.bound(part, samples=few).value)
-    return Bounds(torch.cat(elbos), torch.cat(nlls))
+    for part in x.split(max(1, vae.decoder_batch // elbo_samples)):
+        posterior, likelihood = accurate.posterior_of(part), vae.log_likelihood(part)
+        nlls.append(-iwae(posterior, prior, likelihood, samples, vae.decoder_batch))
+        elbos.append(accurate.bound(part, samples=elbo_samples).value)
+    return LikelihoodBounds(torch.cat(elbos), torch.cat(nlls))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf, isfinite, nan
 from pathlib import Path
 from time import perf_counter
@@ -21,21 +21,22 @@ from cnf.utils.serialization import prefixed, under
 from cnf.vae.model import VAE
 from cnf.vae.plan import Plan
 
-MOST_FAILURES = 20  # steps in a row without a finite gradient, after which it will not come right
+MAX_FAILED_STEPS = 20  # steps in a row without a finite gradient, after which training stops
 VALIDATION_SAMPLES = 4
+RENAMED_PLAN_FIELDS = {"clip": "max_grad_norm"}  # old names, in states of earlier versions
 
 
 @dataclass(frozen=True)
-class Record:
-    """An epoch.
+class EpochRecord:
+    """A record of one epoch.
 
     Attributes:
-        epoch: From 1.
-        seconds: Of training so far.
-        loss: Mean over its steps of −(log p(x | z) − beta · KL), in nats per image.
-        validation_elbo: The evidence lower bound of the validation images, in nats per image.
-        kl: Of them, E_q [log q(z | x) − log p(z)].
-        skipped: Its steps that were left out, since a solve or the gradient failed.
+        epoch: Number of the epoch, from 1.
+        seconds: Seconds of training so far.
+        loss: Mean over the steps of −(log p(x | z) − beta · KL), in nats per image.
+        validation_elbo: Evidence lower bound of the validation images, in nats per image.
+        kl: E_q [log q(z | x) − log p(z)] of the validation images.
+        skipped: Steps that were skipped, since a solve or the gradient failed.
     """
 
     epoch: int
@@ -47,28 +48,28 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step of training, as callbacks see it.
+class VAEStep:
+    """A training step, as passed to callbacks.
 
     Attributes:
-        progress: Fraction of the run that is done, 0 to 1.
-        loss: The step's loss, nan for one that was left out.
-        record: Of the epoch that it ends, if it does.
-        records: Of all epochs so far.
-        improved: Whether it ends the best epoch so far of those that count, where the KL term has
-            its full weight and the posterior is no more settling.
-        vae: What is trained.
+        progress: Completed fraction of the run, 0 to 1.
+        loss: Loss of the step, nan if it was skipped.
+        record: Record of the epoch that the step completes, if any.
+        records: Records of all epochs so far.
+        improved: Whether the step completes the best epoch so far of those whose weights may be
+            selected.
+        vae: VAE in training.
     """
 
     progress: float
     loss: float
-    record: Record | None
-    records: Sequence[Record]
+    record: EpochRecord | None
+    records: Sequence[EpochRecord]
     improved: bool
     vae: VAE
 
 
-Callback = Callable[[Step], None]
+Callback = Callable[[VAEStep], None]
 
 
 def fit(
@@ -79,26 +80,26 @@ def fit(
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
     state: str | Path | None = None,
-) -> list[Record]:
-    """Train a VAE in place by its evidence lower bound; keep the epoch that validates best.
+) -> list[EpochRecord]:
+    """Train a VAE in place by its evidence lower bound; keep the weights that validate best.
 
     Args:
-        vae: What to train.
+        vae: VAE to train.
         train: Grey images from 0 to 1, shape (n, pixels), on the VAE's device; they are observed
             anew in each step.
-        validation: Alike; they are observed once.
-        plan: How.
-        seed: Of the order, of what is observed and of the latents.
-        callbacks: Called after each step.
-        state: A file that the run goes on from where it is there, and that is written after each
-            epoch.
+        validation: Grey images from 0 to 1, shape (m, pixels); they are observed once.
+        plan: Hyperparameters.
+        seed: Seed of batches, observations and latents.
+        callbacks: Functions that are called after each step.
+        state: File that the training state is written to after each epoch; if it exists, the run
+            is resumed from it.
 
     Returns:
-        The epochs.
+        A record of each epoch.
 
     Raises:
-        ValueError: There are no images, or they are of another size or range; the state is another
-            run's; or what the encoder makes of the images is not finite.
+        ValueError: There are no images, or they are of another size or range; the state belongs to
+            another run; or the encoder's outputs are not finite.
         TrainingError: Twenty steps in a row had no finite gradient, or no epoch a finite bound.
 
     Example:
@@ -110,20 +111,20 @@ def fit(
     for images in (train, validation):
         _check(images, vae)
     with drawing(seed, train.device):
-        run = _Run(vae, train, validation, plan, seed, None if state is None else Path(state))
+        run = _VAERun(vae, train, validation, plan, seed, None if state is None else Path(state))
         while run.epoch < plan.epochs:
             run.pass_once(callbacks)
     if run.best_elbo == -inf:
         raise TrainingError(
-            "The bound of the validation images was never finite, so that no weights can be kept. "
+            "The bound of the validation images was never finite, so no weights can be selected. "
             "Lower the learning rate"
         )
     vae.load_state_dict(run.best)
     return run.records
 
 
-class _Run:
-    """A run, as it stands between two epochs."""
+class _VAERun:
+    """A training run between two epochs."""
 
     def __init__(
         self,
@@ -141,7 +142,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=0.0, weight_decay=plan.weight_decay, fused=True
         )
-        self.records: list[Record] = []
+        self.records: list[EpochRecord] = []
         self.best = _copy(vae.state_dict())
         self.best_elbo, self.failures, self.seconds = -inf, 0, 0.0
         if state is not None and state.exists():
@@ -149,11 +150,11 @@ class _Run:
 
     @property
     def epoch(self) -> int:
-        """How many are done."""
+        """Number of completed epochs."""
         return len(self.records)
 
     def pass_once(self, callbacks: Sequence[Callback]) -> None:
-        """Train on all images once, and validate."""
+        """Train on all images once, validate, and save the state."""
         began = perf_counter() - self.seconds
         order = torch.randperm(len(self.train), device=self.train.device)
         batches = order.split(self.plan.batch_size)
@@ -163,29 +164,29 @@ class _Run:
             losses.append(self._step(self.vae.likelihood.observe(self.train[batch]), progress))
             if i + 1 < len(batches):
                 done = (self.epoch + (i + 1) / len(batches)) / self.plan.epochs
-                self._tell(callbacks, done, losses[-1])
-        taken = [loss for loss in losses if isfinite(loss)]
+                self._call(callbacks, done, losses[-1])
+        finite = [loss for loss in losses if isfinite(loss)]
         progress = (self.epoch + 1) / self.plan.epochs
         elbo, kl = self._validate(self.plan.is_settling(progress))
         self.seconds = perf_counter() - began
         self.records.append(
-            Record(
+            EpochRecord(
                 self.epoch + 1,
                 self.seconds,
-                sum(taken) / len(taken) if taken else nan,
+                sum(finite) / len(finite) if finite else nan,
                 elbo,
                 kl,
-                len(losses) - len(taken),
+                len(losses) - len(finite),
             )
         )
-        improved = self.plan.counts(progress) and elbo > self.best_elbo
+        improved = self.plan.is_selectable(progress) and elbo > self.best_elbo
         if improved:
             self.best_elbo, self.best = elbo, _copy(self.vae.state_dict())
         self._write()
-        self._tell(callbacks, progress, losses[-1], improved, self.records[-1])
+        self._call(callbacks, progress, losses[-1], improved, self.records[-1])
 
     def _step(self, x: Tensor, progress: float) -> float:
-        """One optimizer step: its loss, nan where it was left out."""
+        """Take an optimizer step; return its loss, nan if it was skipped."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.rate(progress)
         self.optimizer.zero_grad()
@@ -196,25 +197,25 @@ class _Run:
         except SolveError as error:
             return self._fail(str(error))
         norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.max_grad_norm)
-        value, length = torch.stack([loss.detach(), norm]).tolist()
-        if not (isfinite(value) and isfinite(length)):
-            return self._fail(f"the loss is {value} and the norm of its gradient {length}")
+        loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
+        if not (isfinite(loss_value) and isfinite(norm_value)):
+            return self._fail(f"the loss is {loss_value} and its gradient's norm {norm_value}")
         self.optimizer.step()
         self.failures = 0
-        return float(value)
+        return float(loss_value)
 
-    def _fail(self, why: str) -> float:
+    def _fail(self, reason: str) -> float:
         self.failures += 1
-        if self.failures >= MOST_FAILURES:
+        if self.failures >= MAX_FAILED_STEPS:
             raise TrainingError(
-                f"{MOST_FAILURES} steps in a row failed, the last one since {why}. Lower the "
-                "learning rate"
+                f"{MAX_FAILED_STEPS} steps in a row failed, the last one because {reason}. Lower "
+                "the learning rate"
             )
         return nan
 
     @torch.no_grad()
     def _validate(self, settling: bool) -> tuple[float, float]:
-        """The bound of the validation images and its KL term, always with the same noise."""
+        """Return the bound of the validation images and its KL term, always with the same noise."""
         with drawing(0, self.train.device):
             try:
                 parts = [
@@ -227,25 +228,25 @@ class _Run:
         kl = torch.cat([part.kl for part in parts]).mean()
         return elbo.item(), kl.item()
 
-    def _tell(
+    def _call(
         self,
         callbacks: Sequence[Callback],
         progress: float,
         loss: float,
         improved: bool = False,
-        record: Record | None = None,
+        record: EpochRecord | None = None,
     ) -> None:
         for callback in callbacks:
-            callback(Step(progress, loss, record, self.records, improved, self.vae))
+            callback(VAEStep(progress, loss, record, self.records, improved, self.vae))
 
     def _identity(self) -> dict[str, Any]:
-        """What makes it the run that it is, as JSON gives it back."""
-        own = asdict(self.vae.architecture)
-        lists = {
-            name: list(each) if isinstance(each, tuple) else each for name, each in own.items()
+        """Return the settings that identify the run, as they are read back from JSON."""
+        architecture = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self.vae.architecture).items()
         }
         return {
-            **lists,
+            **architecture,
             **asdict(self.plan),
             "seed": self.seed,
             "kind of device": self.train.device.type,
@@ -253,7 +254,7 @@ class _Run:
         }
 
     def _write(self) -> None:
-        """Write the state; a disk that is full ends no run."""
+        """Write the state; warn where that fails, as on a full disk."""
         if self.state is None:
             return
         slots = {
@@ -268,24 +269,25 @@ class _Run:
             "validation": self.validation,
             **slots,
         }
-        standing = {
+        progress = {
             "records": [asdict(record) for record in self.records],
             "best_elbo": self.best_elbo,
             "failures": self.failures,
         }
         try:
-            TrainingState(self._identity(), standing, tensors).write(self.state)
+            TrainingState(self._identity(), progress, tensors).write(self.state)
         except OSError as error:
             warnings.warn(
                 f"The training state could not be written to {self.state} ({error.strerror}). "
-                "Training goes on; the state written before stays",
+                "Training continues; the previous state is kept",
                 stacklevel=2,
             )
 
     def _restore(self, found: TrainingState, path: Path) -> None:
-        """Be what a state tells of."""
-        found.check(path, self._identity())
-        self.records = [Record(**record) for record in found.standing["records"]]
+        """Restore the run from a state of the same run."""
+        run = {RENAMED_PLAN_FIELDS.get(name, name): value for name, value in found.run.items()}
+        replace(found, run=run).check(path, self._identity())
+        self.records = [EpochRecord(**record) for record in found.standing["records"]]
         self.best_elbo = found.standing["best_elbo"]
         self.failures = found.standing["failures"]
         self.seconds = self.records[-1].seconds
@@ -302,22 +304,22 @@ class _Run:
 
 
 def _check(images: Tensor, vae: VAE) -> None:
-    """Hold that images are what a VAE can be trained on."""
+    """Raise a ValueError unless the VAE can be trained on these images."""
     height, width = vae.architecture.size
-    wanted = f"grey images from 0 to 1 of shape (n, {height * width}), n at least 1"
+    expected = f"grey images from 0 to 1 of shape (n, {height * width}), n at least 1"
     if images.ndim != 2 or not len(images) or images.shape[1] != height * width:
-        raise ValueError(f"Expected {wanted}; got shape {tuple(images.shape)}")
+        raise ValueError(f"Expected {expected}; got shape {tuple(images.shape)}: reshape")
     low, high = torch.stack([images.min(), images.max()]).tolist()
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"Expected {wanted}; got {low} to {high}. Divide by the value of white")
+        raise ValueError(f"Expected {expected}; got {low} to {high}. Divide by the value of white")
 
 
 def _sha256(*images: Tensor) -> str:
-    """By which images are known again."""
+    """Return a digest that identifies images."""
     digest = hashlib.sha256()
-    for each in images:
-        digest.update(f"{tuple(each.shape)}".encode())
-        digest.update(each.cpu().contiguous().numpy().tobytes())
+    for part in images:
+        digest.update(f"{tuple(part.shape)}".encode())
+        digest.update(part.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Data to fit: toys whose true log-density is known, scikit-learn's tables, and files.
+"""Data sets: toys with known log-density, scikit-learn's tables, benchmarks, images, and files.
 
 `TOYS`, `CONDITIONAL_TOYS`, `TABLES` and `BENCHMARKS` are the registries; `load` takes a table's
 name or a file's path, `load_benchmark` a benchmark's name.

@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from cnf.datasets.patches import draw_patches
 from cnf.datasets.table import Table
 
-__all__ = ["BENCHMARKS", "DATA_DIR", "Benchmark", "Parts", "load_benchmark"]
+__all__ = ["BENCHMARKS", "DATA_DIR", "Benchmark", "BenchmarkSplit", "load_benchmark"]
 
 Array = NDArray[np.float64]
-DATA_DIR = "CNF_DATA"  # the environment variable that names the folder when nothing else does
-PUBLISHED = "data.tar.gz of https://zenodo.org/records/1161203, unpacked"
+DATA_DIR = "CNF_DATA"  # environment variable with the default folder of downloaded data
+PUBLISHED_FILES = "data.tar.gz of https://zenodo.org/records/1161203, unpacked"
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
-    """A table that comes divided.
+class BenchmarkSplit:
+    """A table divided as published.
 
     Attributes:
-        train: Rows to train on.
-        validation: Rows to select on.
-        test: Rows held out from both.
+        train: Training rows.
+        validation: Validation rows.
+        test: Test rows.
     """
 
     train: Table
@@ -40,42 +40,42 @@ class Parts:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark, and how it is read.
+    """A benchmark and its reader.
 
     Attributes:
-        read: Training, validation and test rows from the files in a folder.
-        files: Their paths in the folder that the user names; any one of several groups will do.
-        source: Where they come from.
+        read: Function of a folder that returns training, validation and test rows.
+        files: Alternative groups of files to read, as paths within the folder.
+        source: Source of the files, for error messages.
     """
 
     read: Callable[[Path], list[Array]]
     files: tuple[tuple[str, ...], ...]
-    source: str = PUBLISHED
+    source: str = PUBLISHED_FILES
 
 
-def load_benchmark(name: str, data_dir: str | os.PathLike[str] | None = None) -> Parts:
-    """Read a benchmark's files, preprocess and divide them as published.
+def load_benchmark(name: str, data_dir: str | os.PathLike[str] | None = None) -> BenchmarkSplit:
+    """Read a benchmark's files; preprocess and divide them as published.
 
-    - `power`: household power, 6 columns with noise as large as their rounding.
-    - `gas`: gas sensors, the 8 columns that are left when no two correlate by more than 0.98.
+    - `power`: household power, 6 columns with added noise of the width of their rounding.
+    - `gas`: gas sensors, 8 columns, no two of which correlate by more than 0.98.
     - `hepmass`: particle collisions with a new particle, 21 columns.
     - `miniboone`: particle collisions, 43 columns.
-    - `bsds300`: image patches, 63 columns; drawn anew where there are images but not the
-      authors' patches.
+    - `bsds300`: image patches, 63 columns; drawn from the images if the authors' patches are
+      absent.
 
     All but the last are standardised.
 
     Args:
         name: A name in `BENCHMARKS`.
-        data_dir: The folder with the files, in it as published (`power/data.npy`, …); what the
-            environment's CNF_DATA names when None.
+        data_dir: Folder with the files at their published paths (`power/data.npy`, …); the value
+            of the environment variable CNF_DATA when None.
 
     Returns:
-        The parts, their columns called x0, x1, …
+        Training, validation and test tables with columns x0, x1, …
 
     Raises:
-        ValueError: If no folder is named, or a file is not there or not as published; the message
-            says where it comes from.
+        ValueError: If no folder is given, or a file is missing or not as published; the message
+            names its source.
 
     Example:
         >>> load_benchmark("power", "/nowhere")
@@ -88,13 +88,13 @@ data.tar.gz of https://zenodo.org/records/1161203, unpacked.
             f"Expected a benchmark among {', '.join(BENCHMARKS)}; got {name!r}: choose one."
         )
     benchmark = BENCHMARKS[name]
-    given = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
-    if not given:
+    directory = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
+    if not directory:
         raise ValueError(
             f"Expected a folder with the files of {name}; got none: give --data-dir DIR, or set "
             f"{DATA_DIR}. They come from {benchmark.source}."
         )
-    folder = Path(given)
+    folder = Path(directory)
     for group in benchmark.files:
         if all((folder / file).is_file() for file in group):
             break
@@ -112,11 +112,11 @@ data.tar.gz of https://zenodo.org/records/1161203, unpacked.
             "them."
         ) from None
     columns = tuple(f"x{i}" for i in range(parts[0].shape[1]))
-    return Parts(*(Table(name, np.asarray(part, np.float64), columns) for part in parts))
+    return BenchmarkSplit(*(Table(name, np.asarray(part, np.float64), columns) for part in parts))
 
 
 def _power(folder: Path) -> list[Array]:
-    """Shuffled by the published seed; noise of the width of each column's rounding is added."""
+    """Read, shuffle by the published seed, and add noise of the width of each column's rounding."""
     rng = np.random.RandomState(42)
     data = np.load(folder / "power/data.npy", allow_pickle=False)
     if data.ndim != 2 or data.shape[1] != 8:
@@ -131,7 +131,7 @@ def _power(folder: Path) -> list[Array]:
 
 
 def _gas(folder: Path) -> list[Array]:
-    """The sensors, the first of each two that correlate left out, standardised as a whole."""
+    """Read the sensors, leave out the first of each correlated pair, and standardise all rows."""
     table = folder / "gas/ethylene_CO.parquet"
     text = folder / "gas/ethylene_CO.txt"
     if table.is_file():
@@ -139,19 +139,19 @@ def _gas(folder: Path) -> list[Array]:
     else:
         frame = pd.read_csv(text, sep=r"\s+", skiprows=1, header=None)
     sensors = frame.iloc[:, 3:].to_numpy(np.float64)  # after time and two concentrations
-    left = list(range(sensors.shape[1]))
+    remaining = list(range(sensors.shape[1]))
     correlation = np.corrcoef(sensors.T)
     while True:
-        close = (correlation[np.ix_(left, left)] > 0.98).sum(1) > 1
-        if not close.any():
+        correlated = (correlation[np.ix_(remaining, remaining)] > 0.98).sum(1) > 1
+        if not correlated.any():
             break
-        del left[int(close.argmax())]
-    sensors = sensors[:, left]
+        del remaining[int(correlated.argmax())]
+    sensors = sensors[:, remaining]
     return _tenths((sensors - sensors.mean(0)) / sensors.std(0, ddof=1))
 
 
 def _hepmass(folder: Path) -> list[Array]:
-    """Rows of the new particle, without columns whose smallest value occurs time and again."""
+    """Read rows of the new particle without columns whose smallest value is repeated."""
     frames = [
         pd.read_csv(folder / f"hepmass/1000_{part}.csv", index_col=False)
         for part in ("train", "test")
@@ -159,7 +159,7 @@ def _hepmass(folder: Path) -> list[Array]:
     train, test = (
         frame[frame.iloc[:, 0] == 1].iloc[:, 1:].to_numpy(np.float64) for frame in frames
     )
-    test = test[:, : train.shape[1]]  # its header names one column more than there is
+    test = test[:, : train.shape[1]]  # its header names one column too many
     mean, scale = train.mean(0), train.std(0, ddof=1)
     distinct = (train == train.min(0)).sum(0) <= 5
     train, test = ((part - mean)[:, distinct] / scale[distinct] for part in (train, test))
@@ -168,12 +168,12 @@ def _hepmass(folder: Path) -> list[Array]:
 
 
 def _miniboone(folder: Path) -> list[Array]:
-    """As the file has it."""
+    """Read the rows in the file's order and standardise them."""
     return _standardized(_tenths(np.load(folder / "miniboone/data.npy", allow_pickle=False)))
 
 
 def _bsds300(folder: Path) -> list[Array]:
-    """The authors' patches where they are there, and otherwise patches drawn from the images."""
+    """Read the authors' patches if present; otherwise draw patches from the images."""
     published = folder / BSDS300
     if not published.is_file():
         return draw_patches(folder / BSDS300_IMAGES)
@@ -181,23 +181,23 @@ def _bsds300(folder: Path) -> list[Array]:
         import h5py
     except ImportError:
         raise ValueError(
-            f"Expected h5py, which reads {published}; it is not installed: pip install h5py."
+            f"Expected h5py to read {published}; got none installed: run pip install h5py."
         ) from None
     with h5py.File(published) as file:
         return [np.asarray(file[part], np.float64) for part in ("train", "validation", "test")]
 
 
 def _tenths(data: Array) -> list[Array]:
-    """The last tenth for testing, the last tenth of the others for validation, in file's order."""
+    """Split off the last tenth for testing and the last tenth of the rest for validation."""
     rest = len(data) - len(data) // 10
     train = rest - rest // 10
     return [data[:train], data[train:rest], data[rest:]]
 
 
 def _standardized(parts: list[Array]) -> list[Array]:
-    """By mean and standard deviation of training and validation rows together."""
-    seen = np.vstack(parts[:2])
-    mean, scale = seen.mean(0), seen.std(0)
+    """Standardise by mean and standard deviation of training and validation rows together."""
+    known = np.vstack(parts[:2])
+    mean, scale = known.mean(0), known.std(0)
     return [(part - mean) / scale for part in parts]
 
 
@@ -218,4 +218,4 @@ BENCHMARKS: dict[str, Benchmark] = {
     "miniboone": Benchmark(_miniboone, (("miniboone/data.npy",),)),
     "bsds300": Benchmark(_bsds300, ((BSDS300,), (BSDS300_IMAGES,))),
 }
-"""By name."""
+"""The benchmarks by name."""

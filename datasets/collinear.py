@@ -1,26 +1,26 @@
-"""Columns that others determine."""
+"""Detection of collinear columns."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["collinear_columns"]
 
-# Of a column's deviation: what is left beside the others is rounding. To five digits that leaves
-# 5e-6 of sums in the UCI's tables; the least of a column that only nearly is one is 2e-4.
-EXACT = 3e-5
-PART = 1e-4  # a column's least part, in deviations, in a combination that it is named for
+# Residual of a collinear column in units of its standard deviation. Values rounded to five digits
+# leave 5e-6 of sums in the UCI tables; the smallest of a column that is not collinear is 2e-4.
+MAX_RESIDUAL = 3e-5
+MIN_COEFFICIENT = 1e-4  # of a standardised column that is part of a combination
 
 
 def collinear_columns(values: NDArray[np.float64]) -> dict[int, tuple[int, ...]]:
-    """Find the columns that are linear combinations of columns before them, and of which.
+    """Find the columns that are linear combinations of columns before them.
 
-    Columns that are exactly collinear have no density, however many others they have one with.
+    Rows with collinear columns have no density.
 
     Args:
-        values: Shape (rows, columns), each of which varies.
+        values: Shape (rows, columns), without constant columns.
 
     Returns:
-        For each such column, counted from 0, the columns that make it up.
+        Index of each such column, from 0, with the indices of the columns that it combines.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -29,17 +29,17 @@ def collinear_columns(values: NDArray[np.float64]) -> dict[int, tuple[int, ...]]
         {2: (0, 1)}
     """
     standard = (values - values.mean(0)) / values.std(0)
-    kept = list(range(standard.shape[1]))
+    remaining = list(range(standard.shape[1]))
     found: dict[int, tuple[int, ...]] = {}
     while True:
-        triangle = np.linalg.qr(standard[:, kept], mode="r") / np.sqrt(len(standard))
-        left = np.zeros(len(kept))  # fewer rows than columns leave nothing of the later ones
-        left[: len(triangle)] = np.abs(np.diag(triangle))
-        small = np.flatnonzero(left < EXACT)
-        if not len(small):
+        triangle = np.linalg.qr(standard[:, remaining], mode="r") / np.sqrt(len(standard))
+        residuals = np.zeros(len(remaining))  # zero for the columns beyond the number of rows
+        residuals[: len(triangle)] = np.abs(np.diag(triangle))
+        collinear = np.flatnonzero(residuals < MAX_RESIDUAL)
+        if not len(collinear):
             return found
-        last = int(small[0])
-        parts = np.linalg.solve(triangle[:last, :last], triangle[:last, last])
-        makers = np.flatnonzero(np.abs(parts) > PART)
-        found[kept[last]] = tuple(kept[i] for i in makers.tolist())
-        del kept[last]
+        first = int(collinear[0])
+        coefficients = np.linalg.solve(triangle[:first, :first], triangle[:first, first])
+        sources = np.flatnonzero(np.abs(coefficients) > MIN_COEFFICIENT)
+        found[remaining[first]] = tuple(remaining[i] for i in sources.tolist())
+        del remaining[first]

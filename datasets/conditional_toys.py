@@ -1,4 +1,4 @@
-"""Conditional toys: rows drawn given a context, with the exact density p(x | c); their registry.
+"""Conditional toys with exact density p(x | c), and their registry.
 
 Example:
     >>> from cnf.datasets import CONDITIONAL_TOYS
@@ -20,17 +20,17 @@ __all__ = ["CONDITIONAL_TOYS", "ConditionalToy"]
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionalToy:
-    """Two equally likely isotropic Gaussians, opposite each other, that move with a context.
+    """A mixture of two opposite isotropic Gaussians that move with a context.
 
         c ~ U(interval),   p(x | c) = (N(x; m(c), s(c)² I) + N(x; −m(c), s(c)² I)) / 2.
 
     Attributes:
-        name: The name it has in `CONDITIONAL_TOYS`.
+        name: Name in `CONDITIONAL_TOYS`.
         columns: Names of x's columns.
-        context_columns: The name of the context's one column.
-        interval: Where the context is drawn.
-        center: m, which maps contexts (n,) to points (n, columns).
-        noise: s, which maps contexts (n,) to standard deviations (n,), positive for every context.
+        context_columns: Name of the context's one column.
+        interval: Interval on which the context is uniform.
+        center: Function m of contexts (n,) that returns points (n, columns).
+        noise: Function s of contexts (n,) that returns positive standard deviations (n,).
 
     Example:
         >>> toy = CONDITIONAL_TOYS["rotor"]
@@ -47,10 +47,10 @@ class ConditionalToy:
     noise: Callable[[Array], Array]
 
     def sample(self, n: int, seed: int | np.random.Generator) -> tuple[Array, Array]:
-        """Draw contexts, and a row for each.
+        """Draw contexts and a row given each.
 
         Args:
-            n: How many rows, zero or more.
+            n: Number of rows, zero or more.
             seed: A seed, or a generator, which is advanced.
 
         Returns:
@@ -76,7 +76,7 @@ class ConditionalToy:
 
         Args:
             x: Points of shape (n, columns), finite.
-            context: The context of each, of shape (n, 1), finite; the interval is no bound.
+            context: Contexts of shape (n, 1), finite, possibly outside the interval.
 
         Returns:
             Float64 array of shape (n,).
@@ -105,7 +105,7 @@ class ConditionalToy:
 CONDITIONAL_TOYS: dict[str, ConditionalToy] = {
     toy.name: toy
     for toy in (
-        # A pair of blobs that turns half a circle, after which it is itself again.
+        # A pair of blobs that rotates by half a circle, onto itself.
         ConditionalToy(
             name="rotor",
             columns=("x", "y"),

@@ -1,10 +1,10 @@
 """Densities of noisy curves: a parameter drawn on an interval, mapped to the plane, blurred.
 
-Such a density is an integral over the parameter, p(x) = ∫ q(t) k(x − c(t)) dt. It is done by
-composite Gauss–Legendre quadrature, after which it is a finite mixture: nodes are the components'
-centres. All sums are taken relative to their largest term, so far away p may underflow, log p not.
-Against three times the nodes, log p of the toys is off by 1e-10 nats on their own samples, and by
-1e-5 ten units away from them, where it is in the thousands.
+Such a density is an integral over the parameter, p(x) = ∫ q(t) k(x − c(t)) dt. Composite
+Gauss–Legendre quadrature makes it a finite mixture whose centres are the nodes. All sums are taken
+relative to their largest term, so that log p stays finite where p underflows. Compared with three
+times the nodes, the error of log p of the toys is 1e-10 nats on their samples, and 1e-5 at ten
+units from them, where log p is in the thousands.
 """
 
 from collections.abc import Callable
@@ -19,23 +19,24 @@ __all__ = ["Curve", "curve_nodes", "gaussian_mixture_log_prob", "smeared_mixture
 Curve = Callable[[Array], Array]
 """A plane curve: parameters of shape (n,) to points of shape (n, 2)."""
 
-ORDER = 8  # Gauss-Legendre nodes a panel
-PANEL = 2.0  # a panel's length along the curve, in standard deviations of the noise
-NEGLIGIBLE = 42.0  # exp(-42) is less than float64's spacing at 1
-GRADES = 8  # how often the panels at a curve's ends are halved
-POLYLINE = 2001  # points of the polyline that measures a curve
+PANEL_NODES = 8  # Gauss-Legendre nodes per panel
+PANEL_LENGTH = 2.0  # along the curve, in standard deviations of the noise
+NEGLIGIBLE_EXPONENT = 42.0  # exp(-42) is less than float64's spacing at 1
+END_HALVINGS = 8  # of the panels at the ends of a curve
+POLYLINE_POINTS = 2001  # of the polyline that measures a curve
 
 
 def curve_nodes(curve: Curve, interval: tuple[float, float], noise: float) -> tuple[Array, Array]:
-    """Nodes and weights of composite Gauss–Legendre quadrature, ∫ f(t) dt ≈ Σ wₖ f(tₖ).
+    """Return nodes and weights of composite Gauss–Legendre quadrature, ∫ f(t) dt ≈ Σ wₖ f(tₖ).
 
-    Panels have about the same length on the curve, a few standard deviations of the noise, so that
-    N(x; c(t), noise² I) is smooth on each. A curve's ends are not periodic, which rules out the
-    trapezoid rule, and a far point beyond an end sees it fall off steeply: panels shrink there.
+    Panels have about equal length on the curve, a few standard deviations of the noise, so that
+    N(x; c(t), noise² I) is smooth on each. Since a curve is not periodic, the trapezoid rule would
+    be inaccurate; panels shrink towards the ends, where the integrand falls off steeply for distant
+    points.
 
     Args:
-        curve: c, which maps parameters (n,) to points (n, 2).
-        interval: Where the parameter begins and ends.
+        curve: Function c of parameters (n,) that returns points (n, 2).
+        interval: First and last parameter.
         noise: Standard deviation of the noise.
 
     Returns:
@@ -47,26 +48,26 @@ def curve_nodes(curve: Curve, interval: tuple[float, float], noise: float) -> tu
         >>> round(float(w @ t**3), 12)
         4.0
     """
-    nodes, weights = np.polynomial.legendre.leggauss(ORDER)
-    edges = _panel_edges(curve, interval, PANEL * noise)
+    nodes, weights = np.polynomial.legendre.leggauss(PANEL_NODES)
+    edges = _panel_edges(curve, interval, PANEL_LENGTH * noise)
     half, middle = np.diff(edges) / 2, (edges[1:] + edges[:-1]) / 2
     return (middle[:, None] + half[:, None] * nodes).ravel(), np.outer(half, weights).ravel()
 
 
 def _panel_edges(curve: Curve, interval: tuple[float, float], length: float) -> Array:
-    """Cut an interval where its curve is cut into equal lengths, and more finely at the ends."""
-    t = np.linspace(*interval, POLYLINE)
+    """Cut an interval so that pieces of its curve have equal lengths, halved towards the ends."""
+    t = np.linspace(*interval, POLYLINE_POINTS)
     steps = np.hypot(*np.diff(curve(t), axis=0).T)
-    travelled = np.concatenate([[0.0], np.cumsum(steps)])
-    total = travelled[-1]
+    arc_lengths = np.concatenate([[0.0], np.cumsum(steps)])
+    total = arc_lengths[-1]
     cuts = np.linspace(0.0, total, int(np.ceil(total / length)) + 1)
-    fine = cuts[1] * 0.5 ** np.arange(1, GRADES + 1)
+    fine = cuts[1] * 0.5 ** np.arange(1, END_HALVINGS + 1)
     cuts = np.sort(np.concatenate([cuts, fine, total - fine]))
-    return np.asarray(np.interp(cuts, travelled, t))
+    return np.asarray(np.interp(cuts, arc_lengths, t))
 
 
 def gaussian_mixture_log_prob(x: Array, centers: Array, weights: Array, noise: float) -> Array:
-    """Log-density of isotropic Gaussians, log Σ wₖ N(x; cₖ, noise² I).
+    """Return the log-density of a mixture of isotropic Gaussians, log Σ wₖ N(x; cₖ, noise² I).
 
     Args:
         x: Points, shape (n, 2).
@@ -91,7 +92,7 @@ def gaussian_mixture_log_prob(x: Array, centers: Array, weights: Array, noise: f
 def smeared_mixture_log_prob(
     x: Array, corners: Array, weights: Array, width: float, noise: float
 ) -> Array:
-    """Log-density of squares blurred by a Gaussian, log Σ wₖ Πᵢ s(xᵢ − cₖᵢ).
+    """Return the log-density of squares blurred by a Gaussian, log Σ wₖ Πᵢ s(xᵢ − cₖᵢ).
 
     s is the density of U[0, width) + N(0, noise²), in closed form,
     s(d) = [Φ(d / noise) − Φ((d − width) / noise)] / width.
@@ -116,8 +117,8 @@ def smeared_mixture_log_prob(
     upper = side / 2 - np.abs((x[:, None, :] - corners) / noise - side / 2)
     exponents = -0.5 * (np.minimum(upper, 0.0) ** 2).sum(axis=-1)
     top = exponents.max(axis=1)
-    # Factors are of order one and dear: only those that a float64 sum can notice are worked out.
-    row, k = np.nonzero(exponents > top[:, None] - NEGLIGIBLE)
+    # Factors are of order one and costly: compute only those that matter in a float64 sum.
+    row, k = np.nonzero(exponents > top[:, None] - NEGLIGIBLE_EXPONENT)
     factors = _smear_factor(upper[row, k], side).prod(axis=1)
     terms = weights[k] * factors * np.exp(exponents[row, k] - top[row])
     total = np.bincount(row, terms, minlength=len(x))
@@ -127,8 +128,8 @@ def smeared_mixture_log_prob(
 def _smear_factor(upper: Array, side: float) -> Array:
     """Evaluate [Φ(upper) − Φ(upper − side)] exp(min(upper, 0)² / 2) where upper ≤ side / 2.
 
-    By symmetry about the square's middle every difference of Φ can be taken there, on its left.
-    Φ(z) = erfcx(−z / √2) exp(−z² / 2) / 2, and erfcx does not underflow where z is negative.
+    By symmetry about the square's middle every difference of Φ can be taken on its left, where
+    Φ(z) = erfcx(−z / √2) exp(−z² / 2) / 2 and erfcx does not underflow, since z is negative.
     """
     tail = np.minimum(upper, 0.0)
     ratio = np.exp(side * (tail - side / 2))  # of exp(-z² / 2) at the two ends, never above 1

@@ -1,4 +1,4 @@
-"""Tables in files: .csv, .npy, .npz and .parquet, read strictly and written all or nothing."""
+"""Tables in files: .csv, .npy, .npz and .parquet, read strictly and written atomically."""
 
 import csv
 import errno
@@ -18,26 +18,26 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from cnf.datasets.frames import MOST, frame_table, table_frame, too_many
+from cnf.datasets.frames import MAX_CATEGORIES, frame_table, table_frame, too_many_categories
 from cnf.datasets.table import Table, closest
 
 __all__ = ["ENDINGS", "MISSING", "Missing", "check_writable", "read_table", "write_table"]
 
 ENDINGS = ".csv, .npy, .npz, .npz:ARRAY or .parquet"
-ARCHIVE = ".npz"
-NAMES = "columns"  # the array in an archive that names the columns of the others
-BOOLEANS = {"true": 1.0, "false": 0.0}
-# Numbers of another style: with commas, spaces or apostrophes in them, another minus, a unit.
-MISWRITTEN = re.compile(
+ARCHIVE_ENDING = ".npz"
+NAMES_ARRAY = "columns"  # array of an archive with the names of the others' columns
+BOOLEAN_VALUES = {"true": 1.0, "false": 0.0}
+# Formatted numbers: with commas, spaces or apostrophes, a Unicode minus, or a unit.
+FORMATTED_NUMBER = re.compile(
     r"\s*[$€£¥]?[-+\u2212]?[$€£¥]?[\d_.,;'\u2019\s]*\d[\d_.,;'\u2019\s]*[%$€£¥]?\s*"
 )
-FILE = "a file"
+REGULAR_FILE = "a file"
 NO_FILE = "no such file"
-GAPS = ("", "na", "n/a", "nan", "null", "none")  # what stands where a value is missing, in any case
+MISSING_TEXTS = ("", "na", "n/a", "nan", "null", "none")  # in lower case
 
 Missing = Literal["refuse", "drop"]
 MISSING: tuple[Missing, ...] = get_args(Missing)
-"""What is done about missing values: the table is refused, or their rows are dropped."""
+"""Treatments of missing values: refuse the table, or drop their rows."""
 
 Array = NDArray[np.float64]
 
@@ -51,24 +51,23 @@ def read_table(path: str | os.PathLike[str], missing: Missing = "refuse") -> Tab
       names the columns. Pickled objects are never loaded.
     - `.parquet`.
 
-    Whole numbers become floats, and so do booleans, as 0 and 1. A column that holds text and no
-    number, in .csv or .parquet, is one of categories: its values are their numbers in alphabetical
-    order, from 0. A value is missing where there is NaN or null, and in .csv where a cell is empty
-    or says na, n/a, nan, null or none, in any case.
+    Integers become floats, and so do booleans, as 0 and 1. A column of .csv or .parquet that holds
+    text and no numbers is categorical: its values are the categories' codes in alphabetical order,
+    from 0. NaN and null are missing values, and so are cells of .csv that are empty or contain na,
+    n/a, nan, null or none, in any case.
 
     Args:
-        path: The file, its kind told by its name's ending.
-        missing: What is done where values are missing: `"refuse"` the table, or `"drop"` their
-            rows.
+        path: The file; its ending determines the format.
+        missing: Treatment of missing values: `"refuse"` the table, or `"drop"` their rows.
 
     Returns:
-        The table, called as the file is, without the ending.
+        The table, named as the file without the ending.
 
     Raises:
         ValueError: If there is no such file or array, it cannot be read, or it has no rows; if it
-            holds infinity, or text beside numbers, and then the first such row and column are
-            named; if more than a hundred different texts stand in a column; if values are missing,
-            and then their number in each column.
+            holds infinity, or text among numbers (the message names the first such row and
+            column); if a column has more than a hundred different texts; if values are missing (the
+            message counts them by column).
 
     Example:
         >>> import tempfile
@@ -80,29 +79,29 @@ def read_table(path: str | os.PathLike[str], missing: Missing = "refuse") -> Tab
         >>> table.name, table.columns, table.values.tolist()
         ('pairs', ('x', 'y'), [[1.0, 2.5], [3.0, 4.5]])
     """
-    stem, found, member = os.fspath(path).partition(f"{ARCHIVE}:")
-    file = Path(stem + ARCHIVE if found else stem)
+    stem, separator, member = os.fspath(path).partition(f"{ARCHIVE_ENDING}:")
+    file = Path(stem + ARCHIVE_ENDING if separator else stem)
     ending = file.suffix.lower()
-    got = found_at(file)
-    if got != FILE:
+    got = path_kind(file)
+    if got != REGULAR_FILE:
         raise ValueError(f"Expected a file at {file}; got {got}: check the path.")
     if ending not in WRITERS:
         raise ValueError(f"Expected a path that ends in {ENDINGS}; got {file}: convert the file.")
-    table = _read_npz(file, member) if ending == ARCHIVE else READERS[ending](file)
+    table = _read_npz(file, member) if ending == ARCHIVE_ENDING else READERS[ending](file)
     if not table.values.size:
         raise ValueError(f"Expected rows in {file}; got an empty table: check how it was written.")
-    return _without_gaps(file, table, missing)
+    return _without_missing(file, table, missing)
 
 
 def check_writable(path: str | os.PathLike[str], endings: Collection[str] | None = None) -> None:
-    """Check, before work is done for it, that a path can be written to.
+    """Check in advance that a path can be written to.
 
     Args:
-        path: The file to be.
-        endings: What its name may end in; when None, what `write_table` can write.
+        path: The future file.
+        endings: Permitted endings; those that `write_table` supports when None.
 
     Raises:
-        ValueError: If its ending is unknown, it is a folder, or its folder cannot be written to.
+        ValueError: If its ending is not permitted, it is a folder, or its folder is not writable.
         OSError: If the disk is full.
 
     Example:
@@ -118,15 +117,15 @@ def check_writable(path: str | os.PathLike[str], endings: Collection[str] | None
         )
     if not os.path.isdir(file.parent):
         raise ValueError(f"Expected a folder at {file.parent}; got none: create it first.")
-    got = found_at(file)
-    if got not in (FILE, NO_FILE):
+    got = path_kind(file)
+    if got not in (REGULAR_FILE, NO_FILE):
         raise ValueError(f"Expected a path for a file; got {got} at {file}: choose another name.")
     probe = _temporary(file)
-    try:  # permission bits do not tell all: file systems may be read-only, and root passes them
+    try:  # permission bits are not enough: file systems may be read-only, and root ignores them
         probe.touch()
         probe.unlink()
     except OSError as error:
-        if error.errno == errno.ENOSPC:  # no mistake of the user's
+        if error.errno == errno.ENOSPC:  # not a user's mistake
             raise
         raise ValueError(
             f"Expected a folder that can be written to; got {file.parent} "
@@ -141,23 +140,23 @@ def write_table(
     categories: Mapping[str, Sequence[str]] | None = None,
     whole: Collection[str] = (),
 ) -> None:
-    """Write a table to a file, such that `read_table` gives back the same float64 numbers.
+    """Write a table to a file such that `read_table` returns the same float64 numbers.
 
-    The file is written under a temporary name beside its place and then moved there: it appears
-    whole or not at all.
+    The file is written atomically: under a temporary name in the same folder, then renamed.
 
     Args:
-        path: The file, .csv, .npy, .npz or .parquet by its name's ending. An .npy file does not
-            keep the columns' names; an .npz file holds them as `columns`, beside `values`.
+        path: The file; its ending, .csv, .npy, .npz or .parquet, determines the format. An .npy
+            file does not store the columns' names; an .npz file holds them as `columns`, and the
+            numbers as `values`.
         values: Real numbers of shape (rows, columns), or (rows,) for one column.
-        columns: The columns' names.
-        categories: Of columns that hold numbers of categories, what these stand for; a .csv or
-            .parquet file has that as text.
-        whole: Columns of whole numbers, which a .csv or .parquet file has as such.
+        columns: Names of the columns.
+        categories: Categories of columns that hold their codes; a .csv or .parquet file stores
+            them as text.
+        whole: Names of integer columns, which a .csv or .parquet file stores as integers.
 
     Raises:
         ValueError: If the path cannot be written to, or the names do not fit the values.
-        OSError: If writing fails half-way, as on a full disk.
+        OSError: If writing fails, as on a full disk.
 
     Example:
         >>> import tempfile
@@ -171,31 +170,31 @@ def write_table(
     file = Path(path)
     numbers = np.asarray(values, dtype=np.float64)
     matrix = numbers[:, None] if numbers.ndim == 1 else numbers
-    named = {name: tuple(own) for name, own in (categories or {}).items()}
-    table = Table(file.stem, matrix, tuple(columns), categories=named)
+    categorical = {name: tuple(texts) for name, texts in (categories or {}).items()}
+    table = Table(file.stem, matrix, tuple(columns), categories=categorical)
     temporary = _temporary(file)
     try:
         with temporary.open("wb") as stream:
             WRITERS[file.suffix.lower()](stream, table, whole)
         temporary.replace(file)
-    except OSError as error:  # NumPy's do not say what was written where
+    except OSError as error:  # NumPy's errors do not name the file
         raise OSError(f"Could not write {file} ({error}): is the disk full?") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def found_at(path: Path) -> str:
-    """What is at a path, in words: `FILE`, `NO_FILE`, or what stands in a file's way."""
+def path_kind(path: Path) -> str:
+    """Describe a path in words: `REGULAR_FILE`, `NO_FILE`, or the obstacle to a file."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return NO_FILE
     except OSError as error:
         return f"{error.strerror}".lower()
-    except ValueError as error:  # no path at all
+    except ValueError as error:  # not a path
         return str(error)
     if stat.S_ISREG(mode):
-        return FILE
+        return REGULAR_FILE
     return "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
 
 
@@ -205,9 +204,9 @@ def _temporary(file: Path) -> Path:
 
 @contextmanager
 def _decoding(file: Path) -> Iterator[None]:
-    """Turn what a library says about a damaged file into one line; only its calls go inside.
+    """Turn a library's error about a damaged file into one line; wrap only its calls.
 
-    A damaged file can surface as anything: zipfile, zlib, struct and Arrow have their own errors.
+    A damaged file can raise anything: zipfile, zlib, struct and Arrow have their own errors.
     """
     try:
         yield
@@ -223,29 +222,31 @@ def _decoding(file: Path) -> Iterator[None]:
         ) from error
 
 
-def _without_gaps(file: Path, table: Table, missing: Missing) -> Table:
-    """A table without missing values."""
+def _without_missing(file: Path, table: Table, missing: Missing) -> Table:
+    """Return a table without missing values, or raise a ValueError that counts them."""
     if missing not in MISSING:
-        raise ValueError(f"Expected missing to be one of {', '.join(MISSING)}; got {missing!r}")
-    gaps = np.isnan(table.values)
-    if not gaps.any():
+        raise ValueError(
+            f"Expected missing to be one of {', '.join(MISSING)}; got {missing!r}: choose one."
+        )
+    absent = np.isnan(table.values)
+    if not absent.any():
         return table
-    full = np.asarray(~gaps.any(1))
-    if missing == "drop" and full.any():
-        dropped = len(full) - int(full.sum())
-        return Table(table.name, table.values[full], table.columns, dropped, table.categories)
-    counts = zip(gaps.sum(0).tolist(), table.columns, strict=True)
-    named = [f"{count} in column {column!r}" for count, column in counts if count]
-    more = f" and {len(named) - 10} more columns" if len(named) > 10 else ""
-    whole = f"rows without any: {int(full.sum())} of {len(full)}"
+    complete = np.asarray(~absent.any(1))
+    if missing == "drop" and complete.any():
+        dropped = len(complete) - int(complete.sum())
+        return Table(table.name, table.values[complete], table.columns, dropped, table.categories)
+    counts = zip(absent.sum(0).tolist(), table.columns, strict=True)
+    columns = [f"{count} in column {column!r}" for count, column in counts if count]
+    more = f" and {len(columns) - 10} more columns" if len(columns) > 10 else ""
+    rows = f"rows without any: {int(complete.sum())} of {len(complete)}"
     raise ValueError(
-        f"Expected no missing values in {file}; got {', '.join(named[:10])}{more}, the first in "
-        f"row {int(full.argmin()) + 1} ({whole}): fill them, or drop their rows, as train and "
+        f"Expected no missing values in {file}; got {', '.join(columns[:10])}{more}, the first in "
+        f"row {int(complete.argmin()) + 1} ({rows}): fill them, or drop their rows, as train and "
         "evaluate do with --missing drop."
     )
 
 
-def _refuse(file: Path, value: object, column: str, place: str) -> ValueError:
+def _cell_error(file: Path, value: object, column: str, place: str) -> ValueError:
     plain = value.item() if isinstance(value, np.generic) else value
     return ValueError(
         f"Expected finite numbers in {file}; got {plain!r} in column {column!r} at {place}: "
@@ -253,31 +254,31 @@ def _refuse(file: Path, value: object, column: str, place: str) -> ValueError:
     )
 
 
-def _refuse_first(file: Path, cells: Callable[[int, int], object], table: Table) -> Table:
-    """Pass a table of numbers and NaN on; name the first infinite cell as the file has it."""
+def _check_finite(file: Path, cells: Callable[[int, int], object], table: Table) -> Table:
+    """Return a table without infinity; raise a ValueError that names the first infinite cell."""
     wrong = np.isinf(table.values)
     if not wrong.any():
         return table
     row, column = divmod(int(wrong.argmax()), wrong.shape[1])
     place = f"row {row + 1} (counting from 1)"
-    raise _refuse(file, cells(row, column), table.columns[column], place)
+    raise _cell_error(file, cells(row, column), table.columns[column], place)
 
 
 # --- csv ------------------------------------------------------------------------------------------
-# Python's own reader and float(): pandas would be about as fast at exact parsing, but cannot say on
-# which line of the file a cell stands, and pads ragged rows.
+# Python's own reader and float(): pandas is about as fast at exact parsing, but cannot report the
+# line of a cell, and pads ragged rows.
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank, and the line on which each ends."""
+    """Yield the line on which each row ends, and the row's cells; skip blank lines."""
     with _decoding(file), file.open(newline="", encoding="utf-8-sig") as stream:
-        # Strict: text after a closing quote would be taken for more of the cell.
+        # Strict, since text after a closing quote would become part of the cell.
         reader = csv.reader(_without_nul(stream), skipinitialspace=True, strict=True)
         yield from ((reader.line_num, row) for row in reader if row)
 
 
 def _without_nul(lines: Iterable[str]) -> Iterator[str]:
-    """Lines of text; a NUL in one is damage, or another encoding, which UTF-8 may pass for."""
+    """Yield lines; raise on a NUL, a sign of damage or of another encoding than UTF-8."""
     for i, line in enumerate(lines, start=1):
         if "\0" in line:
             raise ValueError(f"a NUL on line {i}, which is not UTF-8's or not text")
@@ -300,30 +301,30 @@ def _read_csv(file: Path) -> Table:
 
 
 class _Texts:
-    """The texts in a file's columns, each with its number, in the order of their coming."""
+    """The texts in a file's columns with codes in order of first appearance."""
 
     def __init__(self, file: Path, header: Sequence[str]) -> None:
         self.file, self.header = file, header
         self.columns: dict[int, dict[str, float]] = {}
 
-    def number(self, i: int, cell: str, place: str) -> float:
-        """The number of the text in a cell of column i."""
+    def code(self, i: int, cell: str, place: str) -> float:
+        """Return the code of the text in a cell of column i."""
         known = self.columns.setdefault(i, {})
-        number = known.setdefault(cell.strip(), float(len(known)))
-        if len(known) > MOST:
-            raise too_many(self.file, self.header[i], place)
-        return number
+        code = known.setdefault(cell.strip(), float(len(known)))
+        if len(known) > MAX_CATEGORIES:
+            raise too_many_categories(self.file, self.header[i], place)
+        return code
 
 
-def _alphabetical(numbers: Array, texts: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
-    """Numbers of categories, and what they stand for, by the texts' alphabet; NaN stays."""
+def _alphabetical(codes: Array, texts: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
+    """Return codes in the alphabetical order of the texts, and the sorted texts; NaN stays."""
     order = sorted(range(len(texts)), key=lambda place: texts[place])
     ranks = np.empty(len(texts))
     ranks[order] = np.arange(len(texts))
-    found = numbers.copy()
-    there = ~np.isnan(numbers)
-    found[there] = ranks[numbers[there].astype(np.int64)]
-    return found, tuple(texts[place] for place in order)
+    sorted_codes = codes.copy()
+    present = ~np.isnan(codes)
+    sorted_codes[present] = ranks[codes[present].astype(np.int64)]
+    return sorted_codes, tuple(texts[place] for place in order)
 
 
 def _check_header(file: Path, header: Sequence[str]) -> None:
@@ -341,38 +342,38 @@ def _check_header(file: Path, header: Sequence[str]) -> None:
 def _csv_numbers(
     above: Sequence[float], texts: _Texts, cells: list[str], place: str
 ) -> list[float]:
-    """The numbers of a row, and of its texts, beneath those that are `above`."""
+    """Return the numbers of a row and the codes of its texts, given the values `above` it."""
     file, header = texts.file, texts.header
     if len(cells) != len(header):
         raise ValueError(
             f"Expected {len(header)} cells in each row of {file}, as in its header; "
-            f"got {len(cells)} at {place}: mend that row."
+            f"got {len(cells)} at {place}: correct that row."
         )
     numbers = [_number(cell) for cell in cells]
     for i, (cell, number) in enumerate(zip(cells, numbers, strict=True)):
         if isnan(number):
-            if cell.strip().lower() in GAPS:
+            if cell.strip().lower() in MISSING_TEXTS:
                 continue
-            amid = i not in texts.columns and not all(map(isnan, above[i :: len(header)]))
-            if amid or MISWRITTEN.fullmatch(cell):
-                raise _refuse(file, cell, header[i], place)
-            numbers[i] = texts.number(i, cell, place)
+            has_numbers = i not in texts.columns and not all(map(isnan, above[i :: len(header)]))
+            if has_numbers or FORMATTED_NUMBER.fullmatch(cell):
+                raise _cell_error(file, cell, header[i], place)
+            numbers[i] = texts.code(i, cell, place)
         elif i in texts.columns:
             raise ValueError(
                 f"Expected text in {file}, as above; got {cell!r} in column {header[i]!r} at "
                 f"{place}: correct it, or write numbers alone."
             )
         elif isinf(number):
-            raise _refuse(file, cell, header[i], place)
+            raise _cell_error(file, cell, header[i], place)
     return numbers
 
 
 def _number(cell: str) -> float:
-    """Read a cell; NaN for text. float() alone would also take 2024_05 as 202405."""
+    """Parse a cell; return NaN for text. float() alone would parse 2024_05 as 202405."""
     try:
         return float("nan") if "_" in cell else float(cell)
     except ValueError:
-        return BOOLEANS.get(cell.strip().lower(), float("nan"))
+        return BOOLEAN_VALUES.get(cell.strip().lower(), float("nan"))
 
 
 def _write_csv(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
@@ -386,7 +387,7 @@ def _write_csv(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
 
 def _read_npy(file: Path) -> Table:
     with _decoding(file):
-        # Copy on write: nothing is read until it is used, and nothing done to it reaches the file.
+        # Copy on write: rows are read on use, and changes do not reach the file.
         values = np.lib.format.open_memmap(file, mode="c")
     return _from_array(file, values)
 
@@ -394,10 +395,10 @@ def _read_npy(file: Path) -> Table:
 def _read_npz(file: Path, member: str) -> Table:
     with _decoding(file), file.open("rb") as stream:
         archive = dict(np.load(stream, allow_pickle=False))
-        foreign = [name for name, held in archive.items() if not isinstance(held, np.ndarray)]
+        foreign = [name for name, value in archive.items() if not isinstance(value, np.ndarray)]
         if foreign:
             raise ValueError(f"{foreign[0]} in it is no array")
-        names = _names(archive.pop(NAMES, None))
+        names = _names(archive.pop(NAMES_ARRAY, None))
     if not member and len(archive) == 1:
         member = next(iter(archive))
     if member not in archive:
@@ -408,11 +409,11 @@ def _read_npz(file: Path, member: str) -> Table:
     return _from_array(file, archive[member], names)
 
 
-def _names(found: NDArray[Any] | None) -> tuple[str, ...] | None:
-    """The columns' names that an archive holds; None for none."""
-    if found is None or found.ndim != 1 or found.dtype.kind not in "US":
+def _names(names: NDArray[Any] | None) -> tuple[str, ...] | None:
+    """Return the names of columns in an archive's array, if it is valid."""
+    if names is None or names.ndim != 1 or names.dtype.kind not in "US":
         return None
-    return tuple(map(str, found.astype(str)))
+    return tuple(map(str, names.astype(str)))
 
 
 def _from_array(file: Path, values: NDArray[Any], columns: tuple[str, ...] | None = None) -> Table:
@@ -426,10 +427,10 @@ def _from_array(file: Path, values: NDArray[Any], columns: tuple[str, ...] | Non
         columns = tuple(f"x{i}" for i in range(matrix.shape[1]))
     if matrix.dtype.kind not in "buif":
         got = matrix.ravel()[0] if matrix.size else matrix.dtype
-        raise _refuse(file, str(got), columns[0], "row 1")
-    with np.errstate(over="ignore"):  # longer numbers than float64: infinite, and refused as such
+        raise _cell_error(file, str(got), columns[0], "row 1")
+    with np.errstate(over="ignore"):  # numbers beyond float64 become infinite, and are refused
         table = Table(file.stem, np.asarray(matrix, dtype=np.float64), columns)
-    return _refuse_first(file, lambda *cell: table.values[cell], table)
+    return _check_finite(file, lambda *cell: table.values[cell], table)
 
 
 def _write_npz(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
@@ -443,7 +444,7 @@ def _read_parquet(file: Path) -> Table:
     with _decoding(file):
         frame = pd.read_parquet(file)
     table = replace(frame_table(frame, os.fspath(file)), name=file.stem)
-    return _refuse_first(file, lambda *cell: frame.iat[cell], table)
+    return _check_finite(file, lambda *cell: frame.iat[cell], table)
 
 
 def _write_parquet(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""Data frames as tables of numbers, and back."""
+"""Conversion between data frames and tables of numbers."""
 
 from collections.abc import Collection
 from numbers import Real
@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 
 from cnf.datasets.table import Table
 
-__all__ = ["MOST", "frame_table", "table_frame", "too_many"]
+__all__ = ["MAX_CATEGORIES", "frame_table", "table_frame", "too_many_categories"]
 
 Array = NDArray[np.float64]
 
-MOST = 100  # different texts in a column of categories; names and dates have more
+MAX_CATEGORIES = 100  # columns of names and dates have more different texts
 
 
 def frame_table(frame: pd.DataFrame, name: str = "frame") -> Table:
-    """A frame's numbers, and the categories of its columns of text, as a table.
+    """Convert a frame to a table of numbers.
 
-    Whole numbers become floats, and so do booleans, as 0 and 1. A column that holds text, and
-    nothing else but gaps, is one of categories, by their numbers in alphabetical order. NaN stands
-    where a value is missing, and infinity where one is no number.
+    Integers become floats, and so do booleans, as 0 and 1. A column that holds only text and
+    missing values is categorical, with codes in alphabetical order. Missing values become NaN, and
+    values that are not numbers become infinity.
 
     Args:
-        frame: The frame; columns that are called by a number n are xn in the table.
-        name: What the table is called.
+        frame: The frame; a column labelled with an integer n is named xn in the table.
+        name: Name of the table.
 
     Raises:
-        ValueError: If there are more than a hundred different texts in a column.
+        ValueError: If a column has more than a hundred different texts.
 
     Example:
         >>> table = frame_table(pd.DataFrame({"n": [1, 2], "colour": ["red", "blue"]}))
@@ -44,8 +44,8 @@ def frame_table(frame: pd.DataFrame, name: str = "frame") -> Table:
         texts = _texts(series)
         if texts is None:
             values[:, i] = _numbers(series)
-        elif len(texts.categories) > MOST:
-            raise too_many(name, column, "its end")
+        elif len(texts.categories) > MAX_CATEGORIES:
+            raise too_many_categories(name, column, "its end")
         else:
             values[:, i] = np.where(texts.codes < 0, np.nan, texts.codes)
             categories[column] = tuple(map(str, texts.categories))
@@ -53,7 +53,7 @@ def frame_table(frame: pd.DataFrame, name: str = "frame") -> Table:
 
 
 def table_frame(table: Table, whole: Collection[str] = ()) -> pd.DataFrame:
-    """A table as a frame, with categories as text and the numbers of some columns whole.
+    """Convert a table to a frame with categories as text and the columns `whole` as integers.
 
     Example:
         >>> table = Table("t", np.array([[1.0, 1.0]]), ("n", "c"), categories={"c": ("a", "b")})
@@ -70,21 +70,21 @@ def table_frame(table: Table, whole: Collection[str] = ()) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def too_many(name: object, column: str, place: str) -> ValueError:
-    """What is said of a column with too many different texts."""
+def too_many_categories(name: object, column: str, place: str) -> ValueError:
+    """Return the error for a column with too many different texts."""
     return ValueError(
-        f"Expected at most {MOST} categories in a column of text in {name}; got more in column "
-        f"{column!r} by {place}: leave it out, or gather them."
+        f"Expected at most {MAX_CATEGORIES} categories in a column of text in {name}; got more in "
+        f"column {column!r} by {place}: leave it out, or merge categories."
     )
 
 
 def _texts(series: "pd.Series[Any]") -> pd.Categorical | None:
-    """A column that holds text and nothing else but gaps, as categories; None where it does not."""
+    """Return a column of only text and missing values as categories; None for others."""
     if pd.api.types.is_numeric_dtype(series.dtype):
         return None
     try:
         known = series.dropna().unique()
-    except TypeError:  # lists and objects, which are no text
+    except TypeError:  # unhashable objects, such as lists
         return None
     if not len(known) or not all(isinstance(cell, str) for cell in known):
         return None
@@ -92,12 +92,12 @@ def _texts(series: "pd.Series[Any]") -> pd.Categorical | None:
 
 
 def _numbers(series: "pd.Series[float]") -> Array:
-    """Numbers of a column; NaN where one is missing, infinity where text or a date is none."""
+    """Return the numbers of a column: NaN for missing values, infinity for other objects."""
     if pd.api.types.is_numeric_dtype(series.dtype):
         return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
     missing = series.isna()
     numbers = [
-        np.nan if gap else float(cell) if isinstance(cell, Real) else np.inf
-        for cell, gap in zip(series, missing, strict=True)
+        np.nan if absent else float(cell) if isinstance(cell, Real) else np.inf
+        for cell, absent in zip(series, missing, strict=True)
     ]
     return np.array(numbers, dtype=np.float64)

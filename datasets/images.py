@@ -1,4 +1,4 @@
-"""Grey images: scikit-learn's digits, MNIST, the Frey Faces, and files of one's own."""
+"""Grey images: scikit-learn's digits, MNIST, the Frey Faces, and user-provided files."""
 
 import gzip
 import os
@@ -13,37 +13,37 @@ from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from cnf.datasets.benchmarks import DATA_DIR
-from cnf.datasets.files import FILE, found_at
+from cnf.datasets.files import REGULAR_FILE, path_kind
 from cnf.datasets.splits import split
 from cnf.datasets.table import closest
 
 __all__ = ["IMAGES", "Images", "load_images"]
 
 Grey = NDArray[np.uint8]
-WHITE = 255
-# What reading a file raises where it is cut off, damaged or something else: NumPy, SciPy, zipfile,
-# zlib, struct and tokenize have their own errors. Only their calls go where it is caught.
-UNREADABLE = Exception
-PARTS = ("train", "validation", "test")
+BYTE_WHITE = 255
+# A truncated or damaged file can raise anything: NumPy, SciPy, zipfile, zlib, struct and tokenize
+# have their own errors. Only their calls may stand where it is caught.
+ANY_READ_ERROR = Exception
+SPLIT_PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Grey images, divided.
+    """Grey images divided into training, validation and test images.
 
     Attributes:
         name: A name in `IMAGES`, or the absolute path of a file.
-        train: Images to train on, shape (n, height, width), 0 black.
-        validation: Images to select on.
-        test: Images held out from both.
-        white: The grey value of white.
+        train: Training images, shape (n, height, width), where 0 is black.
+        validation: Validation images, shape (n, height, width).
+        test: Test images, shape (n, height, width).
+        white: Grey value of white.
     """
 
     name: str
     train: Grey
     validation: Grey
     test: Grey
-    white: int = WHITE
+    white: int = BYTE_WHITE
 
     @property
     def size(self) -> tuple[int, int]:
@@ -53,24 +53,24 @@ class Images:
 
 
 def load_images(data: str, data_dir: str | os.PathLike[str] | None = None, seed: int = 0) -> Images:
-    """Read images by their name in `IMAGES` or from a file.
+    """Load images by their name in `IMAGES` or from a file.
 
     - `digits`: scikit-learn's 1797 of 8 x 8 with 17 levels; 1097, 200 and 500 of them at random.
-    - `mnist`: 70,000 of 28 x 28; the published test images, and at random 10,000 of the others to
-      validate on.
+    - `mnist`: 70,000 of 28 x 28; the published test images, and at random 10,000 of the others for
+      validation.
     - `freyfaces`: 1965 of 28 x 20; 1565, 200 and 200 at random.
-    - a file, .npy or FILE.npz:ARRAY: whole numbers from 0 to 255 of shape (n, height, width); 80,
-      10 and 10 % at random.
+    - a file, .npy or FILE.npz:ARRAY: integers from 0 to 255 of shape (n, height, width); 80, 10 and
+      10 % at random.
 
     Args:
         data: A name, or a path.
-        data_dir: The folder with the files of `mnist` and `freyfaces`; what the environment's
-            CNF_DATA names when None.
-        seed: Of the division.
+        data_dir: Folder with the files of `mnist` and `freyfaces`; the value of the environment
+            variable CNF_DATA when None.
+        seed: Seed of the division.
 
     Raises:
-        ValueError: There is no such name or file, or it holds something else; the message says
-            where a file comes from.
+        ValueError: There is no such name or file, or it holds no such images; the message names
+            the source of a missing file.
 
     Example:
         >>> load_images("digits").size
@@ -88,13 +88,15 @@ comes from https://cs.nyu.edu/~roweis/data/frey_rawface.mat.
         hint = ", ".join(closest(data, IMAGES) or IMAGES)
         raise ValueError(
             f"Expected images by name, such as {hint}, or a file .npy or FILE.npz:ARRAY; "
-            f"got {data!r}"
+            f"got {data!r}: choose one of them"
         )
     if path.suffix == ".npz" and not array:
-        raise ValueError(f"Expected {data}:ARRAY, the name of an array in the file; got {data}")
-    found = _whole(_read(path, array or None), str(path))
-    parts = split(len(found), seed)
-    train, validation, test = (found[getattr(parts, part)] for part in PARTS)
+        raise ValueError(
+            f"Expected {data}:ARRAY, the name of an array in the file; got {data}: append it"
+        )
+    images = _as_bytes(_read(path, array or None), str(path))
+    parts = split(len(images), seed)
+    train, validation, test = (images[getattr(parts, part)] for part in SPLIT_PARTS)
     return Images(os.path.abspath(path) + (f":{array}" if array else ""), train, validation, test)
 
 
@@ -106,36 +108,39 @@ def _digits(_: str | os.PathLike[str] | None, seed: int) -> Images:
 
 
 def _freyfaces(data_dir: str | os.PathLike[str] | None, seed: int) -> Images:
-    """Roweis' 560 x 1965 matrix, or an array `data` of its transpose."""
+    """Read Roweis' 560 x 1965 matrix, or an array `data` of its transpose."""
     source = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
-    path = _path("freyfaces", data_dir, (("freyfaces.npz",), ("frey_rawface.mat",)), source)[0]
+    groups = (("freyfaces.npz",), ("frey_rawface.mat",))
+    path = _source_files("freyfaces", data_dir, groups, source)[0]
     if path.suffix == ".mat":
         try:
             rows = loadmat(path)["ff"].T
-        except UNREADABLE as error:
+        except ANY_READ_ERROR as error:
             raise ValueError(f"Expected the matrix ff in {path}; got {error}: restore it") from None
     else:
         rows = _read(path, "data")
-    images = _whole(_shaped(rows, (28, 20), path), str(path))
+    images = _as_bytes(_as_images(rows, (28, 20), path), str(path))
     return _divided("freyfaces", images, (1565, 200, 200), seed)
 
 
 def _mnist(data_dir: str | os.PathLike[str] | None, seed: int) -> Images:
-    """One .npz of the arrays train and test, or x_train and x_test; or LeCun's files."""
+    """Read an .npz of the arrays train and test, or x_train and x_test; or LeCun's files."""
     idx = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
     source = (
         "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz, or four .gz files "
         "of https://ossci-datasets.s3.amazonaws.com/mnist"
     )
     groups = (("mnist.npz",), idx, tuple(f"{name}.gz" for name in idx))
-    paths = _path("mnist", data_dir, groups, source)
+    paths = _source_files("mnist", data_dir, groups, source)
     if len(paths) == 1:
         names = ("train", "test"), ("x_train", "x_test")
-        known = next((each for each in names if each[0] in _arrays(paths[0])), names[0])
-        train, test = (_read(paths[0], name) for name in known)
+        present = next((pair for pair in names if pair[0] in _arrays(paths[0])), names[0])
+        train, test = (_read(paths[0], name) for name in present)
     else:
         train, test = map(_read_idx, paths)
-    train, test = (_whole(_shaped(part, (28, 28), paths[0]), "MNIST") for part in (train, test))
+    train, test = (
+        _as_bytes(_as_images(part, (28, 28), paths[0]), "MNIST") for part in (train, test)
+    )
     held_out = len(train) // 6  # 10,000 of the 60,000
     order = np.random.default_rng(seed).permutation(len(train))
     return Images("mnist", train[order[held_out:]], train[order[:held_out]], test)
@@ -146,13 +151,13 @@ IMAGES: dict[str, Callable[[str | os.PathLike[str] | None, int], Images]] = {
     "mnist": _mnist,
     "freyfaces": _freyfaces,
 }
-"""Readers by name, from the folder with the files and the seed of the division."""
+"""Readers by name: functions of the folder with the files and the seed of the division."""
 
 
 def _divided(
-    name: str, images: Grey, sizes: Sequence[int], seed: int, white: int = WHITE
+    name: str, images: Grey, sizes: Sequence[int], seed: int, white: int = BYTE_WHITE
 ) -> Images:
-    """Images in random order, cut into parts of given sizes."""
+    """Shuffle images and divide them into parts of given sizes."""
     if len(images) != sum(sizes):
         raise ValueError(f"Expected {sum(sizes)} images of {name}; got {len(images)}: restore them")
     order = np.random.default_rng(seed).permutation(len(images))
@@ -160,56 +165,60 @@ def _divided(
     return Images(name, train, validation, test, white)
 
 
-def _path(
+def _source_files(
     name: str,
     data_dir: str | os.PathLike[str] | None,
     groups: Sequence[Sequence[str]],
     source: str,
 ) -> list[Path]:
-    """Where the files of the first group are that is there whole."""
-    given = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
-    if not given:
+    """Return the paths of the first group whose files all exist."""
+    folder = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
+    if not folder:
         raise ValueError(
             f"Expected a folder with the files of {name}; got none: give --data-dir DIR, or set "
             f"{DATA_DIR}. They come from {source}."
         )
     for group in groups:
-        paths = [Path(given) / file for file in group]
+        paths = [Path(folder) / file for file in group]
         if all(map(os.path.isfile, paths)):
             return paths
     wanted = " or ".join(" and ".join(group) for group in groups)
     raise ValueError(
-        f"Expected {wanted} in {os.fspath(given)}; got no such file: it comes from {source}."
+        f"Expected {wanted} in {os.fspath(folder)}; got no such file: it comes from {source}."
     )
 
 
 def _arrays(path: Path) -> list[str]:
-    """The names of the arrays in a file, as far as it can be read."""
+    """Return the names of the arrays in a file; none if it cannot be read."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return list(arrays)
-    except UNREADABLE:
+    except ANY_READ_ERROR:
         return []
 
 
 def _read(path: Path, array: str | None) -> NDArray[Any]:
-    """An array of a .npz file, or a .npy file's own when None."""
-    there = found_at(path)
-    if there != FILE:
-        raise ValueError(f"Expected images in {path}; got {there}")
+    """Read an array of an .npz file, or that of an .npy file when None."""
+    kind = path_kind(path)
+    if kind != REGULAR_FILE:
+        raise ValueError(f"Expected images in {path}; got {kind}: check the path")
     try:
-        with open(path, "rb") as file:  # which NumPy leaves open where the archive is damaged
-            found = np.load(file, allow_pickle=False)
-            return np.asarray(found if array is None else found[array])
+        with open(path, "rb") as file:  # NumPy leaves the file of a damaged archive open
+            content = np.load(file, allow_pickle=False)
+            return np.asarray(content if array is None else content[array])
     except KeyError:
         names = ", ".join(_arrays(path)) or "none"
-        raise ValueError(f"Expected an array {array!r} in {path}; its arrays are {names}") from None
-    except UNREADABLE as error:
-        raise ValueError(f"Expected {path} to hold an array of images; got {error}") from None
+        raise ValueError(
+            f"Expected an array {array!r} in {path}; its arrays are {names}: choose one"
+        ) from None
+    except ANY_READ_ERROR as error:
+        raise ValueError(
+            f"Expected {path} to hold an array of images; got {error}: write it again"
+        ) from None
 
 
 def _read_idx(path: Path) -> NDArray[Any]:
-    """Images in LeCun's format: a magic number, three sizes, and a byte for each pixel."""
+    """Read images in LeCun's format: a magic number, three sizes, and a byte for each pixel."""
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -217,12 +226,12 @@ def _read_idx(path: Path) -> NDArray[Any]:
         if magic != 2051:
             raise ValueError(f"the magic number {magic} instead of 2051")
         return np.frombuffer(content, np.uint8, offset=16).reshape(shape)
-    except UNREADABLE as error:
+    except ANY_READ_ERROR as error:
         raise ValueError(f"Expected images in {path}; got {error}: restore it") from None
 
 
-def _shaped(rows: NDArray[Any], size: tuple[int, int], path: Path) -> NDArray[Any]:
-    """Rows of pixels as images."""
+def _as_images(rows: NDArray[Any], size: tuple[int, int], path: Path) -> NDArray[Any]:
+    """Reshape rows of pixels to images."""
     try:
         return rows.reshape(-1, *size) if rows.ndim == 2 else rows.reshape(len(rows), *size)
     except (ValueError, TypeError):
@@ -232,19 +241,19 @@ def _shaped(rows: NDArray[Any], size: tuple[int, int], path: Path) -> NDArray[An
         ) from None
 
 
-def _whole(images: NDArray[Any], where: str) -> Grey:
-    """Images as bytes, checked to be that."""
+def _as_bytes(images: NDArray[Any], where: str) -> Grey:
+    """Check that images are integers from 0 to 255, and convert them to bytes."""
     if images.ndim != 3 or 0 in images.shape:
         raise ValueError(
             f"Expected images of shape (n, height, width) in {where}; got an array of shape "
             f"{images.shape}: reshape it"
         )
     if images.dtype.kind not in "uif":
-        raise ValueError(f"Expected numbers in {where}; got {images.dtype}")
-    wrong = ~((images >= 0) & (images <= WHITE) & (images == np.round(images)))
+        raise ValueError(f"Expected numbers in {where}; got {images.dtype}: convert them")
+    wrong = ~((images >= 0) & (images <= BYTE_WHITE) & (images == np.round(images)))
     if wrong.any():
         raise ValueError(
-            f"Expected whole numbers from 0 to {WHITE} in {where}; got {images[wrong][0]}: "
-            f"multiply by {WHITE} and round, if white is 1"
+            f"Expected whole numbers from 0 to {BYTE_WHITE} in {where}; got {images[wrong][0]}: "
+            f"multiply by {BYTE_WHITE} and round, if white is 1"
         )
     return images.astype(np.uint8)

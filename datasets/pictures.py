@@ -1,4 +1,4 @@
-"""Grey pictures as densities in the plane: dark is dense."""
+"""Grey pictures as densities in the plane, proportional to darkness."""
 
 from __future__ import annotations
 
@@ -20,34 +20,33 @@ from PIL import Image, ImageOps
 
 from cnf.datasets.toy import Array, Toy
 
-__all__ = ["PICTURES", "WORD", "Picture", "is_picture", "read_picture", "word_picture"]
+__all__ = ["IMAGE_ENDINGS", "WORD_PREFIX", "Picture", "is_picture", "read_picture", "word_picture"]
 
-PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-"""What names of picture files end in."""
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+"""Endings of picture files."""
 
-WORD = "word:"
-"""What a name begins with that is no file's, but a word to be drawn."""
+WORD_PREFIX = "word:"
+"""Prefix of a name that is not a file but a word to be drawn."""
 
-PIXELS = 250_000  # of a picture, at most: finer ones are averaged
-LONGER = 4.0  # of the sides in the plane, so that columns have about unit spread
-LETTERS = 64  # pixels that a word's letters are high, and the margin around it
-MARGIN = 12
+MAX_PIXELS = 250_000  # of a picture; larger ones are averaged
+PICTURE_SIDE = 4.0  # longer side in the plane, so that columns have about unit deviation
+LETTER_PIXELS = 64  # height of a word's capitals
+MARGIN_PIXELS = 12  # around a word
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picture(Toy):
-    """The density of a grey picture, piecewise constant: a pixel's is as its darkness.
+    """A piecewise constant density, proportional to the darkness of a grey picture's pixels.
 
     With the darkness d of the pixels, of side s,
 
         p(x) = d(pixel of x) / (s² · sum of d),
 
-    and no density off the picture. It is centred at the origin, x to the right and y up, its longer
-    side is 4, and it keeps its proportions.
+    and zero outside the picture. It is centred at the origin, x to the right and y up; its longer
+    side is 4.
 
     Attributes:
-        darkness: Shape (height, width), the uppermost row first as pictures have it; at least 0,
-            and not all 0.
+        darkness: Shape (height, width), the uppermost row first; non-negative, and not all zero.
 
     Example:
         >>> checks = Picture.of([[1.0, 0.0], [0.0, 3.0]], "checks")
@@ -61,34 +60,39 @@ class Picture(Toy):
 
     @staticmethod
     def of(darkness: ArrayLike, name: str) -> Picture:
-        """The picture of an array of darknesses.
+        """Make a picture of darknesses (height, width).
 
         Raises:
-            ValueError: It is no matrix of finite numbers of at least 0, or has nothing dark.
+            ValueError: The array is not a matrix of finite non-negative numbers, or all are zero.
         """
         values = np.asarray(darkness, dtype=np.float64)
         if values.ndim != 2 or not values.size:
-            raise ValueError(f"Expected pixels of shape (height, width); got {values.shape}")
+            raise ValueError(
+                f"Expected pixels of shape (height, width); got {values.shape}: reshape"
+            )
         if not np.isfinite(values).all() or values.min() < 0:
-            raise ValueError("Expected finite darknesses of at least 0; got others")
+            raise ValueError(
+                f"Expected finite darknesses of at least 0; got {values.min()} to {values.max()}: "
+                "correct them"
+            )
         if not values.any():
             raise ValueError(
-                f"Expected a picture with something darker than white in {name}, since dark is "
-                "dense; got white alone: draw something"
+                f"Expected a picture with pixels darker than white in {name}; got white alone: "
+                "draw something"
             )
         height, width = values.shape
-        side = LONGER / max(height, width)
+        side = PICTURE_SIDE / max(height, width)
         half = (width * side / 2, height * side / 2)
         bounds = ((-half[0], half[0]), (-half[1], half[1]))
         return Picture(name=name, bounds=bounds, darkness=values)
 
     @property
     def side(self) -> float:
-        """Of a pixel."""
-        return LONGER / float(max(self.darkness.shape))
+        """Side of a pixel."""
+        return PICTURE_SIDE / float(max(self.darkness.shape))
 
     def _sample(self, n: int, rng: np.random.Generator) -> Array:
-        # Rows of pixels from the bottom, as y goes.
+        # Rows of pixels from the bottom, as y increases upwards.
         mass = np.cumsum(self.darkness[::-1])
         pixels = np.searchsorted(mass, rng.uniform(0.0, mass[-1], n), side="right")
         row, column = np.divmod(pixels, self.darkness.shape[1])
@@ -101,7 +105,7 @@ class Picture(Toy):
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         log_prob = np.full(len(x), -np.inf)
         places = height - 1 - row[inside].astype(np.intp), column[inside].astype(np.intp)
-        with np.errstate(divide="ignore"):  # white is minus infinity
+        with np.errstate(divide="ignore"):  # log p of white is minus infinity
             log_prob[inside] = np.log(self.darkness[places])
         return np.asarray(log_prob - np.log(self.darkness.sum() * self.side**2))
 
@@ -112,31 +116,31 @@ class Picture(Toy):
 
 
 def is_picture(name: str) -> bool:
-    """Whether a name is a picture's: a file's, by its ending, or `word:TEXT`.
+    """Return whether a name is a picture file, by its ending, or `word:TEXT`.
 
     Example:
         >>> is_picture("logo.PNG"), is_picture("word:FFJORD"), is_picture("table.csv")
         (True, True, False)
     """
-    return name.startswith(WORD) or name.lower().endswith(PICTURES)
+    return name.startswith(WORD_PREFIX) or name.lower().endswith(IMAGE_ENDINGS)
 
 
 def read_picture(name: str | os.PathLike[str]) -> Picture:
-    """Read a picture from a file that Pillow reads, or draw the word of `word:TEXT`.
+    """Read a picture file with Pillow, or draw the word of `word:TEXT`.
 
-    Colours count as their grey; what is transparent lies on white. A picture of more than 250,000
-    pixels is averaged over squares of them, with a warning.
+    Colours are converted to grey, and transparency to white. A picture of more than 250,000 pixels
+    is averaged over squares of pixels, with a warning.
 
     Raises:
-        ValueError: There is no such file, it is no picture, or white alone.
+        ValueError: There is no such file, it is not a picture, or it is all white.
 
     Example:
         >>> float(read_picture("word:FFJORD").darkness.max())
         255.0
     """
     text = os.fspath(name)
-    if text.startswith(WORD):
-        return word_picture(text.removeprefix(WORD))
+    if text.startswith(WORD_PREFIX):
+        return word_picture(text.removeprefix(WORD_PREFIX))
     file = Path(text)
     if not file.is_file():
         got = "a folder" if file.is_dir() else "no such file"
@@ -145,10 +149,10 @@ def read_picture(name: str | os.PathLike[str]) -> Picture:
 
 
 def word_picture(word: str) -> Picture:
-    """A word in black on white, drawn by Matplotlib's own bold font; no display is needed.
+    """Draw a word in black on white in Matplotlib's bold font, without a display.
 
     Raises:
-        ValueError: There is nothing to be seen of it.
+        ValueError: The word has no visible letters.
 
     Example:
         >>> word_picture("FFJORD").darkness.shape
@@ -158,30 +162,34 @@ def word_picture(word: str) -> Picture:
     shown, font = word.replace("$", r"\$"), FontProperties(weight="bold")
     vertices, codes = text_to_path.get_text_path(font, shown)
     if not len(vertices):
-        raise ValueError(f"Expected a word to draw, such as {WORD}FFJORD; got {WORD}{word}")
-    # A font's size is about 4/3 of the height of its capitals.
-    size = LETTERS * 4 / 3 / text_to_path.FONT_SCALE
+        raise ValueError(
+            f"Expected a word to draw, such as {WORD_PREFIX}FFJORD; got {WORD_PREFIX}{word}: use "
+            "visible letters"
+        )
+    # The size of a font is about 4/3 of the height of its capitals.
+    size = LETTER_PIXELS * 4 / 3 / text_to_path.FONT_SCALE
     outline = Outline(np.array(vertices) * size, codes)
     (left, bottom), (right, top) = outline.get_extents().get_points()
-    width, height = (int(np.ceil(side)) + 2 * MARGIN for side in (right - left, top - bottom))
+    sides = (right - left, top - bottom)
+    width, height = (int(np.ceil(side)) + 2 * MARGIN_PIXELS for side in sides)
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     ax = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
-    ax.set(xlim=(left - MARGIN, left - MARGIN + width))
-    ax.set(ylim=(bottom - MARGIN, bottom - MARGIN + height))
+    ax.set(xlim=(left - MARGIN_PIXELS, left - MARGIN_PIXELS + width))
+    ax.set(ylim=(bottom - MARGIN_PIXELS, bottom - MARGIN_PIXELS + height))
     ax.add_patch(PathPatch(outline, facecolor="black", linewidth=0))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     grey = np.asarray(canvas.buffer_rgba())[..., 0]  # type: ignore[no-untyped-call]
-    return Picture.of(255.0 - grey, WORD + word)
+    return Picture.of(255.0 - grey, WORD_PREFIX + word)
 
 
 def _darkness(file: Path) -> Array:
-    """255 minus the grey of a file's pixels, on white."""
+    """Return 255 minus the grey of a file's pixels, on white."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as opened:
-                # As it is to be seen, whichever way the camera was held.
+                # Rotated as the camera's orientation tag says.
                 return _on_white(ImageOps.exif_transpose(opened))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError(
@@ -190,7 +198,7 @@ def _darkness(file: Path) -> Array:
         ) from None
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file can surface as anything
+    except Exception as error:  # a damaged file can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"Expected a readable picture; got {file} ({reason}): write it again."
@@ -198,7 +206,7 @@ def _darkness(file: Path) -> Array:
 
 
 def _on_white(picture: Image.Image) -> Array:
-    if picture.mode.startswith(("I", "F")):  # grey of 16 bits, which conversions would cut off
+    if picture.mode.startswith(("I", "F")):  # 16-bit grey, which conversions would clip
         values = np.asarray(picture, dtype=np.float64)
         return np.asarray(255.0 * (1 - values / max(65535.0, values.max(initial=0.0))))
     colours = picture.convert("RGBA")
@@ -207,9 +215,9 @@ def _on_white(picture: Image.Image) -> Array:
 
 
 def _reduced(darkness: Array, file: Path) -> Array:
-    """The means over squares of pixels, such that there are few enough of them."""
+    """Average over the smallest squares of pixels that leave few enough of them."""
     height, width = darkness.shape
-    times = int(np.ceil(np.sqrt(height * width / PIXELS)))
+    times = int(np.ceil(np.sqrt(height * width / MAX_PIXELS)))
     if times <= 1:
         return darkness
     averaged: NDArray[Any] = np.asarray(Image.fromarray(darkness.astype(np.float32)).reduce(times))

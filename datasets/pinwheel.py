@@ -1,4 +1,4 @@
-"""The pinwheel toy: Gaussian blobs, set around a circle, each twisted by a rotation that grows."""
+"""The pinwheel toy: Gaussian arms around a circle, twisted by a rotation that grows outwards."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from cnf.datasets.toy import Array, Toy
 
 __all__ = ["Pinwheel"]
 
-SCALE = 2.0
+PINWHEEL_SCALE = 2.0
 BISECTIONS = 54  # halve an arc of at most 2π down to float64's spacing
 
-# Far out the arms wind exponentially often. The preimages of a point are walked from the likeliest
-# on, and this many a side are enough: leaving out the rest costs 1e-10 nats at |x| = 20, where
+# At large radii the arms wind exponentially often. Preimages of a point are enumerated from the
+# likeliest on, and this many per side suffice: the rest is worth 1e-10 nats at |x| = 20, where
 # log p = -455, and less than one nat at |x| = 30, where log p = -1095.
-MOST_PREIMAGES = 100
-STEEPEST_TWIST = 30.0  # exp(30) rad: float64 can no longer tell one turn of the arm from the next
+MAX_PREIMAGES = 100
+MAX_TWIST_EXPONENT = 30.0  # float64 cannot resolve single turns beyond exp(30) rad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,10 @@ class Pinwheel(Toy):
     over all (a, b, k) that map to x: at least one for each arm, more where the map folds over.
 
     Attributes:
-        arms: How many arms.
+        arms: Number of arms.
         radial_noise: Standard deviation along an arm, before scaling.
         tangential_noise: Standard deviation across an arm, before scaling.
-        twist: How fast the angle grows with eᵃ, in radians.
+        twist: Rate at which the angle grows with eᵃ, in radians.
 
     Example:
         >>> Pinwheel(name="pinwheel").sample(3, seed=0).shape
@@ -51,11 +51,12 @@ class Pinwheel(Toy):
         b = rng.normal(0.0, self.tangential_noise, n)
         arm = rng.integers(self.arms, size=n)
         # FFJORD multiplies the row (a, b) by [[cos φ, -sin φ], [sin φ, cos φ]]: a turn by -φ.
-        z = SCALE * (a + 1j * b) * np.exp(-1j * (2 * np.pi * arm / self.arms + self._angle(a)))
+        angle = 2 * np.pi * arm / self.arms + self._angle(a)
+        z = PINWHEEL_SCALE * (a + 1j * b) * np.exp(-1j * angle)
         return np.column_stack([z.real, z.imag])
 
     def _log_prob(self, x: Array) -> Array:
-        radius = np.hypot(x[:, 0], x[:, 1]) / SCALE
+        radius = np.hypot(x[:, 0], x[:, 1]) / PINWHEEL_SCALE
         row, psi = self._preimages(radius, np.arctan2(x[:, 1], x[:, 0]))
         terms = self._log_term(radius[row] * np.cos(psi), radius[row] * np.sin(psi))
         top = np.full(len(x), -np.inf)
@@ -64,21 +65,22 @@ class Pinwheel(Toy):
         return np.asarray(top + np.log(total))
 
     def _angle(self, a: Array) -> Array:
-        return np.asarray(self.twist * np.exp(np.minimum(a, STEEPEST_TWIST)))
+        return np.asarray(self.twist * np.exp(np.minimum(a, MAX_TWIST_EXPONENT)))
 
     def _log_term(self, a: Array, b: Array) -> Array:
-        """One preimage's share of the density."""
+        """Return the log of a preimage's contribution to the density."""
         exponent = ((a - 1.0) / self.radial_noise) ** 2 + (b / self.tangential_noise) ** 2
-        normalizer = 2 * np.pi * self.radial_noise * self.tangential_noise * self.arms * SCALE**2
-        # On the fold itself the density is infinite; the floor only keeps the logarithm quiet.
+        normalizer = 2 * np.pi * self.radial_noise * self.tangential_noise * self.arms
+        normalizer *= PINWHEEL_SCALE**2
+        # On the fold the density is infinite; the floor only avoids a warning of the logarithm.
         slope = np.maximum(np.abs(1.0 + b * self._angle(a)), np.finfo(np.float64).tiny)
         return np.asarray(-0.5 * exponent - np.log(normalizer * slope))
 
     def _preimages(self, radius: Array, angle: Array) -> tuple[NDArray[np.intp], Array]:
         """Find all preimages as (row, ψ) with a = radius cos ψ, b = radius sin ψ.
 
-        Between its folds the circle of candidates is cut into two arcs. Both begin at the first
-        fold, which is the end near the likeliest candidate, ψ = 0, and `_turns` rises along both.
+        The folds cut the circle of candidates into two arcs. Both begin at the first fold, the end
+        near the likeliest candidate, ψ = 0, and `_turns` increases along both.
         """
         first, last = self._folds(radius)
         rows, psis = self._crossings(radius, angle, -first, 2 * np.pi - last)
@@ -86,16 +88,16 @@ class Pinwheel(Toy):
         return np.concatenate([rows, more_rows]), np.concatenate([psis, more_psis])
 
     def _turns(self, radius: Array, angle: Array, psi: Array) -> Array:
-        """How many arms the candidate ψ lands away from the point: an integer at a preimage."""
-        away = psi - self._angle(radius * np.cos(psi)) - angle
-        return np.asarray(away * self.arms / (2 * np.pi))
+        """Return the distance of candidate ψ from the point in arms: an integer at a preimage."""
+        distance = psi - self._angle(radius * np.cos(psi)) - angle
+        return np.asarray(distance * self.arms / (2 * np.pi))
 
     def _folds(self, radius: Array) -> tuple[Array, Array]:
-        """Where `_turns` is stationary in ψ: at ψ = −first and ψ = −last, 0 < first ≤ last < π.
+        """Find where `_turns` is stationary: ψ = −first and ψ = −last, 0 < first ≤ last < π.
 
         There 1 + b twist eᵃ = 0, that is radius sin(s) exp(radius cos(s)) = 1 / twist. The left
-        side rises to its peak, cos s = radius sin² s, and then falls. Where the peak is too low
-        there is no fold, both bisections end at the peak, and the backward arc is empty.
+        side rises to its peak, cos s = radius sin² s, and then falls. If the peak is too low, there
+        is no fold, both bisections end at the peak, and the backward arc is empty.
         """
         peak = np.arccos(2 * radius / (1 + np.sqrt(1 + 4 * radius**2)))
         first = self._fold(radius, np.zeros_like(peak), peak)
@@ -112,10 +114,10 @@ class Pinwheel(Toy):
     def _crossings(
         self, radius: Array, angle: Array, start: Array, stop: Array
     ) -> tuple[NDArray[np.intp], Array]:
-        """All ψ from start (exclusive) to stop where `_turns`, rising in between, is an integer."""
+        """Find all ψ in (start, stop] where the increasing `_turns` is an integer."""
         bottom = np.floor(self._turns(radius, angle, start))
         top = np.floor(self._turns(radius, angle, stop))
-        count = np.clip(top - bottom, 0, MOST_PREIMAGES).astype(np.intp)
+        count = np.clip(top - bottom, 0, MAX_PREIMAGES).astype(np.intp)
         row = np.repeat(np.arange(len(radius)), count)
         rank = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
         target, below, above = bottom[row] + 1 + rank, start[row], stop[row]

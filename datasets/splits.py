@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 __all__ = ["Split", "split"]
 
-FEWEST_ROWS = 10  # a tenth of fewer rows is no row
+MIN_SPLIT_ROWS = 10  # a tenth of fewer rows would be empty
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Indices of rows, disjoint and together all of them, each part in random order.
+    """A partition of row indices, each part in random order.
 
     Attributes:
         train: Indices of the training rows.
@@ -33,14 +33,14 @@ class Split:
 def split(rows: int, seed: int) -> Split:
     """Divide rows at random into 80 % training, 10 % validation and 10 % test.
 
-    The two tenths are rounded down, and the same rows and seed always give the same parts.
+    The two tenths are rounded down; the parts depend on the number of rows and the seed alone.
 
     Args:
-        rows: How many rows there are, at least 10.
+        rows: Number of rows, at least 10.
         seed: Seed of the permutation, zero or more.
 
     Returns:
-        The parts' indices.
+        Indices of the parts.
 
     Raises:
         ValueError: If there are too few rows, or the seed is negative.
@@ -50,9 +50,10 @@ def split(rows: int, seed: int) -> Split:
         >>> len(parts.train), len(parts.validation), len(parts.test)
         (21, 2, 2)
     """
-    if rows < FEWEST_ROWS:
+    if rows < MIN_SPLIT_ROWS:
         raise ValueError(
-            f"Expected at least {FEWEST_ROWS} rows, to split them 80/10/10; got {rows}: add rows."
+            f"Expected at least {MIN_SPLIT_ROWS} rows, to split them 80/10/10; got {rows}: add "
+            "rows."
         )
     if seed < 0:
         raise ValueError(f"Expected a seed; got {seed}: give 0 or more.")

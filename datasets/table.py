@@ -13,18 +13,17 @@ __all__ = ["Table", "closest"]
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of real numbers, and of categories by their numbers.
+    """A table of real numbers and of codes of categories.
 
     Attributes:
-        name: What the table is called.
+        name: Name of the table.
         values: Float64 array of shape (rows, columns).
-        columns: The columns' names, distinct and not blank.
-        dropped: How many rows were left out because values were missing in them.
-        categories: What the numbers of a column that holds text stand for, counted from 0, by the
-            column's name.
+        columns: Names of the columns, distinct and not blank.
+        dropped: Number of rows that were dropped because of missing values.
+        categories: Texts of the codes 0, 1, … of each categorical column, by the column's name.
 
     Raises:
-        ValueError: If the parts do not fit together.
+        ValueError: If the values have another shape or type, or names do not fit.
 
     Example:
         >>> Table("pairs", np.zeros((3, 2)), ("x", "y")).columns
@@ -62,14 +61,14 @@ class Table:
 
 
 def closest(name: str, choices: Iterable[str]) -> list[str]:
-    """Find the names most like a misspelt one.
+    """Find the names most similar to a misspelt one.
 
     Args:
-        name: What the user wrote.
-        choices: What there is.
+        name: The misspelt name.
+        choices: The valid names.
 
     Returns:
-        Up to three of the choices, the most alike first; upper and lower case are alike.
+        Up to three of the choices, the most similar first; case is ignored.
 
     Example:
         >>> closest("Moon", ["circles", "moons", "wine", "rings"])

@@ -1,4 +1,4 @@
-"""scikit-learn's bundled tables, and the way from what a user typed to a table."""
+"""scikit-learn's bundled tables, and loading of tables by name or path."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,11 +26,11 @@ def _features(name: str) -> Table:
 
 
 def _digits() -> Table:
-    """8 x 8 images of digits, each pixel an integer from 0 to 16 plus U[0, 1).
+    """Load 8 x 8 images of digits, each pixel an integer from 0 to 16 plus U[0, 1).
 
-    Without the noise a density could grow without bound at the integers; with it, mean log p in
-    nats is a lower bound on the log-probability of the integers (Theis et al. 2016,
-    https://arxiv.org/abs/1511.01844). The noise is always the same, so that scores compare.
+    Without the noise the density is unbounded at the integers; with it, mean log p in nats is a
+    lower bound on the log-probability of the integers (Theis et al. 2016,
+    https://arxiv.org/abs/1511.01844). The noise is fixed, so that scores are comparable.
     """
     table = _features("digits")
     noise = np.random.default_rng(DEQUANTISATION_SEED).uniform(size=table.values.shape)
@@ -43,8 +43,8 @@ TABLES: dict[str, Callable[[], Table]] = {
 }
 """Loaders by name: the features, without the target, in scikit-learn's order and units.
 
-Digits are dequantised: each pixel, an integer from 0 to 16, has noise from U[0, 1) added, drawn
-from a fixed seed. Diabetes comes as scikit-learn scales it.
+Digits are dequantised: noise from U[0, 1), drawn from a fixed seed, is added to each pixel, an
+integer from 0 to 16. Diabetes is scaled by scikit-learn.
 """
 
 
@@ -53,13 +53,13 @@ def load(data: str, missing: Missing = "refuse") -> Table:
 
     Args:
         data: A name, or a path that `read_table` takes.
-        missing: What is done where values are missing in a file: `"refuse"` it, or `"drop"` rows.
+        missing: Treatment of missing values in a file: `"refuse"` it, or `"drop"` their rows.
 
     Returns:
         The table.
 
     Raises:
-        ValueError: If there is no such name or file, or the file is no table of finite numbers.
+        ValueError: If there is no such name or file, or the file is not a table of finite numbers.
 
     Example:
         >>> wine = load("wine")

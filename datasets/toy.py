@@ -1,4 +1,4 @@
-"""What every toy has: rows to draw, and the exact density that they were drawn from."""
+"""Base class of toys: sampling, and the exact log-density."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ __all__ = ["Toy", "finite_rows", "generator_for"]
 
 Array = NDArray[np.float64]
 
-# Rows scored at once. A density by quadrature holds a few (rows, nodes) arrays: this keeps each of
-# them at a few megabytes, about the size of a cache, however many rows are asked for.
-CHUNK = 512
+# A density by quadrature holds a few (rows, nodes) arrays: chunks keep each of them at a few
+# megabytes, about the size of a cache.
+LOG_PROB_CHUNK_ROWS = 512
 
 
 def generator_for(n: int, seed: int | np.random.Generator) -> np.random.Generator:
-    """The generator that draws `n` rows.
+    """Return a generator to draw `n` rows with.
 
     Args:
-        n: How many rows, zero or more.
-        seed: A seed, or a generator, which is passed on.
+        n: Number of rows, zero or more.
+        seed: A seed, or a generator, which is returned.
 
     Raises:
         ValueError: If `n` or `seed` is negative.
@@ -36,16 +36,16 @@ def generator_for(n: int, seed: int | np.random.Generator) -> np.random.Generato
     return np.random.default_rng(seed)
 
 
-def finite_rows(what: str, values: ArrayLike, width: int) -> Array:
-    """Values as a float64 array of shape (n, width), checked.
+def finite_rows(quantity: str, values: ArrayLike, width: int) -> Array:
+    """Convert values to a float64 array of shape (n, width) and check it.
 
     Args:
-        what: What they are, for the message.
-        values: Anything that NumPy takes for an array.
-        width: How many numbers a row has.
+        quantity: Name of the values, for error messages.
+        values: Array-like of shape (n, width).
+        width: Expected number of columns.
 
     Raises:
-        ValueError: If they have another shape, or hold NaN or infinity.
+        ValueError: If the values have another shape, or hold NaN or infinity.
 
     Example:
         >>> finite_rows("points", [[1, 2]], width=2)
@@ -53,12 +53,14 @@ def finite_rows(what: str, values: ArrayLike, width: int) -> Array:
     """
     rows = np.asarray(values, dtype=np.float64)
     if rows.ndim != 2 or rows.shape[1] != width:
-        raise ValueError(f"Expected {what} of shape (n, {width}); got shape {rows.shape}: reshape.")
+        raise ValueError(
+            f"Expected {quantity} of shape (n, {width}); got shape {rows.shape}: reshape."
+        )
     bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
         row = int(bad.argmax())
         raise ValueError(
-            f"Expected finite {what}; got {rows[row].tolist()} at index {row}: drop it."
+            f"Expected finite {quantity}; got {rows[row].tolist()} at index {row}: drop it."
         )
     return rows
 
@@ -67,12 +69,12 @@ def finite_rows(what: str, values: ArrayLike, width: int) -> Array:
 class Toy(ABC):
     """A two-dimensional distribution that can be sampled and whose log-density is known.
 
-    Rows are independent and identically distributed: angles and labels are drawn at random, never
-    spread evenly, so that the mean of `log_prob` over a sample estimates minus the entropy.
+    Rows are independent and identically distributed: angles and labels are random rather than
+    evenly spaced, so that the mean of `log_prob` over a sample estimates minus the entropy.
 
     Attributes:
-        name: The name it has in `TOYS`.
-        bounds: A window for plots, ((x minimum, x maximum), (y minimum, y maximum)).
+        name: Name in `TOYS`.
+        bounds: Window for plots, ((xmin, xmax), (ymin, ymax)).
 
     References:
         Grathwohl et al., FFJORD (2019), https://arxiv.org/abs/1810.01367: the eight toys and their
@@ -92,7 +94,7 @@ class Toy(ABC):
         """Draw rows.
 
         Args:
-            n: How many rows, zero or more.
+            n: Number of rows, zero or more.
             seed: A seed, or a generator, which is advanced.
 
         Returns:
@@ -126,8 +128,9 @@ class Toy(ABC):
             array([-3.4657359,       -inf])
         """
         points = finite_rows("points", x, 2)
-        starts = range(0, max(len(points), 1), CHUNK)
-        return np.concatenate([self._log_prob(points[start : start + CHUNK]) for start in starts])
+        size = LOG_PROB_CHUNK_ROWS
+        starts = range(0, max(len(points), 1), size)
+        return np.concatenate([self._log_prob(points[i : i + size]) for i in starts])
 
     @abstractmethod
     def _sample(self, n: int, rng: np.random.Generator) -> Array: ...

@@ -1,4 +1,4 @@
-"""The eight toys of FFJORD with their exact log-densities, and the registry of them.
+"""The eight toys of FFJORD with exact log-densities, and their registry.
 
 Example:
     >>> from cnf.datasets import TOYS
@@ -33,7 +33,7 @@ __all__ = ["TOYS", "Checkerboard", "Circles", "Gaussians", "NoisyCurves", "Spira
 
 @dataclass(frozen=True, kw_only=True)
 class Circles(Toy):
-    """Concentric circles, equally likely, blurred by a Gaussian.
+    """A mixture of concentric circles blurred by a Gaussian.
 
     x = R (cos θ, sin θ) + N(0, noise² I), θ ~ U(0, 2π), R drawn from the radii. Integrating θ out,
     with r = |x| and the modified Bessel function I₀,
@@ -61,7 +61,7 @@ class Circles(Toy):
 
     def _log_prob(self, x: Array) -> Array:
         r, radii = np.hypot(x[:, :1], x[:, 1:]), np.array(self.radii)
-        # i0e(z) = exp(-z) I₀(z): the exponent that it takes away completes the square.
+        # i0e(z) = exp(-z) I₀(z), and the exponent -z completes the square.
         terms = np.log(i0e(r * radii / self.noise**2)) - 0.5 * ((r - radii) / self.noise) ** 2
         total = np.logaddexp.reduce(terms, axis=1)
         return np.asarray(total - np.log(2 * np.pi * self.noise**2 * len(radii)))
@@ -69,14 +69,14 @@ class Circles(Toy):
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyCurves(Toy):
-    """Plane curves, equally likely, blurred by a Gaussian.
+    """A mixture of plane curves blurred by a Gaussian.
 
     x = c(t) + N(0, noise² I), t ~ U(interval), c drawn from the curves, so
     p(x) = mean over c of ∫ N(x; c(t), noise² I) dt / |interval|, by quadrature.
 
     Attributes:
-        curves: Functions from parameters (n,) to points (n, 2).
-        interval: Where the parameter is drawn.
+        curves: Functions of parameters (n,) that return points (n, 2).
+        interval: Interval on which the parameter is uniform.
         noise: Standard deviation of each coordinate.
 
     Example:
@@ -105,7 +105,7 @@ class NoisyCurves(Toy):
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussians(Toy):
-    """Equally likely isotropic Gaussians, p(x) = mean over k of N(x; cₖ, noise² I).
+    """A mixture of isotropic Gaussians, p(x) = mean over k of N(x; cₖ, noise² I).
 
     Attributes:
         centers: The points cₖ.
@@ -130,11 +130,11 @@ class Gaussians(Toy):
 
 @dataclass(frozen=True, kw_only=True)
 class Spirals(Toy):
-    """Two spiral arms, each the other's mirror image in the origin.
+    """A pair of spiral arms, reflections of each other through the origin.
 
     x = ± (t (−cos t, sin t) + U[0, 1/2)²) / 3 + N(0, noise² I) with t = 3π √U(0, 1), whose density
-    is 2t / (3π)². The sign turns the square of uniform noise as well, so with the first arm's
-    density p₊, itself an integral over t by quadrature, p(x) = (p₊(x) + p₊(−x)) / 2.
+    is 2t / (3π)². The sign applies to the uniform noise as well, so with the first arm's density
+    p₊, an integral over t by quadrature, p(x) = (p₊(x) + p₊(−x)) / 2.
 
     Attributes:
         noise: Standard deviation of each coordinate.
@@ -166,7 +166,7 @@ class Spirals(Toy):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkerboard(Toy):
-    """Uniform on the eight dark squares, of side 2, of a board on [−4, 4]².
+    """A uniform distribution on the eight dark squares, of side 2, of a board on [−4, 4]².
 
     x = 2 (u, v), u ~ U(−2, 2), v ~ U(0, 1) + (⌊u⌋ mod 2) − 2 Bernoulli(1/2): log p = −log 32 on
     the squares (u, v) with ⌊u⌋ + ⌊v⌋ even, and minus infinity elsewhere.
@@ -204,7 +204,7 @@ def _spiral(t: Array) -> Array:
 
 
 def _eight_centers() -> tuple[tuple[float, float], ...]:
-    """Radius 4 before FFJORD's division by 1.414, which it writes out where √2 is meant."""
+    """Return eight points at radius 4 / 1.414, FFJORD's literal for 4 / √2."""
     angles = np.arange(8) * np.pi / 4
     return tuple((4 / 1.414 * float(np.cos(a)), 4 / 1.414 * float(np.sin(a))) for a in angles)
 
@@ -218,7 +218,7 @@ TOYS: dict[str, Toy] = {
             interval=(1.5 * np.pi, 4.5 * np.pi),
             noise=1 / 5,
         ),
-        # FFJORD scales this one's noise, 0.08, along with the circles, but not that of the rings.
+        # FFJORD scales the noise, 0.08, with the circles, but not with the rings.
         Circles(name="circles", radii=(3.0, 1.5), noise=3 * 0.08),
         Circles(name="rings", radii=(3.0, 2.25, 1.5, 0.75), noise=0.08),
         NoisyCurves(

@@ -31,7 +31,7 @@ from cnf.datasets import (
     read_picture,
     split,
 )
-from cnf.datasets.pictures import WORD
+from cnf.datasets.pictures import WORD_PREFIX
 from cnf.layers.scalings.scaling import constant_columns
 from cnf.scripts.rows import Rows, no_context
 from cnf.tables.schema import Column, Schema
@@ -235,7 +235,7 @@ def known_toy(name: str) -> AnyToy | None:
 def lasting_name(name: str) -> str:
     """A name by which data is found again, whatever the working folder: a file's whole path."""
     known = (*TOYS, *CONDITIONAL_TOYS, *BENCHMARKS, *TABLES)
-    return name if name in known or name.startswith(WORD) else os.path.abspath(name)
+    return name if name in known or name.startswith(WORD_PREFIX) else os.path.abspath(name)
 
 
 def _draw(toy: AnyToy, rows: int, rng: np.random.Generator) -> Table:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cnf.datasets.pictures import WORD
+from cnf.datasets.pictures import WORD_PREFIX
 from cnf.scripts.trained import STATE
 from cnf.utils.distributed import gather, rank
 from cnf.utils.serialization import is_left_over
@@ -27,7 +27,7 @@ def default_folder(data: str) -> str:
         >>> [default_folder(data) for data in ("moons", "a/uci.npz:wine", "word:St. Ives", "%")]
         ['runs/moons', 'runs/wine', 'runs/St._Ives', 'runs/data']
     """
-    last = data.removeprefix(WORD)
+    last = data.removeprefix(WORD_PREFIX)
     if last == data:
         last = Path(data.rpartition(":")[2] or data).stem
     name = re.sub(r"[^\w.+-]+", "_", last)[:60].strip("._")

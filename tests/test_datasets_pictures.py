@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.stats import chi2
 
 from cnf.datasets import Picture, is_picture, pictures, read_picture, word_picture
-from cnf.datasets.pictures import PICTURES
+from cnf.datasets.pictures import IMAGE_ENDINGS
 
 
 def write(path, grey, mode="L"):
@@ -84,7 +84,7 @@ def test_sixteen_bits_are_not_cut_off(tmp_path):
 
 
 def test_large_picture_is_averaged_with_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "PIXELS", 100)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
     grey = np.zeros((20, 40))
     grey[:, ::2] = 200
     with pytest.warns(UserWarning, match="40 x 20 pixels: averaged .* 3 x 3 to 14 x 7"):
@@ -170,7 +170,7 @@ def test_what_is_no_darkness(darkness):
 
 def test_endings_are_pillows():
     Image.init()
-    assert set(PICTURES) <= set(Image.registered_extensions())
+    assert set(IMAGE_ENDINGS) <= set(Image.registered_extensions())
 
 
 def test_one_pixel_is_a_density():

@@ -106,7 +106,7 @@ def test_rows_do_not_depend_on_their_chunk(name, monkeypatch):
     toy = TOYS[name]
     rows = toy.sample(40, seed=0)
     together = toy.log_prob(rows)
-    monkeypatch.setattr("cnf.datasets.toy.CHUNK", 7)
+    monkeypatch.setattr("cnf.datasets.toy.LOG_PROB_CHUNK_ROWS", 7)
     np.testing.assert_allclose(toy.log_prob(rows), together, rtol=1e-12)
 
 
@@ -124,7 +124,7 @@ def test_twice_the_nodes_change_nothing(name, monkeypatch):
     rows = toy.sample(1000, seed=0)
     far = np.random.default_rng(0).uniform(-12, 12, (200, 2))
     log_p, log_p_far = toy.log_prob(rows), toy.log_prob(far)
-    monkeypatch.setattr(curves, "ORDER", 2 * curves.ORDER)
+    monkeypatch.setattr(curves, "PANEL_NODES", 2 * curves.PANEL_NODES)
     np.testing.assert_allclose(toy.log_prob(rows), log_p, atol=1e-9)
     np.testing.assert_allclose(toy.log_prob(far), log_p_far, rtol=1e-6)
 

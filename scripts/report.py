@@ -17,7 +17,7 @@ from cnf.datasets import check_writable
 from cnf.diagnostics.two_sample import two_sample_test
 from cnf.plotting import png
 from cnf.plotting.comparison import (
-    PANELS,
+    MAX_MARGINAL_PANELS,
     correlations,
     correlations_figure,
     log_prob_figure,
@@ -206,13 +206,17 @@ def _header(compared: Comparison, model: Path, data: str, numbers: Sequence[str]
 
 
 def _marginals(compared: Comparison) -> str:
-    figure = marginals_figure(compared.rows.x, compared.samples.x, compared.columns, PANELS)
-    left_out = len(compared.columns) - PANELS
+    figure = marginals_figure(
+        compared.rows.x, compared.samples.x, compared.columns, MAX_MARGINAL_PANELS
+    )
+    left_out = len(compared.columns) - MAX_MARGINAL_PANELS
     return _section(
         "Columns, one by one",
         "The share of the rows, and of the samples, that fall into each bin. A column of a few "
         "whole numbers has a bar for each, and its samples are rounded.",
-        f"The first {PANELS} columns are shown; {left_out} are left out." if left_out > 0 else "",
+        f"The first {MAX_MARGINAL_PANELS} columns are shown; {left_out} are left out."
+        if left_out > 0
+        else "",
         _image(figure, "histograms of each column, data against samples"),
     )
 

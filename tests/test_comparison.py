@@ -1,4 +1,4 @@
-"""What the figures of data beside samples show."""
+"""Comparison figures of data and samples."""
 
 from itertools import pairwise
 
@@ -59,7 +59,7 @@ def test_samples_that_are_far_away_do_not_blur_the_data(ax):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e30])
-def test_data_without_a_width_are_seen_beside_their_samples(value, ax):
+def test_constant_data_are_visible_with_their_samples(value, ax):
     samples = value + max(1.0, value) * RNG.normal(size=100)
     draw_marginal(ax, np.full(5, value), samples)
     low, high = ax.get_xlim()

@@ -467,7 +467,7 @@ def test_parquet_with_lists_or_objects(cells, tmp_path):
     assert "in column 'y' at row 1" in refused(tmp_path / "t.parquet")
 
 
-def test_array_beyond_memory_is_told_of_with_its_file(tmp_path):
+def test_array_beyond_memory_is_reported_with_its_file(tmp_path):
     """As a damaged header may claim."""
     header = {"descr": "<f8", "fortran_order": False, "shape": (2**50, 1)}
     with ZipFile(tmp_path / "t.npz", "w") as archive, archive.open("rows.npy", "w") as stream:

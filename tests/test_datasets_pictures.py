@@ -134,14 +134,14 @@ def test_mistakes_are_named(tmp_path):
             tmp_path / "whole.png", np.random.default_rng(0).integers(0, 256, (20, 20))
         ).read_bytes()[:200]
     )
-    for path, told in (
+    for path, message in (
         (white, "white alone"),
         (empty, "Expected a readable picture"),
         (text, "Expected a readable picture"),
         (torn, "Expected a readable picture"),
         (tmp_path / "none.png", "no such file"),
     ):
-        with pytest.raises(ValueError, match=told) as raised:
+        with pytest.raises(ValueError, match=message) as raised:
             read_picture(path)
         assert "\n" not in str(raised.value)
         assert str(path) in str(raised.value)

@@ -31,7 +31,7 @@ def test_wine_has_its_own_names_and_values():
     np.testing.assert_array_equal(table.values, bunch.data)
 
 
-def test_digits_are_dequantised_always_alike():
+def test_digits_are_dequantised_with_fixed_noise():
     table = load("digits")
     np.testing.assert_array_equal(table.values, load("digits").values)
     np.testing.assert_array_equal(np.floor(table.values), load_digits().data)

@@ -1,4 +1,4 @@
-"""Stiff and odd densities: trained to something sensible, or told precisely why not."""
+"""Stiff and odd densities: trained to a sensible result, or refused with a precise reason."""
 
 import os
 import resource
@@ -76,7 +76,7 @@ def density(rows, **options):
 # --- rows without a density -----------------------------------------------------------------------
 
 
-def test_a_line_is_told_of_and_its_samples_lie_near_it(trained):
+def test_a_line_is_reported_and_its_samples_lie_near_it(trained):
     model, said = trained(line(3000))
     assert "'x1' is a linear combination of 'x0'" in said.err
     assert "--drop x1" in said.err
@@ -96,7 +96,7 @@ def test_five_columns_on_a_line_are_each_named(noise):
 
 
 @pytest.mark.parametrize("columns", [2, 3])
-def test_a_circle_and_a_sphere_are_told_of_and_fitted_nevertheless(columns):
+def test_a_circle_and_a_sphere_are_reported_and_fitted_nevertheless(columns):
     rows = sphere(1500, columns)
     with pytest.warns(UserWarning, match="'x0', 'x1'.* on a curve or a curved surface"):
         fitted = density(rows)
@@ -139,7 +139,7 @@ def test_a_density_is_no_surface():
             assert found == [] or (found == ["ring"] and count == 300)
 
 
-def test_columns_of_ordinary_tables_are_told_nothing_of():
+def test_columns_of_ordinary_tables_have_no_warning():
     for name in ("wine", "diabetes", "iris", "breast_cancer"):
         table = load(name)
         assert degeneracies(table.values, table.columns) == []
@@ -199,7 +199,7 @@ def test_the_program_says_that_it_makes_columns_normal(trained):
 # --- units ----------------------------------------------------------------------------------------
 
 
-def test_units_of_1e9_beside_1e_9(trained):
+def test_units_of_1e9_with_1e_9(trained):
     rows = rng().normal(size=(500, 2)) @ [[1.0, 0.5], [0.0, 1.0]] * [1e9, 1e-9]
     model, _ = trained(rows)
     test = model.data().test

@@ -1,4 +1,4 @@
-"""What the figures show."""
+"""Figures of densities, samples and motion."""
 
 import numpy as np
 import pytest

@@ -82,7 +82,7 @@ def test_mp4_is_what_ffmpeg_makes_of_all_frames(tmp_path, monkeypatch):
     np.testing.assert_allclose(shares, expected, atol=0.03)
 
 
-def test_ffmpeg_that_fails_is_told_of(tmp_path, monkeypatch):
+def test_ffmpeg_that_fails_is_reported(tmp_path, monkeypatch):
     with_ffmpeg(tmp_path, monkeypatch, 'cat > /dev/null; echo "no such codec" >&2; exit 3')
     with pytest.raises(RuntimeError, match="ffmpeg could not make the film: no such codec"):
         write_film(bar(), tmp_path / "film.mp4")

@@ -111,7 +111,7 @@ def test_what_is_no_picture_is_refused_in_one_line(content, told, tmp_path):
 
 @pytest.mark.filterwarnings("default:.*averaged:UserWarning")
 def test_large_picture_is_averaged_and_trained_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("cnf.datasets.pictures.PIXELS", 500)
+    monkeypatch.setattr("cnf.datasets.pictures.MAX_PIXELS", 500)
     path = write_word(tmp_path / "word.png")
     result = run("train", path, "--show-recipe")
     assert result.status == 0

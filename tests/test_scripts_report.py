@@ -266,7 +266,7 @@ def test_one_column_has_nothing_to_correlate(tmp_path):
 
 
 def test_many_columns_are_left_out_and_said_to_be(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "PANELS", 3)
+    monkeypatch.setattr(report, "MAX_MARGINAL_PANELS", 3)
     rows = np.random.default_rng(0).normal(size=(100, 60))
     data = write_csv(tmp_path / "rows.csv", rows, tuple(f"c{i}" for i in range(60)))
     done("train", data, "--out", tmp_path / "out", *SMALL)

@@ -170,7 +170,9 @@ def _made(trial: Trial, images: Images, folder: Path | None) -> Outcome:
     return Outcome(
         tuple(bounds.elbo.tolist()),
         tuple(bounds.nll.tolist()),
-        max(each.validation_elbo for each in records if plan.is_selectable(each.epoch / plan.epochs)),
+        max(
+            each.validation_elbo for each in records if plan.is_selectable(each.epoch / plan.epochs)
+        ),
         records[-1].seconds,
     )
 

@@ -1,1 +1,1 @@
-"""The programs: train, evaluate, sample, log-prob, plot. Each parses, calls and prints."""
+"""The command-line programs: each parses its arguments, calls the library and prints."""

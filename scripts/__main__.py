@@ -12,13 +12,13 @@ from cnf.scripts.program import program, say
 
 PROGRAMS = {
     "train": "fit a flow to a toy, a bundled table or a file",
-    "evaluate": "score held-out rows, beside a Gaussian and the truth where it is known",
+    "evaluate": "score held-out rows, against a Gaussian and the truth where it is known",
     "sample": "draw rows from a trained flow into a file",
     "log-prob": "score the rows of a file",
     "train-vae": "train a variational autoencoder of images, with a flow as its posterior",
-    "check": "ask a trained flow to prove itself: pass, warn or fail, with the numbers",
+    "check": "run numerical checks on a trained flow: pass, warn or fail, with the numbers",
     "plot": "draw a trained flow's figures",
-    "benchmark": "measure the solver and the flow, side by side with others",
+    "benchmark": "measure the solver and the flow against other libraries",
 }
 
 
@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in ("-h", "--help"):
         programs = (f"  {program:<10}{purpose}" for program, purpose in PROGRAMS.items())
-        say("usage: cnf NAME ... (cnf NAME --help says more)\n", *programs)
+        say("usage: cnf NAME ... (see cnf NAME --help)\n", *programs)
         say("\n  --version                 print the version")
-        say("  --print-completion SHELL  print what makes a shell complete these and their options")
+        say("  --print-completion SHELL  print a completion script for a shell")
         return 0
     if name == "--version":
         say(f"cnf-flows {cnf.__version__}")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print_completion(rest)
     if name not in PROGRAMS:
         hint = ", ".join(closest(name, PROGRAMS) or PROGRAMS)
-        print(f"cnf: expected a program's name, such as {hint}; got {name!r}", file=sys.stderr)
+        print(f"cnf: expected the name of a program, such as {hint}; got {name!r}", file=sys.stderr)
         return 2
     status: int = import_module(f"cnf.scripts.{name.replace('-', '_')}").main(rest)
     return status
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @program("--print-completion")
 def _print_completion(argv: Sequence[str] | None = None) -> int:
-    """Print a shell's completion."""
-    from cnf.scripts.completion import completion  # here, since it takes all programs
+    """Print the completion script of a shell."""
+    from cnf.scripts.completion import completion  # here, since it imports every program
 
     say(completion(" ".join(argv or ()), PROGRAMS))
     return 0

@@ -1,18 +1,19 @@
-"""`benchmark solver`, `flow`, `toys`, `tables`, `vae`: measurements, beside other libraries'.
+"""`benchmark solver`, `flow`, `toys`, `tables`, `vae`: measurements against other libraries.
 
 Sections of solver: detest (accuracy), overhead, rows, memory. Sections of flow: toy and table
-(training steps), log_prob (exact log p in many dimensions), memory, regularizers (what they gain
-and cost; trains six flows, which takes a quarter of an hour). Sections of toys: fit (KL to the
+(training steps), log_prob (exact log p in many dimensions), memory, regularizers (their gain and
+their cost; trains six flows, which takes a quarter of an hour). Sections of toys: fit (KL to the
 truth after --budget seconds, for every toy), objectives (hybrid, flow matching alone, maximum
 likelihood alone), seeds (five of them), ffjord (the time that FFJORD's method as published takes to
-come as close). With --out, toys keeps what is finished in DIR/toys.jsonl and DIR/models, and does
-not train it again: interrupt it, and go on by the same command. Sections of tables: nll and
-two-sample (density estimators on the UCI's tables, each fitted in --budget seconds for every table
-and split: how they score held-out rows, and how well a classifier tells their samples from those);
-with --out, what is finished is in DIR/tables.jsonl. Sections of vae: bounds (VAEs of digits, MNIST
-and the Frey Faces, their posterior a Gaussian, planar flows or one of this library's: bounds on
-test images; takes hours), and cost (training steps of a convolutional VAE); with --out, what is
-finished is in DIR/vae.jsonl and DIR/models, and a training that was interrupted goes on.
+reach the same KL). With --out, finished results of toys are cached in DIR/toys.jsonl and
+DIR/models and not trained again: after an interruption, repeat the command to continue. Sections of
+tables: nll and two-sample (density estimators on the UCI's tables, each fitted in --budget seconds
+for every table and split: their score on held-out rows, and how well a classifier tells their
+samples from those rows); with --out, finished results are cached in DIR/tables.jsonl. Sections of
+vae: bounds (VAEs of digits, MNIST and the Frey Faces, with a Gaussian, planar flows or a flow of
+this library as the posterior: bounds on test images; takes hours), and cost (training steps of a
+convolutional VAE); with --out, finished results are cached in DIR/vae.jsonl and DIR/models, and an
+interrupted training resumes.
 """
 
 from __future__ import annotations
@@ -42,88 +43,90 @@ from cnf.scripts.benchmarks import (
     vae,
 )
 from cnf.scripts.benchmarks.methods import METHODS
-from cnf.scripts.benchmarks.options import Options
-from cnf.scripts.benchmarks.page import Page, circumstances
+from cnf.scripts.benchmarks.options import BenchmarkOptions
+from cnf.scripts.benchmarks.page import BenchmarkPage, circumstances
 from cnf.scripts.benchmarks.peers import peer
-from cnf.scripts.benchmarks.uci import FILE, NAMES
-from cnf.scripts.benchmarks.vae_trials import POSTERIORS, SETTINGS
+from cnf.scripts.benchmarks.uci import UCI_FILE, UCI_TABLES
+from cnf.scripts.benchmarks.vae_trials import VAE_POSTERIORS, VAE_SETTINGS
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say
 
 
 @dataclass(frozen=True)
-class Section:
-    """A table.
+class BenchmarkSection:
+    """A table of a benchmark.
 
     Attributes:
-        lines: Its lines, from what the command line asks.
-        peers: The libraries that it needs.
+        lines: Yields the table's lines, given the options of the command line.
+        peers: The libraries that the table needs.
     """
 
-    lines: Callable[[Options], Iterator[str]]
+    lines: Callable[[BenchmarkOptions], Iterator[str]]
     peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is measured.
+class BenchmarkSubject:
+    """A subject of measurement, with its tables.
 
     Attributes:
-        options: Those that its sections read, by their names in `Options`.
-        sections: Its tables by name.
+        options: Names of the attributes of `BenchmarkOptions` that the sections read.
+        sections: The tables by name.
     """
 
     options: tuple[str, ...]
-    sections: dict[str, Section]
+    sections: dict[str, BenchmarkSection]
 
 
-SUBJECTS = {
-    "solver": Subject(
+BENCHMARK_SUBJECTS = {
+    "solver": BenchmarkSubject(
         ("repeats", "out"),
         {
-            "detest": Section(lambda _: accuracy.lines(), ("torchdiffeq",)),
-            "overhead": Section(
+            "detest": BenchmarkSection(lambda _: accuracy.lines(), ("torchdiffeq",)),
+            "overhead": BenchmarkSection(
                 lambda given: overhead.lines(given.repeats), ("torchdiffeq", "torchode")
             ),
-            "rows": Section(lambda given: rows.lines(given.repeats)),
-            "memory": Section(lambda given: memory.lines(given.out)),
+            "rows": BenchmarkSection(lambda given: rows.lines(given.repeats)),
+            "memory": BenchmarkSection(lambda given: memory.lines(given.out)),
         },
     ),
-    "flow": Subject(
+    "flow": BenchmarkSubject(
         ("repeats", "out"),
         {
-            "toy": Section(
+            "toy": BenchmarkSection(
                 lambda given: training_step.toy_lines(given.repeats, given.out),
                 ("torchdiffeq", "zuko"),
             ),
-            "table": Section(
+            "table": BenchmarkSection(
                 lambda given: training_step.table_lines(given.repeats), ("torchdiffeq",)
             ),
-            "log_prob": Section(lambda given: scoring.lines(given.repeats), ("torchdiffeq",)),
-            "memory": Section(lambda _: step_memory.lines(), ("torchdiffeq", "zuko")),
-            "regularizers": Section(lambda given: trade_off.lines(given.out)),
+            "log_prob": BenchmarkSection(
+                lambda given: scoring.lines(given.repeats), ("torchdiffeq",)
+            ),
+            "memory": BenchmarkSection(lambda _: step_memory.lines(), ("torchdiffeq", "zuko")),
+            "regularizers": BenchmarkSection(lambda given: trade_off.lines(given.out)),
         },
     ),
-    "toys": Subject(
+    "toys": BenchmarkSubject(
         ("budget", "toys", "cap", "out"),
         {
-            "fit": Section(toys.fit_lines),
-            "objectives": Section(toys.objective_lines),
-            "seeds": Section(toys.seed_lines),
-            "ffjord": Section(race.lines, ("torchdiffeq",)),
+            "fit": BenchmarkSection(toys.fit_lines),
+            "objectives": BenchmarkSection(toys.objective_lines),
+            "seeds": BenchmarkSection(toys.seed_lines),
+            "ffjord": BenchmarkSection(race.lines, ("torchdiffeq",)),
         },
     ),
-    "tables": Subject(
+    "tables": BenchmarkSubject(
         ("budget", "tables", "methods", "splits", "data_dir", "out"),
         {
-            "nll": Section(tables.nll_lines),
-            "two-sample": Section(tables.two_sample_lines),
+            "nll": BenchmarkSection(tables.nll_lines),
+            "two-sample": BenchmarkSection(tables.two_sample_lines),
         },
     ),
-    "vae": Subject(
+    "vae": BenchmarkSubject(
         ("repeats", "images", "posteriors", "data_dir", "out"),
         {
-            "bounds": Section(vae.bound_lines, ("pyro",)),
-            "cost": Section(lambda given: vae.cost_lines(given.repeats), ("pyro",)),
+            "bounds": BenchmarkSection(vae.bound_lines, ("pyro",)),
+            "cost": BenchmarkSection(lambda given: vae.cost_lines(given.repeats), ("pyro",)),
         },
     ),
 }
@@ -133,7 +136,7 @@ SUBJECTS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
-    subject = SUBJECTS[arguments.subject]
+    subject = BENCHMARK_SUBJECTS[arguments.subject]
     if arguments.section not in (None, *subject.sections):
         parser().error(
             f"expected a section of {arguments.subject} among {', '.join(subject.sections)}; "
@@ -146,15 +149,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         peer(library)
     if options.out is not None:
         _make(options.out)
-    page = None if arguments.page is None else Page(arguments.page)
+    page = None if arguments.page is None else BenchmarkPage(arguments.page)
     for name, section in zip(names, chosen, strict=True):
-        told, lines = circumstances(section.peers), []
+        setting, lines = circumstances(section.peers), []
         for line in section.lines(options):
             say(line)
             lines.append(line)
         say("")
         if page is not None:  # after each table, so that an interruption loses one at most
-            page.put(f"{arguments.subject}: {name}", _command(arguments, name), told, lines)
+            page.put(f"{arguments.subject}: {name}", _command(arguments, name), setting, lines)
     return 0
 
 
@@ -163,67 +166,67 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        why = "it is no folder" if os.path.exists(folder) else getattr(error, "strerror", error)
+        why = "it is not a folder" if os.path.exists(folder) else getattr(error, "strerror", error)
         raise ValueError(
             f"Expected --out to be a folder to write to; got {folder}: {why}"
         ) from None
 
 
 def parser() -> Parser:
-    """What the program can be asked."""
+    """Return the parser of the command line."""
     parser = Parser("benchmark", description=__doc__)
-    parser.add_argument("subject", choices=SUBJECTS, help="what to measure")
+    parser.add_argument("subject", choices=BENCHMARK_SUBJECTS, help="what to measure")
     parser.add_argument("--section", help="one table of the subject; all when not given")
     parser.add_argument(
         "--page",
         metavar="FILE",
         type=Path,
-        help="a Markdown page that each table is put into under its command, in the place of what "
-        "stood there",
+        help="a Markdown page to write each table into, under its command and in place of an "
+        "earlier version",
     )
     parser.add_argument(
         "--repeats",
         type=positive_integer,
-        help=f"solver, flow and vae: of every timing (default: {Options.repeats})",
+        help=f"solver, flow and vae: repeats of every timing (default: {BenchmarkOptions.repeats})",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
         type=Path,
-        help="where figures go, and of toys, tables and vae what is finished; nowhere otherwise",
+        help="folder for figures and, of toys, tables and vae, finished results (default: none)",
     )
     parser.add_argument(
         "--budget",
         metavar="SECONDS",
         type=positive_number,
         help="toys: training time of every flow; tables: time for every method on every split of "
-        f"a table (default: {Options.budget:g})",
+        f"a table (default: {BenchmarkOptions.budget:g})",
     )
     parser.add_argument(
         "--cap",
         metavar="SECONDS",
         type=positive_number,
-        help="toys, section ffjord: the most training time of FFJORD's method "
-        f"(default: {Options.cap:g})",
+        help="toys, section ffjord: the longest training time of FFJORD's method "
+        f"(default: {BenchmarkOptions.cap:g})",
     )
     parser.add_argument(
         "--splits",
         metavar="N",
         type=positive_integer,
-        help=f"tables: how many times each is split (default: {Options.splits})",
+        help=f"tables: number of splits of each table (default: {BenchmarkOptions.splits})",
     )
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
-        help=f"tables: the folder with {FILE}; vae: that with the images' files (default: what "
-        f"{DATA_DIR} names)",
+        help=f"tables: the folder with {UCI_FILE}; vae: the folder with the images' files "
+        f"(default: the value of {DATA_DIR})",
     )
     for subject, what, known, usual in (
         ("toys", "toys", TOYS, "all; two in seeds and ffjord"),
-        ("tables", "tables", NAMES, "all"),
+        ("tables", "tables", UCI_TABLES, "all"),
         ("tables", "methods", METHODS, "all"),
-        ("vae", "images", SETTINGS, "all"),
-        ("vae", "posteriors", POSTERIORS, "all"),
+        ("vae", "images", VAE_SETTINGS, "all"),
+        ("vae", "posteriors", VAE_POSTERIORS, "all"),
     ):
         parser.add_argument(
             _option(what),
@@ -234,27 +237,27 @@ def parser() -> Parser:
     return parser
 
 
-def _options(arguments: argparse.Namespace) -> Options:
-    """What was given, checked to be read by the subject."""
+def _options(arguments: argparse.Namespace) -> BenchmarkOptions:
+    """Return the options, and refuse those that the subject does not read."""
     given = _given(arguments)
-    known = SUBJECTS[arguments.subject].options
+    known = BENCHMARK_SUBJECTS[arguments.subject].options
     for name in given:
         if name not in known:
             parser().error(
-                f"expected of {arguments.subject} only {', '.join(map(_option, known))}; got "
+                f"expected for {arguments.subject} only {', '.join(map(_option, known))}; got "
                 f"{_option(name)}, which it does not read"
             )
-    return Options(**given)
+    return BenchmarkOptions(**given)
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was asked of the tables, by its name in `Options`."""
-    own = ("subject", "section", "page")
-    return {k: v for k, v in vars(arguments).items() if k not in own and v is not None}
+    """Return the options that were given, by their names in `BenchmarkOptions`."""
+    others = ("subject", "section", "page")
+    return {k: v for k, v in vars(arguments).items() if k not in others and v is not None}
 
 
 def _command(arguments: argparse.Namespace, section: str) -> str:
-    """What makes one table with the same options."""
+    """Return the command that makes one table with the same options."""
     words = ["cnf", "benchmark", arguments.subject, "--section", section]
     for name, value in _given(arguments).items():
         words += [_option(name), ",".join(value) if isinstance(value, tuple) else f"{value}"]
@@ -266,7 +269,7 @@ def _option(name: str) -> str:
 
 
 def _names(what: str, known: Collection[str], text: str) -> tuple[str, ...]:
-    """Names among those that are known, each once."""
+    """Parse a comma-separated list of known names, each kept once."""
     names = tuple(dict.fromkeys(text.split(",")))
     for name in names:
         if name not in known:

@@ -1,6 +1,6 @@
-"""`check DIR`: asks a trained flow to prove itself; pass, warn and fail, with the numbers.
+"""`check DIR`: numerical checks of a trained flow: pass, warn or fail, with the numbers.
 
-Exit status 1 where a check fails.
+The exit status is 1 where a check fails.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from cnf.diagnostics.checks import POINTS, ROWS, check
 from cnf.scripts.program import Parser, positive_integer, program, say, seed
-from cnf.scripts.trained import Trained, add_row_options
+from cnf.scripts.trained import TrainedModel, add_row_options
 
 
 def parser() -> Parser:
-    """What the program can be asked."""
+    """Return the parser of the command line."""
     parser = Parser("check", description=__doc__)
     add_row_options(parser, doing="check on")
     parser.add_argument(
@@ -21,17 +21,17 @@ def parser() -> Parser:
         metavar="N",
         type=positive_integer,
         default=ROWS,
-        help=f"of the data that are taken, at most (default {ROWS})",
+        help=f"largest number of data rows used (default {ROWS})",
     )
     parser.add_argument(
         "--points",
         metavar="N",
         type=positive_integer,
         default=POINTS,
-        help=f"at which the density is evaluated for its integral, at most (default {POINTS})",
+        help=f"largest number of points at which the density is integrated (default {POINTS})",
     )
     parser.add_argument(
-        "--seed", metavar="N", type=seed, default=0, help="of all that is drawn (default 0)"
+        "--seed", metavar="N", type=seed, default=0, help="seed of all random draws (default 0)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     return parser
@@ -41,7 +41,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
-    trained = Trained.read(arguments.dir, arguments.divergence)
+    trained = TrainedModel.read(arguments.dir, arguments.divergence)
     rows, _ = trained.rows_or_held_out(
         arguments.data, arguments.context_data, arguments.missing, doing="check on"
     )

@@ -1,4 +1,4 @@
-"""What DATA on the command line names: rows to train on, to select on, to score."""
+"""The data that the command line names: rows for training, selection and scoring."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from cnf.datasets import (
 )
 from cnf.datasets.pictures import WORD_PREFIX
 from cnf.layers.scalings.scaling import constant_columns
-from cnf.scripts.rows import Rows, no_context
+from cnf.scripts.rows import ContextRows, no_context
 from cnf.tables.schema import Column, Schema
 
 Array = NDArray[np.float64]
@@ -49,40 +49,40 @@ class Data:
 
     Attributes:
         name: A registry's name, or the absolute path of a file.
-        schema: The columns that are modelled, and of what kinds they are.
-        context_columns: Names of the columns that they are modelled given; mostly none.
+        schema: The modelled columns and their kinds.
+        context_columns: Names of the columns to condition on; usually empty.
         train: Rows to train on.
         validation: Rows to select on.
         test: Rows held out from both.
-        toy: The toy that the rows are drawn from, with its true log-density; None where that is not
-            known, for a table or where columns of a plain toy are the context.
-        sha256: Of the whole table's values, by which it is known again; empty for a toy.
-        dropped: How many of the table's rows were left out because values were missing in them.
+        toy: The toy that the rows are drawn from, with its true log-density; None where that is
+            unknown: for a table, or where columns of a plain toy are the context.
+        sha256: Checksum of the whole table's values, which identifies it; empty for a toy.
+        dropped: The number of the table's rows that were left out because of missing values.
     """
 
     name: str
     schema: Schema
     context_columns: tuple[str, ...]
-    train: Rows
-    validation: Rows
-    test: Rows
+    train: ContextRows
+    validation: ContextRows
+    test: ContextRows
     toy: AnyToy | None
     sha256: str
     dropped: int
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What the user says of a table's columns.
+class ColumnChoices:
+    """The user's choices about a table's columns.
 
     Attributes:
-        context: Names of the columns that the others are modelled given.
+        context: Names of the columns to condition on.
         left_out: Names of the columns that are left out.
-        missing: What is done where values are missing.
-        kinds: Entries of `Schema.of` for the columns whose kinds are not to be inferred.
-        schema: All that are modelled, where they are known; nothing is inferred then.
-        sha256: Of the table, by which it is to be known again; empty where it may be any.
-        advice: What to do where it has changed, but to restore it.
+        missing: The treatment of missing values.
+        kinds: Entries of `Schema.of` for the columns whose kinds are not inferred.
+        schema: All modelled columns, where they are known; nothing is inferred then.
+        sha256: The expected checksum of the table; empty where any table is accepted.
+        advice: The alternative to restoring a table that has changed.
     """
 
     context: tuple[str, ...] = ()
@@ -95,21 +95,21 @@ class Choices:
 
 
 def open_data(
-    name: str, seed: int, choices: Choices | None = None, data_dir: str | None = None
+    name: str, seed: int, choices: ColumnChoices | None = None, data_dir: str | None = None
 ) -> Data:
     """Draw a toy's or a picture's rows, load a table and split it, or read a benchmark's parts.
 
     Args:
-        name: What DATA is.
-        seed: Of the split of 80/10/10, or of the toy's rows.
-        choices: What is done with a table's columns; a conditional toy has its own context.
+        name: The DATA argument.
+        seed: Seed of the 80/10/10 split, or of the toy's rows.
+        choices: The choices about a table's columns; a conditional toy has its own context.
         data_dir: The folder with the files of benchmarks.
 
     Raises:
-        ValueError: There is no such data or no such context, it is not what it was, or it cannot be
-            fitted; the message says why.
+        ValueError: The data or the context does not exist, has changed, or cannot be fitted; the
+            message says why.
     """
-    choices = choices or Choices()
+    choices = choices or ColumnChoices()
     sha256, dropped = "", 0
     toy = known_toy(name)
     if toy is not None:
@@ -128,11 +128,11 @@ def open_data(
         dropped = table.dropped
         tables = _split(table, seed)
         sha256 = _sha256(table)
-    name = lasting_name(name)
+    name = persistent_name(name)
     if choices.sha256 not in ("", sha256):
         raise ValueError(
             f"Expected the data that the model was trained on; {name} has changed since, so its "
-            f"held-out rows are not known any more. Restore it, or {choices.advice}"
+            f"held-out rows are no longer known: restore it, or {choices.advice}"
         )
     if isinstance(toy, ConditionalToy):
         choices = replace(choices, context=toy.context_columns)
@@ -160,29 +160,29 @@ def open_rows(
     context_data: str | None = None,
     missing: Missing = "refuse",
     data_dir: str | None = None,
-) -> tuple[Rows, AnyToy | None]:
-    """Rows to score, in the columns of a model; with the toy whose true log-density is theirs.
+) -> tuple[ContextRows, AnyToy | None]:
+    """Read rows to score, in the columns of a model, with the toy that gives their true density.
 
-    Columns are matched by name where the names are there, by position where no name is. Where x and
-    its context come from one table they are matched by name alone.
+    Columns are matched by name where the table has these names, and by position where it has none
+    of them. Where x and its context come from one table they are matched by name alone.
 
     Args:
-        name: What DATA is.
-        schema: The columns that are modelled.
-        context_columns: Those of the context.
-        seed: Of a toy's rows.
-        context_data: The file that the context is read from; None where DATA has it.
-        missing: What is done where values of DATA are missing; where its context is in another
-            file no row can be dropped, since the two pair off.
+        name: The DATA argument.
+        schema: The modelled columns.
+        context_columns: Names of the columns of the context.
+        seed: Seed of a toy's rows.
+        context_data: The file that the context is read from; None where DATA holds it.
+        missing: The treatment of missing values in DATA; where the context is in another file no
+            row can be dropped, since the rows of both files correspond.
         data_dir: The folder with the files of benchmarks, whose test rows are read.
 
     Raises:
-        ValueError: There is no such data, its columns are not the model's, or its rows and their
-            contexts do not pair off.
+        ValueError: The data does not exist, its columns are not the model's, or the numbers of
+            rows and contexts differ.
     """
     toy = known_toy(name)
     if toy is not None:
-        # A stream of its own: NumPy's generator of [seed, 0], the training rows', is that of seed.
+        # A separate stream: NumPy's generator of [seed, 0], the training rows', is that of seed.
         table = _draw(toy, TOY_ROWS["test"], np.random.default_rng([seed, len(TOY_ROWS)]))
     elif name in BENCHMARKS:
         table = load_benchmark(name, data_dir).test
@@ -192,20 +192,20 @@ def open_rows(
         rows = _rows(table, schema, context_columns)
         return rows, _toy_of(toy, table, schema.names, context_columns)
     context = open_context(context_data, context_columns)
-    x = _typed(table, schema)
+    x = _modelled_values(table, schema)
     if len(x) != len(context):
         raise ValueError(
             f"Expected a context for each of the {len(x)} rows of {table.name}; got {len(context)} "
             f"rows in {context_data}"
         )
-    return Rows(x, context), None
+    return ContextRows(x, context), None
 
 
 def open_context(name: str, context_columns: Sequence[str]) -> Array:
-    """Contexts from a file or a bundled table, matched to a model's as columns of data are.
+    """Read contexts from a file or a bundled table, with columns matched as those of data are.
 
     Raises:
-        ValueError: The model takes no context, or there is none of its in the file.
+        ValueError: The model takes no context, or the file lacks its columns.
     """
     if not context_columns:
         raise ValueError(
@@ -214,15 +214,15 @@ def open_context(name: str, context_columns: Sequence[str]) -> Array:
     return _context(load(name), context_columns)
 
 
-def true_log_prob(toy: AnyToy, rows: Rows) -> Array:
-    """A toy's exact log p(x), or log p(x | c), of each row, in nats."""
+def true_log_prob(toy: AnyToy, rows: ContextRows) -> Array:
+    """Return a toy's exact log p(x), or log p(x | c), of each row, in nats."""
     if isinstance(toy, ConditionalToy):
         return toy.log_prob(rows.x, rows.context)
     return toy.log_prob(rows.x)
 
 
 def known_toy(name: str) -> AnyToy | None:
-    """The toy of that name, or the picture; None for what is neither.
+    """Return the toy or the picture of this name; None for any other name.
 
     Raises:
         ValueError: The picture cannot be read.
@@ -232,14 +232,14 @@ def known_toy(name: str) -> AnyToy | None:
     return TOYS.get(name) or CONDITIONAL_TOYS.get(name)
 
 
-def lasting_name(name: str) -> str:
-    """A name by which data is found again, whatever the working folder: a file's whole path."""
+def persistent_name(name: str) -> str:
+    """Return a name that is independent of the working folder: the absolute path of a file."""
     known = (*TOYS, *CONDITIONAL_TOYS, *BENCHMARKS, *TABLES)
     return name if name in known or name.startswith(WORD_PREFIX) else os.path.abspath(name)
 
 
 def _draw(toy: AnyToy, rows: int, rng: np.random.Generator) -> Table:
-    """Rows of a toy as a table, a conditional one's context in its last columns."""
+    """Draw rows of a toy as a table, with the context of a conditional toy in the last columns."""
     if isinstance(toy, Toy):
         return Table(toy.name, toy.sample(rows, rng), TOY_COLUMNS)
     return Table(toy.name, np.hstack(toy.sample(rows, rng)), (*toy.columns, *toy.context_columns))
@@ -248,30 +248,30 @@ def _draw(toy: AnyToy, rows: int, rng: np.random.Generator) -> Table:
 def _toy_of(
     toy: AnyToy | None, table: Table, columns: Sequence[str], context_columns: Sequence[str]
 ) -> AnyToy | None:
-    """The toy that a table is of, where it is the density of these columns given this context."""
+    """Return the toy of a table where it is the density of these columns given this context."""
     if isinstance(toy, Toy):
-        own = not context_columns and _places(table, columns) == list(range(len(TOY_COLUMNS)))
-        return toy if own else None
+        in_order = _positions(table, columns) == list(range(len(TOY_COLUMNS)))
+        return toy if in_order and not context_columns else None
     names = tuple(columns), tuple(context_columns)
     return toy if toy and (toy.columns, toy.context_columns) == names else None
 
 
 def _split(table: Table, seed: int) -> dict[str, Table]:
-    """Training, validation and test rows of a table, in numbers that single precision has."""
+    """Split a table into training, validation and test rows, checked for single precision."""
     _check_single_precision(table.values, table, table.columns)
     index = split(len(table.values), seed)
     return {part: replace(table, values=table.values[getattr(index, part)]) for part in TOY_ROWS}
 
 
-def _schema(tables: Mapping[str, Table], choices: Choices, inferred: bool) -> Schema:
-    """The columns that are modelled: as the user says, or as they look in all rows.
+def _schema(tables: Mapping[str, Table], choices: ColumnChoices, inferred: bool) -> Schema:
+    """Return the schema of the modelled columns: as the user states it, or inferred from all rows.
 
-    Bounds and categories are those of all rows, since rows beyond them would have no density;
-    constant is what does not vary among the training rows.
+    Bounds and categories are those of all rows, since rows beyond them would have no density; a
+    column is constant if it does not vary among the training rows.
 
     Raises:
-        ValueError: A column is none of the table's, or cannot be of the kind that it is to be; or
-            all that would be modelled are constant.
+        ValueError: The table lacks a column, a column cannot be of its stated kind, or all modelled
+            columns are constant.
     """
     train = tables["train"]
     names = _modelled(train, choices)
@@ -294,13 +294,13 @@ def _schema(tables: Mapping[str, Table], choices: Choices, inferred: bool) -> Sc
         constant = "; ".join(column.describe(kind=False) for column in found.columns)
         raise ValueError(
             f"Expected columns that vary among the training rows of {train.name}, in single "
-            f"precision; constant: {constant}. Bring them to another scale, or look at the table"
+            f"precision; constant: {constant}: rescale them, or check the table"
         )
     return found
 
 
 def _check_varying(train: Table, context: Sequence[str]) -> None:
-    """Refuse a context that is constant, or all but so, in the flow's precision."""
+    """Refuse a context that is constant, or nearly so, in the flow's precision."""
     if not context:
         return
     values = train.values[:, [train.columns.index(name) for name in context]]
@@ -310,26 +310,26 @@ def _check_varying(train: Table, context: Sequence[str]) -> None:
         names = ", ".join(repr(context[i]) for i in constant)
         raise ValueError(
             f"Expected a context that varies among the training rows of {train.name}, in single "
-            f"precision; constant: {names}. Leave it out, or bring it to another scale"
+            f"precision; constant: {names}: leave it out, or rescale it"
         )
 
 
 def _sha256(*tables: Table) -> str:
-    """By which the values of tables are known again."""
+    """Return the checksum of the values of tables."""
     digest = hashlib.sha256()
     for table in tables:
         digest.update(np.ascontiguousarray(table.values).data)
     return digest.hexdigest()
 
 
-def _modelled(table: Table, choices: Choices) -> tuple[str, ...]:
-    """The columns of a table that are neither the context nor left out, which it is to have."""
-    for what, names in (("the context", choices.context), ("what is left out", choices.left_out)):
+def _modelled(table: Table, choices: ColumnChoices) -> tuple[str, ...]:
+    """Return the columns that are neither context nor left out, after checking all names."""
+    for what, names in (("the context", choices.context), ("--drop", choices.left_out)):
         for column, count in Counter(names).items():
             if column not in table.columns:
                 near = ", ".join(closest(column, table.columns))
                 raise ValueError(
-                    f"Expected {what} to be columns of {table.name}; got {column!r}: the closest "
+                    f"Expected {what} to name columns of {table.name}; got {column!r}: the closest "
                     f"names are {near}"
                 )
             if count > 1:
@@ -339,42 +339,42 @@ def _modelled(table: Table, choices: Choices) -> tuple[str, ...]:
     both = set(choices.context) & set(choices.left_out)
     if both:
         raise ValueError(f"Expected no column of the context to be left out; got {min(both)!r}")
-    away = {*choices.context, *choices.left_out}
-    columns = tuple(column for column in table.columns if column not in away)
+    excluded = {*choices.context, *choices.left_out}
+    columns = tuple(column for column in table.columns if column not in excluded)
     if not columns:
         raise ValueError(
-            f"Expected {'the context' if choices.context else 'what is left out'} to leave a "
-            f"column of {table.name} to model; got all {len(away)} of them"
+            f"Expected {'the context' if choices.context else '--drop'} to leave a column of "
+            f"{table.name} to model; got all {len(excluded)} of them"
         )
     return columns
 
 
-def _rows(table: Table, schema: Schema, context_columns: Sequence[str]) -> Rows:
-    """The rows of a table that has both x and, where there is one, the context."""
+def _rows(table: Table, schema: Schema, context_columns: Sequence[str]) -> ContextRows:
+    """Return the rows of a table that holds x and, where the model has one, the context."""
     if not context_columns:
-        return Rows(_typed(table, schema), no_context(len(table.values)))
+        return ContextRows(_modelled_values(table, schema), no_context(len(table.values)))
     wanted = (*schema.varying, *context_columns)
     missing = [name for name in wanted if name not in table.columns]
     if missing:
         raise ValueError(
             f"Expected the model's columns and its context, {', '.join(context_columns[:5])}, in "
-            f"{table.name} (or the context in a file of its own, with --context-data); got "
+            f"{table.name} (or the context in a separate file, with --context-data); got "
             f"{len(table.columns)} columns, without {', '.join(missing[:5])}"
         )
-    return Rows(_typed(table, schema), _context(table, context_columns))
+    return ContextRows(_modelled_values(table, schema), _context(table, context_columns))
 
 
-def _typed(table: Table, schema: Schema) -> Array:
-    """The columns of a model, their categories by the model's numbers.
+def _modelled_values(table: Table, schema: Schema) -> Array:
+    """Return the columns of a model, with categories in the model's numbering.
 
-    Constant ones need not be there, beside others that are known by their names.
+    Constant columns may be absent where the other columns are matched by name.
     """
     absent = [column for column in schema.columns if column.name not in table.columns]
     if len(absent) < len(schema.columns) and all(column.kind == "constant" for column in absent):
         values = np.full((len(table.values), len(absent)), 0.0)
         names = (*table.columns, *(column.name for column in absent))
         table = replace(table, values=np.hstack([table.values, values]), columns=names)
-    values, places = _select(table, schema.names), _places(table, schema.names)
+    values, places = _select(table, schema.names), _positions(table, schema.names)
     known = {
         name: table.categories[table.columns[place]]
         for name, place in zip(schema.names, places, strict=True)
@@ -384,27 +384,27 @@ def _typed(table: Table, schema: Schema) -> Array:
 
 
 def _context(table: Table, columns: Sequence[str]) -> Array:
-    """The columns of a context, which are numbers."""
+    """Return the columns of a context, which must be numbers."""
     values = _select(table, columns)
-    text = [table.columns[place] for place in _places(table, columns)]
+    text = [table.columns[place] for place in _positions(table, columns)]
     text = [name for name in text if name in table.categories]
     if text:
         raise ValueError(
             f"Expected numbers in the context; got text in column {text[0]!r} of {table.name}: "
-            "make a column of 0 and 1 of each of its categories but one"
+            "encode it as columns of 0 and 1, one for each category but one"
         )
     return values
 
 
 def _select(table: Table, columns: Sequence[str]) -> Array:
-    """Columns of a table, in row-major order: what is computed from them depends on it."""
-    rows = np.ascontiguousarray(table.values[:, _places(table, columns)])
+    """Return columns of a table in row-major order, which later arithmetic depends on."""
+    rows = np.ascontiguousarray(table.values[:, _positions(table, columns)])
     _check_single_precision(rows, table, columns)
     return rows
 
 
-def _places(table: Table, columns: Sequence[str]) -> list[int]:
-    """Where columns stand in a table, by name or, where no name is there, by position."""
+def _positions(table: Table, columns: Sequence[str]) -> list[int]:
+    """Return the positions of columns, by name or, where no name matches, by order."""
     missing = [column for column in columns if column not in table.columns]
     if not missing:
         return [table.columns.index(column) for column in columns]
@@ -418,13 +418,13 @@ def _places(table: Table, columns: Sequence[str]) -> list[int]:
 
 
 def _check_order(table: Table, columns: Sequence[str]) -> None:
-    """Refuse names that are the model's but for upper and lower case, in another order."""
+    """Refuse names that differ from the model's in case and stand in another order."""
     theirs, ours = ([name.strip().lower() for name in names] for names in (table.columns, columns))
     for name, their, our in zip(table.columns, theirs, ours, strict=True):
         if their != our and their in ours:
             raise ValueError(
                 f"Expected the columns {', '.join(columns[:5])} in {table.name}; got {name!r}, "
-                "which is spelt otherwise and stands elsewhere: spell the names as the model does"
+                "which differs in case and stands elsewhere: spell the names as the model does"
             )
 
 
@@ -436,5 +436,5 @@ def _check_single_precision(rows: Array, table: Table, columns: Sequence[str]) -
     row, column = np.argwhere(np.abs(rows) > largest)[0].tolist()
     raise ValueError(
         f"Expected numbers up to {largest:.2g} in {table.name}; got {rows[row, column]:.3g} in "
-        f"row {row} (counted from 0), column {columns[column]!r}. Bring it to another scale"
+        f"row {row} (counted from 0), column {columns[column]!r}: rescale it"
     )

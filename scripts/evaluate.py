@@ -1,4 +1,4 @@
-"""`evaluate DIR`: the NLL of held-out rows, beside a Gaussian's and the truth where it is known."""
+"""`evaluate DIR`: the NLL of held-out rows, against a Gaussian's and the truth if known."""
 
 from __future__ import annotations
 
@@ -13,43 +13,47 @@ from numpy.typing import NDArray
 from cnf.flow.scores import Scores
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.program import Parser, program, say
-from cnf.scripts.report import REPORT, page_path, write_report
-from cnf.scripts.rows import Rows
-from cnf.scripts.trained import DRAWS, NOISE_DRAWS, Trained, add_row_options
+from cnf.scripts.report import REPORT_OPTION, page_path, write_report
+from cnf.scripts.rows import ContextRows
+from cnf.scripts.trained import (
+    DEFAULT_NOISE_DRAWS,
+    NOISE_DRAWS_OPTION,
+    TrainedModel,
+    add_row_options,
+)
 from cnf.utils.distributed import process_group
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How a flow does on rows that it has not seen; all in nats unless said otherwise.
+class EvaluationResult:
+    """The scores of a flow on held-out rows, in nats unless stated otherwise.
 
     Attributes:
         n: Number of rows.
         nll: Mean negative log-density of a row, in the data's own units.
-        stderr: Its standard error over the rows; not known for a single one. Where the trace is
-            estimated, or noise is drawn, the scatter of that is in it, since each row has its own.
-        nll_standardized: The same for columns divided by the training rows' standard deviations.
+        stderr: Standard error of `nll` over the rows; None for a single row. It includes the
+            scatter of an estimated trace or of drawn noise, which is independent for each row.
+        nll_standardized: The NLL of columns divided by the training rows' standard deviations.
         bits_per_dim: nll / (columns · ln 2).
-        gaussian_nll: That of a full-covariance Gaussian fitted on the training rows; with a
-            context, of the Gaussian of rows and contexts conditioned on the context, which is
+        gaussian_nll: The NLL of a full-covariance Gaussian fitted on the training rows; with a
+            context, of the joint Gaussian of rows and contexts conditioned on the context, which is
             linear regression.
-        gain_stderr: The standard error of gaussian_nll − nll, from the differences row by row; not
-            known for a single one.
+        gain_stderr: Standard error of gaussian_nll − nll, from the differences row by row; None for
+            a single row.
         nfe: Evaluations of the field for each solve.
-        draws: Of noise for each row, where there are columns of whole numbers or categories: the
-            NLL is then an upper bound in the mean, of the log-mass in these columns.
+        draws: Draws of noise for each row, where there are columns of whole numbers or categories:
+            the NLL is then, on average, an upper bound with the log-mass of these columns.
         entropy: Minus the mean true log-density of the same rows, where it is known.
         kl: nll − entropy.
-        kl_stderr: Its standard error, from the differences row by row.
-        probe_stderr: The part of `stderr` that comes from probes or draws of noise, at least two:
-            zero where there are none.
-        solver_error: By how much the NLL is too high for the solver's tolerance and rounding: the
-            mean, with its sign, over at most 1000 of the rows at random, of what the NLL loses by
-            a solve in double precision by dopri8 at a tenth of the tolerance. Not known where one
-            failed.
-        uncertainty: How far the NLL may be off in all, at two standard errors:
+        kl_stderr: Standard error of `kl`, from the differences row by row.
+        probe_stderr: The part of `stderr` that is due to probes or draws of noise, at least two;
+            zero without any.
+        solver_error: The excess of the NLL that is due to the solver's tolerance and rounding: the
+            signed mean, over at most 1000 random rows, of the decrease of the NLL in a solve in
+            double precision by dopri8 at a tenth of the tolerance. None where such a solve failed.
+        uncertainty: The total uncertainty of the NLL at two standard errors:
             2 √(stderr² + solver_error² + the standard error of solver_error²).
     """
 
@@ -70,12 +74,12 @@ class Evaluation:
     uncertainty: float | None = None
 
     def json(self) -> str:
-        """One JSON object, without what is not known."""
+        """Return one JSON object of the known values."""
         known = {name: value for name, value in asdict(self).items() if value is not None}
         return json.dumps(known)
 
     def lines(self) -> list[str]:
-        """The numbers for people."""
+        """Return the numbers as lines of text."""
         gain = self.gaussian_nll - self.nll
         ahead = f"{'better' if gain >= 0 else 'worse'} by {abs(gain):.4f}{_error(self.gain_stderr)}"
         lines = [
@@ -85,11 +89,11 @@ class Evaluation:
             f"  Gaussian NLL  {self.gaussian_nll:10.4f} (the flow is {ahead})",
         ]
         if self.draws is not None:
-            lines.insert(1, f"                a bound of the log-mass, {self.draws} draws a row")
+            lines.insert(1, f"                a bound on the log-mass, {self.draws} draws a row")
         if self.uncertainty is not None:
             lines.append(
                 f"  uncertainty   {self.uncertainty:10.4f} at two standard errors "
-                f"(rows {self.stderr:.1e}, of it probes {self.probe_stderr:.1e}; "
+                f"(rows {self.stderr:.1e}, of which probes {self.probe_stderr:.1e}; "
                 f"solver {self.solver_error:+.1e})"
             )
         if self.entropy is not None:
@@ -100,33 +104,36 @@ class Evaluation:
         return [*lines, f"  evaluations   {self.nfe:10.1f} per solve"]
 
 
-def evaluate(trained: Trained, rows: Rows, toy: AnyToy | None, draws: int = DRAWS) -> Evaluation:
+def evaluate(
+    trained: TrainedModel, rows: ContextRows, toy: AnyToy | None, draws: int = DEFAULT_NOISE_DRAWS
+) -> EvaluationResult:
     """Score `rows` with the flow, a Gaussian and, where there is one, the toy's true density.
 
-    With a context every number is of p(x | c), averaged over the rows' contexts.
+    With a context every number refers to p(x | c), averaged over the rows' contexts.
     """
     return summarize(trained, rows, toy, *trained.score(rows, draws), draws)
 
 
 def summarize(
-    trained: Trained,
-    rows: Rows,
+    trained: TrainedModel,
+    rows: ContextRows,
     toy: AnyToy | None,
     log_prob: Array,
     nfe: float,
     draws: int,
-    assessed: Scores | None = None,
-) -> Evaluation:
-    """What `evaluate` makes of the flow's log p of `rows` and its evaluations for each solve.
+    with_errors: Scores | None = None,
+) -> EvaluationResult:
+    """Summarize the flow's log p of rows, as `evaluate` does after scoring.
 
     Args:
-        trained: The flow, and what it was trained on.
-        rows: What is scored.
-        toy: What they are drawn from, if they are.
-        log_prob: Of each row.
+        trained: The trained model.
+        rows: The scored rows.
+        toy: The toy that they are drawn from, if any.
+        log_prob: Log p of each row.
         nfe: Evaluations of the field for each solve.
-        draws: Of noise for each row.
-        assessed: The errors of some of the rows; the NLL's parts are not known when None.
+        draws: Draws of noise for each row.
+        with_errors: Scores with errors of some of the rows; without them the parts of the NLL's
+            uncertainty are None.
     """
     nll = -float(log_prob.mean())
     known: dict[str, float | None] = {}
@@ -139,9 +146,9 @@ def summarize(
         }
     stderr = _stderr(log_prob)
     gaussian = trained.gaussian_log_prob(rows)
-    if assessed is not None:
-        known |= _errors(stderr, assessed, len(rows))
-    return Evaluation(
+    if with_errors is not None:
+        known |= _errors(stderr, with_errors, len(rows))
+    return EvaluationResult(
         n=len(rows),
         nll=nll,
         stderr=stderr,
@@ -155,10 +162,10 @@ def summarize(
     )
 
 
-def _errors(stderr: float | None, assessed: Scores, n: int) -> dict[str, float]:
-    """The parts of an NLL's uncertainty over `n` rows, and all of it; but what is not known."""
-    probes = float(assessed.stderr.double().square().mean().sqrt()) / np.sqrt(n)
-    change = (assessed.tighter - assessed.log_prob).double()
+def _errors(stderr: float | None, with_errors: Scores, n: int) -> dict[str, float]:
+    """Return the parts of an NLL's uncertainty over `n` rows and the total, where known."""
+    probes = float(with_errors.stderr.double().square().mean().sqrt()) / np.sqrt(n)
+    change = (with_errors.tighter - with_errors.log_prob).double()
     solver, spread = float(change.mean()), _stderr(change.cpu().numpy()) or 0.0
     found = {"probe_stderr": probes, "solver_error": solver}
     found = {name: value for name, value in found.items() if np.isfinite(value)}
@@ -167,20 +174,20 @@ def _errors(stderr: float | None, assessed: Scores, n: int) -> dict[str, float]:
     return found
 
 
-def _variances(trained: Trained) -> Array:
-    """Of the training rows' columns, but for categories and constants, which have no scale."""
-    own = np.diag(trained.gaussian.covariance)[len(trained.context_columns) :]
+def _variances(trained: TrainedModel) -> Array:
+    """Return the variances of the training rows' columns that have a scale."""
+    variances = np.diag(trained.gaussian.covariance)[len(trained.context_columns) :]
     columns = [column for column in trained.schema.columns for _ in range(column.width)]
-    return own[[column.kind != "categorical" for column in columns]]
+    return variances[[column.kind != "categorical" for column in columns]]
 
 
 def parser() -> Parser:
-    """What the program can be asked."""
+    """Return the parser of the command line."""
     parser = Parser("evaluate", description=__doc__)
     add_row_options(parser, doing="score")
-    parser.add_argument("--draws", **NOISE_DRAWS)
+    parser.add_argument("--draws", **NOISE_DRAWS_OPTION)
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
-    parser.add_argument("--report", **REPORT)
+    parser.add_argument("--report", **REPORT_OPTION)
     return parser
 
 
@@ -188,14 +195,14 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
-    trained = Trained.read(arguments.dir, arguments.divergence)
+    trained = TrainedModel.read(arguments.dir, arguments.divergence)
     rows, toy = trained.rows_or_held_out(arguments.data, arguments.context_data, arguments.missing)
     trained.schema.check(rows.x)
     with process_group():
         page = page_path(arguments.report, trained.folder)
         log_prob, nfe = trained.score(rows, arguments.draws)
-        assessed = trained.assess(trained.some(rows), arguments.draws)
-        evaluation = summarize(trained, rows, toy, log_prob, nfe, arguments.draws, assessed)
+        with_errors = trained.score_with_errors(trained.error_sample(rows), arguments.draws)
+        evaluation = summarize(trained, rows, toy, log_prob, nfe, arguments.draws, with_errors)
         say(*([evaluation.json()] if arguments.json else evaluation.lines()))
         if page is not None:
             known = (_named(arguments), evaluation.lines(), arguments.draws)
@@ -206,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _named(arguments: argparse.Namespace) -> str:
-    """What the rows are called; empty where they are the held-out ones."""
+    """Return the name of the rows; empty for the held-out ones."""
     return " with the contexts of ".join(filter(None, (arguments.data, arguments.context_data)))
 
 

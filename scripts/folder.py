@@ -12,16 +12,16 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from cnf.datasets.pictures import WORD_PREFIX
-from cnf.scripts.trained import STATE
+from cnf.scripts.trained import STATE_FILE
 from cnf.utils.distributed import gather, rank
 from cnf.utils.serialization import is_left_over
 
-FILES = (".json", ".jsonl", ".safetensors")  # endings of what a run writes
-LOCK = ".lock"  # in a folder that a run writes to
+RUN_FILE_ENDINGS = (".json", ".jsonl", ".safetensors")  # of the files that a run writes
+LOCK_FILE = ".lock"  # in a folder that a run writes to
 
 
 def default_folder(data: str) -> str:
-    """Where a run goes that is not told where to: into runs/, called after its data.
+    """Return the folder of a run without --out: one in runs/, named after its data.
 
     Example:
         >>> [default_folder(data) for data in ("moons", "a/uci.npz:wine", "word:St. Ives", "%")]
@@ -36,17 +36,18 @@ def default_folder(data: str) -> str:
 
 @contextmanager
 def run_folder(out: str, resume: bool) -> Iterator[Path]:
-    """Make a folder and have it for a run alone, new or empty, or to go on with what is begun.
+    """Make and lock the folder of a run: a new or empty one, or one with a run to resume.
 
     Args:
-        out: Where it is to be.
-        resume: Whether it may hold a begun run.
+        out: The path of the folder.
+        resume: Whether the folder may hold an unfinished run.
 
     Raises:
-        ValueError: It holds something else, cannot be written to, or another run has it.
+        ValueError: The folder holds something else, cannot be written to, or is locked by another
+            run.
     """
     folder = Path(out)
-    lock = FileLock(folder / LOCK, blocking=False)
+    lock = FileLock(folder / LOCK_FILE, blocking=False)
     wrong, *_ = gather("" if rank() > 0 else _what_is_wrong(folder, resume, lock))
     try:
         if wrong:
@@ -54,35 +55,37 @@ def run_folder(out: str, resume: bool) -> Iterator[Path]:
         yield folder
     finally:
         if lock.is_locked:
-            (folder / LOCK).unlink(missing_ok=True)
+            (folder / LOCK_FILE).unlink(missing_ok=True)
             lock.release()
 
 
 def _what_is_wrong(folder: Path, resume: bool, lock: FileLock) -> str:
-    """Make the folder and lock it; nothing where all is well."""
+    """Make and lock the folder; return the error message, empty where this succeeds."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        # A run that is killed while it first writes leaves nothing but that behind.
+        # A run that is killed during its first write leaves only such temporary files behind.
         found = [
             path
             for path in folder.iterdir()
-            if path.name != LOCK and not (resume and is_left_over(path))
+            if path.name != LOCK_FILE and not (resume and is_left_over(path))
         ]
-        if found and not (resume and (folder / STATE).exists()):
-            hint = f"and holds no {STATE} to go on from" if resume else "(or --resume)"
+        if found and not (resume and (folder / STATE_FILE).exists()):
+            hint = f"and holds no {STATE_FILE} to resume from" if resume else "(or --resume)"
             return f"Expected --out to be a new or empty folder; {folder} is not empty {hint}"
-        names = [path.name for path in found if path.suffix in FILES and not path.is_file()]
+        names = [
+            path.name for path in found if path.suffix in RUN_FILE_ENDINGS and not path.is_file()
+        ]
         if names:
             return f"Expected files in {folder}; {names[0]} is a folder or a pipe: move it away"
         with tempfile.TemporaryFile(dir=folder):
             pass
     except Timeout:
         return (
-            f"Expected --out to be a folder of this run's alone; another one is writing to "
-            f"{folder}. Wait for it, or name another folder"
+            f"Expected --out to be a folder that no other run uses; another run is writing to "
+            f"{folder}: wait for it, or name another folder"
         )
-    except (OSError, ValueError) as error:  # the second where it can be no path at all
+    except (OSError, ValueError) as error:  # a ValueError where it is no valid path
         why = "it is a file" if os.path.isfile(folder) else getattr(error, "strerror", error)
         return f"Expected --out to be a folder to write to; {folder}: {why}"
     return ""

@@ -1,4 +1,4 @@
-"""The yardstick beside every flow: a Gaussian, or a linear regression with Gaussian errors."""
+"""The baseline of every flow: a Gaussian, or a linear regression with Gaussian errors."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from cnf.scripts.rows import Rows
+from cnf.scripts.rows import ContextRows
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Gaussian:
+class GaussianBaseline:
     """The full-covariance Gaussian of (c, x) for some rows, read as a density of x given c.
 
     With a context this is linear regression,
@@ -25,14 +25,14 @@ class Gaussian:
     and without one the Gaussian of x itself.
 
     Attributes:
-        mean: Shape (context columns + columns,), the context first.
-        covariance: Shape (context columns + columns, the same).
+        mean: The mean, shape (context columns + columns,), the context first.
+        covariance: The covariance, shape (context columns + columns, context columns + columns).
 
     Example:
         >>> c = np.linspace(0.0, 1.0, 100)[:, None]
         >>> errors = np.tile([[1.0], [-1.0], [-1.0], [1.0]], (25, 1))
-        >>> rows = Rows(3 * c + errors, c)
-        >>> Gaussian.fit(rows).log_prob(rows[:1]).round(2)  # -1/2 - log(2 pi)/2
+        >>> rows = ContextRows(3 * c + errors, c)
+        >>> GaussianBaseline.fit(rows).log_prob(rows[:1]).round(2)  # -1/2 - log(2 pi)/2
         array([-1.42])
     """
 
@@ -40,28 +40,28 @@ class Gaussian:
     covariance: Array
 
     @staticmethod
-    def fit(rows: Rows) -> Gaussian:
-        """The maximum-likelihood fit.
+    def fit(rows: ContextRows) -> GaussianBaseline:
+        """Fit a Gaussian by maximum likelihood.
 
-        A billionth of each variance is added to it, so that exactly collinear columns, whose
-        Gaussian has no density, still give a finite number.
+        A billionth of each variance is added to the diagonal, so that exactly collinear columns,
+        whose Gaussian has no density, still give a finite number.
         """
         joined = rows.joined()
         covariance = np.atleast_2d(np.cov(joined.T, bias=True))
-        return Gaussian(joined.mean(0), covariance + 1e-9 * np.diag(np.diag(covariance)))
+        return GaussianBaseline(joined.mean(0), covariance + 1e-9 * np.diag(np.diag(covariance)))
 
-    def log_prob(self, rows: Rows) -> Array:
-        """Log p(x | c) of rows, in nats.
+    def log_prob(self, rows: ContextRows) -> Array:
+        """Return log p(x | c) of rows, in nats.
 
-        The lower triangle L of Σ = L Lᵀ whitens the context first: what it then makes of x has
-        been freed of the context, and the last rows of L are those of p(x | c).
+        The lower triangle L of Σ = L Lᵀ whitens the context first, so that the whitened x is
+        independent of the context, and the last rows of L give p(x | c).
         """
         cholesky = np.linalg.cholesky(self.covariance)
         white = solve_triangular(cholesky, (rows.joined() - self.mean).T, lower=True)
-        own = slice(rows.context.shape[1], None)
-        scale = np.log(np.sqrt(2 * np.pi) * np.diag(cholesky)[own]).sum()
-        return np.asarray(-0.5 * (white[own] ** 2).sum(0) - scale)
+        x = slice(rows.context.shape[1], None)
+        scale = np.log(np.sqrt(2 * np.pi) * np.diag(cholesky)[x]).sum()
+        return np.asarray(-0.5 * (white[x] ** 2).sum(0) - scale)
 
     def json(self) -> dict[str, Any]:
-        """The numbers, ready for JSON."""
+        """Return the mean and the covariance as values that JSON can hold."""
         return {"mean": self.mean.tolist(), "covariance": self.covariance.tolist()}

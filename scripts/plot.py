@@ -1,4 +1,4 @@
-"""`plot DIR`: a trained flow's figures, and a film of it, into DIR/figures."""
+"""`plot DIR`: write figures and a film of a trained flow to DIR/figures."""
 
 from __future__ import annotations
 
@@ -37,41 +37,42 @@ from cnf.plotting import (
 from cnf.scripts.data import Data
 from cnf.scripts.program import Parser, program, say
 from cnf.scripts.rows import no_context
-from cnf.scripts.trained import METRICS, Trained
+from cnf.scripts.trained import METRICS_FILE, TrainedModel
 from cnf.training.objectives import FlowMatching
 from cnf.utils.serialization import read_whole, write_whole
 
 Array = NDArray[np.float64]
 
-MATCHING = FlowMatching.name
+FLOW_MATCHING = FlowMatching.name
 
 
 def plot(
-    trained: Trained,
+    trained: TrainedModel,
     data: Data,
     figures: Sequence[str] | None = None,
     film: str | None = None,
     dark: bool = False,
 ) -> list[Path]:
-    """Draw figures of a trained flow; where they are.
+    """Draw figures of a trained flow, and return their paths.
 
     Args:
-        trained: The flow.
-        data: What it was trained on.
+        trained: The model.
+        data: The training data.
         figures: Names in `FIGURES`; when None the density (2-D) or pairs of columns, in 2-D the
             density over time, and the learning curve. With a context the density is drawn (1-D or
             2-D) at a few of the held-out contexts.
-        film: `"gif"` or `"mp4"`, for a film of the flow besides.
-        dark: Whether they are on a dark page, under names of their own.
+        film: `"gif"` or `"mp4"`, to write a film of the flow as well.
+        dark: Whether to draw on a dark page, in files named NAME_dark.
 
     Raises:
-        ValueError: A figure or the film is not there for such a flow, or ffmpeg for an .mp4.
+        ValueError: A figure or the film does not exist for such a flow, or an .mp4 is asked for
+            without ffmpeg.
     """
     if film:
         check_film(f".{film}")
         _check_filmed(trained)
-    # All are drawn before one is written: a folder that is damaged stays as it is.
-    drawn = {name: FIGURES[name](trained, data) for name in figures or _usual(trained)}
+    # All are drawn before the first is written, so that a damaged folder stays unchanged.
+    drawn = {name: FIGURES[name](trained, data) for name in figures or _default_figures(trained)}
     folder = trained.folder / "figures"
     try:
         folder.mkdir(exist_ok=True)
@@ -90,22 +91,22 @@ def plot(
 
 
 def parser() -> Parser:
-    """What the program can be asked."""
+    """Return the parser of the command line."""
     parser = Parser("plot", description=__doc__)
     parser.add_argument("dir", metavar="DIR", help="a folder written by train")
     parser.add_argument(
         "--figures",
         metavar="NAME,NAME",
         type=_names,
-        help=f"which: of {', '.join(FIGURES)} (default: density and strip, or pairs, and "
+        help=f"some of {', '.join(FIGURES)} (default: density and strip, or pairs, and "
         "learning_curve)",
     )
     parser.add_argument(
         "--film",
         choices=[ending.removeprefix(".") for ending in FILMS],
-        help="film the flow from base to data too; mp4 needs ffmpeg",
+        help="write a film of the flow from base to data as well; mp4 needs ffmpeg",
     )
-    parser.add_argument("--dark", action="store_true", help="on a dark page, as NAME_dark.png")
+    parser.add_argument("--dark", action="store_true", help="draw on a dark page, as NAME_dark.png")
     return parser
 
 
@@ -113,13 +114,13 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
-    trained = Trained.read(arguments.dir)
+    trained = TrainedModel.read(arguments.dir)
     say(*plot(trained, trained.data(), arguments.figures, arguments.film, arguments.dark))
     return 0
 
 
 def _names(text: str) -> list[str]:
-    """Names of figures, with commas between them."""
+    """Parse a comma-separated list of figures."""
     names = text.split(",")
     for name in names:
         if name not in FIGURES:
@@ -129,16 +130,16 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _usual(trained: Trained) -> list[str]:
-    """The figures that are drawn of a flow where none is asked for."""
-    if _shaded(trained):
+def _default_figures(trained: TrainedModel) -> list[str]:
+    """Return the names of the figures that are drawn by default."""
+    if _has_drawable_density(trained):
         names = ["density"] if trained.context_columns else ["density", "strip"]
     else:
         names = ["pairs"]
-    return names + ["learning_curve"] * (trained.folder / METRICS).exists()
+    return names + ["learning_curve"] * (trained.folder / METRICS_FILE).exists()
 
 
-def _shaded(trained: Trained) -> bool:
+def _has_drawable_density(trained: TrainedModel) -> bool:
     """Whether the flow's density can be drawn: over two real columns, or over one given others."""
     least = 1 if trained.context_columns else 2
     columns = len(trained.schema.columns)
@@ -147,12 +148,12 @@ def _shaded(trained: Trained) -> bool:
 
 
 def _bounds(data: Data) -> Bounds | None:
-    """What is shown of a picture: all of it, in its proportions."""
+    """Return the bounds of a picture, which keep its proportions; None for other data."""
     return data.toy.bounds if isinstance(data.toy, Picture) else None
 
 
-def _density(trained: Trained, data: Data) -> Figure:
-    if trained.context_columns and _shaded(trained):
+def _density(trained: TrainedModel, data: Data) -> Figure:
+    if trained.context_columns and _has_drawable_density(trained):
         names = (trained.schema.names, trained.context_columns)
         given = data.toy.log_prob if isinstance(data.toy, ConditionalToy) else None
         return conditional_figure(trained.flow, data.test.x, data.test.context, *names, given)
@@ -161,18 +162,18 @@ def _density(trained: Trained, data: Data) -> Figure:
     return density_figure(trained.flow, data.test.x, truth, bounds=_bounds(data))
 
 
-def _plane(draw: Callable[..., Figure], name: str) -> Callable[[Trained, Data], Figure]:
-    """A figure of a flow over two real columns, from the function that draws it."""
+def _plane(draw: Callable[..., Figure], name: str) -> Callable[[TrainedModel, Data], Figure]:
+    """Return a figure function that first checks for a flow over two real columns."""
 
-    def drawn(trained: Trained, data: Data) -> Figure:
+    def drawn(trained: TrainedModel, data: Data) -> Figure:
         _check_plane(trained, name)
         return draw(trained.flow, data.test.x, bounds=_bounds(data))
 
     return drawn
 
 
-def _check_plane(trained: Trained, name: str) -> None:
-    if trained.context_columns or not _shaded(trained):
+def _check_plane(trained: TrainedModel, name: str) -> None:
+    if trained.context_columns or not _has_drawable_density(trained):
         given = f" given {', '.join(trained.context_columns)}" if trained.context_columns else ""
         raise ValueError(
             f"Expected a flow over two real columns, without a context, for the figure {name}; got "
@@ -180,12 +181,12 @@ def _check_plane(trained: Trained, name: str) -> None:
         )
 
 
-def _pairs(trained: Trained, data: Data) -> Figure:
-    return pairs_figure(*_rows_beside(trained, data))
+def _pairs(trained: TrainedModel, data: Data) -> Figure:
+    return pairs_figure(*_rows_and_samples(trained, data))
 
 
-def _projection(trained: Trained, data: Data) -> Figure:
-    rows, samples, names = _rows_beside(trained, data)
+def _projection(trained: TrainedModel, data: Data) -> Figure:
+    rows, samples, names = _rows_and_samples(trained, data)
     if len(names) != 3:
         raise ValueError(
             f"Expected three columns for the figure projection; got {len(names)}: draw pairs"
@@ -193,33 +194,34 @@ def _projection(trained: Trained, data: Data) -> Figure:
     return projections_figure(rows, samples, names)
 
 
-def _rows_beside(trained: Trained, data: Data) -> tuple[Array, Array, tuple[str, ...]]:
-    """Held-out rows, samples and the names of their columns, but for constant ones."""
-    (own, varying), given = _varying(trained), trained.context_columns
+def _rows_and_samples(trained: TrainedModel, data: Data) -> tuple[Array, Array, tuple[str, ...]]:
+    """Return held-out rows, samples and the names of their columns, without constant ones."""
+    (names, varying), given = _varying(trained), trained.context_columns
     rows = data.test[:SCATTER_POINTS] if given else data.test
     samples = trained.sample(rows.context if given else no_context(SCATTER_POINTS), seed=0)
-    # The context, the same in both, comes last: how the rows depend on it shows where it has room.
+    # The context, equal in both, comes last, where there is room to show the dependence on it.
     drawn = np.hstack([samples[:, varying], rows.context]) if given else samples[:, varying]
-    return np.hstack([rows.x[:, varying], rows.context]), drawn, (*own, *given)
+    return np.hstack([rows.x[:, varying], rows.context]), drawn, (*names, *given)
 
 
-def _varying(trained: Trained) -> tuple[tuple[str, ...], list[int]]:
-    """The names and places of the columns that are not constant."""
-    schema, places = trained.schema.without(trained.schema.constant)
-    return schema.names, places
+def _varying(trained: TrainedModel) -> tuple[tuple[str, ...], list[int]]:
+    """Return the names and positions of the columns that are not constant."""
+    schema, positions = trained.schema.without(trained.schema.constant)
+    return schema.names, positions
 
 
-def _learning_curve(trained: Trained, data: Data) -> Figure:
-    metrics = trained.folder / METRICS
+def _learning_curve(trained: TrainedModel, data: Data) -> Figure:
+    metrics = trained.folder / METRICS_FILE
     if not metrics.exists():
         raise ValueError(f"Expected {metrics} for the figure learning_curve; got none")
     try:
         records = [json.loads(line) for line in read_whole(metrics).decode().splitlines()]
         # Flow matching's loss is not in nats.
         losses = [
-            {**each, "loss": None} if each["objective"] == MATCHING else each for each in records
+            {**each, "loss": None} if each["objective"] == FLOW_MATCHING else each
+            for each in records
         ]
-        # A number that was not finite stands as null in the file.
+        # A number that is not finite is written as null.
         curves = [
             [nan if record[key] is None else float(record[key]) for record in losses]
             for key in ("seconds", "loss", "validation_nll", "nfe")
@@ -227,12 +229,12 @@ def _learning_curve(trained: Trained, data: Data) -> Figure:
     except (KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(
             f"Expected the records that train writes in {metrics}; got something else ({error}): "
-            "restore it, or remove it and go without the learning curve"
+            "restore it, or remove it to plot without the learning curve"
         ) from None
     return learning_curve_figure(*curves)
 
 
-def _check_filmed(trained: Trained) -> None:
+def _check_filmed(trained: TrainedModel) -> None:
     names, _ = _varying(trained)
     if trained.context_columns or len(names) < 2:
         given = f" given {', '.join(trained.context_columns)}" if trained.context_columns else ""
@@ -242,22 +244,22 @@ def _check_filmed(trained: Trained) -> None:
         )
 
 
-def _film(trained: Trained, data: Data, dark: bool) -> Film:
-    """The density over time of a flow over two real columns; else its samples."""
+def _film(trained: TrainedModel, data: Data, dark: bool) -> Film:
+    """Return a film of the density of a flow over two real columns; else of its samples."""
     _check_filmed(trained)
-    if _shaded(trained):
+    if _has_drawable_density(trained):
         return density_film(trained.flow, data.test.x, _bounds(data), dark)
     names, varying = _varying(trained)
     return samples_film(trained.flow, data.test.x, names, dark, columns=varying)
 
 
 def write_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure, whole or not at all; gives the path."""
+    """Write a figure atomically, and return the path."""
     write_whole({path: png(figure)})
     return path
 
 
-FIGURES: dict[str, Callable[[Trained, Data], Figure]] = {
+FIGURES: dict[str, Callable[[TrainedModel, Data], Figure]] = {
     "density": _density,
     "strip": _plane(strip_figure, "strip"),
     "trajectories": _plane(trajectories_figure, "trajectories"),
@@ -267,7 +269,7 @@ FIGURES: dict[str, Callable[[Trained, Data], Figure]] = {
     "projection": _projection,
     "learning_curve": _learning_curve,
 }
-"""What can be drawn of a trained flow."""
+"""The figures of a trained flow, by name."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all programs share: one-line errors, exit statuses, printing, the types of arguments."""
+"""The frame of every program: one-line errors, exit statuses, printing, argument types."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from tqdm import tqdm
 from cnf.datasets import check_writable
 from cnf.utils.distributed import is_alone, is_first, rank
 
-LONGEST = 2000  # characters of a message
+MAX_MESSAGE_LENGTH = 2000  # characters
 
 
 class Main(Protocol):
-    """A program: takes the arguments (the process's own when None), gives the exit status."""
+    """A program: a function of the arguments (the process's own if None) to the exit status."""
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Run."""
+        """Run the program."""
         ...
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without the usage before it; exit status 2.
+    """A parser whose errors are one line without the usage, with exit status 2.
 
     Args:
         name: The program's name.
-        description: The module's docstring: its first words name the program, the rest is shown.
-        usage: How it is called, where there are too many options to name them.
+        description: The module's docstring, which is shown as the description.
+        usage: The usage line, where there are too many options to list them.
     """
 
     def __init__(self, name: str, description: str | None, usage: str | None = None) -> None:
-        told = (description or "").replace("`", "")
-        super().__init__(f"cnf {name}", description=told, usage=usage)
+        text = (description or "").replace("`", "")
+        super().__init__(f"cnf {name}", description=text, usage=usage)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        if action.nargs is None and arg_strings == ["--"]:  # argparse would take it for no value
+        if action.nargs is None and arg_strings == ["--"]:  # argparse would drop it
             raise argparse.ArgumentError(action, "expected one argument")
         return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where help is."""
-        told = f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n"
-        self.exit(2, told if is_first() else None)
+        """Print the error and where help is, and exit with status 2."""
+        line = f"{self.prog}: {_one_line(message)} (see {self.prog} --help)\n"
+        self.exit(2, line if is_first() else None)
 
 
 def program(name: str) -> Callable[[Main], Main]:
-    """Make a main function end with an exit status and one line, never with a traceback.
+    """Return a decorator that ends a main function with a status and one line, no traceback.
 
-    0: done. 1: it ran and the answer is no, or the world failed. 2: a user's mistake.
+    Status 0: done. 1: it ran and the answer is no, or the system failed. 2: a user's mistake.
     """
 
     def decorate(main: Main) -> Main:
@@ -65,12 +65,12 @@ def program(name: str) -> Callable[[Main], Main]:
             try:
                 with _warnings(name), _terminable():
                     return main(argv)
-            except ValueError as error:  # the same in every process: the first one tells
-                return _complain(name, error, 2) if is_first() else 2
+            except ValueError as error:  # the same in every process: the first one prints it
+                return _print_error(name, error, 2) if is_first() else 2
             except (OSError, RuntimeError, MemoryError) as error:
-                return _complain(name, error, 1)
+                return _print_error(name, error, 1)
             except KeyboardInterrupt:
-                return _complain(name, "interrupted", 1)
+                return _print_error(name, "interrupted", 1)
 
         return guarded
 
@@ -79,11 +79,11 @@ def program(name: str) -> Callable[[Main], Main]:
 
 @contextmanager
 def _warnings(name: str) -> Iterator[None]:
-    """Have warnings stand on one line, like errors, without the code that they come from."""
+    """Print warnings on one line, like errors, without the code that raised them."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         with tqdm.external_write_mode():
-            _complain(name, f"warning: {message}", 0)
+            _print_error(name, f"warning: {message}", 0)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -92,9 +92,9 @@ def _warnings(name: str) -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Have SIGTERM end a program as Ctrl-C does, with what it has so far written.
+    """Make SIGTERM end a program as Ctrl-C does, which saves its progress.
 
-    Of several processes each is ended as it is: one would wait for the others.
+    One of several processes keeps the default handler: it would otherwise wait for the others.
     """
     if not is_alone() or threading.current_thread() is not threading.main_thread():
         yield
@@ -107,30 +107,30 @@ def _terminable() -> Iterator[None]:
 
 
 def say(*lines: object) -> None:
-    """Print lines at once, the first of several processes alone.
+    """Print lines and flush them; of several processes only the first prints.
 
-    Where nobody reads them any more, go on in silence.
+    Where the reader has closed the pipe, continue in silence.
     """
     if rank() > 0:
         return
     try:
         text, encoding = "\n".join(map(str, lines)), sys.stdout.encoding or "utf-8"
-        # A file's name may hold what no encoding has.
+        # A file's name may hold characters that the encoding lacks.
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:
-        # What Python would flush on its way out goes nowhere instead of failing again.
+        # Python flushes standard output at exit: send it nowhere instead of failing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def check_out(out: str, **inputs: str | None) -> None:
-    """Check, before work is done for it, that --out can be written to and is none of the inputs.
+    """Check, before any work is done, that --out is writable and differs from every input.
 
     Args:
-        out: The file to be.
-        inputs: What the program reads, by the options' names with `_` for `-`.
+        out: The file to write.
+        inputs: The files that the program reads, by their options' names with `_` for `-`.
 
     Raises:
-        ValueError: It cannot be, or is one.
+        ValueError: The file cannot be written, or is an input.
     """
     check_writable(out)
     for option, name in inputs.items():
@@ -141,7 +141,7 @@ def check_out(out: str, **inputs: str | None) -> None:
 
 
 def positive_number(text: str) -> float:
-    """A finite number above 0."""
+    """Parse a finite number above 0."""
     value = _number(float, text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0; got {text}")
@@ -149,7 +149,7 @@ def positive_number(text: str) -> float:
 
 
 def positive_integer(text: str) -> int:
-    """A whole number above 0."""
+    """Parse a whole number above 0."""
     value = int(_number(int, text))
     if not 0 < value < 2**63:
         wanted = "a whole number above 0" + (" and below 2^63" if value > 0 else "")
@@ -158,7 +158,7 @@ def positive_integer(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """A whole number from 0 to 2³² − 1."""
+    """Parse a seed: a whole number from 0 to 2³² − 1."""
     value = int(_number(int, text))
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^32 - 1; got {text}")
@@ -173,13 +173,13 @@ def _number(kind: type[int] | type[float], text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected {what}; got {text!r}") from None
 
 
-def _complain(name: str, message: object, status: int) -> int:
+def _print_error(name: str, message: object, status: int) -> int:
     print(f"cnf {name}: {_one_line(message)}", file=sys.stderr)
     return status
 
 
 def _one_line(message: object) -> str:
-    """A message on one line, what is too long for people left out in its middle."""
+    """Return a message on one line, with the middle of a long one left out."""
     line = " ".join(str(message).split()) or type(message).__name__
-    half = LONGEST // 2
-    return line if len(line) <= LONGEST else f"{line[:half]} … {line[-half:]}"
+    half = MAX_MESSAGE_LENGTH // 2
+    return line if len(line) <= MAX_MESSAGE_LENGTH else f"{line[:half]} … {line[-half:]}"

@@ -1,4 +1,4 @@
-"""The page of `evaluate --report`: how calibrated a flow is, in one self-contained HTML file."""
+"""The page of `evaluate --report`: the calibration of a flow, in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ from cnf.plotting.comparison import (
     log_prob_figure,
     marginals_figure,
 )
-from cnf.scripts.rows import Rows
-from cnf.scripts.trained import Trained
+from cnf.scripts.rows import ContextRows
+from cnf.scripts.trained import TrainedModel
 from cnf.tables.schema import Schema
 from cnf.utils.distributed import gather, rank
 from cnf.utils.serialization import write_whole
 
 Array = NDArray[np.float64]
 
-PAGE = "report.html"
-REPORT: dict[str, Any] = {
+REPORT_FILE = "report.html"
+REPORT_OPTION: dict[str, Any] = {
     "metavar": "FILE",
     "nargs": "?",
     "const": "",
-    "help": f"write a page on how calibrated the flow is, an .html file (default: DIR/{PAGE})",
+    "help": "write a page on the calibration of the flow, an .html file (default: "
+    f"DIR/{REPORT_FILE})",
 }
 
-SEED = 0  # of samples, and of which rows they stand beside
-LEAST_SAMPLES = 2_000  # however few the rows, so that shares of samples are known well
-MOST_SAMPLES = 10_000
-LEAST_TESTED = 50  # of data and of samples: the classifier's leaves hold 20 rows each
-MOST_TESTED = 5_000
-LOWEST = 10  # rows that are named
-DPI = 144
-PIXELS = 96  # of a browser in an inch
+REPORT_SEED = 0  # of the samples, and of the choice of rows to compare
+MIN_SAMPLES = 2_000  # for precise shares of samples, even with few rows
+MAX_SAMPLES = 10_000
+MIN_CLASSIFIER_ROWS = 50  # of data and of samples: each leaf of the classifier holds 20 rows
+MAX_CLASSIFIER_ROWS = 5_000
+LOWEST_ROWS_SHOWN = 10
+REPORT_DPI = 144
+PIXELS_PER_INCH = 96  # of a browser
 
-STYLE = """
+PAGE_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto;
   padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin-top: 2em; }
@@ -65,50 +66,50 @@ th { vertical-align: bottom; min-width: 4em; max-width: 12em; }
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """Rows beside samples of a flow, with log p of both.
+class SampleComparison:
+    """Rows and samples of a flow, with log p of both.
 
     Attributes:
-        schema: The columns that are modelled.
-        context_columns: Names of those that they are modelled given.
+        schema: The modelled columns.
+        context_columns: Names of the columns to condition on.
         rows: The rows.
-        log_prob: Log p of them, shape (rows,).
-        samples: Samples, each at the context of one of the rows.
-        sample_log_prob: Log p of them, shape (samples,).
-        order: The rows in a random order: sample i has the context of row order[i mod rows].
+        log_prob: Log p of the rows, shape (rows,).
+        samples: The samples, each at the context of one of the rows.
+        sample_log_prob: Log p of the samples, shape (samples,).
+        order: A permutation of the rows: sample i has the context of row order[i mod rows].
     """
 
     schema: Schema
     context_columns: tuple[str, ...]
-    rows: Rows
+    rows: ContextRows
     log_prob: Array
-    samples: Rows
+    samples: ContextRows
     sample_log_prob: Array
     order: NDArray[np.intp]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that are modelled."""
+        """The names of the modelled columns."""
         return self.schema.names
 
     def names(self) -> tuple[str, ...]:
-        """Of all columns, as `Rows.joined` has them side by side."""
+        """Return the names of all columns, in the order of `ContextRows.joined`."""
         return (*self.context_columns, *self.columns)
 
 
 def page_path(report: str | None, folder: Path) -> Path | None:
-    """Where --report has the page written; None where no page is asked for.
+    """Return the path of the page; None without --report.
 
     Args:
-        report: What the option says: None where it is not there, empty where it names no file.
-        folder: Where the page lies then.
+        report: The value of --report: None if absent, empty if it names no file.
+        folder: The folder of a page that is not named.
 
     Raises:
-        ValueError: No page can be written there.
+        ValueError: No page can be written at this path.
     """
     if report is None:
         return None
-    path = Path(report or folder / PAGE)
+    path = Path(report or folder / REPORT_FILE)
     wrong, *_ = gather("" if rank() > 0 else _unwritable(path))
     if wrong:
         raise ValueError(wrong)
@@ -117,8 +118,8 @@ def page_path(report: str | None, folder: Path) -> Path | None:
 
 def write_report(
     path: Path,
-    trained: Trained,
-    rows: Rows,
+    trained: TrainedModel,
+    rows: ContextRows,
     log_prob: Array,
     data: str,
     numbers: Sequence[str],
@@ -126,33 +127,33 @@ def write_report(
 ) -> None:
     """Write the page on a flow and rows that it has scored.
 
-    Several processes call it together: the first draws the samples, all score them, and the first
-    writes.
+    With several processes all call this together: the first draws the samples, all score them, and
+    the first writes the page.
 
     Args:
-        path: The file to be.
-        trained: The flow.
+        path: The file to write.
+        trained: The model.
         rows: The rows.
-        log_prob: Log p of them.
-        data: What they are called; empty for the held-out ones.
-        numbers: Lines that say how the flow does on them.
-        draws: Of noise for each row, with which they were scored.
+        log_prob: Log p of the rows.
+        data: The name of the rows; empty for the held-out ones.
+        numbers: Lines that state the scores of the flow on the rows.
+        draws: Draws of noise for each row in its score.
 
     Raises:
-        RuntimeError: Samples lie where the flow cannot be integrated.
+        RuntimeError: The flow cannot be integrated at some of its samples.
         OSError: The page cannot be written.
     """
-    order = np.random.default_rng(SEED).permutation(len(rows))
+    order = np.random.default_rng(REPORT_SEED).permutation(len(rows))
     context = rows.context[np.resize(order, _sample_count(len(rows)))]
-    drawn, *_ = gather(trained.sample(context, SEED) if rank() == 0 else None)
-    samples = Rows(drawn, context)
+    drawn, *_ = gather(trained.sample(context, REPORT_SEED) if rank() == 0 else None)
+    samples = ContextRows(drawn, context)
     sample_log_prob, _ = trained.score(samples, draws)
     if rank() > 0:
         return
     schema, varying = trained.schema.without(trained.schema.constant)
-    rows, samples = (Rows(own.x[:, varying], own.context) for own in (rows, samples))
+    rows, samples = (ContextRows(each.x[:, varying], each.context) for each in (rows, samples))
     known = (schema, trained.context_columns)
-    compared = Comparison(*known, rows, log_prob, samples, sample_log_prob, order)
+    compared = SampleComparison(*known, rows, log_prob, samples, sample_log_prob, order)
     data = data or f"held-out rows of {trained.source}"
     page = _page(
         f"How calibrated is {trained.folder}?",
@@ -166,7 +167,7 @@ def write_report(
 
 
 def _unwritable(path: Path) -> str:
-    """Why a page cannot be written; nothing where it can."""
+    """Return the reason why a page cannot be written; empty where it can."""
     try:
         check_writable(path, (".html",))
     except ValueError as error:
@@ -175,15 +176,15 @@ def _unwritable(path: Path) -> str:
 
 
 def _sample_count(rows: int) -> int:
-    """As many samples as rows, or a multiple where these are few."""
-    return min(rows * max(1, -(-LEAST_SAMPLES // rows)), MOST_SAMPLES)
+    """Return the number of samples: that of the rows, or a multiple where they are few."""
+    return min(rows * max(1, -(-MIN_SAMPLES // rows)), MAX_SAMPLES)
 
 
 def _page(title: str, *parts: str) -> str:
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+            f"<title>{escape(title)}</title>\n<style>{PAGE_STYLE}</style>\n</head>\n<body>",
             f"<h1>{escape(title)}</h1>",
             *parts,
             "</body>\n</html>\n",
@@ -191,7 +192,7 @@ def _page(title: str, *parts: str) -> str:
     )
 
 
-def _header(compared: Comparison, model: Path, data: str, numbers: Sequence[str]) -> str:
+def _header(compared: SampleComparison, model: Path, data: str, numbers: Sequence[str]) -> str:
     facts = {
         "model": str(model),
         "data": data,
@@ -199,32 +200,28 @@ def _header(compared: Comparison, model: Path, data: str, numbers: Sequence[str]
         "columns": str(len(compared.columns)),
         "given": ", ".join(compared.context_columns),
         "samples": f"{len(compared.samples)} of the flow"
-        + (", at the rows' own contexts" if compared.context_columns else ""),
+        + (", at the contexts of the rows" if compared.context_columns else ""),
     }
     listed = (f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items() if fact)
     return f"<dl>{''.join(listed)}</dl>\n<pre>{escape(chr(10).join(numbers))}</pre>"
 
 
-def _marginals(compared: Comparison) -> str:
-    figure = marginals_figure(
-        compared.rows.x, compared.samples.x, compared.columns, MAX_MARGINAL_PANELS
-    )
+def _marginals(compared: SampleComparison) -> str:
+    figure = marginals_figure(compared.rows.x, compared.samples.x, compared.columns, MAX_MARGINAL_PANELS)
     left_out = len(compared.columns) - MAX_MARGINAL_PANELS
     return _section(
-        "Columns, one by one",
-        "The share of the rows, and of the samples, that fall into each bin. A column of a few "
-        "whole numbers has a bar for each, and its samples are rounded.",
-        f"The first {MAX_MARGINAL_PANELS} columns are shown; {left_out} are left out."
-        if left_out > 0
-        else "",
+        "Marginal distributions",
+        "The share of the rows, and of the samples, in each bin. A column of a few whole numbers "
+        "has a bar for each, and its samples are rounded.",
+        f"The first {MAX_MARGINAL_PANELS} columns are shown; {left_out} are left out." if left_out > 0 else "",
         _image(figure, "histograms of each column, data against samples"),
     )
 
 
-def _correlations(compared: Comparison) -> str:
+def _correlations(compared: SampleComparison) -> str:
     title, names = "Correlations", compared.names()
     if len(names) == 1:
-        return _section(title, "There is one column, and nothing to correlate it with.")
+        return _section(title, "There is only one column, so there are no correlations.")
     data, samples = (correlations(rows.joined()) for rows in (compared.rows, compared.samples))
     figure = correlations_figure(data, samples, names)
     return _section(
@@ -237,11 +234,11 @@ def _correlations(compared: Comparison) -> str:
 
 
 def _largest_difference(data: Array, samples: Array, names: Sequence[str]) -> str:
-    """A sentence that names the two columns."""
+    """Return a sentence on the pair of columns whose correlations differ most."""
     difference = np.triu(np.nan_to_num(np.abs(samples - data)))
     i, j = divmod(int(difference.argmax()), len(names))
     if not difference[i, j] > 0:
-        return "No correlation differs, or none is known: columns do not vary among the rows."
+        return "No correlation differs, or none is defined: columns do not vary among the rows."
     return (
         f"The largest absolute difference is {difference[i, j]:.3f}, between {escape(names[i])} "
         f"and {escape(names[j])}: {data[i, j]:.3f} in the data, {samples[i, j]:.3f} among the "
@@ -249,25 +246,25 @@ def _largest_difference(data: Array, samples: Array, names: Sequence[str]) -> st
     )
 
 
-def _log_prob(compared: Comparison) -> str:
+def _log_prob(compared: SampleComparison) -> str:
     figure = log_prob_figure(compared.log_prob, compared.sample_log_prob)
     rare = float((_share_below(compared.log_prob, compared.sample_log_prob) < 0.01).mean())
     return _section(
         "Log-density",
         f"Mean log p is {compared.log_prob.mean():.4f} nats for the rows and "
         f"{compared.sample_log_prob.mean():.4f} for the samples. {100 * rare:.3g} % of the rows "
-        "have a lower log p than 99 % of the samples. Of a calibrated flow the two means agree, "
-        "and it is 1 %, both up to chance.",
+        "have a lower log p than 99 % of the samples. For a calibrated flow the two means agree, "
+        "and this share is 1 %, both up to chance.",
         _image(figure, "histograms of log p, data against samples"),
         "The rows with the lowest log p, by their number among the rows scored, counted from 0, "
-        "and the share of the samples whose log p is lower still: near 0 for an outlier.",
+        "and the share of the samples with a lower log p: near 0 for an outlier.",
         _lowest(compared),
     )
 
 
-def _lowest(compared: Comparison) -> str:
-    """A table of the rows with the lowest log p."""
-    lowest = np.argsort(compared.log_prob, kind="stable")[:LOWEST]
+def _lowest(compared: SampleComparison) -> str:
+    """Return an HTML table of the rows with the lowest log p."""
+    lowest = np.argsort(compared.log_prob, kind="stable")[:LOWEST_ROWS_SHOWN]
     shares = _share_below(compared.log_prob[lowest], compared.sample_log_prob)
     rows, columns = compared.rows, compared.schema.columns
     lines = [
@@ -284,41 +281,41 @@ def _lowest(compared: Comparison) -> str:
 
 
 def _share_below(log_prob: Array, samples: Array) -> Array:
-    """For each log p the share of the samples that have a lower one."""
+    """Return, for each log p, the share of the samples with a lower one."""
     return np.searchsorted(np.sort(samples), log_prob, side="left") / len(samples)
 
 
-def _two_sample(compared: Comparison) -> str:
-    title, conditional = "Can a classifier tell?", bool(compared.context_columns)
-    # A context that stands in both would give away a row's label by its partner's: with a context
-    # half of the rows are compared with samples at the contexts of the other half.
+def _two_sample(compared: SampleComparison) -> str:
+    title, conditional = "Classifier two-sample test", bool(compared.context_columns)
+    # A context that occurs in both classes would reveal a row's label by that of its partner. So
+    # with a context, half of the rows are compared with samples at the contexts of the other half.
     halves = 2 if conditional else 1
-    count = min(len(compared.rows) // halves, MOST_TESTED)
-    if count < LEAST_TESTED:
+    count = min(len(compared.rows) // halves, MAX_CLASSIFIER_ROWS)
+    if count < MIN_CLASSIFIER_ROWS:
         return _section(
             title,
             f"There are too few rows for the two-sample test: {len(compared.rows)}, where it "
-            f"takes {LEAST_TESTED * halves}.",
+            f"needs {MIN_CLASSIFIER_ROWS * halves}.",
         )
     chosen = compared.order[len(compared.order) - count :]
-    data = Rows(compared.rows.x[chosen], compared.rows.context[chosen])
+    data = ContextRows(compared.rows.x[chosen], compared.rows.context[chosen])
     test = two_sample_test(data.joined(), compared.samples[:count].joined())
-    told = test.accuracy - 0.5 > 2 * test.stderr
+    distinguished = test.accuracy - 0.5 > 2 * test.stderr
     seen = "context and x together" if conditional else "x"
     return _section(
         title,
         f"<strong>Accuracy {test.accuracy:.3f} ± {test.stderr:.3f}</strong> of a classifier of "
         f"boosted trees that tells data from samples, on held-out rows ({test.rows}, half of them "
-        f"data; it sees {seen}). 0.5 is perfect: the classifier can only guess. 1 means that every "
-        "sample is known for one.",
-        "Here it does tell them apart, by more than two standard errors."
-        if told
-        else "Here it cannot tell them apart, within two standard errors.",
+        f"data; it sees {seen}). 0.5 is perfect: the classifier can only guess. 1 means that it "
+        "recognises every sample.",
+        "Here the classifier tells them apart, by more than two standard errors."
+        if distinguished
+        else "Here the classifier cannot tell them apart, within two standard errors.",
     )
 
 
 def _section(title: str, *parts: str) -> str:
-    """A heading with paragraphs, figures and tables; empty ones are left out."""
+    """Return a heading with paragraphs, figures and tables; empty parts are left out."""
     blocks = (
         part if part.startswith(("<img", "<div")) else f"<p>{part}</p>" for part in parts if part
     )
@@ -326,9 +323,9 @@ def _section(title: str, *parts: str) -> str:
 
 
 def _image(figure: Figure, text: str) -> str:
-    """A figure as an image that is part of the page."""
-    content = b64encode(png(figure, DPI)).decode()
-    width = round(figure.get_figwidth() * PIXELS)
+    """Return a figure as an image that is embedded in the page."""
+    content = b64encode(png(figure, REPORT_DPI)).decode()
+    width = round(figure.get_figwidth() * PIXELS_PER_INCH)
     return f'<img width="{width}" alt="{text}" src="data:image/png;base64,{content}">'
 
 

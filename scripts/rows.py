@@ -1,4 +1,4 @@
-"""Rows as the programs see them: x, and the context that it is modelled given."""
+"""Rows with their contexts: the variables x, and those that x is conditioned on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class ContextRows:
     """Rows and their contexts.
 
     Attributes:
-        x: Shape (n, columns).
-        context: Shape (n, context columns); without a context it has no columns, but n rows still.
+        x: The modelled columns, shape (n, columns).
+        context: The context, shape (n, context columns): (n, 0) without a context.
     """
 
     x: Array
@@ -27,15 +27,15 @@ class Rows:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: slice) -> Rows:
-        return Rows(self.x[index], self.context[index])
+    def __getitem__(self, index: slice) -> ContextRows:
+        return ContextRows(self.x[index], self.context[index])
 
     def joined(self) -> Array:
-        """All columns side by side, the context's first."""
+        """Return all columns in one array, the context's first."""
         return np.hstack([self.context, self.x])
 
     def tensors(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """X and the context as a flow takes them: None where there is no context.
+        """Return x and the context as tensors, with None for an absent context.
 
         Args:
             like: A tensor of the wanted dtype, on the wanted device.
@@ -44,10 +44,10 @@ class Rows:
 
 
 def no_context(n: int) -> Array:
-    """The context of `n` rows that have none."""
+    """Return the empty context of `n` rows, shape (n, 0)."""
     return np.empty((n, 0))
 
 
 def context_tensor(context: Array, like: Tensor) -> Tensor | None:
-    """A context (n, context columns) as a flow takes it: None where it has no columns."""
+    """Return a context (n, context columns) as a tensor; None where it has no columns."""
     return torch.from_numpy(context).to(like) if context.shape[1] else None

@@ -1,7 +1,7 @@
 """`sample DIR -n N --out FILE`: draw rows from a trained flow.
 
-From a conditional one, N for each row of --context-data, in its order and with its contexts beside
-them, in the first columns.
+From a conditional flow, draw N rows for each row of --context-data, in its order, with the context
+in the first columns.
 """
 
 from __future__ import annotations
@@ -13,24 +13,27 @@ import numpy as np
 from cnf.datasets import write_table
 from cnf.scripts.data import open_context
 from cnf.scripts.program import Parser, check_out, positive_integer, program, say, seed
-from cnf.scripts.rows import Array, Rows, no_context
-from cnf.scripts.trained import Trained
+from cnf.scripts.rows import Array, ContextRows, no_context
+from cnf.scripts.trained import TrainedModel
 
-LARGEST_WHOLE = 2.0**53  # up to which float64 has every whole number
+MAX_EXACT_INTEGER = 2.0**53  # float64 represents every whole number up to this
 
 
 def parser() -> Parser:
-    """What the program can be asked."""
+    """Return the parser of the command line."""
     parser = Parser("sample", description=__doc__)
     parser.add_argument("dir", metavar="DIR", help="a folder written by train")
     parser.add_argument("-n", type=positive_integer, required=True, help="number of rows")
     parser.add_argument(
-        "--context-data", metavar="FILE", help="contexts that a conditional model is sampled at"
+        "--context-data", metavar="FILE", help="contexts at which to sample a conditional model"
     )
     parser.add_argument(
-        "--out", metavar="FILE", required=True, help=".csv, .npy, .npz or .parquet, by its ending"
+        "--out",
+        metavar="FILE",
+        required=True,
+        help="the file to write: .csv, .npy, .npz or .parquet",
     )
-    parser.add_argument("--seed", type=seed, default=0, help="of the draws (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the draws (default 0)")
     return parser
 
 
@@ -39,19 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
     check_out(arguments.out, context_data=arguments.context_data)
-    trained = Trained.read(arguments.dir)
+    trained = TrainedModel.read(arguments.dir)
     if arguments.context_data is not None:
         context = open_context(arguments.context_data, trained.context_columns)
         context = np.repeat(context, arguments.n, axis=0)
     elif trained.context_columns:
         raise ValueError(
             "Expected --context-data, a file of the contexts to sample at, with columns "
-            f"{', '.join(trained.context_columns)}; got none, for a conditional model"
+            f"{', '.join(trained.context_columns)}; got none for a conditional model"
         )
     else:
         context = no_context(arguments.n)
     schema = trained.schema
-    rows = Rows(schema.tabled(trained.sample(context, arguments.seed)), context)
+    rows = ContextRows(schema.tabled(trained.sample(context, arguments.seed)), context)
     names = (*trained.context_columns, *schema.names)
     whole = (*whole_contexts(context, trained.context_columns), *schema.whole)
     write_table(arguments.out, rows.joined(), names, schema.texts, whole)
@@ -60,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def whole_contexts(context: Array, names: Sequence[str]) -> tuple[str, ...]:
-    """The contexts (rows, columns) all of whose values are whole numbers, and are written so."""
-    whole = ((context % 1 == 0) & (np.abs(context) < LARGEST_WHOLE)).all(axis=0)
+    """Return the names of the context columns that hold whole numbers only."""
+    whole = ((context % 1 == 0) & (np.abs(context) < MAX_EXACT_INTEGER)).all(axis=0)
     return tuple(name for name, is_whole in zip(names, whole, strict=True) if is_whole)
 
 

@@ -1,4 +1,4 @@
-"""`train DATA`: fit a flow, score it on held-out rows, draw its figures."""
+"""`train DATA`: fit a flow, score it on held-out rows and draw its figures."""
 
 from __future__ import annotations
 
@@ -30,14 +30,21 @@ from cnf.fields.divergence import DIVERGENCES
 from cnf.flow import Flow
 from cnf.layers import CNF, SCALINGS
 from cnf.ode import GRADIENTS
-from cnf.scripts.data import Choices, Data, open_data
+from cnf.scripts.data import ColumnChoices, Data, open_data
 from cnf.scripts.evaluate import evaluate
 from cnf.scripts.folder import default_folder, run_folder
-from cnf.scripts.gaussian import Gaussian
+from cnf.scripts.gaussian import GaussianBaseline
 from cnf.scripts.plot import plot
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, say, seed
 from cnf.scripts.settings import text_of, value_of
-from cnf.scripts.trained import METRICS, MISSING_VALUES, STATE, Trained, continuous, write_metrics
+from cnf.scripts.trained import (
+    METRICS_FILE,
+    MISSING_OPTION,
+    STATE_FILE,
+    TrainedModel,
+    continuous_columns,
+    write_metrics,
+)
 from cnf.storage import save
 from cnf.tables.schema import KINDS
 from cnf.training.callbacks import ProgressBar, TensorBoard
@@ -51,51 +58,52 @@ from cnf.training.schedule import Stage, stages
 from cnf.utils.distributed import barrier, process_group, rank
 from cnf.utils.serialization import read_whole
 
-EVALUATED = 20_000  # held-out rows that are scored at the end, at most: some benchmarks have more
-PICTURE_BUDGET = 120.0  # seconds: with figures and film it is less than three minutes on two cores
+MAX_EVALUATED_ROWS = 20_000  # largest number of held-out rows scored after training
+# With figures and film the program then takes less than three minutes on two cores.
+PICTURE_BUDGET_SECONDS = 120.0
 
-# Every attribute of a recipe is an option that overrides it. --help-all shows them in these groups.
-GROUPS = {
+# Each attribute of a recipe has an option that overrides it; --help-all shows them in these groups.
+RECIPE_GROUPS = {
     "the flow": "blocks field hidden activation time_features x_features x_scale scaling "
     "batch_norm",
-    "training": "objective matching coupling schedule warmup weight_decay max_grad_norm ema_decay validations "
-    "validation_rows patience",
+    "training": "objective matching coupling schedule warmup weight_decay max_grad_norm ema_decay "
+    "validations validation_rows patience",
     "maximum likelihood": "batch_size learning_rate horizon divergence kinetic jacobian path_l1 "
     "path_l2 directional steer",
     "flow matching": "matching_batch matching_rate",
     "the solver": "method rtol atol initial_tolerance_factor gradient activation_bytes",
 }
-HELP = {
+RECIPE_HELP = {
     "objective": f"one of {', '.join(OBJECTIVES)}",
     "hidden": "widths of each field's hidden layers, such as 64,64,64",
     "activation": f"one of {', '.join(ACTIVATIONS)}",
     "blocks": "number of CNF layers",
-    "batch_norm": "true or false: batch normalisation after each, on the way to the base (mle)",
-    "scaling": f"what brings the columns to a common scale: one of {', '.join(SCALINGS)}",
+    "batch_norm": "true or false: batch normalisation on the base side of each CNF layer (mle)",
+    "scaling": f"layer that brings the columns to a common scale: one of {', '.join(SCALINGS)}",
     "batch_size": "rows for each step of maximum likelihood, of each process",
-    "learning_rate": "its peak learning rate, in a run of up to --horizon steps",
-    "horizon": "steps of it above which the peak falls as one over their root",
+    "learning_rate": "peak learning rate of maximum likelihood, in a run of up to --horizon steps",
+    "horizon": "steps of maximum likelihood beyond which the peak falls as one over their root",
     "matching_batch": "rows for each step of flow matching, of each process",
-    "matching_rate": "its peak learning rate",
+    "matching_rate": "peak learning rate of flow matching",
     "matching": "fraction of a hybrid run that is flow matching",
-    "coupling": f"of base and data in flow matching: one of {', '.join(COUPLINGS)}",
+    "coupling": f"coupling of base and data in flow matching: one of {', '.join(COUPLINGS)}",
     "schedule": f"one of {', '.join(SCHEDULES)}, after the warm-up",
-    "warmup": "fraction of each stage of the run that warms up",
+    "warmup": "fraction of each stage in which the learning rate rises",
     "weight_decay": "AdamW's weight decay",
-    "max_grad_norm": "largest norm of the gradient",
+    "max_grad_norm": "norm above which the gradient is clipped",
     "ema_decay": "decay of the weights' moving average",
     "method": "the solver's method in maximum likelihood, such as bosh3 or dopri5",
     "rtol": "the solver's relative tolerance at the end of training",
     "atol": "the solver's absolute tolerance at the end of training",
-    "initial_tolerance_factor": "by what both are multiplied at its start, less beyond --horizon",
-    "gradient": f"one of {', '.join(GRADIENTS)}",
-    "activation_bytes": "bytes for the activations that checkpoint does not replay",
-    "validations": "how often the run is validated",
-    "validation_rows": "the most rows that a validation scores",
-    "patience": "validations without improvement that end the run, or its flow matching",
-    "field": f"one of {', '.join(FIELDS)}",
-    "time_features": "sines and cosines of time that enter the fields",
-    "x_features": "sines and cosines of x, at random frequencies, that enter the fields",
+    "initial_tolerance_factor": "factor on both tolerances at the start, smaller beyond --horizon",
+    "gradient": f"gradient mode of the solver: one of {', '.join(GRADIENTS)}",
+    "activation_bytes": "bytes of activations that checkpoint stores instead of recomputing",
+    "validations": "number of validations in the run",
+    "validation_rows": "largest number of rows that a validation scores",
+    "patience": "validations without improvement after which the run, or its flow matching, ends",
+    "field": f"vector field of each CNF layer: one of {', '.join(FIELDS)}",
+    "time_features": "number of sines and cosines of time that enter the fields",
+    "x_features": "number of sines and cosines of x, at random frequencies, that enter the fields",
     "x_scale": "standard deviation of those frequencies",
     "divergence": f"in training: one of auto, exact, {', '.join(DIVERGENCES)}",
     "kinetic": "weight of the paths' kinetic energy in the loss",
@@ -103,7 +111,7 @@ HELP = {
     "path_l1": "weight of the paths' length in the L1 norm",
     "path_l2": "weight of the paths' length",
     "directional": "weight of the gradient of the squared speed along the paths",
-    "steer": "the base's time is drawn up to this far from 0 in training (STEER)",
+    "steer": "largest distance from 0 of the random base time in training (STEER)",
 }
 
 
@@ -115,12 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with process_group():
         if arguments.out is None:
             arguments.out = default_folder(arguments.data)
-        begun = _begun(arguments)
+        resumed = _resumed_run(arguments)
         choices = _choices(arguments)
         data = open_data(arguments.data, arguments.seed, choices, arguments.data_dir)
         if isinstance(data.toy, Picture) and arguments.budget is arguments.steps is None:
-            arguments.budget = PICTURE_BUDGET
-        name, recipe = _recipe(arguments, data, begun)
+            arguments.budget = PICTURE_BUDGET_SECONDS
+        name, recipe = _recipe(arguments, data, resumed)
         if arguments.show_recipe:
             say(json.dumps(asdict(recipe), indent=2))
             return 0
@@ -130,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace, data: Data, name: str, recipe: Recipe, out: Path) -> None:
-    """Train, score and draw, in a folder."""
+    """Train a flow, score it and draw its figures, in a folder."""
     torch.manual_seed(arguments.seed)
     flow = _flow(recipe, data)
     say(*_summary(data, flow, name))
@@ -140,20 +148,21 @@ def _run(arguments: argparse.Namespace, data: Data, name: str, recipe: Recipe, o
         f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept "
         f"the averaged weights of step {history.best_step}"
     )
-    trained = Trained.read(str(out))
-    every = -(-len(data.test) // EVALUATED)
+    trained = TrainedModel.read(str(out))
+    every = -(-len(data.test) // MAX_EVALUATED_ROWS)
     say(*evaluate(trained, data.test[::every], data.toy).lines())
     if every > 1:
-        say(f"  of {len(data.test)} held-out rows one in {every}; cnf evaluate scores all")
+        say(f"  one in {every} of {len(data.test)} held-out rows; cnf evaluate scores all")
     if rank() == 0:
         film = "gif" if isinstance(data.toy, Picture) else None
         say(*(f"  {path}" for path in plot(trained, data, film=film)))
 
 
-class _Recorder:
-    """A callback that keeps metrics.jsonl up to date and saves each best flow.
+class _FlowRecorder:
+    """A callback that writes metrics.jsonl and saves each flow that improves.
 
-    A disk that is full does not end the run: the files of before stay, and the end tries again.
+    A full disk does not end the run: the last complete files stay, and the end of the run writes
+    them again.
     """
 
     def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
@@ -164,19 +173,19 @@ class _Recorder:
         if event.record is None:
             return
         try:
-            write_metrics(self.folder / METRICS, (asdict(record) for record in event.records))
+            write_metrics(self.folder / METRICS_FILE, (asdict(record) for record in event.records))
             if event.improved:
                 save(event.flow, self.folder, self.metadata)
         except OSError as error:
             warn(
-                f"{self.folder} cannot be written to ({error.strerror}): training goes on, what is "
-                "there stays, and the end tries again",
+                f"{self.folder} cannot be written to ({error.strerror}): training continues, the "
+                "last complete files stay, and the end of the run tries again",
                 stacklevel=2,
             )
 
 
-class _Announcer:
-    """A callback that says when another objective begins, and at which learning rate."""
+class _StageAnnouncer:
+    """A callback that prints the objective and the learning rate of each stage of training."""
 
     def __init__(self, stages: int) -> None:
         self.stage: Stage | None = None
@@ -196,54 +205,54 @@ class _Announcer:
 
 
 def parser(everything: bool = True) -> Parser:
-    """What the program can be asked; not everything, not shown are the recipe's numbers."""
+    """Return the parser of the command line, with the recipe's options shown or hidden."""
     parser = Parser("train", __doc__, usage="cnf train DATA [option ...]")
     _add_data(parser.add_argument_group("data"))
     _add_run(parser.add_argument_group("the run"))
-    parser.add_argument("--help-all", action="help", help="show the recipe's numbers too")
-    for title, names in GROUPS.items():
+    parser.add_argument("--help-all", action="help", help="show the recipe's options as well")
+    for title, names in RECIPE_GROUPS.items():
         group = parser.add_argument_group(
-            f"{title} (in brackets: the usual, then whose are others)"
+            f"{title} (in brackets: the default, then other recipes' values)"
         )
         for name in names.split():
-            told = f"{HELP[name]} ({_defaults(name)})" if everything else argparse.SUPPRESS
-            group.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=told)
+            text = f"{RECIPE_HELP[name]} ({_defaults(name)})" if everything else argparse.SUPPRESS
+            group.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=text)
     return parser
 
 
 def _add_data(data: argparse._ArgumentGroup) -> None:
-    """What is fitted."""
+    """Add the arguments that name the data."""
     data.add_argument(
         "data",
         metavar="DATA",
         help=f"a toy ({', '.join(TOYS)}), a conditional toy ({', '.join(CONDITIONAL_TOYS)}), a "
         f"bundled table ({', '.join(TABLES)}), a benchmark ({', '.join(BENCHMARKS)}), or a file: "
         ".csv with a header, .npy, .parquet, .npz or FILE.npz:ARRAY; or a picture (.png, .jpg, …), "
-        "or word:TEXT for one of a word, as a density: dark is dense. It is filmed, too",
+        "or word:TEXT for a picture of a word, as a density: dark is dense, and a film is written",
     )
     data.add_argument(
         "--context",
         metavar="COL,COL",
-        help="columns of DATA to condition on: the others' density given these is modelled",
+        help="columns of DATA to condition on: the model is the density of the others given these",
     )
     data.add_argument("--drop", metavar="COL,COL", help="columns of DATA to leave out")
     data.add_argument(
         "--schema",
         metavar="FILE",
-        help="a JSON file of columns' kinds where they are not to be inferred, such as "
+        help="a JSON file with the kinds of columns that are not inferred, such as "
         '{"age": {"kind": "integer", "low": 0}}; kinds: ' + ", ".join(KINDS),
     )
-    data.add_argument("--missing", **MISSING_VALUES)
+    data.add_argument("--missing", **MISSING_OPTION)
     data.add_argument(
         "--data-dir",
         metavar="DIR",
         type=os.path.abspath,
-        help=f"folder with the benchmarks' files (default: what {DATA_DIR} says)",
+        help=f"folder with the benchmarks' files (default: the value of {DATA_DIR})",
     )
 
 
 def _add_run(run: argparse._ArgumentGroup) -> None:
-    """How long, where to, and by which recipe."""
+    """Add the arguments of the run: its length, folder and recipe."""
     run.add_argument(
         "--out", metavar="DIR", help="a new or empty folder (default: runs/ and DATA's name)"
     )
@@ -251,51 +260,49 @@ def _add_run(run: argparse._ArgumentGroup) -> None:
         "--recipe",
         metavar="NAME",
         help=f"one of {', '.join(_named(RECIPES))}, or a file that --show-recipe or train wrote "
-        "(config.json); by the size of the data when not given",
+        "(config.json) (default: by the size of the data)",
     )
-    run.add_argument(
-        "--show-recipe", action="store_true", help="print the recipe as JSON, and do nothing else"
-    )
+    run.add_argument("--show-recipe", action="store_true", help="print the recipe as JSON and exit")
     run.add_argument(
         "--budget",
         metavar="SECONDS",
         type=positive_number,
-        help=f"of training (default 60, of a picture {PICTURE_BUDGET:g})",
+        help=f"training time (default 60, for a picture {PICTURE_BUDGET_SECONDS:g})",
     )
     run.add_argument(
         "--steps",
         metavar="N",
         type=positive_integer,
-        help="number of steps; with --budget too, whichever is reached first ends the run",
+        help="number of steps; with --budget as well, the limit reached first ends the run",
     )
-    run.add_argument("--seed", type=seed, help="of data and weights (default 0)")
+    run.add_argument("--seed", type=seed, help="seed of data and weights (default 0)")
     run.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --out, if one was begun there, with its recipe and numbers",
+        help="resume the run in --out, if there is one, with its recipe and options",
     )
     run.add_argument(
         "--state-seconds",
         metavar="SECONDS",
         type=positive_number,
         default=30.0,
-        help="time between two training states, which --resume goes on from (default 30)",
+        help="time between two checkpoints, from which --resume continues (default 30)",
     )
     run.add_argument(
-        "--tensorboard", action="store_true", help="write the curves for TensorBoard too, into DIR"
+        "--tensorboard", action="store_true", help="also write the curves for TensorBoard, into DIR"
     )
 
 
-def _choices(arguments: argparse.Namespace) -> Choices:
-    """What the arguments say of DATA's columns."""
-    own = arguments.data in (*TOYS, *CONDITIONAL_TOYS) or is_picture(arguments.data)
+def _choices(arguments: argparse.Namespace) -> ColumnChoices:
+    """Return the choices about DATA's columns."""
+    is_toy = arguments.data in (*TOYS, *CONDITIONAL_TOYS) or is_picture(arguments.data)
     for option in ("drop", "schema"):
-        if own and getattr(arguments, option) is not None:
+        if is_toy and getattr(arguments, option) is not None:
             raise ValueError(
-                f"Expected no --{option} with the toy {arguments.data}, whose columns are known; "
+                f"Expected no --{option} with the toy {arguments.data}, whose columns are fixed; "
                 f"got {getattr(arguments, option)!r}"
             )
-    return Choices(
+    return ColumnChoices(
         _context(arguments),
         () if arguments.drop is None else tuple(arguments.drop.split(",")),
         arguments.missing,
@@ -304,18 +311,18 @@ def _choices(arguments: argparse.Namespace) -> Choices:
 
 
 def _defaults(name: str) -> str:
-    """A number's usual value, and each other one with the recipes that have it."""
-    usual = text_of(getattr(Recipe(), name))
+    """Return an option's default, and each other value with the recipes that have it."""
+    default = text_of(getattr(Recipe(), name))
     others: dict[str, list[str]] = {}
     for recipe, made in RECIPES.items():
-        if (own := text_of(getattr(made, name))) != usual:
-            others.setdefault(own, []).append(recipe)
-    told = (f"{own}: {', '.join(_named(names))}" for own, names in others.items())
-    return "; ".join([usual, *told])
+        if (value := text_of(getattr(made, name))) != default:
+            others.setdefault(value, []).append(recipe)
+    texts = (f"{value}: {', '.join(_named(names))}" for value, names in others.items())
+    return "; ".join([default, *texts])
 
 
 def _named(recipes: Collection[str]) -> list[str]:
-    """Names of recipes, those of the paper's benchmarks in one where all are among them."""
+    """Return names of recipes, with one name for all recipes of the paper's benchmarks."""
     paper = [name for name in RECIPES if name.startswith("ffjord-paper-")]
     if not set(paper) <= set(recipes):
         return list(recipes)
@@ -323,20 +330,20 @@ def _named(recipes: Collection[str]) -> list[str]:
 
 
 def _context(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The columns to condition on, as they are named; a conditional toy has its own."""
+    """Return the names of the columns to condition on; refuse any for a conditional toy."""
     if arguments.context is None:
         return ()
     if arguments.data in CONDITIONAL_TOYS:
-        own = ", ".join(CONDITIONAL_TOYS[arguments.data].context_columns)
+        known = ", ".join(CONDITIONAL_TOYS[arguments.data].context_columns)
         raise ValueError(
-            f"Expected no --context with {arguments.data}, whose context is {own}; got "
+            f"Expected no --context with {arguments.data}, whose context is {known}; got "
             f"{arguments.context!r}"
         )
     return tuple(arguments.context.split(","))
 
 
 def _read_schema(path: Path) -> dict[str, Any]:
-    """The kinds of columns in a file."""
+    """Read the kinds of columns from a file."""
     found = _read_json(path, "a schema")
     if not isinstance(found, dict):
         raise ValueError(
@@ -346,33 +353,33 @@ def _read_schema(path: Path) -> dict[str, Any]:
     return found
 
 
-def _begun(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
-    """What the run to go on with is made of, if there is one; the arguments take its numbers."""
-    begun = None
+def _resumed_run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+    """Return the configuration of the run to resume, if any; its options set the arguments."""
+    resumed = None
     if arguments.resume:
-        path = Path(arguments.out) / STATE
-        begun = TrainingState.read(path).run if path.exists() else None
+        path = Path(arguments.out) / STATE_FILE
+        resumed = TrainingState.read(path).run if path.exists() else None
     for name, default in (("seed", 0), ("steps", None), ("budget", None)):
         if getattr(arguments, name) is None:
-            setattr(arguments, name, begun[name] if begun else default)
-    return begun
+            setattr(arguments, name, resumed[name] if resumed else default)
+    return resumed
 
 
 def _recipe(
-    arguments: argparse.Namespace, data: Data, begun: Mapping[str, Any] | None
+    arguments: argparse.Namespace, data: Data, resumed: Mapping[str, Any] | None
 ) -> tuple[str, Recipe]:
-    """The recipe, with what the command line changes of it."""
+    """Return the name of the recipe, and the recipe with the changes of the command line."""
     given = arguments.recipe
     if given is not None and given not in RECIPES and os.path.exists(given):
         name, recipe = given, _read_recipe(Path(given))
-    elif given is None and begun is not None:
-        name, recipe = "of the run in --out", _begun_recipe(begun)
+    elif given is None and resumed is not None:
+        name, recipe = "of the run in --out", _resumed_recipe(resumed)
     else:
         conditional = bool(data.context_columns)
         known = (len(data.train), data.schema.width, conditional, arguments.objective)
-        usual = "picture" if isinstance(data.toy, Picture) else None
+        default = "picture" if isinstance(data.toy, Picture) else None
         values = data.schema.real(data.train.x)[0] if data.toy is None else None
-        name, recipe = choose_recipe(given or usual, *known, values)
+        name, recipe = choose_recipe(given or default, *known, values)
         if recipe.scaling != RECIPES[name].scaling:
             name = f"{name} (scaling {recipe.scaling}, as columns are far from normal)"
     changes = {
@@ -384,24 +391,24 @@ def _recipe(
     for useless, why in unused(recipe).items():
         if useless in changes:
             raise ValueError(
-                f"Expected no --{useless.replace('_', '-')} with {why}, which has no use for it"
+                f"Expected no --{useless.replace('_', '-')} with {why}, which does not use it"
             )
     return name, recipe
 
 
-def _begun_recipe(begun: Mapping[str, Any]) -> Recipe:
-    """The recipe of a run to go on with."""
+def _resumed_recipe(resumed: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of the run to resume."""
     try:
-        return recipe_of(begun)
+        return recipe_of(resumed)
     except KeyError as error:
         raise ValueError(
-            f"Expected the run in --out to have the recipe's {error}; it was begun by another "
-            "version: train anew, into another folder"
+            f"Expected the run in --out to have the recipe's {error}; it was started by another "
+            "version: train again, into another folder"
         ) from None
 
 
 def _lost_features(changes: Mapping[str, Any]) -> dict[str, int]:
-    """None of the features that a field which was asked for cannot have."""
+    """Return zeros for the features that the chosen field does not take."""
     if changes.get("field") not in FIELDS:
         return {}
     known = field_arguments(changes["field"])
@@ -409,7 +416,7 @@ def _lost_features(changes: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _read_recipe(path: Path) -> Recipe:
-    """The recipe in a file that --show-recipe or train wrote."""
+    """Read the recipe from a file that --show-recipe or train wrote."""
     found = _read_json(path, "a recipe")
     try:
         return recipe_of(found["metadata"]["recipe"] if "metadata" in found else found)
@@ -421,13 +428,13 @@ def _read_recipe(path: Path) -> Recipe:
 
 
 def _read_json(path: Path, what: str) -> Any:
-    """What a file in JSON holds."""
+    """Read a JSON file."""
     try:
         return json.loads(read_whole(path).decode())
     except OSError as error:
         raise ValueError(f"Expected {what} in {path}; got: {error.strerror}") from None
     except (RecursionError, ValueError) as error:
-        raise ValueError(f"Expected {path} to hold {what} in JSON; {error}") from None
+        raise ValueError(f"Expected {path} to hold {what} in JSON; got: {error}") from None
 
 
 def _flow(recipe: Recipe, data: Data) -> Flow:
@@ -437,7 +444,7 @@ def _flow(recipe: Recipe, data: Data) -> Flow:
 
 
 def _summary(data: Data, flow: Flow, recipe: str) -> list[str]:
-    """What is about to be trained."""
+    """Return lines that describe the data and the flow to be trained."""
     given = f" given {', '.join(data.context_columns)}" if data.context_columns else ""
     layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
     left_out = f" ({data.dropped} rows with missing values left out)" if data.dropped else ""
@@ -452,7 +459,7 @@ def _summary(data: Data, flow: Flow, recipe: str) -> list[str]:
 
 
 def _warn_of_degenerate(data: Data) -> None:
-    """Say why rows have no density, such as columns that others determine."""
+    """Warn of reasons why rows have no density, such as columns that others determine."""
     for found in degeneracies(*data.schema.real(data.train.x)):
         option = f": --drop {found.column}" if found.column else ""
         warn(f"{found}{option}", stacklevel=2)
@@ -461,8 +468,8 @@ def _warn_of_degenerate(data: Data) -> None:
 def _metadata(
     arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe
 ) -> dict[str, Any]:
-    """What the other programs, and whoever repeats the run, need to know."""
-    numbers, _ = continuous(flow, data.schema, data.train, arguments.seed)
+    """Return the metadata that the other programs and a repetition of the run need."""
+    numbers, _ = continuous_columns(flow, data.schema, data.train, arguments.seed)
     return {
         "data": data.name,
         "data_sha256": data.sha256,
@@ -472,7 +479,7 @@ def _metadata(
         "context": list(data.context_columns),
         "missing": arguments.missing,
         "data_dir": arguments.data_dir,
-        "gaussian": Gaussian.fit(numbers).json(),
+        "gaussian": GaussianBaseline.fit(numbers).json(),
         "objective": recipe.objective,
         "budget": arguments.budget,
         "steps": arguments.steps,
@@ -488,7 +495,11 @@ def _train(
     metadata = _metadata(arguments, data, flow, recipe)
     callbacks: list[Callback] = []
     if rank() == 0:
-        callbacks = [ProgressBar(), _Announcer(len(stages(recipe))), _Recorder(out, metadata)]
+        callbacks = [
+            ProgressBar(),
+            _StageAnnouncer(len(stages(recipe))),
+            _FlowRecorder(out, metadata),
+        ]
         callbacks += [TensorBoard(out / "tensorboard")] if arguments.tensorboard else []
     history = fit(
         flow,
@@ -500,7 +511,7 @@ def _train(
         validation=held_out if held_out_context is None else (held_out, held_out_context),
         seed=arguments.seed,
         callbacks=callbacks,
-        state=out / STATE,
+        state=out / STATE_FILE,
         state_seconds=arguments.state_seconds,
     )
     if rank() == 0:
@@ -508,8 +519,8 @@ def _train(
         names = [field.name for field in fields(Record)]
         columns = (getattr(history, name).tolist() for name in names)
         records = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-        if records:  # as the recorder could not write them, or a process that was killed
-            write_metrics(out / METRICS, records)
+        if records:  # which a full disk or a killed process may have left unwritten
+            write_metrics(out / METRICS_FILE, records)
     barrier()
     return history
 

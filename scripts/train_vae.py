@@ -1,9 +1,9 @@
-"""`train-vae DATA --out DIR`: train a VAE of images with a posterior of choice, score and draw it.
+"""`train-vae DATA --out DIR`: train a VAE of images with a chosen posterior, score and draw it.
 
-Of up to 500 test images the evidence lower bound and the importance-weighted bound are printed,
-with the posterior solved with care. DIR receives the VAE, metrics.jsonl and figures/: images beside
-their reconstructions, images from the prior, what the latents do, the learning curve, and of a VAE
-with two latents its posteriors beside the true ones.
+The evidence lower bound and the importance-weighted bound of up to 500 test images are printed,
+with the posterior solved at tight tolerances. DIR receives the VAE, metrics.jsonl and figures/:
+images and their reconstructions, images from the prior, traversals of the latents, the learning
+curve and, for a VAE with two latents, its posteriors and the true ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cnf.scripts.folder import run_folder
 from cnf.scripts.plot import write_figure
 from cnf.scripts.program import Parser, positive_integer, program, say, seed
 from cnf.scripts.settings import text_of, value_of
-from cnf.scripts.trained import METRICS, STATE, write_metrics
+from cnf.scripts.trained import METRICS_FILE, STATE_FILE, write_metrics
 from cnf.training.loop import drawing
 from cnf.vae import (
     LIKELIHOODS,
@@ -52,32 +52,36 @@ from cnf.vae.figures import (
 )
 from cnf.variational.posterior import AMORTIZATIONS
 
-TESTED = 500  # test images that are scored, at most
-SHOWN = 16  # of which are drawn
-OBSERVED = 0  # seed of what is observed of the test images: the same for whatever is compared
-INK = ("digits", "mnist")  # whose grey is a probability of ink, not light that was measured
-HELP = {
+MAX_TEST_IMAGES = 500  # scored after training
+SHOWN_IMAGES = 16  # of the scored ones, in the figure of reconstructions
+OBSERVATION_SEED = 0  # of the observed test images: equal for all VAEs that are compared
+INK_IMAGES = ("digits", "mnist")  # whose grey levels are probabilities of ink, not measured light
+VAE_HELP = {
     "likelihood": f"one of {', '.join(LIKELIHOODS)}: black and white pixels, drawn anew in each "
-    "epoch, or all levels of grey (default: bernoulli of digits and mnist, levels of others)",
+    "epoch, or all levels of grey (default: bernoulli for digits and mnist, levels for others)",
     "network": f"one of {', '.join(NETWORKS)}: perceptrons, or the gated convolutions of the "
     "Sylvester flows' paper",
-    "hidden": "widths of the encoder's hidden layers, in reverse order the decoder's, of mlp",
+    "hidden": "mlp: widths of the encoder's hidden layers, and in reverse order of the decoder's",
     "latent_dim": "number of latents",
-    "features": "numbers that the encoder tells the posterior beside loc and scale",
+    "features": "number of features for the posterior from the encoder, besides loc and scale",
     "posterior": f"one of {', '.join(POSTERIORS)}",
-    "amortize": f"of cnf, by what its field depends on the image: {', '.join(AMORTIZATIONS)}",
-    "field": "of cnf, widths of its field's hidden layers",
-    "flows": "of planar, how many",
+    "amortize": f"cnf: how its field depends on the image: {', '.join(AMORTIZATIONS)}",
+    "field": "cnf: widths of its field's hidden layers",
+    "flows": "planar: number of flows",
     "epochs": "passes over the training images",
     "batch_size": "images for each step",
-    "learning_rate": "peak learning rate, which falls as a cosine to 0",
-    "warmup": "fraction of the run in which it rises",
+    "learning_rate": "peak learning rate, which decays as a cosine to 0",
+    "warmup": "fraction of the run in which the learning rate rises",
     "annealing": "fraction of the run in which the KL term's weight rises from 0 to 1",
-    "settling": "fraction of the run before what carries the posterior's Gaussian on learns",
+    "settling": "fraction of the run before the posterior's flow starts to train",
     "weight_decay": "AdamW's weight decay",
-    "max_grad_norm": "largest norm of the gradient",
+    "max_grad_norm": "norm above which the gradient is clipped",
 }
-ONLY = {"amortize": "cnf", "field": "cnf", "flows": "planar"}  # posteriors that options are of
+POSTERIOR_OF_OPTION = {
+    "amortize": "cnf",
+    "field": "cnf",
+    "flows": "planar",
+}  # the posterior that an option belongs to
 
 
 @program("train-vae")
@@ -94,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(vae: VAE, images: Images, plan: Plan, arguments: argparse.Namespace, folder: Path) -> None:
-    """Train, score and draw, in a folder."""
+    """Train a VAE, score it and draw its figures, in a folder."""
     vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
     say(_summary(images, vae))
     records = train(vae, images, plan, arguments.seed, folder)
@@ -110,39 +114,37 @@ def _run(vae: VAE, images: Images, plan: Plan, arguments: argparse.Namespace, fo
 
 
 def architecture_of(images: Images, **given: Any) -> Architecture:
-    """What a VAE of these images is made of, with their own likelihood where none is given."""
-    likelihood = "bernoulli" if images.name in INK else "levels"
+    """Return the architecture of a VAE of these images, with their default likelihood."""
+    likelihood = "bernoulli" if images.name in INK_IMAGES else "levels"
     return Architecture(images.size, images.white, **{"likelihood": likelihood, **given})
 
 
-def train(
-    vae: VAE, images: Images, plan: Plan, seed: int, folder: Path | None
-) -> list[EpochRecord]:
-    """Train a VAE, and save it in a folder; that may have the state of the same run."""
+def train(vae: VAE, images: Images, plan: Plan, seed: int, folder: Path | None) -> list[EpochRecord]:
+    """Train a VAE and save it in a folder, resuming from a checkpoint of the same run if any."""
     pixels = vae.head.weight
     train, validation = (
         grey(part, images.white).to(pixels) for part in (images.train, images.validation)
     )
     metadata = {"data": images.name, "seed": seed, "plan": asdict(plan)}
     if folder is None:
-        return fit(vae, train, validation, plan, seed, [_ProgressBar()])
+        return fit(vae, train, validation, plan, seed, [_VAEProgressBar()])
     folder.mkdir(parents=True, exist_ok=True)
-    callbacks: list[Callable[[VAEStep], None]] = [_ProgressBar(), _Recorder(folder, metadata)]
-    records = fit(vae, train, validation, plan, seed, callbacks, folder / STATE)
+    callbacks: list[Callable[[VAEStep], None]] = [_VAEProgressBar(), _VAERecorder(folder, metadata)]
+    records = fit(vae, train, validation, plan, seed, callbacks, folder / STATE_FILE)
     vae.save(folder, metadata)
-    _write(folder, records)  # as a process that was killed, or a full disk, may not have done
+    _write(folder, records)  # which a killed process or a full disk may have left unwritten
     return records
 
 
 def observed(vae: VAE, images: Images) -> Tensor:
-    """What is observed of the test images that are scored, always the same."""
-    generator = torch.Generator().manual_seed(OBSERVED)
-    x = vae.likelihood.observe(grey(images.test[:TESTED], images.white), generator)
+    """Return the observations of the scored test images, the same in each call."""
+    generator = torch.Generator().manual_seed(OBSERVATION_SEED)
+    x = vae.likelihood.observe(grey(images.test[:MAX_TEST_IMAGES], images.white), generator)
     return x.to(vae.head.weight)
 
 
 def parser() -> Parser:
-    """What the program can be asked."""
+    """Return the parser of the command line."""
     parser = Parser("train-vae", description=__doc__)
     parser.add_argument(
         "data",
@@ -156,13 +158,13 @@ def parser() -> Parser:
         "--data-dir",
         metavar="DIR",
         type=os.path.abspath,
-        help=f"folder with the files of mnist and freyfaces (default: what {DATA_DIR} says)",
+        help=f"folder with the files of mnist and freyfaces (default: the value of {DATA_DIR})",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out, if one was begun there"
+        "--resume", action="store_true", help="resume the run in --out, if there is one"
     )
-    parser.add_argument("--seed", type=seed, default=0, help="of data and weights (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of data and weights (default 0)")
     parser.add_argument(
         "--samples",
         metavar="K",
@@ -173,15 +175,17 @@ def parser() -> Parser:
     for title, kind in (("the VAE", Architecture), ("its training", Plan)):
         group = parser.add_argument_group(title)
         for field in fields(kind):
-            if field.name in HELP:
+            if field.name in VAE_HELP:
                 default = None if field.name == "likelihood" else text_of(field.default)
                 shown = "" if default is None else f" (default {default})"
-                group.add_argument(_option(field.name), metavar="X", help=HELP[field.name] + shown)
+                group.add_argument(
+                    _option(field.name), metavar="X", help=VAE_HELP[field.name] + shown
+                )
     return parser
 
 
 def _given(arguments: argparse.Namespace, kind: type[Architecture] | type[Plan]) -> dict[str, Any]:
-    """The attributes that the command line names."""
+    """Return the attributes that the command line sets."""
     return {
         field.name: value_of(field.name, text, field.default)
         for field in fields(kind)
@@ -190,22 +194,22 @@ def _given(arguments: argparse.Namespace, kind: type[Architecture] | type[Plan])
 
 
 def _architecture(arguments: argparse.Namespace, images: Images) -> Architecture:
-    """What the VAE is made of, with the images' own likelihood where none is named."""
+    """Return the architecture that the arguments describe; refuse options without effect."""
     given = _given(arguments, Architecture)
     made = architecture_of(images, **given)
-    for name, posterior in ONLY.items():
+    for name, posterior in POSTERIOR_OF_OPTION.items():
         if name in given and made.posterior != posterior:
             raise ValueError(
-                f"Expected no {_option(name)} with posterior {made.posterior}, which has no use "
-                "for it"
+                f"Expected no {_option(name)} with posterior {made.posterior}, which does not "
+                "use it"
             )
     if "features" in given and not made.uses_features:
         raise ValueError(
-            "Expected no --features with a posterior that is told no more than loc and scale: "
+            "Expected no --features with a posterior that takes only loc and scale: "
             f"{made.posterior}{' of amortize none' * (made.posterior == 'cnf')}"
         )
     if made.network == "conv" and "hidden" in given:
-        raise ValueError("Expected no --hidden with network conv, whose widths are its own")
+        raise ValueError("Expected no --hidden with network conv, whose widths are fixed")
     return made
 
 
@@ -214,7 +218,7 @@ def _option(name: str) -> str:
 
 
 def _summary(images: Images, vae: VAE) -> str:
-    """What is about to be trained."""
+    """Return a line that describes the images and the VAE to be trained."""
     made, (height, width) = vae.architecture, images.size
     posterior = made.posterior + (
         f" amortized by {made.amortize}" if made.posterior == "cnf" else ""
@@ -227,7 +231,7 @@ def _summary(images: Images, vae: VAE) -> str:
 
 
 def _lines(bounds: LikelihoodBounds, pixels: int, samples: int) -> list[str]:
-    """The scores, with their standard errors over the images."""
+    """Return the scores as lines, with their standard errors over the images."""
     count = len(bounds.nll)
     elbo, nll = (
         f"{each.mean():.3f} ± {each.std() / count**0.5:.3f}" for each in (bounds.elbo, bounds.nll)
@@ -241,12 +245,12 @@ def _lines(bounds: LikelihoodBounds, pixels: int, samples: int) -> list[str]:
 
 
 def _figures(vae: VAE, x: Tensor, records: Sequence[EpochRecord], seed: int) -> dict[str, Figure]:
-    """All figures by name."""
+    """Draw all figures, by name."""
     curve = Figure(figsize=(6, 3.5), layout="constrained")
     draw_bounds(curve.subplots(), records)
     with drawing(seed, x.device):
         figures = {
-            "reconstructions": reconstructions_figure(vae, x[:SHOWN]),
+            "reconstructions": reconstructions_figure(vae, x[:SHOWN_IMAGES]),
             "samples": samples_figure(vae),
             "traversal": traversal_figure(vae, x),
             "learning_curve": curve,
@@ -256,7 +260,7 @@ def _figures(vae: VAE, x: Tensor, records: Sequence[EpochRecord], seed: int) -> 
     return figures
 
 
-class _ProgressBar:
+class _VAEProgressBar:
     """A callback that shows loss and validation bound; quiet where there is no terminal."""
 
     def __init__(self) -> None:
@@ -274,10 +278,11 @@ class _ProgressBar:
             self._bar.close()
 
 
-class _Recorder:
-    """A callback that keeps metrics.jsonl up to date, and saves the VAE that validates best.
+class _VAERecorder:
+    """A callback that writes metrics.jsonl and saves each VAE that improves.
 
-    A disk that is full ends no run: the files of before stay, and the end tries again.
+    A full disk does not end the run: the last complete files stay, and the end of the run writes
+    them again.
     """
 
     def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
@@ -292,15 +297,15 @@ class _Recorder:
                 step.vae.save(self.folder, self.metadata)
         except OSError as error:
             warn(
-                f"{self.folder} cannot be written to ({error.strerror}): training goes on, what is "
-                "there stays, and the end tries again",
+                f"{self.folder} cannot be written to ({error.strerror}): training continues, the "
+                "last complete files stay, and the end of the run tries again",
                 stacklevel=2,
             )
 
 
 def _write(folder: Path, records: Sequence[EpochRecord]) -> None:
-    """Write metrics.jsonl, a line for each epoch."""
-    write_metrics(folder / METRICS, (asdict(record) for record in records))
+    """Write metrics.jsonl, one line for each epoch."""
+    write_metrics(folder / METRICS_FILE, (asdict(record) for record in records))
 
 
 if __name__ == "__main__":

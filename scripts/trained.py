@@ -1,4 +1,4 @@
-"""A trained folder as the programs see it: the flow, and what it was trained on."""
+"""A trained folder: the flow, and a record of the data that it was trained on."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from cnf.flow import Flow
 from cnf.flow.scores import Scores, concatenate
 from cnf.layers import CNF
 from cnf.ode import SolveError
-from cnf.scripts.data import AnyToy, Choices, Data, open_data, open_rows
-from cnf.scripts.gaussian import Gaussian
+from cnf.scripts.data import AnyToy, ColumnChoices, Data, open_data, open_rows
+from cnf.scripts.gaussian import GaussianBaseline
 from cnf.scripts.program import Parser, positive_integer
-from cnf.scripts.rows import Rows, context_tensor
+from cnf.scripts.rows import ContextRows, context_tensor
 from cnf.storage import load, load_config
 from cnf.tables.schema import Column, Schema
 from cnf.utils.distributed import gather, rank, share
@@ -32,63 +32,65 @@ from cnf.utils.serialization import json_value, write_whole
 
 Array = NDArray[np.float64]
 
-CHUNK = 2000  # rows scored or drawn in one solve
-PROBES = 16  # for each row, where the trace is estimated
-SUBSET = 1000  # rows that stand for all where errors are found at several times the cost
-METRICS = "metrics.jsonl"
-STATE = "training.safetensors"
-DIVERGENCE: dict[str, Any] = {
+SCORE_CHUNK_ROWS = 2000  # rows scored or drawn in one solve
+HUTCHINSON_PROBES = 16  # per row, where the trace is estimated
+ERROR_SAMPLE_ROWS = 1000  # rows that represent all, since errors cost several solves
+METRICS_FILE = "metrics.jsonl"
+STATE_FILE = "training.safetensors"
+DIVERGENCE_OPTION: dict[str, Any] = {
     "choices": ("auto", "exact", *DIVERGENCES),
     "default": "auto",
-    "help": "how the trace is found (default: auto, exact where that is cheap)",
+    "help": "method for the trace (default: auto, exact where that is cheap)",
 }
-MISSING_VALUES: dict[str, Any] = {
+MISSING_OPTION: dict[str, Any] = {
     "choices": MISSING,
     "default": "refuse",
-    "help": "what is done where values are missing: refuse the table (the default), or drop rows",
+    "help": "treatment of missing values: refuse the table (the default), or drop their rows",
 }
-DRAWS = 8
-NOISE_DRAWS: dict[str, Any] = {
+DEFAULT_NOISE_DRAWS = 8
+NOISE_DRAWS_OPTION: dict[str, Any] = {
     "metavar": "K",
     "type": positive_integer,
-    "default": DRAWS,
-    "help": "of noise for each row, where there are columns of whole numbers or categories: the "
-    f"bound of the log-mass tightens with them (default {DRAWS})",
+    "default": DEFAULT_NOISE_DRAWS,
+    "help": "draws of noise for each row, where there are columns of whole numbers or categories: "
+    f"more draws tighten the bound on the log-mass (default {DEFAULT_NOISE_DRAWS})",
 }
-CONTEXT_DATA = "the contexts of a conditional model, one for each row; in --data when not given"
+CONTEXT_DATA_HELP = (
+    "the contexts of a conditional model, one for each row (default: columns of --data)"
+)
 
 
 def add_row_options(parser: Parser, doing: str) -> None:
-    """The arguments that name a trained folder and rows for `Trained.rows_or_held_out`.
+    """Add the arguments that name a trained folder and rows for `TrainedModel.rows_or_held_out`.
 
     Args:
-        parser: Of a program.
-        doing: To the rows, in words.
+        parser: The parser of a program.
+        doing: The verb for the treatment of the rows, such as "score".
     """
     parser.add_argument("dir", metavar="DIR", help="a folder written by train")
     parser.add_argument(
-        "--data", help=f"rows to {doing}: a name or a file; the held-out rows when not given"
+        "--data", help=f"rows to {doing}: a name or a file (default: the held-out rows)"
     )
-    parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA)
-    parser.add_argument("--missing", **MISSING_VALUES)
-    parser.add_argument("--divergence", **DIVERGENCE)
+    parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA_HELP)
+    parser.add_argument("--missing", **MISSING_OPTION)
+    parser.add_argument("--divergence", **DIVERGENCE_OPTION)
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
-    """A trained flow and what it was trained on.
+class TrainedModel:
+    """A trained flow with a record of its training data.
 
     Attributes:
-        folder: Where it lies.
+        folder: The folder of the model.
         flow: The flow, on the CPU.
-        schema: The columns that it was fitted on, and of what kinds they are.
-        context_columns: Names of the columns that they are modelled given; mostly none.
-        source: What DATA was.
-        sha256: Of DATA's values, empty for a toy.
-        seed: Of DATA's split, or of the toy's rows.
-        missing: What was done where values were missing.
-        data_dir: The folder with the files of benchmarks, where it was named.
-        gaussian: Fitted on the training rows.
+        schema: The columns that the flow was fitted on, and their kinds.
+        context_columns: Names of the columns to condition on; usually empty.
+        source: The DATA argument of the training.
+        sha256: Checksum of DATA's values; empty for a toy.
+        seed: Seed of DATA's split, or of the toy's rows.
+        missing: The treatment of missing values.
+        data_dir: The folder with the files of benchmarks, where one was named.
+        gaussian: The baseline, fitted on the training rows.
     """
 
     folder: Path
@@ -100,39 +102,39 @@ class Trained:
     seed: int
     missing: Missing
     data_dir: str | None
-    gaussian: Gaussian
+    gaussian: GaussianBaseline
 
     @staticmethod
-    def read(folder: str, divergence: str = "auto") -> Trained:
-        """The model in `folder`.
+    def read(folder: str, divergence: str = "auto") -> TrainedModel:
+        """Read the model in a folder.
 
         Args:
-            folder: Where it lies.
+            folder: The folder that `train` wrote.
             divergence: A name for `cnf.fields.divergence.choose_divergence`; not part of the model.
 
         Raises:
-            ValueError: There is none that `train` wrote.
+            ValueError: The folder holds no model that `train` wrote.
         """
         metadata = load_config(folder)["metadata"]
         flow = _with_divergence(load(folder), divergence)
         try:
-            return Trained(Path(folder), flow, **_checked(metadata, flow))
+            return TrainedModel(Path(folder), flow, **_checked(metadata, flow))
         except (KeyError, TypeError, ValueError):
             raise ValueError(
                 f"Expected a folder written by train; the metadata in {folder}/config.json is not "
-                "what train writes down. Restore it, or train again"
+                "as train writes it: restore it, or train again"
             ) from None
 
     def data(self, advice: str = "train again") -> Data:
-        """The data that the flow was trained on, split as it was then.
+        """Read the training data, with the same split.
 
         Args:
-            advice: What a user may do instead of restoring a table that has changed.
+            advice: The alternative to restoring a table that has changed.
 
         Raises:
-            ValueError: The data is not there any more, or has changed.
+            ValueError: The data no longer exists, or has changed.
         """
-        choices = Choices(
+        choices = ColumnChoices(
             self.context_columns,
             missing=self.missing,
             schema=self.schema,
@@ -143,8 +145,8 @@ class Trained:
 
     def rows(
         self, data: str, context_data: str | None, missing: Missing = "refuse"
-    ) -> tuple[Rows, AnyToy | None]:
-        """The rows that --data and --context-data name, as `open_rows` reads them."""
+    ) -> tuple[ContextRows, AnyToy | None]:
+        """Read the rows that --data and --context-data name, by `open_rows`."""
         return open_rows(
             data, self.schema, self.context_columns, self.seed, context_data, missing, self.data_dir
         )
@@ -155,45 +157,45 @@ class Trained:
         context_data: str | None,
         missing: Missing = "refuse",
         doing: str = "score",
-    ) -> tuple[Rows, AnyToy | None]:
-        """The rows that --data and --context-data name, or the held-out ones where they do not.
+    ) -> tuple[ContextRows, AnyToy | None]:
+        """Read the rows that --data and --context-data name, or the held-out rows without --data.
 
         Args:
-            data: What --data says.
-            context_data: What --context-data says.
-            missing: What is done where values are missing.
-            doing: To the rows, in words.
+            data: The value of --data.
+            context_data: The value of --context-data.
+            missing: The treatment of missing values.
+            doing: The verb for the treatment of the rows, such as "score".
 
         Raises:
-            ValueError: There are none, or the contexts of none.
+            ValueError: The rows do not exist, or contexts are given without rows.
         """
         if data is not None:
             return self.rows(data, context_data, missing)
         if context_data is not None:
             raise ValueError(
-                "Expected --data beside --context-data; got none: the held-out rows are taken with "
-                "what they were split off with"
+                "Expected --data with --context-data; got none: give both, or neither for the "
+                "held-out rows, which have their own contexts"
             )
-        own = self.data(advice=f"name the rows to {doing} with --data")
-        return own.test, own.toy
+        data_of_training = self.data(advice=f"name the rows to {doing} with --data")
+        return data_of_training.test, data_of_training.toy
 
-    def score(self, rows: Rows, draws: int = 1) -> tuple[Array, float]:
-        """Log p of rows in nats, and the mean number of evaluations of a solve.
+    def score(self, rows: ContextRows, draws: int = 1) -> tuple[Array, float]:
+        """Return log p of rows in nats, and the mean number of evaluations of a solve.
 
-        Where there are columns of whole numbers or categories log p is, in the mean, a lower bound
-        of a row's log-mass, which tightens with the number of draws of noise for each row.
-        Several processes score their parts of the chunks, and get the same.
+        With columns of whole numbers or categories log p is, on average, a lower bound on a row's
+        log-mass, which tightens with the number of draws of noise for each row. Several processes
+        share the chunks, and all return the same values.
 
         Raises:
-            RuntimeError: Rows lie where the flow cannot be integrated; the message names them.
+            RuntimeError: The flow cannot be integrated at some rows; the message names them.
         """
-        starts = range(0, len(rows), CHUNK)
+        starts = range(0, len(rows), SCORE_CHUNK_ROWS)
         log_prob = []
         evaluations = 0.0
         with torch.no_grad(), torch.random.fork_rng():
             for i in _chunks(starts[share(len(starts))], "scoring"):
-                chunk = rows[i : i + CHUNK]
-                # Of probes, where the trace is estimated: the same whoever scores the chunk.
+                chunk = rows[i : i + SCORE_CHUNK_ROWS]
+                # The probes of an estimated trace do not depend on which process scores the chunk.
                 torch.manual_seed(self.seed + i)
                 try:
                     found, mean = self._score(chunk, draws if self.flow.noisy else 1)
@@ -205,8 +207,8 @@ class Trained:
         scores = np.concatenate([chunk for chunks, _ in parts for chunk in chunks])
         return scores, sum(total for _, total in parts) / len(scores)
 
-    def _score(self, rows: Rows, draws: int) -> tuple[Array, float]:
-        """Of rows few enough for one solve, the logarithm of the mean over draws of noise."""
+    def _score(self, rows: ContextRows, draws: int) -> tuple[Array, float]:
+        """Return log p of the rows of one solve, as the log-mean-exp over draws of noise."""
         scored = [self.flow.score_rows(*rows.tensors(self.flow.like)) for _ in range(draws)]
         log_probs = torch.stack([each.log_prob.double() for each in scored])
         found = log_probs.logsumexp(0) - log(draws)
@@ -214,47 +216,47 @@ class Trained:
         evaluations = sum(float(np.mean(each.stats.evaluations)) for each in scored) / solves
         return found.cpu().numpy(), evaluations
 
-    def assess(self, rows: Rows, draws: int = 1) -> Scores:
-        """Log p of rows with its errors; NaN and a status where the flow cannot be integrated.
+    def score_with_errors(self, rows: ContextRows, draws: int = 1) -> Scores:
+        """Return scores of rows with errors; NaN and a status where the flow cannot be integrated.
 
-        Of exact log p the numbers are those of `score`; of estimates they are of other draws, at
-        least two, since one has no error. It takes about three times as long. Several processes
-        share the chunks.
+        Exact log p equals that of `score`; estimates use other draws, at least two, since a single
+        draw has no standard error. This takes about three times as long. Several processes share
+        the chunks.
         """
-        probes = max(2, draws) if self.flow.noisy else PROBES
-        starts = range(0, len(rows), CHUNK)
+        probes = max(2, draws) if self.flow.noisy else HUTCHINSON_PROBES
+        starts = range(0, len(rows), SCORE_CHUNK_ROWS)
         parts = []
         for i in _chunks(starts[share(len(starts))], "scoring"):
-            tensors = rows[i : i + CHUNK].tensors(self.flow.like)
+            tensors = rows[i : i + SCORE_CHUNK_ROWS].tensors(self.flow.like)
             generator = torch.Generator().manual_seed(self.seed + i)
             parts.append(self.flow.score(*tensors, probes=probes, generator=generator))
-        return concatenate([scores for own in gather(parts) for scores in own])
+        return concatenate([scores for part in gather(parts) for scores in part])
 
-    def some(self, rows: Rows) -> Rows:
-        """Rows that stand for all, at most a thousand at random, by the seed alone."""
-        if len(rows) <= SUBSET:
+    def error_sample(self, rows: ContextRows) -> ContextRows:
+        """Return a random sample of rows, at most a thousand, fixed by the model's seed."""
+        if len(rows) <= ERROR_SAMPLE_ROWS:
             return rows
-        chosen = np.random.default_rng(self.seed).permutation(len(rows))[:SUBSET]
-        return Rows(rows.x[chosen], rows.context[chosen])
+        chosen = np.random.default_rng(self.seed).permutation(len(rows))[:ERROR_SAMPLE_ROWS]
+        return ContextRows(rows.x[chosen], rows.context[chosen])
 
-    def gaussian_log_prob(self, rows: Rows) -> Array:
-        """Log p of rows by the Gaussian, in nats.
+    def gaussian_log_prob(self, rows: ContextRows) -> Array:
+        """Return log p of rows by the Gaussian baseline, in nats.
 
-        Of whole numbers and categories it sees what the flow does, with one draw of noise.
+        Whole numbers and categories are dequantized as the flow does, with one draw of noise.
         """
-        numbers, log_det = continuous(self.flow, self.schema, rows, self.seed)
+        numbers, log_det = continuous_columns(self.flow, self.schema, rows, self.seed)
         return self.gaussian.log_prob(numbers) + log_det
 
     def sample(self, context: Array, seed: int) -> Array:
-        """A draw of the flow for each context (n, context columns), shape (n, columns).
+        """Draw one sample of the flow for each context (n, context columns), shape (n, columns).
 
         Categories are numbers, as in the schema.
         """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             parts = [
-                self._draw(context[i : i + CHUNK])
-                for i in _chunks(range(0, len(context), CHUNK), "drawing")
+                self._draw(context[i : i + SCORE_CHUNK_ROWS])
+                for i in _chunks(range(0, len(context), SCORE_CHUNK_ROWS), "drawing")
             ]
         return np.concatenate(parts)
 
@@ -265,15 +267,17 @@ class Trained:
 
 
 def write_metrics(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write a run's records, a line of JSON for each."""
+    """Write the records of a run, one line of JSON each."""
     lines = "".join(json.dumps(json_value(record)) + "\n" for record in records)
     write_whole({path: lines.encode()})
 
 
-def continuous(flow: Flow, schema: Schema, rows: Rows, seed: int) -> tuple[Rows, Array]:
-    """Rows whose whole numbers and categories are numbers with a density, and its log |det|.
+def continuous_columns(
+    flow: Flow, schema: Schema, rows: ContextRows, seed: int
+) -> tuple[ContextRows, Array]:
+    """Return rows with whole numbers and categories dequantized, and the log |det| of that map.
 
-    Constant columns are left out of them. What is drawn for it depends on the seed alone.
+    Constant columns are left out. The noise depends on the seed alone.
     """
     if not schema.noisy and not schema.constant:
         return rows, np.zeros(len(rows))
@@ -281,30 +285,30 @@ def continuous(flow: Flow, schema: Schema, rows: Rows, seed: int) -> tuple[Rows,
         torch.manual_seed(seed)
         mapped = flow.layers[-1].pull(rows.tensors(flow.like)[0])
     numbers = mapped.value.double().cpu().numpy()
-    return Rows(numbers, rows.context), mapped.log_det.double().cpu().numpy()
+    return ContextRows(numbers, rows.context), mapped.log_det.double().cpu().numpy()
 
 
 def _chunks(starts: range, doing: str) -> Iterable[int]:
-    """Where chunks of rows begin, with a progress bar on the first process's terminal."""
+    """Iterate over the first rows of chunks, with a progress bar on the first process."""
     quiet = True if rank() > 0 else None  # None: quiet where there is no terminal
     return tqdm(starts, desc=doing, disable=quiet, leave=False)
 
 
 def _with_divergence(flow: Flow, name: str) -> Flow:
-    """A flow whose trace is found in a way, with probes enough where that is an estimate."""
+    """Return the flow with a divergence of this name, with enough probes for an estimate."""
     layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
     chosen = choose_divergence(name, as_field(layer.field), flow.base.event_shape[0])
-    return flow.with_solver(divergence=with_count(chosen, PROBES))
+    return flow.with_solver(divergence=with_count(chosen, HUTCHINSON_PROBES))
 
 
 def _checked(metadata: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
-    """The attributes that `train` wrote down, or a KeyError, TypeError or ValueError."""
-    gaussian = Gaussian(
+    """Return the attributes that `train` wrote, or raise a KeyError, TypeError or ValueError."""
+    gaussian = GaussianBaseline(
         np.array(metadata["gaussian"]["mean"], dtype=np.float64),
         np.array(metadata["gaussian"]["covariance"], dtype=np.float64),
     )
     columns, seed = metadata["columns"], metadata["seed"]
-    context = metadata.get("context", [])  # folders from before there was one have no such entry
+    context = metadata.get("context", [])  # absent from older folders
     missing, data_dir = metadata.get("missing", "refuse"), metadata.get("data_dir")
     fits = (
         isinstance(columns, list)
@@ -332,7 +336,7 @@ def _checked(metadata: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
     )
     if not fits:
         raise ValueError
-    np.linalg.cholesky(gaussian.covariance)  # a ValueError where it is no covariance
+    np.linalg.cholesky(gaussian.covariance)  # a ValueError for a matrix that is no covariance
     return {
         "schema": schema,
         "context_columns": tuple(context),
@@ -349,5 +353,5 @@ def _unscorable(error: SolveError, first: int) -> str:
     rows = [first + row for row in error.solution.rows[:5]]
     return (
         f"Rows {', '.join(map(str, rows))} (counted from 0) lie where the flow cannot be "
-        f"integrated, far from what it was trained on perhaps: leave them out. {error}"
+        f"integrated, perhaps far from its training data: leave them out. {error}"
     )

@@ -10,8 +10,8 @@ from test_scripts_running import complaint, done, run
 
 import cnf
 from cnf.scripts.__main__ import PROGRAMS
-from cnf.scripts.completion import SHELLS, completion
-from cnf.scripts.train import GROUPS
+from cnf.scripts.completion import COMPLETION_SHELLS, completion
+from cnf.scripts.train import RECIPE_GROUPS
 from cnf.training.recipes import Recipe
 
 bash = pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash")
@@ -55,7 +55,7 @@ def test_folders_are_completed(script, tmp_path, monkeypatch):
     assert completed(script, "cnf", "check", "run") == {"runs_of_mine"}
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("shell", COMPLETION_SHELLS)
 def test_each_shell_has_a_script(shell):
     text = done("--print-completion", shell)
     assert all(name in text for name in PROGRAMS)
@@ -86,5 +86,5 @@ def test_help_of_train_is_one_screen(monkeypatch):
 
 
 def test_each_number_of_a_recipe_stands_in_one_group():
-    grouped = [name for names in GROUPS.values() for name in names.split()]
+    grouped = [name for names in RECIPE_GROUPS.values() for name in names.split()]
     assert sorted(grouped) == sorted(field.name for field in fields(Recipe))

@@ -20,9 +20,9 @@ from cnf.datasets import TABLES, TOYS, degeneracies, load
 from cnf.datasets.surface import on_surface
 from cnf.layers import Standardize
 from cnf.layers.scalings.scaling import coarse_columns
-from cnf.scripts.data import Choices, open_data
+from cnf.scripts.data import ColumnChoices, open_data
 from cnf.scripts.rows import no_context
-from cnf.scripts.trained import Trained
+from cnf.scripts.trained import TrainedModel
 from cnf.training.loop import MOST_SCALED
 from cnf.training.recipes import RECIPES, choose_recipe
 
@@ -52,7 +52,7 @@ def clusters(rows, columns, share, seed=0):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """Trains a small flow on rows by the program: the folder as `Trained`, and what was said."""
+    """Trains a small flow on rows by the program: the folder as a model, and what was said."""
     monkeypatch.setattr("cnf.scripts.train.plot", lambda *_, **__: [])
 
     def train(rows):
@@ -61,7 +61,7 @@ def trained(tmp_path, monkeypatch):
             warnings.simplefilter("always")  # said, and no error
             found = run("train", tmp_path / "rows.npy", "--out", tmp_path / "out", *SMALL)
         assert found.status == 0, found.err
-        return Trained.read(str(tmp_path / "out")), found
+        return TrainedModel.read(str(tmp_path / "out")), found
 
     return train
 
@@ -241,7 +241,7 @@ def test_a_layer_refuses_what_its_precision_does_not_tell_apart():
 def test_a_context_too(tmp_path):
     np.save(tmp_path / "far.npy", FAR)
     with pytest.raises(ValueError, match="'x0', which varies by .* subtract"):
-        open_data(str(tmp_path / "far.npy"), 0, Choices(context=("x0",)))
+        open_data(str(tmp_path / "far.npy"), 0, ColumnChoices(context=("x0",)))
 
 
 # --- few rows and many ----------------------------------------------------------------------------

@@ -91,5 +91,5 @@ def test_what_is_no_truth_is_refused(tmp_path):
 def test_a_run_that_was_begun_without_an_entry_is_refused_in_one_line():
     begun = dataclasses.asdict(Recipe())
     del begun["batch_norm"]
-    with pytest.raises(ValueError, match="'batch_norm'; it was begun by another version"):
+    with pytest.raises(ValueError, match="'batch_norm'; it was started by another version"):
         train._begun_recipe(json.loads(json.dumps(begun)))

@@ -18,11 +18,11 @@ from cnf.scripts.benchmarks.ffjord import (
     estimated_divergence,
     rademacher,
 )
-from cnf.scripts.benchmarks.networks import Network, initial_flow, initial_zuko, same_field
+from cnf.scripts.benchmarks.networks import BenchmarkNetwork, initial_flow, initial_zuko, same_field
 
 pytest.importorskip("torchdiffeq")
 
-SMALL = Network(3, (8, 7, 6), "softplus", rtol=1e-5, atol=1e-5)
+SMALL = BenchmarkNetwork(3, (8, 7, 6), "softplus", rtol=1e-5, atol=1e-5)
 TIGHT = dataclasses.replace(SMALL, rtol=1e-9, atol=1e-9)
 
 
@@ -32,7 +32,7 @@ def _uncompiled(monkeypatch):
     monkeypatch.setattr(gated_perceptron, "compiled_kernels", lambda sizes, device: EAGER)
 
 
-def pair(network: Network) -> tuple[Ours, FFJORD]:
+def pair(network: BenchmarkNetwork) -> tuple[Ours, FFJORD]:
     """Ours and FFJORD's method on the same weights, in float64."""
     flow = initial_flow(network).double()
     return Ours("cnf", flow), same_field(flow, network, exact=True)
@@ -43,7 +43,7 @@ def rows(count: int = 20) -> torch.Tensor:
     return 2 * torch.randn(count, SMALL.dim, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("activation", networks.ACTIVATIONS)
+@pytest.mark.parametrize("activation", networks.ACTIVATION_MODULES)
 def test_log_prob_of_ffjords_method_is_ours(activation):
     ours, theirs = pair(dataclasses.replace(TIGHT, activation=activation))
     with torch.no_grad():
@@ -56,14 +56,16 @@ def test_log_prob_of_ffjords_method_is_ours(activation):
 def test_gradient_of_ffjords_method_is_ours(hidden):
     gradients = []
     for contender in pair(dataclasses.replace(TIGHT, hidden=hidden)):
-        training_step.work(contender, rows())
+        training_step.count_evaluations(contender, rows())
         gradients.append([parameter.grad for parameter in contender.module.parameters()])
     for expected, found in zip(*gradients, strict=True):
         assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
 def test_ffjords_method_takes_about_as_many_evaluations_as_ours():
-    ours, theirs = (training_step.work(each, rows().float().double()) for each in pair(SMALL))
+    ours, theirs = (
+        training_step.count_evaluations(each, rows().float().double()) for each in pair(SMALL)
+    )
     assert 0.5 < theirs[0] / ours[0] < 2
     assert theirs[1] > 0
 
@@ -103,7 +105,7 @@ def test_mean_estimate_is_the_exact_divergence():
 def test_zuko_is_scored_trained_and_counted():
     pytest.importorskip("zuko")
     contender = Zuko("zuko", initial_zuko(SMALL))
-    forward, backward = training_step.work(contender, rows().float())
+    forward, backward = training_step.count_evaluations(contender, rows().float())
     assert forward > 0
     assert backward > 0
     assert all(parameter.grad is not None for parameter in contender.module.parameters())
@@ -112,9 +114,9 @@ def test_zuko_is_scored_trained_and_counted():
 def test_a_step_does_not_add_to_the_gradient_before():
     ours, theirs = pair(SMALL)
     for contender in (ours, theirs):
-        training_step.seconds(contender, rows())
+        training_step.time_step(contender, rows())
         first = [parameter.grad.clone() for parameter in contender.module.parameters()]
-        training_step.seconds(contender, rows())
+        training_step.time_step(contender, rows())
         again = [parameter.grad for parameter in contender.module.parameters()]
         torch.testing.assert_close(again, first)
 
@@ -138,15 +140,15 @@ def small(monkeypatch):
     """Everything in small."""
     toy = dataclasses.replace(SMALL, dim=2, activation="tanh")
     table = dataclasses.replace(SMALL, hidden=(8, 7))
-    monkeypatch.setattr(training_step, "TOY", toy)
-    monkeypatch.setattr(training_step, "MINIBOONE", table)
-    monkeypatch.setattr(training_step, "BATCHES", (20,))
+    monkeypatch.setattr(training_step, "TOY_NETWORK", toy)
+    monkeypatch.setattr(training_step, "MINIBOONE_NETWORK", table)
+    monkeypatch.setattr(training_step, "TOY_BATCH_SIZES", (20,))
     monkeypatch.setattr(training_step, "TABLE_ROWS", 20)
     monkeypatch.setattr(training_step, "TRAINING_ROWS", 100)
     monkeypatch.setattr(networks, "TRAINING_STEPS", 2)
     monkeypatch.setattr(networks, "TRAINING_BATCH", 20)
-    monkeypatch.setattr(scoring, "NETWORKS", (table,))
-    monkeypatch.setattr(scoring, "ROWS", 20)
+    monkeypatch.setattr(scoring, "SCORED_NETWORKS", (table,))
+    monkeypatch.setattr(scoring, "SCORED_ROWS", 20)
 
 
 def test_toy_has_a_line_for_each_contender_and_the_floor(small, tmp_path):
@@ -175,9 +177,9 @@ def test_log_prob_has_a_line_for_each_contender(small):
 
 def test_memory_has_a_line_for_each_peak(monkeypatch):
     """With peaks made up: what a process of its own measures is tested below."""
-    case = step_memory.Case(SMALL, 20)
-    made = [step_memory.Peak(case, name, 2**20, 3 * 2**20) for name in ("cnf", "zuko")]
-    monkeypatch.setattr(step_memory, "peaks", lambda: iter(made))
+    case = step_memory.MemoryCase(SMALL, 20)
+    made = [step_memory.StepMemory(case, name, 2**20, 3 * 2**20) for name in ("cnf", "zuko")]
+    monkeypatch.setattr(step_memory, "measure_memory", lambda: iter(made))
     table = done("benchmark", "flow", "--section", "memory").splitlines()
     assert [line.split() for line in table[3:5]] == [["cnf", "3.0", "2.0"], ["zuko", "3.0", "2.0"]]
 
@@ -185,11 +187,11 @@ def test_memory_has_a_line_for_each_peak(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_measured_in_a_process_of_its_own(monkeypatch):
     """Of one contender, as each process takes seconds to start."""
-    case = step_memory.Case(dataclasses.replace(SMALL, hidden=(400,)), 2000)
+    case = step_memory.MemoryCase(dataclasses.replace(SMALL, hidden=(400,)), 2000)
     contenders, x = step_memory.lineup(case)
-    monkeypatch.setattr(step_memory, "CASES", (case,))
+    monkeypatch.setattr(step_memory, "MEMORY_CASES", (case,))
     monkeypatch.setattr(step_memory, "lineup", lambda _: (contenders[-1:], x))
-    (peak,) = step_memory.peaks()
+    (peak,) = step_memory.measure_memory()
     assert peak.name == contenders[-1].name
     assert peak.after - peak.before > 4 * 2000 * 400  # the hidden layer in float32
 

@@ -17,13 +17,18 @@ import cnf
 from cnf.datasets import collinear_columns, split
 from cnf.diagnostics.two_sample import TwoSample
 from cnf.scripts.benchmarks import tables, trials
-from cnf.scripts.benchmarks.autoregressive import AutoregressiveSettings, Network
-from cnf.scripts.benchmarks.density import Density, Fitted
-from cnf.scripts.benchmarks.kernel import Kernel, KernelSettings, fit_kernel
-from cnf.scripts.benchmarks.methods import METHODS, Method, autoregressive_settings, get_ready
+from cnf.scripts.benchmarks.autoregressive import AutoregressiveNetwork, AutoregressiveSettings
+from cnf.scripts.benchmarks.density import DensityEstimator, FittedDensity
+from cnf.scripts.benchmarks.kernel import KernelEstimator, KernelSettings, fit_kernel
+from cnf.scripts.benchmarks.methods import (
+    METHODS,
+    EstimatorMethod,
+    autoregressive_settings,
+    warm_up_libraries,
+)
 from cnf.scripts.benchmarks.mixture import MixtureSettings, fit_mixture
-from cnf.scripts.benchmarks.options import TABLE_CELLS, Options
-from cnf.scripts.benchmarks.prepared import Prepared, repeated_gap
+from cnf.scripts.benchmarks.options import TABLE_RESULTS, BenchmarkOptions
+from cnf.scripts.benchmarks.prepared import PreparedTable, repeated_gap
 from cnf.scripts.benchmarks.ranking import (
     Average,
     best,
@@ -32,8 +37,8 @@ from cnf.scripts.benchmarks.ranking import (
     mean_ranks,
     ranks,
 )
-from cnf.scripts.benchmarks.trials import Outcome, make, outcome_of, trial_of
-from cnf.scripts.benchmarks.uci import FILE, NAMES, uci_table
+from cnf.scripts.benchmarks.trials import TableOutcome, outcome_of, run_trial, trial_of
+from cnf.scripts.benchmarks.uci import UCI_FILE, UCI_TABLES, uci_table
 
 NAN = math.nan
 TRIAL = re.compile(r"  \w+ split \d ")  # how a trial's line begins
@@ -71,19 +76,19 @@ def true_nll(table: np.ndarray, log_prob) -> float:
     return float(-log_prob(table[indices.test]).mean() - scale)
 
 
-def tried(method: str, table: np.ndarray, budget: float = 60.0) -> Outcome:
+def tried(method: str, table: np.ndarray, budget: float = 60.0) -> TableOutcome:
     """The outcome of a method on a table's first split."""
-    prepared = Prepared.of(table)
-    get_ready([method])
-    trial = trial_of(Options(budget=budget), method, "wine", prepared, split=0)
-    outcome = make(trial, prepared.parts(0))
+    prepared = PreparedTable.of(table)
+    warm_up_libraries([method])
+    trial = trial_of(BenchmarkOptions(budget=budget), method, "wine", prepared, split=0)
+    outcome = run_trial(trial, prepared.parts(0))
     assert outcome.reason == ""
     assert outcome.chosen
     assert outcome.seconds < budget + 10  # what runs beside the tests takes time too
     return outcome
 
 
-class Normal(Density):
+class Normal(DensityEstimator):
     """The standard normal, or what breaks."""
 
     def __init__(self, scored: float = 0.0, sampled: float = 0.0) -> None:
@@ -102,7 +107,9 @@ class Normal(Density):
 def folder(tmp_path):
     """A folder with a file of two small tables."""
     tables = {"wine": bumps(60, 1), "energy": np.round(bumps(50, 2), 1)}
-    np.savez(tmp_path / FILE, **{name: rows.astype(np.float32) for name, rows in tables.items()})
+    np.savez(
+        tmp_path / UCI_FILE, **{name: rows.astype(np.float32) for name, rows in tables.items()}
+    )
     return tmp_path
 
 
@@ -118,11 +125,11 @@ def fitted(monkeypatch):
         calls.append((len(parts.train), budget, seed))
         density = Normal()
         density.columns = parts.dim
-        return Fitted(density, "nothing")
+        return FittedDensity(density, "nothing")
 
     told = TwoSample(accuracy=0.5, stderr=0.1, rows=12)
     monkeypatch.setattr(trials, "two_sample_test", lambda *_: told)
-    chosen = {"gaussian": METHODS["gaussian"], "cnf": Method(METHODS["cnf"].settings, fit)}
+    chosen = {"gaussian": METHODS["gaussian"], "cnf": EstimatorMethod(METHODS["cnf"].settings, fit)}
     for name in list(METHODS):
         monkeypatch.delitem(METHODS, name)
     for name, method in chosen.items():
@@ -138,7 +145,7 @@ def command(folder, *more: object) -> tuple[object, ...]:
 
 def without_trials(text: str) -> list[str]:
     """The lines that tell of no single trial, nor of what was there."""
-    lines = (line.split("  there already")[0] for line in text.splitlines())
+    lines = (line.split("  cached")[0] for line in text.splitlines())
     return [line for line in lines if not TRIAL.match(line)]
 
 
@@ -159,7 +166,7 @@ def test_constant_and_collinear_columns_are_left_out():
         ],
         1,
     )
-    prepared = Prepared.of(table)
+    prepared = PreparedTable.of(table)
     assert prepared.constant == (1,)
     assert prepared.collinear == (3, 6)
     np.testing.assert_array_equal(prepared.values, table[:, [0, 2, 4, 5]])
@@ -186,7 +193,7 @@ def test_noise_is_as_wide_as_the_smallest_gap_of_columns_with_repeated_values():
     one_tie = np.append(np.arange(499) / 7, 0.0)
     one_tie[5] += 1e-4 - 1 / 7  # 1e-4 above its neighbour
     table = np.stack([tenths, distinct, one_tie], 1)
-    prepared = Prepared.of(table)
+    prepared = PreparedTable.of(table)
     noise = prepared.values - table
     assert (noise[:, 1] == 0).all()
     for column, gap in ((0, 0.1), (2, 1e-4)):
@@ -200,9 +207,9 @@ def test_noise_is_as_wide_as_the_smallest_gap_of_columns_with_repeated_values():
 
 def test_noise_is_one_for_all_and_its_gaps_are_shown():
     table = np.round(bumps(100), 1)
-    first, second = Prepared.of(table), Prepared.of(table)
+    first, second = PreparedTable.of(table), PreparedTable.of(table)
     np.testing.assert_array_equal(first.values, second.values)
-    assert first.digest() == second.digest() != Prepared.of(table, seed=1).digest()
+    assert first.digest() == second.digest() != PreparedTable.of(table, seed=1).digest()
     last = list(first.lines("it"))[-1]
     assert last.split("deviations: ")[1] == ", ".join(
         f"{i}: {0.1 / table[:, i].std():.2g}" for i in range(3)
@@ -211,14 +218,14 @@ def test_noise_is_one_for_all_and_its_gaps_are_shown():
 
 def test_splits_are_disjoint_and_standardised_by_their_training_rows():
     table = bumps(205)
-    parts = Prepared.of(table).parts(seed=4)
+    parts = PreparedTable.of(table).parts(seed=4)
     assert [len(each) for each in (parts.train, parts.validation, parts.test)] == [165, 20, 20]
     np.testing.assert_allclose(parts.train.mean(0), 0, atol=1e-12)
     np.testing.assert_allclose(parts.train.std(0), 1)
     train = table[split(205, 4).train]
     rows = np.vstack([parts.train, parts.validation, parts.test]) * train.std(0) + train.mean(0)
     np.testing.assert_allclose(np.sort(rows, axis=0), np.sort(table, axis=0))
-    others = Prepared.of(table).parts(seed=5)
+    others = PreparedTable.of(table).parts(seed=5)
     assert not set(parts.test[:, 0]) & set(parts.validation[:, 0])
     assert not np.array_equal(others.test, parts.test)
 
@@ -253,7 +260,7 @@ def test_flows_come_near_a_line(method, monkeypatch):
 
 def test_gaussian_is_that_of_maximum_likelihood():
     table = bumps()
-    parts = Prepared.of(table).parts(0)
+    parts = PreparedTable.of(table).parts(0)
     outcome = tried("gaussian", table)
     off = parts.test - parts.train.mean(0)
     covariance = np.cov(parts.train.T, bias=True)
@@ -266,7 +273,7 @@ def test_gaussian_is_that_of_maximum_likelihood():
 
 
 def test_mixture_grows_no_further_than_it_brings_something():
-    parts = Prepared.of(bumps(600)).parts(0)
+    parts = PreparedTable.of(bumps(600)).parts(0)
     fitted = fit_mixture(parts, 20.0, 0, MixtureSettings(restarts=1))
     assert 2 <= fitted.density.model.n_components <= 10
     seen = [MixtureSettings(components=(1,), restarts=0, ridges=(0.1, 1.0), first_ridge=1.0)]
@@ -274,7 +281,7 @@ def test_mixture_grows_no_further_than_it_brings_something():
 
 
 def test_mixture_and_kernel_end_with_their_time():
-    parts = Prepared.of(bumps(20_000)).parts(0)  # which would take minutes
+    parts = PreparedTable.of(bumps(20_000)).parts(0)  # which would take minutes
     for fit, settings in ((fit_mixture, MixtureSettings()), (fit_kernel, KernelSettings())):
         clock = trials.perf_counter()
         fitted = fit(parts, 0.3, 0, settings)
@@ -283,7 +290,7 @@ def test_mixture_and_kernel_end_with_their_time():
 
 
 def test_kernel_s_bandwidth_is_the_best_of_a_fine_grid():
-    parts = Prepared.of(bumps(500)).parts(0)
+    parts = PreparedTable.of(bumps(500)).parts(0)
     fitted = fit_kernel(parts, 30.0, 0, KernelSettings())
     found = fitted.density.bandwidth
     own = fitted.density.log_prob(parts.validation).mean()
@@ -295,10 +302,10 @@ def test_kernel_s_bandwidth_is_the_best_of_a_fine_grid():
 
 def test_kernel_density_is_the_mean_of_the_kernels(monkeypatch):
     """One by one, and by scikit-learn where that is right."""
-    monkeypatch.setattr("cnf.scripts.benchmarks.kernel.ENTRIES", 250)
+    monkeypatch.setattr("cnf.scripts.benchmarks.kernel.MAX_DISTANCES", 250)
     rows, x = bumps(100), 5 * bumps(30, seed=1)
     for bandwidth in (0.02, 0.5):
-        own = Kernel(rows, bandwidth)
+        own = KernelEstimator(rows, bandwidth)
         kernels = norm.logpdf(x[:, None], rows, bandwidth).sum(2)
         np.testing.assert_allclose(own.log_prob(x), logsumexp(kernels, 1) - math.log(100))
     reference = KernelDensity(bandwidth=0.5).fit(rows).score_samples(rows)
@@ -311,7 +318,7 @@ def test_kernel_density_is_the_mean_of_the_kernels(monkeypatch):
 
 
 def test_kernel_without_time_for_all_rows_says_so():
-    parts = Prepared.of(bumps(4000)).parts(0)
+    parts = PreparedTable.of(bumps(4000)).parts(0)
     fitted = fit_kernel(parts, 0.05, 0, KernelSettings(fewest=100))
     rows = len(fitted.density.rows)
     assert rows < 3200
@@ -320,9 +327,9 @@ def test_kernel_without_time_for_all_rows_says_so():
 
 def test_early_stopping_keeps_the_best_weights():
     pytest.importorskip("zuko")
-    parts = Prepared.of(bumps(60)).parts(0)
+    parts = PreparedTable.of(bumps(60)).parts(0)
     wild = AutoregressiveSettings(
-        (Network(2, (64, 64), 8),), learning_rate=2e-2, every=2, patience=3, cuts=1
+        (AutoregressiveNetwork(2, (64, 64), 8),), learning_rate=2e-2, every=2, patience=3, cuts=1
     )
     fitted = METHODS["spline"].fit(parts, 20.0, 0, wild)
     assert "early stopping" in fitted.chosen
@@ -354,11 +361,11 @@ def test_failure_is_an_outcome_with_a_reason(density, reason, scored, fitted, mo
     def fit(*_):
         if isinstance(density, Exception):
             raise density
-        return Fitted(density, "it")
+        return FittedDensity(density, "it")
 
     monkeypatch.setitem(METHODS, "cnf", dataclasses.replace(METHODS["cnf"], fit=fit))
-    prepared = Prepared.of(bumps(60))
-    outcome = make(trial_of(Options(), "cnf", "wine", prepared, 0), prepared.parts(0))
+    prepared = PreparedTable.of(bumps(60))
+    outcome = run_trial(trial_of(BenchmarkOptions(), "cnf", "wine", prepared, 0), prepared.parts(0))
     assert outcome.reason.startswith(reason)
     assert math.isfinite(outcome.nll) == scored
     assert math.isnan(outcome.accuracy)
@@ -373,7 +380,7 @@ def test_table_goes_on_after_a_failure_and_keeps_it(folder, fitted, monkeypatch)
     assert text.count("fitting failed: no such luck") == 4
     assert "cnf is worse than the gaussian or failed on 2 of 2 tables" in text
     assert "cnf is the best, or within one standard error of it, on 0 of 2 tables" in text
-    lines = (folder / "out" / TABLE_CELLS).read_text().splitlines()
+    lines = (folder / "out" / TABLE_RESULTS).read_text().splitlines()
     cells = [json.loads(line) for line in lines]
     (first, *_) = [cell for cell in cells if cell["method"] == "cnf"]
     assert (first["nll"], first["accuracy"], first["reason"]) == (
@@ -381,7 +388,7 @@ def test_table_goes_on_after_a_failure_and_keeps_it(folder, fitted, monkeypatch)
         None,
         "fitting failed: no such luck",
     )
-    assert "there already: 4 of 4" in done(*command(folder, "--out", folder / "out"))
+    assert "cached: 4 of 4" in done(*command(folder, "--out", folder / "out"))
 
 
 def test_interrupted_method_is_no_cell_and_the_others_are_kept(folder, fitted, monkeypatch):
@@ -397,12 +404,12 @@ def test_interrupted_method_is_no_cell_and_the_others_are_kept(folder, fitted, m
     out = folder / "out"
     result = run(*command(folder, "--section", "nll", "--out", out))
     assert (result.status, result.err) == (1, "cnf benchmark: interrupted\n")
-    kept = (out / TABLE_CELLS).read_text().splitlines()
+    kept = (out / TABLE_RESULTS).read_text().splitlines()
     assert len(kept) == 3  # all but the last of the first table
     assert sum(bool(TRIAL.match(line)) for line in result.out.splitlines()) == 3
     text = done(*command(folder, "--section", "nll", "--out", out))
     assert len(calls) == 5
-    assert "there already: 3 of 4" in text
+    assert "cached: 3 of 4" in text
 
 
 def test_interrupted_flow_is_an_interruption(monkeypatch):
@@ -412,7 +419,7 @@ def test_interrupted_flow_is_an_interruption(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cnf.training.loop._Run.loop", interrupt)
-    parts = Prepared.of(bumps(60)).parts(0)
+    parts = PreparedTable.of(bumps(60)).parts(0)
     with pytest.raises(KeyboardInterrupt):
         METHODS["cnf"].fit(parts, 1.0, 0, METHODS["cnf"].settings(*parts.train.shape))
 
@@ -426,7 +433,7 @@ def test_second_run_fits_nothing_and_says_the_same(folder, fitted):
     assert {seed for _, _, seed in fitted} == {0, 1}
     second = done(*command(folder, "--out", folder / "out"))
     assert len(fitted) == 4
-    assert second.count("there already: 4 of 4") == 4  # two tables, two sections
+    assert second.count("cached: 4 of 4") == 4  # two tables, two sections
     assert not any(TRIAL.match(line) for line in second.splitlines())
     assert without_trials(second) == without_trials(first)
 
@@ -434,21 +441,21 @@ def test_second_run_fits_nothing_and_says_the_same(folder, fitted):
 def test_sections_share_their_cells_without_a_folder_too(folder, fitted):
     text = done(*command(folder))
     assert len(fitted) == 4
-    assert text.count("there already: 4 of 4") == 2
+    assert text.count("cached: 4 of 4") == 2
 
 
 def test_changed_budget_settings_or_rows_are_tried_again(folder, fitted, monkeypatch):
-    prepared = Prepared.of(uci_table(folder / FILE, "wine"))
-    options = Options(out=folder, budget=1.0)
+    prepared = PreparedTable.of(uci_table(folder / UCI_FILE, "wine"))
+    options = BenchmarkOptions(out=folder, budget=1.0)
 
     def kept(options=options, prepared=prepared, split=0) -> bool:
         trial = trial_of(options, "cnf", "wine", prepared, split)
-        return outcome_of(options, trial, prepared).kept
+        return outcome_of(options, trial, prepared).cached
 
     assert [kept(), kept()] == [False, True]
-    assert not kept(options=Options(out=folder, budget=2.0))
+    assert not kept(options=BenchmarkOptions(out=folder, budget=2.0))
     assert not kept(split=1)
-    assert not kept(prepared=Prepared.of(prepared.values[::-1].copy()))
+    assert not kept(prepared=PreparedTable.of(prepared.values[::-1].copy()))
     with monkeypatch.context() as patch:
         other = dataclasses.replace(METHODS["cnf"].settings(48, 3), learning_rate=1e-4)
         changed = dataclasses.replace(METHODS["cnf"], settings=lambda rows, dim: other)
@@ -460,13 +467,13 @@ def test_changed_budget_settings_or_rows_are_tried_again(folder, fitted, monkeyp
 
 
 def test_outcome_is_read_as_it_was_written(tmp_path, fitted):
-    prepared = Prepared.of(bumps(60))
-    options = Options(out=tmp_path)
+    prepared = PreparedTable.of(bumps(60))
+    options = BenchmarkOptions(out=tmp_path)
     trial = trial_of(options, "cnf", "wine", prepared, 0)
     made = outcome_of(options, trial, prepared)
-    again = outcome_of(Options(out=tmp_path), trial, prepared)
-    assert again == dataclasses.replace(made, kept=True)
-    assert Outcome.of(json.loads((tmp_path / TABLE_CELLS).read_text())) == again
+    again = outcome_of(BenchmarkOptions(out=tmp_path), trial, prepared)
+    assert again == dataclasses.replace(made, cached=True)
+    assert TableOutcome.of(json.loads((tmp_path / TABLE_RESULTS).read_text())) == again
 
 
 # --- Ranks ----------------------------------------------------------------------------------------
@@ -523,13 +530,15 @@ def test_tables_and_the_verdict(monkeypatch, folder):
     }
 
     def outcome(options, trial, prepared):
-        return Outcome(nll=made[trial.table, trial.method][trial.split], kept=trial.split == 0)
+        return TableOutcome(
+            nll=made[trial.table, trial.method][trial.split], cached=trial.split == 0
+        )
 
     monkeypatch.setattr(tables, "outcome_of", outcome)
     text = done(*command(folder, "--section", "nll", "--methods", "gaussian,cnf"))
     rows = [line for line in text.splitlines() if line.startswith(("wine  ", "mean rank"))]
-    assert rows[0].split("  there already")[0] == rows[1]
-    assert rows[0].endswith("there already: 2 of 4")
+    assert rows[0].split("  cached")[0] == rows[1]
+    assert rows[0].endswith("cached: 2 of 4")
     assert rows[1].split() == ["wine", "3.100", "±", "0.100", "2", "1.200", "±", "0.200", "*1"]
     assert rows[2].split() == ["mean", "rank", "1.50", "1.50"]
     assert "-1.000 ± 0.000 *1" in text
@@ -548,7 +557,7 @@ def test_without_our_flow_there_is_no_verdict(folder, fitted):
 
 def test_missing_file_is_one_line(tmp_path, monkeypatch):
     line = complaint("benchmark", "tables", "--data-dir", tmp_path)
-    assert f"Expected {FILE} in {tmp_path}" in line
+    assert f"Expected {UCI_FILE} in {tmp_path}" in line
     assert "an array (rows, columns)" in line
     monkeypatch.delenv("CNF_DATA", raising=False)
     line = complaint("benchmark", "tables")
@@ -564,15 +573,17 @@ def test_environment_names_the_folder(folder, fitted, monkeypatch):
 def test_damaged_or_missing_table_is_one_line_before_anything_is_fitted(folder, fitted):
     given = ("benchmark", "tables", "--data-dir", folder, "--tables")
     assert "'housing'" in complaint(*given, "wine,housing")
-    np.savez(folder / FILE, wine=np.array([[1.0, NAN]]), energy=np.zeros(3))
+    np.savez(folder / UCI_FILE, wine=np.array([[1.0, NAN]]), energy=np.zeros(3))
     assert "1 of 2 finite" in complaint(*given, "wine")
     assert "shape (3,)" in complaint(*given, "energy")
-    (folder / FILE).write_bytes(b"PK no such thing")
+    (folder / UCI_FILE).write_bytes(b"PK no such thing")
     assert "none that can be read" in complaint(*given, "wine")
     assert not fitted
 
 
-@pytest.mark.parametrize(("option", "known"), [("--tables", NAMES), ("--methods", tuple(METHODS))])
+@pytest.mark.parametrize(
+    ("option", "known"), [("--tables", UCI_TABLES), ("--methods", tuple(METHODS))]
+)
 def test_unknown_table_or_method_is_refused(option, known):
     line = complaint("benchmark", "tables", option, f"{known[0]},nonesuch")
     assert "'nonesuch'" in line

@@ -16,14 +16,14 @@ from cnf.datasets import TOYS
 from cnf.datasets.toys import Gaussians
 from cnf.scripts import data
 from cnf.scripts.benchmarks import fits, race, toys, truth
-from cnf.scripts.benchmarks.cells import Cells, fingerprint
-from cnf.scripts.benchmarks.contact_sheet import Panel, contact_sheet
+from cnf.scripts.benchmarks.contact_sheet import SheetPanel, contact_sheet
 from cnf.scripts.benchmarks.contenders import FFJORD
-from cnf.scripts.benchmarks.fits import Cell, Fit, cell_of, fit_of, mean_evaluations
-from cnf.scripts.benchmarks.options import TOY_CELLS as FILE
-from cnf.scripts.benchmarks.options import Options
-from cnf.scripts.benchmarks.race import Point, Rules, verdict
-from cnf.scripts.benchmarks.reference import PUBLISHED, Reference
+from cnf.scripts.benchmarks.fits import ToyFit, ToyTrial, fit_of, mean_evaluations, trial_of
+from cnf.scripts.benchmarks.options import TOY_RESULTS as FILE
+from cnf.scripts.benchmarks.options import BenchmarkOptions
+from cnf.scripts.benchmarks.race import RacePoint, RaceRules, race_result
+from cnf.scripts.benchmarks.reference import PUBLISHED_SETTINGS, FFJORDReference
+from cnf.scripts.benchmarks.result_cache import ResultCache, fingerprint
 from cnf.scripts.benchmarks.truth import Distance, distance_of, fresh_rows
 from cnf.training.recipes import RECIPES
 
@@ -38,9 +38,9 @@ def small(monkeypatch):
     monkeypatch.setitem(data.TOY_ROWS, "validation", 50)
     monkeypatch.setitem(RECIPES, "toy", dataclasses.replace(RECIPES["toy"], hidden=(8, 8)))
     for module in (truth, fits, toys, race):
-        monkeypatch.setattr(module, "FRESH", 60)
-    monkeypatch.setattr(race, "WATCH", 40)
-    monkeypatch.setattr(race, "EVERY", 0.05)
+        monkeypatch.setattr(module, "KL_ROWS", 60)
+    monkeypatch.setattr(race, "WATCH_ROWS", 40)
+    monkeypatch.setattr(race, "MEASURE_SECONDS", 0.05)
     trained = []
     fit = fits.fit
     monkeypatch.setattr(
@@ -65,9 +65,9 @@ def normal(monkeypatch):
     return flow, register
 
 
-def made(kl: float, **changes) -> Fit:
+def made(kl: float, **changes) -> ToyFit:
     """A fit that nobody trained."""
-    return dataclasses.replace(Fit(kl, 0.001, 60.0, 900, 20.0, 40.0, "budget"), **changes)
+    return dataclasses.replace(ToyFit(kl, 0.001, 60.0, 900, 20.0, 40.0, "budget"), **changes)
 
 
 # --- The distance ---------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_rows_to_score_are_those_of_no_training_and_no_watching():
         open_data.test.x[:10],
         *(
             fresh_rows("moons", 10, 3, stream)
-            for stream in (truth.SCORED, truth.WATCHED, truth.BATCHES)
+            for stream in (truth.KL_STREAM, truth.WATCH_STREAM, truth.BATCH_STREAM)
         ),
         TOYS["moons"].sample(10, np.random.default_rng([3, len(data.TOY_ROWS)])),
     ]
@@ -134,10 +134,10 @@ def test_mean_evaluations_are_those_of_solves():
 
 
 def test_cells_are_found_by_their_whole_key(tmp_path):
-    cells = Cells(tmp_path, FILE)
-    cells.add({"toy": "moons", "seed": 0}, {"kl": 0.1})
-    cells.add({"toy": "moons", "seed": 1}, {"kl": math.nan, "points": [{"kl": math.inf}]})
-    again = Cells(tmp_path, FILE)
+    cache = ResultCache(tmp_path, FILE)
+    cache.add({"toy": "moons", "seed": 0}, {"kl": 0.1})
+    cache.add({"toy": "moons", "seed": 1}, {"kl": math.nan, "points": [{"kl": math.inf}]})
+    again = ResultCache(tmp_path, FILE)
     assert again.find({"toy": "moons", "seed": 0})["kl"] == 0.1
     assert again.find({"toy": "moons", "seed": 1})["points"] == [{"kl": None}]
     assert again.find({"toy": "moons", "seed": 2}) is None
@@ -147,8 +147,8 @@ def test_cells_are_found_by_their_whole_key(tmp_path):
 
 
 def test_interrupted_append_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    cells = Cells(tmp_path, FILE)
-    cells.add({"toy": "moons"}, {"kl": 0.1})
+    cache = ResultCache(tmp_path, FILE)
+    cache.add({"toy": "moons"}, {"kl": 0.1})
     before = (tmp_path / FILE).read_bytes()
 
     def interrupt(*_):
@@ -156,7 +156,7 @@ def test_interrupted_append_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr("cnf.utils.serialization.os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        cells.add({"toy": "rings"}, {"kl": 0.2})
+        cache.add({"toy": "rings"}, {"kl": 0.2})
     assert (tmp_path / FILE).read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
@@ -173,34 +173,34 @@ def test_second_run_trains_nothing_and_says_so(small, tmp_path):
     command = ("benchmark", "toys", "--section", "fit", "--toys", "moons,rings", "--out", tmp_path)
     first = done(*command, *TINY)
     assert len(small) == 2
-    assert "there already" not in first
+    assert "cached" not in first
     second = done(*command, *TINY)
     assert len(small) == 2
-    assert second.count("there already") == 2
-    assert second.replace(toys.KEPT, "") == first
+    assert second.count("cached") == 2
+    assert second.replace(toys.CACHED_NOTE, "") == first
 
 
 def test_changed_budget_threads_or_recipe_train_again(small, tmp_path, monkeypatch):
-    options = Options(out=tmp_path, budget=BUDGET)
-    assert not fit_of(options, cell_of(options, "moons")).kept
-    assert fit_of(options, cell_of(options, "moons")).kept
+    options = BenchmarkOptions(out=tmp_path, budget=BUDGET)
+    assert not fit_of(options, trial_of(options, "moons")).cached
+    assert fit_of(options, trial_of(options, "moons")).cached
     longer = dataclasses.replace(options, budget=2 * BUDGET)
-    assert not fit_of(longer, cell_of(longer, "moons")).kept
+    assert not fit_of(longer, trial_of(longer, "moons")).cached
     changed = dataclasses.replace(RECIPES["toy"], learning_rate=1e-3)
     with monkeypatch.context() as patch:
         patch.setitem(RECIPES, "toy", changed)
-        assert not fit_of(options, cell_of(options, "moons")).kept
+        assert not fit_of(options, trial_of(options, "moons")).cached
     monkeypatch.setattr(fits.torch, "get_num_threads", lambda: 64)
-    assert not fit_of(options, cell_of(options, "moons")).kept
+    assert not fit_of(options, trial_of(options, "moons")).cached
     assert len(small) == 4
     assert len((tmp_path / FILE).read_text().splitlines()) == 4
 
 
 def test_saved_flow_is_the_one_that_was_scored(small, tmp_path):
-    options = Options(out=tmp_path, budget=BUDGET)
-    cell = cell_of(options, "moons")
-    fit = fit_of(options, cell)
-    flow = cnf.load(cell.folder(tmp_path))
+    options = BenchmarkOptions(out=tmp_path, budget=BUDGET)
+    trial = trial_of(options, "moons")
+    fit = fit_of(options, trial)
+    flow = cnf.load(trial.folder(tmp_path))
     distance, evaluations = distance_of(flow, "moons", fresh_rows("moons", 60, seed=0))
     assert (distance, evaluations) == (fit.distance, fit.scoring)
     assert fit.seconds > 0
@@ -217,8 +217,8 @@ def test_training_draws_the_programs_rows_and_leaves_the_generator(small, monkey
     monkeypatch.setattr(fits, "fit", spy)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    options = Options(budget=7.0)
-    fit_of(options, cell_of(options, "moons", "mle", seed=4))
+    options = BenchmarkOptions(budget=7.0)
+    fit_of(options, trial_of(options, "moons", "mle", seed=4))
     assert torch.equal(torch.get_rng_state(), before)
     own = data.open_data("moons", 4)
     assert torch.equal(given["rows"], torch.from_numpy(own.train.x).float())
@@ -250,7 +250,7 @@ def test_failed_training_is_a_line_and_is_kept(small, tmp_path, monkeypatch):
     assert "nan" in table
     assert "failed: nothing to keep" in table
     assert (tmp_path / "toys.png").exists()
-    assert "there already" in done(*command, *TINY)
+    assert "cached" in done(*command, *TINY)
 
 
 # --- Tables ---------------------------------------------------------------------------------------
@@ -258,21 +258,21 @@ def test_failed_training_is_a_line_and_is_kept(small, tmp_path, monkeypatch):
 
 def test_all_sections_share_the_fits_without_a_folder_too(small, monkeypatch):
     pytest.importorskip("torchdiffeq")
-    monkeypatch.setattr(toys, "SEEDS", 3)
+    monkeypatch.setattr(toys, "SEED_COUNT", 3)
     table = done("benchmark", "toys", *TINY, "--toys", "moons", "--cap", "0.1")
     assert len(small) == 1 + 2 + 2  # fit; two more objectives; two more seeds; the race none
     assert table.count(f"threads: {torch.get_num_threads()}") == 4
     assert table.count("\nmoons") == 5
-    assert "there already: hybrid" in table
-    assert "there already: 1" in table
+    assert "cached: hybrid" in table
+    assert "cached: 1" in table
     assert " times as long" in table
 
 
 def test_each_section_has_toys_of_its_own(small, monkeypatch):
     asked = []
 
-    def spy(options, cell):
-        asked.append((cell.toy, cell.objective, cell.seed))
+    def spy(options, trial):
+        asked.append((trial.toy, trial.objective, trial.seed))
         return made(math.nan)
 
     for module in (toys, race):
@@ -284,26 +284,26 @@ def test_each_section_has_toys_of_its_own(small, monkeypatch):
         (race.lines, ("8gaussians", "moons")),
     ):
         asked.clear()
-        list(lines(Options()))
+        list(lines(BenchmarkOptions()))
         assert tuple(dict.fromkeys(toy for toy, _, _ in asked)) == names
     assert {objective for _, objective, _ in asked} == {"hybrid"}
 
 
 def test_seeds_have_their_median_and_worst(monkeypatch):
     kls = {0: 0.3, 1: 0.1, 2: 0.5, 3: 0.2, 4: 0.4}
-    monkeypatch.setattr(toys, "fit_of", lambda options, cell: made(kls[cell.seed]))
-    row = list(toys.seed_lines(Options(toys=("moons",))))[2]
+    monkeypatch.setattr(toys, "fit_of", lambda options, trial: made(kls[trial.seed]))
+    row = list(toys.seed_lines(BenchmarkOptions(toys=("moons",))))[2]
     assert row.split()[:3] == ["moons", "0.3000", "0.5000"]
     kls[1] = math.nan
-    row = list(toys.seed_lines(Options(toys=("moons",))))[2]
+    row = list(toys.seed_lines(BenchmarkOptions(toys=("moons",))))[2]
     assert row.split()[:3] == ["moons", "0.4000", "nan"]
 
 
 def test_contact_sheet_shows_flow_and_truth_in_the_same_colours(normal, tmp_path, monkeypatch):
-    monkeypatch.setattr("cnf.scripts.benchmarks.contact_sheet.GRID", 20)
+    monkeypatch.setattr("cnf.scripts.benchmarks.contact_sheet.PANEL_PIXELS", 20)
     flow, _ = normal
-    panels = [Panel(toy, flow, Distance(0.25, 0.01)) for toy in TOYS]
-    figure = contact_sheet([*panels, Panel("moons", None, Distance(math.nan, math.nan))])
+    panels = [SheetPanel(toy, flow, Distance(0.25, 0.01)) for toy in TOYS]
+    figure = contact_sheet([*panels, SheetPanel("moons", None, Distance(math.nan, math.nan))])
     shown = [ax for ax in figure.axes if ax.get_images()]
     assert len(shown) == 2 * len(TOYS) + 1
     for column in range(4):
@@ -321,8 +321,10 @@ def test_contact_sheet_shows_flow_and_truth_in_the_same_colours(normal, tmp_path
 
 def test_reference_learns():
     pytest.importorskip("torchdiffeq")
-    quick = dataclasses.replace(PUBLISHED, hidden=(16,), learning_rate=3e-2, tolerance=1e-3)
-    reference = Reference("moons", settings=quick)
+    quick = dataclasses.replace(
+        PUBLISHED_SETTINGS, hidden=(16,), learning_rate=3e-2, tolerance=1e-3
+    )
+    reference = FFJORDReference("moons", settings=quick)
     rows = fresh_rows("moons", 300, seed=0)
     before = reference.distance(rows)
     losses = [reference.step() for _ in range(25)]
@@ -333,7 +335,7 @@ def test_reference_learns():
 
 def test_reference_is_train_toy_s():
     """Its defaults: https://github.com/rtqichen/ffjord, train_toy.py."""
-    reference = Reference("moons")
+    reference = FFJORDReference("moons")
     network = reference.flow.network
     assert [layer.linear.out_features for layer in network.layers] == [64, 64, 64, 2]
     assert network.layers[-1].gate is not None
@@ -348,7 +350,9 @@ def test_reference_is_train_toy_s():
 def test_shorter_time_is_a_slower_field():
     """Up to T at the velocity f(t, x) is up to 1 at T f(T t, x)."""
     pytest.importorskip("torchdiffeq")
-    short = Reference("moons", settings=dataclasses.replace(PUBLISHED, hidden=(8,))).flow
+    short = FFJORDReference(
+        "moons", settings=dataclasses.replace(PUBLISHED_SETTINGS, hidden=(8,))
+    ).flow
 
     class Slowed(torch.nn.Module):
         def forward(self, t, x):
@@ -389,8 +393,8 @@ class Runner:
         self.confirmed.append(self.steps)
         return Distance(1.15 - self.steps / 10, 0.001)
 
-    def points(self, target: float, cap: float, every: float = 1.0) -> list[Point]:
-        rules = Rules(target, cap, every)
+    def points(self, target: float, cap: float, every: float = 1.0) -> list[RacePoint]:
+        rules = RaceRules(target, cap, every)
         return list(race.race(self.step, self.watch, self.confirm, rules, self.clock))
 
 
@@ -409,8 +413,8 @@ def test_race_ends_at_the_cap():
     points = Runner().points(target=-100.0, cap=7.0, every=3.0)
     assert [point.seconds for point in points] == [3, 6, 7]
     assert not any(point.reached for point in points)
-    assert "more than 7 s" in verdict("moons", made(0.1, seconds=2.0), points[-1])
-    assert "more than 3.5 times" in verdict("moons", made(0.1, seconds=2.0), points[-1])
+    assert "more than 7 s" in race_result("moons", made(0.1, seconds=2.0), points[-1])
+    assert "more than 3.5 times" in race_result("moons", made(0.1, seconds=2.0), points[-1])
 
 
 def test_race_ends_where_training_breaks():
@@ -418,7 +422,7 @@ def test_race_ends_where_training_breaks():
     assert [point.seconds for point in points] == [3, 4]
     assert math.isnan(points[-1].kl)
     assert not points[-1].reached
-    said = verdict("moons", made(0.1, seconds=2.0), points[-1])
+    said = race_result("moons", made(0.1, seconds=2.0), points[-1])
     assert said == "moons: FFJORD's training failed after 4 s"
 
 
@@ -436,15 +440,15 @@ def test_finished_race_is_not_run_again(tmp_path, monkeypatch):
         return iter(Runner().points(target=contest.target, cap=contest.cap))
 
     monkeypatch.setattr(race, "_races", runner)
-    monkeypatch.setattr(race, "fit_of", lambda options, cell: made(0.55))
-    options = Options(out=tmp_path, toys=("moons",), cap=50.0)
+    monkeypatch.setattr(race, "fit_of", lambda options, trial: made(0.55))
+    options = BenchmarkOptions(out=tmp_path, toys=("moons",), cap=50.0)
     first = list(race.lines(options))
-    second = list(race.lines(Options(out=tmp_path, toys=("moons",), cap=50.0)))
+    second = list(race.lines(BenchmarkOptions(out=tmp_path, toys=("moons",), cap=50.0)))
     assert len(runs) == 1
-    assert second == [*first[:-1], f"{first[-1]}, there already"]
+    assert second == [*first[:-1], f"{first[-1]}, cached"]
     assert "FFJORD's method 6 s: 0.1 times as long" in first[-1]
     list(race.lines(dataclasses.replace(options, cap=40.0)))
-    monkeypatch.setattr(race, "fit_of", lambda options, cell: made(0.45))
+    monkeypatch.setattr(race, "fit_of", lambda options, trial: made(0.45))
     list(race.lines(options))
     assert [(contest.target, contest.cap) for contest in runs] == [
         (0.55, 50),
@@ -454,10 +458,10 @@ def test_finished_race_is_not_run_again(tmp_path, monkeypatch):
 
 
 def test_no_race_without_a_target(monkeypatch):
-    monkeypatch.setattr(race, "fit_of", lambda options, cell: made(math.nan, reason="failed: it"))
+    monkeypatch.setattr(race, "fit_of", lambda options, trial: made(math.nan, reason="failed: it"))
     monkeypatch.setattr(race, "_races", lambda contest: pytest.fail("a race was run"))
     assert (
-        list(race.lines(Options(toys=("moons",))))[-1]
+        list(race.lines(BenchmarkOptions(toys=("moons",))))[-1]
         == "moons: no race; cnf's training failed: it"
     )
 
@@ -482,7 +486,7 @@ def test_unknown_toy_is_refused():
 )
 def test_option_of_another_subject_is_refused(subject, option):
     line = complaint("benchmark", subject, *option)
-    assert f"expected of {subject} only" in line
+    assert f"expected for {subject} only" in line
     assert f"got {option[0]}" in line
 
 
@@ -495,14 +499,14 @@ def test_times_are_positive(option, value):
 def test_fingerprints_tell_every_recipe():
     marks = {fingerprint(dataclasses.asdict(recipe)) for recipe in RECIPES.values()}
     assert len(marks) == len(RECIPES)
-    options = Options()
-    assert cell_of(options, "moons", "mle").recipe != cell_of(options, "moons", "hybrid").recipe
+    options = BenchmarkOptions()
+    assert trial_of(options, "moons", "mle").recipe != trial_of(options, "moons", "hybrid").recipe
 
 
 def test_cells_of_one_key_have_one_folder_each(tmp_path):
-    cell = Cell("moons", "mle", 60.0, 0, 1, "abc")
+    trial = ToyTrial("moons", "mle", 60.0, 0, 1, "abc")
     others = [
-        dataclasses.replace(cell, **{name: value})
+        dataclasses.replace(trial, **{name: value})
         for name, value in {
             "toy": "rings",
             "objective": "hybrid",
@@ -512,5 +516,5 @@ def test_cells_of_one_key_have_one_folder_each(tmp_path):
             "recipe": "def",
         }.items()
     ]
-    assert len({each.folder(tmp_path) for each in (cell, *others)}) == 7
-    assert json.loads(json.dumps(dataclasses.asdict(cell))) == dataclasses.asdict(cell)
+    assert len({each.folder(tmp_path) for each in (trial, *others)}) == 7
+    assert json.loads(json.dumps(dataclasses.asdict(trial))) == dataclasses.asdict(trial)

@@ -14,19 +14,25 @@ from cnf.datasets import load_images
 from cnf.scripts import train_vae
 from cnf.scripts.benchmarks import vae as tables
 from cnf.scripts.benchmarks import vae_trials
-from cnf.scripts.benchmarks.options import VAE_CELLS, Options
-from cnf.scripts.benchmarks.vae_trials import POSTERIORS, Outcome, Setting, outcome_of, trial_of
+from cnf.scripts.benchmarks.options import VAE_RESULTS, BenchmarkOptions
+from cnf.scripts.benchmarks.vae_trials import (
+    VAE_POSTERIORS,
+    VAEOutcome,
+    VAESetting,
+    outcome_of,
+    trial_of,
+)
 from cnf.vae import Architecture, Plan, load
 
-QUICK = Setting(2, Plan(epochs=1, batch_size=512), 2)
+QUICK = VAESetting(2, Plan(epochs=1, batch_size=512), 2)
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Digits alone, trained for an epoch, with few samples."""
-    monkeypatch.setitem(vae_trials.SETTINGS, "digits", QUICK)
-    monkeypatch.setattr(vae_trials, "SAMPLES", 5)
-    monkeypatch.setattr(train_vae, "TESTED", 60)
+    monkeypatch.setitem(vae_trials.VAE_SETTINGS, "digits", QUICK)
+    monkeypatch.setattr(vae_trials, "IWAE_SAMPLES", 5)
+    monkeypatch.setattr(train_vae, "MAX_TEST_IMAGES", 60)
 
 
 def bounds(out, *arguments):
@@ -39,12 +45,13 @@ def bounds(out, *arguments):
 def test_the_table_has_a_row_for_each_posterior_and_is_made_once(tmp_path, quick):
     text = bounds(tmp_path)
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert [row[0].strip("| ") for row in rows] == ["posterior", *POSTERIORS]
-    assert len(re.findall(r"^  digits ", text, re.MULTILINE)) == 2 * len(POSTERIORS)
+    assert [row[0].strip("| ") for row in rows] == ["posterior", *VAE_POSTERIORS]
+    assert len(re.findall(r"^  digits ", text, re.MULTILINE)) == 2 * len(VAE_POSTERIORS)
     assert "60 test images, 2 latents, 1 epochs, seeds: 2; threads: " in text
-    cells = [json.loads(line) for line in (tmp_path / VAE_CELLS).read_text().splitlines()]
+    cells = [json.loads(line) for line in (tmp_path / VAE_RESULTS).read_text().splitlines()]
     nll = {
-        name: np.mean([c["nll"] for c in cells if c["posterior"] == name]) for name in POSTERIORS
+        name: np.mean([c["nll"] for c in cells if c["posterior"] == name])
+        for name in VAE_POSTERIORS
     }
     for row in rows[1:]:
         assert float(row[2].split()[0]) == pytest.approx(nll[row[0].strip("| ")], abs=1e-3)
@@ -68,9 +75,9 @@ def test_a_part_of_it(tmp_path, quick):
 
 def test_an_interrupted_training_goes_on(tmp_path, quick, monkeypatch):
     images = load_images("digits")
-    monkeypatch.setitem(vae_trials.SETTINGS, "digits", replace(QUICK, plan=Plan(3, 512)))
-    whole = outcome_of(Options(), trial_of(images, "gaussian", 0), images)
-    options, trial = Options(out=tmp_path), trial_of(images, "gaussian", 0)
+    monkeypatch.setitem(vae_trials.VAE_SETTINGS, "digits", replace(QUICK, plan=Plan(3, 512)))
+    whole = outcome_of(BenchmarkOptions(), trial_of(images, "gaussian", 0), images)
+    options, trial = BenchmarkOptions(out=tmp_path), trial_of(images, "gaussian", 0)
     write, calls = train_vae.write_metrics, []
 
     def interrupt(path, records):
@@ -87,12 +94,12 @@ def test_an_interrupted_training_goes_on(tmp_path, quick, monkeypatch):
     assert found.nll == whole.nll
     assert found.elbo == whole.elbo
     assert load(trial.folder(tmp_path)).architecture.posterior == "gaussian"
-    assert outcome_of(options, trial, images).kept
+    assert outcome_of(options, trial, images).cached
 
 
 def test_what_fails_does_not_stop_the_others(tmp_path, quick, monkeypatch):
     monkeypatch.setitem(
-        vae_trials.SETTINGS, "digits", replace(QUICK, plan=Plan(1, 512, learning_rate=1e30))
+        vae_trials.VAE_SETTINGS, "digits", replace(QUICK, plan=Plan(1, 512, learning_rate=1e30))
     )
     text = bounds(tmp_path, "--posteriors", "gaussian,cnf-none")
     assert text.count("NLL failed") == 4
@@ -107,16 +114,16 @@ def test_what_is_made_otherwise_is_made_anew(monkeypatch):
     trial = trial_of(images, "cnf-bias", 0)
     assert trial_of(images, "cnf-bias", 0) == trial
     assert trial_of(images, "cnf-rank", 0).settings != trial.settings
-    monkeypatch.setitem(vae_trials.SETTINGS, "digits", QUICK)
+    monkeypatch.setitem(vae_trials.VAE_SETTINGS, "digits", QUICK)
     assert trial_of(images, "cnf-bias", 0).settings != trial.settings
 
 
 def test_differences_are_taken_image_by_image():
     nll = np.array([[10.0, 30.0, 20.0], [12.0, 32.0, 22.0]])  # two seeds of three images
     found = {
-        "gaussian": [Outcome((0.0,) * 3, tuple(row + 1.5), -20.0, 1.0) for row in nll],
+        "gaussian": [VAEOutcome((0.0,) * 3, tuple(row + 1.5), -20.0, 1.0) for row in nll],
         "cnf-bias": [
-            Outcome((0.0,) * 3, tuple(row + np.array([0, 0.3, -0.3])), -19.0) for row in nll
+            VAEOutcome((0.0,) * 3, tuple(row + np.array([0, 0.3, -0.3])), -19.0) for row in nll
         ],
     }
     ahead = tables._ahead(found, "cnf-bias", "gaussian")
@@ -125,7 +132,7 @@ def test_differences_are_taken_image_by_image():
     (line,) = tables._verdict(found)
     assert "is 1.500 ± 0.173 nats ahead of gaussian: 8.7 standard errors" in line
     assert line.endswith("seed by seed 1.500, 1.500")
-    found["cnf-bias"][1] = Outcome(reason="The bound was never finite.")
+    found["cnf-bias"][1] = VAEOutcome(reason="The bound was never finite.")
     assert list(tables._verdict(found)) == []
     assert str(tables._ahead(found, "cnf-bias", "gaussian")) == "failed"
 
@@ -133,17 +140,19 @@ def test_differences_are_taken_image_by_image():
 def test_faces_are_told_in_bits():
     images = replace(load_images("digits"), name="freyfaces")
     nll = 64 * log(2) * 5
-    lines = list(tables._table(images, {"gaussian": [Outcome((-nll,) * 2, (nll,) * 2)]}))
+    lines = list(tables._table(images, {"gaussian": [VAEOutcome((-nll,) * 2, (nll,) * 2)]}))
     assert "| bits / pixel |" in lines[2]
     assert "| 5.0000 |" in lines[4]
 
 
 def test_the_cost_is_told_beside_the_gaussians(monkeypatch):
-    monkeypatch.setattr(tables, "COST", Architecture((8, 8), 255, network="conv", latent_dim=2))
+    monkeypatch.setattr(
+        tables, "COST_ARCHITECTURE", Architecture((8, 8), 255, network="conv", latent_dim=2)
+    )
     monkeypatch.setattr(tables, "COST_BATCH", 4)
     text = done("benchmark", "vae", "--section", "cost", "--repeats", 2)
     rows = [line.split() for line in text.splitlines()[2:] if line]
-    assert [row[0] for row in rows] == list(POSTERIORS)
+    assert [row[0] for row in rows] == list(VAE_POSTERIORS)
     assert float(rows[0][2]) == 1
     assert all(float(row[1]) > 0 for row in rows)
 

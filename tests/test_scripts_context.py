@@ -15,8 +15,8 @@ from test_scripts_running import COLUMNS, SMALL, complaint, done, rows_of_table,
 
 import cnf
 from cnf.datasets import CONDITIONAL_TOYS, read_table, split
-from cnf.scripts.gaussian import Gaussian
-from cnf.scripts.rows import Rows
+from cnf.scripts.gaussian import GaussianBaseline
+from cnf.scripts.rows import ContextRows
 from cnf.scripts.sample import whole_contexts
 
 ROWS = rows_of_table()
@@ -119,8 +119,8 @@ def test_gaussian_of_a_table_is_linear_regression(table):
 def test_gaussian_is_the_joint_one_over_that_of_the_context(width):
     rng = np.random.default_rng(0)
     joint = rng.normal(size=(200, width + 2)) @ rng.normal(size=(width + 2, width + 2)) + 7
-    rows = Rows(joint[:, width:], joint[:, :width])
-    gaussian = Gaussian.fit(rows)
+    rows = ContextRows(joint[:, width:], joint[:, :width])
+    gaussian = GaussianBaseline.fit(rows)
     expected = multivariate_normal(gaussian.mean, gaussian.covariance).logpdf(joint)
     if width:
         own = (gaussian.mean[:width], gaussian.covariance[:width, :width])
@@ -131,8 +131,8 @@ def test_gaussian_is_the_joint_one_over_that_of_the_context(width):
 def test_gaussian_of_what_the_context_decides_is_finite():
     """X is a multiple of one context, and the other is the first again."""
     context = np.random.default_rng(0).normal(size=(100, 1))
-    rows = Rows(1e3 * context, np.hstack([context, context]))
-    assert np.isfinite(Gaussian.fit(rows).log_prob(rows)).all()
+    rows = ContextRows(1e3 * context, np.hstack([context, context]))
+    assert np.isfinite(GaussianBaseline.fit(rows).log_prob(rows)).all()
 
 
 def test_evaluation_of_a_conditional_toy_knows_the_truth(toy):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cnf.datasets import CONDITIONAL_TOYS, TOYS
-from cnf.scripts.data import Choices, open_data, open_rows, true_log_prob
+from cnf.scripts.data import ColumnChoices, open_data, open_rows, true_log_prob
 from cnf.tables.schema import Column, Schema
 
 
@@ -29,7 +29,7 @@ def test_fresh_rows_of_a_toy_share_no_number_with_the_others(name, seed):
 @pytest.mark.parametrize("columns", [("y",), ("x",)])
 def test_a_toy_has_no_known_truth_given_one_of_its_own_columns(columns):
     context = tuple({"x", "y"} - set(columns))
-    data = open_data("moons", 0, Choices(context))
+    data = open_data("moons", 0, ColumnChoices(context))
     assert (data.schema.names, data.context_columns, data.toy) == (columns, context, None)
     assert open_rows("moons", real(columns), context, 0)[1] is None
     plain = open_data("moons", 0).test.x

@@ -140,7 +140,7 @@ def test_a_folder_is_one_trainings_at_a_time(tmp_path):
             training.kill()
     for second in (fresh, resumed):
         assert second.returncode == 2
-        assert "another one is writing to out" in second.stderr
+        assert "another run is writing to out" in second.stderr
         assert "\n" not in second.stderr.strip()
 
 

@@ -22,7 +22,7 @@ from cnf.datasets import split
 
 ODD = ("<b>&\"'", "$\\frac$", "</table>")
 ROWS = rows_of_table(400)
-HEADINGS = ["Columns, one by one", "Correlations", "Log-density", "Can a classifier tell?"]
+HEADINGS = ["Marginal distributions", "Correlations", "Log-density", "Classifier two-sample test"]
 BLANK = ("meta", "img", "br")  # elements that have no end
 
 
@@ -30,10 +30,10 @@ BLANK = ("meta", "img", "br")  # elements that have no end
 def _small():
     """Fewer samples, tested rows and pixels, for speed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "LEAST_SAMPLES", 200)
-        patch.setattr(report, "MOST_SAMPLES", 500)
-        patch.setattr(report, "MOST_TESTED", 150)
-        patch.setattr(report, "DPI", 60)
+        patch.setattr(report, "MIN_SAMPLES", 200)
+        patch.setattr(report, "MAX_SAMPLES", 500)
+        patch.setattr(report, "MAX_CLASSIFIER_ROWS", 150)
+        patch.setattr(report, "REPORT_DPI", 60)
         yield
 
 
@@ -218,9 +218,9 @@ def test_samples_have_the_rows_contexts_and_are_tested_with_them(given, data, mo
     names = ("marginals_figure", "correlations_figure", "two_sample_test")
     marginals, maps, tests = (spy(monkeypatch, name) for name in names)
     draws = []
-    sample = report.Trained.sample
+    sample = report.TrainedModel.sample
     monkeypatch.setattr(
-        report.Trained, "sample", lambda *given: draws.append(given[1]) or sample(*given)
+        report.TrainedModel, "sample", lambda *given: draws.append(given[1]) or sample(*given)
     )
     page = page_of(given, "--data", data)
     assert np.array_equal(np.sort(draws[0].ravel()), np.sort(ROWS[:, 1]))
@@ -319,7 +319,7 @@ def test_file_that_cannot_be_written_is_refused_before_rows_are_scored(
     def score(*_):
         raise AssertionError("rows are scored")
 
-    monkeypatch.setattr("cnf.scripts.trained.Trained.score", score)
+    monkeypatch.setattr("cnf.scripts.trained.TrainedModel.score", score)
     (tmp_path / "file.html").write_text("mine")
     (tmp_path / "folder.html").mkdir()
     with nothing_written(tmp_path):

@@ -13,7 +13,7 @@ from test_scripts_running import SMALL, complaint, done, run
 
 import cnf
 from cnf.datasets import read_table, split
-from cnf.scripts.trained import Trained, continuous
+from cnf.scripts.trained import TrainedModel, continuous_columns
 from cnf.tables.schema import Schema
 
 KINDS = {"percent": {"kind": "bounded", "low": 0, "high": 100}, "stars": {"kind": "categorical"}}
@@ -100,10 +100,10 @@ def test_the_nll_is_the_bound_of_held_out_rows_and_tightens_with_draws(place):
 
 def test_the_gaussian_sees_what_the_flow_does(place):
     """Its own formula, on numbers that have a density."""
-    trained = Trained.read(str(place / "out"))
+    trained = TrainedModel.read(str(place / "out"))
     data = trained.data()
-    train, _ = continuous(trained.flow, trained.schema, data.train, trained.seed)
-    test, log_det = continuous(trained.flow, trained.schema, data.test, trained.seed)
+    train, _ = continuous_columns(trained.flow, trained.schema, data.train, trained.seed)
+    test, log_det = continuous_columns(trained.flow, trained.schema, data.test, trained.seed)
     assert train.x.shape[1] == 4 + 2 + 4  # four of one column, three and five categories
     law = multivariate_normal(train.x.mean(0), np.cov(train.x.T, bias=True))
     expected = -(law.logpdf(test.x) + log_det).mean()
@@ -111,8 +111,8 @@ def test_the_gaussian_sees_what_the_flow_does(place):
 
 
 def test_standardised_units_leave_categories_and_constants_alone(place):
-    trained = Trained.read(str(place / "out"))
-    train, _ = continuous(trained.flow, trained.schema, trained.data().train, trained.seed)
+    trained = TrainedModel.read(str(place / "out"))
+    train, _ = continuous_columns(trained.flow, trained.schema, trained.data().train, trained.seed)
     scales = train.x.std(0)[[2, 3, 8, 9]]  # two of colour, price, count, four of stars, …
     found = evaluation(place / "out")
     assert found["nll_standardized"] == pytest.approx(found["nll"] - np.log(scales).sum(), abs=1e-4)
@@ -139,7 +139,7 @@ def test_the_schema_reproduces_the_model(place):
         "kind": "bounded", "low": 0, "high": 100, "categories": [],
     }  # fmt: skip
     flow = cnf.load(place / "out")
-    x = torch.tensor(Trained.read(str(place / "out")).data().test.x[:5]).float()
+    x = torch.tensor(TrainedModel.read(str(place / "out")).data().test.x[:5]).float()
     assert flow.log_prob(x).isfinite().all()
 
 
@@ -196,7 +196,7 @@ def test_mistakes_in_a_schema(schema, message, place, tmp_path):
     ("arguments", "message"),
     [
         (["--schema", "none.json"], "Expected a schema in none.json; got: No such file"),
-        (["--drop", "width"], "Expected what is left out to be columns of rows; got 'width'"),
+        (["--drop", "width"], "Expected --drop to name columns of rows; got 'width'"),
         (["--drop", "height", "--context", "height"], "no column of the context to be left out"),
         (["--context", "colour"], "Expected numbers in the context; got text in column 'colour'"),
         (["--context", "zero"], "a context that varies among the training rows of rows"),
@@ -232,7 +232,7 @@ def test_read_table_and_the_model_agree_on_categories(place):
     rows = rows[rows["colour"] != "blue"].sort_values("colour", ascending=False)
     rows.to_csv(place / "two.csv", index=False)
     assert read_table(place / "two.csv").categories["colour"] == ("green", "red")
-    trained = Trained.read(str(place / "out"))
+    trained = TrainedModel.read(str(place / "out"))
     scored, _ = trained.rows(str(place / "two.csv"), None)
     names = np.array(["blue", "green", "red"])[scored.x[:, 0].astype(int)]
     assert names.tolist() == rows["colour"].tolist()

@@ -19,7 +19,7 @@ def place(tmp_path_factory):
     rng = np.random.default_rng(0)
     np.save(place / "data/power/data.npy", rng.normal(size=(1000, 8)) * np.arange(1, 9))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cnf.scripts.train.EVALUATED", 30)
+        patch.setattr("cnf.scripts.train.MAX_EVALUATED_ROWS", 30)
         said = done("train", "power", "--data-dir", place / "data", "--out", place / "out", *SMALL)
     (place / "said.txt").write_text(said)
     return place

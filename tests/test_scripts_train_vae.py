@@ -22,7 +22,7 @@ SMALL = ("--hidden", "16", "--epochs", "2", "--samples", "20")
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
     """Fewer images are scored than by the program itself."""
-    monkeypatch.setattr(train_vae, "TESTED", 60)
+    monkeypatch.setattr(train_vae, "MAX_TEST_IMAGES", 60)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from test_scripts_running import done, write_csv
 
 import cnf
 from cnf.datasets import read_table
-from cnf.scripts.rows import Rows
-from cnf.scripts.trained import SUBSET, Trained
+from cnf.scripts.rows import ContextRows
+from cnf.scripts.trained import ERROR_SAMPLE_ROWS, TrainedModel
 
 COLUMNS = ("x", "y")
 ERRORS = ["log_prob", "stderr", "solver_error", "uncertainty"]
@@ -90,9 +90,9 @@ def test_evaluate_knows_the_parts_of_its_uncertainty(divergence, place):
 
 def test_the_solvers_part_is_what_a_tight_solve_changes(place):
     """With its sign: at a loose tolerance the NLL comes down, or up, by about that."""
-    trained = Trained.read(str(place / "out"))
-    rows = Rows(ROWS, np.empty((len(ROWS), 0)))
-    scores = trained.assess(rows)
+    trained = TrainedModel.read(str(place / "out"))
+    rows = ContextRows(ROWS, np.empty((len(ROWS), 0)))
+    scores = trained.score_with_errors(rows)
     exact = cnf.load(place / "out").double().with_solver(rtol=1e-10, atol=1e-10)
     change = exact.log_prob(torch.from_numpy(ROWS).float().double()) - scores.log_prob
     found = (scores.tighter - scores.log_prob).mean()
@@ -108,10 +108,10 @@ def test_one_row_has_parts_and_no_uncertainty(place):
 
 
 def test_some_rows_stand_for_many(place):
-    trained = Trained.read(str(place / "out"))
-    many = Rows(np.arange(2.0 * 3000).reshape(-1, 2), np.arange(3000.0)[:, None])
+    trained = TrainedModel.read(str(place / "out"))
+    many = ContextRows(np.arange(2.0 * 3000).reshape(-1, 2), np.arange(3000.0)[:, None])
     some = trained.some(many)
-    assert len(some) == len(np.unique(some.context)) == SUBSET
+    assert len(some) == len(np.unique(some.context)) == ERROR_SAMPLE_ROWS
     assert np.array_equal(some.x[:, 0], 2 * some.context[:, 0])
     assert trained.some(many[:10]).x.tolist() == many[:10].x.tolist()
 

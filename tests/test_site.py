@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cnf.scripts.benchmark import SUBJECTS, parser
+from cnf.scripts.benchmark import BENCHMARK_SUBJECTS, parser
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "notebooks"
@@ -133,8 +133,8 @@ def test_the_picture_is_the_one_that_its_script_draws():
 def test_each_command_above_a_benchmark_can_be_asked():
     page = (SITE / "benchmarks.md").read_text(encoding="utf-8")
     titles = re.findall(r"^## (\w+): ([\w-]+)\n\n```sh\n(.*)\n```", page, re.MULTILINE)
-    assert {subject for subject, *_ in titles} == set(SUBJECTS)
+    assert {subject for subject, *_ in titles} == set(BENCHMARK_SUBJECTS)
     for subject, section, command in titles:
         asked = parser().parse_args(shlex.split(command)[2:])
         assert (asked.subject, asked.section) == (subject, section)
-        assert section in SUBJECTS[subject].sections
+        assert section in BENCHMARK_SUBJECTS[subject].sections

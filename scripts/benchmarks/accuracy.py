@@ -1,4 +1,4 @@
-"""Accuracy on the DETEST problems, beside SciPy's and torchdiffeq's."""
+"""Accuracy on the DETEST problems, compared with SciPy's and torchdiffeq's."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
 from cnf.ode import TABLEAUS, solve
-from cnf.scripts.benchmarks.detest import DETEST, Problem
-from cnf.scripts.benchmarks.peers import Counted, peer
+from cnf.scripts.benchmarks.detest import DETEST, InitialValueProblem
+from cnf.scripts.benchmarks.peers import CountedField, peer
 
 Array = NDArray[np.float64]
 
-TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
+DETEST_TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One method on one problem at one tolerance, beside SciPy's RK45 and torchdiffeq's method.
+class SolverComparison:
+    """One method on one problem at one tolerance, against SciPy's RK45 and torchdiffeq.
 
     Attributes:
         problem: The problem's name.
         error: Largest error of a component at the end; at least `resolution`.
-        scipy_error: That of SciPy's RK45; at least `resolution`.
-        resolution: How well the truth is known: smaller errors cannot be told apart.
+        scipy_error: The error of SciPy's RK45; at least `resolution`.
+        resolution: Accuracy of the reference solution: smaller errors cannot be distinguished.
         evaluations: Evaluations of the dynamics.
         theirs: Evaluations and accepted steps of torchdiffeq; None where its solve failed.
     """
@@ -45,25 +45,25 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """Error in units of SciPy's."""
+        """The error in units of SciPy's."""
         return self.error / self.scipy_error
 
 
 @dataclass(frozen=True)
-class Summary:
+class ComparisonSummary:
     """One method at one tolerance over all problems.
 
     Attributes:
         mean_ratio: Geometric mean of the error in units of SciPy's.
-        worst: The comparison of the largest ratio.
+        worst: The comparison with the largest ratio.
         evaluations: Evaluations of the dynamics, summed over the problems that torchdiffeq solved.
-        their_evaluations: Those of torchdiffeq.
-        their_steps: Its accepted steps.
+        their_evaluations: Evaluations of torchdiffeq on these problems.
+        their_steps: Accepted steps of torchdiffeq on these problems.
         failed: The problems that torchdiffeq did not solve.
     """
 
     mean_ratio: float
-    worst: Comparison
+    worst: SolverComparison
     evaluations: int
     their_evaluations: int
     their_steps: int
@@ -71,33 +71,33 @@ class Summary:
 
     @property
     def evaluations_ratio(self) -> float:
-        """Evaluations in units of torchdiffeq's; NaN where it solved nothing."""
+        """The evaluations in units of torchdiffeq's; NaN where it solved nothing."""
         return self.evaluations / self.their_evaluations if self.their_evaluations else nan
 
     @property
     def whole_ratio(self) -> float:
-        """The same, with an evaluation more for each of torchdiffeq's steps.
+        """The ratio of evaluations with one more for each of torchdiffeq's steps.
 
-        It begins every step with the last stage of the step before, which is the slope there for
-        methods that are made so (first same as last), and is not for others: these save the
-        evaluation, and lose the order.
+        torchdiffeq begins every step with the last stage of the step before. This is the slope
+        there for methods with the first-same-as-last property; other methods save the evaluation
+        but lose their order.
         """
         return self.evaluations / (self.their_evaluations + self.their_steps or nan)
 
 
 def shared_methods() -> list[str]:
-    """The adaptive methods that torchdiffeq has too."""
+    """Return the adaptive methods that torchdiffeq has as well."""
     peers = peer("torchdiffeq._impl.odeint").SOLVERS
     return [name for name, tableau in TABLEAUS.items() if name in peers and tableau.e is not None]
 
 
 def affordable(method: str, tolerance: float) -> bool:
-    """Whether a method's order is high enough for a tolerance: its steps go as tol^(-1/order)."""
+    """Return whether a method can afford a tolerance: its steps scale as tol^(-1/order)."""
     steps: float = tolerance ** (-1 / TABLEAUS[method].order)
     return steps < 300
 
 
-def compare(problem: Problem, method: str, tolerance: float) -> Comparison:
+def compare(problem: InitialValueProblem, method: str, tolerance: float) -> SolverComparison:
     """Solve a problem with cnf, SciPy and torchdiffeq, at rtol = atol = `tolerance`."""
     exact, resolution = _truth(problem)
     ours = solve(
@@ -113,7 +113,7 @@ def compare(problem: Problem, method: str, tolerance: float) -> Comparison:
     def error(end: Array) -> float:
         return max(float(np.abs(end - exact).max()), resolution)
 
-    return Comparison(
+    return SolverComparison(
         problem=problem.name,
         error=error(ours.ys[-1].numpy()),
         scipy_error=error(_scipy(problem, "RK45", tolerance, tolerance)),
@@ -123,25 +123,25 @@ def compare(problem: Problem, method: str, tolerance: float) -> Comparison:
     )
 
 
-def compare_all(method: str, tolerance: float) -> list[Comparison]:
-    """The comparisons on all problems."""
+def compare_all(method: str, tolerance: float) -> list[SolverComparison]:
+    """Compare the solvers on all problems."""
     return [compare(problem, method, tolerance) for problem in DETEST.values()]
 
 
-def summarize(comparisons: Sequence[Comparison]) -> Summary:
-    """Means, sums and the worst of them.
+def summarize(comparisons: Sequence[SolverComparison]) -> ComparisonSummary:
+    """Summarize comparisons by means, sums and the worst one.
 
     Example:
         >>> two = [
-        ...     Comparison("A1", 2.0, 1.0, 0.1, 30, (20, 5)),
-        ...     Comparison("A2", 1.0, 2.0, 0.1, 30, (40, 5)),
+        ...     SolverComparison("A1", 2.0, 1.0, 0.1, 30, (20, 5)),
+        ...     SolverComparison("A2", 1.0, 2.0, 0.1, 30, (40, 5)),
         ... ]
         >>> summary = summarize(two)
         >>> summary.mean_ratio, summary.worst.problem, summary.evaluations_ratio
         (1.0, 'A1', 1.0)
     """
     work = [(each.evaluations, *each.theirs) for each in comparisons if each.theirs is not None]
-    return Summary(
+    return ComparisonSummary(
         mean_ratio=geometric_mean(comparison.ratio for comparison in comparisons),
         worst=max(comparisons, key=lambda comparison: comparison.ratio),
         evaluations=sum(ours for ours, _, _ in work),
@@ -152,15 +152,15 @@ def summarize(comparisons: Sequence[Comparison]) -> Summary:
 
 
 @cache
-def _truth(problem: Problem) -> tuple[Array, float]:
-    """The end state by DOP853, and ten times what a tighter tolerance changes in it."""
+def _truth(problem: InitialValueProblem) -> tuple[Array, float]:
+    """Return the end state by DOP853, and ten times its change at a tighter tolerance."""
     exact = _scipy(problem, "DOP853", 1e-12, 1e-15)
     change = float(np.abs(exact - _scipy(problem, "DOP853", 3e-14, 1e-16)).max())
     return exact, 10 * max(change, float(np.finfo(np.float64).eps * np.abs(exact).max()))
 
 
 @cache
-def _scipy(problem: Problem, method: Any, rtol: float, atol: float) -> Array:
+def _scipy(problem: InitialValueProblem, method: Any, rtol: float, atol: float) -> Array:
     span = (0.0, problem.t_end)
     options = {"method": method, "rtol": rtol, "atol": atol}
     end: Array = solve_ivp(problem.numpy, span, np.array(problem.y0), **options).y[:, -1]
@@ -168,20 +168,22 @@ def _scipy(problem: Problem, method: Any, rtol: float, atol: float) -> Array:
 
 
 @cache
-def _torchdiffeq_work(problem: Problem, method: str, tolerance: float) -> tuple[int, int] | None:
-    counted = Counted(problem.torch)
+def _torchdiffeq_work(
+    problem: InitialValueProblem, method: str, tolerance: float
+) -> tuple[int, int] | None:
+    counted = CountedField(problem.torch)
     y0 = torch.tensor(problem.y0, dtype=torch.float64)
     times = torch.tensor([0.0, problem.t_end], dtype=torch.float64)
     options = {"method": method, "rtol": tolerance, "atol": tolerance}
     try:
         peer("torchdiffeq").odeint(counted, y0, times, **options)
-    except AssertionError:  # how it says that its step size underflows
+    except AssertionError:  # torchdiffeq's error for a step size that underflows
         return None
     return counted.calls, counted.steps
 
 
 def lines() -> Iterator[str]:
-    """The table."""
+    """Yield the lines of the table."""
     yield "DETEST: 25 problems, end-point error in units of SciPy RK45's at the same tolerance"
     yield (
         f"{'method':<15}{'tol':>7}{'mean':>8}{'worst':>9}{'':5}{'evals':>9}{'tdeq':>9}{'ratio':>7}"
@@ -189,7 +191,7 @@ def lines() -> Iterator[str]:
     )
     for method in shared_methods():
         last = TABLEAUS[method].first_same_as_last
-        for tolerance in (each for each in TOLERANCES if affordable(method, each)):
+        for tolerance in (each for each in DETEST_TOLERANCES if affordable(method, each)):
             summary = summarize(compare_all(method, tolerance))
             whole = summary.evaluations_ratio if last else summary.whole_ratio
             yield (
@@ -200,6 +202,6 @@ def lines() -> Iterator[str]:
             )
     yield "tdeq: torchdiffeq, evaluations summed over the problems; ratio: ours to theirs"
     yield (
-        "whole: with the evaluation that torchdiffeq leaves out in each step of adaptive_heun and "
-        "fehlberg2, whose last stage is not the next step's first"
+        "whole: with the evaluation that torchdiffeq omits in each step of adaptive_heun and "
+        "fehlberg2, whose last stage is not the first of the next step"
     )

@@ -1,4 +1,4 @@
-"""zuko's autoregressive flows, trained as their papers do, in a given time."""
+"""zuko's autoregressive flows, trained as in their papers, in a given time."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnf.scripts.benchmarks.density import Clock, Density, Fitted
+from cnf.scripts.benchmarks.density import Deadline, DensityEstimator, FittedDensity
 from cnf.scripts.benchmarks.peers import peer
-from cnf.scripts.benchmarks.prepared import Parts
+from cnf.scripts.benchmarks.prepared import StandardizedSplit
+from cnf.scripts.benchmarks.truth import BENCHMARK_CHUNK_ROWS
 
 Array = NDArray[np.float64]
 
-CHUNK = 2000  # rows scored at once
-MOST_VALIDATING = 0.1  # of the time
+MAX_VALIDATION_SHARE = 0.1  # of the training time
 
 
 @dataclass(frozen=True)
-class Network:
-    """A flow's size.
+class AutoregressiveNetwork:
+    """The architecture of an autoregressive flow.
 
     Attributes:
-        transforms: How many follow one another, each with the columns in reverse order.
-        hidden: Widths of each one's network.
-        bins: Of its splines; 0 for affine transforms.
+        transforms: Number of transforms, each with the columns in reverse order.
+        hidden: Widths of the hidden layers of each transform's network.
+        bins: Bins of the splines; 0 for affine transforms.
     """
 
     transforms: int
@@ -37,7 +37,7 @@ class Network:
     bins: int = 0
 
     def flow(self, dim: int) -> Any:
-        """The flow, not trained."""
+        """Return the untrained flow."""
         flows = peer("zuko.flows")
         sizes = {"transforms": self.transforms, "hidden_features": self.hidden}
         if self.bins:
@@ -51,22 +51,22 @@ class Network:
 
 @dataclass(frozen=True)
 class AutoregressiveSettings:
-    """How a flow is trained.
+    """Training settings of an autoregressive flow.
 
     Attributes:
-        networks: Sizes to choose among; each gets an equal share of the time that is left.
+        networks: Architectures to choose among, each with an equal share of the remaining time.
         batch: Rows for each step.
-        learning_rate: AdamW's at its peak; it falls as a cosine to zero at the end of the time.
-        warmup: The part of the time in which it first rises from zero.
-        weight_decay: Its decoupled weight decay.
-        max_grad_norm: Largest norm of the gradient.
-        every: The fewest steps between two validations; once in an epoch where that is longer.
-        patience: Validations without improvement, after which training goes back to its best
-            weights, with a third of the learning rate.
-        cuts: How often it does, before it ends.
+        learning_rate: Peak learning rate of AdamW; it decays as a cosine to zero.
+        warmup: Fraction of the time in which the learning rate rises from zero.
+        weight_decay: Decoupled weight decay.
+        max_grad_norm: Norm above which the gradient is clipped.
+        every: The fewest steps between two validations; an epoch where that is longer.
+        patience: Validations without improvement after which training returns to its best weights,
+            with a third of the learning rate.
+        cuts: Number of such reductions before training ends.
     """
 
-    networks: tuple[Network, ...]
+    networks: tuple[AutoregressiveNetwork, ...]
     batch: int = 256
     learning_rate: float = 1e-2
     warmup: float = 0.03
@@ -77,18 +77,18 @@ class AutoregressiveSettings:
     cuts: int = 2
 
 
-class Autoregressive(Density):
-    """A flow of zuko's."""
+class AutoregressiveEstimator(DensityEstimator):
+    """A fitted autoregressive flow of zuko."""
 
     def __init__(self, flow: Any) -> None:
         self.flow = flow
 
     def log_prob(self, rows: Array) -> Array:
-        """Log p of rows."""
+        """Return log p of rows."""
         return log_prob(self.flow, torch.from_numpy(rows).float()).numpy()
 
     def sample(self, count: int, seed: int) -> Array:
-        """Draws."""
+        """Draw samples."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drawn: Tensor = self.flow().sample((count,))
@@ -96,45 +96,53 @@ class Autoregressive(Density):
 
 
 def fit_autoregressive(
-    parts: Parts, budget: float, seed: int, settings: AutoregressiveSettings
-) -> Fitted:
-    """Train the networks one after the other, and keep the one that is best on validation.
+    parts: StandardizedSplit, budget: float, seed: int, settings: AutoregressiveSettings
+) -> FittedDensity:
+    """Train the networks in turn, and keep the one with the best validation NLL.
 
     Raises:
         ValueError: zuko is not installed.
         RuntimeError: No network could be validated.
     """
-    clock = Clock(budget)
+    deadline = Deadline(budget)
     runs = []
     for i, network in enumerate(settings.networks):
-        share = clock.left / (len(settings.networks) - i)
+        share = deadline.left / (len(settings.networks) - i)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            run = _Run(network, settings, parts, share)
+            run = _NetworkTraining(network, settings, parts, share)
             run.train()
         runs.append(run)
     best = min(runs, key=lambda run: run.best_nll)
     if not isfinite(best.best_nll):
-        raise RuntimeError("Expected validation rows with a density; got none at any validation")
+        raise RuntimeError(
+            "Expected validation rows with a finite density; got none: give a longer budget"
+        )
     best.flow.load_state_dict(best.best)
     chosen = f"{best.network}; best at step {best.best_step} of {best.steps}, {best.reason}"
-    return Fitted(Autoregressive(best.flow), chosen)
+    return FittedDensity(AutoregressiveEstimator(best.flow), chosen)
 
 
 def log_prob(flow: Any, rows: Tensor) -> Tensor:
-    """Log p of rows in nats, in float64, without a gradient."""
+    """Return log p of rows in nats, in float64, without a gradient."""
     with torch.no_grad():
-        return torch.cat([flow().log_prob(part).double() for part in rows.split(CHUNK)])
+        return torch.cat(
+            [flow().log_prob(part).double() for part in rows.split(BENCHMARK_CHUNK_ROWS)]
+        )
 
 
-class _Run:
-    """A network's training."""
+class _NetworkTraining:
+    """The training of one network."""
 
     def __init__(
-        self, network: Network, settings: AutoregressiveSettings, parts: Parts, seconds: float
+        self,
+        network: AutoregressiveNetwork,
+        settings: AutoregressiveSettings,
+        parts: StandardizedSplit,
+        seconds: float,
     ) -> None:
         self.network, self.settings = network, settings
-        self.seconds, self.clock = seconds, Clock(seconds)
+        self.seconds, self.deadline = seconds, Deadline(seconds)
         self.train_rows, self.validation = (
             torch.from_numpy(rows).float() for rows in (parts.train, parts.validation)
         )
@@ -149,11 +157,11 @@ class _Run:
         self.reason = "budget"
 
     def train(self) -> None:
-        """Step and validate until the time is over, or nothing comes of it any more."""
+        """Train and validate until the time is over or validation stops improving."""
         steps_in_epoch = -(-len(self.train_rows) // self.settings.batch)
         every = max(self.settings.every, steps_in_epoch)
         due = every
-        while self.clock.left > self.closing:
+        while self.deadline.left > self.closing:
             self._step()
             if self.steps >= due and self._is_cheap():
                 self._validate()
@@ -164,7 +172,7 @@ class _Run:
         self._validate()
 
     def _step(self) -> None:
-        progress = min(1.0, 1 - self.clock.left / self.seconds)
+        progress = min(1.0, 1 - self.deadline.left / self.seconds)
         risen = min(1.0, progress / self.settings.warmup)
         rate = self.settings.learning_rate * risen * 0.5 * (1 + cos(pi * progress))
         for group in self.optimizer.param_groups:
@@ -178,7 +186,7 @@ class _Run:
         self.steps += 1
 
     def _batch(self) -> Tensor:
-        """The next rows of a random order."""
+        """Return the next rows of a random order."""
         size = min(self.settings.batch, len(self.train_rows))
         if len(self.order) < size:
             self.order = torch.randperm(len(self.train_rows))
@@ -186,11 +194,11 @@ class _Run:
         return self.train_rows[chosen]
 
     def _is_cheap(self) -> bool:
-        spent = self.seconds - self.clock.left
-        return self.validating + self.closing <= MOST_VALIDATING * spent
+        spent = self.seconds - self.deadline.left
+        return self.validating + self.closing <= MAX_VALIDATION_SHARE * spent
 
     def _validate(self) -> None:
-        before = self.clock.left
+        before = self.deadline.left
         nll = -log_prob(self.flow, self.validation).mean().item()
         if nll < self.best_nll:
             self.best_nll, self.best_step, self.stale = nll, self.steps, 0
@@ -200,5 +208,5 @@ class _Run:
         if self.stale >= self.settings.patience:
             self.flow.load_state_dict(self.best)
             self.cuts, self.stale = self.cuts + 1, 0
-        self.closing = before - self.clock.left
+        self.closing = before - self.deadline.left
         self.validating += self.closing

@@ -1,4 +1,4 @@
-"""Densities that can be fitted in a given time, whatever their kind."""
+"""Density estimators that are fitted in a given time."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-class Density(ABC):
-    """A density of rows, fitted."""
+class DensityEstimator(ABC):
+    """A fitted density of rows."""
 
     @abstractmethod
     def log_prob(self, rows: Array) -> Array:
-        """Log p of rows (rows, columns) in nats, shape (rows,)."""
+        """Return log p of rows (rows, columns) in nats, shape (rows,)."""
 
     @abstractmethod
     def sample(self, count: int, seed: int) -> Array:
-        """Draws, shape (count, columns)."""
+        """Draw samples, shape (count, columns)."""
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """A density, and what was chosen on the validation rows.
+class FittedDensity:
+    """A fitted density with a description of the selected model.
 
     Attributes:
         density: The density.
-        chosen: In words.
+        chosen: The choices made on the validation rows, in words.
     """
 
-    density: Density
+    density: DensityEstimator
     chosen: str
 
 
-class Clock:
-    """Seconds that are left of a budget, from now on.
+class Deadline:
+    """The end of a time budget that starts now.
 
     Example:
-        >>> clock = Clock(60.0)
-        >>> 59 < clock.left <= 60
+        >>> deadline = Deadline(60.0)
+        >>> 59 < deadline.left <= 60
         True
     """
 
@@ -51,5 +51,5 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Below 0 where the budget is spent."""
+        """The remaining seconds; negative where the budget is spent."""
         return self.end - perf_counter()

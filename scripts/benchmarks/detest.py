@@ -1,4 +1,4 @@
-"""The non-stiff DETEST problems: 25 initial value problems that solvers are compared on.
+"""The non-stiff DETEST problems: 25 initial value problems to compare solvers on.
 
 Every right-hand side is written once, over a namespace that is NumPy or PyTorch.
 
@@ -25,15 +25,15 @@ RightHandSide = Callable[[Any, Any, Any], Any]
 
 
 @dataclass(frozen=True)
-class Problem:
+class InitialValueProblem:
     """One initial value problem dy/dt = f(t, y), y(0) = y0, to be solved up to t_end.
 
     Attributes:
-        name: Its class and number in DETEST.
-        about: What it is.
-        rhs: Its right-hand side, over the namespace that comes first.
-        y0: Initial state.
-        t_end: Where it ends.
+        name: The class and number in DETEST.
+        about: A description.
+        rhs: The right-hand side, a function of the namespace, the time and the state.
+        y0: The initial state.
+        t_end: The final time.
 
     Example:
         >>> problem = DETEST["B1"]
@@ -50,12 +50,12 @@ class Problem:
     t_end: float = 20.0
 
     def numpy(self, t: float, y: Array) -> Array:
-        """The dynamics as SciPy calls them."""
+        """Return the derivative, with the arguments that SciPy passes."""
         derivative: Array = self.rhs(np, t, y)
         return derivative
 
     def torch(self, t: Tensor, y: Tensor, args: Any = ()) -> Tensor:
-        """The dynamics as `cnf.ode.solve` calls them, and torchdiffeq."""
+        """Return the derivative, with the arguments of `cnf.ode.solve` and torchdiffeq."""
         derivative: Tensor = self.rhs(torch, t, y)
         return derivative
 
@@ -116,7 +116,7 @@ def _b5(xp: Any, t: Any, y: Any) -> Any:
 
 
 def _chain(rates: Any, y: Any, xp: Any) -> Any:
-    """What leaves each member of a decay chain goes to the next; nothing leaves the last."""
+    """Return the derivative of a decay chain, each member of which decays into the next."""
     flow = rates * y[:-1]
     return xp.concatenate([-flow[:1], flow[:-1] - flow[1:], flow[-1:]])
 
@@ -130,7 +130,7 @@ def _c2(xp: Any, t: Any, y: Any) -> Any:
 
 
 def _diffusion(xp: Any, t: Any, y: Any) -> Any:
-    """Second differences, with zero beyond both ends: C3 and C4."""
+    """Return second differences, with zero beyond both ends: C3 and C4."""
     return xp.concatenate([y[1:], 0 * y[:1]]) - 2 * y + xp.concatenate([0 * y[:1], y[:-1]])
 
 
@@ -152,7 +152,7 @@ def _c5(xp: Any, t: Any, y: Any) -> Any:
     masses = xp.asarray(_MASSES)
     cubes = (places**2).sum(0) ** 1.5
     gaps = places[:, None, :] - places[:, :, None]  # from planet j, second axis, to k, the third
-    # A planet's distance from itself is 1 here, so that its zero gap stays zero.
+    # The distance of a planet from itself is set to 1, so that its zero gap stays zero.
     distances = ((gaps**2).sum(0) + xp.eye(5)) ** 1.5
     between = (masses * gaps / distances).sum(-1)
     # The sun is pulled by all the planets; by planet j itself in the first term below.
@@ -210,32 +210,36 @@ def _unit(size: int) -> tuple[float, ...]:
     return 1.0, *[0.0] * (size - 1)
 
 
-_ALL = (
-    Problem("A1", "the negative exponential", _a1, (1.0,)),
-    Problem("A2", "a special case of the Riccati equation", _a2, (1.0,)),
-    Problem("A3", "an oscillatory problem", _a3, (1.0,)),
-    Problem("A4", "a logistic curve", _a4, (1.0,)),
-    Problem("A5", "a spiral curve", _a5, (4.0,)),
-    Problem("B1", "the growth of two conflicting populations", _b1, (1.0, 3.0)),
-    Problem("B2", "a linear chemical reaction", _b2, (2.0, 0.0, 1.0)),
-    Problem("B3", "a nonlinear chemical reaction", _b3, (1.0, 0.0, 0.0)),
-    Problem("B4", "the integral surface of a torus", _b4, (3.0, 0.0, 0.0)),
-    Problem("B5", "Euler's equations of a rigid body without forces", _b5, (0.0, 1.0, 1.0)),
-    Problem("C1", "a radioactive decay chain, all rates alike", _c1, _unit(10)),
-    Problem("C2", "a radioactive decay chain, rates 1 to 9", _c2, _unit(10)),
-    Problem("C3", "diffusion on 10 points", _diffusion, _unit(10)),
-    Problem("C4", "diffusion on 51 points", _diffusion, _unit(51)),
-    Problem("C5", "the motion of the five outer planets about the sun", _c5, _C5_START),
-    Problem("D1", "an orbit of eccentricity 0.1", _orbit, _orbit_start(0.1)),
-    Problem("D2", "an orbit of eccentricity 0.3", _orbit, _orbit_start(0.3)),
-    Problem("D3", "an orbit of eccentricity 0.5", _orbit, _orbit_start(0.5)),
-    Problem("D4", "an orbit of eccentricity 0.7", _orbit, _orbit_start(0.7)),
-    Problem("D5", "an orbit of eccentricity 0.9", _orbit, _orbit_start(0.9)),
-    Problem("E1", "Bessel's equation of order 1/2", _e1, (0.6713967071418030, 0.09540051444747446)),
-    Problem("E2", "van der Pol's equation", _e2, (2.0, 0.0)),
-    Problem("E3", "Duffing's equation", _e3, (0.0, 0.0)),
-    Problem("E4", "a falling body", _e4, (30.0, 0.0)),
-    Problem("E5", "a linear pursuit", _e5, (0.0, 0.0)),
+_PROBLEMS = (
+    InitialValueProblem("A1", "the negative exponential", _a1, (1.0,)),
+    InitialValueProblem("A2", "a special case of the Riccati equation", _a2, (1.0,)),
+    InitialValueProblem("A3", "an oscillatory problem", _a3, (1.0,)),
+    InitialValueProblem("A4", "a logistic curve", _a4, (1.0,)),
+    InitialValueProblem("A5", "a spiral curve", _a5, (4.0,)),
+    InitialValueProblem("B1", "the growth of two conflicting populations", _b1, (1.0, 3.0)),
+    InitialValueProblem("B2", "a linear chemical reaction", _b2, (2.0, 0.0, 1.0)),
+    InitialValueProblem("B3", "a nonlinear chemical reaction", _b3, (1.0, 0.0, 0.0)),
+    InitialValueProblem("B4", "the integral surface of a torus", _b4, (3.0, 0.0, 0.0)),
+    InitialValueProblem(
+        "B5", "Euler's equations of a rigid body without forces", _b5, (0.0, 1.0, 1.0)
+    ),
+    InitialValueProblem("C1", "a radioactive decay chain, all rates equal", _c1, _unit(10)),
+    InitialValueProblem("C2", "a radioactive decay chain, rates 1 to 9", _c2, _unit(10)),
+    InitialValueProblem("C3", "diffusion on 10 points", _diffusion, _unit(10)),
+    InitialValueProblem("C4", "diffusion on 51 points", _diffusion, _unit(51)),
+    InitialValueProblem("C5", "the motion of the five outer planets about the sun", _c5, _C5_START),
+    InitialValueProblem("D1", "an orbit of eccentricity 0.1", _orbit, _orbit_start(0.1)),
+    InitialValueProblem("D2", "an orbit of eccentricity 0.3", _orbit, _orbit_start(0.3)),
+    InitialValueProblem("D3", "an orbit of eccentricity 0.5", _orbit, _orbit_start(0.5)),
+    InitialValueProblem("D4", "an orbit of eccentricity 0.7", _orbit, _orbit_start(0.7)),
+    InitialValueProblem("D5", "an orbit of eccentricity 0.9", _orbit, _orbit_start(0.9)),
+    InitialValueProblem(
+        "E1", "Bessel's equation of order 1/2", _e1, (0.6713967071418030, 0.09540051444747446)
+    ),
+    InitialValueProblem("E2", "van der Pol's equation", _e2, (2.0, 0.0)),
+    InitialValueProblem("E3", "Duffing's equation", _e3, (0.0, 0.0)),
+    InitialValueProblem("E4", "a falling body", _e4, (30.0, 0.0)),
+    InitialValueProblem("E5", "a linear pursuit", _e5, (0.0, 0.0)),
 )
 
-DETEST: dict[str, Problem] = {problem.name: problem for problem in _ALL}
+DETEST: dict[str, InitialValueProblem] = {problem.name: problem for problem in _PROBLEMS}

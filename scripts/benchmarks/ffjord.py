@@ -1,4 +1,4 @@
-"""FFJORD's method as published, on torchdiffeq: what a flow costs the usual way.
+"""FFJORD's method as published, on torchdiffeq: the reference for the cost of a flow.
 
 A network of concat-squash layers, the divergence by vector-Jacobian products of autograd, state and
 log-determinant integrated together, gradients by the continuous adjoint at the solve's tolerances.
@@ -34,7 +34,7 @@ class ConcatSquashLinear(nn.Module):
         self.shift = nn.Linear(1, outputs, bias=False)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """The layer's value for rows, at one time for all."""
+        """Return the layer's output for rows, at one time for all."""
         time = t.reshape(1)
         y: Tensor = self.linear(x)
         if self.gate is not None:
@@ -44,12 +44,12 @@ class ConcatSquashLinear(nn.Module):
 
 
 class ConcatSquashNetwork(nn.Module):
-    """Concat-squash layers with an activation between them.
+    """A network of concat-squash layers with an activation between them.
 
     Args:
-        sizes: Of the input, the hidden layers and the output.
-        activation: Between the layers.
-        gate_last: Whether the last layer is gated, as FFJORD's is. cnf's own is not.
+        sizes: Sizes of the input, the hidden layers and the output.
+        activation: The activation between the layers.
+        gate_last: Whether the last layer is gated, as in FFJORD; in cnf it is not.
 
     Shapes: scalar t, x (rows, sizes[0]) → (rows, sizes[-1]).
 
@@ -71,7 +71,7 @@ class ConcatSquashNetwork(nn.Module):
         self.activation = activation
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """The velocity of rows."""
+        """Return the velocity of rows."""
         *hidden, last = self.layers
         for layer in hidden:
             x = self.activation(layer(t, x))
@@ -80,14 +80,14 @@ class ConcatSquashNetwork(nn.Module):
 
 
 class AugmentedDynamics(nn.Module):
-    """Velocity and divergence, counted.
+    """The joint dynamics of x and the log-determinant, with a count of evaluations.
 
     Args:
         network: The velocity.
-        probe: What Hutchinson's estimate multiplies the Jacobian with; exact when None.
+        probe: The probe of Hutchinson's estimate; the divergence is exact when None.
 
     Attributes:
-        evaluations: Calls so far, forward and backward.
+        evaluations: The evaluations so far, forward and backward.
     """
 
     def __init__(self, network: nn.Module, probe: Tensor | None = None) -> None:
@@ -97,7 +97,7 @@ class AugmentedDynamics(nn.Module):
         self.evaluations = 0
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The derivatives of (x, log-determinant)."""
+        """Return the derivatives of (x, log-determinant)."""
         self.evaluations += 1
         x, _ = state
         with torch.enable_grad():
@@ -109,10 +109,10 @@ class AugmentedDynamics(nn.Module):
 
 
 def exact_divergence(velocity: Tensor, x: Tensor) -> Tensor:
-    """Σ_i ∂f_i/∂x_i, by one vector-Jacobian product for each dimension.
+    """Return the divergence Σ_i ∂f_i/∂x_i by one vector-Jacobian product per dimension.
 
-    With a graph of the products even where nobody differentiates them, as published: it takes no
-    measurable time, and memory for one evaluation.
+    As published, the graph of the products is built even where nothing is differentiated, which
+    takes no measurable time, and memory for one evaluation.
     """
     divergence = x.new_zeros(len(x))
     for i in range(x.shape[1]):
@@ -122,23 +122,23 @@ def exact_divergence(velocity: Tensor, x: Tensor) -> Tensor:
 
 
 def estimated_divergence(velocity: Tensor, x: Tensor, probe: Tensor) -> Tensor:
-    """Hutchinson's εᵀ (∂f/∂x) ε, by one vector-Jacobian product."""
+    """Return Hutchinson's estimate εᵀ (∂f/∂x) ε by one vector-Jacobian product."""
     (product,) = torch.autograd.grad(velocity, x, probe, create_graph=True)
     return (product * probe).sum(1)
 
 
 def rademacher(x: Tensor) -> Tensor:
-    """A probe of signs like `x`."""
+    """Draw a Rademacher probe of the shape of `x`."""
     return torch.randint_like(x, 0, 2) * 2 - 1
 
 
 def pull(
     dynamics: AugmentedDynamics, x: Tensor, rtol: float, atol: float, end: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Base points and log-determinants of rows, shapes (rows, dim) and (rows,).
+    """Return base points and log-determinants of rows, shapes (rows, dim) and (rows,).
 
-    From t = `end` to 0 by dopri5. The adjoint takes the same tolerances and torchdiffeq's default
-    norm, which looks at the parameters' gradient too.
+    The solve from t = `end` to 0 is by dopri5. The adjoint has the same tolerances and
+    torchdiffeq's default norm, which includes the gradient of the parameters.
     """
     odeint = peer("torchdiffeq").odeint_adjoint
     z, log_det = odeint(

@@ -1,4 +1,4 @@
-"""The least that exact-trace evaluations take: their matrix products and activations alone."""
+"""A lower bound on the time of exact-trace evaluations: matrix products and activations alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch
 
 
-class _Layer:
-    """A layer's product, forward and backward, into memory that is there already."""
+class _LayerProducts:
+    """The products of a layer, forward and backward, into preallocated memory."""
 
     def __init__(self, rows: int, inputs: int, outputs: int) -> None:
         self.x, self.weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
@@ -28,12 +28,13 @@ class _Layer:
 class Floor:
     """An evaluation of a tanh network and its exact trace, with D tangents stacked in the batch.
 
-    The products between hidden layers have (1 + D) rows for each of the batch's; the first layer's
-    tangents are its weights' columns, the last layer's only meet their sum: neither is a product.
+    The products between hidden layers have (1 + D) rows for each row of the batch. The tangents of
+    the first layer are the columns of its weights, and those of the last layer enter only by their
+    sum, so neither needs a product.
 
     Args:
-        sizes: Of the input, the hidden layers and the output.
-        rows: Of the batch.
+        sizes: Sizes of the input, the hidden layers and the output.
+        rows: Rows of the batch.
 
     Example:
         >>> forward, backward = Floor((2, 8, 8, 2), rows=5).seconds(evaluations=3)
@@ -45,14 +46,14 @@ class Floor:
         stacked = rows * (1 + sizes[0])
         between = [rows, *[stacked] * (len(sizes) - 3), rows]
         self.layers = [
-            _Layer(count, inputs, outputs)
+            _LayerProducts(count, inputs, outputs)
             for count, (inputs, outputs) in zip(between, pairwise(sizes), strict=True)
         ]
         widths = sizes[1:-1]
         self.activations = [(torch.randn(rows, n), torch.empty(rows, n)) for n in widths]
 
     def seconds(self, evaluations: int) -> tuple[float, float]:
-        """Seconds of so many evaluations forward, and of as many backward."""
+        """Return the seconds of a number of evaluations forward, and of as many backward."""
         begin = time.perf_counter()
         for _ in range(evaluations):
             self._forward()
@@ -70,5 +71,5 @@ class Floor:
     def _backward(self) -> None:
         for layer in self.layers:
             layer.backward()
-        for z, h in self.activations:  # their derivatives, times what comes back to them
+        for z, h in self.activations:  # their derivatives, times the incoming gradient
             torch.mul(z, z, out=h)

@@ -1,4 +1,4 @@
-"""The memory of a solve and its gradient."""
+"""Memory of a solve and its gradient."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from cnf.ode import GRADIENTS, PIController, solve
 from cnf.scripts.benchmarks.processes import MIB, high_water, in_new_processes, skipped
 from cnf.scripts.plot import write_figure
 
-STEPS = (10, 30, 100, 300, 1000)
-STATE = 32_768  # float32 numbers: 128 KiB
-# Never a rejection, and never a change of the step's size.
-CONSTANT = PIController(safety=1.0, factor_min=1.0, factor_max=1.0, beta=0.0)
+STEP_COUNTS = (10, 30, 100, 300, 1000)
+STATE_NUMBERS = 32_768  # float32 numbers: 128 KiB
+# Steps are never rejected, and their size never changes.
+CONSTANT_STEPS = PIController(safety=1.0, factor_min=1.0, factor_max=1.0, beta=0.0)
 
 
 @dataclass(frozen=True)
-class Peak:
+class SolveMemory:
     """Memory of a solve with its gradient.
 
     Attributes:
         gradient: Gradient mode.
-        steps: Accepted steps, all of one size but perhaps the last two.
-        bytes: Peak resident memory of the process above that after a solve of one step.
+        steps: Accepted steps, all of one size except possibly the last two.
+        bytes: Peak resident memory of the process, less that after a solve of one step.
     """
 
     gradient: str
@@ -34,35 +34,35 @@ class Peak:
     bytes: int
 
 
-def peaks(steps: Iterable[int]) -> Iterator[Peak]:
-    """Measure each point."""
+def measure_memory(steps: Iterable[int]) -> Iterator[SolveMemory]:
+    """Measure each gradient mode at each number of steps."""
     points = [(gradient, count) for gradient in GRADIENTS for count in steps]
     return in_new_processes(_peak, points)
 
 
-def _peak(gradient: str, steps: int) -> Peak:
+def _peak(gradient: str, steps: int) -> SolveMemory:
     torch.set_num_threads(1)
     _differentiate(gradient, 1)
     before = high_water()
-    taken = _differentiate(gradient, steps)
-    return Peak(gradient, taken, high_water() - before)
+    accepted = _differentiate(gradient, steps)
+    return SolveMemory(gradient, accepted, high_water() - before)
 
 
 def _differentiate(gradient: str, steps: int) -> int:
-    """Solve in steps of one size and back-propagate; how many steps it took.
+    """Solve in steps of one size, back-propagate, and return the number of steps.
 
-    One more than asked for, where rounding leaves more than a step at the end: two halves.
+    There is one step more where rounding leaves more than one step at the end, which is halved.
     """
     rate = torch.tensor(-1.0, requires_grad=True)
     solution = solve(
         lambda t, y, args: args * torch.tanh(y),
-        torch.linspace(-1, 1, STATE),
+        torch.linspace(-1, 1, STATE_NUMBERS),
         [0.0, 1.0],
         rate,
         rtol=1e6,
         atol=1e6,
         first_step=1 / steps,
-        controller=CONSTANT,
+        controller=CONSTANT_STEPS,
         gradient=gradient,
     )
     solution.ys[-1].sum().backward()
@@ -70,15 +70,15 @@ def _differentiate(gradient: str, steps: int) -> int:
 
 
 def lines(out: Path | None) -> Iterator[str]:
-    """The table, and where its figure went."""
+    """Yield the lines of the table, and the path of its figure."""
     if skipped():
         yield skipped()
         return
-    found = {(peak.gradient, peak.steps): peak.bytes for peak in peaks(STEPS)}
+    found = {(peak.gradient, peak.steps): peak.bytes for peak in measure_memory(STEP_COUNTS)}
     steps = sorted({count for _, count in found})
     yield (
         f"Memory: peak of a solve and its gradient in MiB, above one of one step; dopri5, a state "
-        f"of {4 * STATE / MIB:.3f} MiB, dy/dt = a tanh(y)"
+        f"of {4 * STATE_NUMBERS / MIB:.3f} MiB, dy/dt = a tanh(y)"
     )
     yield f"{'steps':<15}" + "".join(f"{gradient:>12}" for gradient in GRADIENTS)
     for count in steps:
@@ -93,7 +93,7 @@ def lines(out: Path | None) -> Iterator[str]:
 def _draw(found: dict[tuple[str, int], int], path: Path) -> Path:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    state = 4 * STATE
+    state = 4 * STATE_NUMBERS
     for gradient in GRADIENTS:
         curve = [(steps, size / state) for (name, steps), size in found.items() if name == gradient]
         axes.plot(*zip(*curve, strict=True), marker="o", label=gradient)

@@ -1,4 +1,4 @@
-"""The density estimators that are compared on tables, by name."""
+"""The registry of density estimators that are compared on tables."""
 
 from __future__ import annotations
 
@@ -13,103 +13,107 @@ from numpy.typing import NDArray
 
 from cnf.flow import Flow
 from cnf.scripts.benchmarks.autoregressive import (
+    AutoregressiveNetwork,
     AutoregressiveSettings,
-    Network,
     fit_autoregressive,
 )
-from cnf.scripts.benchmarks.density import Density, Fitted
+from cnf.scripts.benchmarks.density import DensityEstimator, FittedDensity
 from cnf.scripts.benchmarks.kernel import KernelSettings, fit_kernel
 from cnf.scripts.benchmarks.mixture import MixtureSettings, fit_mixture
 from cnf.scripts.benchmarks.peers import peer
-from cnf.scripts.benchmarks.prepared import Parts
-from cnf.scripts.gaussian import Gaussian
-from cnf.scripts.rows import Rows, no_context
+from cnf.scripts.benchmarks.prepared import StandardizedSplit
+from cnf.scripts.benchmarks.truth import BENCHMARK_CHUNK_ROWS
+from cnf.scripts.gaussian import GaussianBaseline
+from cnf.scripts.rows import ContextRows, no_context
 from cnf.training.loop import fit
 from cnf.training.recipes import Recipe, choose_recipe
 
 Array = NDArray[np.float64]
 
-CHUNK = 2000  # rows scored or drawn in one solve
-FEW = 5000  # rows up to which an autoregressive flow has two networks to choose from
+SMALL_TABLE_ROWS = 5000  # rows up to which an autoregressive flow has two networks to choose from
 
 
 @dataclass(frozen=True)
-class Method:
-    """A way to fit a density.
+class EstimatorMethod:
+    """A method to fit a density.
 
     Attributes:
-        settings: A dataclass, from the number of training rows and of columns.
-        fit: A density from the rows, the seconds that it may take, a seed and the settings.
-        peers: The libraries that it needs.
+        settings: Returns a dataclass of settings for a number of training rows and of columns.
+        fit: Fits a density to rows, given a budget in seconds, a seed and the settings.
+        peers: The libraries that the method needs.
     """
 
     settings: Callable[[int, int], Any]
-    fit: Callable[[Parts, float, int, Any], Fitted]
+    fit: Callable[[StandardizedSplit, float, int, Any], FittedDensity]
     peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class GaussianSettings:
-    """Nothing is to be chosen."""
+    """Settings of the Gaussian, which has none."""
 
 
-class FullGaussian(Density):
-    """The programs' yardstick."""
+class GaussianEstimator(DensityEstimator):
+    """The Gaussian baseline of the programs."""
 
-    def __init__(self, gaussian: Gaussian) -> None:
+    def __init__(self, gaussian: GaussianBaseline) -> None:
         self.gaussian = gaussian
 
     def log_prob(self, rows: Array) -> Array:
-        """Log p of rows."""
-        return self.gaussian.log_prob(Rows(rows, no_context(len(rows))))
+        """Return log p of rows."""
+        return self.gaussian.log_prob(ContextRows(rows, no_context(len(rows))))
 
     def sample(self, count: int, seed: int) -> Array:
-        """Draws."""
+        """Draw samples."""
         mean, covariance = self.gaussian.mean, self.gaussian.covariance
         return np.random.default_rng(seed).multivariate_normal(
             mean, covariance, count, method="cholesky"
         )
 
 
-class Continuous(Density):
+class FlowEstimator(DensityEstimator):
     """This library's flow."""
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
 
     def log_prob(self, rows: Array) -> Array:
-        """Log p of rows by the flow's own solves.
+        """Return log p of rows with the flow's own solver settings.
 
         Raises:
             SolveError: A row's solve fails.
         """
-        parts = torch.from_numpy(rows).to(self.flow.like).split(CHUNK)
+        parts = torch.from_numpy(rows).to(self.flow.like).split(BENCHMARK_CHUNK_ROWS)
         with torch.no_grad():
             return torch.cat([self.flow.log_prob(part).double() for part in parts]).numpy()
 
     def sample(self, count: int, seed: int) -> Array:
-        """Draws.
+        """Draw samples.
 
         Raises:
             SolveError: A solve fails.
         """
-        sizes = [min(CHUNK, count - i) for i in range(0, count, CHUNK)]
+        sizes = [
+            min(BENCHMARK_CHUNK_ROWS, count - i) for i in range(0, count, BENCHMARK_CHUNK_ROWS)
+        ]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return torch.cat([self.flow.sample(size).double() for size in sizes]).numpy()
 
 
-def fit_gaussian(parts: Parts, budget: float, seed: int, settings: GaussianSettings) -> Fitted:
-    """The Gaussian of the training rows; it needs neither the time nor the seed."""
-    gaussian = Gaussian.fit(Rows(parts.train, no_context(len(parts.train))))
-    return Fitted(FullGaussian(gaussian), "full covariance")
+def fit_gaussian(
+    parts: StandardizedSplit, budget: float, seed: int, settings: GaussianSettings
+) -> FittedDensity:
+    """Fit a Gaussian to the training rows; the budget and the seed are not used."""
+    gaussian = GaussianBaseline.fit(ContextRows(parts.train, no_context(len(parts.train))))
+    return FittedDensity(GaussianEstimator(gaussian), "full covariance")
 
 
-def fit_flow(parts: Parts, budget: float, seed: int, recipe: Recipe) -> Fitted:
-    """This library's flow, by a recipe.
+def fit_flow(parts: StandardizedSplit, budget: float, seed: int, recipe: Recipe) -> FittedDensity:
+    """Fit this library's flow by a recipe.
 
     Raises:
-        TrainingError: There is nothing to keep.
+        TrainingError: No weights could be validated.
         KeyboardInterrupt: Training was interrupted.
     """
     with torch.random.fork_rng(devices=[]):
@@ -119,34 +123,35 @@ def fit_flow(parts: Parts, budget: float, seed: int, recipe: Recipe) -> Fitted:
         torch.from_numpy(rows).to(flow.like) for rows in (parts.train, parts.validation)
     )
     history = fit(flow, train, recipe=recipe, budget=budget, validation=validation, seed=seed)
-    if history.reason == "interrupted":  # `fit` takes Ctrl-C as an early end
+    if history.reason == "interrupted":  # `fit` treats Ctrl-C as early stopping
         raise KeyboardInterrupt
     sizes = "-".join(map(str, recipe.hidden))
     chosen = f"{recipe.objective}, {sizes}; best at step {history.best_step} of {history.steps}, "
-    return Fitted(Continuous(flow), chosen + history.reason)
+    return FittedDensity(FlowEstimator(flow), chosen + history.reason)
 
 
-def own_recipe(rows: int, dim: int) -> Recipe:
-    """The recipe for data of this size and dimension."""
+def default_flow_recipe(rows: int, dim: int) -> Recipe:
+    """Return the default recipe for data of this size and dimension."""
     return choose_recipe(None, rows, dim)[1]
 
 
 def autoregressive_settings(bins: int, rows: int, dim: int) -> AutoregressiveSettings:
-    """Published sizes; where there are few rows a smaller one to choose too, and more decay.
+    """Return the published sizes; for few rows also a smaller one, and more weight decay.
 
-    The learning rates are above the published ones, which are for hundreds of thousands of steps: a
-    minute has some hundreds, in which these come further (on protein's first split, validation NLL:
-    splines after 30 s -1.23 with 1e-2, -0.13 with 2e-3; affine transforms after 20 s -2.01, -1.36).
+    The learning rates are above the published ones, which are for hundreds of thousands of steps. A
+    minute has a few hundred steps, in which these do better (validation NLL on protein's first
+    split: splines after 30 s -1.23 with 1e-2 and -0.13 with 2e-3; affine transforms after 20 s
+    -2.01 and -1.36).
     """
-    published = Network(5, (128, 128), bins)
-    if rows > FEW:
+    published = AutoregressiveNetwork(5, (128, 128), bins)
+    if rows > SMALL_TABLE_ROWS:
         return AutoregressiveSettings((published,), batch=512)
-    networks = (Network(3, (64, 64), bins), published)
+    networks = (AutoregressiveNetwork(3, (64, 64), bins), published)
     return AutoregressiveSettings(networks, learning_rate=3e-3, weight_decay=1e-2)
 
 
-def get_ready(methods: Iterable[str]) -> None:
-    """Import what methods need, and take a step: whoever comes first would pay for that.
+def warm_up_libraries(methods: Iterable[str]) -> None:
+    """Import the libraries of methods and take a step, which the first fit would pay for.
 
     Raises:
         ValueError: A library is not installed.
@@ -158,12 +163,12 @@ def get_ready(methods: Iterable[str]) -> None:
     torch.optim.AdamW([weight]).step()
 
 
-METHODS: dict[str, Method] = {
-    "gaussian": Method(lambda rows, dim: GaussianSettings(), fit_gaussian),
-    "mixture": Method(lambda rows, dim: MixtureSettings(), fit_mixture),
-    "kernel": Method(lambda rows, dim: KernelSettings(), fit_kernel),
-    "spline": Method(partial(autoregressive_settings, 8), fit_autoregressive, ("zuko",)),
-    "maf": Method(partial(autoregressive_settings, 0), fit_autoregressive, ("zuko",)),
-    "cnf": Method(own_recipe, fit_flow),
+METHODS: dict[str, EstimatorMethod] = {
+    "gaussian": EstimatorMethod(lambda rows, dim: GaussianSettings(), fit_gaussian),
+    "mixture": EstimatorMethod(lambda rows, dim: MixtureSettings(), fit_mixture),
+    "kernel": EstimatorMethod(lambda rows, dim: KernelSettings(), fit_kernel),
+    "spline": EstimatorMethod(partial(autoregressive_settings, 8), fit_autoregressive, ("zuko",)),
+    "maf": EstimatorMethod(partial(autoregressive_settings, 0), fit_autoregressive, ("zuko",)),
+    "cnf": EstimatorMethod(default_flow_recipe, fit_flow),
 }
-"""By name."""
+"""The density estimators by name."""

@@ -1,4 +1,4 @@
-"""The networks that flows are compared on, and the contenders that are made of them."""
+"""The networks that flows are compared on, and the contenders built from them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from cnf.scripts.benchmarks.peers import peer
 from cnf.training.loop import fit
 from cnf.training.recipes import Recipe
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "softplus": nn.Softplus}
-KEEP = 2**28  # bytes of activations that training does not compute twice, as recipes have it
+ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "softplus": nn.Softplus}
+ACTIVATION_BYTES = 2**28  # the default of recipes
 TRAINING_STEPS, TRAINING_ROWS, TRAINING_BATCH = 300, 10_000, 512
-LOOSE = 1e-3  # the tolerance of training
+TRAINING_TOLERANCE = 1e-3
 
-# What the tables that train FFJORD's own network train it by.
-TRAINING = Recipe(
+# The recipe of the tables that train FFJORD's network.
+TRAINING_RECIPE = Recipe(
     objective="mle",
     hidden=(64, 64, 64),
     activation="tanh",
@@ -34,19 +34,19 @@ TRAINING = Recipe(
     max_grad_norm=5.0,
     ema_decay=0.995,
     method="dopri5",
-    rtol=LOOSE,
-    atol=LOOSE,
+    rtol=TRAINING_TOLERANCE,
+    atol=TRAINING_TOLERANCE,
 )
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network's sizes, and the tolerances that its flow is solved at.
+class BenchmarkNetwork:
+    """The sizes of a network, and the tolerances of its flow.
 
     Attributes:
         dim: Size of x.
         hidden: Widths of the hidden layers.
-        activation: A name in `ACTIVATIONS`.
+        activation: A name in `ACTIVATION_MODULES`.
         rtol: Relative tolerance.
         atol: Absolute tolerance.
     """
@@ -62,12 +62,12 @@ class Network:
         return f"{sizes}, {self.activation}, rtol {self.rtol:g}, atol {self.atol:g}"
 
 
-TOY = Network(2, (64, 64, 64), "tanh", rtol=1e-5, atol=1e-5)
-MINIBOONE = Network(43, (860, 860), "softplus", rtol=1e-6, atol=1e-8)
+TOY_NETWORK = BenchmarkNetwork(2, (64, 64, 64), "tanh", rtol=1e-5, atol=1e-5)
+MINIBOONE_NETWORK = BenchmarkNetwork(43, (860, 860), "softplus", rtol=1e-6, atol=1e-8)
 
 
-def initial_flow(network: Network, seed: int = 0) -> Flow:
-    """This library's flow with PyTorch's default weights; its standardisation is the identity."""
+def initial_flow(network: BenchmarkNetwork, seed: int = 0) -> Flow:
+    """Return this library's flow with PyTorch's default weights and no standardisation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ffjord(
@@ -78,38 +78,38 @@ def initial_flow(network: Network, seed: int = 0) -> Flow:
             rtol=network.rtol,
             atol=network.atol,
             step="joint",
-            activation_bytes=KEEP,
+            activation_bytes=ACTIVATION_BYTES,
         )
 
 
-def initial_zuko(network: Network, seed: int = 0) -> Any:
-    """Zuko's flow, with its own time embedding and its default weights."""
+def initial_zuko(network: BenchmarkNetwork, seed: int = 0) -> Any:
+    """Return zuko's flow, with its time embedding and its default weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return peer("zuko").flows.CNF(
             network.dim,
             hidden_features=network.hidden,
-            activation=ACTIVATIONS[network.activation],
+            activation=ACTIVATION_MODULES[network.activation],
             rtol=network.rtol,
             atol=network.atol,
             exact=True,
         )
 
 
-def trained_flow(network: Network, rows: Tensor) -> Flow:
-    """This library's flow after some hundred steps on rows."""
+def trained_flow(network: BenchmarkNetwork, rows: Tensor) -> Flow:
+    """Return this library's flow after a few hundred training steps on rows."""
     flow = initial_flow(network)
-    for layer in flow.layers:  # the contenders have no standardisation: so it stays the identity
+    for layer in flow.layers:  # stays the identity, since the contenders have none
         if not isinstance(layer, CNF):
             layer.get_buffer("fitted").fill_(True)
-    fit(flow, rows, recipe=TRAINING, steps=TRAINING_STEPS)
+    fit(flow, rows, recipe=TRAINING_RECIPE, steps=TRAINING_STEPS)
     return flow
 
 
-def trained_zuko(network: Network, rows: Tensor) -> Any:
-    """Zuko's flow after as many steps of Adam, at a loose tolerance."""
+def trained_zuko(network: BenchmarkNetwork, rows: Tensor) -> Any:
+    """Return zuko's flow after as many steps of Adam, at a loose tolerance."""
     flow = initial_zuko(network)
-    flow.transform.rtol = flow.transform.atol = LOOSE
+    flow.transform.rtol = flow.transform.atol = TRAINING_TOLERANCE
     optimizer = torch.optim.Adam(flow.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(TRAINING_STEPS):
@@ -122,21 +122,21 @@ def trained_zuko(network: Network, rows: Tensor) -> Any:
 
 
 def toy_rows(rows: int, seed: int = 0) -> Tensor:
-    """Rows of 8gaussians, in standard units."""
+    """Draw standardised rows of 8gaussians."""
     x = torch.from_numpy(TOYS["8gaussians"].sample(rows, seed)).float()
     return (x - x.mean(0)) / x.std(0)
 
 
-def normal_rows(network: Network, rows: int) -> Tensor:
-    """Rows of the standard normal distribution: what a standardised table is like."""
+def normal_rows(network: BenchmarkNetwork, rows: int) -> Tensor:
+    """Draw rows of the standard normal distribution, in place of a standardised table."""
     return torch.randn(rows, network.dim, generator=torch.Generator().manual_seed(0))
 
 
-def same_field(flow: Flow, network: Network, *, exact: bool) -> FFJORD:
-    """FFJORD's method on a copy of a flow's own weights."""
+def same_field(flow: Flow, network: BenchmarkNetwork, *, exact: bool) -> FFJORD:
+    """Return FFJORD's method on a copy of a flow's weights."""
     (field,) = (layer.field for layer in flow.layers if isinstance(layer, CNF))
     sizes = (network.dim, *network.hidden, network.dim)
-    activation = ACTIVATIONS[network.activation]()
+    activation = ACTIVATION_MODULES[network.activation]()
     twin = ConcatSquashNetwork(sizes, activation, gate_last=False).to(flow.like.dtype)
     layers = [*field.get_submodule("layers").children(), field.get_submodule("last")]
     for theirs, ours in zip(twin.layers, layers, strict=True):
@@ -145,8 +145,8 @@ def same_field(flow: Flow, network: Network, *, exact: bool) -> FFJORD:
     return FFJORD(name, twin, network.rtol, network.atol, exact=exact)
 
 
-def exact_lineup(network: Network, flow: Flow, zuko: Any) -> list[Contender]:
-    """All three with exact traces, this library's first."""
+def exact_lineup(network: BenchmarkNetwork, flow: Flow, zuko: Any) -> list[Contender]:
+    """Return all three contenders with exact traces, this library's first."""
     return [
         Ours("cnf", flow),
         same_field(flow, network, exact=True),
@@ -154,8 +154,8 @@ def exact_lineup(network: Network, flow: Flow, zuko: Any) -> list[Contender]:
     ]
 
 
-def table_lineup(network: Network, flow: Flow) -> list[Contender]:
-    """What trains wide networks: exact by the closed form, and Hutchinson's estimates."""
+def table_lineup(network: BenchmarkNetwork, flow: Flow) -> list[Contender]:
+    """Return the contenders for wide networks: closed-form traces and Hutchinson's estimates."""
     estimating = copy.deepcopy(flow).with_solver(divergence="hutchinson")
     return [
         Ours("cnf, exact", flow),
@@ -165,5 +165,5 @@ def table_lineup(network: Network, flow: Flow) -> list[Contender]:
 
 
 def compiled(flow: Flow) -> Ours:
-    """This library's flow compiled, on weights of its own."""
+    """Return this library's flow, compiled, on a copy of the weights."""
     return Ours("cnf, compiled", copy.deepcopy(flow).with_solver(compile=True))

@@ -1,4 +1,4 @@
-"""What the command line asks of a table."""
+"""The options of the benchmarks, with the caches of their results."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from cnf.scripts.benchmarks.cells import Cells
+from cnf.scripts.benchmarks.result_cache import ResultCache
 
-TOY_CELLS = "toys.jsonl"
-TABLE_CELLS = "tables.jsonl"
-VAE_CELLS = "vae.jsonl"
+TOY_RESULTS = "toys.jsonl"
+TABLE_RESULTS = "tables.jsonl"
+VAE_RESULTS = "vae.jsonl"
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line asks of a table; every table reads what concerns it.
+class BenchmarkOptions:
+    """The options of the command line; each table reads those that concern it.
 
     Attributes:
-        repeats: Of every timing.
+        repeats: Repeats of every timing.
         out: The folder for figures and results; None for none.
-        budget: Seconds that a flow, or whatever stands beside it, is trained for.
-        toys: Names of toys; empty for the table's own choice.
-        cap: The most seconds that another method is trained for.
-        data_dir: The folder with the data's files; what the environment's CNF_DATA names when None.
+        budget: Seconds of training for a flow, or for the method it is compared with.
+        toys: Names of toys; empty for the table's default.
+        cap: The longest training time of another method, in seconds.
+        data_dir: The folder with the data's files; the environment's CNF_DATA when None.
         tables: Names of tables; empty for all.
         methods: Names of methods; empty for all.
-        splits: How many times each table is split into training, validation and test rows.
+        splits: Number of splits of each table into training, validation and test rows.
         images: Names of sets of images; empty for all.
         posteriors: Names of posteriors; empty for all.
     """
@@ -44,16 +44,16 @@ class Options:
     posteriors: tuple[str, ...] = ()
 
     @cached_property
-    def toy_cells(self) -> Cells:
-        """What is finished of toys, shared by all sections that are handed these options."""
-        return Cells(self.out, TOY_CELLS)
+    def toy_results(self) -> ResultCache:
+        """The cached results of toys, shared by all sections that receive these options."""
+        return ResultCache(self.out, TOY_RESULTS)
 
     @cached_property
-    def table_cells(self) -> Cells:
-        """What is finished of tables, alike."""
-        return Cells(self.out, TABLE_CELLS)
+    def table_results(self) -> ResultCache:
+        """The cached results of tables."""
+        return ResultCache(self.out, TABLE_RESULTS)
 
     @cached_property
-    def vae_cells(self) -> Cells:
-        """What is finished of VAEs, alike."""
-        return Cells(self.out, VAE_CELLS)
+    def vae_results(self) -> ResultCache:
+        """The cached results of VAEs."""
+        return ResultCache(self.out, VAE_RESULTS)

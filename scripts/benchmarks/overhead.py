@@ -1,4 +1,4 @@
-"""What the solver takes beside the dynamics."""
+"""Overhead of the solver, beyond the time of the dynamics."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from cnf.ode import solve
-from cnf.scripts.benchmarks.peers import Counted, peer
+from cnf.scripts.benchmarks.peers import CountedField, peer
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
-ROWS, COLUMNS, SOLVES = 512, 3, 20
+STATE_ROWS, STATE_COLUMNS, SOLVES_PER_TIMING = 512, 3, 20
 
 
 @dataclass(frozen=True)
-class Timing:
-    """What an evaluation of the field took in a solve, in microseconds, the field's own included.
+class SolverTiming:
+    """The time of a solve per evaluation of the field, including the field itself.
 
     Attributes:
-        name: Whose solve.
+        name: The name of the solver.
         evaluations: Evaluations of one solve.
-        microseconds: Median over the repeats.
+        microseconds: Microseconds per evaluation, median over the repeats.
     """
 
     name: str
@@ -37,17 +37,17 @@ class Timing:
 
 
 def decay(t: Tensor, y: Tensor, args: Any = ()) -> Tensor:
-    """As good as free: what a solve of it takes is the solver's own."""
+    """Return -y, a field so cheap that a solve takes only the solver's time."""
     return -y
 
 
-def overheads(repeats: int) -> list[Timing]:
-    """The bare field and three solvers, interleaved: one of each, then again."""
-    y0 = torch.linspace(-1, 1, ROWS * COLUMNS).reshape(ROWS, COLUMNS)
+def overheads(repeats: int) -> list[SolverTiming]:
+    """Time the bare field and three solvers, interleaved."""
+    y0 = torch.linspace(-1, 1, STATE_ROWS * STATE_COLUMNS).reshape(STATE_ROWS, STATE_COLUMNS)
     solvers = {"cnf": _ours, "torchdiffeq": _torchdiffeq(), "torchode": _torchode()}
     now, calls = torch.zeros(()), {}
     for name, run in solvers.items():  # this is the warm-up too
-        counted = Counted(decay)
+        counted = CountedField(decay)
         run(counted, y0)
         calls[name] = counted.calls
     runs: dict[str, Callable[[], object]] = {
@@ -57,12 +57,16 @@ def overheads(repeats: int) -> list[Timing]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, once in runs.items():
-            seconds[name].append(seconds_of(once, SOLVES if calls[name] > 1 else 100 * SOLVES))
-    return [Timing(name, calls[name], 1e6 * median(seconds[name]) / calls[name]) for name in runs]
+            seconds[name].append(
+                seconds_of(once, SOLVES_PER_TIMING if calls[name] > 1 else 100 * SOLVES_PER_TIMING)
+            )
+    return [
+        SolverTiming(name, calls[name], 1e6 * median(seconds[name]) / calls[name]) for name in runs
+    ]
 
 
 def seconds_of(once: Callable[[], object], times: int) -> float:
-    """Mean seconds of a number of calls, one after the other."""
+    """Return the mean seconds of a number of successive calls."""
     begin = time.perf_counter()
     for _ in range(times):
         once()
@@ -81,7 +85,7 @@ def _torchdiffeq() -> Callable[[Field, Tensor], object]:
 
 def _torchode() -> Callable[[Field, Tensor], object]:
     torchode = peer("torchode")
-    begin, end = torch.zeros(ROWS), torch.ones(ROWS)
+    begin, end = torch.zeros(STATE_ROWS), torch.ones(STATE_ROWS)
 
     def run(f: Field, y0: Tensor) -> object:
         term = torchode.ODETerm(f)
@@ -95,7 +99,7 @@ def _torchode() -> Callable[[Field, Tensor], object]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread meanwhile."""
+    """Set PyTorch to one thread within the context."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -105,13 +109,13 @@ def one_thread() -> Iterator[None]:
 
 
 def lines(repeats: int) -> Iterator[str]:
-    """The table."""
+    """Yield the lines of the table."""
     with torch.no_grad(), one_thread():
         timings = overheads(repeats)
         threads = torch.get_num_threads()
     yield (
-        f"Overhead: f = -y, {ROWS} x {COLUMNS} float32, t from 0 to 1, dopri5, rtol = atol = 1e-6, "
-        f"no gradient, threads: {threads}, median of {repeats}"
+        f"Overhead: f = -y, {STATE_ROWS} x {STATE_COLUMNS} float32, t from 0 to 1, dopri5, "
+        f"rtol = atol = 1e-6, no gradient, threads: {threads}, median of {repeats}"
     )
     yield f"{'':<15}{'evals':>9}{'us/eval':>9}{'to cnf':>9}"
     for timing in timings:

@@ -1,4 +1,4 @@
-"""A page of measurements: a part for each table, under the command that made it."""
+"""A page of measurements, with a part for each table and the command that made it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import torch
 import cnf
 from cnf.utils.serialization import write_whole
 
-OPENING = (
+PAGE_OPENING = (
     "# Benchmarks\n\n"
-    "Above each table is the command that makes it. With `--page FILE` the command also puts it\n"
-    "into a page such as this one, in the place of what stood there; other parts stay as they are."
+    "Above each table is the command that makes it. With `--page FILE` the command also writes it\n"
+    "into a page such as this one, in place of its earlier version; other parts stay as they are."
 )
 
 
 @dataclass(frozen=True)
-class Page:
-    """A Markdown file in parts; a table that is measured anew takes the place of the old one.
+class BenchmarkPage:
+    """A Markdown file in parts, in which a new measurement replaces the old one.
 
     Attributes:
-        path: The file, which need not be there yet.
+        path: The file, which need not exist.
 
     Example:
         >>> from tempfile import mkdtemp
-        >>> page = Page(Path(mkdtemp()) / "benchmarks.md")
+        >>> page = BenchmarkPage(Path(mkdtemp()) / "benchmarks.md")
         >>> page.put("solver: overhead", "cnf benchmark solver", "Today.", ["a table"])
         >>> page.put("solver: overhead", "cnf benchmark solver", "Later.", ["another"])
         >>> text = page.path.read_text()
@@ -42,21 +42,21 @@ class Page:
 
     path: Path
 
-    def put(self, title: str, command: str, told: str, lines: Sequence[str]) -> None:
-        """Write a part: in its place, or last where there is none of this title.
+    def put(self, title: str, command: str, setting: str, lines: Sequence[str]) -> None:
+        """Write a part, in place of the one with the same title or at the end.
 
         Args:
-            title: Its heading.
-            command: What makes the table.
-            told: When and where that was.
-            lines: The table, as it was printed.
+            title: The heading.
+            command: The command that makes the table.
+            setting: The date and the machine of the measurement.
+            lines: The table, as printed.
 
         Raises:
             OSError: The file cannot be read or written.
         """
         table = "\n".join(line.rstrip() for line in lines).strip("\n")
-        part = f"{title}\n\n```sh\n{command}\n```\n\n{told}\n\n```text\n{table}\n```"
-        before = self.path.read_text(encoding="utf-8") if self.path.exists() else OPENING
+        part = f"{title}\n\n```sh\n{command}\n```\n\n{setting}\n\n```text\n{table}\n```"
+        before = self.path.read_text(encoding="utf-8") if self.path.exists() else PAGE_OPENING
         parts = [each.strip("\n") for each in re.split(r"^## ", before, flags=re.MULTILINE)]
         titles = [each.partition("\n")[0] for each in parts[1:]]
         if title in titles:
@@ -67,7 +67,7 @@ class Page:
 
 
 def circumstances(peers: Sequence[str]) -> str:
-    """The day, what the machine was doing, and versions: in a sentence, before it is measured."""
+    """Return a sentence with the date, the machine, its load, and versions of libraries."""
     versions = {"cnf-flows": cnf.__version__, "PyTorch": torch.__version__}
     versions |= {name: str(getattr(import_module(name), "__version__", "?")) for name in peers}
     load = f"load {os.getloadavg()[0]:.1f}, " if hasattr(os, "getloadavg") else ""

@@ -1,4 +1,4 @@
-"""The libraries that are measured beside this one."""
+"""The libraries that this one is compared with."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def peer(name: str) -> Any:
-    """A module of another library, which the `bench` extra installs.
+    """Import a module of another library, which the `bench` extra installs.
 
     Raises:
-        ValueError: It is not installed.
+        ValueError: The library is not installed.
     """
     try:
         return import_module(name)
@@ -21,21 +21,21 @@ def peer(name: str) -> Any:
         library = name.partition(".")[0]
         raise ValueError(
             f"Expected {library} to compare with; got none installed: "
-            "pip install 'cnf-flows[bench]' brings it"
+            "run pip install 'cnf-flows[bench]'"
         ) from None
 
 
-class Counted:
+class CountedField:
     """A field that counts its calls, and the steps that torchdiffeq accepts."""
 
     def __init__(self, f: Callable[..., Tensor]) -> None:
         self.f, self.calls, self.steps = f, 0, 0
 
     def __call__(self, *arguments: Any) -> Tensor:
-        """Call, and count it."""
+        """Evaluate the field, and count the call."""
         self.calls += 1
         return self.f(*arguments)
 
     def callback_accept_step(self, *_: Any) -> None:
-        """Count a step."""
+        """Count an accepted step."""
         self.steps += 1

@@ -1,4 +1,4 @@
-"""Tables as every method of a comparison gets them: with a density, split, standardised."""
+"""Preparation of tables for a comparison: with a density, split and standardised."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NOISE_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
-    """Rows of a split, in units in which the training rows have mean 0 and deviation 1.
+class StandardizedSplit:
+    """The parts of a split, in units in which the training rows have mean 0 and deviation 1.
 
     Attributes:
-        train: Shape (rows, columns).
-        validation: Alike.
-        test: Alike.
+        train: Training rows, shape (rows, columns).
+        validation: Validation rows, shape (rows, columns).
+        test: Test rows, shape (rows, columns).
     """
 
     train: Array
@@ -32,23 +32,23 @@ class Parts:
 
     @property
     def dim(self) -> int:
-        """How many columns there are."""
+        """The number of columns."""
         return int(self.train.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreparedTable:
     """A table that has a density.
 
-    Columns that are constant are left out, and so are those that are linear combinations of the
-    columns kept before them. A column in which values repeat has U[0, gap) added, where gap is the
-    smallest difference between two of its values that are not the same.
+    Constant columns are left out, and so are linear combinations of the preceding columns. Noise
+    U[0, gap) is added to a column with repeated values, where gap is the smallest difference
+    between two distinct values.
 
     Attributes:
-        values: Shape (rows, columns that are kept).
-        constant: Columns left out because they are, counted from 0 in the whole table.
-        collinear: Columns left out because the ones before them determine them.
-        gaps: For each column that noise was added to, the gap in units of its deviation.
+        values: The remaining columns, shape (rows, columns).
+        constant: Constant columns, which are left out, counted from 0 in the whole table.
+        collinear: Columns that the preceding ones determine, which are left out.
+        gaps: For each column with noise, the gap in units of its standard deviation.
     """
 
     values: Array
@@ -57,37 +57,37 @@ class Prepared:
     gaps: dict[int, float]
 
     @staticmethod
-    def of(table: Array, seed: int = NOISE_SEED) -> Prepared:
+    def of(table: Array, seed: int = NOISE_SEED) -> PreparedTable:
         """Prepare a table (rows, columns).
 
         Args:
-            table: As it was read.
-            seed: Of the noise.
+            table: The table as read.
+            seed: Seed of the noise.
 
         Example:
             >>> x = np.linspace(0.0, 1.0, 11)
             >>> table = np.stack([x, 0 * x, 2 - 3 * x, np.round(x)], 1)
-            >>> prepared = Prepared.of(table)
+            >>> prepared = PreparedTable.of(table)
             >>> prepared.constant, prepared.collinear, list(prepared.gaps)
             ((1,), (2,), [3])
         """
         constant = np.flatnonzero(table.min(0) == table.max(0)).tolist()
         varying = np.setdiff1d(np.arange(table.shape[1]), constant)
         collinear = varying[sorted(collinear_columns(table[:, varying]))].tolist()
-        kept = [i for i in varying.tolist() if i not in collinear]
-        values = table[:, kept]
+        remaining = [i for i in varying.tolist() if i not in collinear]
+        values = table[:, remaining]
         gaps = np.array([repeated_gap(column) for column in values.T])
         deviations = values.std(0)
         noise = gaps * np.random.default_rng(seed).random(values.shape)
-        return Prepared(
+        return PreparedTable(
             values + noise,
             tuple(constant),
             tuple(collinear),
-            {i: float(gaps[j] / deviations[j]) for j, i in enumerate(kept) if gaps[j]},
+            {i: float(gaps[j] / deviations[j]) for j, i in enumerate(remaining) if gaps[j]},
         )
 
-    def parts(self, seed: int) -> Parts:
-        """The rows split 80/10/10 by a seed and standardised by the training rows.
+    def parts(self, seed: int) -> StandardizedSplit:
+        """Split the rows 80/10/10 by a seed, and standardise them by the training rows.
 
         Raises:
             ValueError: There are fewer than 10 rows.
@@ -95,7 +95,7 @@ class Prepared:
         indices = split(len(self.values), seed)
         train = self.values[indices.train]
         mean, scale = train.mean(0), train.std(0)
-        return Parts(
+        return StandardizedSplit(
             *(
                 (self.values[each] - mean) / scale
                 for each in (indices.train, indices.validation, indices.test)
@@ -103,11 +103,11 @@ class Prepared:
         )
 
     def digest(self) -> str:
-        """The values' SHA-256."""
+        """Return the SHA-256 of the values."""
         return hashlib.sha256(np.ascontiguousarray(self.values).tobytes()).hexdigest()
 
     def lines(self, name: str) -> Iterator[str]:
-        """What was made of a table of this name."""
+        """Yield lines that describe the preparation of a table of this name."""
         rows, columns = self.values.shape
         yield f"{name}: {rows} rows, {columns} columns{self._left_out()}"
         if self.gaps:
@@ -123,7 +123,7 @@ class Prepared:
 
 
 def repeated_gap(column: Array) -> float:
-    """The smallest difference between distinct values where any is repeated; 0 where none is.
+    """Return the smallest difference between distinct values if any is repeated, else 0.
 
     Example:
         >>> repeated_gap(np.array([1.0, 2.0, 2.0, 2.5])), repeated_gap(np.array([1.0, 2.0, 2.5]))

@@ -1,4 +1,4 @@
-"""Measurements of memory: each in a new process, so that none inherits another's peak."""
+"""Measurements of memory, each in a new process so that none inherits another's peak."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 MIB = 2**20
-STATUS = Path("/proc/self/status")
+PROCESS_STATUS = Path("/proc/self/status")
 
 
 def skipped() -> str:
-    """Why no peak can be measured here; nothing where it can."""
-    if STATUS.exists():
+    """Return the reason why no peak can be measured here; empty where it can."""
+    if PROCESS_STATUS.exists():
         return ""
-    return "Memory: skipped; the peak of a process is read from /proc, which Linux alone has"
+    return "Memory: skipped; the peak of a process is read from /proc, which only Linux has"
 
 
 def in_new_processes(
     measure: Callable[..., Result], points: Iterable[tuple[Any, ...]]
 ) -> Iterator[Result]:
-    """What `measure` returns for each point's arguments, called in a process of its own."""
-    # Tensors in pages of their own: otherwise freed ones between kept ones count too, about twice.
+    """Yield the results of `measure` for each point's arguments, each in a new process."""
+    # Allocate tensors in separate pages: otherwise freed memory between live tensors counts too.
     with (
         _environment("MALLOC_MMAP_THRESHOLD_", "65536"),
         ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes,
@@ -37,18 +37,18 @@ def in_new_processes(
 
 
 def high_water() -> int:
-    """The most memory that this process has had, in bytes.
+    """Return the peak resident memory of this process, in bytes.
 
-    From Linux's own file: `ru_maxrss` begins at the peak of the process that started this one.
+    It is read from /proc, since `ru_maxrss` starts at the peak of the parent process.
     """
-    status = STATUS.read_text(encoding="ascii")
+    status = PROCESS_STATUS.read_text(encoding="ascii")
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])
 
 
 @contextmanager
 def _environment(name: str, text: str) -> Iterator[None]:
-    """A variable for the processes that start meanwhile."""
+    """Set an environment variable for the processes that start within the context."""
     before = os.environ.get(name)
     os.environ[name] = text
     try:

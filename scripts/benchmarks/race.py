@@ -1,4 +1,4 @@
-"""The time that FFJORD's method as published takes to come as close as this library's flow."""
+"""The time that FFJORD's method as published takes to reach the KL of this library's flow."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from typing import Any
 
 import torch
 
-from cnf.scripts.benchmarks.cells import fingerprint
-from cnf.scripts.benchmarks.fits import Fit, cell_of, default_recipe, fit_of
-from cnf.scripts.benchmarks.options import Options
-from cnf.scripts.benchmarks.reference import PUBLISHED, Reference
-from cnf.scripts.benchmarks.truth import FRESH, WATCHED, Distance, fresh_rows
+from cnf.scripts.benchmarks.fits import ToyFit, default_recipe, fit_of, trial_of
+from cnf.scripts.benchmarks.options import BenchmarkOptions
+from cnf.scripts.benchmarks.reference import PUBLISHED_SETTINGS, FFJORDReference
+from cnf.scripts.benchmarks.result_cache import fingerprint
+from cnf.scripts.benchmarks.truth import KL_ROWS, WATCH_STREAM, Distance, fresh_rows
 
-RACED = ("8gaussians", "moons")
-EVERY = 30.0  # seconds of training between two measurements
-WATCH = 5000  # rows that are enough to see where it stands
+RACE_TOYS = ("8gaussians", "moons")
+MEASURE_SECONDS = 30.0  # seconds of training between two measurements
+WATCH_ROWS = 5000  # of the frequent measurements
 
-Measure = Callable[[], Distance]
+MeasureDistance = Callable[[], Distance]
 
 
 @dataclass(frozen=True)
-class Rules:
-    """When a race is over.
+class RaceRules:
+    """The end conditions of a race.
 
     Attributes:
         target: The KL to reach, in nats.
-        cap: The most seconds of training.
+        cap: The longest training time, in seconds.
         every: Seconds of training between two measurements.
     """
 
     target: float
     cap: float
-    every: float = EVERY
+    every: float = MEASURE_SECONDS
 
 
 @dataclass(frozen=True)
-class Point:
-    """A measurement on the way.
+class RacePoint:
+    """A measurement during a race.
 
     Attributes:
-        seconds: Of training so far.
-        steps: Taken in them.
-        kl: In nats; NaN where training failed.
-        stderr: Its standard error.
-        confirmed: Whether it is over all rows, not only those that are watched.
-        reached: Whether the target is, over all of them.
+        seconds: Seconds of training so far.
+        steps: Training steps so far.
+        kl: KL divergence in nats; NaN where training failed.
+        stderr: Standard error of `kl`.
+        confirmed: Whether `kl` is over all rows, not only over the watched ones.
+        reached: Whether the target is reached over all rows.
     """
 
     seconds: float
@@ -60,14 +60,14 @@ class Point:
     reached: bool = False
 
     def __str__(self) -> str:
-        rows = FRESH if self.confirmed else WATCH
+        rows = KL_ROWS if self.confirmed else WATCH_ROWS
         far = Distance(self.kl, self.stderr)
         return f"{self.seconds:>8.0f} s{self.steps:>9} steps   KL {far} over {rows} rows"
 
 
 @dataclass(frozen=True)
-class Contest:
-    """What is measured: by which a finished race is known again."""
+class RaceKey:
+    """The key of a finished race in the cache."""
 
     toy: str
     target: float
@@ -81,21 +81,20 @@ class Contest:
 
 def race(
     step: Callable[[], object],
-    watch: Measure,
-    confirm: Measure,
-    rules: Rules,
+    watch: MeasureDistance,
+    confirm: MeasureDistance,
+    rules: RaceRules,
     clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[Point]:
-    """Train until the target or the cap, and measure now and then while the clock stands.
+) -> Iterator[RacePoint]:
+    """Train until the target or the cap, with measurements that do not count as training time.
 
     Args:
-        step: Takes a training step. An AssertionError, torchdiffeq's word for a step size that
-            underflows, ends the race with a point of NaN, here and while measuring.
+        step: Takes a training step. An AssertionError, torchdiffeq's error for a step size that
+            underflows, ends the race with a point of NaN, here and in measurements.
         watch: Measures on few rows.
-        confirm: Measures on all of them, once `watch` says that the target is reached; its word
-            counts.
-        rules: Target, cap, and how often.
-        clock: In seconds.
+        confirm: Measures on all rows, once `watch` reaches the target; this result decides.
+        rules: Target, cap and interval of measurements.
+        clock: Returns the time in seconds.
     """
     seconds, steps, due = 0.0, 0, rules.every
     while True:
@@ -107,21 +106,21 @@ def race(
                 continue
             point = _measure(watch, confirm, rules.target, seconds, steps)
         except AssertionError:
-            point = Point(seconds, steps, nan, nan)
+            point = RacePoint(seconds, steps, nan, nan)
         yield point
         if point.reached or seconds >= rules.cap or isnan(point.kl):
             return
         due = seconds + rules.every
 
 
-def verdict(toy: str, ours: Fit, last: Point) -> str:
-    """What a race's last point says.
+def race_result(toy: str, ours: ToyFit, last: RacePoint) -> str:
+    """Return the result of a race from its last point.
 
     Example:
-        >>> ours = Fit(0.01, 0.001, 60.0, 900, 20.0, 40.0, "budget")
-        >>> verdict("moons", ours, Point(600.0, 5000, 0.01, 0.001, True, True))
+        >>> ours = ToyFit(0.01, 0.001, 60.0, 900, 20.0, 40.0, "budget")
+        >>> race_result("moons", ours, RacePoint(600.0, 5000, 0.01, 0.001, True, True))
         "moons: cnf took 60 s, FFJORD's method 600 s: 10.0 times as long"
-        >>> verdict("moons", ours, Point(900.0, 9000, 0.02, 0.001))
+        >>> race_result("moons", ours, RacePoint(900.0, 9000, 0.02, 0.001))
         "moons: cnf took 60 s, FFJORD's method more than 900 s: more than 15.0 times as long"
     """
     if isnan(last.kl):
@@ -133,71 +132,73 @@ def verdict(toy: str, ours: Fit, last: Point) -> str:
     )
 
 
-def lines(options: Options) -> Iterator[str]:
-    """The race on each toy, point by point as they come."""
+def lines(options: BenchmarkOptions) -> Iterator[str]:
+    """Yield the lines of the race on each toy, point by point."""
     name, _ = default_recipe()
     yield (
         f"FFJORD's method as published, to the KL of recipe {name} after {options.budget:g} s; "
         f"seconds of training, up to {options.cap:g}; threads: {torch.get_num_threads()}"
     )
     yield _settings()
-    for toy in options.toys or RACED:
-        ours = fit_of(options, cell_of(options, toy))
-        kept = ", there already" if ours.kept else ""
-        yield f"{toy}: cnf {ours.seconds:.0f} s, {ours.steps} steps, KL {ours.distance}{kept}"
+    for toy in options.toys or RACE_TOYS:
+        ours = fit_of(options, trial_of(options, toy))
+        cached = ", cached" if ours.cached else ""
+        yield f"{toy}: cnf {ours.seconds:.0f} s, {ours.steps} steps, KL {ours.distance}{cached}"
         if isfinite(ours.kl):
             yield from _race_lines(options, toy, ours)
         else:
             yield f"{toy}: no race; cnf's training {ours.reason}"
 
 
-def _race_lines(options: Options, toy: str, ours: Fit) -> Iterator[str]:
-    """The points of a toy's race, and the verdict; those of a race that is finished already."""
+def _race_lines(options: BenchmarkOptions, toy: str, ours: ToyFit) -> Iterator[str]:
+    """Yield the points and the result of a toy's race, from the cache if it has finished."""
     seed, threads = 0, torch.get_num_threads()
-    mark = fingerprint(asdict(PUBLISHED))
-    contest = Contest(toy, ours.kl, options.cap, EVERY, seed, threads, mark)
-    found = options.toy_cells.find(asdict(contest), ["points"])
+    mark = fingerprint(asdict(PUBLISHED_SETTINGS))
+    key = RaceKey(toy, ours.kl, options.cap, MEASURE_SECONDS, seed, threads, mark)
+    found = options.toy_results.find(asdict(key), ["points"])
     if found is not None:
         points = [_point(each) for each in found["points"]]
         yield from map(str, points)
-        yield f"{verdict(toy, ours, points[-1])}, there already"
+        yield f"{race_result(toy, ours, points[-1])}, cached"
         return
     points = []
-    for point in _races(contest):
+    for point in _races(key):
         points.append(point)
         yield str(point)
-    options.toy_cells.add(asdict(contest), {"points": [asdict(point) for point in points]})
-    yield verdict(toy, ours, points[-1])
+    options.toy_results.add(asdict(key), {"points": [asdict(point) for point in points]})
+    yield race_result(toy, ours, points[-1])
 
 
-def _races(contest: Contest) -> Iterator[Point]:
-    """Run a race; the target is to be reached on the very rows that it was measured on."""
-    reference = Reference(contest.toy, contest.seed)
-    few = fresh_rows(contest.toy, WATCH, contest.seed, WATCHED)
-    every = fresh_rows(contest.toy, FRESH, contest.seed)
+def _races(key: RaceKey) -> Iterator[RacePoint]:
+    """Run a race, with the target confirmed on the rows that it was measured on."""
+    reference = FFJORDReference(key.toy, key.seed)
+    few = fresh_rows(key.toy, WATCH_ROWS, key.seed, WATCH_STREAM)
+    every = fresh_rows(key.toy, KL_ROWS, key.seed)
     return race(
         reference.step,
         partial(reference.distance, few),
         partial(reference.distance, every),
-        Rules(contest.target, contest.cap, contest.every),
+        RaceRules(key.target, key.cap, key.every),
     )
 
 
-def _measure(watch: Measure, confirm: Measure, target: float, seconds: float, steps: int) -> Point:
+def _measure(
+    watch: MeasureDistance, confirm: MeasureDistance, target: float, seconds: float, steps: int
+) -> RacePoint:
     far = watch()
     if far.kl > target:
-        return Point(seconds, steps, far.kl, far.stderr)
+        return RacePoint(seconds, steps, far.kl, far.stderr)
     far = confirm()
-    return Point(seconds, steps, far.kl, far.stderr, confirmed=True, reached=far.kl <= target)
+    return RacePoint(seconds, steps, far.kl, far.stderr, confirmed=True, reached=far.kl <= target)
 
 
-def _point(numbers: dict[str, Any]) -> Point:
+def _point(numbers: dict[str, Any]) -> RacePoint:
     known: dict[str, Any] = {k: nan if v is None else v for k, v in numbers.items()}
-    return Point(**known)
+    return RacePoint(**known)
 
 
 def _settings() -> str:
-    chosen = PUBLISHED
+    chosen = PUBLISHED_SETTINGS
     sizes = "-".join(map(str, (2, *chosen.hidden, 2)))
     return (
         f"{sizes} tanh, exact divergence, dopri5 with adjoint at {chosen.tolerance:g}, time to "

@@ -1,4 +1,4 @@
-"""Methods that are compared by a number, the less the better, on several splits of tables."""
+"""Ranks of methods by a number, the lower the better, on several splits of tables."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from math import inf, isfinite, nan
 
 import numpy as np
 
-Numbers = Mapping[str, Sequence[float]]  # of each method, split by split
+Numbers = Mapping[str, Sequence[float]]  # for each method, split by split
 
 
 @dataclass(frozen=True)
 class Average:
-    """A number over splits, or images.
+    """A mean over splits or images, with its standard error.
 
     Attributes:
-        mean: Not finite where it failed on one of them.
-        stderr: Their standard deviation by the root of how many they are; NaN for one.
+        mean: The mean; NaN where one of the values is not finite.
+        stderr: The standard deviation over the root of the count; NaN for a single value.
     """
 
     mean: float
@@ -25,7 +25,7 @@ class Average:
 
     @staticmethod
     def of(numbers: Sequence[float]) -> Average:
-        """Over splits, or images.
+        """Average numbers over splits or images.
 
         Example:
             >>> Average.of([1.0, 3.0])
@@ -43,7 +43,7 @@ class Average:
 
 
 def ranks(numbers: Numbers) -> dict[str, float]:
-    """Ranks of methods by their means, from 1; equal ones, and failed ones, share theirs.
+    """Rank methods by their means, from 1; ties, and failed methods, share a rank.
 
     Example:
         >>> ranks({"a": [2.0], "b": [1.0], "c": [nan], "d": [2.0]})
@@ -59,7 +59,7 @@ def ranks(numbers: Numbers) -> dict[str, float]:
 
 
 def best(numbers: Numbers) -> set[str]:
-    """The methods with the least mean; none where all failed.
+    """Return the methods with the lowest mean; an empty set where all failed.
 
     Example:
         >>> best({"a": [2.0], "b": [1.0], "c": [nan]})
@@ -71,7 +71,7 @@ def best(numbers: Numbers) -> set[str]:
 
 
 def mean_ranks(tables: Sequence[Numbers]) -> dict[str, float]:
-    """Each method's mean rank over tables.
+    """Return each method's mean rank over tables.
 
     Example:
         >>> mean_ranks([{"a": [1.0], "b": [2.0]}, {"a": [1.0], "b": [1.0]}])
@@ -82,10 +82,10 @@ def mean_ranks(tables: Sequence[Numbers]) -> dict[str, float]:
 
 
 def is_near_best(numbers: Numbers, name: str) -> bool:
-    """Whether a method is the best, or within one standard error of it.
+    """Return whether a method is the best, or within one standard error of it.
 
-    The standard error is that of the difference from the best over the splits, which both were
-    tried on; over one split there is none.
+    The standard error is that of the difference from the best over the common splits; it is
+    undefined for a single split.
 
     Example:
         >>> numbers = {"a": [1.0, 4.0], "b": [2.0, 3.5], "c": [1.5, 4.5]}
@@ -101,7 +101,7 @@ def is_near_best(numbers: Numbers, name: str) -> bool:
 
 
 def is_worse(numbers: Numbers, name: str, other: str) -> bool:
-    """Whether a method failed, or has a mean above another's.
+    """Return whether a method failed, or has a mean above another's.
 
     Example:
         >>> is_worse({"a": [2.0], "b": [1.0]}, "a", "b"), is_worse({"a": [nan]}, "a", "b")
@@ -112,6 +112,6 @@ def is_worse(numbers: Numbers, name: str, other: str) -> bool:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Infinite where it failed."""
+    """Return the mean, infinite where it is not finite."""
     mean = Average.of(values).mean
     return mean if isfinite(mean) else inf

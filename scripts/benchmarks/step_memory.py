@@ -1,4 +1,4 @@
-"""The memory of a training step."""
+"""Memory of a training step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cnf.scripts.benchmarks.contenders import Contender
 from cnf.scripts.benchmarks.networks import (
-    MINIBOONE,
-    TOY,
-    Network,
+    MINIBOONE_NETWORK,
+    TOY_NETWORK,
+    BenchmarkNetwork,
     exact_lineup,
     initial_flow,
     initial_zuko,
@@ -21,39 +21,39 @@ from cnf.scripts.benchmarks.networks import (
     toy_rows,
 )
 from cnf.scripts.benchmarks.processes import MIB, high_water, in_new_processes, skipped
-from cnf.scripts.benchmarks.training_step import work
+from cnf.scripts.benchmarks.training_step import count_evaluations
 
 
 @dataclass(frozen=True)
-class Case:
-    """A network and the rows of its step."""
+class MemoryCase:
+    """A network and the number of rows of its training step."""
 
-    network: Network
+    network: BenchmarkNetwork
     rows: int
 
 
 @dataclass(frozen=True)
-class Peak:
+class StepMemory:
     """Memory of one contender's training step.
 
     Attributes:
-        case: Network and rows.
-        name: Whose.
+        case: The network and the number of rows.
+        name: The name of the contender.
         before: Peak resident memory of the process after a step of two rows, in bytes.
-        after: That after the step of all rows.
+        after: Peak resident memory after the step of all rows, in bytes.
     """
 
-    case: Case
+    case: MemoryCase
     name: str
     before: int
     after: int
 
 
-CASES = (Case(TOY, 512), Case(MINIBOONE, 1000))
+MEMORY_CASES = (MemoryCase(TOY_NETWORK, 512), MemoryCase(MINIBOONE_NETWORK, 1000))
 
 
-def lineup(case: Case) -> tuple[list[Contender], Tensor]:
-    """The contenders of a case, those of its section, and its rows."""
+def lineup(case: MemoryCase) -> tuple[list[Contender], Tensor]:
+    """Return the contenders of a case, and its rows."""
     flow = initial_flow(case.network)
     if case.network.dim == 2:
         zuko = initial_zuko(case.network)
@@ -61,31 +61,31 @@ def lineup(case: Case) -> tuple[list[Contender], Tensor]:
     return table_lineup(case.network, flow), normal_rows(case.network, case.rows)
 
 
-def peaks() -> Iterator[Peak]:
+def measure_memory() -> Iterator[StepMemory]:
     """Measure every contender of every case."""
-    points = [(case, each.name) for case in CASES for each in lineup(case)[0]]
+    points = [(case, each.name) for case in MEMORY_CASES for each in lineup(case)[0]]
     return in_new_processes(_peak, points)
 
 
-def _peak(case: Case, name: str) -> Peak:
+def _peak(case: MemoryCase, name: str) -> StepMemory:
     torch.set_num_threads(1)
     contenders, x = lineup(case)
     (contender,) = (each for each in contenders if each.name == name)
-    work(contender, x[:2])  # what is loaded and made once
+    count_evaluations(contender, x[:2])  # loads and allocates everything that is needed once
     before = high_water()
-    work(contender, x)
-    return Peak(case, name, before, high_water())
+    count_evaluations(contender, x)
+    return StepMemory(case, name, before, high_water())
 
 
 def lines() -> Iterator[str]:
-    """The table."""
+    """Yield the lines of the table."""
     if skipped():
         yield skipped()
         return
     yield "Memory: peak of a process that takes a training step in MiB, initial weights, float32"
     yield f"{'':<22}{'peak':>10}{'above a step of 2 rows':>25}"
     case = None
-    for peak in peaks():
+    for peak in measure_memory():
         if peak.case != case:
             case = peak.case
             yield f"{case.network}; {case.rows} rows"

@@ -1,4 +1,4 @@
-"""Density estimators side by side on tables, in the same time."""
+"""Comparison of density estimators on tables, in equal time."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 
-from cnf.scripts.benchmarks.methods import METHODS, get_ready
-from cnf.scripts.benchmarks.options import Options
-from cnf.scripts.benchmarks.prepared import Prepared
+from cnf.scripts.benchmarks.methods import METHODS, warm_up_libraries
+from cnf.scripts.benchmarks.options import BenchmarkOptions
+from cnf.scripts.benchmarks.prepared import PreparedTable
 from cnf.scripts.benchmarks.ranking import (
     Average,
     Numbers,
@@ -20,50 +20,54 @@ from cnf.scripts.benchmarks.ranking import (
     mean_ranks,
     ranks,
 )
-from cnf.scripts.benchmarks.trials import Outcome, Trial, outcome_of, trial_of
-from cnf.scripts.benchmarks.uci import NAMES, uci_file, uci_table
+from cnf.scripts.benchmarks.trials import TableOutcome, TableTrial, outcome_of, trial_of
+from cnf.scripts.benchmarks.uci import UCI_TABLES, uci_file, uci_table
 
-OURS, YARDSTICK = "cnf", "gaussian"
+OWN_METHOD, BASELINE_METHOD = "cnf", "gaussian"
 
 
 @dataclass(frozen=True)
-class Measure:
-    """What is compared.
+class TableMeasure:
+    """A measure by which methods are compared.
 
     Attributes:
-        title: What it is called.
-        attribute: Its name in an outcome.
+        title: The title in tables.
+        attribute: The attribute of an outcome that holds the number.
     """
 
     title: str
     attribute: Literal["nll", "accuracy"]
 
-    def of(self, outcome: Outcome) -> float:
-        """The number, of an outcome."""
+    def of(self, outcome: TableOutcome) -> float:
+        """Return the measure of an outcome."""
         return outcome.nll if self.attribute == "nll" else outcome.accuracy
 
 
-NLL = Measure("Test NLL in nats, of standardised columns", "nll")
-ACCURACY = Measure("Accuracy of a classifier that tells samples from test rows", "accuracy")
+NLL = TableMeasure("Test NLL in nats, of standardised columns", "nll")
+ACCURACY = TableMeasure("Accuracy of a classifier that tells samples from test rows", "accuracy")
 
 
-def nll_lines(options: Options) -> Iterator[str]:
-    """The comparison by log-densities, and what it comes to."""
+def nll_lines(options: BenchmarkOptions) -> Iterator[str]:
+    """Yield the lines of the comparison by log-densities, with its summary."""
     tables = yield from _compared(options, NLL)
-    yield from _verdict(tables)
+    yield from _summary(tables)
 
 
-def two_sample_lines(options: Options) -> Iterator[str]:
-    """The comparison by samples."""
+def two_sample_lines(options: BenchmarkOptions) -> Iterator[str]:
+    """Yield the lines of the comparison by samples."""
     yield from _compared(options, ACCURACY)
 
 
-def _compared(options: Options, measure: Measure) -> Generator[str, None, dict[str, Numbers]]:
-    """A line for every trial that is made, one for every table as it is done, and all of these."""
+def _compared(
+    options: BenchmarkOptions, measure: TableMeasure
+) -> Generator[str, None, dict[str, Numbers]]:
+    """Yield a line for each new trial and each finished table, then all tables; return them."""
     methods = options.methods or tuple(METHODS)
     path = uci_file(options.data_dir)
-    prepared = {name: Prepared.of(uci_table(path, name)) for name in options.tables or NAMES}
-    get_ready(methods)
+    prepared = {
+        name: PreparedTable.of(uci_table(path, name)) for name in options.tables or UCI_TABLES
+    }
+    warm_up_libraries(methods)
     yield (
         f"{measure.title}; {_averaged(options.splits)}; {options.budget:g} s each, "
         f"threads: {torch.get_num_threads()}"
@@ -75,11 +79,11 @@ def _compared(options: Options, measure: Measure) -> Generator[str, None, dict[s
         tables[table] = {
             method: [measure.of(outcome) for outcome in found] for method, found in outcomes.items()
         }
-        kept = sum(outcome.kept for found in outcomes.values() for outcome in found)
-        there = f"  there already: {kept} of {len(methods) * options.splits}" if kept else ""
-        yield _row(table, tables[table]) + there
+        cached = sum(outcome.cached for found in outcomes.values() for outcome in found)
+        total = len(methods) * options.splits
+        yield _row(table, tables[table]) + (f"  cached: {cached} of {total}" if cached else "")
     yield ""
-    yield f"{measure.title}; rank behind it, * the best"
+    yield f"{measure.title}, followed by the rank, with * for the best"
     yield f"{'table':<14}" + "".join(f"{method:>24}" for method in methods)
     yield from (_row(table, numbers) for table, numbers in tables.items())
     found = mean_ranks(list(tables.values()))
@@ -88,17 +92,17 @@ def _compared(options: Options, measure: Measure) -> Generator[str, None, dict[s
 
 
 def _outcomes(
-    options: Options, table: str, prepared: Prepared, methods: tuple[str, ...]
-) -> Generator[str, None, dict[str, list[Outcome]]]:
-    """The outcomes of all methods on all splits of a table, with a line for each that is made."""
-    outcomes: dict[str, list[Outcome]] = {method: [] for method in methods}
+    options: BenchmarkOptions, table: str, prepared: PreparedTable, methods: tuple[str, ...]
+) -> Generator[str, None, dict[str, list[TableOutcome]]]:
+    """Return the outcomes of all methods on all splits, and yield a line for each new one."""
+    outcomes: dict[str, list[TableOutcome]] = {method: [] for method in methods}
     for split in range(options.splits):
         for method in methods:
             trial = trial_of(options, method, table, prepared, split)
             outcome = outcome_of(options, trial, prepared)
             outcomes[method].append(outcome)
-            if not outcome.kept:
-                yield _told(trial, outcome)
+            if not outcome.cached:
+                yield _trial_line(trial, outcome)
     return outcomes
 
 
@@ -108,19 +112,19 @@ def _averaged(splits: int) -> str:
     return f"mean over {splits} splits ± their standard deviation / √{splits}"
 
 
-def _told(trial: Trial, outcome: Outcome) -> str:
-    """A trial's line."""
+def _trial_line(trial: TableTrial, outcome: TableOutcome) -> str:
+    """Return the line of a trial."""
     return (
         f"  {trial.table} split {trial.split} {trial.method:<10}"
         f"NLL {outcome.nll:.3f} ± {outcome.stderr:.3f}, "
-        f"told apart {outcome.accuracy:.3f} ± {outcome.accuracy_stderr:.3f}, "
+        f"classifier accuracy {outcome.accuracy:.3f} ± {outcome.accuracy_stderr:.3f}, "
         f"{outcome.seconds:.1f} s; "
         + "; ".join(each for each in (outcome.chosen, outcome.reason) if each)
     )
 
 
 def _row(table: str, numbers: Numbers) -> str:
-    """A table's line."""
+    """Return the line of a table."""
     found, leading = ranks(numbers), best(numbers)
     shown = (
         f"{Average.of(values)} {'*' if method in leading else ' '}{found[method]:g}"
@@ -129,16 +133,16 @@ def _row(table: str, numbers: Numbers) -> str:
     return f"{table:<14}" + "".join(f"{text:>24}" for text in shown)
 
 
-def _verdict(tables: dict[str, Numbers]) -> Iterator[str]:
-    """What it comes to for this library's flow, where it was tried."""
+def _summary(tables: dict[str, Numbers]) -> Iterator[str]:
+    """Yield lines that summarize the results of this library's flow, if it was tried."""
     all_numbers = list(tables.values())
-    if OURS not in all_numbers[0]:
+    if OWN_METHOD not in all_numbers[0]:
         return
-    near = sum(is_near_best(numbers, OURS) for numbers in all_numbers)
+    near = sum(is_near_best(numbers, OWN_METHOD) for numbers in all_numbers)
     yield (
-        f"{OURS} is the best, or within one standard error of it, on {near} of {len(tables)} "
+        f"{OWN_METHOD} is the best, or within one standard error of it, on {near} of {len(tables)} "
         "tables (the error of the difference from the best, split by split)"
     )
-    worse = sum(is_worse(numbers, OURS, YARDSTICK) for numbers in all_numbers)
-    beyond = f"worse than the {YARDSTICK} or " if YARDSTICK in all_numbers[0] else ""
-    yield f"{OURS} is {beyond}failed on {worse} of {len(tables)} tables"
+    worse = sum(is_worse(numbers, OWN_METHOD, BASELINE_METHOD) for numbers in all_numbers)
+    beyond = f"worse than the {BASELINE_METHOD} or " if BASELINE_METHOD in all_numbers[0] else ""
+    yield f"{OWN_METHOD} is {beyond}failed on {worse} of {len(tables)} tables"

@@ -1,4 +1,4 @@
-"""What a training step takes: −log p of a batch, and its gradient."""
+"""The time of a training step: −log p of a batch, and its gradient."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cnf.flow import Flow
-from cnf.scripts.benchmarks.contenders import FFJORD, Contender, Ours, check_agreement
+from cnf.scripts.benchmarks.contenders import (
+    AGREEMENT_ROWS,
+    FFJORD,
+    Contender,
+    Ours,
+    check_agreement,
+)
 from cnf.scripts.benchmarks.floor import Floor
 from cnf.scripts.benchmarks.networks import (
-    MINIBOONE,
-    TOY,
+    MINIBOONE_NETWORK,
+    TOY_NETWORK,
     TRAINING_ROWS,
     TRAINING_STEPS,
-    Network,
+    BenchmarkNetwork,
     compiled,
     exact_lineup,
     initial_flow,
@@ -37,19 +43,18 @@ from cnf.scripts.benchmarks.networks import (
 from cnf.scripts.benchmarks.overhead import one_thread
 from cnf.scripts.plot import write_figure
 
-BATCHES = (100, 512)
+TOY_BATCH_SIZES = (100, 512)
 TABLE_ROWS = 1000
-CHECKED = 20  # rows that are checked to have one log p, where all would take long
 
 Run = Callable[[], tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Timing:
-    """A training step, in medians over the repeats.
+class StepTiming:
+    """The times of a training step, as medians over the repeats.
 
     Attributes:
-        name: Whose.
+        name: The name of the contender.
         forward: Seconds for the loss.
         backward: Seconds for its gradient.
         total: Seconds for both.
@@ -63,8 +68,8 @@ class Timing:
     evaluations: tuple[int, int]
 
 
-def work(contender: Contender, x: Tensor) -> tuple[int, int]:
-    """Evaluations of a step forward and backward."""
+def count_evaluations(contender: Contender, x: Tensor) -> tuple[int, int]:
+    """Return the evaluations of a training step, forward and backward."""
     contender.module.zero_grad()
     scored = contender.score(x)
     forward = scored.evaluations()
@@ -72,8 +77,8 @@ def work(contender: Contender, x: Tensor) -> tuple[int, int]:
     return forward, scored.evaluations() - forward
 
 
-def seconds(contender: Contender, x: Tensor) -> tuple[float, float]:
-    """Seconds of a step forward and backward, on gradients that are not there yet."""
+def time_step(contender: Contender, x: Tensor) -> tuple[float, float]:
+    """Return the seconds of a training step, forward and backward, with cleared gradients."""
     contender.module.zero_grad()
     begin = time.perf_counter()
     loss = -contender.score(x).log_prob.mean()
@@ -84,21 +89,21 @@ def seconds(contender: Contender, x: Tensor) -> tuple[float, float]:
 
 def compare(
     contenders: Sequence[Contender], x: Tensor, repeats: int, floor: Floor | None = None
-) -> list[Timing]:
-    """Time them interleaved: one step of each, then again; the floor of the first one's work."""
-    counts = {contender.name: work(contender, x) for contender in contenders}
-    runs: dict[str, Run] = {each.name: partial(seconds, each, x) for each in contenders}
+) -> list[StepTiming]:
+    """Time contenders interleaved, and the floor for the evaluations of the first one."""
+    counts = {contender.name: count_evaluations(contender, x) for contender in contenders}
+    runs: dict[str, Run] = {each.name: partial(time_step, each, x) for each in contenders}
     if floor is not None:
         forward, _ = counts[contenders[0].name]
-        runs["floor"], counts["floor"] = partial(floor.seconds, forward), (forward, forward)
-    for run in runs.values():  # compiled code and caches settle in the second step
+        runs["floor"], counts["floor"] = partial(floor.time_step, forward), (forward, forward)
+    for run in runs.values():  # the second step still fills caches and compiles
         run()
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             taken[name].append(run())
     return [
-        Timing(
+        StepTiming(
             name,
             forward=median(forward for forward, _ in pairs),
             backward=median(backward for _, backward in pairs),
@@ -110,15 +115,15 @@ def compare(
 
 
 def toy_lines(repeats: int, out: Path | None) -> Iterator[str]:
-    """The tables of the toys' network, and where their figure went."""
-    found: dict[str, list[Timing]] = {}
+    """Yield the tables of the toys' network, and the path of their figure."""
+    found: dict[str, list[StepTiming]] = {}
     with one_thread():
         for weights in ("initial", "trained"):
-            flow, zuko = _weights(TOY, weights)
-            for rows in BATCHES:
+            flow, zuko = _weights(TOY_NETWORK, weights)
+            for rows in TOY_BATCH_SIZES:
                 timings = _toy(flow, zuko, rows, repeats)
                 found[f"{rows} rows, {weights} weights"] = timings
-                yield _title(TOY, f"{rows} rows, {weights} weights, exact trace", repeats)
+                yield _title(TOY_NETWORK, f"{rows} rows, {weights} weights, exact trace", repeats)
                 yield from _table(timings)
                 yield ""
     yield "floor: only the matrix products and activations of as many evaluations as cnf's forward"
@@ -127,49 +132,51 @@ def toy_lines(repeats: int, out: Path | None) -> Iterator[str]:
         f"trained: by {TRAINING_STEPS} steps on 8gaussians; zuko's own network, which embeds time, "
         "by as many"
     )
-    yield "FFJORD's method and cnf integrate one field: their log p was compared before timing"
+    yield "FFJORD's method and cnf integrate the same field: their log p was compared before timing"
     if out is not None:
         yield str(_draw(found, out / "training_step.png"))
 
 
 def table_lines(repeats: int) -> Iterator[str]:
-    """The table of MINIBOONE's network."""
+    """Yield the table of MINIBOONE's network."""
     with one_thread():
-        flow, x = initial_flow(MINIBOONE), normal_rows(MINIBOONE, TABLE_ROWS)
-        exact = same_field(flow, MINIBOONE, exact=True)
-        check_agreement(Ours("cnf, exact", flow), exact, x[:CHECKED])
-        lineup = [*table_lineup(MINIBOONE, flow), compiled(flow)]
-        yield _title(MINIBOONE, f"{TABLE_ROWS} standard normal rows, initial weights", repeats)
+        flow, x = initial_flow(MINIBOONE_NETWORK), normal_rows(MINIBOONE_NETWORK, TABLE_ROWS)
+        exact = same_field(flow, MINIBOONE_NETWORK, exact=True)
+        check_agreement(Ours("cnf, exact", flow), exact, x[:AGREEMENT_ROWS])
+        lineup = [*table_lineup(MINIBOONE_NETWORK, flow), compiled(flow)]
+        yield _title(
+            MINIBOONE_NETWORK, f"{TABLE_ROWS} standard normal rows, initial weights", repeats
+        )
         yield from _table(compare(lineup, x, repeats))
-    yield f"on {CHECKED} rows FFJORD's method, exact, gives cnf's log p: they integrate one field"
+    yield f"FFJORD's method, exact, agrees with cnf on {AGREEMENT_ROWS} rows: they share one field"
 
 
-def _weights(network: Network, weights: str) -> tuple[Flow, Any]:
+def _weights(network: BenchmarkNetwork, weights: str) -> tuple[Flow, Any]:
     if weights == "initial":
         return initial_flow(network), initial_zuko(network)
     rows = toy_rows(TRAINING_ROWS)
     return trained_flow(network, rows), trained_zuko(network, rows)
 
 
-def _toy(flow: Flow, zuko: Any, rows: int, repeats: int) -> list[Timing]:
+def _toy(flow: Flow, zuko: Any, rows: int, repeats: int) -> list[StepTiming]:
     x = toy_rows(rows, seed=1)
-    lineup = exact_lineup(TOY, flow, zuko)
+    lineup = exact_lineup(TOY_NETWORK, flow, zuko)
     ours, theirs, _ = lineup
     assert isinstance(ours, Ours)
     assert isinstance(theirs, FFJORD)
     check_agreement(ours, theirs, x)
-    floor = Floor((TOY.dim, *TOY.hidden, TOY.dim), rows)
+    floor = Floor((TOY_NETWORK.dim, *TOY_NETWORK.hidden, TOY_NETWORK.dim), rows)
     return compare([*lineup, compiled(flow)], x, repeats, floor)
 
 
-def _title(network: Network, case: str, repeats: int) -> str:
+def _title(network: BenchmarkNetwork, case: str, repeats: int) -> str:
     threads = torch.get_num_threads()
     return f"Training step: {network}; {case}; float32, threads: {threads}, median of {repeats}"
 
 
-def _table(timings: Sequence[Timing]) -> Iterator[str]:
+def _table(timings: Sequence[StepTiming]) -> Iterator[str]:
     yield (
-        f"{'seconds':<22}{'forward':>10}{'backward':>10}{'total':>10}{'to cnf':>9}"
+        f"{'time_step':<22}{'forward':>10}{'backward':>10}{'total':>10}{'to cnf':>9}"
         f"{'evals':>8}{'back':>7}"
     )
     for timing in timings:
@@ -181,8 +188,8 @@ def _table(timings: Sequence[Timing]) -> Iterator[str]:
         )
 
 
-def _draw(found: dict[str, list[Timing]], path: Path) -> Path:
-    """Bars of forward and backward for every contender, a panel for each case."""
+def _draw(found: dict[str, list[StepTiming]], path: Path) -> Path:
+    """Draw bars of forward and backward time, with a panel for each case."""
     figure = Figure(figsize=(3 * len(found), 3), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
     for axes, (case, timings) in zip(panels, found.items(), strict=True):

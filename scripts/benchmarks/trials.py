@@ -1,4 +1,4 @@
-"""Methods on splits of tables, each tried once."""
+"""Cached trials of methods on splits of tables."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import numpy as np
 import torch
 
 from cnf.diagnostics.two_sample import two_sample_test
-from cnf.scripts.benchmarks.cells import fingerprint
-from cnf.scripts.benchmarks.density import Density
+from cnf.scripts.benchmarks.density import DensityEstimator
 from cnf.scripts.benchmarks.methods import METHODS
-from cnf.scripts.benchmarks.options import Options
-from cnf.scripts.benchmarks.prepared import Parts, Prepared
+from cnf.scripts.benchmarks.options import BenchmarkOptions
+from cnf.scripts.benchmarks.prepared import PreparedTable, StandardizedSplit
+from cnf.scripts.benchmarks.result_cache import fingerprint
 
-FAILURES = (RuntimeError, ValueError, ArithmeticError, MemoryError)
+TRIAL_FAILURES = (RuntimeError, ValueError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What was tried.
+class TableTrial:
+    """A trial of a method on a split of a table; the key of its outcome.
 
     Attributes:
         method: A name in `METHODS`.
-        table: A name in `cnf.scripts.benchmarks.uci.NAMES`.
-        split: Seed of the split, and of all that the method draws.
-        budget: Seconds for fitting and choosing.
-        threads: PyTorch's.
-        settings: The fingerprint of the method's settings and of the prepared table.
+        table: A name in `cnf.scripts.benchmarks.uci.UCI_TABLES`.
+        split: Seed of the split, and of the method's random draws.
+        budget: Seconds for fitting and model selection.
+        threads: Threads of PyTorch.
+        settings: Fingerprint of the method's settings and of the prepared table.
     """
 
     method: str
@@ -43,18 +43,18 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of it; numbers are not finite where it failed.
+class TableOutcome:
+    """The outcome of a trial; its numbers are not finite where the trial failed.
 
     Attributes:
         nll: Mean NLL of the test rows, in nats, of standardised columns.
-        stderr: Its standard error over the rows.
-        seconds: Wall time of fitting and choosing.
-        accuracy: Of a classifier that tells samples from the test rows.
-        accuracy_stderr: Its standard error.
-        chosen: What was chosen on the validation rows, in words.
-        reason: What failed, in words; empty where nothing did.
-        kept: Whether it was there already.
+        stderr: Standard error of `nll` over the rows.
+        seconds: Wall time of fitting and model selection.
+        accuracy: Accuracy of a classifier that tells samples from the test rows.
+        accuracy_stderr: Standard error of `accuracy`.
+        chosen: The choices made on the validation rows, in words.
+        reason: The reason of a failure, in words; empty on success.
+        cached: Whether the outcome was read from the cache.
     """
 
     nll: float = nan
@@ -64,67 +64,77 @@ class Outcome:
     accuracy_stderr: float = nan
     chosen: str = ""
     reason: str = ""
-    kept: bool = False
+    cached: bool = False
 
     @staticmethod
-    def of(cell: Mapping[str, Any]) -> Outcome:
-        """An outcome that was finished before."""
-        found: dict[str, Any] = {k: nan if cell[k] is None else cell[k] for k in KEPT}
-        return Outcome(**found, kept=True)
+    def of(result: Mapping[str, Any]) -> TableOutcome:
+        """Return the outcome of a cached result."""
+        found: dict[str, Any] = {
+            k: nan if result[k] is None else result[k] for k in TABLE_OUTCOME_FIELDS
+        }
+        return TableOutcome(**found, cached=True)
 
 
-KEPT = tuple(field.name for field in fields(Outcome) if field.name != "kept")
+TABLE_OUTCOME_FIELDS = tuple(field.name for field in fields(TableOutcome) if field.name != "cached")
 
 
-def trial_of(options: Options, method: str, table: str, prepared: Prepared, split: int) -> Trial:
-    """What is tried: a method by the settings that it has for this table."""
+def trial_of(
+    options: BenchmarkOptions, method: str, table: str, prepared: PreparedTable, split: int
+) -> TableTrial:
+    """Return the trial of a method with its settings for this table."""
     train = prepared.parts(split).train
     settings = {"settings": asdict(METHODS[method].settings(*train.shape))}
     mark = fingerprint({**settings, "rows": prepared.digest()})
-    return Trial(method, table, split, options.budget, torch.get_num_threads(), mark)
+    return TableTrial(method, table, split, options.budget, torch.get_num_threads(), mark)
 
 
-def outcome_of(options: Options, trial: Trial, prepared: Prepared) -> Outcome:
-    """The outcome of a trial, which is made unless it is there already.
+def outcome_of(
+    options: BenchmarkOptions, trial: TableTrial, prepared: PreparedTable
+) -> TableOutcome:
+    """Return the outcome of a trial, which is run unless it is cached.
 
     Raises:
-        KeyboardInterrupt: It was interrupted: there is no outcome.
+        KeyboardInterrupt: The trial was interrupted, so there is no outcome.
     """
-    found = options.table_cells.find(asdict(trial), KEPT)
+    found = options.table_results.find(asdict(trial), TABLE_OUTCOME_FIELDS)
     if found is not None:
-        return Outcome.of(found)
-    outcome = make(trial, prepared.parts(trial.split))
-    options.table_cells.add(asdict(trial), {name: getattr(outcome, name) for name in KEPT})
+        return TableOutcome.of(found)
+    outcome = run_trial(trial, prepared.parts(trial.split))
+    options.table_results.add(
+        asdict(trial), {name: getattr(outcome, name) for name in TABLE_OUTCOME_FIELDS}
+    )
     return outcome
 
 
-def make(trial: Trial, parts: Parts) -> Outcome:
-    """Fit, score and sample; what fails is told and does not stop the table."""
+def run_trial(trial: TableTrial, parts: StandardizedSplit) -> TableOutcome:
+    """Fit, score and sample; a failure is recorded and does not end the table."""
     method = METHODS[trial.method]
     settings = method.settings(*parts.train.shape)
     begin = perf_counter()
     try:
         fitted = method.fit(parts, trial.budget, trial.split, settings)
-        outcome = Outcome(seconds=perf_counter() - begin, chosen=fitted.chosen)
-    except FAILURES as error:
-        return Outcome(seconds=perf_counter() - begin, reason=_told("fitting", error))
+        outcome = TableOutcome(seconds=perf_counter() - begin, chosen=fitted.chosen)
+    except TRIAL_FAILURES as error:
+        return TableOutcome(seconds=perf_counter() - begin, reason=_failure("fitting", error))
     try:
         outcome = _scored(outcome, fitted.density, parts)
-    except FAILURES as error:
-        return replace(outcome, reason=_told("scoring", error))
+    except TRIAL_FAILURES as error:
+        return replace(outcome, reason=_failure("scoring", error))
     try:
         samples = fitted.density.sample(len(parts.test), trial.split)
-        told = two_sample_test(parts.test, _finite(samples), trial.split)
-    except FAILURES as error:
-        return replace(outcome, reason=_told("sampling", error))
-    return replace(outcome, accuracy=told.accuracy, accuracy_stderr=told.stderr)
+        test = two_sample_test(parts.test, _finite(samples), trial.split)
+    except TRIAL_FAILURES as error:
+        return replace(outcome, reason=_failure("sampling", error))
+    return replace(outcome, accuracy=test.accuracy, accuracy_stderr=test.stderr)
 
 
-def _scored(outcome: Outcome, density: Density, parts: Parts) -> Outcome:
-    """The outcome with the test rows' NLL.
+def _scored(
+    outcome: TableOutcome, density: DensityEstimator, parts: StandardizedSplit
+) -> TableOutcome:
+    """Return the outcome with the NLL of the test rows.
 
     Raises:
-        ValueError: It is not finite.
+        ValueError: The NLL is not finite.
     """
     log_prob = density.log_prob(parts.test)
     nll = -float(log_prob.mean())
@@ -141,5 +151,5 @@ def _finite(samples: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return samples
 
 
-def _told(what: str, error: BaseException) -> str:
+def _failure(what: str, error: BaseException) -> str:
     return f"{what} failed: {' '.join(str(error).split()) or type(error).__name__}"

@@ -1,4 +1,4 @@
-"""How far a density is from a toy's own, over rows that no training has seen."""
+"""The KL divergence from a toy to a density, over rows that no training uses."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cnf.scripts.data import TOY_ROWS
 
 Array = NDArray[np.float64]
 
-FRESH = 20_000  # rows that a KL is taken over
-CHUNK = 2000  # rows scored in one solve
-TOLERANCE = 1e-6
-# Streams of a seed for what is drawn here, beyond those that `cnf.scripts.data` draws parts from.
-SCORED, WATCHED, BATCHES = (len(TOY_ROWS) + i for i in (1, 2, 3))
+KL_ROWS = 20_000  # over which a KL divergence is estimated
+BENCHMARK_CHUNK_ROWS = 2000  # scored or drawn in one solve
+KL_TOLERANCE = 1e-6
+# Random streams of a seed beyond those that `cnf.scripts.data` draws from.
+KL_STREAM, WATCH_STREAM, BATCH_STREAM = (len(TOY_ROWS) + i for i in (1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Distance:
 
     Attributes:
         kl: The mean of log p − log q over the rows, in nats.
-        stderr: Its standard error.
+        stderr: Standard error of `kl`.
     """
 
     kl: float
@@ -35,7 +35,7 @@ class Distance:
 
     @staticmethod
     def of(truth: Array, log_prob: Array) -> Distance:
-        """From log p and log q of rows that are drawn from p, both of shape (n,).
+        """Estimate the divergence from log p and log q of rows drawn from p, both of shape (n,).
 
         Example:
             >>> Distance.of(np.array([0.0, -1.0]), np.array([-1.0, -2.0]))
@@ -48,21 +48,21 @@ class Distance:
         return f"{self.kl:.4f} ± {self.stderr:.4f}"
 
 
-def fresh_rows(toy: str, rows: int, seed: int, stream: int = SCORED) -> Array:
-    """Rows (rows, 2) of a toy, apart from those that the programs train and select on."""
+def fresh_rows(toy: str, rows: int, seed: int, stream: int = KL_STREAM) -> Array:
+    """Draw rows (rows, 2) of a toy that the programs neither train nor select on."""
     return TOYS[toy].sample(rows, np.random.default_rng([seed, stream]))
 
 
 def tight_log_prob(flow: Flow, rows: Array) -> tuple[Array, float]:
-    """Log p of rows (n, 2) by exact traces at `TOLERANCE`, and the evaluations of a mean solve.
+    """Return log p of rows (n, 2) by exact traces at `KL_TOLERANCE`, and mean evaluations.
 
     Raises:
         SolveError: A solve fails.
     """
-    tight = flow.with_solver(rtol=TOLERANCE, atol=TOLERANCE, step="joint", divergence="exact")
+    tight = flow.with_solver(rtol=KL_TOLERANCE, atol=KL_TOLERANCE, step="joint", divergence="exact")
     log_prob, evaluations = [], []
     with torch.no_grad():
-        for part in torch.from_numpy(rows).to(flow.like).split(CHUNK):
+        for part in torch.from_numpy(rows).to(flow.like).split(BENCHMARK_CHUNK_ROWS):
             scored = tight.score_rows(part)
             log_prob.append(scored.log_prob.double().numpy())
             evaluations.append(np.mean(scored.stats.evaluations) / max(1, flow.solves))
@@ -70,7 +70,7 @@ def tight_log_prob(flow: Flow, rows: Array) -> tuple[Array, float]:
 
 
 def distance_of(flow: Flow, toy: str, rows: Array) -> tuple[Distance, float]:
-    """A flow's distance from a toy over rows of it, and the evaluations of a mean solve.
+    """Return the KL divergence from a toy to a flow over rows, and mean evaluations.
 
     Raises:
         SolveError: A solve fails.

@@ -1,4 +1,4 @@
-"""The UCI repository's regression tables, in one file."""
+"""Regression tables of the UCI repository, in one file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cnf.datasets import DATA_DIR
 
 Array = NDArray[np.float64]
 
-FILE = "uci_small.npz"
-NAMES = (
+UCI_FILE = "uci_small.npz"
+UCI_TABLES = (
     "wine",
     "housing",
     "concrete",
@@ -26,20 +26,20 @@ NAMES = (
     "kin40k",
     "breastcancer",
 )
-SOURCE = (
+UCI_SOURCE = (
     "it holds an array (rows, columns) for each of wine, housing, …, regression tables of "
     "https://archive.ics.uci.edu with the target as their last column"
 )
 
 
 def uci_file(data_dir: str | None) -> Path:
-    """Where the tables are.
+    """Return the path of the file of tables.
 
     Args:
-        data_dir: The folder; what the environment's CNF_DATA names when None.
+        data_dir: The folder; the environment's CNF_DATA when None.
 
     Raises:
-        ValueError: No folder is named, or the file is not there.
+        ValueError: No folder is named, or the file does not exist.
 
     Example:
         >>> uci_file("/nowhere")  # doctest: +ELLIPSIS
@@ -49,28 +49,28 @@ def uci_file(data_dir: str | None) -> Path:
     given = data_dir or os.environ.get(DATA_DIR)
     if not given:
         raise ValueError(
-            f"Expected a folder with {FILE}; got none: give --data-dir DIR, or set {DATA_DIR}; "
-            f"{SOURCE}"
+            f"Expected a folder with {UCI_FILE}; got none: give --data-dir DIR, or set {DATA_DIR}; "
+            f"{UCI_SOURCE}"
         )
-    path = Path(given) / FILE
+    path = Path(given) / UCI_FILE
     if not os.path.isfile(path):
-        raise ValueError(f"Expected {FILE} in {given}; got no such file: {SOURCE}")
+        raise ValueError(f"Expected {UCI_FILE} in {given}; got no such file: {UCI_SOURCE}")
     return path
 
 
 def uci_table(path: Path, name: str) -> Array:
-    """A table of the file, shape (rows, columns).
+    """Read a table of the file, shape (rows, columns).
 
     Raises:
-        ValueError: It is not there, or no table of finite numbers.
+        ValueError: The table does not exist, or is not a table of finite numbers.
     """
     try:
-        # Opened here: NumPy leaves a file open where the archive is damaged.
+        # Opened here, since NumPy leaves a file open where the archive is damaged.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             values = np.asarray(arrays[name], np.float64)
-    except Exception:  # NumPy, zipfile and zlib each have errors of their own for damage
+    except Exception:  # NumPy, zipfile and zlib raise various errors for damaged files
         raise ValueError(
-            f"Expected an array {name!r} in {path}; got none that can be read: {SOURCE}"
+            f"Expected an array {name!r} in {path}; got none that can be read: {UCI_SOURCE}"
         ) from None
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise ValueError(

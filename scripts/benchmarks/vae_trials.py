@@ -1,4 +1,4 @@
-"""VAEs trained with each posterior on each set of images, once, and scored."""
+"""Cached trials of VAEs with each posterior on each set of images."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import torch
 
 import cnf.scripts.train_vae as train_vae
 from cnf.datasets import Images
-from cnf.scripts.benchmarks.cells import fingerprint
-from cnf.scripts.benchmarks.options import Options
+from cnf.scripts.benchmarks.options import BenchmarkOptions
+from cnf.scripts.benchmarks.result_cache import fingerprint
 from cnf.vae import VAE, Architecture, Plan, score
 from cnf.variational.posterior import AMORTIZATIONS
 
-SAMPLES = 1000  # for the importance-weighted bound
-# Of weights of each row's own, one hidden layer does as well as two at a third of the time.
-FIELDS: dict[str, dict[str, Any]] = {"rank": {"field": (64,)}, "hyper": {"field": (64,)}}
-POSTERIORS: dict[str, dict[str, Any]] = {
+IWAE_SAMPLES = 1000  # for the importance-weighted bound
+# With per-row weights, one hidden layer does as well as two in a third of the time.
+POSTERIOR_FIELDS: dict[str, dict[str, Any]] = {"rank": {"field": (64,)}, "hyper": {"field": (64,)}}
+VAE_POSTERIORS: dict[str, dict[str, Any]] = {
     "gaussian": {"posterior": "gaussian"},
     "planar": {"posterior": "planar"},
     **{
-        f"cnf-{name}": {"posterior": "cnf", "amortize": name, **FIELDS.get(name, {})}
+        f"cnf-{name}": {"posterior": "cnf", "amortize": name, **POSTERIOR_FIELDS.get(name, {})}
         for name in AMORTIZATIONS
     },
 }
-"""What is compared, by name: what a VAE is made of."""
+"""The posteriors that are compared, as arguments of `Architecture` by name."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the VAEs of some images share.
+class VAESetting:
+    """The common settings of the VAEs of one set of images.
 
     Attributes:
         latent_dim: Number of latents.
-        plan: How they are trained.
-        seeds: How many times each.
+        plan: The plan of training.
+        seeds: Number of seeds for each posterior.
     """
 
     latent_dim: int
@@ -47,28 +47,28 @@ class Setting:
     seeds: int
 
 
-SETTINGS = {
-    # Images so small that all latents are of use: nothing has to settle.
-    "digits": Setting(16, Plan(epochs=500, learning_rate=2e-3, settling=0.0), 3),
-    "mnist": Setting(32, Plan(epochs=150, batch_size=256, learning_rate=2e-3), 1),
-    # Two runs of one posterior end some 15 nats apart, more than any gains. So all have six tenths
-    # of the run in common: until a posterior has settled, it is the encoder's Gaussian in each.
-    "freyfaces": Setting(16, Plan(epochs=600, settling=0.6), 1),
+VAE_SETTINGS = {
+    # The images are so small that all latents are used, and no settling is needed.
+    "digits": VAESetting(16, Plan(epochs=500, learning_rate=2e-3, settling=0.0), 3),
+    "mnist": VAESetting(32, Plan(epochs=150, batch_size=256, learning_rate=2e-3), 1),
+    # Two runs of one posterior differ by some 15 nats, more than any posterior gains. So all share
+    # six tenths of the run: until a posterior has settled, each is the encoder's Gaussian.
+    "freyfaces": VAESetting(16, Plan(epochs=600, settling=0.6), 1),
 }
-"""By the images' names."""
+"""The settings by the names of the images."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What was trained.
+class VAETrial:
+    """A training run of a VAE; the key of its outcome.
 
     Attributes:
-        images: Their name.
-        posterior: A name in `POSTERIORS`.
-        seed: Of the weights and of all that is drawn; the images are divided alike for all.
-        threads: PyTorch's.
-        device: Its type.
-        settings: The fingerprint of what the VAE is made of, how it is trained and on what.
+        images: Name of the set of images.
+        posterior: A name in `VAE_POSTERIORS`.
+        seed: Seed of the weights and of all draws; the split of the images is the same for all.
+        threads: Threads of PyTorch.
+        device: Type of the device.
+        settings: Fingerprint of the architecture, the plan of training and the images.
     """
 
     images: str
@@ -79,7 +79,7 @@ class Trial:
     settings: str
 
     def folder(self, out: Path) -> Path:
-        """Where the VAE is kept."""
+        """Return the folder that the VAE is saved in."""
         name = (
             f"{self.posterior}-seed{self.seed}-threads{self.threads}-{self.device}-{self.settings}"
         )
@@ -87,16 +87,16 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of it.
+class VAEOutcome:
+    """The outcome of a training run.
 
     Attributes:
-        elbo: The test images' evidence lower bound, in nats, image by image; none where it failed.
-        nll: Minus their importance-weighted bound, alike.
-        validation: The evidence lower bound of the validation images by the weights that were kept.
-        seconds: Of training.
-        reason: What failed, in words; empty where nothing did.
-        kept: Whether it was there already.
+        elbo: Evidence lower bound of each test image, in nats; empty where the run failed.
+        nll: Minus the importance-weighted bound of each test image, in nats.
+        validation: Evidence lower bound of the validation images by the selected weights.
+        seconds: Seconds of training.
+        reason: The reason of a failure, in words; empty on success.
+        cached: Whether the outcome was read from the cache.
     """
 
     elbo: tuple[float, ...] = ()
@@ -104,70 +104,72 @@ class Outcome:
     validation: float = nan
     seconds: float = nan
     reason: str = ""
-    kept: bool = False
+    cached: bool = False
 
     @staticmethod
-    def of(cell: Mapping[str, Any]) -> Outcome:
-        """An outcome that was finished before."""
-        found: dict[str, Any] = {name: _numbers(cell[name]) for name in KEPT}
-        return Outcome(**found, kept=True)
+    def of(result: Mapping[str, Any]) -> VAEOutcome:
+        """Return the outcome of a cached result."""
+        found: dict[str, Any] = {name: _numbers(result[name]) for name in VAE_OUTCOME_FIELDS}
+        return VAEOutcome(**found, cached=True)
 
 
-KEPT = tuple(field.name for field in fields(Outcome) if field.name != "kept")
+VAE_OUTCOME_FIELDS = tuple(field.name for field in fields(VAEOutcome) if field.name != "cached")
 
 
 def _numbers(value: Any) -> Any:
-    """A value as it was before JSON, which has no numbers that are not finite."""
+    """Restore tuples and NaN in a value from JSON, which has neither."""
     if isinstance(value, list):
         return tuple(map(_numbers, value))
     return nan if value is None else value
 
 
-def made_of(images: Images, posterior: str) -> Architecture:
-    """What a VAE of these images with a posterior is made of."""
-    latent_dim = SETTINGS[images.name].latent_dim
-    return train_vae.architecture_of(images, latent_dim=latent_dim, **POSTERIORS[posterior])
+def architecture_for(images: Images, posterior: str) -> Architecture:
+    """Return the architecture of a VAE of these images with a posterior."""
+    latent_dim = VAE_SETTINGS[images.name].latent_dim
+    return train_vae.architecture_of(images, latent_dim=latent_dim, **VAE_POSTERIORS[posterior])
 
 
-def trial_of(images: Images, posterior: str, seed: int) -> Trial:
-    """What is trained."""
+def trial_of(images: Images, posterior: str, seed: int) -> VAETrial:
+    """Return the trial of a posterior on these images."""
     settings = {
-        "architecture": asdict(made_of(images, posterior)),
-        "plan": asdict(SETTINGS[images.name].plan),
-        "samples": SAMPLES,
-        "tested": train_vae.TESTED,
+        "architecture": asdict(architecture_for(images, posterior)),
+        "plan": asdict(VAE_SETTINGS[images.name].plan),
+        "samples": IWAE_SAMPLES,
+        "tested": train_vae.MAX_TEST_IMAGES,
         "images": _digest(images),
     }
     threads, device = torch.get_num_threads(), _device()
-    return Trial(images.name, posterior, seed, threads, device, fingerprint(settings))
+    return VAETrial(images.name, posterior, seed, threads, device, fingerprint(settings))
 
 
-def outcome_of(options: Options, trial: Trial, images: Images) -> Outcome:
-    """The outcome of a trial, which is trained unless it is there already.
+def outcome_of(options: BenchmarkOptions, trial: VAETrial, images: Images) -> VAEOutcome:
+    """Return the outcome of a trial, which is trained unless it is cached.
 
-    With a folder for results, a training that was interrupted goes on where it was. What fails is
-    told and does not stop the others.
+    With a folder for results, an interrupted training resumes. A failure is recorded and does not
+    end the other trials.
     """
-    found = options.vae_cells.find(asdict(trial), KEPT)
+    found = options.vae_results.find(asdict(trial), VAE_OUTCOME_FIELDS)
     if found is not None:
-        return Outcome.of(found)
+        return VAEOutcome.of(found)
     folder = None if options.out is None else trial.folder(options.out)
     try:
-        outcome = _made(trial, images, folder)
+        outcome = _run_trial(trial, images, folder)
     except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
-        outcome = Outcome(reason=" ".join(str(error).split()))
-    options.vae_cells.add(asdict(trial), {name: getattr(outcome, name) for name in KEPT})
+        outcome = VAEOutcome(reason=" ".join(str(error).split()))
+    options.vae_results.add(
+        asdict(trial), {name: getattr(outcome, name) for name in VAE_OUTCOME_FIELDS}
+    )
     return outcome
 
 
-def _made(trial: Trial, images: Images, folder: Path | None) -> Outcome:
-    """Train and score."""
+def _run_trial(trial: VAETrial, images: Images, folder: Path | None) -> VAEOutcome:
+    """Train and score the VAE of a trial."""
     torch.manual_seed(trial.seed)
-    vae = VAE(made_of(images, trial.posterior)).to(trial.device)
-    plan = SETTINGS[images.name].plan
+    vae = VAE(architecture_for(images, trial.posterior)).to(trial.device)
+    plan = VAE_SETTINGS[images.name].plan
     records = train_vae.train(vae, images, plan, trial.seed, folder)
-    bounds = score(vae, train_vae.observed(vae, images), SAMPLES)
-    return Outcome(
+    bounds = score(vae, train_vae.observed(vae, images), IWAE_SAMPLES)
+    return VAEOutcome(
         tuple(bounds.elbo.tolist()),
         tuple(bounds.nll.tolist()),
         max(
@@ -182,6 +184,6 @@ def _device() -> str:
 
 
 def _digest(images: Images) -> str:
-    """By which images are known again."""
+    """Return the checksum of images."""
     parts = (images.train, images.validation, images.test)
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()

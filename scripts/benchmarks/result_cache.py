@@ -1,4 +1,4 @@
-"""Finished measurements, each with what it was of: what is there is not measured again."""
+"""A cache of finished measurements by their keys, so that none is repeated."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 from cnf.utils.serialization import json_value, write_whole
 
 
-class Cells:
-    """Finished cells in a file of a folder, one JSON object a line; without a folder, in memory.
+class ResultCache:
+    """A cache of results in a file, one JSON object a line; without a folder, in memory.
 
-    A cell is its key, which says what was measured, and its numbers, side by side in one object. A
-    number that is not finite stands as null.
+    A result is one object that holds both its key, which states what was measured, and its
+    numbers. A number that is not finite is written as null.
 
     Args:
-        folder: Where the file is, or will be; None for none.
+        folder: The folder of the file; None to keep results in memory.
         name: The file's name.
 
     Example:
-        >>> cells = Cells(None, "toys.jsonl")
-        >>> cells.add({"toy": "moons", "seed": 0}, {"kl": 0.01})
-        >>> cells.find({"toy": "moons", "seed": 0})
+        >>> cache = ResultCache(None, "toys.jsonl")
+        >>> cache.add({"toy": "moons", "seed": 0}, {"kl": 0.01})
+        >>> cache.find({"toy": "moons", "seed": 0})
         {'toy': 'moons', 'seed': 0, 'kl': 0.01}
-        >>> cells.find({"toy": "moons", "seed": 1}) is None
-        True
+        >>> print(cache.find({"toy": "moons", "seed": 1}))
+        None
     """
 
     def __init__(self, folder: Path | None, name: str) -> None:
@@ -35,18 +35,18 @@ class Cells:
         self._lines: list[str] = []
 
     def find(self, key: Mapping[str, Any], numbers: Collection[str] = ()) -> dict[str, Any] | None:
-        """The cell with this key and numbers of these names; None where there is none.
+        """Return the result with this key and numbers of these names; None if it is not cached.
 
         Raises:
-            ValueError: A line of the file is no JSON object.
+            ValueError: A line of the file is not a JSON object.
         """
         found = [self._parse(i, line) for i, line in enumerate(self._read())]
         named = (each for each in found if each.keys() >= {*key, *numbers})
-        own = (each for each in named if all(each[name] == key[name] for name in key))
-        return next(own, None)
+        matching = (each for each in named if all(each[name] == key[name] for name in key))
+        return next(matching, None)
 
     def add(self, key: Mapping[str, Any], numbers: Mapping[str, Any]) -> None:
-        """Append a cell; the file is there whole at all times, whatever is killed on the way.
+        """Append a result; the file is replaced atomically, so that it is always complete.
 
         Raises:
             OSError: The file cannot be written.
@@ -57,7 +57,7 @@ class Cells:
             write_whole({self.path: "".join(f"{each}\n" for each in self._lines).encode()})
 
     def _read(self) -> list[str]:
-        """The lines as they are now: another process may have added some."""
+        """Read the current lines, some of which another process may have added."""
         if self.path is None or not self.path.exists():
             return self._lines
         return self.path.read_text(encoding="utf-8").splitlines()
@@ -70,13 +70,13 @@ class Cells:
         if not isinstance(found, dict):
             raise ValueError(
                 f"Expected a JSON object in line {i + 1} of {self.path}; got "
-                f"{line[:40]!r}. Take the line out, or give another --out"
+                f"{line[:40]!r}: remove the line, or give another --out"
             )
         return found
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits by which settings, ready for JSON, are told from others.
+    """Return twelve hexadecimal digits that identify settings, which JSON can hold.
 
     Example:
         >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})

@@ -92,4 +92,4 @@ def test_a_run_that_was_begun_without_an_entry_is_refused_in_one_line():
     begun = dataclasses.asdict(Recipe())
     del begun["batch_norm"]
     with pytest.raises(ValueError, match="'batch_norm'; it was started by another version"):
-        train._begun_recipe(json.loads(json.dumps(begun)))
+        train._resumed_recipe(json.loads(json.dumps(begun)))

@@ -129,11 +129,11 @@ def test_differences_are_taken_image_by_image():
     ahead = tables._ahead(found, "cnf-bias", "gaussian")
     assert ahead.mean == pytest.approx(1.5)
     assert ahead.stderr == pytest.approx(0.3 / 3**0.5)
-    (line,) = tables._verdict(found)
+    (line,) = tables._summary(found)
     assert "is 1.500 ± 0.173 nats ahead of gaussian: 8.7 standard errors" in line
     assert line.endswith("seed by seed 1.500, 1.500")
     found["cnf-bias"][1] = VAEOutcome(reason="The bound was never finite.")
-    assert list(tables._verdict(found)) == []
+    assert list(tables._summary(found)) == []
     assert str(tables._ahead(found, "cnf-bias", "gaussian")) == "failed"
 
 

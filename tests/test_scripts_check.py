@@ -73,7 +73,7 @@ def test_contexts_come_from_a_file(place, tmp_path):
     context = write_csv(tmp_path / "c.csv", ROWS[:20, [1]], (COLUMNS[1],))
     said = done("check", place / "given", "--data", data, "--context-data", context, *QUICK)
     assert "on 10 rows" in said
-    assert "--data beside --context-data" in complaint(
+    assert "--data with --context-data" in complaint(
         "check", place / "given", "--context-data", context
     )
 

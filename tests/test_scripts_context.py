@@ -347,7 +347,7 @@ def test_model_without_a_context_takes_none(program, plain, tmp_path):
 def test_held_out_rows_take_no_other_contexts(trained, request, tmp_path):
     context = write_csv(tmp_path / "context.csv", ROWS)
     folder = request.getfixturevalue(trained)
-    assert "--data beside" in complaint("evaluate", folder, "--context-data", context)
+    assert "--data with" in complaint("evaluate", folder, "--context-data", context)
 
 
 def test_sampling_needs_contexts(table, tmp_path):

@@ -204,10 +204,10 @@ def test_classifier_tells_a_flow_that_has_learnt_nothing(folder, tmp_path):
     """Rows of another shape than the flow's, and rows that are its own samples."""
     rows = rows_of_table(300, seed=2) * [1.0, -1.0, 1.0] + [0.0, 80.0, 0.0]
     page = page_of(folder, "--data", write_csv(tmp_path / "other.csv", rows))
-    assert "it does tell them apart" in page.text
+    assert "the classifier tells them apart" in page.text
     done("sample", folder, "-n", 300, "--seed", 7, "--out", tmp_path / "own.csv")
     page = page_of(folder, "--data", tmp_path / "own.csv")
-    assert "it cannot tell them apart" in page.text
+    assert "the classifier cannot tell them apart" in page.text
     assert "0.5 is perfect" in page.text
 
 
@@ -241,7 +241,7 @@ def test_few_rows_are_sampled_at_again_and_again(given, tmp_path, monkeypatch):
     draws = spy(monkeypatch, "marginals_figure")
     page = page_of(given, "--data", write_csv(tmp_path / "few.csv", ROWS[:7]))
     assert len(draws[0][1]) == 203
-    assert "203 of the flow, at the rows' own contexts" in page.text
+    assert "203 of the flow, at the contexts of the rows" in page.text
 
 
 # --- few rows, few and many columns, odd names ----------------------------------------------------
@@ -261,7 +261,7 @@ def test_one_column_has_nothing_to_correlate(tmp_path):
     page = page_of(tmp_path / "out", "--data", data)
     assert page.headings == HEADINGS
     assert len(page.images) == 2
-    assert "There is one column" in page.text
+    assert "There is only one column" in page.text
     assert "Accuracy" in page.text
 
 

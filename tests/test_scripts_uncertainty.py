@@ -110,10 +110,10 @@ def test_one_row_has_parts_and_no_uncertainty(place):
 def test_some_rows_stand_for_many(place):
     trained = TrainedModel.read(str(place / "out"))
     many = ContextRows(np.arange(2.0 * 3000).reshape(-1, 2), np.arange(3000.0)[:, None])
-    some = trained.some(many)
+    some = trained.error_sample(many)
     assert len(some) == len(np.unique(some.context)) == ERROR_SAMPLE_ROWS
     assert np.array_equal(some.x[:, 0], 2 * some.context[:, 0])
-    assert trained.some(many[:10]).x.tolist() == many[:10].x.tolist()
+    assert trained.error_sample(many[:10]).x.tolist() == many[:10].x.tolist()
 
 
 def test_one_draw_of_noise_is_assessed_by_two(tmp_path):

@@ -95,7 +95,7 @@ def compare(
     runs: dict[str, Run] = {each.name: partial(time_step, each, x) for each in contenders}
     if floor is not None:
         forward, _ = counts[contenders[0].name]
-        runs["floor"], counts["floor"] = partial(floor.time_step, forward), (forward, forward)
+        runs["floor"], counts["floor"] = partial(floor.seconds, forward), (forward, forward)
     for run in runs.values():  # the second step still fills caches and compiles
         run()
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}

@@ -23,6 +23,7 @@ from torch import Tensor
 from cnf.flow.base_config import describe, rebuild
 from cnf.flow import Flow
 from cnf.layers import LAYERS, Layer, Standardize
+from cnf.utils.random import seeded
 from cnf.utils.serialization import read_whole, write_whole
 from cnf.utils.sharing import share, shared_parts
 
@@ -150,7 +151,7 @@ def load(folder: str | Path) -> Flow:
         _check_sizes(config["layers"], len(weights))
         tensors = safetensors.torch.load(weights)
         base = rebuild(config["base"], "base", tensors)
-        with torch.random.fork_rng(devices=[]):  # the first weights, drawn only to be replaced
+        with seeded(0):  # the first weights, drawn only to be replaced
             layers = [_layer(layer) for layer in config["layers"]]
         context = config.get("context")
         flow = Flow(base, layers, None if context is None else Standardize(**context))

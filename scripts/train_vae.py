@@ -28,7 +28,7 @@ from cnf.scripts.plot import write_figure
 from cnf.scripts.program import Parser, positive_integer, program, say, seed
 from cnf.scripts.settings import text_of, value_of
 from cnf.scripts.trained import METRICS_FILE, STATE_FILE, write_metrics
-from cnf.training.loop import drawing
+from cnf.utils.random import seeded
 from cnf.vae import (
     LIKELIHOODS,
     NETWORKS,
@@ -248,7 +248,7 @@ def _figures(vae: VAE, x: Tensor, records: Sequence[EpochRecord], seed: int) -> 
     """Draw all figures, by name."""
     curve = Figure(figsize=(6, 3.5), layout="constrained")
     draw_bounds(curve.subplots(), records)
-    with drawing(seed, x.device):
+    with seeded(seed, x.device):
         figures = {
             "reconstructions": reconstructions_figure(vae, x[:SHOWN_IMAGES]),
             "samples": samples_figure(vae),

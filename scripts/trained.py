@@ -28,6 +28,7 @@ from cnf.scripts.rows import ContextRows, context_tensor
 from cnf.storage import load, load_config
 from cnf.tables.schema import Column, Schema
 from cnf.utils.distributed import gather, rank, share
+from cnf.utils.random import seeded
 from cnf.utils.serialization import json_value, write_whole
 
 Array = NDArray[np.float64]
@@ -252,8 +253,7 @@ class TrainedModel:
 
         Categories are numbers, as in the schema.
         """
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed, self.flow.like.device):
             parts = [
                 self._draw(context[i : i + SCORE_CHUNK_ROWS])
                 for i in _chunks(range(0, len(context), SCORE_CHUNK_ROWS), "drawing")
@@ -281,8 +281,7 @@ def continuous_columns(
     """
     if not schema.noisy and not schema.constant:
         return rows, np.zeros(len(rows))
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed, flow.like.device):
         mapped = flow.layers[-1].pull(rows.tensors(flow.like)[0])
     numbers = mapped.value.double().cpu().numpy()
     return ContextRows(numbers, rows.context), mapped.log_det.double().cpu().numpy()

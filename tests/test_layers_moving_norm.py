@@ -231,7 +231,7 @@ def test_the_averaged_flow_has_averaged_statistics():
     flow, rows = RECIPE.flow(2).double(), batch(300)
     learner = Learner(flow, RECIPE)
     learner.step(MaximumLikelihood(), Rows(rows), rate=1e-2, tolerance_factor=1.0)
-    for layer, own in zip(norms(flow), norms(learner.averaged), strict=True):
+    for layer, own in zip(norms(flow), norms(learner.ema), strict=True):
         torch.testing.assert_close(own.mean, 0.9 * layer.mean)
         torch.testing.assert_close(own.variance, 0.1 + 0.9 * layer.variance)
         assert int(own.updates) == 1

@@ -23,7 +23,7 @@ from cnf.layers.scalings.scaling import coarse_columns
 from cnf.scripts.data import ColumnChoices, open_data
 from cnf.scripts.rows import no_context
 from cnf.scripts.trained import TrainedModel
-from cnf.training.loop import MOST_SCALED
+from cnf.training.loop import MAX_SCALING_ROWS
 from cnf.training.recipes import RECIPES, choose_recipe
 
 
@@ -300,7 +300,7 @@ def test_a_mapped_file_is_not_held_many_times(tmp_path, monkeypatch):
     monkeypatch.setattr(Standardize, "fit", lambda *rows: scaled.append(len(rows[1])) or fit(*rows))
     flow = cnf.ffjord(2, hidden=(8,))
     cnf.fit(flow, torch.from_numpy(data.train.x).float(), objective="matching", steps=2)
-    assert scaled == [MOST_SCALED]
+    assert scaled == [MAX_SCALING_ROWS]
     torch.testing.assert_close(
         flow.layers[-1].scale.double().numpy(), data.train.x.std(0), rtol=0.01, atol=0
     )

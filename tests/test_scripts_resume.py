@@ -200,7 +200,7 @@ def test_resume_keeps_a_budget(rows, monkeypatch, tmp_path):
     """Of which the seconds before the stop are spent."""
     words = (rows, *NUMBERS, "--state-seconds", "1e-9", "--budget", "4")
     stopped(monkeypatch, tmp_path / "run", *words, at=40)
-    spent = TrainingState.read(tmp_path / "run" / STATE).standing["seconds"]
+    spent = TrainingState.read(tmp_path / "run" / STATE).progress["seconds"]
     seen = []
     monkeypatch.setattr(ProgressBar, "__call__", lambda self, event: seen.append(event.seconds))
     text = done("train", rows, "--out", tmp_path / "run", "--resume")

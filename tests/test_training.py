@@ -234,8 +234,8 @@ def test_failure_later_on_keeps_the_best_model(monkeypatch):
     fail(monkeypatch, range(30, 1000), math.nan)
     history = cnf.fit(small_flow(), DATA, recipe=QUICK, steps=100)
     assert history.reason.startswith("diverged: The loss is nan")
-    assert history.steps == 29 + loop.MOST_FAILURES
-    assert 0 < history.best_step <= 29 + loop.MOST_FAILURES
+    assert history.steps == 29 + loop.MAX_FAILURES
+    assert 0 < history.best_step <= 29 + loop.MAX_FAILURES
 
 
 @pytest.mark.parametrize(

@@ -234,11 +234,11 @@ def test_the_state_is_there_from_the_start_and_in_the_end(tmp_path):
     state, seen = tmp_path / "state", []
 
     def look(event):
-        seen.append(TrainingState.read(state).standing["step"])
+        seen.append(TrainingState.read(state).progress["step"])
 
     history = fit(flow_for(BASE), BASE, state=state, state_seconds=1e9, callbacks=[look])
     assert seen == [0] * STEPS
-    standing = TrainingState.read(state).standing
+    standing = TrainingState.read(state).progress
     assert (standing["step"], standing["reason"]) == (STEPS, "steps")
     assert len(standing["records"]) == len(history.step)
     assert set(standing["records"][0]) == {field.name for field in dataclasses.fields(Record)}
@@ -481,7 +481,7 @@ def test_a_full_disk_ends_no_run_and_spoils_no_state(name, failing, monkeypatch,
     assert_whole(flow, history, whole["hybrid"])
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
-    assert TrainingState.read(state).standing["step"] == 4
+    assert TrainingState.read(state).progress["step"] == 4
     flow = flow_for(recipe, seed=5)
     assert_whole(flow, fit(flow, recipe, state=state), whole["hybrid"])
 
@@ -498,7 +498,7 @@ def test_a_disk_that_has_room_again_has_the_state_again(monkeypatch, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit(flow_for(BASE), BASE, state=state, state_seconds=0, callbacks=[fill])
-    assert TrainingState.read(state).standing["reason"] == "steps"
+    assert TrainingState.read(state).progress["reason"] == "steps"
 
 
 def test_a_folder_that_is_not_there_is_a_warning(tmp_path):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cnf.flow import Flow
 from cnf.layers import CNF, Layer
+from cnf.utils.random import seeded
 
 Array = NDArray[np.float64]
 
@@ -106,8 +107,7 @@ def velocity_at(flow: Flow, time: float, rows: Array, context: Array | None = No
 
 def base_rows(flow: Flow, n: int, seed: int = 0) -> Tensor:
     """Draw rows (n, dim) of a flow's base without advancing PyTorch's generator."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return flow.base.sample(torch.Size((n,))).to(flow.like)
 
 

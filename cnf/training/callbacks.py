@@ -1,4 +1,4 @@
-"""Callbacks for training: any function of an `Event` is one."""
+"""Callbacks of training: functions of an `Event`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnf.training.history import Event
 
 
 class ProgressBar:
-    """Shows loss, validation NLL and evaluations per solve; quiet where there is no terminal.
+    """A progress bar with loss, validation NLL and evaluations per solve, on terminals only.
 
     Example:
         >>> import torch, cnf
@@ -29,7 +29,7 @@ class ProgressBar:
         self._nll = nan
 
     def __call__(self, event: Event) -> None:
-        """Show one step."""
+        """Show a step."""
         if event.record is not None:
             self._nll = event.record.validation_nll
         self._bar.set_postfix_str(
@@ -43,10 +43,10 @@ class ProgressBar:
 
 
 class TensorBoard:
-    """Writes each step's loss and evaluations, and each validation's NLL, for TensorBoard.
+    """A writer of each step's loss and evaluations, and each validation's NLL, for TensorBoard.
 
     Args:
-        folder: What `tensorboard --logdir` is to be given.
+        folder: The argument of `tensorboard --logdir`.
 
     Raises:
         ValueError: TensorBoard is not installed.
@@ -76,7 +76,7 @@ class TensorBoard:
         self._failed = False
 
     def __call__(self, event: Event) -> None:
-        """Write one step; the first one makes the folder. Nothing more where the disk is full."""
+        """Write a step; stop writing, with a warning, where that fails."""
         if self._failed:
             return
         try:
@@ -84,7 +84,7 @@ class TensorBoard:
         except OSError as error:
             self._failed = True
             warn(
-                f"{self._folder} cannot be written to ({error.strerror}): training goes on, "
+                f"{self._folder} cannot be written to ({error.strerror}): training continues "
                 "without curves for TensorBoard",
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""Where a training run stands, on disk: one safetensors file, replaced whole."""
+"""Training states on disk: one safetensors file for each run, replaced atomically."""
 
 from __future__ import annotations
 
@@ -17,52 +17,54 @@ import torch
 from torch import Tensor
 
 from cnf.training.progress import TrainingProgress
+from cnf.training.recipes import current_names
 from cnf.utils.distributed import gather, rank
 from cnf.utils.serialization import under, write_whole
 
 FORMAT = "cnf-flows training state 1"
+PROGRESS = "standing"  # the metadata entry that holds the progress
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a run needs to go on as if it had never stopped.
+    """The complete state of a run, from which it resumes as if it had never stopped.
 
     Attributes:
-        run: What run it is: to go on with another one is a mistake.
-        standing: Its counters and records, ready for JSON.
-        tensors: Weights, averages, the optimizer's and the generators'.
+        run: The run's identity: recipe, seed, data and the like, none of which may change.
+        progress: The run's counters and records, ready for JSON.
+        tensors: Weights, averages, and the states of the optimizer and the random generators.
     """
 
     run: Mapping[str, Any]
-    standing: Mapping[str, Any]
+    progress: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
     def write(self, path: Path) -> None:
-        """Replace the file at `path`, whole or not at all.
+        """Replace the file at `path` atomically.
 
         Raises:
-            OSError: It cannot be written; what was there before stays.
+            OSError: The file cannot be written; a file that was there before stays.
         """
         # Copies: safetensors takes no tensors that share memory or lie in another order.
         tensors = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in self.tensors.items()
         }
-        texts = {"format": FORMAT, "run": self.run, "standing": self.standing}
+        texts = {"format": FORMAT, "run": self.run, PROGRESS: self.progress}
         metadata = {name: json.dumps(text) for name, text in texts.items()}
         metadata["sha256"] = json.dumps(_sha256(metadata, tensors))
         write_whole({path: safetensors.torch.save(tensors, metadata)})
 
     @staticmethod
     def read(path: Path) -> TrainingState:
-        """What `write` wrote.
+        """Read a file that `write` wrote.
 
         Raises:
             ValueError: The file is not one that `write` wrote.
         """
         try:
             if not path.is_file():
-                raise ValueError("something that is no file")
+                raise ValueError("no regular file")
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -70,31 +72,31 @@ class TrainingState:
             if texts.get("format") != FORMAT:
                 raise ValueError(f"the format {texts.get('format')!r}")
             if texts.get("sha256") != _sha256(metadata, tensors):
-                raise ValueError("one that is damaged, for its SHA-256 is another")
-            return TrainingState(texts["run"], texts["standing"], tensors)
+                raise ValueError("a damaged file, whose SHA-256 does not match its content")
+            return TrainingState(current_names(texts["run"]), texts[PROGRESS], tensors)
         except (safetensors.SafetensorError, OSError, RecursionError, ValueError) as error:
             raise ValueError(
                 f"Expected a training state of this version of cnf-flows in {path}; got: {error}. "
-                "Train anew in another folder"
+                "Start a new run in another folder"
             ) from None
 
     def check(self, path: Path, run: Mapping[str, Any]) -> None:
-        """Make sure that it is of this very run.
+        """Check that the state belongs to a run.
 
         Raises:
-            ValueError: It is of another; the message names the first difference.
+            ValueError: It belongs to another run; the message names the first difference.
         """
         for name, wanted in run.items():
             if self.run.get(name) != wanted:
                 raise ValueError(
                     f"Expected the run that was begun in {path.parent}; its {name} was "
-                    f"{self.run.get(name)!r}, and now is {wanted!r}. Go on with what it was begun "
-                    "with, or train anew in another folder"
+                    f"{self.run.get(name)!r}, and now is {wanted!r}. Resume with what it was begun "
+                    "with, or start a new run in another folder"
                 )
 
 
 def _sha256(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """Of all that a file holds but this itself."""
+    """Return the SHA-256 of metadata and tensors, but for the entry that holds it."""
     digest = hashlib.sha256()
     for name in sorted(metadata.keys() - {"sha256"}):
         digest.update(f"{name} {metadata[name]}\n".encode())
@@ -106,13 +108,13 @@ def _sha256(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
 
 @dataclass
 class Checkpointer:
-    """Writes a run's state to a file every now and then, and reads it.
+    """A file that a run's state is written to at intervals, and resumed from.
 
     Attributes:
         path: The file.
-        seconds: Between two states.
-        run: What makes the run the run that it is.
-        written: When the last one was written, in the run's seconds.
+        seconds: Seconds between two states.
+        run: The run's identity.
+        written: When the last state was written, in the run's seconds.
     """
 
     path: Path
@@ -121,39 +123,39 @@ class Checkpointer:
     written: float = -inf
 
     def read(self) -> TrainingState | None:
-        """The state to go on from, if there is one.
+        """Return the state to resume from, None where there is no file.
 
         Raises:
-            ValueError: The file is not a state, or of another run.
+            ValueError: The file is not a state, or belongs to another run.
         """
         if not self.path.exists():
             return None
         found = TrainingState.read(self.path)
         found.check(self.path, self.run)
-        self.written = found.standing["seconds"]
+        self.written = found.progress["seconds"]
         return found
 
     def is_due(self, seconds: float) -> bool:
-        """Whether the next state's time has come."""
+        """Return whether the next state is to be written."""
         return seconds - self.written >= self.seconds
 
-    def write(self, standing: TrainingProgress, tensors: Mapping[str, Tensor]) -> None:
-        """Write the state, the first process alone; a disk that is full ends no run."""
-        self.written = standing.seconds
+    def write(self, progress: TrainingProgress, tensors: Mapping[str, Tensor]) -> None:
+        """Write the state, in the first process alone; warn where it cannot be written."""
+        self.written = progress.seconds
         if rank() > 0:
             return
         try:
-            TrainingState(self.run, asdict(standing), tensors).write(self.path)
+            TrainingState(self.run, asdict(progress), tensors).write(self.path)
         except OSError as error:
             warnings.warn(
                 f"The training state could not be written to {self.path} ({error.strerror}). "
-                "Training goes on; the state written before stays",
+                "Training continues; the state written before stays",
                 stacklevel=2,
             )
 
 
 def generators(device: torch.device) -> dict[str, Tensor]:
-    """Where PyTorch's generators stand in every process, by the process and the device's type."""
+    """Return the states of PyTorch's generators in every process, as "process.device type"."""
     own = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(device)
@@ -162,7 +164,7 @@ def generators(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Have this process's generators stand there again."""
+    """Restore this process's generators."""
     own = under(str(rank()), states)
     torch.set_rng_state(own["cpu"])
     if device.type == "cuda":

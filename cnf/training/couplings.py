@@ -14,13 +14,13 @@ from cnf.utils.angles import other_columns, wrapped
 
 @dataclass(frozen=True)
 class Coupling:
-    """A joint distribution of base and data points that keeps what each is by itself.
+    """A joint distribution of base and data points with the marginals of both.
 
     Attributes:
-        pair: From base points and data points, each (rows, dim), and which columns are angles, the
-            base points in the order that pairs them with the data points.
-        keeps_condition: Whether, given a data point's context, its base point is distributed as the
-            base: what the flow of p(x | c) starts from.
+        pair: A function of base points and data points, each (rows, dim), and the columns that are
+            angles, which returns the base points in the order of their data points.
+        keeps_condition: Whether a base point is distributed as the base given its data point's
+            context, as the flow of p(x | c) requires.
     """
 
     pair: Callable[[Tensor, Tensor, Sequence[int]], Tensor]
@@ -28,7 +28,7 @@ class Coupling:
 
 
 def independent(base: Tensor, data: Tensor, circular: Sequence[int] = ()) -> Tensor:
-    """Each data point's base point is any: the coupling of Lipman et al. (2022).
+    """Pair base and data points as they come: the coupling of Lipman et al. (2022).
 
     Example:
         >>> independent(torch.tensor([[0.0], [1.0]]), torch.tensor([[5.0], [4.0]]))
@@ -39,10 +39,10 @@ def independent(base: Tensor, data: Tensor, circular: Sequence[int] = ()) -> Ten
 
 
 def optimal_transport(base: Tensor, data: Tensor, circular: Sequence[int] = ()) -> Tensor:
-    """The pairs with the least sum of squared distances, over the batch: an exact assignment.
+    """Pair base and data points so that the sum of squared distances is least.
 
-    Its paths cross less, so that the flow's own are straighter. It takes the cube of the rows. Of
-    two angles the distance is the shorter way round.
+    The paths of such pairs cross less, so that the flow's paths are straighter. The assignment is
+    exact over the batch and costs the cube of its rows. The distance of angles is the shorter arc.
 
     Source: Tong et al. (2023), Improving and generalizing flow-based generative models with
     minibatch optimal transport, section 3.2.3.
@@ -52,8 +52,8 @@ def optimal_transport(base: Tensor, data: Tensor, circular: Sequence[int] = ()) 
         tensor([[1.],
                 [0.]])
     """
-    # Of |x - z|² = |x|² - 2 x·z + |z|² only the middle depends on the pairs.
-    # Its products are of double precision, which far from the origin takes to tell pairs apart.
+    # Only the middle term of |x - z|² = |x|² - 2 x·z + |z|² depends on the pairs. Far from the
+    # origin it takes double precision to distinguish them.
     others = other_columns(circular, base.shape[1])
     x, z = data.double(), base.double()
     cost = -(x[:, others] @ z[:, others].T)
@@ -65,6 +65,6 @@ def optimal_transport(base: Tensor, data: Tensor, circular: Sequence[int] = ()) 
 
 COUPLINGS: dict[str, Coupling] = {
     "independent": Coupling(independent, keeps_condition=True),
-    # The assignment sees x, which tells of c: given c, its base points would be some of the base's.
+    # The assignment depends on x, and so on c: given c, base points are not the base's draws.
     "optimal_transport": Coupling(optimal_transport, keeps_condition=False),
 }

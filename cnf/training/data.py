@@ -21,7 +21,7 @@ class Rows:
     Attributes:
         x: Shape (n, dim).
         context: Shape (n, context_dim), or None.
-        weight: How often each row counts, above 0, shape (n,); None where all count alike.
+        weight: Weights of the rows, above 0, shape (n,); None where all are equal.
     """
 
     x: Tensor
@@ -38,7 +38,7 @@ class Rows:
         return Rows(self.x[index], context, weight)
 
     def fingerprint(self) -> str:
-        """The SHA-256 of the values, by which rows are known again."""
+        """Return the SHA-256 of the values, which identifies the rows."""
         digest = hashlib.sha256()
         for values in (self.x, self.context, self.weight):
             if values is not None:
@@ -46,24 +46,25 @@ class Rows:
         return digest.hexdigest()
 
     def split(self, size: int) -> Iterator[Rows]:
-        """Consecutive parts of `size` rows, the last one with what is left."""
+        """Yield consecutive parts of `size` rows, the last of which may be shorter."""
         for i in range(0, len(self), size):
             yield self[i : i + size]
 
 
 class BatchSampler:
-    """Rows in a random order, time and again, in batches; it can be written down and gone on with.
+    """A sampler of batches from epochs of shuffled rows, whose state can be saved and restored.
 
-    Each time through there are as many as there are rows, each row once. With weights a row comes
-    as often as its weight says, w n / Σ w times, rounded up or down at random.
+    An epoch has as many rows as there are, each row once. With weights an epoch has a row
+    w n / Σ w times, rounded up or down at random.
 
     Args:
-        rows: What to order.
-        generator: On the CPU; it draws one order each time through.
+        rows: The rows.
+        generator: A generator on the CPU, which draws one order for each epoch.
 
     Example:
-        >>> order = BatchSampler(Rows(torch.arange(3.0).unsqueeze(1)), torch.Generator().manual_seed(0))
-        >>> sorted(order.batch(1).x.item() for _ in range(3))
+        >>> rows = Rows(torch.arange(3.0).unsqueeze(1))
+        >>> sampler = BatchSampler(rows, torch.Generator().manual_seed(0))
+        >>> sorted(sampler.batch(1).x.item() for _ in range(3))
         [0.0, 1.0, 2.0]
     """
 
@@ -73,9 +74,10 @@ class BatchSampler:
         self._shuffle()
 
     def batch(self, size: int) -> Rows:
-        """The next rows, `size` for each process (all there are where they are fewer).
+        """Return this process's part of the next batch, `size` rows for each process.
 
-        Every process has its own part of them; what is left of an order and too short is left out.
+        A batch has all rows where there are fewer. What is left of an epoch and is shorter than a
+        batch is left out.
         """
         size = min(size * world_size(), len(self.rows))
         if self.position + size > len(self.rows):
@@ -85,17 +87,17 @@ class BatchSampler:
         return self.rows[chosen[share(size)].to(self.rows.x.device)]
 
     def state(self) -> dict[str, Tensor]:
-        """Where it stands."""
-        return {"generator": self.before, "position": torch.tensor(self.position)}
+        """Return the generator's state at the start of the epoch, and the position in it."""
+        return {"generator": self.epoch_start, "position": torch.tensor(self.position)}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Stand there again."""
+        """Restore what `state` returned."""
         self.generator.set_state(state["generator"])
         self._shuffle()
         self.position = int(state["position"])
 
     def _shuffle(self) -> None:
-        self.before = self.generator.get_state()
+        self.epoch_start = self.generator.get_state()
         self.order = torch.randperm(len(self.rows), generator=self.generator)
         if self.rows.weight is not None:
             self.order = _by_weight(self.rows.weight, self.generator)[self.order]
@@ -103,22 +105,22 @@ class BatchSampler:
 
 
 def _by_weight(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """The numbers of n rows by systematic resampling: row i ⌊n wᵢ / Σ w⌋ times, or once more."""
+    """Return n row numbers by systematic resampling: row i ⌊n wᵢ / Σ w⌋ times, or once more."""
     ends = weight.double().cpu().cumsum(0)
-    marks = torch.arange(len(ends), dtype=ends.dtype) + torch.rand((), generator=generator)
-    found = torch.searchsorted(ends, marks * ends[-1] / len(ends), right=True)
+    points = torch.arange(len(ends), dtype=ends.dtype) + torch.rand((), generator=generator)
+    found = torch.searchsorted(ends, points * ends[-1] / len(ends), right=True)
     return found.clamp_(max=len(ends) - 1)
 
 
 def rows_for(
     flow: Flow, name: str, x: Tensor, context: Tensor | None, weight: Tensor | None = None
 ) -> Rows:
-    """`x` and `context` as rows in the flow's dtype and on its device; rows of weight 0 left out.
+    """Return rows in the flow's dtype and on its device, without those of weight 0.
 
     Raises:
-        ValueError: A shape does not fit, a value is not finite or a weight below 0, or no row has a
-            weight above it; `name` says of what.
-        TypeError: One of them is no tensor.
+        ValueError: A shape does not fit, a value is not finite, a weight is below 0, or no weight
+            is above 0; the message begins with `name`.
+        TypeError: An argument is not a tensor.
     """
     check_tensors(**{name: x, "context": context, "weight": weight})
     if x.ndim != 2 or x.shape[1] != flow.dim or not len(x):
@@ -139,22 +141,22 @@ def rows_for(
 
 
 def _weighted(rows: Rows, name: str, weight: Tensor) -> Rows:
-    """Rows with their weights, without those of weight 0."""
+    """Return rows with their weights, without those of weight 0."""
     if weight.shape != (len(rows),):
         raise ValueError(
             f"Expected weights of shape ({len(rows)},) for {name}; got {tuple(weight.shape)}"
         )
     weight = weight.to(rows.x)
     if not ((weight >= 0) & weight.isfinite()).all():
-        raise ValueError(f"Expected finite weights of at least 0 for {name}; got another one")
-    counts = weight > 0
-    if not counts.any():
+        raise ValueError(f"Expected finite weights of at least 0 for {name}; got others")
+    positive = weight > 0
+    if not positive.any():
         raise ValueError(f"Expected a weight above zero for {name}; got zeros alone")
-    return Rows(rows.x, rows.context, weight)[counts]
+    return Rows(rows.x, rows.context, weight)[positive]
 
 
 def hold_out(rows: Rows, generator: torch.Generator) -> tuple[Rows, Rows]:
-    """A random nine tenths of the rows, and the other tenth.
+    """Split rows at random into nine tenths and one tenth.
 
     Raises:
         ValueError: There are fewer than three rows.

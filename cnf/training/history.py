@@ -1,4 +1,4 @@
-"""What a training run tells of itself: records, events for callbacks, the history."""
+"""Records of validations, events for callbacks, and the history of a training run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Record:
     Attributes:
         step: Steps taken.
         seconds: Time since the loop's start.
-        objective: What was minimised.
-        loss: Its mean since the record before.
+        objective: The name of the objective that was minimised.
+        loss: Mean loss since the record before.
         validation_nll: Validation NLL of the averaged weights, nats per row, in the data's units;
             infinite where a solve failed.
         nfe: Mean evaluations per training solve since the record before; 0 where there was none.
-        learning_rate: Of the last step.
+        learning_rate: The last step's learning rate.
     """
 
     step: int
@@ -47,10 +47,10 @@ class Event:
         loss: The step's loss, nan for a skipped step.
         nfe: The step's evaluations per solve, nan for a skipped step.
         stage: The stage of the run that the step belongs to.
-        record: The validation that followed this step, if one did.
+        record: The validation that followed this step, None where none did.
         records: All validations so far.
         improved: Whether the last one is the best so far.
-        flow: The flow with averaged weights, which is what is validated and kept.
+        flow: The flow with averaged weights, which are validated and kept.
     """
 
     step: int
@@ -70,18 +70,18 @@ Callback = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class History:
-    """How a training run went; the arrays have one entry for each validation, as in `Record`.
+    """The history of a training run, whose arrays have one entry for each validation.
 
     Attributes:
         step: Steps taken.
         seconds: Time since the loop's start.
-        objective: What was minimised.
-        loss: Its mean since the entry before.
+        objective: The names of the objectives that were minimised.
+        loss: Mean loss since the entry before.
         validation_nll: Validation NLL of the averaged weights, nats per row.
         nfe: Mean evaluations per training solve since the entry before.
-        learning_rate: Of the last step.
+        learning_rate: The last step's learning rate.
         best_step: The step whose averaged weights the flow was left with.
-        steps: Steps taken in all.
+        steps: Number of steps taken.
         duration: Seconds of training.
         skipped: Steps skipped because the solve, the loss or the gradient failed.
         reason: Why the run ended: budget, steps, early stopping, interrupted, or diverged.

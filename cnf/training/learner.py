@@ -1,4 +1,4 @@
-"""A flow that learns: its weights, their moving average, and the optimizer that moves them."""
+"""A flow in training: its weights, their moving average, and the optimizer that changes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OptimizerStep:
     Attributes:
         loss: Mean over the processes, nan where the step was skipped.
         nfe: Evaluations per solve, nan where the step was skipped.
-        failure: Why it was skipped, empty where it was not.
+        failure: Why the step was skipped, empty where it was not.
     """
 
     loss: float
@@ -40,15 +40,15 @@ class OptimizerStep:
 
 
 class Learner:
-    """A flow with what trains it.
+    """A flow, its optimizer, and the exponential moving average (EMA) of its weights.
 
     Args:
-        flow: Its weights are changed in place.
-        recipe: The optimizer's numbers and the solver's in training.
+        flow: The flow, whose weights are changed in place.
+        recipe: The numbers of the optimizer, and of the solver in training.
 
     Attributes:
-        averaged: A copy of the flow with the moving average of its weights.
-        judged: The same, solved as in the last steps of training.
+        ema: A copy of the flow with the moving average of its weights.
+        validated: A view of `ema` that solves as the last steps of training do.
     """
 
     def __init__(self, flow: Flow, recipe: Recipe) -> None:
@@ -63,42 +63,39 @@ class Learner:
         if recipe.divergence != "auto":
             training["divergence"] = recipe.divergence
         self.losses = parallel(_Losses(flow.with_solver(**cheap, **training)))
-        self.averaged = copy.deepcopy(flow)  # as it is in all processes now
-        self.judged = self.averaged.with_solver(**cheap)
+        self.ema = copy.deepcopy(flow)  # after `parallel` has made the weights those of rank 0
+        self.validated = self.ema.with_solver(**cheap)
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew from the averaged weights, with an optimizer and an average that know nothing.
-
-        So does each stage of a run.
-        """
-        self.flow.load_state_dict(self.averaged.state_dict())
+        """Start from the averaged weights with a new optimizer and a new average."""
+        self.flow.load_state_dict(self.ema.state_dict())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=0.0, weight_decay=self.recipe.weight_decay, fused=True
         )
-        self.averages = 0
+        self.ema_updates = 0
 
     def step(
         self, objective: Objective, batch: Rows, rate: float, tolerance_factor: float
     ) -> OptimizerStep:
-        """One optimizer step, skipped where the solve, the loss or the gradient fails.
+        """Take an optimizer step, skipped where the solve, the loss or the gradient fails.
 
         Args:
-            objective: What to minimise.
-            batch: Of which rows.
+            objective: The objective to minimise.
+            batch: The rows to minimise it on.
             rate: The learning rate.
-            tolerance_factor: By what the recipe's tolerances are multiplied.
+            tolerance_factor: The factor on the recipe's tolerances.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        loss, nfe, failure, passed = self.losses(
+        loss, nfe, failure, inputs = self.losses(
             objective, batch, self._tolerances(tolerance_factor)
         )
         try:
             loss.backward()
-        except SolveError as error:  # as backsolve's way back may
+        except SolveError as error:  # the backward solve of `backsolve` may fail
             if world_size() > 1:  # the other processes wait for this one's gradient
                 raise
             return OptimizerStep(nan, nan, str(error))
@@ -110,12 +107,12 @@ class Learner:
             failure = failure or f"The loss is {value} and the norm of its gradient {length}."
             return OptimizerStep(nan, nan, failure)
         self.optimizer.step()
-        self._normalize(passed)
-        self._average()
+        self._update_norms(inputs)
+        self._update_ema()
         return OptimizerStep(value, nfe)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that it is made of: weights, average, the optimizer's."""
+        """Return weights, averages and the optimizer's state by their names in training states."""
         slots = {
             f"optimizer.{i}.{name}": tensor
             for i, entries in self.optimizer.state_dict()["state"].items()
@@ -123,25 +120,27 @@ class Learner:
         }
         return {
             **prefixed("flow", self.flow.state_dict()),
-            **prefixed("averaged", self.averaged.state_dict()),
+            **prefixed("averaged", self.ema.state_dict()),
             **slots,
-            "averages": torch.tensor(self.averages),
+            "averages": torch.tensor(self.ema_updates),
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Be what `tensors` tells of again, bit for bit."""
+        """Restore what `tensors` returned, bit for bit."""
         self.flow.load_state_dict(under("flow", tensors))
-        self.averaged.load_state_dict(under("averaged", tensors))
+        self.ema.load_state_dict(under("averaged", tensors))
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in under("optimizer", tensors).items():
             index, slot = name.split(".")
             parameter = self.parameters[int(index)]
-            if tensor.shape == parameter.shape:  # fused, the optimizer wants them to lie alike
+            if (
+                tensor.shape == parameter.shape
+            ):  # the fused optimizer wants the strides of the parameter
                 tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
             entries.setdefault(int(index), {})[slot] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        self.averages = int(tensors["averages"])
+        self.ema_updates = int(tensors["averages"])
 
     def _tolerances(self, tolerance_factor: float) -> dict[str, float]:
         return {
@@ -149,26 +148,27 @@ class Learner:
             "atol": tolerance_factor * self.recipe.atol,
         }
 
-    def _normalize(self, passed: Sequence[Tensor]) -> None:
-        """Tell batch normalisations of the whole batch, as all processes have it together."""
-        for layer, x in zip(self.flow.layers, passed, strict=False):
+    def _update_norms(self, inputs: Sequence[Tensor]) -> None:
+        """Update batch normalisations by the batch of all processes together."""
+        for layer, x in zip(self.flow.layers, inputs, strict=False):
             if isinstance(layer, MovingNorm):
                 layer.update(total(layer.sums(x)))
 
     @torch.no_grad()
-    def _average(self) -> None:
-        """θ̄ ← θ̄ + (1 − d)(θ − θ̄), with a decay d that starts low, so that θ̄ forgets its start.
+    def _update_ema(self) -> None:
+        """Update the average θ̄ ← θ̄ + (1 − d)(θ − θ̄).
 
-        Moving statistics are averaged alike: they change with the weights, so that to first order
-        what they come to belongs to what the weights come to.
+        The decay d starts low, so that θ̄ forgets where it started. Moving statistics are averaged
+        as the weights are: they change with the weights, so that to first order the averaged
+        statistics are those of the averaged weights.
         """
-        self.averages += 1
-        decay = min(self.recipe.ema_decay, self.averages / (9 + self.averages))
-        averaged = [*self.averaged.parameters(), *_statistics(self.averaged)]
+        self.ema_updates += 1
+        decay = min(self.recipe.ema_decay, self.ema_updates / (9 + self.ema_updates))
+        averaged = [*self.ema.parameters(), *_statistics(self.ema)]
         current = [*self.flow.parameters(), *_statistics(self.flow)]
         torch._foreach_lerp_(averaged, current, 1 - decay)
-        for own, layer in zip(_norms(self.averaged), _norms(self.flow), strict=True):
-            own.updates.copy_(layer.updates)
+        for averaged_norm, norm in zip(_norms(self.ema), _norms(self.flow), strict=True):
+            averaged_norm.updates.copy_(norm.updates)
 
 
 def _norms(flow: Flow) -> list[MovingNorm]:
@@ -180,7 +180,7 @@ def _statistics(flow: Flow) -> list[Tensor]:
 
 
 class _Losses(nn.Module):
-    """A flow's losses as a module's output, so that several processes can average their gradients.
+    """A module whose output is a flow's loss, so that processes can average their gradients.
 
     A solve that fails gives a loss of NaN with a gradient of NaN: the step is skipped, and no
     process waits for another.
@@ -193,11 +193,11 @@ class _Losses(nn.Module):
     def forward(
         self, objective: Objective, batch: Rows, tolerances: Mapping[str, float]
     ) -> tuple[Tensor, float, str, Sequence[Tensor]]:
-        """The loss, the evaluations of a solve, what failed, and what came to each layer."""
+        """Return the loss, evaluations per solve, a failure's message, and each layer's inputs."""
         try:
             loss = objective(self.flow.with_solver(**tolerances), batch.x, batch.context)
         except SolveError as error:
-            reached = torch.stack([p.sum() for p in self.parameters()]).sum()
-            return nan * reached, nan, str(error), ()
+            connected = torch.stack([p.sum() for p in self.parameters()]).sum()
+            return nan * connected, nan, str(error), ()
         nfe = float(np.mean(loss.stats.evaluations)) / max(1, self.flow.solves)
-        return loss.value, nfe, "", loss.passed
+        return loss.value, nfe, "", loss.inputs

@@ -1,4 +1,4 @@
-"""What training minimises: a registry of objectives behind one interface."""
+"""Training objectives, behind one interface."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from cnf.utils.angles import nearest
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss to differentiate, and what its solve cost.
+    """A loss to differentiate, and the cost of its solve.
 
     Attributes:
         value: A scalar.
-        stats: Of the solve, empty where there was none.
-        passed: What came to each of the flow's layers from the data's side, in their order, without
-            a gradient; empty where rows did not pass through the flow.
+        stats: The solve's statistics, empty where there was none.
+        inputs: Each layer's input from the data's side, in the layers' order, without a gradient;
+            empty where rows did not pass through the flow.
     """
 
     value: Tensor
     stats: Stats = field(default_factory=Stats)
-    passed: Sequence[Tensor] = ()
+    inputs: Sequence[Tensor] = ()
 
 
 class Objective(Protocol):
-    """What one step of training minimises.
+    """A loss that training minimises.
 
     Attributes:
-        name: For people.
+        name: The name in records and figures.
     """
 
     name: ClassVar[str]
 
     def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
-        """The loss of rows (rows, dim), given a context (rows, context_dim)."""
+        """Return the loss of rows (rows, dim), given a context (rows, context_dim)."""
         ...
 
     def check(self, flow: Flow, *, conditional: bool) -> None:
-        """Raise a ValueError where it cannot train this flow, on rows with a context or without."""
+        """Raise a ValueError where the objective cannot train the flow."""
         ...
 
 
@@ -58,7 +58,7 @@ class MaximumLikelihood:
     With a regularization, the mean penalties with their weights are added.
 
     Attributes:
-        regularization: What is added; nothing when None.
+        regularization: The penalties and their weights; no penalty when None.
 
     Raises:
         ValueError: From `check`: the flow has no CNF layer to regularize.
@@ -73,7 +73,7 @@ class MaximumLikelihood:
     regularization: Regularization | None = None
 
     def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
-        """The loss of rows."""
+        """Return the loss of rows."""
         scored = flow.score_rows(x, context, self.regularization)
         loss = -scored.log_prob.mean()
         if self.regularization is not None:
@@ -95,24 +95,23 @@ class FlowMatching:
 
         x_t = (1 − t) z + t x,    loss = mean of |f(t, x_t, c) − (x − z)|²,
 
-    whose minimiser is the field that carries the base to the data: no equation is solved. The times
-    of a batch are spread evenly, one in each nth of the interval, which lowers the variance.
+    whose minimiser is the field that takes the base to the data: no equation is solved. The times
+    of a batch are stratified, one in each nth of the interval, which lowers the variance.
 
-    Of angles x is the turn nearest to z, so that the path is the geodesic on the circle.
+    Angles of x are taken in the turn nearest to z, so that the path is the geodesic on the circle.
 
-    Fixed layers on the data's side are passed before, on the base's side after. A stack of K CNF
-    layers is one path, cut into K equal pieces: layer k = 1 … K learns the piece of times
-    t ∈ [(k − 1) / K, k / K], its own time running from 0 to 1 and its velocity being (x − z) / K.
-    That needs the CNF layers to follow one another. Layers of another kind are not trained: those
-    with parameters keep them. A `MovingNorm` is refused, wherever it stands: no rows pass through
-    the flow, so that its statistics would stay what they are.
+    Fixed layers on the data's side are applied to x, those on the base's side to z. A stack of K
+    CNF layers is one path, cut into K equal pieces: layer k = 1 … K learns the piece of times
+    t ∈ [(k − 1) / K, k / K], its time running from 0 to 1 and its velocity being (x − z) / K. That
+    needs the CNF layers to be adjacent. Other layers are not trained. A `MovingNorm` is refused
+    anywhere: no rows pass through the flow, so that its statistics would not change.
 
     Attributes:
         coupling: A name in `cnf.training.couplings.COUPLINGS`.
 
     Raises:
         ValueError: From `check`: the flow has no CNF layer; or another layer stands between two,
-            where a straight path would not go on as one; or there are moving statistics; or the
+            where a straight path would not stay straight; or there are moving statistics; or the
             flow is conditional and the coupling breaks the condition.
 
     Source: Lipman et al. (2022), Flow matching for generative modeling; Tong et al. (2023).
@@ -127,8 +126,8 @@ class FlowMatching:
     coupling: str = "independent"
 
     def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
-        """The loss of rows."""
-        before, cnfs, after = _parted(flow)
+        """Return the loss of rows."""
+        before, cnfs, after = _split_layers(flow)
         context = flow.standardized(context)
         with torch.no_grad():
             z = flow.base.sample(torch.Size([len(x)]))
@@ -140,22 +139,22 @@ class FlowMatching:
             x = nearest(x, z, flow.circular)
         losses = []
         for k, layer in enumerate(cnfs):
-            assert isinstance(layer, CNF)  # as `check` makes sure of
+            assert isinstance(layer, CNF)  # by `check`
             rows = slice(len(x) * k // len(cnfs), len(x) * (k + 1) // len(cnfs))
-            own = None if context is None else context[rows]
-            losses.append(_squared_errors(layer, (k, len(cnfs)), z[rows], x[rows], own))
+            given = None if context is None else context[rows]
+            losses.append(_squared_errors(layer, (k, len(cnfs)), z[rows], x[rows], given))
         return Loss(torch.cat(losses).mean())
 
     def check(self, flow: Flow, *, conditional: bool) -> None:
-        """Raise a ValueError where matching cannot train the flow."""
-        _, cnfs, _ = _parted(flow)
+        """Raise a ValueError where flow matching cannot train the flow."""
+        _, cnfs, _ = _split_layers(flow)
         if not cnfs:
             raise ValueError("Expected a flow with a CNF layer for flow matching; got one without")
         if any(isinstance(layer, MovingNorm) for layer in flow.layers):
             raise ValueError(
                 "Expected no batch normalisation for flow matching, which passes no rows through "
-                "the flow that its statistics could be taken of; got MovingNorm. Train by maximum "
-                "likelihood (mle)"
+                "the flow to update its statistics; got MovingNorm. Train by maximum likelihood "
+                "(mle)"
             )
         for layer in cnfs:
             if not isinstance(layer, CNF):
@@ -168,23 +167,23 @@ class FlowMatching:
             raise ValueError(
                 f"Expected the coupling of a conditional flow to be independent; {self.coupling} "
                 "pairs base points with rows, and through them with contexts, so that given a "
-                "context they would not be the base's any more, and p(x | c) would be wrong"
+                "context they are not distributed as the base, and p(x | c) would be wrong"
             )
 
 
 def _squared_errors(
     layer: CNF, piece: tuple[int, int], z: Tensor, x: Tensor, context: Tensor | None
 ) -> Tensor:
-    """Of the field of layer k of K, on paths from z to x, at times spread evenly over its piece."""
+    """Return the squared errors of layer k of K, at stratified times on paths from z to x."""
     k, count = piece
-    spread = torch.arange(len(x), dtype=x.dtype, device=x.device).unsqueeze(1)
-    times = (spread + torch.rand_like(spread)) / len(x)
+    strata = torch.arange(len(x), dtype=x.dtype, device=x.device).unsqueeze(1)
+    times = (strata + torch.rand_like(strata)) / len(x)
     velocity = layer.velocity(times, torch.lerp(z, x, (k + times) / count), context)
     return (count * velocity - (x - z)).square().sum(1)
 
 
-def _parted(flow: Flow) -> tuple[Sequence[Layer], Sequence[Layer], Sequence[Layer]]:
-    """The layers before the first CNF, those from it to the last one, and those after."""
+def _split_layers(flow: Flow) -> tuple[Sequence[Layer], Sequence[Layer], Sequence[Layer]]:
+    """Return the layers before the first CNF, from it to the last CNF, and after the last CNF."""
     is_cnf = [isinstance(layer, CNF) for layer in flow.layers]
     if not any(is_cnf):
         return flow.layers, (), ()
@@ -198,4 +197,4 @@ OBJECTIVES: dict[str, tuple[type[Objective], ...]] = {
     "matching": (FlowMatching,),
     "hybrid": (FlowMatching, MaximumLikelihood),
 }
-"""What a run minimises by name: one objective, or one after the other."""
+"""The objectives of a run by name, minimised one after the other."""

@@ -1,4 +1,4 @@
-"""How far a training run may go, and where it stands."""
+"""The budget of a training run, and its progress."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class TrainingBudget:
     """The length of a run.
 
     Attributes:
-        budget: Seconds, infinite where they do not count.
-        steps: Alike.
+        budget: Seconds, infinite where time does not limit the run.
+        steps: Optimizer steps, infinite where they do not limit the run.
     """
 
     budget: float
@@ -25,7 +25,7 @@ class TrainingBudget:
 
     @staticmethod
     def of(budget: float | None, steps: int | None) -> TrainingBudget:
-        """The limit that is given, 60 seconds where none is.
+        """Return the budget of given seconds and steps, 60 seconds where neither is given.
 
         Raises:
             ValueError: A number is not above 0.
@@ -38,7 +38,7 @@ class TrainingBudget:
         return TrainingBudget(budget or inf, steps or inf)
 
     def without(self, seconds: float) -> TrainingBudget:
-        """What is left of it after some seconds: none less than a step.
+        """Return the budget that is left after some seconds, at least one step.
 
         Example:
             >>> TrainingBudget.of(budget=10.0, steps=None).without(4.0).budget
@@ -47,7 +47,7 @@ class TrainingBudget:
         return TrainingBudget(max(self.budget - seconds, 1e-9), self.steps)
 
     def progress(self, seconds: float, step: int) -> float:
-        """The fraction of the run that is done, by whichever of them is further.
+        """Return the fraction of the run that is done, by seconds or by steps, the larger one.
 
         Example:
             >>> TrainingBudget.of(budget=10.0, steps=100).progress(seconds=5.0, step=20)
@@ -56,35 +56,37 @@ class TrainingBudget:
         return min(1.0, max(seconds / self.budget, step / self.steps))
 
     def is_by_steps(self, seconds: float, step: int) -> bool:
-        """Whether the steps bring the run nearer to its end than the time does."""
+        """Return whether steps rather than seconds will end the run."""
         return seconds / self.budget <= step / self.steps
 
 
 @dataclass
 class TrainingProgress:
-    """Where a run stands, ready for JSON.
+    """The counters and records of a run, ready for JSON.
+
+    Training states hold the attributes under these names.
 
     Attributes:
         step: Steps taken.
         seconds: Time since the loop's start.
-        stage: The stage's number, from 0.
-        began: The progress at which it began.
-        stage_steps: Steps taken in it.
-        rate: The learning rate of the last of them.
+        stage: The current stage's number, from 0.
+        began: The fraction of the run that was done when the stage began.
+        stage_steps: Steps taken in the stage.
+        rate: The learning rate of the last step.
         records: Validations so far.
-        losses: Sum of the losses since the last of them.
-        evaluations: Alike, of a solve's evaluations.
-        taken: Number of steps that these are of.
-        best_nll: Of the validations.
-        best_step: The step that it was of.
-        stale: Validations of the stage since then.
-        next_validation: The progress at which one is due.
+        losses: Sum of the losses since the last validation.
+        evaluations: Sum of a solve's evaluations since the last validation.
+        taken: Number of steps in these sums.
+        best_nll: The lowest validation NLL.
+        best_step: The step of the lowest validation NLL.
+        stale: Validations of the stage since the lowest one.
+        next_validation: The fraction of the run at which the next validation is due.
         validating: Seconds spent on validation.
-        closing: Seconds that the last one took, with what callbacks made of it.
+        closing: Seconds that the last validation and the callbacks after it took.
         skipped: Steps skipped.
-        failures: Those at the end, in a row.
-        failure: Why the last one was skipped.
-        reason: Why the run is over, empty while it is not.
+        failures: Consecutive steps skipped up to now.
+        failure: Why the last skipped step was skipped.
+        reason: Why the run has ended, empty while it has not.
     """
 
     step: int = 0
@@ -110,42 +112,42 @@ class TrainingProgress:
 
     @staticmethod
     def of(json: Mapping[str, Any]) -> TrainingProgress:
-        """What `asdict` made of one."""
+        """Return the progress that `dataclasses.asdict` turned into JSON."""
         records = [Record(**record) for record in json["records"]]
         return TrainingProgress(**{**json, "records": records})
 
     def begin_stage(self, progress: float) -> None:
-        """Go on to the next stage."""
+        """Move to the next stage."""
         self.stage += 1
         self.began = progress
         self.stage_steps = 0
         self.stale = 0
 
-    def count(self, taken: OptimizerStep, rate: float) -> None:
-        """Count a step, taken at a learning rate."""
+    def count(self, step: OptimizerStep, rate: float) -> None:
+        """Count an optimizer step of a learning rate."""
         self.step += 1
         self.stage_steps += 1
         self.rate = rate
-        if taken.failure:
+        if step.failure:
             self.skipped += 1
             self.failures += 1
-            self.failure = taken.failure
+            self.failure = step.failure
             return
         self.failures = 0
-        self.losses += taken.loss
-        self.evaluations += taken.nfe
+        self.losses += step.loss
+        self.evaluations += step.nfe
         self.taken += 1
 
     def record(self, objective: str, nll: float, seconds: float) -> Record:
-        """Note a validation, which took some seconds."""
-        taken = self.taken or nan
+        """Record a validation that took some seconds."""
+        steps = self.taken or nan
         record = Record(
             step=self.step,
             seconds=self.seconds + seconds,
             objective=objective,
-            loss=self.losses / taken,
+            loss=self.losses / steps,
             validation_nll=nll,
-            nfe=self.evaluations / taken,
+            nfe=self.evaluations / steps,
             learning_rate=self.rate,
         )
         self.records.append(record)

@@ -25,55 +25,58 @@ SCHEDULES = ("cosine", "constant")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that a training run is made of, but the data, the seed and the time.
+    """A configuration of a training run: all of it but the data, the seed and the time.
 
     Attributes:
-        objective: A name in `cnf.training.objectives.OBJECTIVES`: `"mle"`, maximum likelihood; `"matching"`,
-            flow matching; `"hybrid"`, flow matching first and then maximum likelihood.
+        objective: A name in `cnf.training.objectives.OBJECTIVES`: `"mle"`, maximum likelihood;
+            `"matching"`, flow matching; `"hybrid"`, flow matching and then maximum likelihood.
         hidden: Widths of each field's hidden layers.
         activation: The fields' activation.
         blocks: Number of CNF layers.
-        batch_norm: Whether a batch normalisation by moving statistics follows each on the way to
-            the base; with objective `"mle"` alone.
-        scaling: What brings the data to a common scale, a name in `cnf.layers.SCALINGS`.
+        batch_norm: Whether a batch normalisation by moving statistics stands on the base's side of
+            each; with objective `"mle"` alone.
+        scaling: The layer that scales the data, a name in `cnf.layers.SCALINGS`.
         field: The fields' name in `cnf.fields.FIELDS`.
         time_features: The number of sines and cosines of time that enter the fields' layers.
         x_features: The number of sines and of cosines of x that enter the fields.
         x_scale: The standard deviation of their frequencies, in units of standardised columns.
         batch_size: Rows for each step of maximum likelihood, of each process.
-        learning_rate: Its peak learning rate, where it takes no more than `horizon` steps.
-        horizon: Steps of maximum likelihood above which the peak falls as one over their root: more
-            steps want smaller ones, which do not drive the field into stiffness.
+        learning_rate: Its peak learning rate, where it takes at most `horizon` steps.
+        horizon: Steps of maximum likelihood above which the peak falls as one over their root: in
+            long runs smaller steps keep the field from becoming stiff.
         matching_batch: Rows for each step of flow matching, of each process.
         matching_rate: Its peak learning rate.
-        matching: Fraction of a hybrid run that is flow matching: of its time or, where it is given
-            in steps, of these, of which matching's are cheap.
-        coupling: How flow matching pairs base and data, a name in `cnf.training.couplings.COUPLINGS`.
+        matching: Fraction of a hybrid run that is flow matching: of its time or, where its length
+            is given in steps, of these, of which matching's are cheap.
+        coupling: The coupling of base and data in flow matching, a name in
+            `cnf.training.couplings.COUPLINGS`.
         schedule: `"cosine"`, to zero, or `"constant"`; both after a linear warm-up.
         warmup: Fraction of each stage that warms up.
         weight_decay: AdamW's decoupled weight decay.
-        max_grad_norm: Largest norm of the gradient.
+        max_grad_norm: The norm that gradients are clipped to.
         ema_decay: Decay of the weights' moving average, which is validated and kept.
         method: The solver's method in maximum likelihood, an adaptive one of `cnf.ode.TABLEAUS`.
-        rtol: The solver's relative tolerance at its end, and in validations.
-        atol: The solver's absolute tolerance; alike.
-        initial_tolerance_factor: By what both are multiplied at its start, at least 1; this falls geometrically to
-            1. Beyond `horizon` steps it is less, by the square of how many more there are: early
-            steps need no care, but the longer they go on without, the more the field comes to lean
-            on the solver's errors.
-        gradient: The solver's gradient mode in it.
-        activation_bytes: Bytes for the activations of accepted steps, which `"checkpoint"` does not replay.
-        divergence: A name for `cnf.fields.divergence.choose_divergence`, in training alone; `"auto"`
-            leaves the flow its own.
-        kinetic: Weight in maximum likelihood of the regularizer of this name in `cnf.fields.regularizers`.
-        jacobian: Alike.
-        path_l1: Alike.
-        path_l2: Alike.
-        directional: Alike.
+        rtol: The solver's relative tolerance at the end of training, and in validations.
+        atol: The solver's absolute tolerance at the end of training, and in validations.
+        initial_tolerance_factor: The factor on both at the start, at least 1, which falls
+            geometrically to 1. In a run of more than `horizon` steps it is less, by the square of
+            how many horizons the run has: early steps need no accuracy, but the longer they do
+            without it, the more the field relies on the solver's errors.
+        gradient: The solver's gradient mode in maximum likelihood.
+        activation_bytes: Bytes for the activations of accepted steps, which `"checkpoint"` then
+            does not replay.
+        divergence: A name for `cnf.fields.divergence.choose_divergence`, in training alone;
+            `"auto"` is the flow's setting.
+        kinetic: Weight of the regularizer `"kinetic"` of `cnf.fields.regularizers` in maximum
+            likelihood.
+        jacobian: Weight of the regularizer `"jacobian"`.
+        path_l1: Weight of the regularizer `"path_l1"`.
+        path_l2: Weight of the regularizer `"path_l2"`.
+        directional: Weight of the regularizer `"directional"`.
         steer: Half the width of the interval that the base's time is drawn from, in training.
-        validations: How often the run is validated, evenly over its length.
+        validations: Number of validations, evenly spread over the run.
         validation_rows: The most rows that a validation scores.
-        patience: Validations without improvement after which the run, or a hybrid one's flow
+        patience: Validations without improvement after which the run, or a hybrid run's flow
             matching, ends.
     """
 
@@ -117,19 +120,11 @@ class Recipe:
     patience: int = 20
 
     def __post_init__(self) -> None:
-        from_zero = {
-            "warmup",
-            "ema_decay",
-            "weight_decay",
-            "activation_bytes",
-            "time_features",
-            "x_features",
-        }
+        from_zero = {"warmup", "ema_decay", "weight_decay", "activation_bytes"}
+        from_zero |= {"time_features", "x_features"}
         from_zero |= {field.name for field in fields(Regularization)}
-        lowest = {
-            **dict.fromkeys(from_zero, 0),
-            "initial_tolerance_factor": 1,
-        }  # all others are above 0
+        # All others are above 0.
+        lowest = {**dict.fromkeys(from_zero, 0), "initial_tolerance_factor": 1}
         below_one = {"warmup", "ema_decay", "steer", "matching"}
         check_divergence(self.divergence)
         named: dict[str, Collection[str]] = {
@@ -162,7 +157,7 @@ class Recipe:
         self._check_objective()
 
     def _check_objective(self) -> None:
-        """Raise a ValueError where the objective does not go with the rest."""
+        """Raise a ValueError where the objective does not allow the other numbers."""
         if not isinstance(self.batch_norm, bool):
             raise ValueError(
                 f"Expected the recipe's batch_norm to be True or False; got {self.batch_norm!r}"
@@ -170,7 +165,7 @@ class Recipe:
         if self.batch_norm and self.objective != "mle":
             raise ValueError(
                 "Expected objective mle with batch_norm, whose statistics flow matching does not "
-                f"take, since no rows pass through the flow; got objective {self.objective}"
+                f"update, since no rows pass through the flow; got objective {self.objective}"
             )
         if self.objective == "matching" and self.regularization is not None:
             raise ValueError(
@@ -180,7 +175,7 @@ class Recipe:
 
     @property
     def regularization(self) -> Regularization | None:
-        """What training adds to the loss; None for nothing."""
+        """Return the penalties that training adds to the loss, None where there are none."""
         found = Regularization(
             **{field.name: getattr(self, field.name) for field in fields(Regularization)}
         )
@@ -188,7 +183,7 @@ class Recipe:
 
     @property
     def field_options(self) -> dict[str, Any]:
-        """What `cnf.ffjord` hands on to the fields, where the recipe changes it."""
+        """Return the fields' arguments that differ from their defaults."""
         options = {
             "time_features": self.time_features,
             "x_features": self.x_features,
@@ -197,13 +192,13 @@ class Recipe:
         return {name: value for name, value in options.items() if value}
 
     def flow(self, dim: int, context_dim: int = 0, columns: Sequence[Layer] = ()) -> Flow:
-        """A new flow of the recipe's architecture, by `cnf.ffjord`.
+        """Return a new flow of the recipe's architecture, by `cnf.ffjord`.
 
         Args:
-            dim: Size of what is modelled.
+            dim: Number of columns that are modelled.
             context_dim: Size of the context.
-            columns: Layers next to the data, which bring its columns to that size; those that are
-                angles to them are so to the flow.
+            columns: Layers next to the data, which map it to that many columns. Columns that they
+                take for angles are angles of the flow.
 
         Example:
             >>> RECIPES["toy"].flow(2).solves
@@ -223,7 +218,7 @@ class Recipe:
         )
 
 
-# What FFJORD trained its toys with: https://github.com/rtqichen/ffjord, train_toy.py.
+# The configuration of FFJORD's toys: https://github.com/rtqichen/ffjord, train_toy.py.
 PAPER = Recipe(
     objective="mle",
     hidden=(64, 64, 64),
@@ -242,11 +237,11 @@ PAPER = Recipe(
     initial_tolerance_factor=1.0,
 )
 
-# And its tables: train_tabular.py, and Grathwohl et al. (2019), appendix C. That validates all rows
-# every 200 steps, divides the learning rate by 10 after 10 validations without improvement and
-# again after 20, and ends after 30. Here the rate falls as a cosine over the run's length; it is
-# validated a hundred times, on at most 10,000 rows, and ends after 30 of these alike. Gradients are
-# the discrete solve's, and validations take the exact trace where that is the flow's own.
+# The configuration of FFJORD's tables: train_tabular.py, and Grathwohl et al. (2019), appendix C.
+# That validates all rows every 200 steps, divides the learning rate by 10 after 10 validations
+# without improvement and again after 20, and ends after 30. Here the rate falls as a cosine over
+# the run's length, which has a hundred validations on at most 10,000 rows and ends after 30 without
+# improvement. Gradients are the discrete solve's, and validations use the flow's own divergence.
 PAPER_TABLE = replace(
     PAPER,
     schedule="cosine",
@@ -261,7 +256,7 @@ PAPER_TABLE = replace(
 
 TABLE = Recipe(scaling="gaussianize", learning_rate=3e-2, ema_decay=0.99)
 
-# Fourier features of x for edges; matching for a start, whose coupling makes paths that take two
+# Fourier features of x fit edges; flow matching comes first, with a coupling whose paths take two
 # thirds of the evaluations.
 TOY = Recipe(
     hidden=(64, 64, 64),
@@ -275,11 +270,11 @@ TOY = Recipe(
 
 RECIPES: dict[str, Recipe] = {
     "toy": TOY,
-    # Finer edges than toys have, which matching finds sooner than maximum likelihood does.
+    # Pictures have finer edges, which flow matching finds sooner than maximum likelihood does.
     "picture": replace(TOY, x_features=64, x_scale=6.0, matching_batch=256, matching=0.6),
-    # Two hidden layers: the trace has a closed form, whatever the number of columns. Columns that
-    # are normal by themselves allow for a high learning rate, and leave the field the rest. Few
-    # rows are soon known by heart: what keeps the paths smooth keeps the density from that.
+    # With two hidden layers the trace has a closed form, whatever the number of columns. Columns
+    # with normal marginals allow for a high learning rate, and leave the field the dependence. Few
+    # rows are soon overfitted, which regularizers of the paths prevent.
     "table-tiny": replace(TABLE, matching_batch=256, weight_decay=1e-2, kinetic=1.0, jacobian=1.0),
     "table-small": replace(TABLE, matching_batch=256, weight_decay=1e-2, kinetic=0.1, jacobian=0.1),
     "table-large": replace(TABLE, hidden=(128, 128)),
@@ -298,16 +293,24 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
-MOST_LOOKED_AT = 100_000  # rows that tell how columns are distributed
-FEW = 40  # rows that do not
-UNEVEN = 0.5  # nats; see `gain`. The toys' columns have up to 0.42
-FLAT = 1e-3  # eigenvalue of two columns' correlation; measured on a line, see `uneven_columns`
+MAX_INSPECTED_ROWS = 100_000  # rows from which the columns' distributions are judged
+MIN_INSPECTED_ROWS = 40  # fewer rows do not show them
+UNEVEN_GAIN = 0.5  # nats; see `gain`. The toys' columns have up to 0.42
+FLAT_EIGENVALUE = 1e-3  # of the columns' correlations, below which they lie on a line
 
-LARGEST = {"table-tiny": 300, "table-small": 2000}  # rows up to which a recipe is a table's own
+MAX_RECIPE_ROWS = {"table-tiny": 300, "table-small": 2000}  # rows of a table that it is chosen for
+
+OLD_NAMES = {
+    "average": "ema_decay",
+    "clip": "max_grad_norm",
+    "keep": "activation_bytes",
+    "loosening": "initial_tolerance_factor",
+}
+"""The current names of numbers that version 0.1.0 wrote into recipes and training states."""
 
 
 def unused(recipe: Recipe) -> dict[str, str]:
-    """The attributes that others of a recipe have no use for, each with the one that has none.
+    """Return the attributes without effect in a recipe, each with the attribute that disables it.
 
     Example:
         >>> sorted(unused(Recipe(objective="mle", x_features=8)))
@@ -316,15 +319,9 @@ def unused(recipe: Recipe) -> dict[str, str]:
         {'x_scale': 'x_features 0'}
     """
     of_matching = {"matching_batch", "matching_rate", "coupling"}
-    of_likelihood = {
-        "batch_size",
-        "learning_rate",
-        "horizon",
-        "initial_tolerance_factor",
-        "gradient",
-        "activation_bytes",
-    }
-    of_likelihood |= {"divergence"} | {field.name for field in fields(Regularization)}
+    of_likelihood = {"batch_size", "learning_rate", "horizon", "initial_tolerance_factor"}
+    of_likelihood |= {"gradient", "activation_bytes", "divergence"}
+    of_likelihood |= {field.name for field in fields(Regularization)}
     left_out = {"mle": {"matching"} | of_matching, "matching": {"matching"} | of_likelihood}
     found = {} if recipe.x_features else {"x_scale": "x_features 0"}
     if recipe.gradient != "checkpoint":
@@ -341,17 +338,17 @@ def choose_recipe(
     objective: str | None = None,
     values: NDArray[np.float64] | None = None,
 ) -> tuple[str, Recipe]:
-    """The recipe called `name`, or the one for data of this size and dimension; with its name.
+    """Return the recipe of a name, or for data of a size and dimension; with its name.
 
     Args:
-        name: A name in `RECIPES`; None for the one of the data.
-        rows: Of the data.
-        dim: Its columns, but for those conditioned on.
-        conditional: Whether there are such: a coupling that breaks the condition is then left out.
-        objective: What it is to be trained by, the recipe's own when None: flow matching, which has
-            no use for them, goes without its regularizers.
-        values: Rows of its columns of real numbers: where these are uneven, as `uneven_columns`
-            says, a recipe that is chosen for them gaussianizes.
+        name: A name in `RECIPES`; None to choose by the data.
+        rows: The data's number of rows.
+        dim: The number of columns that are modelled.
+        conditional: Whether there is a context: a coupling that breaks the condition is replaced.
+        objective: The objective of training, the recipe's when None; with flow matching the recipe
+            loses its regularizers, which have no effect there.
+        values: Rows of the columns of real numbers. Where `uneven_columns` finds these uneven, a
+            recipe that is chosen by the data gaussianizes.
 
     Raises:
         ValueError: The name, or that of the objective, is unknown.
@@ -361,7 +358,7 @@ def choose_recipe(
         'table-large'
     """
     if name is None:
-        fitting = (name for name, largest in LARGEST.items() if rows <= largest)
+        fitting = (name for name, largest in MAX_RECIPE_ROWS.items() if rows <= largest)
         name = "toy" if dim <= 2 else next(fitting, "table-large")
     else:
         values = None
@@ -381,34 +378,44 @@ def choose_recipe(
 
 
 def uneven_columns(values: NDArray[np.float64]) -> bool:
-    """Whether standardising columns leaves them far from normal, or on a line but for rounding.
+    """Return whether standardised columns are far from normal, or nearly on a line.
 
-    A field has to learn what is left, at the scale that it is left at: of Cauchy columns most rows
-    lie within a hundredth of a deviation, two clusters far apart are as narrow, and so is what a
-    column is beside one that determines it.
+    The field has to learn such a distribution at its own scale: most rows of a Cauchy column lie
+    within a hundredth of a standard deviation, two clusters far apart are as narrow, and so is a
+    column given another one that determines it.
 
     Args:
-        values: Shape (rows, columns); the first of many rows stand for all.
+        values: Shape (rows, columns), of which the first rows are inspected.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> uneven_columns(rng.normal(size=(500, 2))), uneven_columns(rng.standard_cauchy((500, 1)))
         (False, True)
     """
-    values = values[:MOST_LOOKED_AT, np.ptp(values, 0) > 0]
-    if len(values) < FEW or not values.shape[1]:
+    values = values[:MAX_INSPECTED_ROWS, np.ptp(values, 0) > 0]
+    if len(values) < MIN_INSPECTED_ROWS or not values.shape[1]:
         return False
     correlation = np.atleast_2d(np.corrcoef(values.T))
-    flat = np.linalg.eigvalsh(correlation)[0] < FLAT
-    return bool(flat) or any(gain(column) > UNEVEN for column in values.T)
+    flat = np.linalg.eigvalsh(correlation)[0] < FLAT_EIGENVALUE
+    return bool(flat) or any(gain(column) > UNEVEN_GAIN for column in values.T)
+
+
+def current_names(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return entries with old names of recipes' numbers replaced by the current ones.
+
+    Example:
+        >>> current_names({"clip": 1.0, "rtol": 1e-3})
+        {'max_grad_norm': 1.0, 'rtol': 0.001}
+    """
+    return {OLD_NAMES.get(name, name): value for name, value in entries.items()}
 
 
 def recipe_of(entries: Mapping[str, Any]) -> Recipe:
-    """The recipe that JSON tells of, among other entries perhaps; lists are tuples there.
+    """Return the recipe in JSON, whose entries may have old names and be among others.
 
     Raises:
         KeyError: An attribute is missing.
-        ValueError: A value is of another kind, or a number out of range.
+        ValueError: A value is of another type, or a number out of range.
 
     Example:
         >>> import json
@@ -416,6 +423,7 @@ def recipe_of(entries: Mapping[str, Any]) -> Recipe:
         >>> recipe_of(json.loads(json.dumps(asdict(Recipe())))) == Recipe()
         True
     """
+    entries = current_names(entries)
     found = {field.name: entries[field.name] for field in fields(Recipe)}
     for name, value in found.items():
         kind = type(getattr(Recipe, name))

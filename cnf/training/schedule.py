@@ -1,4 +1,4 @@
-"""The stages of a run: what each one minimises, for how long and how fast."""
+"""The stages of a run: their objectives, lengths and learning rates."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from cnf.training.recipes import Recipe
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of a run with one objective.
+    """A part of a run with one objective.
 
     Attributes:
-        objective: What is minimised.
-        share: Fraction of the run that it takes; the last stage takes what is left.
-        learning_rate: Its peak, where it takes no more than `horizon` steps.
+        objective: The objective.
+        share: Fraction of the run that the stage takes; the last stage takes the rest.
+        learning_rate: The peak learning rate of a stage of at most `horizon` steps.
         batch_size: Rows for each step, of each process.
         warmup: Fraction of the stage that warms up.
         falling: Whether the learning rate falls as a cosine to zero afterwards.
         horizon: Steps above which the peak falls as one over their root.
-        initial_tolerance_factor: By what the solver's tolerances are multiplied at its start.
+        initial_tolerance_factor: The factor on the solver's tolerances at the stage's start.
     """
 
     objective: Objective
@@ -35,14 +35,14 @@ class Stage:
     initial_tolerance_factor: float = 1.0
 
     def rate(self, progress: float, steps: float = 0.0) -> float:
-        """The learning rate: linear warm-up, then cosine or constant.
+        """Return the learning rate: linear warm-up, then cosine or constant.
 
         Args:
             progress: Fraction of the stage that is done.
-            steps: How many it comes to, as far as is known.
+            steps: Number of steps that the stage will have, as far as it is known.
 
-        Source: that the best rate falls with the length of a run Bjorck et al. (2024) find in
-        language models, Scaling optimal LR across token horizons.
+        Source: Bjorck et al. (2024), Scaling optimal LR across token horizons, who find that the
+        best rate of language models falls with the length of a run.
 
         Example:
             >>> recipe = Recipe(objective="mle", learning_rate=0.1, warmup=0.1, horizon=500)
@@ -59,16 +59,18 @@ class Stage:
         return peak * rise * 0.5 * (1 + cos(pi * fallen))
 
     def tolerance_factor(self, progress: float, steps: float = 0.0) -> float:
-        """By what the solver's tolerances are multiplied: from `initial_tolerance_factor` geometrically to 1.
+        """Return the factor on the solver's tolerances, which falls geometrically to 1.
 
-        In a run longer than the horizon it begins lower, by the square of how much longer.
+        It starts at `initial_tolerance_factor`; in a run longer than the horizon, at that over the
+        square of the number of horizons.
 
         Args:
             progress: Fraction of the stage that is done.
-            steps: How many it comes to, as far as is known.
+            steps: Number of steps that the stage will have, as far as it is known.
 
         Example:
-            >>> stage = stages(Recipe(objective="mle", initial_tolerance_factor=9.0, horizon=500))[0]
+            >>> recipe = Recipe(objective="mle", initial_tolerance_factor=9.0, horizon=500)
+            >>> stage = stages(recipe)[0]
             >>> [stage.tolerance_factor(p) for p in (0.0, 0.5, 1.0)]
             [9.0, 3.0, 1.0]
             >>> stage.tolerance_factor(0.0, steps=1000)
@@ -78,15 +80,15 @@ class Stage:
         return float(first ** (1 - min(1.0, progress)))
 
     def _horizons(self, steps: float) -> float:
-        """How many horizons long the stage is, at least 1."""
+        """Return the stage's length in horizons, at least 1."""
         return max(1.0, steps / self.horizon)
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
-    """A recipe's stages, one for each of its objective's parts.
+    """Return a recipe's stages, one for each of its objectives.
 
-    The rule of a hybrid run: `recipe.matching` of it is flow matching, the rest is maximum
-    likelihood, from the best averaged weights, each with its own learning rate and warm-up.
+    In a hybrid run the share `recipe.matching` is flow matching, and the rest is maximum likelihood
+    from the best averaged weights, each with a learning rate and a warm-up.
 
     Example:
         >>> [stage.objective.name for stage in stages(Recipe(objective="hybrid"))]

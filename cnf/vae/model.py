@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import softplus
 
 from cnf.storage import read_model, rebuilding, write_model
 from cnf.utils.sharing import share, shared_parts
+from cnf.utils.random import seeded
 from cnf.vae.architecture import Architecture
 from cnf.vae.likelihoods import LIKELIHOODS, Likelihood
 from cnf.vae.networks import NETWORKS
@@ -164,7 +164,7 @@ def load(folder: str | Path) -> VAE:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in config["architecture"].items()
         }
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn and then replaced
+        with seeded(0):  # initial weights are drawn and then replaced
             vae = VAE(Architecture(**entries))
         share(vae, config.get("shared", {}))
         vae.load_state_dict(safetensors.torch.load(weights))

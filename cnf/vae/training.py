@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from cnf.ode import SolveError
 from cnf.training.checkpoint import TrainingState, generators, restore_generators
-from cnf.training.loop import TrainingError, drawing
+from cnf.training.loop import TrainingError
+from cnf.utils.random import seeded
 from cnf.utils.serialization import prefixed, under
 from cnf.vae.model import VAE
 from cnf.vae.plan import Plan
@@ -110,7 +111,7 @@ def fit(
     """
     for images in (train, validation):
         _check(images, vae)
-    with drawing(seed, train.device):
+    with seeded(seed, train.device):
         run = _VAERun(vae, train, validation, plan, seed, None if state is None else Path(state))
         while run.epoch < plan.epochs:
             run.pass_once(callbacks)
@@ -216,7 +217,7 @@ class _VAERun:
     @torch.no_grad()
     def _validate(self, settling: bool) -> tuple[float, float]:
         """Return the bound of the validation images and its KL term, always with the same noise."""
-        with drawing(0, self.train.device):
+        with seeded(0, self.train.device):
             try:
                 parts = [
                     self.vae.bound(part, samples=VALIDATION_SAMPLES, settling=settling)
@@ -287,9 +288,9 @@ class _VAERun:
         """Restore the run from a state of the same run."""
         run = {RENAMED_PLAN_FIELDS.get(name, name): value for name, value in found.run.items()}
         replace(found, run=run).check(path, self._identity())
-        self.records = [EpochRecord(**record) for record in found.standing["records"]]
-        self.best_elbo = found.standing["best_elbo"]
-        self.failures = found.standing["failures"]
+        self.records = [EpochRecord(**record) for record in found.progress["records"]]
+        self.best_elbo = found.progress["best_elbo"]
+        self.failures = found.progress["failures"]
         self.seconds = self.records[-1].seconds
         self.vae.load_state_dict(under("vae", found.tensors))
         self.best = under("best", found.tensors)

@@ -16,6 +16,7 @@ from cnf.scripts.benchmarks.density import Deadline, DensityEstimator, FittedDen
 from cnf.scripts.benchmarks.peers import peer
 from cnf.scripts.benchmarks.prepared import StandardizedSplit
 from cnf.scripts.benchmarks.truth import BENCHMARK_CHUNK_ROWS
+from cnf.utils.random import seeded
 
 Array = NDArray[np.float64]
 
@@ -89,8 +90,7 @@ class AutoregressiveEstimator(DensityEstimator):
 
     def sample(self, count: int, seed: int) -> Array:
         """Draw samples."""
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch.no_grad(), seeded(seed):
             drawn: Tensor = self.flow().sample((count,))
         return drawn.double().numpy()
 
@@ -108,8 +108,7 @@ def fit_autoregressive(
     runs = []
     for i, network in enumerate(settings.networks):
         share = deadline.left / (len(settings.networks) - i)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             run = _NetworkTraining(network, settings, parts, share)
             run.train()
         runs.append(run)

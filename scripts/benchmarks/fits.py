@@ -21,6 +21,7 @@ from cnf.storage import save
 from cnf.training.history import History
 from cnf.training.loop import TrainingError, fit
 from cnf.training.recipes import Recipe, choose_recipe
+from cnf.utils.random import seeded
 
 TOY_DIM = 2
 
@@ -137,8 +138,7 @@ def train(trial: ToyTrial) -> tuple[Flow, ToyFit]:
     """Train the flow of a trial on the programs' rows for its seed, and score it on fresh rows."""
     recipe = _recipe(trial.objective)
     data = open_data(trial.toy, trial.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(trial.seed)
+    with seeded(trial.seed):
         flow = recipe.flow(TOY_DIM)
     rows, held_out = (
         torch.from_numpy(part.x).to(flow.like) for part in (data.train, data.validation)

@@ -27,6 +27,7 @@ from cnf.scripts.gaussian import GaussianBaseline
 from cnf.scripts.rows import ContextRows, no_context
 from cnf.training.loop import fit
 from cnf.training.recipes import Recipe, choose_recipe
+from cnf.utils.random import seeded
 
 Array = NDArray[np.float64]
 
@@ -93,11 +94,8 @@ class FlowEstimator(DensityEstimator):
         Raises:
             SolveError: A solve fails.
         """
-        sizes = [
-            min(BENCHMARK_CHUNK_ROWS, count - i) for i in range(0, count, BENCHMARK_CHUNK_ROWS)
-        ]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        sizes = [min(BENCHMARK_CHUNK_ROWS, count - i) for i in range(0, count, BENCHMARK_CHUNK_ROWS)]
+        with seeded(seed):
             return torch.cat([self.flow.sample(size).double() for size in sizes]).numpy()
 
 
@@ -116,8 +114,7 @@ def fit_flow(parts: StandardizedSplit, budget: float, seed: int, recipe: Recipe)
         TrainingError: No weights could be validated.
         KeyboardInterrupt: Training was interrupted.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         flow = recipe.flow(parts.dim)
     train, validation = (
         torch.from_numpy(rows).to(flow.like) for rows in (parts.train, parts.validation)

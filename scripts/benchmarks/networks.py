@@ -17,6 +17,7 @@ from cnf.scripts.benchmarks.ffjord import ConcatSquashNetwork
 from cnf.scripts.benchmarks.peers import peer
 from cnf.training.loop import fit
 from cnf.training.recipes import Recipe
+from cnf.utils.random import seeded
 
 ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "softplus": nn.Softplus}
 ACTIVATION_BYTES = 2**28  # the default of recipes
@@ -68,8 +69,7 @@ MINIBOONE_NETWORK = BenchmarkNetwork(43, (860, 860), "softplus", rtol=1e-6, atol
 
 def initial_flow(network: BenchmarkNetwork, seed: int = 0) -> Flow:
     """Return this library's flow with PyTorch's default weights and no standardisation."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return ffjord(
             network.dim,
             network.hidden,
@@ -84,8 +84,7 @@ def initial_flow(network: BenchmarkNetwork, seed: int = 0) -> Flow:
 
 def initial_zuko(network: BenchmarkNetwork, seed: int = 0) -> Any:
     """Return zuko's flow, with its time embedding and its default weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return peer("zuko").flows.CNF(
             network.dim,
             hidden_features=network.hidden,

@@ -21,6 +21,7 @@ from cnf.datasets import TOYS
 from cnf.scripts.benchmarks.contenders import FFJORD
 from cnf.scripts.benchmarks.ffjord import ConcatSquashNetwork
 from cnf.scripts.benchmarks.truth import BATCH_STREAM, BENCHMARK_CHUNK_ROWS, Distance
+from cnf.utils.random import seeded
 
 Array = NDArray[np.float64]
 
@@ -69,11 +70,8 @@ class FFJORDReference:
         (3,)
     """
 
-    def __init__(
-        self, toy: str, seed: int = 0, settings: FFJORDSettings = PUBLISHED_SETTINGS
-    ) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+    def __init__(self, toy: str, seed: int = 0, settings: FFJORDSettings = PUBLISHED_SETTINGS) -> None:
+        with seeded(seed):
             network = ConcatSquashNetwork((2, *settings.hidden, 2), nn.Tanh())
         tolerance, end = settings.tolerance, settings.end
         self.flow = FFJORD("FFJORD's method", network, tolerance, tolerance, exact=True, end=end)

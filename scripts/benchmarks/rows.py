@@ -17,6 +17,7 @@ from cnf.flow import Flow
 from cnf.layers import CNF
 from cnf.ode import PerRow, StepMode, solve
 from cnf.scripts.benchmarks.overhead import one_thread, seconds_of
+from cnf.utils.random import seeded
 
 STEP_MODES: tuple[StepMode, ...] = ("per_sample", "joint")
 BATCH_ROWS, CURVED_ROWS, CURVED_SPEED, ROW_TOLERANCE = 1000, 20, 10.0, 1e-6
@@ -37,8 +38,7 @@ class SpeedScaledField(nn.Module):
 
 def curved_problem(rows: int, curved: int) -> tuple[Flow, Tensor, Tensor]:
     """Return a flow, rows to score and their speeds, with the curved rows first."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with seeded(0):
         layer = CNF(SpeedScaledField(), rtol=ROW_TOLERANCE, atol=ROW_TOLERANCE, divergence="exact")
         flow = Flow(Independent(Normal(torch.zeros(2), torch.ones(2)), 1), [layer]).double()
         x = torch.randn(rows, 2, dtype=torch.float64)

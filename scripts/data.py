@@ -370,7 +370,7 @@ def _modelled_values(table: Table, schema: Schema) -> Array:
     Constant columns may be absent where the other columns are matched by name.
     """
     absent = [column for column in schema.columns if column.name not in table.columns]
-    if len(absent) < len(schema.columns) and all(column.kind == "constant" for column in absent):
+    if len(absent) < len(schema.columns) and not any(column.width for column in absent):
         values = np.full((len(table.values), len(absent)), 0.0)
         names = (*table.columns, *(column.name for column in absent))
         table = replace(table, values=np.hstack([table.values, values]), columns=names)

@@ -271,7 +271,7 @@ def _lowest(compared: SampleComparison) -> str:
         [
             *(str(row), f"{compared.log_prob[row]:.4f}", f"{share:.4f}"),
             *(f"{value:.6g}" for value in rows.context[row]),
-            *(column.told(value) for column, value in zip(columns, rows.x[row], strict=True)),
+            *(column.text(value) for column, value in zip(columns, rows.x[row], strict=True)),
         ]
         for row, share in zip(lowest.tolist(), shares, strict=True)
     ]

@@ -46,7 +46,7 @@ from cnf.scripts.trained import (
     write_metrics,
 )
 from cnf.storage import save
-from cnf.tables.schema import KINDS
+from cnf.tables.kinds import KINDS
 from cnf.training.callbacks import ProgressBar, TensorBoard
 from cnf.training.checkpoint import TrainingState
 from cnf.training.couplings import COUPLINGS

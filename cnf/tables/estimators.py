@@ -1,10 +1,9 @@
-"""The scikit-learn face: a density estimator among others."""
+"""The scikit-learn estimator of densities."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from math import log
 from typing import Self
 from warnings import warn
@@ -24,43 +23,44 @@ from cnf.tables.schema import Column, Schema
 from cnf.training.callbacks import ProgressBar
 from cnf.training.loop import fit
 from cnf.training.recipes import Recipe, choose_recipe
+from cnf.utils.random import seeded
 
 Array = NDArray[np.float64]
 State = int | np.random.RandomState | None
 
-CHUNK = 1000  # rows solved at once
-PROBES = 16  # for each row, where the trace is estimated and its error is asked for
-DRAWS = 8  # of noise for each row, where there are whole numbers or categories
+SOLVE_ROWS = 1000  # rows in one solve
+TRACE_PROBES = 16  # for each row, to estimate the error of an estimated trace
+NOISE_DRAWS = 8  # for each row, where there are whole numbers or categories
 
 
 class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     """A continuous normalizing flow as a scikit-learn density estimator.
 
     Fits log p(X), or log p(X | context), by `cnf.fit`, holding out a tenth of the rows to select
-    the best weights on. Densities are in X's own units; they are computed in float64, so that a
-    row's does not depend on the rows beside it.
+    the best weights on. Densities are in the units of X; they are computed in float64, so that the
+    density of a row does not depend on the other rows.
 
     Args:
-        recipe: A `cnf.training.recipes.Recipe` or the name of one; by the data's size and dimension when
-            None. It holds the network, the optimizer and the solver in training.
-        schema: What kinds X's columns are, a `cnf.tables.schema.Schema` with their names (x0, x1, … where
-            X has none); `"infer"` to take them for what they look like, text for categories; all
-            for real numbers when None.
+        recipe: A `cnf.training.recipes.Recipe` or the name of one; chosen by the data's size and
+            dimension when None. It holds the network, the optimizer and the solver in training.
+        schema: The columns of X, a `cnf.tables.schema.Schema` with their names (x0, x1, … where X
+            has none); `"infer"` for the kinds that they look like, text for categories; all are
+            real numbers when None.
         objective: `"hybrid"`, `"mle"` or `"matching"`; the recipe's when None.
-        budget: Seconds of training; None where only steps count.
+        budget: Seconds of training, None for no limit on them.
         max_steps: The most optimizer steps. A fit that they end, and not the budget, depends on
             `random_state` alone.
-        random_state: Of the held-out rows, the weights and the order of the data.
-        device: Where to compute, such as `"cuda"`; a GPU where there is one when None.
-        verbose: Whether a progress bar is shown, on a terminal.
+        random_state: Seed of the held-out rows, the weights and the order of the data.
+        device: The device to compute on, such as `"cuda"`; a GPU where there is one when None.
+        verbose: Whether a progress bar is shown on a terminal.
 
     Attributes:
         flow_: The fitted `cnf.Flow`, in float64 on the CPU.
-        schema_: The columns' kinds.
+        schema_: The schema of X.
         history_: The training's `cnf.History`.
-        n_features_in_: Number of X's columns.
+        n_features_in_: Number of columns of X.
         feature_names_in_: Their names, where X had any.
-        n_context_features_in_: Number of the context's columns, 0 without one.
+        n_context_features_in_: Number of columns of the context, 0 without one.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(200, 2))
@@ -100,14 +100,14 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Fit the flow to X, given a context where there is one.
 
         Args:
-            X: Shape (n_samples, n_features), finite; a DataFrame's rows are drawn as one again.
+            X: Shape (n_samples, n_features), finite; after a DataFrame, samples are one too.
             y: Not used.
-            sample_weight: Shape (n_samples,), at least 0: as if rows were repeated so often. Only
+            sample_weight: Shape (n_samples,), at least 0: how often each row is repeated. Only
                 their ratios matter.
             context: Shape (n_samples, n_context_features) or (n_samples,), finite.
 
         Raises:
-            ValueError: A shape does not fit, a value is not finite or not one of its column,
+            ValueError: A shape does not fit, a value is not finite or not allowed in its column,
                 a column of real numbers is constant, or a parameter is out of range.
             cnf.training.TrainingError: Every step failed.
         """
@@ -132,8 +132,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if not isinstance(recipe, Recipe):
             known = (len(rows), self.schema_.width, given is not None, self.objective)
             _, recipe = choose_recipe(recipe, *known, self.schema_.real(rows)[0])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             layers = self.schema_.layers(rows)
             flow = recipe.flow(self.schema_.width, self.n_context_features_in_, layers)
         flow = flow.to(self._device())
@@ -153,7 +152,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def score_samples(self, X: ArrayLike, context: ArrayLike | None = None) -> Array:
-        """Log-densities log p(x | context) in nats, shape (n_samples,).
+        """Return the log-densities log p(x | context) in nats, shape (n_samples,).
 
         Raises:
             ValueError: A shape does not fit, or a value is not finite.
@@ -161,17 +160,17 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             cnf.SolveError: Rows lie where the flow cannot be integrated; the message names them.
         """
         flow, x, given = self._scored(X, context)
-        with torch.no_grad(), _drawing(flow, 0):
+        with torch.no_grad(), seeded(0, flow.like.device):
             return np.asarray(_bound(flow, x, given).cpu().numpy())
 
     def score_samples_uncertainty(
         self, X: ArrayLike, context: ArrayLike | None = None
     ) -> tuple[Array, Array]:
-        """Log-densities in nats and how far they may be off for 95 of 100 rows, each (n_samples,).
+        """Return log-densities in nats and their uncertainty for 95 % of rows, each (n_samples,).
 
-        They are `cnf.Scores`' `log_prob` and `uncertainty`: NaN for rows that cannot be integrated.
-        Of whole numbers and categories the densities are of other draws than `score_samples`'.
-        Takes about three times as long.
+        They are the `log_prob` and `uncertainty` of `cnf.Scores`: NaN for rows that cannot be
+        integrated. With whole numbers or categories the noise is drawn separately from that of
+        `score_samples`. This takes about three times as long as `score_samples`.
 
         Raises:
             ValueError: A shape does not fit, or a value is not finite.
@@ -179,12 +178,12 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """
         flow, x, given = self._scored(X, context)
         generator = torch.Generator().manual_seed(0)
-        probes = DRAWS if flow.noisy else PROBES
-        scores = flow.score(x, given, probes=probes, generator=generator, max_batch=CHUNK)
+        probes = NOISE_DRAWS if flow.noisy else TRACE_PROBES
+        scores = flow.score(x, given, probes=probes, generator=generator, max_batch=SOLVE_ROWS)
         return scores.log_prob.cpu().numpy(), scores.uncertainty.cpu().numpy()
 
     def score(self, X: ArrayLike, y: object = None, context: ArrayLike | None = None) -> float:
-        """The mean log-density of the rows, in nats, as `GaussianMixture` has it."""
+        """Return the mean log-density of the rows, in nats, as `GaussianMixture` does."""
         return float(self.score_samples(X, context).mean())
 
     def sample(
@@ -193,16 +192,16 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         random_state: State = None,
         context: ArrayLike | None = None,
     ) -> Array | pd.DataFrame:
-        """Draws from the density.
+        """Draw samples from the density.
 
         Args:
-            n_samples: How many; with a context, for each of its rows.
-            random_state: Of the draws.
+            n_samples: Number of samples; with a context, for each of its rows.
+            random_state: Seed of the samples.
             context: Shape (n_contexts, n_context_features) or (n_contexts,).
 
         Returns:
-            Shape (n_samples, n_features), or (n_contexts · n_samples, n_features), one context's
-            after the other's; a DataFrame where the flow was fitted to one.
+            Shape (n_samples, n_features), or (n_contexts · n_samples, n_features) in the
+            order of the contexts; a DataFrame where the flow was fitted to one.
 
         Raises:
             ValueError: The number is not positive, or a shape does not fit.
@@ -216,12 +215,13 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         total = n_samples if given is None else len(given)
         flow = self._flow()
         parts = []
-        with _drawing(flow, int(check_random_state(random_state).randint(2**31 - 1))):
-            for i in range(0, total, CHUNK):
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        with seeded(seed, flow.like.device):
+            for i in range(0, total, SOLVE_ROWS):
                 if given is None:
-                    parts.append(flow.sample(min(CHUNK, total - i)))
+                    parts.append(flow.sample(min(SOLVE_ROWS, total - i)))
                 else:
-                    parts.append(flow.sample((), _as(flow, given[i : i + CHUNK])))
+                    parts.append(flow.sample((), _tensor_like(flow, given[i : i + SOLVE_ROWS])))
         schema = self.schema_
         drawn: Array = schema.tabled(torch.cat(parts).cpu().numpy())
         if not self._frames:
@@ -232,24 +232,24 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _scored(
         self, X: ArrayLike, context: ArrayLike | None
     ) -> tuple[Flow, Tensor, Tensor | None]:
-        """The flow, and rows to score as it takes them."""
+        """Return the flow, and rows and their context as tensors for it."""
         check_is_fitted(self)
         numbers, texts = self._numbers(X)
         rows: Array = validate_data(self, numbers, dtype=np.float64, reset=False)
         rows = self.schema_.numbers(rows, texts)
         given = self._context(context, len(rows))
         flow = self._flow()
-        return flow, _as(flow, rows), None if given is None else _as(flow, given)
+        return flow, _tensor_like(flow, rows), None if given is None else _tensor_like(flow, given)
 
     def _numbers(self, X: ArrayLike) -> tuple[ArrayLike, Mapping[str, tuple[str, ...]]]:
-        """X with the numbers of categories for text, where there may be any; and the categories."""
+        """Return X with text as the numbers of categories, and the categories."""
         if self.schema is None or not isinstance(X, pd.DataFrame):
             return X, {}
         table = frame_table(X, "X")
         return pd.DataFrame(table.values, X.index, X.columns), table.categories
 
     def _schema(self, rows: Array, texts: Mapping[str, tuple[str, ...]]) -> Schema:
-        """What kinds of columns X has."""
+        """Return the schema of X."""
         default = [f"x{i}" for i in range(rows.shape[1])]
         names = [str(name) for name in getattr(self, "feature_names_in_", default)]
         if self.schema is None:
@@ -266,7 +266,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return self.schema
 
     def _context(self, context: ArrayLike | None, rows: int | None) -> Array | None:
-        """The context as a matrix, checked to be there where the fit had one, and only there."""
+        """Return the context as a matrix, which must be given if and only if the fit had one."""
         count = self.n_context_features_in_
         if (context is None) != (count == 0):
             wanted = f"a context of {count} columns" if count else "no context"
@@ -274,47 +274,39 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"Expected {wanted}, as in fit; got {got}")
         if context is None:
             return None
-        found = _matrix(context, rows)
-        if found.shape[1] != count:
-            raise ValueError(f"Expected a context of {count} columns; got {found.shape[1]}")
-        return found
+        matrix = _matrix(context, rows)
+        if matrix.shape[1] != count:
+            raise ValueError(f"Expected a context of {count} columns; got {matrix.shape[1]}")
+        return matrix
 
     def _device(self) -> str:
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def _flow(self) -> Flow:
-        """The flow where it is to be computed."""
+        """Return the flow on the device to compute on."""
         device = torch.device(self._device())
         return self.flow_ if device.type == "cpu" else copy.deepcopy(self.flow_).to(device)
 
 
 def _bound(flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
-    """Log p of rows; of whole numbers and categories its bound, by several draws of noise."""
-    draws = DRAWS if flow.noisy else 1
-    found = torch.stack([flow.log_prob(x, context, max_batch=CHUNK) for _ in range(draws)])
+    """Return log p of rows; with whole numbers or categories its bound, by several noise draws."""
+    draws = NOISE_DRAWS if flow.noisy else 1
+    found = torch.stack([flow.log_prob(x, context, max_batch=SOLVE_ROWS) for _ in range(draws)])
     return found.logsumexp(0) - log(draws)
 
 
-@contextmanager
-def _drawing(flow: Flow, seed: int) -> Iterator[None]:
-    """PyTorch's generators seeded, and put back afterwards."""
-    with torch.random.fork_rng(devices=[] if flow.like.device.type == "cpu" else None):
-        torch.manual_seed(seed)
-        yield
-
-
-def _as(flow: Flow, values: Array) -> Tensor:
-    """Values in the flow's dtype, on its device."""
+def _tensor_like(flow: Flow, values: Array) -> Tensor:
+    """Return values in the flow's dtype, on its device."""
     return _tensor(values).to(flow.like)
 
 
 def _tensor(values: Array) -> Tensor:
-    """A copy, since PyTorch takes no array that cannot be written to."""
+    """Return a copy as a tensor, since PyTorch warns of arrays that are read-only."""
     return torch.tensor(values)
 
 
 def _matrix(context: ArrayLike, rows: int | None) -> Array:
-    """A context as finite numbers of shape (rows, columns)."""
+    """Return a context as finite numbers of shape (rows, columns)."""
     found: Array = check_array(context, dtype=np.float64, ensure_2d=False, input_name="context")
     found = found.reshape(-1, 1) if found.ndim < 2 else found
     if rows is not None:

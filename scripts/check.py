@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cnf.diagnostics.checks import POINTS, ROWS, check
+from cnf.diagnostics.checks import CHECK_ROWS, INTEGRAL_POINTS, check
 from cnf.scripts.program import Parser, positive_integer, program, say, seed
 from cnf.scripts.trained import TrainedModel, add_row_options
 
@@ -20,15 +20,15 @@ def parser() -> Parser:
         "--rows",
         metavar="N",
         type=positive_integer,
-        default=ROWS,
-        help=f"largest number of data rows used (default {ROWS})",
+        default=CHECK_ROWS,
+        help=f"largest number of data rows used (default {CHECK_ROWS})",
     )
     parser.add_argument(
         "--points",
         metavar="N",
         type=positive_integer,
-        default=POINTS,
-        help=f"largest number of points at which the density is integrated (default {POINTS})",
+        default=INTEGRAL_POINTS,
+        help=f"largest number of points at which the density is integrated (default {INTEGRAL_POINTS})",
     )
     parser.add_argument(
         "--seed", metavar="N", type=seed, default=0, help="seed of all random draws (default 0)"

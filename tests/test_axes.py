@@ -31,7 +31,7 @@ def test_values_at_and_beyond_a_bound_are_finite():
 
 def test_a_circle_takes_values_a_turn_further_for_the_same():
     assert Circle(0.0, 360.0).u(np.array([-90.0, 270.0, 630.0])).tolist() == [270.0] * 3
-    assert (Circle(0.0, 360.0).turn, Line(0.0, 1.0).turn) == (360.0, float("inf"))
+    assert (Circle(0.0, 360.0).period, Line(0.0, 1.0).period) == (360.0, float("inf"))
 
 
 def test_a_flow_says_what_its_columns_are():

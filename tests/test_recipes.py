@@ -11,7 +11,8 @@ import cnf
 from cnf.datasets import BENCHMARKS
 from cnf.layers import MovingNorm
 from cnf.scripts import train
-from cnf.training.recipes import RECIPES, Recipe, recipe_of
+from cnf.training.checkpoint import TrainingState
+from cnf.training.recipes import OLD_NAMES, RECIPES, Recipe, recipe_of
 
 # Table 4 of the paper: columns, activation, hidden layers and their width by columns, blocks, rows.
 PAPER = {
@@ -93,3 +94,39 @@ def test_a_run_that_was_begun_without_an_entry_is_refused_in_one_line():
     del begun["batch_norm"]
     with pytest.raises(ValueError, match="'batch_norm'; it was started by another version"):
         train._resumed_recipe(json.loads(json.dumps(begun)))
+
+
+def old_entries(recipe):
+    """The entries of a recipe under the names of version 0.1.0."""
+    names = {new: old for old, new in OLD_NAMES.items()}
+    entries = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    return {names.get(name, name): value for name, value in entries.items()}
+
+
+def test_recipes_of_version_0_1_0_are_read():
+    recipe = Recipe(ema_decay=0.5, max_grad_norm=3.0, activation_bytes=7)
+    entries = old_entries(recipe)
+    assert {"average", "clip", "keep", "loosening"} < entries.keys()
+    assert recipe_of(entries) == recipe
+
+
+def test_training_states_of_version_0_1_0_resume(tmp_path):
+    data, recipe = torch.randn(40, 2), Recipe(objective="mle", hidden=(4,), batch_size=8)
+    state, options = tmp_path / "state", {"recipe": recipe, "steps": 4}
+    whole, killed, resumed = (recipe.flow(2) for _ in range(3))
+    for flow in (killed, resumed):
+        flow.load_state_dict(whole.state_dict())
+
+    def kill(event):
+        if event.step == 2:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        cnf.fit(killed, data, **options, state=state, state_seconds=0.0, callbacks=[kill])
+    new = TrainingState.read(state)
+    renamed = {name: new.run[name] for name in new.run if name not in OLD_NAMES.values()}
+    old = {name: value for name, value in old_entries(recipe).items() if name in OLD_NAMES}
+    TrainingState(renamed | old, new.progress, new.tensors).write(state)
+    cnf.fit(whole, data, **options)
+    cnf.fit(resumed, data, **options, state=state)
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import cnf
+from cnf.layers import Bounded, Identity
+from cnf.tables.kinds import KINDS, ColumnKind
 from cnf.tables.schema import Column, Schema
 from cnf.training.recipes import Recipe
 
@@ -165,3 +167,20 @@ def test_categories_are_distinct_texts(categories):
 def test_a_schema_is_an_object(entries):
     with pytest.raises(ValueError, match="Expected an object of columns"):
         Schema.of(entries, ["c"])
+
+
+def test_a_kind_of_column_is_a_class_and_an_entry_of_the_registry(monkeypatch):
+    class ShareColumn(ColumnKind):
+        on_line = True
+
+        def continuous_layer(self):
+            return Bounded([0.0], [1.0])
+
+    monkeypatch.setitem(KINDS, "share", ShareColumn)
+    schema = Schema((Column("x", "share"), Column("y")))
+    assert schema.summary() == ["real        y", "share       x"]
+    (layer,) = schema.layers(np.full((3, 2), 0.5))
+    assert [type(each) for each in layer.layers] == [Bounded, Identity]
+    assert Schema.infer(np.array([[0.5], [0.7]]), ["x"]).columns == (Column("x"),)
+    with pytest.raises(ValueError, match="at most 0 bounds for kind share in column 'x'"):
+        Column("x", "share", 0.0)

@@ -30,5 +30,5 @@ def test_as_many_rows_of_each_are_taken_and_the_seed_says_which():
 
 @pytest.mark.parametrize("shape", [(100, 2), (4, 3)])
 def test_mistakes(shape):
-    with pytest.raises(ValueError, match="as many columns, at least 5 rows each; got shapes"):
+    with pytest.raises(ValueError, match="the same columns and at least 5 rows each; got shapes"):
         two_sample_test(normal(100), np.zeros(shape))

@@ -1,4 +1,4 @@
-"""The checks that a flow is put through, and what they are made of."""
+"""Checks of a flow against itself and against data, and the methods behind them."""
 
 from cnf.diagnostics.checks import CHECKS, check
 from cnf.diagnostics.report import Report

@@ -1,13 +1,15 @@
-"""The columns of a density as axes that it is integrated along, each without bounds or a circle.
+"""The columns of a density as axes of integration, each the real line or a circle.
 
-Written anew beside the layers of columns, not by them: an integral is to show when one is wrong.
+They are written independently of the layers of columns, whose mistakes an integral is to show.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, log, pi
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from cnf.layers import Bounded, Circular, Concatenate, Layer, Positive
 
 Array = NDArray[np.float64]
 
-NEAREST = 1e-6  # to a bound, as a share of an interval's width: what lies nearer is taken for that
+BOUND_MARGIN = 1e-6  # as a share of an interval's width: values nearer to a bound are moved there
 
 
 @dataclass(frozen=True)
@@ -25,31 +27,31 @@ class Axis(ABC):
     """A column x as an increasing function of a number u, with its slope dx/du."""
 
     @property
-    def turn(self) -> float:
-        """After how much x is the same again: infinite but on a circle."""
+    def period(self) -> float:
+        """The period of x, infinite where x is not periodic."""
         return inf
 
     @abstractmethod
     def x(self, u: Array) -> Array:
-        """The column's values."""
+        """Return the column's values."""
 
     @abstractmethod
     def u(self, x: Array) -> Array:
-        """The way back."""
+        """Return the inverse of `x`."""
 
     @abstractmethod
     def log_slope(self, u: Array) -> Array:
-        """Log dx/du."""
+        """Return log dx/du."""
 
     def ends(self, u: Array, widen: float) -> tuple[float, float]:
-        """An interval around values, wider than theirs by a share of it on either side."""
+        """Return an interval around values, with margins of a share of their range."""
         margin = widen * max(float(np.ptp(u)), 1e-6)
         return float(u.min()) - margin, float(u.max()) + margin
 
 
 @dataclass(frozen=True)
 class Line(Axis):
-    """x = center + scale sinh u: even in the bulk, and long tails are not far away.
+    """The real line as x = center + scale sinh u: linear in the bulk, exponential in the tails.
 
     Example:
         >>> axis = Line(5.0, 2.0)
@@ -61,89 +63,99 @@ class Line(Axis):
     scale: float
 
     def x(self, u: Array) -> Array:
-        """Any number."""
+        """Return center + scale sinh u."""
         return self.center + self.scale * np.sinh(u)
 
     def u(self, x: Array) -> Array:
-        """The way back."""
+        """Return arsinh((x − center) / scale)."""
         return np.arcsinh((x - self.center) / self.scale)
 
     def log_slope(self, u: Array) -> Array:
-        """Log (scale cosh u)."""
+        """Return log(scale cosh u)."""
         return log(self.scale) + np.logaddexp(u, -u) - log(2)
 
 
 @dataclass(frozen=True)
 class HalfLine(Axis):
-    """x = low + e^u."""
+    """The half-line x = low + e^u."""
 
     low: float
 
     def x(self, u: Array) -> Array:
-        """Above the bound."""
+        """Return low + e^u."""
         return self.low + np.exp(u)
 
     def u(self, x: Array) -> Array:
-        """The way back."""
+        """Return log(x − low), finite at the bound."""
         return np.log(np.maximum(x - self.low, np.finfo(np.float32).tiny))
 
     def log_slope(self, u: Array) -> Array:
-        """Which is u."""
+        """Return u."""
         return u
 
 
 @dataclass(frozen=True)
 class Interval(Axis):
-    """x = low + (high − low) / (1 + e^(−u))."""
+    """The interval x = low + (high − low) / (1 + e^(−u))."""
 
     low: float
     high: float
 
     def x(self, u: Array) -> Array:
-        """Within the bounds."""
+        """Return low + (high − low) / (1 + e^(−u))."""
         return self.low + (self.high - self.low) * np.exp(-np.logaddexp(0.0, -u))
 
     def u(self, x: Array) -> Array:
-        """The way back."""
-        share = np.clip((x - self.low) / (self.high - self.low), NEAREST, 1 - NEAREST)
+        """Return the log odds of x, finite at the bounds."""
+        share = np.clip((x - self.low) / (self.high - self.low), BOUND_MARGIN, 1 - BOUND_MARGIN)
         return np.log(share) - np.log1p(-share)
 
     def log_slope(self, u: Array) -> Array:
-        """Log of the logistic density, times the width."""
+        """Return the log of the logistic density times the width."""
         return log(self.high - self.low) - np.logaddexp(0.0, -u) - np.logaddexp(0.0, u)
 
 
 @dataclass(frozen=True)
 class Circle(Axis):
-    """x = u, from low to high, where it is the same again."""
+    """The circle x = u, from low to high, which is the same point."""
 
     low: float
     high: float
 
     @property
-    def turn(self) -> float:
-        """Once around."""
+    def period(self) -> float:
+        """The circumference."""
         return self.high - self.low
 
     def x(self, u: Array) -> Array:
-        """The same."""
+        """Return u."""
         return u
 
     def u(self, x: Array) -> Array:
-        """Between the ends."""
-        return self.low + np.remainder(x - self.low, self.turn)
+        """Return the values in the turn from low to high."""
+        return self.low + np.remainder(x - self.low, self.period)
 
     def log_slope(self, u: Array) -> Array:
-        """Zero."""
+        """Return zeros."""
         return np.zeros_like(u)
 
     def ends(self, u: Array, widen: float) -> tuple[float, float]:
-        """Once around, whatever the values."""
+        """Return the bounds, whatever the values."""
         return self.low, self.high
 
 
+BOUNDED_AXES: dict[type[Layer], Callable[[Any], list[Axis]]] = {
+    Circular: lambda layer: [Circle(layer.low, layer.high) for _ in range(layer.dim)],
+    Positive: lambda layer: [HalfLine(low) for low in layer.low.tolist()],
+    Bounded: lambda layer: [
+        Interval(*ends) for ends in zip(layer.low.tolist(), layer.high.tolist(), strict=True)
+    ],
+}
+"""The axes of the columns that a layer bounds, on the data's side."""
+
+
 def axes_of(flow: Flow, values: Array) -> tuple[Axis, ...]:
-    """The axes of a flow's columns, by what its layer next to the data says of them.
+    """Return the axes of a flow's columns, as its layer next to the data bounds them.
 
     Args:
         flow: The flow, whose columns all have a density.
@@ -157,29 +169,22 @@ def axes_of(flow: Flow, values: Array) -> tuple[Axis, ...]:
     outermost = flow.layers[-1] if len(flow.layers) else None
     known: dict[int, Axis] = {}
     if isinstance(outermost, Concatenate):
-        for layer, own in zip(outermost.layers, outermost.columns, strict=True):
-            known |= _bounds(layer, own)
+        for layer, columns in zip(outermost.layers, outermost.columns, strict=True):
+            known |= _bounded_axes(layer, columns)
     elif outermost is not None:
-        known = _bounds(outermost, list(range(flow.dim)))
+        known = _bounded_axes(outermost, list(range(flow.dim)))
     if not any(isinstance(axis, Circle) for axis in known.values()):
         known |= {column: Circle(-pi, pi) for column in flow.circular}
     return tuple(known.get(i) or _line(values[:, i]) for i in range(flow.dim))
 
 
-def _bounds(layer: Layer, columns: list[int]) -> dict[int, Axis]:
-    """The axes of a layer's own columns; none where it says nothing of them."""
-    if isinstance(layer, Circular):
-        return {column: Circle(layer.low, layer.high) for column in columns}
-    if isinstance(layer, Positive):
-        lows = layer.low.tolist()
-        return {column: HalfLine(low) for column, low in zip(columns, lows, strict=True)}
-    if isinstance(layer, Bounded):
-        ends = zip(layer.low.tolist(), layer.high.tolist(), strict=True)
-        return {column: Interval(*pair) for column, pair in zip(columns, ends, strict=True)}
-    return {}
+def _bounded_axes(layer: Layer, columns: list[int]) -> dict[int, Axis]:
+    """Return the axes of a layer's columns, none where it does not bound them."""
+    axes = next((axes for kind, axes in BOUNDED_AXES.items() if isinstance(layer, kind)), None)
+    return {} if axes is None else dict(zip(columns, axes(layer), strict=True))
 
 
 def _line(x: Array) -> Line:
-    """About the median, and even where 95 % of the values are."""
+    """Return an axis that is linear around the median, where 95 % of the values are."""
     low, center, high = np.quantile(x, [0.025, 0.5, 0.975])
     return Line(float(center), max(float(high - low) / 2, 1e-6 * max(1.0, abs(float(center)))))

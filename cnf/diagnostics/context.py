@@ -1,9 +1,9 @@
-"""What checks are made on: a flow, rows of data, and the same flow solved in other ways."""
+"""The context of checks: a flow, rows of data, and the flow solved in other ways."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,37 +20,40 @@ from cnf.flow import Flow
 from cnf.layers import CNF
 from cnf.ode import SolveError, Status
 from cnf.training.data import Rows, rows_for
+from cnf.utils.random import seeded
 
-APART = 2**30  # from a user's seeds: what is drawn is not what the data was drawn by
-TIGHTER = 0.01  # times the tolerance
-FINEST = 1e-11  # tolerance in double precision, however tight the flow's own
-SHARP = 1e-8  # tolerance of what is differentiated by differences
-SCORED = 4  # estimates of a trace, where only the solve is looked at; of Hutch++'s half are left
-LONGER = 20  # times the step limit, of solves that are tighter
-CHUNK = 2000  # rows in one solve
-CHUNK_NUMBERS = 2**16  # or fewer, of this many numbers: an exact trace may take a pass for each
-FEW = 2**12  # numbers in rows whose trace is exact where the flow's own is not
+SEED_OFFSET = 2**30  # from users' seeds, by which the data may have been drawn
+REFERENCE_FACTOR = 0.01  # on the tolerance, of the solve that log p is compared with
+MIN_TOLERANCE = 1e-11  # in double precision, however tight the flow's own
+PRECISE_TOLERANCE = 1e-8  # of solves that are differentiated by differences
+SOLVE_PROBES = 4  # estimates of a trace where only the solve matters; Hutch++ halves them
+STEP_LIMIT_FACTOR = 20  # on the step limit, of tighter solves
+MAX_SOLVE_ROWS = 2000
+MAX_SOLVE_NUMBERS = 2**16  # in the rows of a solve: an exact trace may take a pass for each
+MAX_EXACT_NUMBERS = 2**12  # in rows whose trace is exact where the flow's own is an estimate
 
 
 @dataclass(frozen=True, eq=False)
 class CheckContext:
-    """A flow and rows, ready for checks.
+    """A flow and rows of data that it is checked on.
 
     Attributes:
-        whole: The flow as its user has it.
-        flow: What of it has a density: without the layers next to the data that draw noise.
+        full_flow: The flow as its user has it.
+        flow: The part of it that has a density: without the layers next to the data that add noise.
         data: All rows of the data.
-        seed: Of whatever is drawn.
+        seed: Seed of all random numbers.
         points: The most points at which the density is evaluated for its integral.
-        table: The rows that were taken, as they are in the data.
-        index: Their numbers in the data, from 0.
-        rows: What they are to `flow`: with noise drawn once for whole numbers and categories.
-        log_prob: Log p of `rows` by the flow as it is, in double precision.
-        status: How their solves went, an array of `cnf.ode.Status`.
-        evaluations: Of each row's solves, in all; alike `accepted` and `rejected` steps.
+        table: The rows that were taken, as in the data.
+        index: Their places in the data, from 0.
+        rows: The rows as `flow` takes them, with one draw of noise.
+        log_prob: Log p of `rows` by `flow`, in double precision.
+        status: The status of each row's solves, an array of `cnf.ode.Status`.
+        evaluations: Evaluations in each row's solves.
+        accepted: Accepted steps in each row's solves.
+        rejected: Rejected steps in each row's solves.
     """
 
-    whole: Flow
+    full_flow: Flow
     flow: Flow
     data: Rows
     seed: int
@@ -66,42 +69,42 @@ class CheckContext:
 
     @staticmethod
     def of(flow: Flow, data: Rows, rows: int, seed: int, points: int) -> CheckContext:
-        """Rows of the data drawn by the seed, scored once."""
+        """Return the context of a flow and random rows of the data, scored once."""
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
         index = order[:rows].sort().values
         table = data[index.to(data.x.device)]
-        inner, noise = beneath_noise(flow)
-        with torch.no_grad(), seeded(seed):
+        inner, noise = split_noise_layers(flow)
+        with torch.no_grad(), seeded_for(flow, seed):
             x = table.x
             for layer in reversed(noise):
                 x = layer.pull(x).value
-            taken = Rows(x, table.context)
-            found = [
-                inner.score(part.x, part.context, probes=SCORED)
-                for part in taken.split(chunk_of(flow))
+            noisy = Rows(x, table.context)
+            scores = [
+                inner.score(part.x, part.context, probes=SOLVE_PROBES)
+                for part in noisy.split(rows_in_solve(flow))
             ]
         costs = [
             np.concatenate(
-                [np.broadcast_to(getattr(one.stats, name), one.status.shape) for one in found]
+                [np.broadcast_to(getattr(each.stats, name), each.status.shape) for each in scores]
             )
             for name in ("evaluations", "accepted", "rejected")
         ]
-        log_prob = torch.cat([one.log_prob for one in found]).double()
-        status = np.concatenate([one.status for one in found])
-        known = (table, index.numpy(), taken, log_prob, status)
-        return CheckContext(flow, inner, data, seed, points, *known, *costs)
+        log_prob = torch.cat([each.log_prob for each in scores]).double()
+        status = np.concatenate([each.status for each in scores])
+        scored = (table, index.numpy(), noisy, log_prob, status)
+        return CheckContext(flow, inner, data, seed, points, *scored, *costs)
 
-    def scored(self) -> CheckContext:
-        """The same with the rows alone that have a log p."""
-        kept = self.log_prob.isfinite().cpu() & torch.from_numpy(self.status == Status.FINISHED)
-        places = kept.to(self.log_prob.device)
+    def with_log_prob(self) -> CheckContext:
+        """Return the context without rows that have no log p."""
+        scored = self.log_prob.isfinite().cpu() & torch.from_numpy(self.status == Status.FINISHED)
+        places = scored.to(self.log_prob.device)
         return replace(
             self,
             table=self.table[places],
             rows=self.rows[places],
             log_prob=self.log_prob[places],
             **{
-                name: getattr(self, name)[kept.numpy()]
+                name: getattr(self, name)[scored.numpy()]
                 for name in ("index", "status", "evaluations", "accepted", "rejected")
             },
         )
@@ -111,28 +114,28 @@ class CheckContext:
 
     @cached_property
     def layers(self) -> list[CNF]:
-        """The flow's continuous layers."""
+        """The flow's CNF layers."""
         return [layer for layer in self.flow.layers if isinstance(layer, CNF)]
 
     @cached_property
     def estimated(self) -> bool:
-        """Whether a trace is an estimate."""
-        return any(not own_divergence(layer, self.flow).exact for layer in self.layers)
+        """Whether a trace is estimated."""
+        return any(not divergence_of(layer, self.flow).exact for layer in self.layers)
 
     @cached_property
     def double(self) -> Flow:
-        """A copy in double precision, whose code is not compiled."""
+        """A copy of the flow in double precision, whose code is not compiled."""
         return self.flow.in_double()
 
     @cached_property
     def exact(self) -> Flow:
-        """That copy with exact traces."""
-        return exactly(self.double)
+        """The flow in double precision, with exact traces."""
+        return with_exact_traces(self.double)
 
     @cached_property
-    def sharp(self) -> Flow:
-        """And solved so well that differences can be taken of it."""
-        return tightened(self.exact, lambda tolerance: SHARP)
+    def precise(self) -> Flow:
+        """The flow with exact traces, solved precisely enough for finite differences."""
+        return tightened(self.exact, lambda tolerance: PRECISE_TOLERANCE)
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
@@ -140,46 +143,37 @@ class CheckContext:
         return axes_of(self.flow, self.rows.x.double().cpu().numpy())
 
     @cached_property
-    def turns(self) -> Tensor:
-        """After how much each column is the same again, infinite where it never is."""
-        return torch.tensor([axis.turn for axis in self.axes], dtype=torch.float64)
+    def periods(self) -> Tensor:
+        """The period of each column, infinite where it is not periodic."""
+        return torch.tensor([axis.period for axis in self.axes], dtype=torch.float64)
 
     @cached_property
     def spread(self) -> Tensor:
-        """Each column's standard deviation, or its turn; 1 for one that does not vary."""
+        """The standard deviation or the period of each column; 1 where it does not vary."""
         spread = self.rows.x.double().cpu().std(0, correction=0)
         spread = torch.where(spread > 0, spread, torch.ones_like(spread))
-        return torch.where(self.turns.isfinite(), self.turns, spread)
+        return torch.where(self.periods.isfinite(), self.periods, spread)
 
-    def few(self, most: int) -> Rows:
-        """The first rows in double precision, at most as many, and no more than exact traces bear.
-
-        Where these take a pass for each column, that is fewer.
-        """
-        count = min(most, max(4, FEW // self.rows.x.shape[1]) if self.estimated else most)
-        return doubled(self.rows[:count])
+    def first_rows(self, most: int) -> Rows:
+        """Return the first rows in double precision, fewer where exact traces are expensive."""
+        affordable = max(4, MAX_EXACT_NUMBERS // self.rows.x.shape[1])
+        return in_double(self.rows[: min(most, affordable) if self.estimated else most])
 
     def base_draws(self, flow: Flow, count: int) -> Tensor:
-        """Draws of a flow's base, (count, its columns)."""
-        with torch.no_grad(), seeded(self.seed):
+        """Return draws of a flow's base, shape (count, columns)."""
+        with torch.no_grad(), seeded_for(flow, self.seed):
             return flow.base.sample(torch.Size([count]))
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Have PyTorch's random numbers start at a seed, and go on afterwards as if nothing was.
-
-    They are none that `torch.manual_seed` starts at a small number, as data may come from.
-    """
-    with torch.random.fork_rng():
-        torch.manual_seed(APART + seed)
-        yield
+def seeded_for(flow: Flow, seed: int) -> AbstractContextManager[None]:
+    """Seed PyTorch's generators for a flow's draws, unlike any small seed of the data's."""
+    return seeded(SEED_OFFSET + seed, flow.like.device)
 
 
-def subject_of(
+def context_of(
     flow: Flow, data: Tensor, context: Tensor | None, rows: int, seed: int, points: int
 ) -> CheckContext:
-    """A flow and rows, ready for checks; its probes come from PyTorch's generator, which is seeded.
+    """Return the context of checks, whose flow takes all noise from PyTorch's generator.
 
     Raises:
         ValueError: A shape does not fit, a value is not finite, or a number is not above 0.
@@ -187,12 +181,12 @@ def subject_of(
     for name, number in {"rows": rows, "points": points}.items():
         if number < 1:
             raise ValueError(f"Expected {name} of at least 1; got {number}")
-    flow = resolved(flow, _without_generator)
+    flow = with_settings(flow, _without_generator)
     return CheckContext.of(flow, rows_for(flow, "data", data, context), rows, seed, points)
 
 
-def beneath_noise(flow: Flow) -> tuple[Flow, list[Any]]:
-    """The flow without the layers next to the data that draw noise or change the columns; these."""
+def split_noise_layers(flow: Flow) -> tuple[Flow, list[Any]]:
+    """Split a flow from the layers next to the data that add noise or change the columns."""
     layers = list(flow.layers)
     changing = [
         layer.noisy or (layer.widths is not None and layer.widths[0] != layer.widths[1])
@@ -204,8 +198,8 @@ def beneath_noise(flow: Flow) -> tuple[Flow, list[Any]]:
     return type(flow)(flow.base, layers[:depth], flow.context), layers[depth:]
 
 
-def resolved(flow: Flow, change: Callable[[CNF], dict[str, Any]]) -> Flow:
-    """A flow on the same parameters, each of whose continuous layers solves otherwise."""
+def with_settings(flow: Flow, change: Callable[[CNF], dict[str, Any]]) -> Flow:
+    """Return a flow on the same parameters, with changed solver settings of each CNF layer."""
     layers = [
         layer.with_solver(**change(layer)) if isinstance(layer, CNF) else layer
         for layer in flow.layers
@@ -214,75 +208,74 @@ def resolved(flow: Flow, change: Callable[[CNF], dict[str, Any]]) -> Flow:
 
 
 def tightened(flow: Flow, wanted: Callable[[float], float]) -> Flow:
-    """A flow whose layers have a tolerance by their own, or a tighter one; half the fixed steps."""
+    """Return a flow at the wanted tolerances, at most half its own, or at half its fixed steps."""
 
     def change(layer: CNF) -> dict[str, Any]:
-        own = max(layer.settings.rtol, layer.settings.atol)
-        factor = min(wanted(own) / own, 0.5)
-        limit = {"max_steps": LONGER * layer.settings.max_steps}
+        tolerance = max(layer.settings.rtol, layer.settings.atol)
+        factor = min(wanted(tolerance) / tolerance, 0.5)
+        limit = {"max_steps": STEP_LIMIT_FACTOR * layer.settings.max_steps}
         return layer.settings.tighter(factor) | limit
 
-    return resolved(flow, change)
+    return with_settings(flow, change)
 
 
-def hundredth(tolerance: float) -> float:
-    """A hundredth of a tolerance, or what double precision allows for."""
-    return max(TIGHTER * tolerance, FINEST)
+def reference_tolerance(tolerance: float) -> float:
+    """Return a hundredth of a tolerance, or the least that double precision allows for."""
+    return max(REFERENCE_FACTOR * tolerance, MIN_TOLERANCE)
 
 
-def exactly(flow: Flow) -> Flow:
-    """A flow with exact traces where its own are estimates."""
+def with_exact_traces(flow: Flow) -> Flow:
+    """Return a flow with exact traces."""
 
     def change(layer: CNF) -> dict[str, Any]:
-        return {} if own_divergence(layer, flow).exact else {"divergence": "exact"}
+        return {} if divergence_of(layer, flow).exact else {"divergence": "exact"}
 
-    return resolved(flow, change)
+    return with_settings(flow, change)
 
 
-def own_divergence(layer: CNF, flow: Flow) -> Divergence:
-    """What a layer's setting chooses."""
+def divergence_of(layer: CNF, flow: Flow) -> Divergence:
+    """Return the divergence that a layer's setting chooses."""
     field = as_field(layer.field)
     return choose_divergence(layer.settings.divergence, field, flow.base.event_shape[0])
 
 
 def log_probs(flow: Flow, rows: Rows, seed: int) -> Tensor:
-    """Log p of rows in double precision, with the same probes for the same rows.
+    """Return log p of rows in double precision, with the same probes for the same rows.
 
     Raises:
         SolveError: A solve failed.
     """
-    with torch.no_grad(), seeded(seed):
-        parts = [flow.log_prob(part.x, part.context) for part in rows.split(chunk_of(flow))]
+    with torch.no_grad(), seeded_for(flow, seed):
+        parts = [flow.log_prob(part.x, part.context) for part in rows.split(rows_in_solve(flow))]
     return torch.cat(parts).double().cpu()
 
 
-def log_probs_known(flow: Flow, rows: Rows, seed: int) -> Tensor:
-    """The same, NaN for rows whose solve failed and −∞ for those out of the base's support."""
+def log_probs_or_nan(flow: Flow, rows: Rows, seed: int) -> Tensor:
+    """Return log p of rows, NaN where the solve failed and −∞ out of the base's support."""
     parts = []
-    for part in rows.split(chunk_of(flow)):
+    for part in rows.split(rows_in_solve(flow)):
         try:
             parts.append(log_probs(flow, part, seed))
         except (SolveError, ValueError):
-            with seeded(seed):
-                parts.append(
-                    flow.score(part.x, part.context, probes=SCORED).log_prob.double().cpu()
-                )
+            with seeded_for(flow, seed):
+                scores = flow.score(part.x, part.context, probes=SOLVE_PROBES)
+            parts.append(scores.log_prob.double().cpu())
     return torch.cat(parts)
 
 
-def doubled(rows: Rows) -> Rows:
-    """Rows in double precision."""
+def in_double(rows: Rows) -> Rows:
+    """Return rows in double precision."""
     return Rows(rows.x.double(), None if rows.context is None else rows.context.double())
 
 
-def chunk_of(flow: Flow) -> int:
-    """Rows that one solve takes in a memory that does not grow with them."""
-    return max(1, min(CHUNK, CHUNK_NUMBERS // flow.base.event_shape[0]))
+def rows_in_solve(flow: Flow) -> int:
+    """Return the number of rows in one solve, which bounds its memory."""
+    return max(1, min(MAX_SOLVE_ROWS, MAX_SOLVE_NUMBERS // flow.base.event_shape[0]))
 
 
 def _without_generator(layer: CNF) -> dict[str, Any]:
-    """Probes from PyTorch's own generator, where a layer has another one for them."""
-    own = layer.settings.divergence
-    if isinstance(own, Hutchinson) and own.generator is not None:
-        return {"divergence": replace(own, generator=None)}
+    """Return the change by which a layer's probes come from PyTorch's generator."""
+    divergence = layer.settings.divergence
+    if isinstance(divergence, Hutchinson) and divergence.generator is not None:
+        return {"divergence": replace(divergence, generator=None)}
     return {}

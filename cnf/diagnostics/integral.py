@@ -20,29 +20,28 @@ from cnf.diagnostics.axes import Axis, Circle
 
 Array = NDArray[np.float64]
 LogDensity = Callable[[Array], Array]
-"""Of rows (n, dim): log p, shape (n,); NaN where it is not known, which counts as none."""
+"""A function of rows (n, dim) to log p (n,), NaN where the density is unknown, and taken for 0."""
 
-# Of the samples' range, by which the box is wider on either side: a normal column's from ±3.3 to
-# more than ±5 standard deviations.
-WIDEN = 0.25
-ONE_AXIS = 2048  # points are enough, however many are allowed
-DEGREES = 8  # of freedom of the proposal's components: their tails are above most densities'
-BROAD = 0.1  # the share of the one component that is as broad as all samples, and twice that
-BROADER = 2.0
-PER_COMPONENT = 20  # samples for each column of a component, at least
-MOST_COMPONENTS = 30
+# The share of the samples' range by which the box is wider on either side: a normal column's box is
+# then from ±3.3 to more than ±5 standard deviations.
+BOX_MARGIN = 0.25
+MAX_POINTS_ONE_AXIS = 2048  # which are enough, however many are allowed
+DEGREES_OF_FREEDOM = 8  # of the proposal's components, whose tails are above most densities'
+BROAD_WEIGHT = 0.1  # of the component with the covariance of all samples
+BROAD_FACTOR = 2.0  # on that covariance
+MIN_COMPONENT_SAMPLES = 20  # for each column
+MAX_COMPONENTS = 30
 
 
 @dataclass(frozen=True)
 class Integral:
-    """An integral, and how far it can be relied on.
+    """The integral of a density, and its error.
 
     Attributes:
-        value: Of the density.
-        stderr: Its standard error; by quadrature that of the coarser grids that the grid is made
-            of, which is more than its own.
-        effective: Points as good as which the weighted ones are; infinite by quadrature.
-        points: How many there were.
+        value: The integral.
+        stderr: Its standard error; by quadrature an upper estimate, from coarser grids.
+        effective: The effective sample size of the weighted points; infinite by quadrature.
+        points: Number of points.
     """
 
     value: float
@@ -54,16 +53,16 @@ class Integral:
 def integrate(
     log_density: LogDensity, axes: Sequence[Axis], samples: Array, points: int, seed: int = 0
 ) -> Integral:
-    """The integral of a density over its support.
+    """Return the integral of a density over its support.
 
-    Up to two columns by the midpoint rule on a grid, above by importance sampling.
+    It is computed by the midpoint rule in up to two columns, by importance sampling in more.
 
     Args:
         log_density: Log p of rows.
-        axes: The columns.
-        samples: Rows of about this density, (rows, dim), by which it is found where it is.
-        points: The most that it is evaluated at.
-        seed: Of importance sampling.
+        axes: The columns' axes.
+        samples: Rows from about this density, (rows, dim), which show where its mass is.
+        points: The most points that the density is evaluated at.
+        seed: Seed of importance sampling.
 
     Example:
         >>> from cnf.diagnostics.axes import Line
@@ -80,14 +79,16 @@ def integrate(
 def quadrature(
     log_density: LogDensity, axes: Sequence[Axis], samples: Array, points: int
 ) -> Integral:
-    """The integral by the midpoint rule, over a box that is wider than the samples'.
+    """Return the integral by the midpoint rule, over a box that is wider than the samples' range.
 
-    Every second point along each axis makes a coarser grid; how far the integrals by these grids
-    differ tells whether the grid is fine enough.
+    Every second point along each axis makes a coarser grid; the spread of the integrals on these
+    grids shows whether the grid is fine enough.
     """
-    most = points if len(axes) > 1 else min(points, ONE_AXIS)
+    most = points if len(axes) > 1 else min(points, MAX_POINTS_ONE_AXIS)
     each = max(2, 2 * int(most ** (1 / len(axes)) / 2))
-    ends = [axis.ends(axis.u(column), WIDEN) for axis, column in zip(axes, samples.T, strict=True)]
+    ends = [
+        axis.ends(axis.u(column), BOX_MARGIN) for axis, column in zip(axes, samples.T, strict=True)
+    ]
     steps = [(high - low) / each for low, high in ends]
     middles = (np.arange(each) + 0.5) / each
     ticks = [low + (high - low) * middles for low, high in ends]
@@ -103,10 +104,10 @@ def quadrature(
 def importance(
     log_density: LogDensity, axes: Sequence[Axis], samples: Array, points: int, seed: int = 0
 ) -> Integral:
-    """The integral as the mean of p(x) / q(x) over draws from a broad q that is fitted on samples.
+    """Return the integral as the mean of p(x) / q(x) over draws from a proposal q.
 
-    q is uniform around circles. Of the other columns it is a mixture of t distributions: where a
-    Gaussian mixture that is fitted on the samples has its components, and one as broad as all.
+    q is uniform on circles. In the other columns it is a mixture of t distributions, at the
+    components of a Gaussian mixture that is fitted on the samples, and one as broad as all samples.
     """
     rng = np.random.default_rng(seed)
     proposal = _Proposal.fit(axes, samples, seed)
@@ -120,12 +121,12 @@ def importance(
 
 @dataclass(frozen=True, eq=False)
 class _Proposal:
-    """What importance sampling draws from, along the axes.
+    """The proposal distribution of importance sampling, along the axes.
 
     Attributes:
-        axes: Of all columns.
-        others: Those that are no circles.
-        weights: Of the components, shape (components,).
+        axes: The axes of all columns.
+        others: The columns that are not circles.
+        weights: The components' weights, shape (components,).
         components: Distributions of `scipy.stats` over the columns of `others`.
     """
 
@@ -136,30 +137,30 @@ class _Proposal:
 
     @staticmethod
     def fit(axes: Sequence[Axis], samples: Array, seed: int) -> _Proposal:
-        """One that is broader than the samples."""
+        """Return a proposal that is broader than the samples."""
         others = [i for i, axis in enumerate(axes) if not isinstance(axis, Circle)]
         if not others:
             return _Proposal(axes, others, np.empty(0), [])
         u = np.stack([axes[i].u(samples[:, i]) for i in others], 1)
         scale = np.maximum(u.std(0), 1e-6)
-        count = min(max(len(u) // (PER_COMPONENT * len(others)), 1), MOST_COMPONENTS)
+        count = min(max(len(u) // (MIN_COMPONENT_SAMPLES * len(others)), 1), MAX_COMPONENTS)
         mixture = GaussianMixture(count, random_state=seed, reg_covar=1e-4)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             mixture.fit(u / scale)
         ridge = 1e-4 * np.eye(len(others))
-        broad = BROADER * (np.cov(u.T / scale[:, None]).reshape(len(others), -1) + ridge)
+        broad = BROAD_FACTOR * (np.cov(u.T / scale[:, None]).reshape(len(others), -1) + ridge)
         means = [*mixture.means_, (u / scale).mean(0)]
         shapes = [*mixture.covariances_, broad]
         components = [
-            multivariate_t(mean * scale, scale[:, None] * shape * scale, df=DEGREES)
+            multivariate_t(mean * scale, scale[:, None] * shape * scale, df=DEGREES_OF_FREEDOM)
             for mean, shape in zip(means, shapes, strict=True)
         ]
-        weights = np.append((1 - BROAD) * mixture.weights_, BROAD)
+        weights = np.append((1 - BROAD_WEIGHT) * mixture.weights_, BROAD_WEIGHT)
         return _Proposal(axes, others, weights, components)
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Draws (count, dim), and their log q."""
+        """Return draws (count, dim), and their log q."""
         circles = [i for i in range(len(self.axes)) if i not in self.others]
         u, log_q = np.empty((count, len(self.axes))), np.zeros(count)
         for i in circles:
@@ -169,9 +170,9 @@ class _Proposal:
         if self.others:
             counts = rng.multinomial(count, self.weights)
             drawn = [
-                component.rvs(size=own, random_state=rng).reshape(own, len(self.others))
-                for component, own in zip(self.components, counts, strict=True)
-                if own
+                component.rvs(size=size, random_state=rng).reshape(size, len(self.others))
+                for component, size in zip(self.components, counts, strict=True)
+                if size
             ]
             u[:, self.others] = np.concatenate(drawn)
             log_q += self._log_prob(u[:, self.others])
@@ -183,22 +184,22 @@ class _Proposal:
 
 
 def _log_density_of(log_density: LogDensity, axes: Sequence[Axis], u: Array) -> Array:
-    """Log of the density along the axes: log p(x) + Σ log dx/du; −∞ where it is not known."""
+    """Return the log-density along the axes, log p(x) + Σ log dx/du; −∞ where it is unknown."""
     columns = list(zip(axes, u.T, strict=True))
-    x = np.stack([axis.x(own) for axis, own in columns], 1)
-    slopes = np.sum([axis.log_slope(own) for axis, own in columns], axis=0)
+    x = np.stack([axis.x(column) for axis, column in columns], 1)
+    slopes = np.sum([axis.log_slope(column) for axis, column in columns], axis=0)
     found: Array = np.nan_to_num(log_density(x), nan=-inf, posinf=inf, neginf=-inf) + slopes
     return found
 
 
 def _exp(logs: Array) -> Array:
-    """Too large ones are infinite, without a word."""
+    """Return exponentials, infinite without a warning where they overflow."""
     with np.errstate(over="ignore"):
         found: Array = np.exp(logs)
     return found
 
 
 def _stderr(values: Array) -> float:
-    """Of a mean; NaN where a value is infinite."""
+    """Return the standard error of a mean, NaN where a value is infinite."""
     with np.errstate(invalid="ignore", over="ignore"):
         return float(values.std(ddof=1) / sqrt(len(values)))

@@ -1,9 +1,9 @@
-"""What checks find: numbers held against limits, and all of them on one page."""
+"""Findings of checks, with their limits, and reports of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -14,16 +14,16 @@ Verdict = Literal["pass", "warn", "fail"]
 VERDICTS: tuple[Verdict, ...] = ("pass", "warn", "fail")
 """From the best to the worst."""
 
-SHOWN = 5  # rows that a line names
+MAX_NAMED_ROWS = 5  # in a line of a report
 
 
 @dataclass(frozen=True)
 class Limit:
-    """Up to where a number passes, and from where on it fails; in between is a warning.
+    """A limit up to which a number passes, and one beyond which it fails; between, it warns.
 
     Attributes:
         good: The largest number that passes.
-        bad: The largest one that does not fail yet.
+        bad: The largest number that does not fail.
 
     Example:
         >>> [Limit(1e-3, 1e-2).verdict(value) for value in (1e-3, 2e-3, 0.1, float("nan"))]
@@ -34,7 +34,7 @@ class Limit:
     bad: float
 
     def verdict(self, value: float) -> Verdict:
-        """What becomes of a number; what is none (NaN) fails."""
+        """Return the verdict on a number; NaN fails."""
         if value <= self.good:
             return "pass"
         return "warn" if value <= self.bad else "fail"
@@ -42,15 +42,16 @@ class Limit:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check has found.
+    """A number that a check has found, and its verdict.
 
     Attributes:
-        name: Of what was checked.
+        name: The name of the property that was checked.
         verdict: `"pass"`, `"warn"` or `"fail"`.
-        value: The number that was found, in the unit that the sentence tells of.
+        value: The number that was found, in the unit that the sentence names.
         limit: The largest number that would have passed.
-        sentence: What it means.
-        rows: The rows where it is worst, the worst first, by their number in the data, from 0.
+        sentence: What the number means.
+        rows: The rows with the largest numbers, in decreasing order, by their place in the data,
+            from 0.
     """
 
     name: str
@@ -64,26 +65,30 @@ class Finding:
     def of(
         name: str, value: float, limit: Limit, sentence: str, rows: Sequence[int] = ()
     ) -> Finding:
-        """A number held against a limit."""
+        """Return the finding of a number with a limit."""
         return Finding(name, limit.verdict(value), value, limit.good, sentence, tuple(rows))
 
     def lines(self) -> list[str]:
-        """For people: the verdict with the number, and below it what it means."""
-        named = f" Rows {', '.join(map(str, self.rows[:SHOWN]))}." if self.rows else ""
+        """Return the verdict with the number, and a line on what it means, for display."""
+        named = f" Rows {', '.join(map(str, self.rows[:MAX_NAMED_ROWS]))}." if self.rows else ""
         return [
             f"{self.verdict}  {self.name:<36} {self.value:9.2g}  (passes up to {self.limit:.2g})",
             f"      {self.sentence}{named}",
         ]
 
 
+Findings = Iterator[Finding | str]
+"""The findings of a check, and sentences on what it did not check."""
+
+
 @dataclass(frozen=True)
 class Report:
-    """What all checks of a flow have found.
+    """The findings of all checks of a flow.
 
     Attributes:
-        findings: In the order of the checks.
-        notes: What was not checked, and why; a sentence each.
-        rows: How many rows of the data were taken.
+        findings: The findings, in the order of the checks.
+        notes: Sentences on what was not checked, and why.
+        rows: Number of rows of the data that were taken.
 
     Example:
         >>> found = Finding.of("a check", 0.5, Limit(1.0, 2.0), "Half of what may be.")
@@ -101,11 +106,11 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of all."""
+        """The worst verdict of all findings."""
         return max((found.verdict for found in self.findings), key=VERDICTS.index, default="pass")
 
     def lines(self) -> list[str]:
-        """All of it for people, the verdict last."""
+        """Return the report as lines for display, the verdict last."""
         verdicts = [found.verdict for found in self.findings]
         counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS)
         return [
@@ -118,7 +123,7 @@ class Report:
         return "\n".join(self.lines())
 
     def json(self) -> str:
-        """One JSON object, null for numbers that are not finite."""
+        """Return one JSON object, with null for numbers that are not finite."""
         entries = {"verdict": self.verdict, "rows": self.rows, "notes": self.notes}
         findings = [asdict(found) for found in self.findings]
         return json.dumps(json_value({**entries, "findings": findings}))

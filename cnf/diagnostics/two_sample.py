@@ -1,4 +1,4 @@
-"""Whether samples can be told from data."""
+"""A classifier two-sample test."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class TwoSample:
-    """How well a classifier tells samples from data.
+    """A classifier's accuracy in telling samples from data.
 
     Attributes:
-        accuracy: The share of held-out rows that it puts where they belong; 0.5 where it cannot
-            tell, 1 where it always can.
-        stderr: The accuracy's standard error, of as many draws with this chance.
-        rows: How many rows were told apart, half of them data.
+        accuracy: The share of held-out rows that are classified correctly: 0.5 by chance, 1 where
+            samples and data do not overlap.
+        stderr: The accuracy's binomial standard error.
+        rows: Number of rows that were classified, half of them data.
     """
 
     accuracy: float
@@ -31,17 +31,17 @@ class TwoSample:
 def two_sample_test(data: Array, samples: Array, seed: int = 0) -> TwoSample:
     """Train a gradient-boosted classifier to tell samples from data, and test it on held-out rows.
 
-    As many rows of each are taken, at random, and each is judged by a classifier that was trained
-    on four fifths of the others. What stands in both, such as a context that samples were drawn at,
-    gives a row's label away by its partner's: the accuracy then is too low.
+    The test takes equally many rows of each at random, and classifies each fifth of them by a
+    classifier that was trained on the others. Values in both, such as contexts that samples were
+    drawn at, reveal a row's label by that of its partner: the accuracy is then too low.
 
     Args:
         data: Shape (rows, columns).
         samples: Shape (other rows, columns).
-        seed: Of the rows that are taken, of the folds and of the classifier.
+        seed: Seed of the rows that are taken, of the folds and of the classifier.
 
     Raises:
-        ValueError: The columns are not as many, or either has fewer rows than there are folds.
+        ValueError: The numbers of columns differ, or there are fewer rows than folds.
 
     Source: Lopez-Paz and Oquab (2017), Revisiting classifier two-sample tests.
 
@@ -57,8 +57,8 @@ def two_sample_test(data: Array, samples: Array, seed: int = 0) -> TwoSample:
 
     if data.shape[1:] != samples.shape[1:] or min(len(data), len(samples)) < FOLDS:
         raise ValueError(
-            f"Expected data and samples of as many columns, at least {FOLDS} rows each; got shapes "
-            f"{data.shape} and {samples.shape}"
+            f"Expected data and samples with the same columns and at least {FOLDS} rows each; got "
+            f"shapes {data.shape} and {samples.shape}"
         )
     rng = np.random.default_rng(seed)
     count = min(len(data), len(samples))
@@ -66,7 +66,7 @@ def two_sample_test(data: Array, samples: Array, seed: int = 0) -> TwoSample:
     labels = np.repeat([0, 1], count)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     classifier = HistGradientBoostingClassifier(random_state=seed)
-    told = cross_val_predict(classifier, np.vstack(halves), labels, cv=folds)
-    accuracy = float((told == labels).mean())
+    predicted = cross_val_predict(classifier, np.vstack(halves), labels, cv=folds)
+    accuracy = float((predicted == labels).mean())
     stderr = float(np.sqrt(accuracy * (1 - accuracy) / (2 * count)))
     return TwoSample(accuracy, stderr, 2 * count)

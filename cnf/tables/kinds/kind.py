@@ -32,8 +32,8 @@ class ColumnKind:
     Attributes:
         name: The column's name.
         kind: The kind's name in the registry.
-        low: Lower bound, None where there is none.
-        high: Upper bound, None where there is none.
+        low: Lower bound, None for no bound.
+        high: Upper bound, None for no bound.
         categories: The categories' names.
         bounds: The least and the most bounds that the kind has.
         category_counts: The least and the most categories that the kind has.

@@ -20,4 +20,15 @@ KINDS: dict[str, type[ColumnKind]] = {
     "constant": ConstantColumn,
 }
 
-__all__ = ["KINDS", "ColumnKind", "Looks"]
+__all__ = [
+    "KINDS",
+    "BoundedColumn",
+    "CategoricalColumn",
+    "CircularColumn",
+    "ColumnKind",
+    "ConstantColumn",
+    "IntegerColumn",
+    "Looks",
+    "PositiveColumn",
+    "RealColumn",
+]

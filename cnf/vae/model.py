@@ -44,6 +44,7 @@ class VAE(nn.Module):
     Source: Kingma & Welling (2014), Auto-encoding variational Bayes.
 
     Example:
+        >>> import torch
         >>> vae = VAE(Architecture((8, 8), 16, hidden=(16,), latent_dim=2))
         >>> vae.bound(torch.zeros(5, 64)).value.shape
         torch.Size([5])
@@ -149,7 +150,7 @@ def load(folder: str | Path) -> VAE:
         ValueError: The folder holds no VAE, or one that is damaged or of a newer version.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> vae = VAE(Architecture((8, 8), 16, hidden=(16,), latent_dim=2))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     vae.save(folder)

@@ -43,7 +43,7 @@ class IntegerColumn(ColumnKind):
 
     def outside(self, values: Array) -> NDArray[np.bool_]:
         """Return which values are not whole, or not within the bounds."""
-        return super().outside(values) | (values != np.floor(values))
+        return np.asarray(super().outside(values) | (values != np.floor(values)))
 
     def continuous_layer(self) -> Layer:
         """Return the map to numbers from `low` to below `high` + 1, with noise in them."""

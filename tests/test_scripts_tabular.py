@@ -29,7 +29,7 @@ def test_training_takes_the_published_parts_and_scores_some_of_them(place):
     said = (place / "said.txt").read_text()
     assert "power: 810 training rows of 6 columns" in said
     assert "nats per row (rows: 25)" in said
-    assert "of 100 held-out rows one in 4; cnf evaluate scores all" in said
+    assert "one in 4 of 100 held-out rows; cnf evaluate scores all" in said
 
 
 def test_the_folder_with_the_files_is_remembered(place):

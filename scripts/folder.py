@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from cnf.datasets.pictures import WORD_PREFIX
 from cnf.scripts.trained import STATE_FILE
 from cnf.utils.distributed import gather, rank
-from cnf.utils.serialization import is_left_over
+from cnf.utils.serialization import is_temporary
 
 RUN_FILE_ENDINGS = (".json", ".jsonl", ".safetensors")  # of the files that a run writes
 LOCK_FILE = ".lock"  # in a folder that a run writes to
@@ -68,7 +68,7 @@ def _what_is_wrong(folder: Path, resume: bool, lock: FileLock) -> str:
         found = [
             path
             for path in folder.iterdir()
-            if path.name != LOCK_FILE and not (resume and is_left_over(path))
+            if path.name != LOCK_FILE and not (resume and is_temporary(path))
         ]
         if found and not (resume and (folder / STATE_FILE).exists()):
             hint = f"and holds no {STATE_FILE} to resume from" if resume else "(or --resume)"

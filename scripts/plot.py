@@ -39,7 +39,7 @@ from cnf.scripts.program import Parser, program, say
 from cnf.scripts.rows import no_context
 from cnf.scripts.trained import METRICS_FILE, TrainedModel
 from cnf.training.objectives import FlowMatching
-from cnf.utils.serialization import read_whole, write_whole
+from cnf.utils.serialization import read_file, write_atomic
 
 Array = NDArray[np.float64]
 
@@ -215,7 +215,7 @@ def _learning_curve(trained: TrainedModel, data: Data) -> Figure:
     if not metrics.exists():
         raise ValueError(f"Expected {metrics} for the figure learning_curve; got none")
     try:
-        records = [json.loads(line) for line in read_whole(metrics).decode().splitlines()]
+        records = [json.loads(line) for line in read_file(metrics).decode().splitlines()]
         # Flow matching's loss is not in nats.
         losses = [
             {**each, "loss": None} if each["objective"] == FLOW_MATCHING else each
@@ -255,7 +255,7 @@ def _film(trained: TrainedModel, data: Data, dark: bool) -> Film:
 
 def write_figure(figure: Figure, path: Path) -> Path:
     """Write a figure atomically, and return the path."""
-    write_whole({path: png(figure)})
+    write_atomic({path: png(figure)})
     return path
 
 

@@ -27,7 +27,7 @@ from cnf.scripts.rows import ContextRows
 from cnf.scripts.trained import TrainedModel
 from cnf.tables.schema import Schema
 from cnf.utils.distributed import gather, rank
-from cnf.utils.serialization import write_whole
+from cnf.utils.serialization import write_atomic
 
 Array = NDArray[np.float64]
 
@@ -163,7 +163,7 @@ def write_report(
         _log_prob(compared),
         _two_sample(compared),
     )
-    write_whole({path: page.encode("utf-8", "replace")})
+    write_atomic({path: page.encode("utf-8", "replace")})
 
 
 def _unwritable(path: Path) -> str:

@@ -56,7 +56,7 @@ from cnf.training.objectives import OBJECTIVES
 from cnf.training.recipes import RECIPES, SCHEDULES, Recipe, choose_recipe, recipe_of, unused
 from cnf.training.schedule import Stage, stages
 from cnf.utils.distributed import barrier, process_group, rank
-from cnf.utils.serialization import read_whole
+from cnf.utils.serialization import read_file
 
 MAX_EVALUATED_ROWS = 20_000  # largest number of held-out rows scored after training
 # With figures and film the program then takes less than three minutes on two cores.
@@ -430,7 +430,7 @@ def _read_recipe(path: Path) -> Recipe:
 def _read_json(path: Path, what: str) -> Any:
     """Read a JSON file."""
     try:
-        return json.loads(read_whole(path).decode())
+        return json.loads(read_file(path).decode())
     except OSError as error:
         raise ValueError(f"Expected {what} in {path}; got: {error.strerror}") from None
     except (RecursionError, ValueError) as error:
@@ -453,7 +453,7 @@ def _summary(data: Data, flow: Flow, recipe: str) -> list[str]:
     return [
         f"{data.name}: {len(data.train)} training rows{left_out} of {len(columns)} columns{given}; "
         f"recipe {recipe}, {sum(p.numel() for p in flow.parameters())} weights, "
-        f"divergence {layer.trace()}",
+        f"divergence {layer.describe_trace()}",
         *([] if plain else (f"  {line}" for line in data.schema.summary())),
     ]
 

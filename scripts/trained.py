@@ -27,9 +27,9 @@ from cnf.scripts.program import Parser, positive_integer
 from cnf.scripts.rows import ContextRows, context_tensor
 from cnf.storage import load, load_config
 from cnf.tables.schema import Column, Schema
-from cnf.utils.distributed import gather, rank, share
+from cnf.utils.distributed import gather, local_slice, rank
 from cnf.utils.random import seeded
-from cnf.utils.serialization import json_value, write_whole
+from cnf.utils.serialization import json_value, write_atomic
 
 Array = NDArray[np.float64]
 
@@ -194,7 +194,7 @@ class TrainedModel:
         log_prob = []
         evaluations = 0.0
         with torch.no_grad(), torch.random.fork_rng():
-            for i in _chunks(starts[share(len(starts))], "scoring"):
+            for i in _chunks(starts[local_slice(len(starts))], "scoring"):
                 chunk = rows[i : i + SCORE_CHUNK_ROWS]
                 # The probes of an estimated trace do not depend on which process scores the chunk.
                 torch.manual_seed(self.seed + i)
@@ -227,7 +227,7 @@ class TrainedModel:
         probes = max(2, draws) if self.flow.noisy else HUTCHINSON_PROBES
         starts = range(0, len(rows), SCORE_CHUNK_ROWS)
         parts = []
-        for i in _chunks(starts[share(len(starts))], "scoring"):
+        for i in _chunks(starts[local_slice(len(starts))], "scoring"):
             tensors = rows[i : i + SCORE_CHUNK_ROWS].tensors(self.flow.like)
             generator = torch.Generator().manual_seed(self.seed + i)
             parts.append(self.flow.score(*tensors, probes=probes, generator=generator))
@@ -269,7 +269,7 @@ class TrainedModel:
 def write_metrics(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Write the records of a run, one line of JSON each."""
     lines = "".join(json.dumps(json_value(record)) + "\n" for record in records)
-    write_whole({path: lines.encode()})
+    write_atomic({path: lines.encode()})
 
 
 def continuous_columns(

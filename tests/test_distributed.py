@@ -20,7 +20,7 @@ import cnf
 from cnf.layers import MovingNorm
 from cnf.training.objectives import Loss, MaximumLikelihood
 from cnf.training.recipes import Recipe
-from cnf.utils.distributed import gather, mean, process_group, rank, share, total, world_size
+from cnf.utils.distributed import gather, local_slice, mean, process_group, rank, total, world_size
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 DATA = torch.randn(230, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 10
@@ -147,10 +147,10 @@ def library(folder):
     with process_group():
         found = {
             "who": (rank(), world_size()),
-            "shares": [list(range(count)[share(count)]) for count in (0, 1, 7, 10)],
+            "shares": [list(range(count)[local_slice(count)]) for count in (0, 1, 7, 10)],
             "mean": mean([1.0 + rank(), 5.0], DATA),
             "gather": gather({"rank": rank()}),
-            "statistics": statistics(DATA[share(101)]),
+            "statistics": statistics(DATA[local_slice(101)]),
             "mle": trained(flow=flow_for(step_size=0.1)),
             "hybrid": trained(HYBRID),
             "regularized": trained(dataclasses.replace(RECIPE, kinetic=0.1)),
@@ -297,7 +297,7 @@ def test_the_groups_threads_end_with_it(two):
 
 
 def test_one_process_alone_is_the_identity():
-    assert (rank(), world_size(), share(7)) == (0, 1, slice(0, 7))
+    assert (rank(), world_size(), local_slice(7)) == (0, 1, slice(0, 7))
     assert mean([1.0, math.inf], DATA) == [1.0, math.inf]
     assert gather("a") == ["a"]
 

@@ -280,7 +280,7 @@ def random_vectors(noise: Noise, generator: Source | None, x: Tensor, count: int
     """Random vectors (rows, count, dim), drawn where the generator is."""
     shape = (len(x), count, x.shape[1])
     if isinstance(generator, RowNoise):
-        return (generator.normal if noise == "gaussian" else generator.signs)(shape).to(x)
+        return (generator.normal if noise == "gaussian" else generator.rademacher)(shape).to(x)
     device = x.device if generator is None else generator.device
     options: dict[str, Any] = {"dtype": x.dtype, "device": device, "generator": generator}
     if noise == "gaussian":

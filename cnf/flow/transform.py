@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Transform, constraints
 from torch.distributions.constraints import Constraint
 
 from cnf.layers import Layer, TransformResult
-from cnf.utils.angles import wrapped_columns
+from cnf.utils.angles import wrap_columns
 from cnf.utils.shapes import as_rows
 
 
@@ -192,7 +192,7 @@ class FlowTransform(Transform):
     def _pulled(self, x: Tensor) -> _CachedSolve:
         rows, context, batch = self._rows(x, self.flow.dim)
         mapped = self.flow.pull(rows, context)
-        z = wrapped_columns(mapped.value, self.flow.circular)
+        z = wrap_columns(mapped.value, self.flow.circular)
         return self._remember(z.reshape(*batch, z.shape[1]), x, -mapped.log_det.reshape(batch))
 
     def _remember(self, z: Tensor, x: Tensor, log_det: Tensor) -> _CachedSolve:

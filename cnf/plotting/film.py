@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from cnf.utils.serialization import write_whole
+from cnf.utils.serialization import write_atomic
 
 GIF, MP4 = ".gif", ".mp4"
 MAX_GIF_BYTES = 1_500_000  # larger GIFs are scaled down
@@ -89,7 +89,7 @@ def write_film(film: Film, path: str | os.PathLike[str], largest: int = MAX_GIF_
         )
     check_film(ending)
     content = _mp4(film) if ending == MP4 else _gif(film, largest)
-    write_whole({file: content})
+    write_atomic({file: content})
     return file
 
 

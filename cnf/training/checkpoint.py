@@ -19,7 +19,7 @@ from torch import Tensor
 from cnf.training.progress import TrainingProgress
 from cnf.training.recipes import current_names
 from cnf.utils.distributed import gather, rank
-from cnf.utils.serialization import under, write_whole
+from cnf.utils.serialization import strip_prefix, write_atomic
 
 FORMAT = "cnf-flows training state 1"
 PROGRESS = "standing"  # the metadata entry that holds the progress
@@ -53,7 +53,7 @@ class TrainingState:
         texts = {"format": FORMAT, "run": self.run, PROGRESS: self.progress}
         metadata = {name: json.dumps(text) for name, text in texts.items()}
         metadata["sha256"] = json.dumps(_sha256(metadata, tensors))
-        write_whole({path: safetensors.torch.save(tensors, metadata)})
+        write_atomic({path: safetensors.torch.save(tensors, metadata)})
 
     @staticmethod
     def read(path: Path) -> TrainingState:
@@ -165,7 +165,7 @@ def generators(device: torch.device) -> dict[str, Tensor]:
 
 def restore_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
     """Restore this process's generators."""
-    own = under(str(rank()), states)
+    own = strip_prefix(str(rank()), states)
     torch.set_rng_state(own["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(own["cuda"], device)

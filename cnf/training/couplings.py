@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from cnf.utils.angles import other_columns, wrapped
+from cnf.utils.angles import other_columns, wrap
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def optimal_transport(base: Tensor, data: Tensor, circular: Sequence[int] = ()) 
     x, z = data.double(), base.double()
     cost = -(x[:, others] @ z[:, others].T)
     for angle in circular:
-        cost = cost + 0.5 * wrapped(x[:, angle].unsqueeze(1) - z[:, angle]).square()
+        cost = cost + 0.5 * wrap(x[:, angle].unsqueeze(1) - z[:, angle]).square()
     _, columns = linear_sum_assignment(cost.cpu().numpy())
     return base[torch.from_numpy(columns).to(base.device)]
 

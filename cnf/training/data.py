@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnf.flow import Flow
-from cnf.utils.distributed import share, world_size
+from cnf.utils.distributed import local_slice, world_size
 from cnf.utils.shapes import check_tensors
 
 
@@ -84,7 +84,7 @@ class BatchSampler:
             self._shuffle()
         chosen = self.order[self.position : self.position + size]
         self.position += size
-        return self.rows[chosen[share(size)].to(self.rows.x.device)]
+        return self.rows[chosen[local_slice(size)].to(self.rows.x.device)]
 
     def state(self) -> dict[str, Tensor]:
         """Return the generator's state at the start of the epoch, and the position in it."""

@@ -19,7 +19,7 @@ from cnf.training.data import Rows
 from cnf.training.objectives import Objective
 from cnf.training.recipes import Recipe
 from cnf.utils.distributed import mean, parallel, total, world_size
-from cnf.utils.serialization import prefixed, under
+from cnf.utils.serialization import add_prefix, strip_prefix
 
 FIRST_STEP = 0.15  # in training, of a time of 1: choosing it takes two of twenty evaluations
 
@@ -119,18 +119,18 @@ class Learner:
             for name, tensor in entries.items()
         }
         return {
-            **prefixed("flow", self.flow.state_dict()),
-            **prefixed("averaged", self.ema.state_dict()),
+            **add_prefix("flow", self.flow.state_dict()),
+            **add_prefix("averaged", self.ema.state_dict()),
             **slots,
             "averages": torch.tensor(self.ema_updates),
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `tensors` returned, bit for bit."""
-        self.flow.load_state_dict(under("flow", tensors))
-        self.ema.load_state_dict(under("averaged", tensors))
+        self.flow.load_state_dict(strip_prefix("flow", tensors))
+        self.ema.load_state_dict(strip_prefix("averaged", tensors))
         entries: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in under("optimizer", tensors).items():
+        for name, tensor in strip_prefix("optimizer", tensors).items():
             index, slot = name.split(".")
             parameter = self.parameters[int(index)]
             if (

@@ -24,9 +24,9 @@ from cnf.training.learner import Learner, OptimizerStep
 from cnf.training.progress import TrainingBudget, TrainingProgress
 from cnf.training.recipes import Recipe, choose_recipe
 from cnf.training.schedule import Stage, stages
-from cnf.utils.distributed import mean, rank, share, world_size
+from cnf.utils.distributed import local_slice, mean, rank, world_size
 from cnf.utils.random import seeded
-from cnf.utils.serialization import prefixed, under
+from cnf.utils.serialization import add_prefix, strip_prefix
 
 MAX_FAILURES = 20  # consecutive failed steps that end a run: more would not bring it back
 MAX_VALIDATION_SHARE = 0.05  # of the time of a run that has a budget
@@ -152,7 +152,7 @@ def mean_nll(flow: Flow, rows: Rows) -> float:
 
     Each process scores its part of the rows, and all return the mean over all rows.
     """
-    part_of_process = rows[share(len(rows))]
+    part_of_process = rows[local_slice(len(rows))]
     total = 0.0
     try:
         with torch.no_grad():
@@ -227,10 +227,10 @@ class _Run:
             return
         self.progress = TrainingProgress.of(found.progress)
         tensors = found.tensors
-        self.learner.restore(under("learner", tensors))
-        self.sampler.restore(under("order", tensors))
-        self.best = under("best", tensors)
-        restore_generators(under("random", tensors), self.held_out.x.device)
+        self.learner.restore(strip_prefix("learner", tensors))
+        self.sampler.restore(strip_prefix("order", tensors))
+        self.best = strip_prefix("best", tensors)
+        restore_generators(strip_prefix("random", tensors), self.held_out.x.device)
 
     def loop(self, callbacks: Sequence[Callback]) -> None:
         """Take steps, validate, and call the callbacks, until there is a reason to end."""
@@ -378,9 +378,9 @@ class _Run:
         if checkpointer is None or not (progress.reason or checkpointer.is_due(progress.seconds)):
             return
         tensors = {
-            **prefixed("learner", self.learner.tensors()),
-            **prefixed("order", self.sampler.state()),
-            **prefixed("best", self.best),
-            **prefixed("random", generators(self.held_out.x.device)),
+            **add_prefix("learner", self.learner.tensors()),
+            **add_prefix("order", self.sampler.state()),
+            **add_prefix("best", self.best),
+            **add_prefix("random", generators(self.held_out.x.device)),
         }
         checkpointer.write(progress, tensors)

@@ -14,7 +14,7 @@ from cnf.flow import Flow
 from cnf.layers import CNF, Layer, MovingNorm
 from cnf.ode import Stats
 from cnf.training.couplings import COUPLINGS
-from cnf.utils.angles import nearest
+from cnf.utils.angles import nearest_image
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class FlowMatching:
             for layer in reversed(after):
                 x = layer.pull(x, context).value
             z = COUPLINGS[self.coupling].pair(z, x, flow.circular)
-            x = nearest(x, z, flow.circular)
+            x = nearest_image(x, z, flow.circular)
         losses = []
         for k, layer in enumerate(cnfs):
             assert isinstance(layer, CNF)  # by `check`

@@ -15,7 +15,7 @@ from cnf.fields.divergence import check_divergence
 from cnf.fields.regularizers import Regularization
 from cnf.flow import Flow, ffjord
 from cnf.layers import SCALINGS, Layer
-from cnf.layers.scalings.quantiles import gain
+from cnf.layers.scalings.quantiles import gaussianization_gain
 from cnf.ode import GRADIENTS, TABLEAUS
 from cnf.training.couplings import COUPLINGS
 from cnf.training.objectives import OBJECTIVES
@@ -397,7 +397,7 @@ def uneven_columns(values: NDArray[np.float64]) -> bool:
         return False
     correlation = np.atleast_2d(np.corrcoef(values.T))
     flat = np.linalg.eigvalsh(correlation)[0] < FLAT_EIGENVALUE
-    return bool(flat) or any(gain(column) > UNEVEN_GAIN for column in values.T)
+    return bool(flat) or any(gaussianization_gain(column) > UNEVEN_GAIN for column in values.T)
 
 
 def current_names(entries: Mapping[str, Any]) -> dict[str, Any]:

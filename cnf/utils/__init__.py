@@ -1,1 +1,1 @@
-"""Shapes, angles, files, row noise and processes: knows nothing of ODEs or flows."""
+"""Shapes, angles, files, row noise and processes, independent of ODEs and flows."""

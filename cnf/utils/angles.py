@@ -1,4 +1,4 @@
-"""Angles in radians among other columns: which they are, and the shortest way between two."""
+"""Columns of angles in radians: which they are, wrapping, and nearest images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def circular_columns(circular: Sequence[int], dim: int) -> tuple[int, ...]:
-    """The columns that are angles, checked and in order.
+    """Check and sort the columns that are angles.
 
     Args:
-        circular: The columns, counted from 0.
-        dim: How many there are in all.
+        circular: The columns of angles, counted from 0.
+        dim: Number of all columns.
 
     Raises:
-        ValueError: One is not among them, or is named twice.
+        ValueError: A column is out of range, or given twice.
 
     Example:
         >>> circular_columns([3, 0], dim=4)
@@ -33,7 +33,7 @@ def circular_columns(circular: Sequence[int], dim: int) -> tuple[int, ...]:
 
 
 def other_columns(circular: Sequence[int], dim: int) -> list[int]:
-    """The columns that are not angles.
+    """Return the columns that are not angles.
 
     Example:
         >>> other_columns((0, 3), dim=4)
@@ -52,52 +52,52 @@ def half_open(x: Tensor, low: float, high: float) -> Tensor:
     return torch.where(x >= high, low, x)
 
 
-def wrapped(angles: Tensor) -> Tensor:
-    """The same angles in [−π, π).
+def wrap(angles: Tensor) -> Tensor:
+    """Wrap angles into [−π, π).
 
     Example:
-        >>> wrapped(torch.tensor([3.0, 4.0, -4.0]))
+        >>> wrap(torch.tensor([3.0, 4.0, -4.0]))
         tensor([ 3.0000, -2.2832,  2.2832])
     """
     return half_open(torch.remainder(angles + pi, 2 * pi) - pi, -pi, pi)
 
 
-def wrapped_columns(x: Tensor, circular: tuple[int, ...]) -> Tensor:
-    """The same points with their angles in [−π, π).
+def wrap_columns(x: Tensor, circular: tuple[int, ...]) -> Tensor:
+    """Wrap the angles of points into [−π, π).
 
     Args:
         x: Points, shape (..., dim).
-        circular: Which columns are angles.
+        circular: The columns that are angles.
 
     Example:
-        >>> wrapped_columns(torch.tensor([[4.0, 4.0]]), (0,))
+        >>> wrap_columns(torch.tensor([[4.0, 4.0]]), (0,))
         tensor([[-2.2832,  4.0000]])
     """
     if not circular:
         return x
-    return torch.where(_mask(circular, x.shape[-1], x.device), wrapped(x), x)
+    return torch.where(_mask(circular, x.shape[-1], x.device), wrap(x), x)
 
 
-def nearest(x: Tensor, to: Tensor, circular: tuple[int, ...]) -> Tensor:
-    """The same points with each angle turned round until it is the nearest to another point's.
+def nearest_image(x: Tensor, to: Tensor, circular: tuple[int, ...]) -> Tensor:
+    """Shift angles by whole turns to the images nearest to other points.
 
-    The straight line between the two is then the geodesic of circle × line.
+    The straight line between the two points is then the geodesic of circle × line.
 
     Args:
-        x: Points, shape (rows, dim).
-        to: The others, alike.
-        circular: Which columns are angles.
+        x: Points to shift, shape (rows, dim).
+        to: Reference points, shape (rows, dim).
+        circular: The columns that are angles.
 
     Example:
-        >>> nearest(torch.tensor([[3.0, 3.0]]), torch.tensor([[-3.0, -3.0]]), (0,))
+        >>> nearest_image(torch.tensor([[3.0, 3.0]]), torch.tensor([[-3.0, -3.0]]), (0,))
         tensor([[-3.2832,  3.0000]])
     """
     if not circular:
         return x
-    return torch.where(_mask(circular, x.shape[1], x.device), to + wrapped(x - to), x)
+    return torch.where(_mask(circular, x.shape[1], x.device), to + wrap(x - to), x)
 
 
 @lru_cache
 def _mask(circular: tuple[int, ...], dim: int, device: torch.device) -> Tensor:
-    """Which columns are angles, made once for each device: to bring it to a GPU is to wait."""
+    """Return a mask of the angles, cached for each device, since a copy to a GPU waits for it."""
     return torch.tensor([column in circular for column in range(dim)], device=device)

@@ -1,6 +1,6 @@
-"""Several processes on one run: who this one is, and what they tell one another.
+"""Processes of a distributed run: ranks, collective operations and data parallelism.
 
-Everything here is the identity where there is one process, so that its callers need not ask.
+Every function is the identity where there is one process, so that callers need not distinguish.
 `torchrun` starts the processes; `process_group` joins them.
 """
 
@@ -21,10 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that `torchrun` started, and part from them in the end.
+    """Join the processes that `torchrun` started, and leave their group at the end.
 
-    They talk by nccl where there is a GPU for each, which becomes the current one, by gloo
-    otherwise. Does nothing where there is one process, or a group already.
+    The backend is nccl where there is a GPU for each process, which becomes the current one, and
+    gloo otherwise. Does nothing where there is one process, or a group already.
 
     Example:
         >>> with process_group():
@@ -37,25 +37,25 @@ def process_group() -> Iterator[None]:
     on_gpus = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 0
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # Functions of this module have as a default the group that is there when it is imported, as
-    # DistributedDataParallel does: the group, and its threads, would live on beyond their end.
+    # Functions of this module have the current group as a default, fixed at import. An import after
+    # the group exists, as by DistributedDataParallel, would keep the group and its threads alive.
     import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Grad strides do not match")  # not the user's to mend
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # users cannot fix it
             yield
     finally:
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_alone() -> bool:
-    """Whether this is the only process, joined or not.
+    """Return whether this is the only process, in a group or not.
 
     Example:
         >>> is_alone()
@@ -65,7 +65,7 @@ def is_alone() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is the first of the processes that `torchrun` started, joined or not, or alone.
+    """Return whether this is the first process, in a group or not.
 
     Example:
         >>> is_first()
@@ -75,15 +75,17 @@ def is_first() -> bool:
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def share(count: int) -> slice:
-    """This process's part of `count` things: consecutive, and as long as the others' but for one.
+def local_slice(count: int) -> slice:
+    """Return the consecutive part of `count` items for this process.
+
+    The parts of all processes differ in length by at most one.
 
     Example:
-        >>> share(10)
+        >>> local_slice(10)
         slice(0, 10, None)
     """
     bounds = (count * process // world_size() for process in (rank(), rank() + 1))
@@ -91,16 +93,16 @@ def share(count: int) -> slice:
 
 
 def mean(values: Sequence[float], like: Tensor) -> list[float]:
-    """The means over all processes, the same in each, computed where `like` lies."""
+    """Return the means over all processes, the same in each, computed on the device of `like`."""
     if world_size() == 1:
         return list(values)
     summed = total(torch.tensor(values, dtype=torch.float64, device=like.device))
-    found: list[float] = (summed / world_size()).tolist()
-    return found
+    means: list[float] = (summed / world_size()).tolist()
+    return means
 
 
 def total(tensor: Tensor) -> Tensor:
-    """The sum over all processes, the same in each."""
+    """Return the sum over all processes, the same in each."""
     if world_size() == 1:
         return tensor
     summed = tensor.clone()
@@ -109,22 +111,22 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value, in their order, in each."""
+    """Return the values of all processes, in their order, in each."""
     if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if world_size() > 1:
         dist.barrier()
 
 
 def parallel(module: nn.Module) -> nn.Module:
-    """A module whose gradients are averaged over the processes, and that is what rank 0's is."""
+    """Return a module with rank 0's weights whose gradients are averaged over the processes."""
     if world_size() == 1:
         return module
     devices = [torch.cuda.current_device()] if next(module.parameters()).is_cuda else None

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for."""
+"""Lazy imports of a package's names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a package's `__getattr__` and `__dir__` (PEP 562) for names that it does not import.
 
-    What takes long to import (PyTorch, pandas, scikit-learn) then costs those alone who use it.
+    Slow imports (PyTorch, pandas, scikit-learn) then cost only the programs that use them.
 
     Args:
         package: The package's `__name__`.

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what goes into them: JSON values, named tensors."""
+"""Atomic writes of files, and their contents: JSON values and named tensors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # for people who only read and write files
+if TYPE_CHECKING:  # programs that only read and write files need no PyTorch
     from torch import Tensor
 
 _TEMPORARY = ".tmp"
 
 
-def write_whole(contents: Mapping[Path, bytes]) -> None:
+def write_atomic(contents: Mapping[Path, bytes]) -> None:
     """Write files under temporary names, down to the disk, and then rename them.
 
-    Each is there whole, as it was or as it is to be, whatever fails or is killed on the way.
+    Each file is complete at any time, in its old or its new version, even if the process is killed.
+
+    Args:
+        contents: The content of each file.
 
     Raises:
-        OSError: One cannot be written; none is changed then, unless it is renaming that fails.
+        OSError: A file cannot be written; no file has changed then, unless renaming failed.
     """
     temporary = {path: path.with_name(f".{path.name}{_TEMPORARY}") for path in contents}
     try:
@@ -38,11 +41,11 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_whole(path: str | Path) -> bytes:
-    """What a file holds.
+def read_file(path: str | Path) -> bytes:
+    """Return the content of a regular file.
 
     Raises:
-        OSError: It cannot be read, or is a pipe or a device, of which nobody knows whether it ends.
+        OSError: It cannot be read, or is a pipe or a device, which may never end.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -50,21 +53,21 @@ def read_whole(path: str | Path) -> bytes:
     return Path(path).read_bytes()
 
 
-def is_left_over(path: Path) -> bool:
-    """Whether a file is what `write_whole` leaves behind where its process is killed.
+def is_temporary(path: Path) -> bool:
+    """Return whether a file is a leftover of `write_atomic` in a process that was killed.
 
     Example:
-        >>> is_left_over(Path(".config.json.tmp")), is_left_over(Path("config.json"))
+        >>> is_temporary(Path(".config.json.tmp")), is_temporary(Path("config.json"))
         (True, False)
     """
     return path.name.startswith(".") and path.name.endswith(_TEMPORARY)
 
 
 def json_value(value: Any) -> Any:
-    """A value with None for numbers that are not finite, which JSON has none of.
+    """Return a value with None in place of numbers that are not finite, which JSON lacks.
 
     Args:
-        value: Numbers, texts, and lists, tuples and dictionaries of them.
+        value: A number, a string, or lists, tuples and dictionaries of them.
 
     Example:
         >>> json_value({"nll": float("nan"), "rows": (1, 2)})
@@ -77,18 +80,24 @@ def json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
-def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under names that begin with a prefix.
+def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with a prefix and a dot before their names.
 
     Example:
         >>> import torch
-        >>> prefixed("flow", {"weight": torch.zeros(1)})
+        >>> add_prefix("flow", {"weight": torch.zeros(1)})
         {'flow.weight': tensor([0.])}
     """
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the tensors whose names begin with a prefix, without it."""
+def strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it.
+
+    Example:
+        >>> import torch
+        >>> strip_prefix("flow", {"flow.weight": torch.zeros(1), "step": torch.ones(1)})
+        {'weight': tensor([0.])}
+    """
     start = f"{prefix}."
     return {name[len(start) :]: t for name, t in tensors.items() if name.startswith(start)}

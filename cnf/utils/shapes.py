@@ -1,4 +1,4 @@
-"""Batch shapes: of draws, and of vectors against contexts."""
+"""Batch shapes of draws, vectors and contexts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Shape = int | Sequence[int]
 
 
 def sizes(shape: Shape) -> torch.Size:
-    """A shape of draws, for which a number will do.
+    """Return a shape of draws, given as a shape or a number.
 
     Example:
         >>> sizes(3), sizes((2, 3))
@@ -22,9 +22,9 @@ def sizes(shape: Shape) -> torch.Size:
 
 
 def per_row(vectors: Tensor, batch: Sequence[int]) -> Tensor:
-    """Vectors for each row of a batch, which their own batch shape broadcasts to.
+    """Return a vector for each row of a batch, to which the vectors' batch shape broadcasts.
 
-    Shapes: (..., size) → (rows, size), with as many rows as the batch has.
+    Shapes: (..., size) → (rows, size), with rows = prod(batch).
 
     Example:
         >>> per_row(torch.tensor([[1.0], [2.0]]), (2, 2)).flatten()
@@ -34,31 +34,34 @@ def per_row(vectors: Tensor, batch: Sequence[int]) -> Tensor:
 
 
 def check_tensors(**values: object) -> None:
-    """Hold that all of these are tensors, or None.
+    """Check that all values are tensors or None.
 
     Raises:
-        TypeError: One is not.
+        TypeError: A value is neither.
 
     Example:
         >>> check_tensors(x=torch.zeros(2), context=None)
         >>> check_tensors(x=[1.0, 2.0])
         Traceback (most recent call last):
-        TypeError: Expected x to be a tensor; got list. torch.as_tensor(x) makes one of it
+        TypeError: Expected x to be a tensor; got list: pass torch.as_tensor(x)
     """
     for name, value in values.items():
         if not (value is None or isinstance(value, Tensor)):
             raise TypeError(
-                f"Expected {name} to be a tensor; got {type(value).__name__}. "
-                f"torch.as_tensor({name}) makes one of it"
+                f"Expected {name} to be a tensor; got {type(value).__name__}: "
+                f"pass torch.as_tensor({name})"
             )
 
 
 def as_rows(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
-    """Vectors and their contexts broadcast against each other, as rows, and the batch shape.
+    """Broadcast vectors and contexts against each other and flatten them to rows.
 
     Args:
-        x: Shape (..., dim).
-        context: Shape (..., context_dim).
+        x: Vectors, shape (..., dim).
+        context: Contexts, shape (..., context_dim).
+
+    Returns:
+        The rows, their contexts and the batch shape.
 
     Example:
         >>> rows, context, batch = as_rows(torch.zeros(3, 1, 2), torch.zeros(4, 5))

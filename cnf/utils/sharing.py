@@ -1,4 +1,4 @@
-"""Modules and tensors that stand in several places of a module: found, and shared again."""
+"""Submodules and tensors that a module holds under several names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 def shared_parts(module: nn.Module) -> dict[str, str]:
-    """Return the names of parts that stand elsewhere too, each with the name of its first place.
+    """Return the repeated names of shared parts, each with the first name of the part.
 
-    A part is a submodule, a parameter or a buffer; those within a shared submodule are not named.
+    A part is a submodule, a parameter or a buffer; parts within a shared submodule are left out.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -34,33 +34,43 @@ def shared_parts(module: nn.Module) -> dict[str, str]:
     return shared
 
 
-def share(module: nn.Module, shared: Mapping[str, str]) -> None:
-    """Put the part of each first place in the other places too, as `shared_parts` found them.
+def restore_sharing(module: nn.Module, shared: Mapping[str, str]) -> None:
+    """Assign the part of each first name to the repeated name too.
+
+    Args:
+        module: The module to change.
+        shared: Repeated names with their first names, from `shared_parts`.
 
     Raises:
-        ValueError: The parts at two places differ in kind or in the shapes of their tensors.
-        AttributeError: There is no part of a name.
+        ValueError: The parts of two names differ in type or in the shapes of their tensors.
+        AttributeError: A name does not exist.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
-        >>> share(net, {"2": "0"})
+        >>> restore_sharing(net, {"2": "0"})
         >>> net[2] is net[0]
         True
     """
     for name, first in shared.items():
         part, other = _part(module, first), _part(module, name)
         if type(part) is not type(other) or _shapes(part) != _shapes(other):
-            raise ValueError(f"Expected {first} and {name} to be alike to share them; they differ")
-        place, _, own = name.rpartition(".")
-        setattr(module.get_submodule(place), own, part)
+            raise ValueError(
+                f"Expected {first} and {name} of one type and shape to share them; got parts that "
+                "differ: restore the saved configuration"
+            )
+        parent, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(parent), attribute, part)
 
 
 def _part(module: nn.Module, name: str) -> nn.Module | Tensor:
     """Return the submodule, parameter or buffer of a name."""
-    place, _, own = name.rpartition(".")
-    part = getattr(module.get_submodule(place), own)
+    parent, _, attribute = name.rpartition(".")
+    part = getattr(module.get_submodule(parent), attribute)
     if not isinstance(part, nn.Module | Tensor):
-        raise ValueError(f"Expected a module or a tensor to share at {name}; got {part!r:.40}")
+        raise ValueError(
+            f"Expected a module or a tensor to share at {name}; got {part!r:.40}: "
+            "restore the saved configuration"
+        )
     return part
 
 

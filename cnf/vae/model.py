@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import softplus
 
-from cnf.storage import read_model, rebuilding, write_model
-from cnf.utils.sharing import share, shared_parts
+from cnf.storage import read_model, reporting_load_errors, write_model
+from cnf.utils.sharing import restore_sharing, shared_parts
 from cnf.utils.random import seeded
 from cnf.vae.architecture import Architecture
 from cnf.vae.likelihoods import LIKELIHOODS, Likelihood
@@ -160,13 +160,13 @@ def load(folder: str | Path) -> VAE:
         True
     """
     config, weights = read_model(folder, VAE_CONFIG_KEYS)
-    with rebuilding("a VAE", folder):
+    with reporting_load_errors("a VAE", folder):
         entries: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in config["architecture"].items()
         }
         with seeded(0):  # initial weights are drawn and then replaced
             vae = VAE(Architecture(**entries))
-        share(vae, config.get("shared", {}))
+        restore_sharing(vae, config.get("shared", {}))
         vae.load_state_dict(safetensors.torch.load(weights))
     return vae

@@ -18,7 +18,7 @@ from cnf.ode import SolveError
 from cnf.training.checkpoint import TrainingState, generators, restore_generators
 from cnf.training.loop import TrainingError
 from cnf.utils.random import seeded
-from cnf.utils.serialization import prefixed, under
+from cnf.utils.serialization import add_prefix, strip_prefix
 from cnf.vae.model import VAE
 from cnf.vae.plan import Plan
 
@@ -264,9 +264,9 @@ class _VAERun:
             for name, tensor in entries.items()
         }
         tensors = {
-            **prefixed("vae", self.vae.state_dict()),
-            **prefixed("best", self.best),
-            **prefixed("generators", generators(self.train.device)),
+            **add_prefix("vae", self.vae.state_dict()),
+            **add_prefix("best", self.best),
+            **add_prefix("generators", generators(self.train.device)),
             "validation": self.validation,
             **slots,
         }
@@ -292,16 +292,16 @@ class _VAERun:
         self.best_elbo = found.progress["best_elbo"]
         self.failures = found.progress["failures"]
         self.seconds = self.records[-1].seconds
-        self.vae.load_state_dict(under("vae", found.tensors))
-        self.best = under("best", found.tensors)
+        self.vae.load_state_dict(strip_prefix("vae", found.tensors))
+        self.best = strip_prefix("best", found.tensors)
         self.validation = found.tensors["validation"].to(self.validation)
         entries: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in under("optimizer", found.tensors).items():
+        for name, tensor in strip_prefix("optimizer", found.tensors).items():
             index, slot = name.split(".")
             entries.setdefault(int(index), {})[slot] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        restore_generators(under("generators", found.tensors), self.train.device)
+        restore_generators(strip_prefix("generators", found.tensors), self.train.device)
 
 
 def _check(images: Tensor, vae: VAE) -> None:

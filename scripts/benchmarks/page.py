@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import cnf
-from cnf.utils.serialization import write_whole
+from cnf.utils.serialization import write_atomic
 
 PAGE_OPENING = (
     "# Benchmarks\n\n"
@@ -63,7 +63,7 @@ class BenchmarkPage:
             parts[1 + titles.index(title)] = part
         else:
             parts.append(part)
-        write_whole({self.path: ("\n\n## ".join(parts) + "\n").encode()})
+        write_atomic({self.path: ("\n\n## ".join(parts) + "\n").encode()})
 
 
 def circumstances(peers: Sequence[str]) -> str:

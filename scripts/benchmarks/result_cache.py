@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnf.utils.serialization import json_value, write_whole
+from cnf.utils.serialization import json_value, write_atomic
 
 
 class ResultCache:
@@ -54,7 +54,7 @@ class ResultCache:
         line = json.dumps(json_value({**key, **numbers}), allow_nan=False)
         self._lines = [*self._read(), line]
         if self.path is not None:
-            write_whole({self.path: "".join(f"{each}\n" for each in self._lines).encode()})
+            write_atomic({self.path: "".join(f"{each}\n" for each in self._lines).encode()})
 
     def _read(self) -> list[str]:
         """Read the current lines, some of which another process may have added."""

@@ -40,7 +40,7 @@ from cnf.tables.schema import Column, Schema
 from cnf.training.couplings import COUPLINGS, optimal_transport
 from cnf.training.objectives import FlowMatching
 from cnf.training.recipes import Recipe
-from cnf.utils.angles import circular_columns, nearest, wrapped
+from cnf.utils.angles import circular_columns, nearest_image, wrap
 
 DOUBLE = torch.float64
 TURN = 2 * math.pi
@@ -190,8 +190,8 @@ def test_gradients_of_training_are_those_of_backprop(name, hidden):
     x = torch.randn(6, 3, dtype=DOUBLE, requires_grad=True)
 
     def gradients(**settings):
-        mapped = CNF(field, step="joint", **settings).pull(x)
-        loss = mapped.value.square().sum() + mapped.log_det.sum()
+        result = CNF(field, step="joint", **settings).pull(x)
+        loss = result.value.square().sum() + result.log_det.sum()
         inputs = [x, *field.parameters()]
         return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
@@ -242,7 +242,7 @@ def test_draws_are_within_the_interval(dtype, low, high):
     assert (x >= low).all()
     assert (x < high).all()
     back = layer.pull(x).value
-    assert max_difference(wrapped(back - z), torch.zeros_like(z)) < (
+    assert max_difference(wrap(back - z), torch.zeros_like(z)) < (
         2e-4 if z.dtype != DOUBLE else 1e-12
     )
     assert flow.sample(100_000).max() < high
@@ -274,7 +274,7 @@ def test_rounding_leaves_no_interval_by_its_upper_end(dtype, low, high, value):
 @settings(max_examples=60, deadline=None)
 def test_wrapped_angles(angle, turns):
     angles = torch.tensor([angle, angle + TURN * turns], dtype=DOUBLE)
-    one, other = wrapped(angles).tolist()
+    one, other = wrap(angles).tolist()
     assert -math.pi <= one < math.pi
     assert math.cos(one) == pytest.approx(math.cos(angle), abs=1e-10)
     assert math.sin(one) == pytest.approx(math.sin(other), abs=1e-10)
@@ -351,7 +351,7 @@ def test_matching_never_goes_the_long_way_round(coupling, blocks):
         torch.testing.assert_close(at, z + t * change)
     assert loss.item() < TURN**2 / 4 + 26  # the long way round is more than π
     for t, at in seen:
-        assert (wrapped(at[:, 0]).abs() > 1.9).all()
+        assert (wrap(at[:, 0]).abs() > 1.9).all()
         assert ((t >= 0) & (t <= 1)).all()
 
 
@@ -359,12 +359,12 @@ def test_matching_never_goes_the_long_way_round(coupling, blocks):
 @settings(max_examples=60, deadline=None)
 def test_the_nearest_turn_is_the_nearest(numbers):
     x, to = torch.tensor(numbers, dtype=DOUBLE).reshape(2, 1, 3)
-    found = nearest(x, to, (0, 2))
+    found = nearest_image(x, to, (0, 2))
     for column in (0, 2):
         candidates = x[0, column] + TURN * torch.arange(-5.0, 6.0, dtype=DOUBLE)
         least = (candidates - to[0, column]).abs().min().item()
         assert (found - to)[0, column].abs().item() == pytest.approx(least, abs=1e-12)
-        assert wrapped(found - x)[0, column].abs().item() < 1e-12
+        assert wrap(found - x)[0, column].abs().item() < 1e-12
     assert found[0, 1] == x[0, 1]
 
 
@@ -380,7 +380,7 @@ def test_optimal_transport_is_the_best_of_all_permutations(numbers):
     z, x = torch.tensor(numbers, dtype=DOUBLE).reshape(2, 4, 2)
 
     def cost(points):
-        return (nearest(x, points, (1,)) - points).square().sum().item()
+        return (nearest_image(x, points, (1,)) - points).square().sum().item()
 
     best = min(cost(z[list(order)]) for order in itertools.permutations(range(4)))
     assert cost(optimal_transport(z, x, (1,))) == pytest.approx(best, abs=1e-9)

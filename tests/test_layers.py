@@ -24,9 +24,9 @@ from cnf.layers import (
     Standardize,
     Whiten,
 )
-from cnf.layers.settings import batch_error, own_errors, row_errors
+from cnf.layers.settings import joint_error, per_sample_errors, row_errors
 from cnf.ode import SolveError
-from cnf.utils.angles import wrapped
+from cnf.utils.angles import wrap
 
 DOUBLE = torch.float64
 
@@ -81,7 +81,7 @@ def test_inverse_undoes_forward_and_log_determinants_cancel(name):
     layer, z = made(name), torch.randn(20, 3, dtype=DOUBLE)
     x, log_det = layer(z)
     back, minus = layer.inverse(x)
-    assert max_difference(wrapped(z) if name == "circular" else z, back) < 1e-7
+    assert max_difference(wrap(z) if name == "circular" else z, back) < 1e-7
     assert max_difference(log_det, -minus) < 1e-7
 
 
@@ -182,8 +182,8 @@ def test_rows_do_not_depend_on_their_company_in_per_sample_steps(step):
     together = layer.push(z)
     alone = [layer.push(z[i : i + 1]) for i in range(0, 100, 5)]
     difference = max(
-        max_difference(together.value[::5], torch.cat([mapped.value for mapped in alone])),
-        max_difference(together.log_det[::5], torch.cat([mapped.log_det for mapped in alone])),
+        max_difference(together.value[::5], torch.cat([result.value for result in alone])),
+        max_difference(together.log_det[::5], torch.cat([result.log_det for result in alone])),
     )
     assert (difference < 1e-9) == (step == "per_sample")
 
@@ -226,8 +226,8 @@ def test_the_row_error():
     ratio = torch.tensor([[3.0, 4.0, 0.1, 9.0], [0.0, 0.0, -2.0, 9.0]])
     expected = torch.tensor([12.5**0.5, 2.0])
     torch.testing.assert_close(row_errors(ratio, 2), expected)
-    torch.testing.assert_close(own_errors(ratio, 2), 10 * expected)
-    torch.testing.assert_close(batch_error(ratio, 2), torch.tensor((16.5 / 2) ** 0.5))
+    torch.testing.assert_close(per_sample_errors(ratio, 2), 10 * expected)
+    torch.testing.assert_close(joint_error(ratio, 2), torch.tensor((16.5 / 2) ** 0.5))
 
 
 @pytest.mark.parametrize("method", ["rk4", "dopri5"])
@@ -293,8 +293,8 @@ def test_gradients_of_training_are_those_of_backprop(name, context_dim, hidden):
     inputs = [x, *field.parameters(), *([context] if context_dim else [])]
 
     def gradients(**settings):
-        mapped = CNF(field, step="joint", **settings).pull(x, context)
-        loss = mapped.value.square().sum() + mapped.log_det.sum()
+        result = CNF(field, step="joint", **settings).pull(x, context)
+        loss = result.value.square().sum() + result.log_det.sum()
         return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
     expected = gradients(gradient="backprop")
@@ -330,12 +330,12 @@ def test_no_product_is_taken_at_inner_stages(step, gradient, monkeypatch):
 
     monkeypatch.setattr(Hutchinson, "__call__", counting)
     field, x = ConcatSquash(2, (5, 6)), torch.randn(1, 2, requires_grad=True)
-    mapped = CNF(field, step=step, gradient=gradient, divergence="hutchinson").pull(x)
-    steps = int(np.sum(mapped.stats.accepted) + np.sum(mapped.stats.rejected))
-    assert len(taken) == np.sum(mapped.stats.evaluations) - steps
-    mapped.log_det.sum().backward()
-    again = int(np.sum(mapped.stats.backward))  # six evaluations of each accepted step, or none
-    assert len(taken) == np.sum(mapped.stats.evaluations) - steps + again * 5 // 6
+    result = CNF(field, step=step, gradient=gradient, divergence="hutchinson").pull(x)
+    steps = int(np.sum(result.stats.accepted) + np.sum(result.stats.rejected))
+    assert len(taken) == np.sum(result.stats.evaluations) - steps
+    result.log_det.sum().backward()
+    again = int(np.sum(result.stats.backward))  # six evaluations of each accepted step, or none
+    assert len(taken) == np.sum(result.stats.evaluations) - steps + again * 5 // 6
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -347,8 +347,8 @@ def test_compiled_code_gives_the_same(step):
     found = []
     for compiled in (False, True):
         layer = CNF(field, step=step, activation_bytes=2**28 * (step == "joint"), compile=compiled)
-        mapped = layer.pull(x)
-        loss = mapped.value.sum() + mapped.log_det.sum()
+        result = layer.pull(x)
+        loss = result.value.sum() + result.log_det.sum()
         found.append((loss, *torch.autograd.grad(loss, [*field.parameters()])))
     for own, other in zip(*found, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
@@ -522,8 +522,8 @@ def test_modules_and_parameters_in_two_places(step, activation_bytes):
     field, x = Shared().double(), torch.randn(5, 2, dtype=DOUBLE)
 
     def gradients(**settings):
-        mapped = CNF(field, step=step, **settings).pull(x)
-        loss = mapped.value.sum() + mapped.log_det.sum()
+        result = CNF(field, step=step, **settings).pull(x)
+        loss = result.value.sum() + result.log_det.sum()
         return torch.autograd.grad(loss, [*field.parameters()])
 
     for own, other in zip(
@@ -538,7 +538,7 @@ def test_what_is_kept_stays_within_its_bytes():
     field, x = ConcatSquash(2, (64, 64)), torch.randn(4, 2)
     stage = 4 * 6 * (2 * 64 * 64 + 2 * 64)  # bytes of a step's folded weights and matrix
     layer = CNF(field, step="joint", activation_bytes=5 * stage, step_size=0.05)
-    mapped = layer.pull(x)
-    mapped.log_det.sum().backward()
-    replayed = int(mapped.stats.backward) // 6
+    result = layer.pull(x)
+    result.log_det.sum().backward()
+    replayed = int(result.stats.backward) // 6
     assert 15 <= replayed < 20

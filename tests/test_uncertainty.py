@@ -27,7 +27,7 @@ from cnf.layers import (
     Whiten,
 )
 from cnf.ode import SolveError, Status
-from cnf.utils.row_noise import BLOCK, RowNoise
+from cnf.utils.row_noise import NOISE_BLOCK_ROWS, RowNoise
 
 DOUBLE = torch.float64
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of max(1, |log p|)
@@ -118,10 +118,10 @@ def test_the_noise_of_estimates_is_in_the_uncertainty():
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson", "hutch++"])
 def test_chunks_change_nothing(divergence, dtype):
     flow = bent(3, 1).to(dtype).with_solver(divergence=divergence)
-    x, context = torch.randn(2 * BLOCK + 5, 3).to(dtype), torch.randn(2 * BLOCK + 5, 1).to(dtype)
+    x, context = torch.randn(2 * NOISE_BLOCK_ROWS + 5, 3).to(dtype), torch.randn(2 * NOISE_BLOCK_ROWS + 5, 1).to(dtype)
     whole, *others = (
         flow.score(x, context, generator=torch.Generator().manual_seed(3), max_batch=size)
-        for size in (None, 50, BLOCK)
+        for size in (None, 50, NOISE_BLOCK_ROWS)
     )
     for scores in others:
         assert relative(scores.log_prob, whole.log_prob) < CLOSE[dtype]
@@ -327,15 +327,15 @@ def test_a_bound_in_double_precision_is_the_bound_in_single(low):
     assert layer.pull(x).log_det.isfinite().tolist() == [True, True, False, False]
 
 
-@pytest.mark.parametrize("kind", ["signs", "normal", "uniform"])
+@pytest.mark.parametrize("kind", ["rademacher", "normal", "uniform"])
 @pytest.mark.parametrize("dtype", CLOSE)
 def test_noise_belongs_to_rows_and_places(kind, dtype):
-    rows = 2 * BLOCK + 9
+    rows = 2 * NOISE_BLOCK_ROWS + 9
     whole = RowNoise(5, dtype)
     first, second = (getattr(whole, kind)((rows, 3)) for _ in range(2))
     assert first.dtype == dtype
     assert not torch.equal(first, second)
-    for size in (1, 7, BLOCK, BLOCK + 1):
+    for size in (1, 7, NOISE_BLOCK_ROWS, NOISE_BLOCK_ROWS + 1):
         parts = []
         for start in range(0, rows, size):
             noise = RowNoise(5, dtype, start)
@@ -343,13 +343,13 @@ def test_noise_belongs_to_rows_and_places(kind, dtype):
             parts.append(getattr(noise, kind)((min(size, rows - start), 3)))
         assert torch.equal(torch.cat(parts), second)
     assert not torch.equal(getattr(RowNoise(6, dtype), kind)((rows, 3)), first)
-    assert len(torch.unique(first, dim=0)) == (rows if kind != "signs" else 8)
+    assert len(torch.unique(first, dim=0)) == (rows if kind != "rademacher" else 8)
 
 
 def test_noise_has_its_moments():
     noise = RowNoise(0, DOUBLE)
     for drawn, mean, variance in (
-        (noise.signs((20_000, 2)), 0, 1),
+        (noise.rademacher((20_000, 2)), 0, 1),
         (noise.normal((20_000, 2)), 0, 1),
         (noise.uniform((20_000, 2)), 0.5, 1 / 12),
     ):

@@ -189,7 +189,7 @@ def split_noise_layers(flow: Flow) -> tuple[Flow, list[Any]]:
     """Split a flow from the layers next to the data that add noise or change the columns."""
     layers = list(flow.layers)
     changing = [
-        layer.noisy or (layer.widths is not None and layer.widths[0] != layer.widths[1])
+        layer.stochastic or (layer.widths is not None and layer.widths[0] != layer.widths[1])
         for layer in layers
     ]
     depth = changing.index(True) if True in changing else len(layers)
@@ -214,7 +214,7 @@ def tightened(flow: Flow, wanted: Callable[[float], float]) -> Flow:
         tolerance = max(layer.settings.rtol, layer.settings.atol)
         factor = min(wanted(tolerance) / tolerance, 0.5)
         limit = {"max_steps": STEP_LIMIT_FACTOR * layer.settings.max_steps}
-        return layer.settings.tighter(factor) | limit
+        return layer.settings.tightened(factor) | limit
 
     return with_settings(flow, change)
 

@@ -111,7 +111,7 @@ class Flow(nn.Module):
     @property
     def noisy(self) -> bool:
         """Whether log p is a lower bound on average, since noise is drawn for each row."""
-        return any(layer.noisy for layer in self.layers)
+        return any(layer.stochastic for layer in self.layers)
 
     @property
     def like(self) -> Tensor:

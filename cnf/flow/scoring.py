@@ -76,7 +76,7 @@ def _score_chunk(
     options = ScoringOptions(probes, RowNoise(*noise))
     log_prob, variance, status, stats = _estimate(flow, x, context, options)
     context = None if context is None else context.double()
-    options = ScoringOptions(probes, RowNoise(*noise), tighter=TIGHTER)
+    options = ScoringOptions(probes, RowNoise(*noise), tolerance_factor=TIGHTER)
     tighter, *_ = _estimate(double, x.double(), context, options)
     change = (log_prob - tighter).abs().masked_fill(log_prob == tighter, 0.0)
     return Scores(log_prob, variance.sqrt(), change.to(log_prob), status, stats, tighter, probes)
@@ -115,8 +115,8 @@ def _estimate_once(
     log_det, variance, stats = x.new_zeros(len(x)), x.new_zeros(len(x)), Stats()
     status = np.full(len(x), Status.FINISHED)
     for layer in reversed(flow.layers):
-        scored = layer.assess(x, context, options)
-        result, finished = scored.mapped, status == Status.FINISHED
+        scored = layer.pull_scored(x, context, options)
+        result, finished = scored.result, status == Status.FINISHED
         x, log_det, stats = result.value, log_det + result.log_det, stats + result.stats
         variance = variance + scored.variance
         status[finished] = scored.status[finished]

@@ -64,7 +64,7 @@ class Reach(Constraint):
         self.base, self.layers = base, list(layers)
         solves = any(isinstance(layer, CNF) for layer in self.layers)
         self.context = context if solves else None
-        self.is_discrete = any(layer.noisy for layer in self.layers)
+        self.is_discrete = any(layer.stochastic for layer in self.layers)
         super().__init__()
 
     @torch.no_grad()

@@ -1,23 +1,24 @@
 """Invertible layers between base and data.
 
-A new layer is one class in one file, entered in `LAYERS`, and nothing else.
+A new layer is one class in one file with an entry in `LAYERS`; a layer of single columns has its
+entry in `COLUMN_LAYERS`, and a scaling of the data one in `SCALINGS` too.
 """
 
 from cnf.layers.cnf import CNF
-from cnf.layers.columns.argmax import Argmax
-from cnf.layers.columns.bounded import Bounded
-from cnf.layers.columns.circular import Circular
-from cnf.layers.columns.concatenate import COLUMN_LAYERS, Concatenate
-from cnf.layers.columns.constant import Constant
-from cnf.layers.columns.dequantize import Dequantize
-from cnf.layers.columns.identity import Identity
-from cnf.layers.columns.positive import Positive
+from cnf.layers.columns import (
+    COLUMN_LAYERS,
+    Argmax,
+    Bounded,
+    Circular,
+    Concatenate,
+    Constant,
+    Dequantize,
+    Identity,
+    Positive,
+)
 from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformResult
 from cnf.layers.moving_norm import MovingNorm
-from cnf.layers.scalings.gaussianize import Gaussianize
-from cnf.layers.scalings.scaling import Scaling
-from cnf.layers.scalings.standardize import Standardize
-from cnf.layers.scalings.whiten import Whiten
+from cnf.layers.scalings import SCALINGS, Gaussianize, Scaling, Standardize, Whiten
 from cnf.layers.settings import SolverSettings
 
 LAYERS: dict[str, type[Layer]] = {
@@ -27,13 +28,7 @@ LAYERS: dict[str, type[Layer]] = {
     },
     **COLUMN_LAYERS,
 }
-
-SCALINGS: dict[str, tuple[type[Scaling], ...]] = {
-    "standardize": (Standardize,),
-    "whiten": (Whiten,),
-    "gaussianize": (Whiten, Gaussianize),
-}
-"""How the data is brought to a common scale: layers, the one next to the data last."""
+"""The layers of a flow, by the name in its configuration."""
 
 __all__ = [
     "CNF",

@@ -1,4 +1,4 @@
-"""The dynamics of a continuous layer: state, log-density and what else is integrated with them."""
+"""Dynamics of a continuous layer: the state augmented by log-determinants and regularizers."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from cnf.ode import Linearization, PerRow, StagedDynamics
 
 
 @dataclass(frozen=True, eq=False)
-class Augmented(StagedDynamics):
-    """The joint dynamics of (x, log |det|, what else), columns of one state (rows, width).
+class DensityDynamics(StagedDynamics):
+    """The joint dynamics of x, log |det|, its estimates and regularizers.
+
+    Their columns, in this order, form one state of shape (rows, width).
 
     Attributes:
         field: The vector field.
-        divergence: How its divergence is found.
-        dim: The number of columns of x.
-        estimates: The number of probes whose own log-determinants are integrated too.
-        regularizers: Names of what is integrated besides.
+        divergence: The method for its divergence.
+        dim: Number of columns of x.
+        estimates: Number of probes whose separate log-determinants are integrated too.
+        regularizers: Names of the integrated regularizers.
     """
 
     field: VectorField
@@ -42,9 +44,9 @@ class Augmented(StagedDynamics):
     def arguments(
         self, x: Tensor, times: Sequence[float] | Tensor, context: Tensor | None
     ) -> tuple[Any, ...]:
-        """What a solve from states x needs: computed once, each tensor with its gradient."""
+        """Compute the arguments of a solve from states x, each tensor with its gradient."""
         constants = self.field.constants(context)
-        own = self.field.trace_constants() if self.divergence == FieldTrace() else None
+        trace_constants = self.field.trace_constants() if self.divergence == FieldTrace() else None
         probes = probe = None
         if not self.divergence.exact:
             with torch.no_grad():
@@ -52,48 +54,48 @@ class Augmented(StagedDynamics):
                 probes = PerRow(self.divergence.probes(self.field, stage, x))
         if "jacobian" in self.regularizers:
             probe = PerRow(random_vectors("rademacher", None, x, 1))
-        return constants, own, probes, probe
+        return constants, trace_constants, probes, probe
 
     def prepare(self, times: Tensor, args: Any) -> Sequence[Any]:
-        """The field's stages, with the probes."""
-        constants, own, *probes = args
-        return [(stage, *probes) for stage in self.field.prepare(times, constants, own)]
+        """Prepare the field's stages, with the probes."""
+        constants, trace_constants, *probes = args
+        return [(stage, *probes) for stage in self.field.prepare(times, constants, trace_constants)]
 
     def evaluate(self, stage: Any, y: Tensor) -> Tensor:
-        """The slopes of all columns."""
-        own, probes, probe = stage
+        """Evaluate the slopes of all columns."""
+        field_stage, probes, probe = stage
         x = y[:, : self.dim]
-        traced = self.divergence(self.field, own, x, probes)
+        traced = self.divergence(self.field, field_stage, x, probes)
         columns = [traced.velocity, traced.trace.unsqueeze(1)]
         if self.estimates:
             assert traced.estimates is not None
             columns.append(traced.estimates)
-        point = Point(self.field, own, x, traced, probe)
+        point = Point(self.field, field_stage, x, traced, probe)
         columns += [REGULARIZERS[name](point).unsqueeze(1) for name in self.regularizers]
         return torch.cat(columns, 1)
 
     def evaluate_inner(self, stage: Any, y: Tensor) -> Tensor:
-        """The velocity; all other columns are quadratures, and stand still."""
+        """Evaluate the velocity alone; the other columns are quadratures, with slope zero here."""
         velocity = self.field.velocity(stage[0], y[:, : self.dim])
         return pad(velocity, (0, self.width - self.dim))
 
     def linearize(self, times: Tensor, args: Any) -> Linearization:
-        """By hand where the field knows how to and nothing but its trace is asked for."""
-        constants, own, *_ = args
-        if own is not None and self.width == self.dim + 1:
-            by_hand = self.field.linearize(times, constants, own)
-            if by_hand is not None:
-                return by_hand
+        """Linearize by the field's closed form where only its trace is integrated."""
+        constants, trace_constants, *_ = args
+        if trace_constants is not None and self.width == self.dim + 1:
+            closed_form = self.field.linearize(times, constants, trace_constants)
+            if closed_form is not None:
+                return closed_form
         return super().linearize(times, args)
 
 
 @dataclass(frozen=True, eq=False)
-class Velocity(StagedDynamics):
-    """The state's dynamics alone; the last column, the log-determinant's place, stays zero.
+class VelocityDynamics(StagedDynamics):
+    """The dynamics of x alone, with a last column of zeros in place of the log-determinant.
 
     Attributes:
         field: The vector field.
-        dim: The number of columns of x.
+        dim: Number of columns of x.
     """
 
     field: VectorField
@@ -105,14 +107,14 @@ class Velocity(StagedDynamics):
         return self.dim + 1
 
     def arguments(self, x: Tensor, times: Sequence[float] | Tensor, context: Tensor | None) -> Any:
-        """What a solve needs: computed once, each tensor with its gradient."""
+        """Compute the arguments of a solve, each tensor with its gradient."""
         return self.field.constants(context)
 
     def prepare(self, times: Tensor, args: Any) -> Sequence[Any]:
-        """The field's stages."""
+        """Prepare the field's stages."""
         return self.field.prepare(times, args)
 
     def evaluate(self, stage: Any, y: Tensor) -> Tensor:
-        """The velocity, and a column of zeros."""
+        """Evaluate the velocity, with a column of zeros."""
         velocity = self.field.velocity(stage, y[:, :-1])
         return pad(velocity, (0, 1))

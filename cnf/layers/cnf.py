@@ -14,10 +14,10 @@ from torch.nn.functional import pad
 from cnf.fields import FIELDS, TracedField, VectorField, as_field, make_field
 from cnf.fields.divergence import Divergence, Hutchinson, choose_divergence, describe
 from cnf.fields.regularizers import Regularization
-from cnf.layers.augmented import Augmented, Velocity
-from cnf.layers.copies import copies, repeated, without_copies
+from cnf.layers.augmented import DensityDynamics, VelocityDynamics
 from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformResult
-from cnf.layers.settings import NORMS, SolverSettings
+from cnf.layers.padding import drop_padding, pad_batch
+from cnf.layers.settings import STEP_NORMS, SolverSettings
 from cnf.ode import Solution, SolveError, solve
 
 
@@ -37,7 +37,7 @@ class CNF(Layer):
 
     Raises:
         ValueError: A setting is unknown or out of range.
-        SolveError: From `push`, `pull` and what is built on them: a solve failed.
+        SolveError: A solve failed, in `push`, `pull` or a method that uses them.
 
     Shapes: (rows, dim), context (rows, context_dim) → (rows, dim), (rows,).
 
@@ -61,132 +61,133 @@ class CNF(Layer):
         self.field = make_field(**field) if isinstance(field, dict) else field
         if isinstance(self.field, TracedField):
             self.circular = self.field.circular
-        self.settings = SolverSettings().changed(settings)
-        as_field(self.field, self.settings.compiled)
+        self.settings = SolverSettings().replaced(settings)
+        as_field(self.field, self.settings.compile_sizes)
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """From base to data."""
-        return self._map(z, context, (0.0, 1.0))
+        """Integrate from base (t = 0) to data (t = 1)."""
+        return self._transform(z, context, (0.0, 1.0))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """From data to base."""
-        return self._map(x, context, (1.0, 0.0))
+        """Integrate from data (t = 1) to base (t = 0)."""
+        return self._transform(x, context, (1.0, 0.0))
 
     def between(
         self, x: Tensor, begin: float, end: float, context: Tensor | None = None
     ) -> TransformResult:
-        """From where trajectories are at one time to where they are at another."""
-        return self._map(x, context, (begin, end))
+        """Transport states at time `begin` to time `end`, with the log-determinant."""
+        return self._transform(x, context, (begin, end))
 
     def pull_regularized(
         self, x: Tensor, context: Tensor | None, regularization: Regularization, base_time: float
     ) -> TransformResult:
-        """`pull` to a base at another time, with the penalties of a regularization."""
+        """Pull x to `base_time`, with the penalties of a regularization."""
         names = tuple(regularization.active)
-        dynamics = Augmented(*self._traced(x, context), regularizers=names)
-        return _mapped(dynamics, self._solve(dynamics, x, context, (1.0, base_time)))
+        dynamics = DensityDynamics(*self._field_and_divergence(x, context), regularizers=names)
+        return _result_of(dynamics, self._solve(dynamics, x, context, (1.0, base_time)))
 
-    def assess(self, x: Tensor, context: Tensor | None, care: ScoringOptions) -> ScoredTransform:
-        """`pull` that never raises for a row, with what it is worth."""
-        field, divergence, dim = self._traced(x, context)
+    def pull_scored(
+        self, x: Tensor, context: Tensor | None, options: ScoringOptions
+    ) -> ScoredTransform:
+        """Pull x at a tightened tolerance, with the variance of an estimated trace."""
+        field, divergence, dim = self._field_and_divergence(x, context)
         estimates = 0
         if isinstance(divergence, Hutchinson):
-            estimates = care.probes
+            estimates = options.probes
             divergence = divergence.with_estimates(estimates, dim)
-            divergence = replace(divergence, generator=care.noise)
-        dynamics = Augmented(field, divergence, dim, estimates=estimates)
-        layer = self.with_solver(**self.settings.tighter(care.tighter))
+            divergence = replace(divergence, generator=options.noise)
+        dynamics = DensityDynamics(field, divergence, dim, estimates=estimates)
+        layer = self.with_solver(**self.settings.tightened(options.tolerance_factor))
         solution = layer._solve(dynamics, x, context, (1.0, 0.0), on_failure="return")
-        own = solution.ys[-1, :, dim + 1 :]
-        variance = own.var(1) / estimates if estimates > 1 else x.new_full((len(x),), nan)
+        log_dets = solution.ys[-1, :, dim + 1 :]
+        variance = log_dets.var(1) / estimates if estimates > 1 else x.new_full((len(x),), nan)
         if divergence.exact:
             variance = torch.zeros_like(variance)
-        return ScoredTransform(_mapped(dynamics, solution), variance, solution.row_status)
+        return ScoredTransform(_result_of(dynamics, solution), variance, solution.row_status)
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The value of `push` alone, at the price of the velocity alone."""
+        """Push z without the log-determinant, by evaluations of the velocity alone."""
         return self.path(z, (0.0, 1.0), context)[-1]
 
     def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The value of `pull` alone, at the price of the velocity alone."""
+        """Pull x without the log-determinant, by evaluations of the velocity alone."""
         return self.path(x, (1.0, 0.0), context)[-1]
 
     def path(
         self, z: Tensor, times: Sequence[float] | Tensor, context: Tensor | None = None
     ) -> Tensor:
-        """The states at `times` of the trajectories that start as `z` at the first of them.
+        """Return the states at `times` of the trajectories that start at `z` at the first time.
 
         Shapes: (rows, dim) → (times, rows, dim).
         """
         self._check(z, context)
-        dynamics = Velocity(as_field(self.field, self.settings.compiled), z.shape[1])
+        dynamics = VelocityDynamics(as_field(self.field, self.settings.compile_sizes), z.shape[1])
         return self._solve(dynamics, z, context, times).ys[..., :-1]
 
     def velocity(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The field's value.
+        """Evaluate the field.
 
         Shapes: a scalar or (rows, 1), (rows, dim), (rows, context_dim) → (rows, dim).
         """
         self._check(x, context)
-        field = as_field(self.field, self.settings.compiled)
+        field = as_field(self.field, self.settings.compile_sizes)
         velocity: Tensor = field.velocity(field.at(t, context), x)
         return velocity
 
     def with_solver(self, **changes: Any) -> Self:
-        """A layer on the very same field, with these of `SolverSettings`' attributes changed."""
-        return type(self)(self.field, **vars(self.settings.changed(changes)))
+        """Return a layer on the same field with some of `SolverSettings`' attributes changed."""
+        return type(self)(self.field, **vars(self.settings.replaced(changes)))
 
     def config(self) -> dict[str, Any]:
-        """The field's name and configuration, and the solver settings that belong to a model."""
+        """Return the field's configuration and the solver settings that belong to a model."""
         if not isinstance(self.field, TracedField) or type(self.field) not in FIELDS.values():
             raise ValueError(
-                "Expected a field that can be made anew from its configuration, a TracedField "
-                f"entered in cnf.fields.FIELDS; got {type(self.field).__name__}. Enter it there, "
-                "or save its state_dict yourself"
+                "Expected a field that its configuration can rebuild, a TracedField registered in "
+                f"cnf.fields.FIELDS; got {type(self.field).__name__}: register it there, or save "
+                "its state_dict yourself"
             )
         field = {"name": self.field.name, **self.field.config()}
-        return {"field": field, **self.settings.saved()}
+        return {"field": field, **self.settings.model_config()}
 
     def extra_repr(self) -> str:
-        """The settings, with the divergence that they choose, for the module's repr."""
+        """Return the settings and the chosen divergence, for the module's repr."""
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self.settings).items())
-        return f"{settings}; {self.trace()}"
+        return f"{settings}; {self.describe_trace()}"
 
-    def trace(self) -> str:
-        """How the divergence is computed, in words: what "auto" picked, where that is known yet."""
+    def describe_trace(self) -> str:
+        """Describe the divergence in words, with the choice of "auto" where it is known."""
         if isinstance(self.field, TracedField):
-            wanted = self.settings.divergence
-            return describe(choose_divergence(wanted, self.field, self.field.dim), self.field)
+            name = self.settings.divergence
+            return describe(choose_divergence(name, self.field, self.field.dim), self.field)
         return str(self.settings.divergence)
 
-    def _map(
+    def _transform(
         self, x: Tensor, context: Tensor | None, times: tuple[float, float]
     ) -> TransformResult:
-        dynamics = Augmented(*self._traced(x, context))
-        return _mapped(dynamics, self._solve(dynamics, x, context, times))
+        dynamics = DensityDynamics(*self._field_and_divergence(x, context))
+        return _result_of(dynamics, self._solve(dynamics, x, context, times))
 
-    def _traced(self, x: Tensor, context: Tensor | None) -> tuple[VectorField, Divergence, int]:
-        """The field, its divergence and the dimension, for checked inputs."""
+    def _field_and_divergence(
+        self, x: Tensor, context: Tensor | None
+    ) -> tuple[VectorField, Divergence, int]:
+        """Return the field, its divergence and the dimension, once the inputs are checked."""
         self._check(x, context)
         dim = x.shape[1]
-        field = as_field(self.field, self.settings.compiled)
+        field = as_field(self.field, self.settings.compile_sizes)
         return field, choose_divergence(self.settings.divergence, field, dim), dim
 
     def _solve(
         self,
-        dynamics: Augmented | Velocity,
+        dynamics: DensityDynamics | VelocityDynamics,
         x: Tensor,
         context: Tensor | None,
         times: Sequence[float] | Tensor,
         on_failure: Literal["raise", "return"] = "raise",
     ) -> Solution:
-        """Solve from states x, with every tensor that wants a gradient among the arguments."""
+        """Solve from states x, with every tensor that needs a gradient among the arguments."""
         settings = self.settings
-        y0, args = repeated(
-            pad(x, (0, dynamics.width - x.shape[1])),
-            dynamics.arguments(x, times, context),
-            copies(len(x)),
-        )
+        y0 = pad(x, (0, dynamics.width - x.shape[1]))
+        y0, args = pad_batch(y0, dynamics.arguments(x, times, context))
         solution = solve(
             dynamics,
             y0,
@@ -196,14 +197,14 @@ class CNF(Layer):
             rtol=settings.rtol,
             atol=settings.atol,
             step=settings.step,
-            norm=lambda ratio: NORMS[settings.step](ratio, x.shape[1]),
+            norm=lambda ratio: STEP_NORMS[settings.step](ratio, x.shape[1]),
             step_size=settings.step_size,
             first_step=settings.first_step,
             max_steps=settings.max_steps,
             gradient=settings.gradient_mode,
             on_failure="return",
         )
-        solution = without_copies(solution, len(x))
+        solution = drop_padding(solution, len(x))
         if on_failure == "raise" and solution.rows:
             raise SolveError(solution)
         return solution
@@ -216,20 +217,23 @@ class CNF(Layer):
                 f"Expected shape (rows, {self.field.dim}) of the field's dimension; "
                 f"got {tuple(x.shape)}"
             )
-        wanted = self.field.context_dim
+        context_dim = self.field.context_dim
         given = None if context is None else tuple(context.shape)
-        if given != ((len(x), wanted) if wanted else None):
+        if given != ((len(x), context_dim) if context_dim else None):
             raise ValueError(
-                f"Expected a context of shape ({len(x)}, {wanted}); got {given}"
-                if wanted
+                f"Expected a context of shape ({len(x)}, {context_dim}); got {given}"
+                if context_dim
                 else f"Expected no context for a field without context_dim; got shape {given}"
             )
 
 
-def _mapped(dynamics: Augmented, solution: Solution) -> TransformResult:
-    """Where a solve ends; penalties only where it goes backwards in time, along which they fall."""
+def _result_of(dynamics: DensityDynamics, solution: Solution) -> TransformResult:
+    """Return the end of a solve as a result.
+
+    Penalties are negated integrals: only solves backwards in time have them.
+    """
     end, dim = solution.ys[-1], dynamics.dim
     names = dynamics.regularizers
-    paths = -end[:, dynamics.width - len(names) :]
-    penalties = dict(zip(names, paths.unbind(1), strict=True))
+    integrals = -end[:, dynamics.width - len(names) :]
+    penalties = dict(zip(names, integrals.unbind(1), strict=True))
     return TransformResult(end[:, :dim], end[:, dim], solution.stats, penalties)

@@ -1,4 +1,4 @@
-"""What an invertible layer is."""
+"""The interface of an invertible layer, and the results that layers return."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from cnf.utils.row_noise import RowNoise
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """With what care log-densities are assessed.
+    """Options of a scoring pass towards the base.
 
     Attributes:
-        probes: Estimates for each row, where the divergence is one.
-        noise: Where they come from, and noise of other kinds.
-        tighter: By what the tolerances are multiplied; where it is below 1 the method is dopri8, or
+        probes: Number of Hutchinson probes for each row, where the divergence is an estimate.
+        noise: The source of the probes, and of the noise of stochastic layers.
+        tolerance_factor: Factor of the solver's tolerances. Below 1 the method becomes dopri8, or
             fixed steps are halved.
     """
 
     probes: int
     noise: RowNoise
-    tighter: float = 1.0
+    tolerance_factor: float = 1.0
 
 
 @dataclass(frozen=True)
 class TransformResult:
-    """Where a layer takes its input.
+    """The output of a layer, with its log-determinant.
 
     Attributes:
-        value: Shape (rows, dim).
+        value: The transformed rows, shape (rows, dim).
         log_det: log |det| of the map's Jacobian at the input, shape (rows,).
-        stats: What the solve cost; zeros for a layer without one.
-        penalties: Integrals along the path that training asked for, each of shape (rows,).
+        stats: Cost of the solve; zeros for a layer without one.
+        penalties: Integrals of the regularizers along the path, each of shape (rows,).
     """
 
     value: Tensor
@@ -52,16 +52,16 @@ class TransformResult:
 
 @dataclass(frozen=True)
 class ScoredTransform:
-    """Where a layer takes its input towards the base, and how far that can be relied on.
+    """The output of a layer towards the base, with its errors and statuses.
 
     Attributes:
-        mapped: The map; NaN in rows whose solve failed.
-        variance: Of the log-determinant as an estimate, shape (rows,): zero where it is exact, NaN
-            where it is made of one estimate alone.
-        status: How each row's solve ended, an array of `cnf.ode.Status`.
+        result: The output; NaN in rows whose solve failed.
+        variance: Variance of the log-determinant's estimate, shape (rows,): zero where it is exact,
+            NaN where there is a single estimate.
+        status: Status of each row's solve, an array of `cnf.ode.Status`.
     """
 
-    mapped: TransformResult
+    result: TransformResult
     variance: Tensor
     status: NDArray[np.object_]
 
@@ -69,13 +69,13 @@ class ScoredTransform:
 class Layer(nn.Module, ABC):
     """An invertible map between the base's side (z, t = 0) and the data's side (x, t = 1).
 
-    A subclass gives `push` and `pull`, an entry in `LAYERS` and the configuration that makes it
-    anew; the state dict carries the rest.
+    A subclass implements `push`, `pull` and `config`, and has an entry in `LAYERS`; everything that
+    `config` leaves out is in the state dict.
 
     Attributes:
-        circular: The columns on the base's side that it takes for angles, in radians; None where it
-            has none to tell of, whatever they are.
-        onto: Whether it takes some row to every one on the data's side.
+        circular: The columns on the base's side that are angles in radians; None for a layer that
+            does not distinguish angles from other columns.
+        surjective: Whether every row of real numbers on the data's side has a preimage.
     """
 
     name: ClassVar[str]
@@ -83,60 +83,62 @@ class Layer(nn.Module, ABC):
     surjective: bool = True
 
     @property
-    def noisy(self) -> bool:
-        """Whether it draws noise on the way to the base, so that log p is a bound in the mean."""
+    def stochastic(self) -> bool:
+        """Whether `pull` draws noise, so that the mean of log p is a lower bound."""
         return False
 
     @property
     def widths(self) -> tuple[int, int] | None:
-        """The columns on the base's side and on the data's; None where they are as many."""
+        """Numbers of columns on the base's and the data's side; None where they are equal."""
         return None
 
     @abstractmethod
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """From the base towards the data; the log-determinant is log |det ∂x/∂z|."""
+        """Map z towards the data, with log |det ∂x/∂z|."""
 
     @abstractmethod
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """From the data towards the base; the log-determinant is log |det ∂z/∂x|."""
+        """Map x towards the base, with log |det ∂z/∂x|."""
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """The keyword arguments that make this layer anew, ready for JSON."""
+        """Return the constructor's arguments, ready for JSON."""
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`push` as a pair: x of shape (rows, dim) and log |det ∂x/∂z| of shape (rows,)."""
-        mapped = self.push(z, context)
-        return mapped.value, mapped.log_det
+        """Return x of shape (rows, dim) and log |det ∂x/∂z| of shape (rows,)."""
+        result = self.push(z, context)
+        return result.value, result.log_det
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`pull` as a pair: z of shape (rows, dim) and log |det ∂z/∂x| of shape (rows,)."""
-        mapped = self.pull(x, context)
-        return mapped.value, mapped.log_det
+        """Return z of shape (rows, dim) and log |det ∂z/∂x| of shape (rows,)."""
+        result = self.pull(x, context)
+        return result.value, result.log_det
 
     def pull_regularized(
         self, x: Tensor, context: Tensor | None, regularization: Regularization, base_time: float
     ) -> TransformResult:
-        """`pull` for training, with penalties; a layer without a solve has none."""
+        """Pull x with the penalties of a regularization; a layer without a solve has none."""
         return self.pull(x, context)
 
-    def assess(self, x: Tensor, context: Tensor | None, care: ScoringOptions) -> ScoredTransform:
-        """`pull` that never raises for a row, with what it is worth."""
+    def pull_scored(
+        self, x: Tensor, context: Tensor | None, options: ScoringOptions
+    ) -> ScoredTransform:
+        """Pull x with errors and statuses; never raises for a row."""
         finished = np.full(len(x), Status.FINISHED)
         return ScoredTransform(self.pull(x, context), x.new_zeros(len(x)), finished)
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """The value of `push` alone, cheaper where the log-determinant costs something."""
+        """Push z without the log-determinant, which may be cheaper."""
         return self.push(z, context).value
 
     def in_range(self, x: Tensor) -> Tensor:
-        """Which rows of the data's side it takes some row to, shape (rows,): all if it is onto."""
+        """Return a mask of the rows of x that have a preimage, shape (rows,)."""
         return torch.ones(len(x), dtype=torch.bool, device=x.device)
 
     def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """A row that it takes to each of these, which are reached; nothing is drawn for that."""
+        """Return a preimage of each row of x, which is in range, without drawing noise."""
         return self.pull(x, context).value
 
     def with_solver(self, **changes: Any) -> Self:
-        """This layer, sharing its parameters, with other solver settings; itself without any."""
+        """Return a layer that shares the parameters and solves with other settings."""
         return self

@@ -13,23 +13,23 @@ from cnf.layers.layer import Layer, TransformResult
 class MovingNorm(Layer):
     """z = b + e^w (x − m) / √(v + ε) in each column; log |det ∂z/∂x| = Σ (w − ½ ln(v + ε)).
 
-    The mean m and the variance v are running statistics of what comes from the data's side. They
-    are those of every log p and every sample, so that no row depends on its batch, and they move
-    only where `update` is told of a batch, as a training loop does after each of its steps. With
-    δ the batch's mean less m and s² its variance,
+    The mean m and the variance v are running statistics of rows from the data's side. Every log p
+    and every sample uses them, so that no row depends on its batch, and only `update` changes them,
+    as a training loop does after each of its steps. With δ the batch's mean minus m and s² its
+    variance,
 
         m ← m + a δ,    v ← (1 − a) (v + a δ²) + a s²,
 
-    which are the statistics of a mixture of what was and, by the share a, of the batch. The share
-    is `decay`, and 1/k in the k-th update while that is more: the first batch is taken as it is,
-    and m and v are those of all rows until 1/k has come down to it.
+    the statistics of a mixture of the past and, with weight a, of the batch. The weight is the
+    larger of `decay` and 1/k in the k-th update: m and v are the statistics of all rows until 1/k
+    falls below `decay`.
 
     Before the first update m = 0 and v = 1. The statistics are buffers: gradients leave them alone.
 
     Args:
         dim: Number of columns.
-        decay: The share of a batch, above 0 and at most 1.
-        eps: What is added to the variance, above 0.
+        decay: Weight of a batch, above 0 and at most 1.
+        eps: Number added to the variance, above 0.
         affine: Whether w and b are learned, from 0; else they are 0.
 
     Raises:
@@ -38,8 +38,8 @@ class MovingNorm(Layer):
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
     Source: Ioffe and Szegedy (2015), Batch normalization; Dinh et al. (2017), Density estimation
-    using Real NVP, appendix E; FFJORD's MovingBatchNorm1d (https://github.com/rtqichen/ffjord),
-    whose first statistics are 0 and 1, of no batch, and whose v leaves out how means differ.
+    using Real NVP, appendix E. FFJORD's MovingBatchNorm1d (https://github.com/rtqichen/ffjord)
+    starts from statistics 0 and 1, and its v leaves out the variance of the batches' means.
 
     Example:
         >>> layer, x = MovingNorm(1, eps=1e-6), torch.tensor([[0.0], [20.0]])
@@ -70,14 +70,14 @@ class MovingNorm(Layer):
         self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """From the normalised side."""
+        """Map normalised columns to the data's units."""
         if self.bias is not None:
             z = z - self.bias
         log_scale = self._log_scale()
         return TransformResult(self.mean + z * log_scale.exp(), log_scale.sum().expand(len(z)))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """To the normalised side."""
+        """Normalise columns."""
         log_scale = self._log_scale()
         z = (x - self.mean) * (-log_scale).exp()
         if self.bias is not None:
@@ -86,10 +86,10 @@ class MovingNorm(Layer):
 
     @torch.no_grad()
     def sums(self, x: Tensor) -> Tensor:
-        """What `update` needs to know of rows, which adds up over the parts of a batch.
+        """Return the sums that `update` takes, which are additive over the parts of a batch.
 
-        Their number, and their columns' sums and sums of squares, about the running mean: in double
-        precision.
+        They are the number of rows, and the columns' sums and sums of squares about the running
+        mean, in double precision.
 
         Shapes: (rows, dim) → (1 + 2 dim,).
         """
@@ -99,26 +99,26 @@ class MovingNorm(Layer):
 
     @torch.no_grad()
     def update(self, sums: Tensor) -> None:
-        """Move the statistics towards those of a batch, told of by its `sums`."""
+        """Move the statistics towards those of a batch, given by its `sums`."""
         self.updates += 1
-        share = self.updates.double().reciprocal().clamp(min=self.decay)
+        weight = self.updates.double().reciprocal().clamp(min=self.decay)
         count, first, second = sums.split([1, self.dim, self.dim])
         shift = first / count
         within = second / count - shift.square()
-        moved = (1 - share) * (self.variance + share * shift.square()) + share * within
-        self.variance.copy_(moved.clamp(min=0))  # which rounding may go below
-        self.mean.add_(share * shift)
+        variance = (1 - weight) * (self.variance + weight * shift.square()) + weight * within
+        self.variance.copy_(variance.clamp(min=0))  # rounding may make it negative
+        self.mean.add_(weight * shift)
 
     def _log_scale(self) -> Tensor:
-        """Of each column, towards the data."""
+        """Return the log-scale of each column, towards the data."""
         log_scale = 0.5 * (self.variance + self.eps).log()
         return log_scale if self.log_weight is None else log_scale - self.log_weight
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"dim": self.dim, "decay": self.decay, "eps": self.eps, "affine": self.affine}
 
     def extra_repr(self) -> str:
-        """The arguments and the number of updates, for the module's repr."""
+        """Return the arguments and the number of updates, for the module's repr."""
         arguments = ", ".join(f"{name}={value}" for name, value in self.config().items())
         return f"{arguments}, updates={int(self.updates)}"

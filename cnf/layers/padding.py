@@ -1,4 +1,4 @@
-"""Copies of rows, beside which few rows are solved."""
+"""Padding of small batches by copies of their rows."""
 
 from __future__ import annotations
 
@@ -10,45 +10,40 @@ from torch.utils._pytree import tree_map
 
 from cnf.ode import PerRow, Solution
 
-# Rows that are solved together at least, by repeating fewer: products of one to three rows are
-# other kernels' in common BLAS, and round otherwise. That chooses other steps, so that in single
-# precision a row alone would be off by up to 1e-5 nats from what it is among many.
-FEW = 8
+# Smallest number of rows in a solve: for one to three rows common BLAS libraries use other kernels,
+# which round differently. The solver then chooses other steps, and in single precision a row alone
+# would differ by up to 1e-5 nats from the same row among many.
+MIN_BATCH = 8
 
 
-def copies(rows: int) -> int:
-    """Return how many times a number of rows is repeated in a solve.
+def pad_batch(y: Tensor, args: Any) -> tuple[Tensor, Any]:
+    """Repeat the rows of a state, and of its arguments, until there are at least `MIN_BATCH`.
 
-    Example:
-        >>> copies(3), copies(30), copies(0)
-        (3, 1, 1)
-    """
-    return -(-FEW // rows) if rows else 1
+    A copy keeps the probes of its row, so that it fails only where the row does.
 
-
-def repeated(y: Tensor, args: Any, times: int) -> tuple[Tensor, Any]:
-    """Repeat a state's rows, with all that belongs to them in `args`.
-
-    A copy has its row's own probes, so that it fails only where the row does.
+    Args:
+        y: State, shape (rows, width).
+        args: Arguments of the dynamics, whose `PerRow` leaves are repeated with the state.
 
     Example:
         >>> import torch
-        >>> y, args = repeated(torch.zeros(3, 2), [PerRow(torch.ones(3, 4))], times=3)
+        >>> y, args = pad_batch(torch.zeros(3, 2), [PerRow(torch.ones(3, 4))])
         >>> y.shape, args[0].tensor.shape
         (torch.Size([9, 2]), torch.Size([9, 4]))
     """
+    times = -(-MIN_BATCH // len(y)) if len(y) else 1
     if times == 1:
         return y, args
 
     def repeat(leaf: Any) -> Any:
-        return PerRow(_repeated(leaf.tensor, times)) if isinstance(leaf, PerRow) else leaf
+        return PerRow(_repeat_rows(leaf.tensor, times)) if isinstance(leaf, PerRow) else leaf
 
     rows = tree_map(repeat, args, is_leaf=lambda leaf: isinstance(leaf, PerRow))
-    return _repeated(y, times), rows
+    return _repeat_rows(y, times), rows
 
 
-def without_copies(solution: Solution, rows: int) -> Solution:
-    """Return the solution of the first rows."""
+def drop_padding(solution: Solution, rows: int) -> Solution:
+    """Return the solution of the first `rows` rows."""
     if rows == len(solution.row_status):
         return solution
     return replace(
@@ -62,5 +57,5 @@ def without_copies(solution: Solution, rows: int) -> Solution:
     )
 
 
-def _repeated(rows: Tensor, times: int) -> Tensor:
+def _repeat_rows(rows: Tensor, times: int) -> Tensor:
     return rows.repeat(times, *(1,) * (rows.ndim - 1))

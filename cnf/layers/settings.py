@@ -1,4 +1,4 @@
-"""How a continuous layer solves."""
+"""Solver settings of a continuous layer."""
 
 from __future__ import annotations
 
@@ -15,64 +15,63 @@ from cnf.ode import GRADIENTS, TABLEAUS, Checkpoint, Gradient, StepMode, Toleran
 
 
 def row_errors(ratio: Tensor, dim: int) -> Tensor:
-    """The larger of the RMS over a row's coordinates and its log-density's own error, (rows,).
+    """Return the larger of a row's RMS over coordinates and its log-density's error, (rows,).
 
     So the log-density, the column after the `dim` coordinates, is always controlled and never
-    diluted by them; columns after it do not steer.
+    diluted by them; later columns do not affect the steps.
     """
     coordinates = ratio[:, :dim].square().mean(1).sqrt()
     return torch.maximum(coordinates, ratio[:, dim].abs())
 
 
-def own_errors(ratio: Tensor, dim: int) -> Tensor:
-    """The row errors in units of a tenth of the tolerance, (rows,).
+def per_sample_errors(ratio: Tensor, dim: int) -> Tensor:
+    """Return the row errors in units of a tenth of the tolerance, (rows,).
 
-    A map's error is what those of its steps add up to; so it keeps near the tolerance, there and
-    back. Measured on flows fitted to toys: z → x → z at 1e-5 is wrong by up to 1e-5, with the whole
-    tolerance for each step by up to 2e-4; the price is a third more evaluations.
+    The errors of steps accumulate; with a tenth for each, the error of the whole map stays near the
+    tolerance. Measured on flows fitted to toys: z → x → z at 1e-5 is wrong by up to 1e-5, and by up
+    to 2e-4 with the whole tolerance for each step; the cost is a third more evaluations.
     """
     return 10 * row_errors(ratio, dim)
 
 
-def batch_error(ratio: Tensor, dim: int) -> Tensor:
-    """The root mean square of the row errors, a scalar."""
+def joint_error(ratio: Tensor, dim: int) -> Tensor:
+    """Return the root mean square of the row errors, a scalar."""
     return row_errors(ratio, dim).square().mean().sqrt()
 
 
-NORMS: dict[StepMode, Callable[[Tensor, int], Tensor]] = {
-    "per_sample": own_errors,
-    "joint": batch_error,
+STEP_NORMS: dict[StepMode, Callable[[Tensor, int], Tensor]] = {
+    "per_sample": per_sample_errors,
+    "joint": joint_error,
 }
 
 
 @dataclass(frozen=True)
 class SolverSettings:
-    """How a CNF layer solves.
+    """Solver settings of a CNF layer.
 
     Attributes:
-        divergence: A name for `cnf.fields.divergence.choose_divergence`, or a `Divergence` of one's own.
-            It is chosen anew for each use: a saved model does not remember it.
+        divergence: A name for `cnf.fields.divergence.choose_divergence`, or a `Divergence` object.
+            It is not part of a saved model.
         method: Name of a tableau in `cnf.ode.TABLEAUS`.
         rtol: Relative tolerance.
         atol: Absolute tolerance.
         gradient: Name of a mode in `cnf.ode.GRADIENTS`.
-        activation_bytes: Bytes for the activations of accepted steps, which `"checkpoint"` then does not
-            replay on the way back.
+        activation_bytes: Bytes of activations of accepted steps that `"checkpoint"` stores rather
+            than recomputes in the backward pass.
         step: `"per_sample"`: every row has its own time and steps, each with an error of at most a
-            tenth of the tolerance, so that a row's log p does not depend on the rows beside it;
+            tenth of the tolerance, so that a row's log p does not depend on the other rows;
             `"joint"`: one step for the batch, whose root mean square error is within the
             tolerance, cheapest for training.
         step_size: Steps of this size with no error control, for any method; adaptive when None.
-        first_step: Size of the first step tried; when None it is chosen from the dynamics, with
-            care and one more evaluation. Training saves both (`cnf.training.learner`).
-        max_steps: The most steps that one solve may take, for each row where steps are per sample.
-        compile: Whether the field's evaluations are compiled by `torch.compile`, for the family of
-            concat-squash fields, and whole steps of training by maximum likelihood, which gains
-            most where batches are small. Falls back with a warning where there is no compiler. The
-            first solves take up to a minute longer, the first ones with another number of rows
-            half a minute; after eight such numbers PyTorch compiles no more, unless its
-            `torch._dynamo.config.recompile_limit` is raised. Like the divergence, not part of a
-            saved model.
+        first_step: Size of the first step tried; when None it is estimated from the dynamics,
+            cautiously and with one more evaluation. Training avoids both (`cnf.training.learner`).
+        max_steps: Largest number of steps of a solve, for each row where steps are per sample.
+        compile: Whether `torch.compile` compiles the evaluations of concat-squash fields, and whole
+            steps of training by maximum likelihood; small batches gain most. Falls back with a
+            warning where there is no compiler. The first solves take up to a minute longer, and the
+            first ones with another number of rows half a minute; after eight such numbers PyTorch
+            compiles no more, unless `torch._dynamo.config.recompile_limit` is raised. It is not
+            part of a saved model.
 
     Raises:
         ValueError: A name is unknown or a number out of range.
@@ -96,7 +95,7 @@ class SolverSettings:
         names: dict[str, Collection[str]] = {
             "method": TABLEAUS,
             "gradient": GRADIENTS,
-            "step": NORMS,
+            "step": STEP_NORMS,
         }
         for setting, choices in names.items():
             if getattr(self, setting) not in choices:
@@ -112,7 +111,8 @@ class SolverSettings:
             )
         if self.step_size is None and not TABLEAUS[self.method].adaptive:
             raise ValueError(
-                f"Expected a step_size with method {self.method!r}, which has no error estimate"
+                f"Expected a step_size with method {self.method!r}, which has no error estimate; "
+                "got None: give one, or choose an adaptive method"
             )
         for setting in ("step_size", "first_step"):
             size = getattr(self, setting)
@@ -120,23 +120,23 @@ class SolverSettings:
                 raise ValueError(f"Expected {setting} to be above 0; got {size}")
 
     @property
-    def compiled(self) -> Sizes | None:
-        """How code is compiled: rows with steps of their own leave a solve one by one."""
+    def compile_sizes(self) -> Sizes | None:
+        """Batch sizes to compile for: any where rows finish one by one; None without a compiler."""
         if not self.compile:
             return None
         return "fixed" if self.step == "joint" else "any"
 
     @property
     def gradient_mode(self) -> Gradient:
-        """How solves are differentiated."""
+        """The gradient mode of solves."""
         return (
             Checkpoint(self.activation_bytes)
             if self.gradient == "checkpoint"
             else GRADIENTS[self.gradient]
         )
 
-    def changed(self, changes: dict[str, Any]) -> SolverSettings:
-        """These settings with some of them changed.
+    def replaced(self, changes: dict[str, Any]) -> SolverSettings:
+        """Return settings with some of them replaced.
 
         Raises:
             ValueError: A setting is unknown or out of range.
@@ -149,13 +149,12 @@ class SolverSettings:
             )
         return replace(self, **changes)
 
-    def tighter(self, factor: float) -> dict[str, Any]:
-        """Changes that make a solve more careful: by dopri8 at tolerances times a factor below 1.
+    def tightened(self, factor: float) -> dict[str, Any]:
+        """Return changes that tighten a solve: dopri8 at tolerances times a factor below 1.
 
-        None for a factor of 1. The order is raised too, since where paths are smooth a method comes
-        to the same steps at either tolerance, and to the same error: measured at 1e-3, the change
-        then told of the error for 3 rows in 10 alone, with dopri8 for 99 in 100. Fixed steps are
-        halved.
+        A factor of 1 changes nothing. The order is raised too, since on smooth paths a method takes
+        the same steps at either tolerance, with the same error: measured at 1e-3, the difference
+        then revealed the error in 3 rows of 10, with dopri8 in 99 of 100. Fixed steps are halved.
         """
         if factor == 1:
             return {}
@@ -164,11 +163,10 @@ class SolverSettings:
             return changes | {"step_size": self.step_size / 2, "max_steps": 2 * self.max_steps}
         return changes | {"method": "dopri8"}
 
-    def saved(self) -> dict[str, Any]:
-        """The settings that belong to a model, ready for JSON.
+    def model_config(self) -> dict[str, Any]:
+        """Return the settings that belong to a model, ready for JSON.
 
-        How its divergence is found, and whether code is compiled for it, is chosen by whoever uses
-        it.
+        The divergence and compilation are choices of the model's user, and left out.
         """
-        chosen = ("divergence", "compile")
-        return {name: value for name, value in vars(self).items() if name not in chosen}
+        left_out = ("divergence", "compile")
+        return {name: value for name, value in vars(self).items() if name not in left_out}

@@ -1,4 +1,4 @@
-"""Categories as a layer."""
+"""A layer of categories."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, inf, nan
 
-from cnf.layers.columns.noisy import Noisy, uniform
+from cnf.layers.columns.stochastic import StochasticLayer, uniform
 from cnf.layers.layer import TransformResult
 from cnf.utils.row_noise import RowNoise
 
 
-class Argmax(Noisy):
-    """x = argmax(z, 0), the number of a category, as an argmax flow has it.
+class Argmax(StochasticLayer):
+    """The categorical layer x = argmax(z, 0) of an argmax flow, whose x numbers a category.
 
     With K categories of shares π, Gumbel noise g and v = ln π + g, category k is the largest of v
-    with probability π_k. What is modelled are the K − 1 differences zⱼ = vⱼ − v_K, whose density is
-    that of the multivariate logistic distribution,
+    with probability π_k. The flow models the K − 1 differences zⱼ = vⱼ − v_K, whose density is that
+    of the multivariate logistic distribution,
 
         f(z) = (K − 1)! Π eⱼ / (Σ eⱼ)^K,    eⱼ = πⱼ e^(−zⱼ),    z_K = 0,
 
-    smooth and with one mode, whatever the categories mean. On the way back z is drawn from
-    q(z | x = k) = f(z) / π_k, where k is the largest; the mean of log p(z) − log q(z | x) is a
-    lower bound on the log-mass of x. Numbers of no category have no mass: their log-determinant is
-    −∞; that of what is missing, NaN, is NaN.
+    which is smooth and has one mode. Towards the base z is drawn from q(z | x = k) = f(z) / π_k
+    where k is the largest; the mean of log p(z) − log q(z | x) is a lower bound on the log-mass of
+    x. Numbers of no category have no mass: their log-determinant is −∞. A missing value, NaN, has
+    log-determinant NaN.
 
     Args:
-        shares: Each category's, above 0; made to sum to 1.
+        shares: Shares of the categories, above 0; they are normalised to sum to 1.
 
     Shapes: (rows, K − 1) → (rows, 1), (rows,).
 
@@ -55,7 +55,8 @@ class Argmax(Noisy):
         super().__init__()
         if len(shares) < 2 or not all(share > 0 for share in shares):
             raise ValueError(
-                f"Expected the shares, above 0, of at least 2 categories; got {list(shares)}"
+                f"Expected shares above 0 of at least 2 categories; got {list(shares)}: drop the "
+                "categories that never occur, and a column with a single one"
             )
         self.shares = [float(share) for share in shares]
         total = torch.tensor(self.shares, dtype=torch.float64)
@@ -63,37 +64,37 @@ class Argmax(Noisy):
 
     @property
     def widths(self) -> tuple[int, int]:
-        """K − 1 columns for one."""
+        """Numbers of columns: K − 1 on the base's side and 1 on the data's."""
         return len(self.shares) - 1, 1
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """To the number of the largest, counted from 0."""
-        x = self._completed(z).argmax(1, keepdim=True)
+        """Map to the number of the largest, counted from 0."""
+        x = self._with_reference(z).argmax(1, keepdim=True)
         return TransformResult(x.to(z), self._log_noise(z, x))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """To a draw for which the category is the largest."""
+        """Draw z for which the category is the largest."""
         return self._pull(x, None)
 
     def _pull(self, x: Tensor, noise: RowNoise | None) -> TransformResult:
-        out = ~self.in_range(x)
-        category = x.masked_fill(out.unsqueeze(1), 0.0).long()
+        invalid = ~self.in_range(x)
+        category = x.masked_fill(invalid.unsqueeze(1), 0.0).long()
         v = self._gumbels(category, noise)
         z = v[:, :-1] - v[:, -1:]
-        log_det = (-self._log_noise(z, category)).masked_fill(out, -inf)
+        log_det = (-self._log_noise(z, category)).masked_fill(invalid, -inf)
         return TransformResult(z, log_det.masked_fill(x.isnan().squeeze(1), nan))
 
     def in_range(self, x: Tensor) -> Tensor:
-        """Those of a category."""
+        """Return a mask of the rows that number a category."""
         return ((x == x.floor()) & (x >= 0) & (x < len(self.shares))).squeeze(1)
 
     def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Points where the category is the largest by 1, or by 2."""
+        """Return a z for which the category is the largest by 1 or 2."""
         categories = torch.arange(len(self.shares) - 1, device=x.device)
         return torch.where(x == categories, 1.0, -1.0).to(x)
 
     def _gumbels(self, category: Tensor, noise: RowNoise | None) -> Tensor:
-        """Draws of v given which is the largest: that one first, the others cut off below it."""
+        """Draw v given the largest category: its value first, the others truncated below it."""
         like = self.log_shares.expand(len(category), -1)
         tiny = torch.finfo(like.dtype).tiny
         drawn = uniform(like, noise).clamp(min=tiny, max=1 - 1e-7)
@@ -103,16 +104,16 @@ class Argmax(Noisy):
         return v.scatter(1, category, -largest.log())
 
     def _log_noise(self, z: Tensor, category: Tensor) -> Tensor:
-        """Log q(z | x)."""
-        logits = self.log_shares - self._completed(z)
+        """Return log q(z | x), shape (rows,)."""
+        logits = self.log_shares - self._with_reference(z)
         count = len(self.shares)
         log_density = lgamma(count) + logits.sum(1) - count * logits.logsumexp(1)
         return log_density - self.log_shares[category.squeeze(1)]
 
-    def _completed(self, z: Tensor) -> Tensor:
-        """All K differences, the last one's with itself too."""
+    def _with_reference(self, z: Tensor) -> Tensor:
+        """Append the last category's difference from itself, zero."""
         return torch.cat([z, z.new_zeros(len(z), 1)], 1)
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"shares": self.shares}

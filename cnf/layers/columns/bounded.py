@@ -1,4 +1,4 @@
-"""Bounded columns as a layer."""
+"""A layer of bounded columns."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from torch.nn.functional import logsigmoid
 from cnf.layers.ends import below
 from cnf.layers.layer import Layer, TransformResult
 
-# Of an interval's width, by which it is wider on either side: its ends are finite points. What a
-# flow has beyond them is drawn as the ends.
-MARGIN = 1e-6
-# Of a bound, by which a row may be beyond it and is taken for it: the buffers are rounded to single
-# precision once, while rows may come in double.
-ROUNDING = torch.finfo(torch.float32).eps
+# Extension of an interval on either side, relative to its width: so its ends have finite preimages.
+# Draws beyond the ends are clamped to them.
+INTERVAL_MARGIN = 1e-6
+# Distance by which a row may exceed a bound and still count as the bound, relative to it: the
+# buffers are rounded to single precision once, while rows may come in double.
+BOUND_TOLERANCE = torch.finfo(torch.float32).eps
 
 
 class Bounded(Layer):
-    """x = low + (high − low) σ(z) in each column; log |det| = Σ ln((high − low) σ(z) σ(−z)).
+    """The scaled sigmoid x = low + (high − low) σ(z) of each column.
+
+        log |det| = Σ ln((high − low) σ(z) σ(−z))
 
     The interval is a millionth wider than [low, high] on either side, so that its ends have a
-    density; draws are held within it. Rows outside have none: their log-determinant is −∞.
+    density; draws are clamped to [low, high]. Rows outside have no density: their log-determinant
+    is −∞.
 
     Args:
-        low: Each column's lower bound.
-        high: Its upper bound.
+        low: Lower bounds of the columns.
+        high: Upper bounds of the columns.
 
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
@@ -52,43 +55,43 @@ class Bounded(Layer):
         super().__init__()
         if len(low) != len(high) or not all(a < b for a, b in zip(low, high, strict=True)):
             raise ValueError(
-                f"Expected as many lower bounds as upper ones, and below them; got {list(low)} and "
-                f"{list(high)}"
+                f"Expected as many lower bounds as upper bounds, each below its upper bound; got "
+                f"{list(low)} and {list(high)}: correct the bounds of these columns"
             )
         self.bounds = (list(map(float, low)), list(map(float, high)))
         self.register_buffer("low", torch.tensor(self.bounds[0]))
         self.register_buffer("high", torch.tensor(self.bounds[1]))
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Into the data's units."""
+        """Map log-odds to the data's units."""
         start, width = self._interval()
         x = start + width * z.sigmoid()
-        # Below the upper bound: what is next to it may be cut down to whole numbers.
+        # Strictly below the upper bound, since `Dequantize` may follow and take the floor.
         return TransformResult(below(x.clamp(min=self.low), self.high), self._log_det(z, width))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Into log odds."""
+        """Map to log-odds."""
         start, width = self._interval()
-        out = self._out(x)
-        z = ((x.clamp(self.low, self.high) - start) / width).masked_fill(out, 0.5).logit()
-        return TransformResult(z, (-self._log_det(z, width)).masked_fill(out.any(1), -inf))
+        outside = self._outside(x)
+        z = ((x.clamp(self.low, self.high) - start) / width).masked_fill(outside, 0.5).logit()
+        return TransformResult(z, (-self._log_det(z, width)).masked_fill(outside.any(1), -inf))
 
     def in_range(self, x: Tensor) -> Tensor:
-        """Those within the bounds, their ends included."""
-        return ~self._out(x).any(1)
+        """Return a mask of the rows within the bounds, ends included."""
+        return ~self._outside(x).any(1)
 
-    def _out(self, x: Tensor) -> Tensor:
-        low, high = (ROUNDING * bound.abs() for bound in (self.low, self.high))
+    def _outside(self, x: Tensor) -> Tensor:
+        low, high = (BOUND_TOLERANCE * bound.abs() for bound in (self.low, self.high))
         return (x < self.low - low) | (x > self.high + high)
 
     def _interval(self) -> tuple[Tensor, Tensor]:
-        """Where it starts and its width, margins included."""
+        """Return the start and the width of the interval, margins included."""
         width = self.high - self.low
-        return self.low - MARGIN * width, (1 + 2 * MARGIN) * width
+        return self.low - INTERVAL_MARGIN * width, (1 + 2 * INTERVAL_MARGIN) * width
 
     def _log_det(self, z: Tensor, width: Tensor) -> Tensor:
         return (width.log() + logsigmoid(z) + logsigmoid(-z)).sum(1)
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"low": self.bounds[0], "high": self.bounds[1]}

@@ -1,4 +1,4 @@
-"""Angles as a layer."""
+"""A layer of angles."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from cnf.utils.angles import half_open
 
 
 class Circular(Layer):
-    """x = low + (high − low) (z + π) / 2π in each column, on the circle: z in radians, low at −π.
+    """The map of angles z in radians to x = low + (high − low) (z + π) / 2π in each column.
 
-    Both ends are the same point. On either side values beyond the interval are those within it that
-    are whole turns away: x is always in [low, high), and z, on the way back, in [−π, π).
+    Both ends are the same point, and values beyond the interval are wrapped into it: `push` returns
+    x in [low, high), and `pull` z in [−π, π).
     log |det| = dim ln((high − low) / 2π).
 
     Args:
         dim: Number of columns.
-        low: Where the interval starts.
-        high: Where it ends, and the circle is closed.
+        low: Start of the interval.
+        high: End of the interval, the same point as its start.
 
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
@@ -40,7 +40,7 @@ class Circular(Layer):
 
     name: ClassVar[str] = "circular"
 
-    # The ends are numbers, not buffers: a flow of another dtype has them as exact as it can.
+    # The ends are numbers rather than buffers, so that a flow of any dtype rounds them only once.
     def __init__(self, dim: int, low: float = -pi, high: float = pi) -> None:
         super().__init__()
         if not (isfinite(low) and isfinite(high) and low < high):
@@ -52,21 +52,21 @@ class Circular(Layer):
 
     @property
     def widths(self) -> tuple[int, int]:
-        """As many on either side."""
+        """Numbers of columns, equal on both sides."""
         return self.dim, self.dim
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Into the data's units, within the interval."""
+        """Map to the data's units, within the interval."""
         turned = torch.remainder(z + pi, 2 * pi)
         x = half_open(self.low + self.turn / (2 * pi) * turned, self.low, self.high)
         return TransformResult(x, z.new_full((len(z),), self.log_scale))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Into radians."""
+        """Map to radians."""
         turned = torch.remainder(x - self.low, self.turn)
         z = half_open(2 * pi / self.turn * turned - pi, -pi, pi)
         return TransformResult(z, x.new_full((len(x),), -self.log_scale))
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"dim": self.dim, "low": self.low, "high": self.high}

@@ -1,4 +1,4 @@
-"""Layers side by side."""
+"""A concatenation of layers, each on columns of the data."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ COLUMN_LAYERS: dict[str, type[Layer]] = {
     layer.name: layer
     for layer in (Identity, Constant, Positive, Bounded, Circular, Dequantize, Argmax)
 }
-"""The layers of single columns, by name."""
+"""The layers of single columns, by the name in a configuration."""
 
 
 class Concatenate(Layer):
-    """Layers side by side, each with columns of the data of its own; their log |det| add up.
+    """A concatenation of layers, each on separate columns of the data; log |det| is their sum.
 
-    On the base's side their columns follow one another in the layers' order.
+    On the base's side the columns stand in the layers' order.
 
     Args:
-        layers: The layers, all in `COLUMN_LAYERS`, or their configurations with their names.
-        columns: For each, which columns of the data are its own, counted from 0.
+        layers: Layers of kinds in `COLUMN_LAYERS`, or their configurations with a `name`.
+        columns: The data's columns of each layer, counted from 0.
 
     Raises:
-        ValueError: A column has no layer or more than one, or a layer not its number of columns.
+        ValueError: A column has no layer or several, or a layer has a wrong number of columns.
 
     Example:
         >>> from cnf.layers.columns.identity import Identity
@@ -51,86 +51,90 @@ class Concatenate(Layer):
         self, layers: Sequence[Layer | Mapping[str, Any]], columns: Sequence[Sequence[int]]
     ) -> None:
         super().__init__()
-        made = [layer if isinstance(layer, Layer) else _made(layer) for layer in layers]
-        self.layers = cast("Sequence[Layer]", nn.ModuleList(made))
-        self.columns = [list(own) for own in columns]
-        order = [column for own in self.columns for column in own]
-        if len(made) != len(self.columns) or sorted(order) != list(range(len(order))):
+        built = [layer if isinstance(layer, Layer) else _build(layer) for layer in layers]
+        self.layers = cast("Sequence[Layer]", nn.ModuleList(built))
+        self.columns = [list(group) for group in columns]
+        order = [column for group in self.columns for column in group]
+        if len(built) != len(self.columns) or sorted(order) != list(range(len(order))):
             raise ValueError(
-                f"Expected each column to have one of {len(made)} layers; got {self.columns}"
+                f"Expected each column to have one of {len(built)} layers; got {self.columns}: "
+                "give each layer its columns, counted from 0"
             )
-        for layer, own in zip(made, self.columns, strict=True):
-            if layer.widths is not None and layer.widths[1] != len(own):
+        for layer, group in zip(built, self.columns, strict=True):
+            if layer.widths is not None and layer.widths[1] != len(group):
                 raise ValueError(
-                    f"Expected {layer.widths[1]} columns for {type(layer).__name__}; got {own}"
+                    f"Expected {layer.widths[1]} columns for {type(layer).__name__}; got "
+                    f"{group}: give it as many"
                 )
-        self.place = [order.index(column) for column in range(len(order))]
+        self.positions = [order.index(column) for column in range(len(order))]
         self.circular = self._angles() or None
-        self.surjective = all(layer.surjective for layer in made)
+        self.surjective = all(layer.surjective for layer in built)
 
     @property
-    def noisy(self) -> bool:
-        """Whether one of them is."""
-        return any(layer.noisy for layer in self.layers)
+    def stochastic(self) -> bool:
+        """Whether one of the layers is stochastic."""
+        return any(layer.stochastic for layer in self.layers)
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Their columns on the base's side and on the data's."""
-        return sum(self._base_widths), len(self.place)
+        """Numbers of columns on the base's and the data's side."""
+        return sum(self._base_widths), len(self.positions)
 
     @property
     def _base_widths(self) -> list[int]:
         pairs = zip(self.layers, self.columns, strict=True)
-        return [len(own) if layer.widths is None else layer.widths[0] for layer, own in pairs]
+        return [len(group) if layer.widths is None else layer.widths[0] for layer, group in pairs]
 
     def _angles(self) -> tuple[int, ...]:
-        """The columns on the base's side that layers of it take for angles."""
+        """Return the columns on the base's side that are angles."""
         starts = np.cumsum([0, *self._base_widths]).tolist()
         pairs = zip(self.layers, starts, strict=False)
-        return tuple(start + own for layer, start in pairs for own in layer.circular or ())
+        return tuple(start + angle for layer, start in pairs for angle in layer.circular or ())
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Each its own columns."""
+        """Push each layer's columns."""
         parts = z.split(self._base_widths, 1)
-        mapped = [layer.push(part) for layer, part in zip(self.layers, parts, strict=True)]
-        joined = _joined(mapped)
-        return TransformResult(joined.value[:, self.place], joined.log_det)
+        results = [layer.push(part) for layer, part in zip(self.layers, parts, strict=True)]
+        joined = _join(results)
+        return TransformResult(joined.value[:, self.positions], joined.log_det)
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Each its own columns."""
-        return self._pull(x, lambda layer, own: layer.pull(own))
+        """Pull each layer's columns."""
+        return self._pull(x, lambda layer, part: layer.pull(part))
 
-    def assess(self, x: Tensor, context: Tensor | None, care: ScoringOptions) -> ScoredTransform:
-        """`pull` with the noise of `care`."""
-        mapped = self._pull(x, lambda layer, own: layer.assess(own, None, care).mapped)
-        return ScoredTransform(mapped, x.new_zeros(len(x)), np.full(len(x), Status.FINISHED))
+    def pull_scored(
+        self, x: Tensor, context: Tensor | None, options: ScoringOptions
+    ) -> ScoredTransform:
+        """Pull each layer's columns with the noise of `options`."""
+        result = self._pull(x, lambda layer, part: layer.pull_scored(part, None, options).result)
+        return ScoredTransform(result, x.new_zeros(len(x)), np.full(len(x), Status.FINISHED))
 
     def in_range(self, x: Tensor) -> Tensor:
-        """Those that each layer reaches its columns of."""
+        """Return a mask of the rows whose columns are in the range of their layers."""
         pairs = zip(self.layers, self.columns, strict=True)
-        return torch.stack([layer.in_range(x[:, own]) for layer, own in pairs]).all(0)
+        return torch.stack([layer.in_range(x[:, group]) for layer, group in pairs]).all(0)
 
     def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Each its own columns."""
+        """Return a preimage of each layer's columns."""
         pairs = zip(self.layers, self.columns, strict=True)
-        return torch.cat([layer.preimage(x[:, own]) for layer, own in pairs], 1)
+        return torch.cat([layer.preimage(x[:, group]) for layer, group in pairs], 1)
 
-    def _pull(self, x: Tensor, one: Callable[[Layer, Tensor], TransformResult]) -> TransformResult:
+    def _pull(self, x: Tensor, pull: Callable[[Layer, Tensor], TransformResult]) -> TransformResult:
         pairs = zip(self.layers, self.columns, strict=True)
-        return _joined([one(layer, x[:, own]) for layer, own in pairs])
+        return _join([pull(layer, x[:, group]) for layer, group in pairs])
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         layers = [{"name": layer.name, **layer.config()} for layer in self.layers]
         return {"layers": layers, "columns": self.columns}
 
 
-def _made(config: Mapping[str, Any]) -> Layer:
-    """A layer by its name and configuration."""
+def _build(config: Mapping[str, Any]) -> Layer:
+    """Build a layer from its configuration."""
     entries = dict(config)
     return COLUMN_LAYERS[entries.pop("name")](**entries)
 
 
-def _joined(parts: Sequence[TransformResult]) -> TransformResult:
+def _join(parts: Sequence[TransformResult]) -> TransformResult:
     value = torch.cat([part.value for part in parts], 1)
     return TransformResult(value, torch.stack([part.log_det for part in parts]).sum(0))

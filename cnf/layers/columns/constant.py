@@ -1,4 +1,4 @@
-"""Constant columns as a layer."""
+"""A layer of constant columns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cnf.layers.layer import Layer, TransformResult
 
 
 class Constant(Layer):
-    """x = value in each column, of which nothing is modelled: the density is of the others.
+    """The constant x = value of each column, which has no columns on the base's side.
 
-    What a column holds on the way to the base is left out, whatever it is.
+    The density is that of the other columns: towards the base these are dropped unchecked.
 
     Args:
-        values: Each column's.
+        values: Values of the columns.
 
     Shapes: (rows, 0) → (rows, dim), (rows,).
 
@@ -39,27 +39,29 @@ class Constant(Layer):
     def __init__(self, values: Sequence[float]) -> None:
         super().__init__()
         if not all(isfinite(value) for value in values):
-            raise ValueError(f"Expected finite values; got {list(values)}")
+            raise ValueError(
+                f"Expected finite values; got {list(values)}: give each column its constant"
+            )
         self.numbers = [float(value) for value in values]
         self.register_buffer("values", torch.tensor(self.numbers))
 
     @property
     def widths(self) -> tuple[int, int]:
-        """No column for all of them."""
+        """Numbers of columns: 0 on the base's side."""
         return 0, len(self.numbers)
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """To the values."""
+        """Return the values."""
         return TransformResult(self.values.expand(len(z), -1), z.new_zeros(len(z)))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """To nothing."""
+        """Drop the columns."""
         return TransformResult(x[:, :0], x.new_zeros(len(x)))
 
     def in_range(self, x: Tensor) -> Tensor:
-        """Those with the values, to single precision: in that it keeps them."""
+        """Return a mask of the rows with the values, in single precision, as they are stored."""
         return (x.float() == self.values.float()).all(1)
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"values": self.numbers}

@@ -1,4 +1,4 @@
-"""Whole numbers as a layer."""
+"""A layer of integers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, inf
 
-from cnf.layers.columns.noisy import Noisy, uniform
+from cnf.layers.columns.stochastic import StochasticLayer, uniform
 from cnf.layers.layer import TransformResult
 from cnf.utils.row_noise import RowNoise
 
 
-class Dequantize(Noisy):
-    """x = ⌊z⌋ in each column; on the way back z = x + u with noise u ~ U(0, 1).
+class Dequantize(StochasticLayer):
+    """The floor x = ⌊z⌋ of each column; towards the base z = x + u with noise u ~ U(0, 1).
 
     The mean of log p(x + u) is a lower bound on the log-mass of x, since that is the integral of
-    p(x + u) over u. The noise is PyTorch's, anew each time. Rows that are not whole have no mass:
-    their log-determinant is −∞.
+    p(x + u) over u. PyTorch's generator draws the noise anew in each call. Rows that are not
+    integers have no mass: their log-determinant is −∞.
 
     Args:
         dim: Number of columns.
@@ -40,28 +40,28 @@ class Dequantize(Noisy):
         self.dim = dim
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """To whole numbers."""
+        """Round down to integers."""
         return TransformResult(z.floor(), z.new_zeros(len(z)))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """To the cells of length 1 above them."""
+        """Add uniform noise."""
         return self._pull(x, None)
 
     def _pull(self, x: Tensor, noise: RowNoise | None) -> TransformResult:
-        whole = x.floor()
-        # Never the whole number itself, which may be a bound; nor, by rounding, the next one.
+        floor = x.floor()
+        # Neither the integer itself, which may be a bound, nor, by rounding, the next one.
         above = 1 - uniform(x, noise)
-        z = torch.minimum(whole + above, torch.nextafter(whole + 1, whole))
+        z = torch.minimum(floor + above, torch.nextafter(floor + 1, floor))
         return TransformResult(z, x.new_zeros(len(x)).masked_fill(~self.in_range(x), -inf))
 
     def in_range(self, x: Tensor) -> Tensor:
-        """Those of whole numbers."""
+        """Return a mask of the rows of integers."""
         return (x == x.floor()).all(1)
 
     def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The cells' middles."""
+        """Return the middles between x and x + 1."""
         return x + 0.5
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"dim": self.dim}

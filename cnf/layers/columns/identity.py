@@ -1,4 +1,4 @@
-"""Columns left as they are, as a layer."""
+"""A layer of real numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cnf.layers.layer import Layer, TransformResult
 
 
 class Identity(Layer):
-    """x = z.
+    """The identity x = z.
 
     Args:
         dim: Number of columns.
@@ -30,13 +30,13 @@ class Identity(Layer):
         self.dim = dim
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """As it is."""
+        """Return z."""
         return TransformResult(z, z.new_zeros(len(z)))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """As it is."""
+        """Return x."""
         return TransformResult(x, x.new_zeros(len(x)))
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"dim": self.dim}

@@ -1,4 +1,4 @@
-"""Positive columns as a layer."""
+"""A layer of positive columns."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cnf.layers.layer import Layer, TransformResult
 
 
 class Positive(Layer):
-    """x = low + e^z in each column; log |det| = Σ z.
+    """The exponential x = low + e^z of each column; log |det| = Σ z.
 
-    Draws that rounding would take to a bound are held above it. Rows that are not above have no
-    density: their log-determinant is −∞.
+    Draws that rounding would take to a bound are held above it. Rows that are not above their
+    bounds have no density: their log-determinant is −∞.
 
     Args:
-        low: What each column is above, mostly 0.
+        low: Lower bounds of the columns, usually 0.
 
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
@@ -46,22 +46,22 @@ class Positive(Layer):
         self.register_buffer("low", torch.tensor(self.bounds))
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Into the data's units."""
+        """Map to the data's units."""
         return TransformResult(above(self.low + z.exp(), self.low), z.sum(1))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Into logarithms."""
+        """Map to logarithms."""
         out = self._out(x)
         z = (x - self.low).masked_fill(out, 1.0).log()
         return TransformResult(z, (-z.sum(1)).masked_fill(out.any(1), -inf))
 
     def in_range(self, x: Tensor) -> Tensor:
-        """Those above the bounds."""
+        """Return a mask of the rows above the bounds."""
         return ~self._out(x).any(1)
 
     def _out(self, x: Tensor) -> Tensor:
         return x <= self.low
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments."""
         return {"low": self.bounds}

@@ -1,4 +1,4 @@
-"""Layers that draw noise on the way to the base."""
+"""Layers whose inverse is stochastic."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ from cnf.ode import Status
 from cnf.utils.row_noise import RowNoise
 
 
-class Noisy(Layer):
-    """A layer from points to cells: x is what many z come to, and one of them is drawn for it.
+class StochasticLayer(Layer):
+    """A generative surjection: many z have one x, and `pull` draws one of them from q(z | x).
 
-    Its log-determinant on the way to the base is −log q(z | x): what a flow makes of it is one
-    estimate, without a bias, of the mass of x, whose logarithm is a lower bound in the mean.
+    The log-determinant of `pull` is −log q(z | x), so that a flow's p(x) is an unbiased estimate of
+    the mass of x, and the mean of its logarithm a lower bound.
+
+    Source: Nielsen et al. (2020), SurVAE flows: Surjections to bridge the gap between VAEs and
+    flows.
     """
 
     @property
-    def noisy(self) -> bool:
-        """It is."""
+    def stochastic(self) -> bool:
+        """Whether `pull` draws noise: always."""
         return True
 
-    def assess(self, x: Tensor, context: Tensor | None, care: ScoringOptions) -> ScoredTransform:
-        """`pull` with the noise of `care`."""
+    def pull_scored(
+        self, x: Tensor, context: Tensor | None, options: ScoringOptions
+    ) -> ScoredTransform:
+        """Pull x with the noise of `options`."""
         finished = np.full(len(x), Status.FINISHED)
-        return ScoredTransform(self._pull(x, care.noise), x.new_zeros(len(x)), finished)
+        return ScoredTransform(self._pull(x, options.noise), x.new_zeros(len(x)), finished)
 
     @abstractmethod
     def _pull(self, x: Tensor, noise: RowNoise | None) -> TransformResult:
-        """`pull` with noise that belongs to the rows, or PyTorch's own where the data lies."""
+        """Pull x with the rows' noise, or with that of PyTorch's generator when None."""
 
 
 def uniform(like: Tensor, noise: RowNoise | None) -> Tensor:
-    """Noise from U[0, 1) of a tensor's shape and dtype, on its device."""
+    """Draw from U[0, 1) with the shape, dtype and device of `like`."""
     return torch.rand_like(like) if noise is None else noise.uniform(like.shape).to(like)

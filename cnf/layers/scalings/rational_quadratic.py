@@ -1,4 +1,4 @@
-"""Increasing curves through given points."""
+"""Monotone rational-quadratic interpolation."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 
 
 class RationalQuadratic(NamedTuple):
-    """An increasing curve for each column, from knot to knot a ratio of quadratics.
+    """An increasing curve for each column, between knots a ratio of quadratics.
 
     It passes through the knots (x_k, y_k) with slopes δ_k. Between two of them, h apart in y and
-    with a secant of slope s, at the fraction t of the way,
+    with a secant of slope s, at the fraction t of the distance,
 
         y = y_k + h (s t² + δ_k t (1 − t)) / (s + (δ_k + δ_{k+1} − 2 s) t (1 − t)),
 
-    which increases for whatever positive slopes, and whose inverse is the root of a quadratic.
-    Beyond its ends, where y is below and above 0, y² grows linearly at the slope that it has there:
-    to y ~ N(0, 1) belongs an x with exponential tails.
+    which increases for any positive slopes, and whose inverse is the root of a quadratic. Beyond
+    the ends, where y < 0 and y > 0, y² continues linearly with its slope there: x has exponential
+    tails where y ~ N(0, 1).
 
     Attributes:
-        x: The knots, shape (columns, knots); those after a column's last are whatever is above.
-        y: Alike.
-        slope: Alike.
-        last: Which knot is each column's last, shape (columns, 1).
+        x: The knots, shape (columns, knots), padded after a column's last one by larger numbers.
+        y: Values at the knots, shape (columns, knots).
+        slope: Slopes at the knots, shape (columns, knots).
+        last: Index of each column's last knot, shape (columns, 1).
 
     Source: Gregory and Delbourgo (1982), Piecewise rational quadratic interpolation to monotonic
     data.
@@ -33,7 +33,7 @@ class RationalQuadratic(NamedTuple):
         >>> knots = torch.tensor([[-1.0, 0.0, 3.0]], dtype=torch.float64)
         >>> curve = RationalQuadratic.through(knots, knots.sinh())
         >>> y, log_slope = curve.forward(torch.tensor([[-1.0, 0.5, 4.0]], dtype=torch.float64))
-        >>> curve.backward(y)
+        >>> curve.inverse(y)
         tensor([[-1.0000,  0.5000,  4.0000]], dtype=torch.float64)
     """
 
@@ -44,9 +44,10 @@ class RationalQuadratic(NamedTuple):
 
     @classmethod
     def through(cls, x: Tensor, y: Tensor) -> Self:
-        """The curve through knots of shape (columns, knots), increasing in both.
+        """Build the curve through knots of shape (columns, knots), increasing in x and y.
 
-        A knot's slope is the weighted harmonic mean of the secants beside it, an end's the secant.
+        A knot's slope is the weighted harmonic mean of the adjacent secants, and at an end the
+        secant.
 
         Source: Fritsch and Butland (1984), A method for constructing local monotone piecewise cubic
         interpolants.
@@ -59,8 +60,8 @@ class RationalQuadratic(NamedTuple):
         return cls(x, y, slope, torch.full_like(x[:, :1], x.shape[1] - 1, dtype=torch.long))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Y of points x, shape (columns, points), and the logarithm of the slope there."""
-        (x0, x1), (y0, y1), (d0, d1) = self._around(self.x, x)
+        """Evaluate y at points x, shape (columns, points), with the logarithm of the slope."""
+        (x0, x1), (y0, y1), (d0, d1) = self._bracket(self.x, x)
         inside = x.clamp(*self._ends(self.x))
         width, height = x1 - x0, y1 - y0
         secant, t = height / width, ((inside - x0) / width).clamp(0, 1)
@@ -77,9 +78,9 @@ class RationalQuadratic(NamedTuple):
             torch.where(outside, growth.abs().clamp(min=1e-30).log() - root.log(), log_slope),
         )
 
-    def backward(self, y: Tensor) -> Tensor:
-        """The points, shape (columns, points), whose y is this."""
-        (x0, x1), (y0, y1), (d0, d1) = self._around(self.y, y)
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return the points x with values y, both of shape (columns, points)."""
+        (x0, x1), (y0, y1), (d0, d1) = self._bracket(self.y, y)
         inside = y.clamp(*self._ends(self.y))
         width, height = x1 - x0, y1 - y0
         secant, risen = height / width, (inside - y0).clamp(min=0)
@@ -92,11 +93,11 @@ class RationalQuadratic(NamedTuple):
         return x0 + t * width + (y.square() - inside.square()) / growth * (y != inside)
 
     def _ends(self, knots: Tensor) -> tuple[Tensor, Tensor]:
-        """Each column's first and last."""
+        """Return each column's first and last knot."""
         return knots[:, :1], knots.gather(1, self.last)
 
-    def _around(self, knots: Tensor, points: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """X, y and slope of the knots before and after points; outside, of the two at the end."""
+    def _bracket(self, knots: Tensor, points: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return x, y and slope at the knots around points; at the last two beyond an end."""
         after = torch.searchsorted(knots, points.detach().contiguous(), right=True)
         after = torch.minimum(after.clamp(min=1), self.last)
         return [

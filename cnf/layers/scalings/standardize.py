@@ -1,4 +1,4 @@
-"""Standardisation as a layer."""
+"""A standardisation of columns."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cnf.layers.scalings.scaling import Scaling
 
 
 class Standardize(Scaling):
-    """x = loc + scale ∘ z, with the columns' mean and standard deviation; log |det| = Σ ln scale.
+    """The standardisation x = loc + scale ∘ z by means and deviations; log |det| = Σ ln scale.
 
-    The identity until it is fitted. Its numbers are buffers: training leaves them alone.
+    The layer is the identity until it is fitted. Its statistics are buffers, without gradients.
 
     Args:
         dim: Number of columns.
-        circular: Those that are angles, which are left as they are.
+        circular: The columns that are angles, which are left unchanged.
 
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
@@ -32,12 +32,12 @@ class Standardize(Scaling):
     name: ClassVar[str] = "standardize"
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Into the data's units."""
+        """Map to the data's units."""
         return TransformResult(self.loc + self.scale * z, self.scale.log().sum().expand(len(z)))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Into standard units."""
+        """Map to standard units."""
         return TransformResult((x - self.loc) / self.scale, -self.scale.log().sum().expand(len(x)))
 
     def _fit_standard(self, z: Tensor, shares: Tensor) -> None:
-        """Mean and standard deviation are all it has."""
+        """Fit nothing further."""

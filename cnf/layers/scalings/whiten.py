@@ -1,4 +1,4 @@
-"""Whitening as a layer."""
+"""A whitening of columns."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from torch import Tensor
 from cnf.layers.layer import TransformResult
 from cnf.layers.scalings.scaling import Scaling
 
-# Of the correlation's eigenvalues, smallest over largest: whitening multiplies the rounding of
+# Smallest ratio of eigenvalues of the shrunk correlation: whitening amplifies the rounding of
 # single precision by up to the inverse of its square root, 1e3.
-FLATTEST = 1e-6
+MIN_EIGENVALUE_RATIO = 1e-6
 
 
 class Whiten(Scaling):
-    """x = loc + scale ∘ (R^½ z), with the columns' means, deviations and (shrunk) correlation R.
+    """The whitening x = loc + scale ∘ (R^½ z) by means, deviations and a shrunk correlation R.
 
-    What it makes of the training rows is uncorrelated and has unit variance, and of all such maps
-    it is the one that leaves each column closest to what it was (ZCA-cor; Kessy et al. 2018). The
-    sample's correlation C is shrunk, R = (1 − s) C + s I, by Ledoit and Wolf's (2004) s, which is
-    small where there are many rows for each column, and by more where columns are nearly collinear,
-    so that the eigenvalues of R stay within a factor of a million.
-    log |det| = Σ ln scale + ½ ln det R.
+        log |det| = Σ ln scale + ½ ln det R
 
-    The identity until it is fitted. Its numbers are buffers: training leaves them alone.
+    The training rows become uncorrelated with unit variance; among all such maps this one keeps
+    each column closest to the original (ZCA-cor; Kessy et al. 2018). The sample's correlation C is
+    shrunk, R = (1 − s) C + s I, by Ledoit and Wolf's (2004) s, which is small where there are many
+    rows for each column, and by more where columns are nearly collinear, so that the eigenvalues of
+    R stay within a factor of a million.
+
+    The layer is the identity until it is fitted. Its statistics are buffers, without gradients.
 
     Args:
         dim: Number of columns.
-        circular: Those that are angles, which are left as they are.
+        circular: The columns that are angles, which are left unchanged.
 
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
@@ -57,13 +58,13 @@ class Whiten(Scaling):
         self.register_buffer("log_mixing", torch.zeros(()))
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Into the data's units."""
+        """Map to the data's units."""
         return TransformResult(
             self.loc + self.scale * (z @ self.mixing), self._log_det().expand(len(z))
         )
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Into white units."""
+        """Map to white units."""
         z = (x - self.loc) / self.scale @ self.unmixing
         return TransformResult(z, -self._log_det().expand(len(x)))
 
@@ -71,28 +72,29 @@ class Whiten(Scaling):
         return self.scale.log().sum() + self.log_mixing
 
     def _fit_standard(self, z: Tensor, shares: Tensor) -> None:
-        """The roots of the correlation, which are symmetric."""
+        """Fit the symmetric square roots of the correlation and its inverse."""
         correlation = z.T @ (shares.unsqueeze(1) * z)
         values, vectors = torch.linalg.eigh(correlation)
         s = _shrinkage(z, shares, correlation, values)
         roots = ((1 - s) * values + s).sqrt()
-        own = torch.tensor(self.scaled)
-        block = own.unsqueeze(1), own
+        scaled = torch.tensor(self.scaled_columns)
+        block = scaled.unsqueeze(1), scaled
         self.mixing[block] = (vectors * roots @ vectors.T).to(self.mixing)
         self.unmixing[block] = (vectors / roots @ vectors.T).to(self.unmixing)
         self.log_mixing.copy_(roots.log().sum())
 
 
 def _shrinkage(z: Tensor, shares: Tensor, correlation: Tensor, values: Tensor) -> Tensor:
-    """How far towards the identity the correlation is moved, from 0 to 1, as a scalar.
+    """Return the weight of the identity in the shrunk correlation, a scalar from 0 to 1.
 
-    Ledoit and Wolf's: the variance of the correlation's entries over their squares off the
-    identity. Rows that are not alike in weight count as 1 / Σ shares² rows that are.
+    Ledoit and Wolf's estimate is the variance of the correlation's entries over the squared
+    distance from the identity. Rows of unequal weights count as 1 / Σ shares² rows of equal weight.
     """
     identity = torch.eye(len(values)).to(values)
     variance = shares @ z.square().sum(1).square() - correlation.square().sum()
     spread = (correlation - identity).square().sum()
     s = (shares.square().sum() * variance / spread.clamp(min=1e-30)).clamp(0, 1)
-    low, high = values[0], values[-1]  # of R: (1 − s) low + s ≥ FLATTEST ((1 − s) high + s)
-    short = (FLATTEST * high - low).clamp(min=0)  # zero for a column alone, whose low is its high
-    return torch.maximum(s, short / (short + 1 - FLATTEST))
+    # Eigenvalues of R: (1 − s) low + s ≥ MIN_EIGENVALUE_RATIO ((1 − s) high + s).
+    low, high = values[0], values[-1]
+    deficit = (MIN_EIGENVALUE_RATIO * high - low).clamp(min=0)  # zero for a single column
+    return torch.maximum(s, deficit / (deficit + 1 - MIN_EIGENVALUE_RATIO))

@@ -1,4 +1,4 @@
-"""Bounds of a latent-variable model's log p(x), for any posterior, prior and likelihood."""
+"""Lower bounds of a latent-variable model's log p(x), for any posterior, prior and likelihood."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Likelihood = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """The evidence lower bound in its parts, each a mean over the samples, of shape (*batch).
+    """An evidence lower bound in its parts, each a mean over the samples, of shape (*batch).
 
     Attributes:
-        value: log_likelihood − beta · kl, in nats: what to maximise.
+        value: The bound to maximise, log_likelihood − beta · kl, in nats.
         log_likelihood: E_q log p(x | z).
         kl: E_q [log q(z | x) − log p(z)].
     """
@@ -36,24 +36,26 @@ def elbo(
     samples: int = 1,
     beta: float = 1.0,
 ) -> Bound:
-    """The evidence lower bound, E_q [log p(x | z) + beta (log p(z) − log q(z | x))] ≤ log p(x).
+    """Compute the evidence lower bound of log p(x), shape (*batch).
+
+        E_q [log p(x | z) + beta (log p(z) − log q(z | x))] ≤ log p(x)
 
     Args:
         posterior: q(z | x), with batch shape (*batch): a `FlowPosterior`'s, or any distribution
             over vectors with `rsample`.
-        prior: p(z), over vectors: whatever gives log p(z) the shape of log q(z | x).
+        prior: p(z) over vectors, whose log p(z) has the shape of log q(z | x).
         log_likelihood: log p(x | z) of z (*batch, latent), summed over the axes of x; with more
             than one sample of z (samples, *batch, latent).
-        samples: Draws of z for each x.
-        beta: Weight of the KL term. With less than 1 the value is no bound of log p(x): let it
-            rise in training, `beta=min(1.0, step / 1000)`, so that the latents come into use.
+        samples: Number of draws of z for each x.
+        beta: Weight of the KL term. Below 1 the value is no bound of log p(x); a weight that rises
+            in training, `beta=min(1.0, step / 1000)`, helps the model to use its latents.
 
     Raises:
-        ValueError: There is no sample, `beta` is negative, the posterior cannot be
+        ValueError: `samples` is below 1, `beta` is negative, the posterior cannot be
             reparameterised, or a log-density has another shape than log q(z | x).
 
     Source: Kingma & Welling (2014), Auto-encoding variational Bayes; Sønderby et al. (2016), Ladder
-    variational autoencoders, for the rise of beta.
+    variational autoencoders, for the schedule of beta.
 
     Example:
         >>> from torch.distributions import Independent, Normal
@@ -83,22 +85,22 @@ def iwae(
     samples: int,
     rows: int = 8192,
 ) -> Tensor:
-    """The importance-weighted bound, shape (*batch), which rises to log p(x) with the samples.
+    """Compute the importance-weighted bound, shape (*batch), which rises to log p(x) with K.
 
         log 1/K Σ_k p(x | z_k) p(z_k) / q(z_k | x),   z_k ~ q(z | x)
 
+    The draws come in chunks. With gradients the backward pass recomputes each chunk, with the same
+    draws, so that one chunk at a time is in memory there too.
+
     Args:
-        posterior: As `elbo` has it.
-        prior: Alike.
+        posterior: q(z | x) as in `elbo`.
+        prior: p(z) as in `elbo`.
         log_likelihood: log p(x | z) of z (draws, *batch, latent), summed over the axes of x.
-        samples: K.
-        rows: The most z that there are at a time, at least one for each x: it draws in chunks.
+        samples: Number K of draws of z for each x.
+        rows: Largest number of z in a chunk, which has at least one for each x.
 
     Raises:
-        ValueError: As `elbo`; or `rows` is below 1.
-
-    Where a gradient is asked for of several chunks, each is computed again on the way back, with
-    the same draws; so that no more than one is in memory then either.
+        ValueError: An argument of `elbo` is wrong, or `rows` is below 1.
 
     Source: Burda et al. (2016), Importance weighted autoencoders, equation 8.
 
@@ -107,23 +109,23 @@ def iwae(
         >>> wide = Independent(Normal(torch.zeros(1), 1.5 * torch.ones(1)), 1)
         >>> prior = Independent(Normal(torch.zeros(1), torch.ones(1)), 1)
         >>> bound = iwae(wide, prior, lambda z: torch.zeros(len(z)), samples=10_000)
-        >>> abs(bound.item()) < 0.05  # log p(x) = 0 for x that z does not tell of
+        >>> abs(bound.item()) < 0.05  # log p(x) = 0 for x that does not depend on z
         True
     """
     _check_samples(samples)
     if rows < 1:
         raise ValueError(f"Expected rows of at least 1; got {rows}")
     chunk = min(samples, max(1, rows // max(1, posterior.batch_shape.numel())))
-    sizes = [min(chunk, samples - done) for done in range(0, samples, chunk)]
+    sizes = [min(chunk, samples - start) for start in range(0, samples, chunk)]
 
-    def total(size: int) -> Tensor:
+    def log_total(size: int) -> Tensor:
         likelihood, kl = _terms(posterior, prior, log_likelihood, (size,))
         return torch.logsumexp(likelihood - kl, 0)
 
     if torch.is_grad_enabled() and len(sizes) > 1:
-        totals = [checkpoint(total, size, use_reentrant=False) for size in sizes]
+        totals = [checkpoint(log_total, size, use_reentrant=False) for size in sizes]
     else:
-        totals = [total(size) for size in sizes]
+        totals = [log_total(size) for size in sizes]
     return torch.stack(totals).logsumexp(0) - log(samples)
 
 
@@ -138,29 +140,29 @@ def _terms(
     log_likelihood: Likelihood,
     shape: tuple[int, ...],
 ) -> tuple[Tensor, Tensor]:
-    """Log p(x | z), and log q(z | x) − log p(z), of draws from q, each (*shape, *batch)."""
+    """Return log p(x | z) and log q(z | x) − log p(z) of draws from q, each (*shape, *batch)."""
     z, log_q = _draw(posterior, torch.Size(shape))
-    found = {"prior": prior.log_prob(z), "likelihood": log_likelihood(z)}
-    for name, log_p in found.items():
+    log_densities = {"prior": prior.log_prob(z), "likelihood": log_likelihood(z)}
+    for name, log_p in log_densities.items():
         if log_p.shape != log_q.shape:
             raise ValueError(
                 f"Expected the {name}'s log-density to have the shape of log q(z | x), "
                 f"{tuple(log_q.shape)}; got {tuple(log_p.shape)}. Sum it over the other axes, for "
                 "a distribution by torch.distributions.Independent"
             )
-    return found["likelihood"], log_q - found["prior"]
+    return log_densities["likelihood"], log_q - log_densities["prior"]
 
 
 def _draw(posterior: Distribution, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Reparameterised draws and their log-densities, in one solve where the posterior can."""
+    """Draw reparameterised z with log q, in one solve where the posterior can."""
     if not posterior.has_rsample:
         raise ValueError(
             "Expected a posterior with rsample, whose draws have a gradient; "
-            f"got {type(posterior).__name__}"
+            f"got {type(posterior).__name__}: use a reparameterised distribution"
         )
     jointly = getattr(posterior, "rsample_and_log_prob", None)
     if jointly is not None:
-        drawn: tuple[Tensor, Tensor] = jointly(shape)
-        return drawn
+        draws: tuple[Tensor, Tensor] = jointly(shape)
+        return draws
     z = posterior.rsample(shape)
     return z, posterior.log_prob(z)

@@ -1,9 +1,9 @@
-"""The variational posterior of a VAE: a Gaussian of its encoder's, carried on by a CNF."""
+"""A variational posterior of a VAE: its encoder's Gaussian, transformed by a CNF."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import log, pi
 from typing import Any, Self
 
@@ -11,85 +11,68 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from cnf.fields import ConcatSquash, GivenWeights, LowRank, TracedField
 from cnf.layers import CNF
 from cnf.utils.shapes import Shape, per_row, sizes
+from cnf.variational.amortization import AMORTIZATIONS
 
-# The field for what encodes x, and what makes the field's context of it.
-Amortized = tuple[TracedField, nn.Module | None]
-
-
-def _none(latent_dim: int, context_dim: int, rank: int, **options: Any) -> Amortized:
-    """One field for all x."""
-    return ConcatSquash(latent_dim, zero_last=True, **options), None
-
-
-def _bias(latent_dim: int, context_dim: int, rank: int, **options: Any) -> Amortized:
-    """The encoding gates and shifts the hidden layers, whose weights are the same for all x."""
-    field = ConcatSquash(latent_dim, context_dim=context_dim, zero_last=True, **options)
-    return field, nn.Identity()
-
-
-def _rank(latent_dim: int, context_dim: int, rank: int, **options: Any) -> Amortized:
-    """It makes matrices of low rank, added to weights that are the same for all x, and biases."""
-    field = LowRank(latent_dim, rank=rank, **options)
-    return field, field.generator(context_dim)
-
-
-def _hyper(latent_dim: int, context_dim: int, rank: int, **options: Any) -> Amortized:
-    """It makes all weights."""
-    field = GivenWeights(latent_dim, **options)
-    return field, field.generator(context_dim)
-
-
-AMORTIZATIONS: dict[str, Callable[..., Amortized]] = {
-    "none": _none,
-    "bias": _bias,
-    "rank": _rank,
-    "hyper": _hyper,
+# Solver settings for training: joint steps, loose tolerances, and a long first step.
+TRAINING_SOLVER = {
+    "method": "bosh3",
+    "step": "joint",
+    "rtol": 1e-3,
+    "atol": 1e-3,
+    "first_step": 0.5,
+    "activation_bytes": 2**28,
 }
-"""How the field depends on x, by name."""
+# Solver settings for reported numbers, those of a `Flow`.
+EVALUATION_SOLVER = {
+    "method": "dopri5",
+    "step": "per_sample",
+    "rtol": 1e-5,
+    "atol": 1e-5,
+    "first_step": None,
+}
 
 
 class FlowPosterior(nn.Module):
-    """A posterior q(z | x) for any VAE: its encoder's Gaussian, carried on by a CNF.
+    """A posterior q(z | x) for any VAE: its encoder's Gaussian, transformed by a CNF.
 
-    An encoder makes of x features h, and a Gaussian's loc and scale. With T the flow whose field is
-    conditioned on h,
+    An encoder maps x to features h, and to loc and scale of a Gaussian. With T the flow whose field
+    is conditioned on h,
 
         z = loc + scale ∘ T(ε; h),   ε ~ N(0, 1),
         log q(z | x) = log N(ε; 0, 1) − log |det ∂T/∂ε| − Σ log scale.
 
-    The field starts at zero, and so q as that Gaussian.
+    The field is zero at first, so that q starts as the Gaussian.
 
-    Called with h, loc and scale it is a `torch.distributions` object with batch shape (*batch) and
-    event shape (latent_dim,), with gradients to all three and to the weights.
+    A call with h, loc and scale returns a `torch.distributions` object with batch shape (*batch)
+    and event shape (latent_dim,), with gradients to all three and to the weights.
 
-    FFJORD has the flow after loc and scale. Here it is before them, so that the field sees
-    coordinates of order one however narrow a posterior is, and the solver's tolerance is in units
-    of its width. Only a field that does not depend on h comes after them, z = T(loc + scale ∘ ε):
-    where z is, is all that tells it of x. Such a flow does what a more flexible prior would do.
+    FFJORD applies the flow after loc and scale. Here it comes before them, so that the field sees
+    coordinates of order one for posteriors of any width, and the solver's tolerance is in units of
+    the width. Only a field that does not depend on h comes after them, z = T(loc + scale ∘ ε):
+    it depends on x through its input alone. Such a flow acts like a more flexible prior.
 
-    The solver's defaults are those of training: steps are joint, loose, and start long, since the
-    field starts at zero; log q is off by some 5e-3 nats, to which training comes to lean in its
-    favour. So to report a bound take `accurate()`. Nothing depends on `train()` and `eval()`.
+    The solver's default is that of training: joint steps, loose tolerances and a long first step,
+    since the field starts at zero. Then log q is off by some 5e-3 nats, which training learns to
+    exploit: report bounds of `accurate()`. Nothing depends on `train()` and `eval()`.
 
     Args:
         latent_dim: Size of z.
-        context_dim: Size of h; not asked for with `amortize="none"`.
-        amortize: A name in `AMORTIZATIONS`, by what of h the field depends on x: `"none"`, nothing;
+        context_dim: Size of h; unused with `amortize="none"`.
+        amortize: A name in `AMORTIZATIONS`, for the parts of the field that depend on h: `"none"`;
             `"bias"`, gates and biases; `"rank"`, biases and matrices of low rank; `"hyper"`, all
             weights.
         hidden: Widths of the field's hidden layers. With one or two the trace is exact and cheap
             for any latent_dim.
         activation: A name in `cnf.fields.ACTIVATIONS`.
-        rank: Of those matrices.
+        rank: Rank of the matrices with `amortize="rank"`.
         solver: Any of `cnf.layers.SolverSettings`' attributes, instead of the defaults.
 
     Raises:
-        ValueError: A size is out of range, or a name or setting unknown. From a call: h, loc or
+        ValueError: A size is out of range, or a name or setting unknown. In a call: h, loc or
             scale is not finite, scale not above zero, or a shape does not fit.
-        SolveError: From the distribution: a solve failed.
+        SolveError: A solve failed, in a method of the distribution.
 
     Source: Grathwohl et al. (2019), FFJORD, section 4.3; Rezende & Mohamed (2015), Variational
     inference with normalizing flows.
@@ -129,22 +112,22 @@ class FlowPosterior(nn.Module):
         field, self.encoding = AMORTIZATIONS[amortize](
             latent_dim, context_dim, rank, hidden=hidden, activation=activation
         )
-        self.flow = CNF(field, **{**CHEAP, **solver})
+        self.flow = CNF(field, **{**TRAINING_SOLVER, **solver})
 
     def forward(self, h: Tensor | None, loc: Tensor, scale: Tensor) -> Posterior:
-        """q(z | x) for the encoder's outputs.
+        """Return q(z | x) for the encoder's outputs, whose batch shapes broadcast.
 
         Args:
-            h: Shape (*batch, context_dim); None will do with `amortize="none"`.
-            loc: Shape (*batch, latent_dim).
-            scale: Alike, above zero. The three batch shapes broadcast.
+            h: Features, shape (*batch, context_dim); None is allowed with `amortize="none"`.
+            loc: Means, shape (*batch, latent_dim).
+            scale: Standard deviations, above zero, shape (*batch, latent_dim).
         """
         self._check(h, loc, scale)
         context = None if self.encoding is None else self.encoding(h)
         return Posterior(self.flow, context, loc, scale)
 
     def with_solver(self, **changes: Any) -> Self:
-        """A posterior that shares the very parameters and solves otherwise.
+        """Return a posterior that shares the parameters and solves with other settings.
 
         Args:
             changes: Any of `cnf.layers.SolverSettings`' attributes: `rtol`, `method`, `step`, …
@@ -154,15 +137,15 @@ class FlowPosterior(nn.Module):
         return view
 
     def accurate(self) -> Self:
-        """A posterior that shares the very parameters and solves with care, as a `Flow` does.
+        """Return a posterior that shares the parameters and solves as accurately as a `Flow`.
 
-        Every row has steps of its own, so that its log q does not depend on the rows beside it,
-        and an error of about 1e-5 nats.
+        Steps are per sample, so that a row's log q does not depend on the other rows, and its error
+        is about 1e-5 nats.
         """
-        return self.with_solver(**CAREFUL)
+        return self.with_solver(**EVALUATION_SOLVER)
 
     def _check(self, h: Tensor | None, loc: Tensor, scale: Tensor) -> None:
-        """Hold that an encoder's outputs are what they must be."""
+        """Check the shapes and numbers of an encoder's outputs."""
         expected = {"loc": (loc, self.latent_dim), "scale": (scale, self.latent_dim)}
         if self.encoding is not None:
             if h is None:
@@ -188,35 +171,18 @@ class FlowPosterior(nn.Module):
         check_encoding({name: tensor for name, (tensor, _) in expected.items()})
 
 
-CHEAP = {
-    "method": "bosh3",
-    "step": "joint",
-    "rtol": 1e-3,
-    "atol": 1e-3,
-    "first_step": 0.5,
-    "activation_bytes": 2**28,
-}
-CAREFUL = {
-    "method": "dopri5",
-    "step": "per_sample",
-    "rtol": 1e-5,
-    "atol": 1e-5,
-    "first_step": None,
-}
-
-
 class Posterior(Distribution):
-    """What `FlowPosterior` makes: z = loc + scale ∘ T(ε), with T a continuous flow given a context.
+    """The distribution of z = loc + scale ∘ T(ε), with T a continuous flow given a context.
+
+    `rsample_and_log_prob` takes one solve for draws and their log-densities; `log_prob` takes a
+    separate solve in the other direction. The arguments' batch shapes broadcast.
 
     Args:
-        flow: T.
-        context: What its field is conditioned on, shape (*batch, context_dim); None for nothing,
-            and z = T(loc + scale ∘ ε).
-        loc: Shape (*batch, dim).
-        scale: Alike, above zero. The batch shapes broadcast.
-
-    A draw and its log-density take one solve together, by `rsample_and_log_prob`; `log_prob` of a
-    draw is a solve of its own, the other way.
+        flow: The flow T.
+        context: Context of its field, shape (*batch, context_dim); None for a field without one,
+            and then z = T(loc + scale ∘ ε).
+        loc: Means, shape (*batch, dim).
+        scale: Standard deviations, above zero, shape (*batch, dim).
     """
 
     arg_constraints = {  # noqa: RUF012
@@ -232,10 +198,10 @@ class Posterior(Distribution):
         self.flow = flow
         self.context = None if context is None else context.expand(*batch, -1)
         self.loc, self.scale = loc.expand(*batch, -1), scale.expand(*batch, -1)
-        super().__init__(batch, event, validate_args=False)  # `FlowPosterior` has seen to it
+        super().__init__(batch, event, validate_args=False)  # `FlowPosterior` checks the arguments
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> Posterior:
-        """The same with a larger batch shape, by views."""
+        """Return views of the distribution with a larger batch shape."""
         shape = torch.Size(batch_shape)
         context = None if self.context is None else self.context.expand(*shape, -1)
         return Posterior(
@@ -243,24 +209,24 @@ class Posterior(Distribution):
         )
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
-        """Draws of shape (*sample_shape, *batch, dim), with gradients."""
-        z = self._before(self._noise(sample_shape))
-        moved = self.flow.transport(z.flatten(0, -2), self._contexts(z.shape[:-1]))
-        return self._after(moved.view_as(z))
+        """Draw z of shape (*sample_shape, *batch, dim), with gradients."""
+        z = self._flow_input(self._noise(sample_shape))
+        pushed = self.flow.transport(z.flatten(0, -2), self._row_contexts(z.shape[:-1]))
+        return self._flow_output(pushed.view_as(z))
 
     def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
-        """Draws, and log q of each, shape (*sample_shape, *batch): one solve for all together."""
+        """Draw z with log q of shape (*sample_shape, *batch), in one solve."""
         noise = self._noise(sample_shape)
-        z = self._before(noise)
-        pushed = self.flow.push(z.flatten(0, -2), self._contexts(z.shape[:-1]))
+        z = self._flow_input(noise)
+        pushed = self.flow.push(z.flatten(0, -2), self._row_contexts(z.shape[:-1]))
         log_det = pushed.log_det.view(z.shape[:-1]) + self.scale.log().sum(-1)
-        return self._after(pushed.value.view_as(z)), _normal(noise) - log_det
+        return self._flow_output(pushed.value.view_as(z)), _normal_log_prob(noise) - log_det
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log q of z, whose batch shape broadcasts with this one's.
+        """Return log q of z, whose batch shape broadcasts with the distribution's.
 
         Raises:
-            ValueError: It is of another size.
+            ValueError: The last axis of z is not of the size dim.
         """
         if value.shape[-1:] != self.event_shape:
             raise ValueError(
@@ -269,47 +235,47 @@ class Posterior(Distribution):
         batch = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         z = value.expand(*batch, -1)
         z = z if self.context is None else self._standardized(z)
-        pulled = self.flow.pull(z.reshape(-1, z.shape[-1]), self._contexts(batch))
+        pulled = self.flow.pull(z.reshape(-1, z.shape[-1]), self._row_contexts(batch))
         noise = pulled.value.view_as(z)
         noise = self._standardized(noise) if self.context is None else noise
-        return _normal(noise) + pulled.log_det.view(batch) - self.scale.log().sum(-1)
+        return _normal_log_prob(noise) + pulled.log_det.view(batch) - self.scale.log().sum(-1)
 
-    def _before(self, noise: Tensor) -> Tensor:
-        """What the flow starts from."""
-        return self._placed(noise) if self.context is None else noise
+    def _flow_input(self, noise: Tensor) -> Tensor:
+        """Return the flow's input for standard normal noise."""
+        return self._scaled(noise) if self.context is None else noise
 
-    def _after(self, moved: Tensor) -> Tensor:
-        """The draws, of what the flow makes."""
-        return moved if self.context is None else self._placed(moved)
+    def _flow_output(self, pushed: Tensor) -> Tensor:
+        """Return z for the flow's output."""
+        return pushed if self.context is None else self._scaled(pushed)
 
-    def _placed(self, noise: Tensor) -> Tensor:
+    def _scaled(self, noise: Tensor) -> Tensor:
         return self.loc + self.scale * noise
 
     def _standardized(self, z: Tensor) -> Tensor:
         return (z - self.loc) / self.scale
 
     def _noise(self, sample_shape: Shape) -> Tensor:
-        """Standard normal numbers, of a batch shape and event shape."""
+        """Draw standard normal noise of shape (*sample_shape, *batch, dim)."""
         return torch.randn_like(self.loc.expand(*sizes(sample_shape), *self.loc.shape))
 
-    def _contexts(self, batch: torch.Size) -> Tensor | None:
-        """The context of each row of a batch."""
+    def _row_contexts(self, batch: torch.Size) -> Tensor | None:
+        """Return the context of each row of a batch."""
         return None if self.context is None else per_row(self.context, batch)
 
 
-def _normal(noise: Tensor) -> Tensor:
-    """Log-density of standard normal coordinates, without the last axis."""
+def _normal_log_prob(noise: Tensor) -> Tensor:
+    """Return the log-density of standard normal vectors, the last axis of `noise`."""
     return -0.5 * (noise.square() + log(2 * pi)).sum(-1)
 
 
 def check_encoding(tensors: Mapping[str, Tensor]) -> None:
-    """Hold that an encoder's outputs are finite, and the one called scale above zero.
+    """Check that an encoder's outputs are finite, and `scale` above zero.
 
     Args:
-        tensors: By their names.
+        tensors: The outputs by name.
 
     Raises:
-        ValueError: One is not; the message says which and where.
+        ValueError: An output is not; the message says which and where.
 
     Example:
         >>> check_encoding({"loc": torch.zeros(3, 2), "scale": torch.tensor([1.0, 0.0])})
@@ -317,24 +283,24 @@ def check_encoding(tensors: Mapping[str, Tensor]) -> None:
         ValueError: Expected scale to be finite and above zero; got 0.0 at (1,), one of 1 such \
 numbers. Make it by softplus or exp of a bounded number
     """
-    right = {
+    valid = {
         name: tensor.isfinite() & (tensor > 0) if name == "scale" else tensor.isfinite()
         for name, tensor in tensors.items()
     }
-    if torch.stack([each.all() for each in right.values()]).all():  # one question to a GPU
+    if torch.stack([each.all() for each in valid.values()]).all():  # a single synchronization
         return
-    for name, each in right.items():
-        wrong = (~each).nonzero()
-        if not len(wrong):
+    for name, each in valid.items():
+        invalid = (~each).nonzero()
+        if not len(invalid):
             continue
-        place = tuple(wrong[0].tolist())
-        wanted = "finite and above zero" if name == "scale" else "finite"
+        index = tuple(invalid[0].tolist())
+        condition = "finite and above zero" if name == "scale" else "finite"
         hint = (
             "Make it by softplus or exp of a bounded number"
             if name == "scale"
             else "Lower the learning rate, or clip the gradient"
         )
         raise ValueError(
-            f"Expected {name} to be {wanted}; got {tensors[name][place].item()} at {place}, one "
-            f"of {len(wrong)} such numbers. {hint}"
+            f"Expected {name} to be {condition}; got {tensors[name][index].item()} at {index}, one "
+            f"of {len(invalid)} such numbers. {hint}"
         )

@@ -1,8 +1,8 @@
-"""Saving and loading: safetensors and JSON, never pickle, so that loading executes no code.
+"""Storage of models as safetensors and JSON, never pickle, so that loading executes no code.
 
 A model is a folder with `model.safetensors` (weights, buffers, the base's tensors) and
-`config.json` (what the flow is made of, its solver settings, the SHA-256 of the weights' file,
-metadata, and a SHA-256 of all that).
+`config.json` (the configurations of base and layers, solver settings, metadata, the SHA-256 of the
+weights' file, and a SHA-256 of all these entries).
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from cnf.flow.base_config import describe, rebuild
 from cnf.flow import Flow
 from cnf.layers import LAYERS, Layer, Standardize
 from cnf.utils.random import seeded
-from cnf.utils.serialization import read_whole, write_whole
-from cnf.utils.sharing import share, shared_parts
+from cnf.utils.serialization import read_file, write_atomic
+from cnf.utils.sharing import restore_sharing, shared_parts
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-SEAL = "seal"
-FLOW = ("dtype", "base", "layers", "metadata")  # what a flow's configuration holds
-SIZES = {"dim", "hidden", "context_dim", "time_features", "x_features", "harmonics"}
-RENAMED_LAYERS = {"beside": "concatenate", "keep": "identity"}  # by their earlier names
+CHECKSUM = "seal"  # the entry of config.json with the SHA-256 of all others
+FLOW_ENTRIES = ("dtype", "base", "layers", "metadata")  # required in a flow's configuration
+SIZE_ARGUMENTS = {"dim", "hidden", "context_dim", "time_features", "x_features", "harmonics"}
+RENAMED_LAYERS = {"beside": "concatenate", "keep": "identity"}  # by earlier names
 RENAMED_SETTINGS = {"keep": "activation_bytes"}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write `flow` to `folder`, which is made if need be.
+    """Save a flow to a folder, which is created where it is missing.
 
     Both files are written under temporary names first and then renamed.
 
     Args:
-        flow: A flow whose fields, layers and base can be made anew from their configuration.
-        folder: Where to.
-        metadata: What else to remember, ready for JSON; `load_config(folder)["metadata"]`.
+        flow: A flow whose fields, layers and base can be rebuilt from their configuration.
+        folder: The folder to write to.
+        metadata: Further entries to store, ready for JSON; `load_config(folder)["metadata"]`.
 
     Raises:
-        ValueError: A part of the flow cannot be made anew from its configuration.
+        ValueError: A part of the flow cannot be rebuilt from its configuration.
         OSError: The folder cannot be written to.
 
     Example:
@@ -76,18 +76,18 @@ def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = No
 def write_model(
     folder: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> None:
-    """Write a model's two files to `folder`, which is made if need be.
+    """Write a model's two files to a folder, which is created where it is missing.
 
     Args:
-        folder: Where to.
-        tensors: Its weights.
-        config: What it is made of, ready for JSON; the format, the weights' SHA-256 and its own
-            are added.
+        folder: The folder to write to.
+        tensors: Weights of the model, by name.
+        config: Configuration of the model, ready for JSON; the format and the checksums of weights
+            and configuration are added.
 
     Raises:
         OSError: The folder cannot be written to.
     """
-    # Copies: safetensors takes no tensors that share memory or lie in another order.
+    # Copies, since safetensors refuses tensors that share memory or are not contiguous.
     weights = safetensors.torch.save(
         {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -96,41 +96,43 @@ def write_model(
     )
     sha256 = hashlib.sha256(weights).hexdigest()
     entries = {"format": FORMAT, "sha256": sha256, **config}
-    text = json.dumps(sealed(entries), indent=2, allow_nan=False).encode()
+    text = json.dumps(with_checksum(entries), indent=2, allow_nan=False).encode()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole({folder / WEIGHTS: weights, folder / CONFIG: text})
+    write_atomic({folder / WEIGHTS: weights, folder / CONFIG: text})
 
 
-def sealed(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with the SHA-256 of its other entries under `seal`, by which damage shows.
+def with_checksum(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the SHA-256 of its entries under `seal`, which reveals damage.
 
     Example:
-        >>> config = sealed({"layers": []})
-        >>> sealed(config) == config, sealed({**config, "layers": [1]}) == config
+        >>> config = with_checksum({"layers": []})
+        >>> with_checksum(config) == config, with_checksum({**config, "layers": [1]}) == config
         (True, False)
     """
-    others = {name: entry for name, entry in entries.items() if name != SEAL}
+    others = {name: entry for name, entry in entries.items() if name != CHECKSUM}
     text = json.dumps(others, sort_keys=True)
-    return {**others, SEAL: hashlib.sha256(text.encode()).hexdigest()}
+    return {**others, CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def read_model(folder: str | Path, wanted: Collection[str]) -> tuple[dict[str, Any], bytes]:
-    """The configuration that `write_model` wrote to `folder`, and the weights as they stand there.
+def read_model(folder: str | Path, required: Collection[str]) -> tuple[dict[str, Any], bytes]:
+    """Read the configuration and the bytes of the weights that `write_model` wrote.
 
     Args:
-        folder: Where they are.
-        wanted: What the configuration is to hold.
+        folder: The folder to read.
+        required: Names of required entries of the configuration.
 
     Raises:
-        ValueError: They are not there, or damaged, or of another kind of model.
+        ValueError: A file is missing, damaged, or of another kind of model.
     """
-    config = read_config(folder, wanted)
+    config = read_config(folder, required)
     path = Path(folder) / WEIGHTS
     try:
-        weights = read_whole(path)
+        weights = read_file(path)
     except OSError as error:
-        raise ValueError(f"Expected a model's weights in {path}; {error.strerror}") from None
+        raise ValueError(
+            f"Expected a model's weights in {path}; got: {error.strerror}. Restore it or retrain"
+        ) from None
     if hashlib.sha256(weights).hexdigest() != config["sha256"]:
         raise ValueError(
             f"Expected the weights that config.json was written with; the SHA-256 of {path} is "
@@ -140,51 +142,53 @@ def read_model(folder: str | Path, wanted: Collection[str]) -> tuple[dict[str, A
 
 
 def load(folder: str | Path) -> Flow:
-    """The flow that `save` wrote to `folder`, on the CPU and bit for bit.
+    """Load the flow that `save` wrote to a folder, bit for bit, on the CPU.
 
     Raises:
         ValueError: The folder holds no model, or one that is damaged, of another program or of a
             newer version; the message says which.
     """
-    config, weights = read_model(folder, FLOW)
-    with rebuilding("a model", folder):
+    config, weights = read_model(folder, FLOW_ENTRIES)
+    with reporting_load_errors("a model", folder):
         _check_sizes(config["layers"], len(weights))
         tensors = safetensors.torch.load(weights)
         base = rebuild(config["base"], "base", tensors)
-        with seeded(0):  # the first weights, drawn only to be replaced
-            layers = [_layer(layer) for layer in config["layers"]]
+        with seeded(0):  # initial weights are replaced
+            layers = [_build_layer(layer) for layer in config["layers"]]
         context = config.get("context")
         flow = Flow(base, layers, None if context is None else Standardize(**context))
         flow = flow.to(DTYPES[config["dtype"]])
-        share(flow, config.get("shared", {}))
+        restore_sharing(flow, config.get("shared", {}))
         flow.load_state_dict(
             {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
         )
     return flow
 
 
-def _check_sizes(entries: Any, most: int) -> None:
-    """Refuse sizes beyond all that the weights can have, before memory is taken for them."""
+def _check_sizes(entries: Any, weight_bytes: int) -> None:
+    """Refuse sizes that exceed the weights' bytes, before memory is allocated for them."""
     if isinstance(entries, dict):
-        for name in SIZES & entries.keys():
+        for name in SIZE_ARGUMENTS & entries.keys():
             sizes = entries[name] if isinstance(entries[name], list) else [entries[name]]
-            if any(isinstance(size, int | float) and size > most for size in sizes):
-                raise ValueError(f"{name} {entries[name]}, beyond its {most} bytes of weights")
+            if any(isinstance(size, int | float) and size > weight_bytes for size in sizes):
+                raise ValueError(
+                    f"{name} {entries[name]}, beyond its {weight_bytes} bytes of weights"
+                )
     if isinstance(entries, dict | list):
         for entry in entries.values() if isinstance(entries, dict) else entries:
-            _check_sizes(entry, most)
+            _check_sizes(entry, weight_bytes)
 
 
 @contextmanager
-def rebuilding(what: str, folder: str | Path) -> Iterator[None]:
-    """Have all that fails where a model is made anew, from what a folder holds, say so.
+def reporting_load_errors(what: str, folder: str | Path) -> Iterator[None]:
+    """Report errors of rebuilding a model as errors of the folder that it was read from.
 
     Args:
-        what: The model is, for people.
-        folder: Where it was read.
+        what: Name of the kind of model in messages, such as "a model".
+        folder: The folder of the model.
 
     Raises:
-        ValueError: It cannot be made.
+        ValueError: The model cannot be rebuilt.
     """
     try:
         yield
@@ -204,58 +208,68 @@ def rebuilding(what: str, folder: str | Path) -> Iterator[None]:
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:
-    """What `config.json` in `folder` says, checked to be a flow's of this format.
+    """Read and check a flow's `config.json`.
 
     Raises:
         ValueError: There is no such file, or it is not a flow's configuration.
     """
-    return read_config(folder, FLOW)
+    return read_config(folder, FLOW_ENTRIES)
 
 
-def read_config(folder: str | Path, wanted: Collection[str]) -> dict[str, Any]:
-    """What `config.json` in `folder` says, checked to be of this format and to hold what is wanted.
+def read_config(folder: str | Path, required: Collection[str]) -> dict[str, Any]:
+    """Read `config.json` in a folder, and check its format and entries.
 
-    What was changed since it was written, by hand or by damage, is warned of.
+    Warns where it has changed since it was written, by hand or by damage.
+
+    Args:
+        folder: The folder of the model.
+        required: Names of required entries.
 
     Raises:
         ValueError: There is no such file, or it is not such a configuration.
     """
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(read_whole(path).decode())
+        config = json.loads(read_file(path).decode())
     except OSError as error:
         raise ValueError(
-            f"Expected a folder written by train or cnf.save; {path}: {error.strerror}"
+            f"Expected a folder written by train or cnf.save; got {path}: {error.strerror}. "
+            "Give the folder of a model"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"Expected {path} to be JSON; {error}") from None
-    missing = {"format", "sha256", *wanted}
+        raise ValueError(
+            f"Expected {path} to be JSON; got: {error}. Restore the file or retrain"
+        ) from None
+    missing = {"format", "sha256", *required}
     missing -= set(config) if isinstance(config, dict) else set()
     if missing:
-        raise ValueError(f"Expected {path} to hold {', '.join(sorted(missing))}; missing")
+        raise ValueError(
+            f"Expected {path} to hold {', '.join(sorted(missing))}; missing: give the folder of a "
+            "model of this kind"
+        )
     if config["format"] != FORMAT:
         raise ValueError(
             f"Expected a model of format {FORMAT} in {path}; got {config['format']!r}. "
             "Load it with the version of cnf-flows that wrote it"
         )
     checked: dict[str, Any] = config
-    if SEAL in checked and checked != sealed(checked):  # folders of before have none
+    if CHECKSUM in checked and checked != with_checksum(checked):  # earlier versions wrote none
         warnings.warn(
-            f"{path} is not as it was written: it was edited by hand, or is damaged. It is taken "
-            "as it stands",
+            f"{path} has changed since it was written: it was edited by hand, or is damaged. It is "
+            "used as it is",
             stacklevel=2,
         )
     return checked
 
 
-def _layer(config: Mapping[str, Any]) -> Layer:
-    """Return the layer of a configuration, which may use the words of an earlier version."""
+def _build_layer(config: Mapping[str, Any]) -> Layer:
+    """Build a layer from its configuration, which may use names of an earlier version."""
     entries = {RENAMED_SETTINGS.get(name, name): entry for name, entry in config.items()}
-    entries.pop("divergence", None)  # which earlier models had
+    entries.pop("divergence", None)  # an entry of earlier versions
     name = entries.pop("name")
     name = RENAMED_LAYERS.get(name, name)
     if name not in LAYERS:
         raise ValueError(f"Expected a layer among {', '.join(LAYERS)}; got {name!r}")
     if "layers" in entries:
-        entries["layers"] = [_layer(each) for each in entries["layers"]]
+        entries["layers"] = [_build_layer(layer) for layer in entries["layers"]]
     return LAYERS[name](**entries)

@@ -15,7 +15,7 @@ import safetensors.numpy
 from fuzz_files import bytes_changed
 from fuzzing import Case, Outcome, Place, chance, outcome, pipe
 
-from cnf.storage import sealed
+from cnf.storage import with_checksum
 
 JUNK: tuple[Any, ...] = (
     None, "", "junk", "os.system", -1, 0, 1, 2, 1.5, -0.0, 1e300, -1e300, 1e-320, float("nan"),
@@ -75,7 +75,7 @@ def config_edited(random: Random, folder: Path) -> str:
     if random.random() < 0.2:
         story += "; " + edited(random, config)
     seal = random.random() < 0.5
-    path.write_text(json.dumps(sealed(config) if seal else config, indent=2))
+    path.write_text(json.dumps(with_checksum(config) if seal else config, indent=2))
     return f"{story}{', sealed' * seal}"
 
 
@@ -122,7 +122,7 @@ def weights_foreign(random: Random, folder: Path) -> str:
     if random.random() < 0.7:
         config = json.loads((folder / "config.json").read_text())
         config["sha256"] = hashlib.sha256(weights).hexdigest()
-        (folder / "config.json").write_text(json.dumps(sealed(config)))
+        (folder / "config.json").write_text(json.dumps(with_checksum(config)))
     return f"weights {what} {name}, sealed"  # by whoever made them
 
 
@@ -149,7 +149,7 @@ def version_newer(random: Random, folder: Path) -> str:
     config = json.loads(path.read_text())
     config["format"] = random.choice([2, 10, 0, -1, "1", 1.5, None, [1], "2.0"])
     config |= random.choice([{}, {"layers": {}}, {"new": 1}])
-    path.write_text(json.dumps(sealed(config)))
+    path.write_text(json.dumps(with_checksum(config)))
     return f"format {config['format']!r}, sealed"
 
 

@@ -8,7 +8,7 @@ from fuzz_tables import QUICK
 from fuzzing import Place, drawing_nothing
 from test_scripts_running import COLUMNS, done, rows_of_table, write_csv
 
-from cnf.storage import sealed
+from cnf.storage import with_checksum
 
 
 def place_in(folder: Path) -> Place:
@@ -28,6 +28,6 @@ def place_in(folder: Path) -> Place:
     copytree(folder / "model", folder / "sourced")
     config = json.loads((folder / "sourced" / "config.json").read_text())
     config["metadata"]["data"] = str(place.work / "source.csv")
-    (folder / "sourced" / "config.json").write_text(json.dumps(sealed(config)))
+    (folder / "sourced" / "config.json").write_text(json.dumps(with_checksum(config)))
     place.cleared()
     return place

@@ -10,7 +10,7 @@ import safetensors.numpy
 from test_scripts_running import COLUMNS, SMALL, complaint, done, rows_of_table, tree, write_csv
 
 import cnf
-from cnf.storage import sealed
+from cnf.storage import with_checksum
 
 ROWS = rows_of_table(40)
 ARGUMENTS = {
@@ -60,7 +60,7 @@ def edit(folder, path, to):
 
 
 def write(folder, config):
-    (folder / "config.json").write_text(json.dumps(sealed(config)))
+    (folder / "config.json").write_text(json.dumps(with_checksum(config)))
 
 
 def test_untouched_copy_is_taken(folder):

@@ -63,7 +63,7 @@ def edit(folder, change):
     path = folder / "config.json"
     config = json.loads(path.read_text())
     change(config)
-    path.write_text(json.dumps(storage.sealed(config)))
+    path.write_text(json.dumps(storage.with_checksum(config)))
 
 
 def test_the_same_log_prob_to_the_last_bit(flow, folder):
@@ -337,8 +337,8 @@ def test_two_layers_of_one_field_train_save_and_load(tmp_path):
 @pytest.mark.parametrize(
     ("shared", "message"),
     [
-        ({"layers.1": "layers.0"}, "layers.0 and layers.1 to be alike"),
-        ({"layers.0.field": "layers.2"}, "to be alike"),
+        ({"layers.1": "layers.0"}, "layers.0 and layers.1 of one type and shape"),
+        ({"layers.0.field": "layers.2"}, "of one type and shape"),
         ({"layers.0.field": "layers.9"}, "Expected a model"),
         ({"layers.0.name": "layers.0.name"}, "a module or a tensor to share"),
         ({"layers.0": 3}, "Expected a model"),

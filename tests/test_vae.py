@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributions import kl_divergence
 
-from cnf.storage import sealed
+from cnf.storage import with_checksum
 from cnf.training.checkpoint import TrainingState
 from cnf.training.loop import TrainingError
 from cnf.vae import (
@@ -469,7 +469,7 @@ def test_what_is_no_vae_is_not_loaded(tmp_path):
     small().save(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text().replace('"flows"', '"flaws"'))
-    path.write_text(json.dumps(sealed(config)))
+    path.write_text(json.dumps(with_checksum(config)))
     with pytest.raises(ValueError, match="Expected a VAE of cnf-flows in .*'flaws'"):
         load(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Problems and references that several tests share."""
+"""Problems and reference solutions that several tests share."""
 
 import copy
 
@@ -13,13 +13,13 @@ from cnf.layers import CNF, TransformResult
 
 
 def standard(dim: int = 2, dtype: torch.dtype = torch.float64) -> Independent:
-    """The standard normal base."""
+    """Return a standard normal base."""
     zeros = torch.zeros(dim, dtype=dtype)
     return Independent(Normal(zeros, torch.ones_like(zeros)), 1)
 
 
 def exact_log_prob(flow: Flow, x: Tensor, context: Tensor | None = None) -> Tensor:
-    """Log p of all rows by SciPy's DOP853 at 1e-12, in double precision, the trace by autograd."""
+    """Compute log p of rows by SciPy's DOP853 at 1e-12 in float64, with autograd's trace."""
     flow, x = copy.deepcopy(flow).double(), x.double()
     given = () if context is None else (flow.standardized(context.double()),)
     log_det = torch.zeros(len(x), dtype=torch.float64)
@@ -52,7 +52,7 @@ def _exact_pull(layer: CNF, x: Tensor, given: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 def max_difference(left: Tensor, right: Tensor) -> float:
-    """The largest absolute difference."""
+    """Return the largest absolute difference."""
     return (left - right).abs().max().item()
 
 

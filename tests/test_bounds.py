@@ -41,7 +41,7 @@ def best_factorised(x):
 
 
 def wide(x):
-    """As wide as the true posterior in each coordinate, so that no weight is without bound."""
+    """A Gaussian as wide as the true posterior in each coordinate: all weights are bounded."""
     true = true_posterior(x)
     return Independent(Normal(true.mean, true.variance.sqrt()), 1)
 

@@ -1,6 +1,6 @@
 """Angles in a flow: a density on the circle × R^n, its wrap-around, and what trains it.
 
-The truth beside which flows are trained is a mixture of two von Mises distributions, one of them
+The density that flows are fitted to is a mixture of two von Mises distributions, one of them
 across the ends of the interval, and a normal column whose mean depends on the angle.
 """
 
@@ -99,8 +99,8 @@ def test_the_density_is_the_same_a_turn_further(name):
     inside = cnf.Flow(flow.base, flow.layers[:-1])  # which wraps nothing
     with torch.no_grad():
         log_prob = flow.log_prob(x)
-        for own in (flow, inside):
-            assert max_difference(own.log_prob(x + turns), log_prob) < 1e-10
+        for each in (flow, inside):
+            assert max_difference(each.log_prob(x + turns), log_prob) < 1e-10
         shifted = flow.log_prob(x + torch.tensor([0.0, TURN, 0.0]))
     assert max_difference(log_prob, shifted) > 1e-3
 
@@ -195,10 +195,10 @@ def test_gradients_of_training_are_those_of_backprop(name, hidden):
         inputs = [x, *field.parameters()]
         return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
 
-    for own, other in zip(
+    for one, other in zip(
         gradients(activation_bytes=2**28), gradients(gradient="backprop"), strict=True
     ):
-        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
 def test_draws_have_the_density_that_they_are_scored_with():
@@ -441,17 +441,17 @@ def test_a_saved_flow_comes_back(tmp_path):
         scaling="whiten", blocks=2, zero_last=False,
     )  # fmt: skip
     flow.layers[-2].fit(torch.randn(40, 3) + 2)
-    for folder, own in (("single", flow), ("double", flow.double())):
-        cnf.save(own, tmp_path / folder)
+    for folder, saved in (("single", flow), ("double", flow.double())):
+        cnf.save(saved, tmp_path / folder)
         again = cnf.load(tmp_path / folder)
-        x = torch.randn(9, 3).to(own.like)
-        assert torch.equal(again.log_prob(x), own.log_prob(x))
+        x = torch.randn(9, 3).to(saved.like)
+        assert torch.equal(again.log_prob(x), saved.log_prob(x))
         torch.manual_seed(2)
-        one = own.sample(4)
+        one = saved.sample(4)
         torch.manual_seed(2)
         assert torch.equal(again.sample(4), one)
         assert again.circular == (0, 2)
-        assert again.base.sample((2,)).dtype == own.like.dtype
+        assert again.base.sample((2,)).dtype == saved.like.dtype
 
 
 def test_the_paths_of_angles_are_drawn_within_the_interval():

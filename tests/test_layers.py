@@ -32,7 +32,7 @@ DOUBLE = torch.float64
 
 
 class Rotate(nn.Module):
-    """A user's own field: a rotation and a growth, whose flow is known in closed form."""
+    """A user-defined field: a rotation and a growth, whose flow is known in closed form."""
 
     growth = 0.3
 
@@ -120,7 +120,7 @@ def test_a_users_own_field(divergence):
 @pytest.mark.parametrize("divergence", ["exact", "autograd"])
 @pytest.mark.parametrize("step", ["per_sample", "joint"])
 def test_gradients_reach_weights_and_context(gradient, divergence, step):
-    """Every entry of the Jacobian by the field's own trace, random projections by autograd's."""
+    """Check all entries of the Jacobian for the exact trace, random projections for autograd's."""
     field = ConcatSquash(2, (3, 3), context_dim=1).double()
     layer = CNF(field, gradient=gradient, divergence=divergence, step=step, rtol=1e-9, atol=1e-9)
     x = torch.randn(2, 2, dtype=DOUBLE, requires_grad=True)
@@ -150,7 +150,7 @@ def test_gradients_reach_a_users_own_weights():
 
 
 def test_the_probe_is_fixed_for_one_solve():
-    """With a probe redrawn at each evaluation the error estimate would never settle."""
+    """A probe redrawn at each evaluation would keep the error estimate from settling."""
     layer = CNF(ConcatSquash(4, (16, 16)), divergence="hutchinson", rtol=1e-8, atol=1e-8).double()
     z = torch.randn(10, 4, dtype=DOUBLE)
     first, second = layer.push(z), layer.push(z)
@@ -222,7 +222,7 @@ def test_context_goes_with_its_rows(step, hidden):
 
 
 def test_the_row_error():
-    """The coordinates' RMS or the log-density's own error; what comes after it does not steer."""
+    """The coordinates' RMS or the log-density's error; later columns do not affect it."""
     ratio = torch.tensor([[3.0, 4.0, 0.1, 9.0], [0.0, 0.0, -2.0, 9.0]])
     expected = torch.tensor([12.5**0.5, 2.0])
     torch.testing.assert_close(row_errors(ratio, 2), expected)
@@ -251,9 +251,9 @@ def test_gradient_modes_agree(step, change, divergence):
     layer = CNF(field, divergence=divergence, step=step, rtol=1e-9, atol=1e-9)
     z = torch.randn(10, 2, dtype=DOUBLE, requires_grad=True)
     found = []
-    for own in (layer, layer.with_solver(**change)):
+    for each in (layer, layer.with_solver(**change)):
         torch.manual_seed(0)  # the same probes
-        x, log_det = own(z)
+        x, log_det = each(z)
         loss = x.square().sum() + log_det.sum()
         found.append(torch.autograd.grad(loss, (z, *layer.parameters())))
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
@@ -283,7 +283,7 @@ def test_how_a_divergence_is_found_is_no_part_of_a_model():
 @pytest.mark.parametrize("context_dim", [0, 2])
 @pytest.mark.parametrize("hidden", [(5,), (5, 6), (5, 6, 4), (5, 6, 4, 3)])
 def test_gradients_of_training_are_those_of_backprop(name, context_dim, hidden):
-    """Joint steps, activations kept: the ways back by hand, with context, for every field."""
+    """Joint steps with stored activations: hand-written adjoints, with context, for every field."""
     field = make_field(name, dim=3, hidden=hidden, context_dim=context_dim).double()
     with torch.no_grad():
         for parameter in field.parameters():
@@ -299,8 +299,8 @@ def test_gradients_of_training_are_those_of_backprop(name, context_dim, hidden):
 
     expected = gradients(gradient="backprop")
     for activation_bytes in (0, 2**28):
-        for own, other in zip(gradients(activation_bytes=activation_bytes), expected, strict=True):
-            torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
+        for one, other in zip(gradients(activation_bytes=activation_bytes), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
 def test_frozen_weights_get_no_gradient():
@@ -322,24 +322,26 @@ def test_frozen_weights_get_no_gradient():
 @pytest.mark.parametrize("gradient", ["checkpoint", "backprop"])
 def test_no_product_is_taken_at_inner_stages(step, gradient, monkeypatch):
     """One stage of six of dopri5 is an inner one: the solver sees the velocity alone there."""
-    estimate, taken = Hutchinson.__call__, []
+    estimate, calls = Hutchinson.__call__, []
 
     def counting(*arguments):
-        taken.append(1)
+        calls.append(1)
         return estimate(*arguments)
 
     monkeypatch.setattr(Hutchinson, "__call__", counting)
     field, x = ConcatSquash(2, (5, 6)), torch.randn(1, 2, requires_grad=True)
     result = CNF(field, step=step, gradient=gradient, divergence="hutchinson").pull(x)
     steps = int(np.sum(result.stats.accepted) + np.sum(result.stats.rejected))
-    assert len(taken) == np.sum(result.stats.evaluations) - steps
+    assert len(calls) == np.sum(result.stats.evaluations) - steps
     result.log_det.sum().backward()
     again = int(np.sum(result.stats.backward))  # six evaluations of each accepted step, or none
-    assert len(taken) == np.sum(result.stats.evaluations) - steps + again * 5 // 6
+    assert len(calls) == np.sum(result.stats.evaluations) - steps + again * 5 // 6
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of the compiler's own
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute:UserWarning"
+)  # raised by the compiler itself
 @pytest.mark.parametrize("step", ["joint", "per_sample"])
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiles")
 def test_compiled_code_gives_the_same(step):
@@ -350,8 +352,8 @@ def test_compiled_code_gives_the_same(step):
         result = layer.pull(x)
         loss = result.value.sum() + result.log_det.sum()
         found.append((loss, *torch.autograd.grad(loss, [*field.parameters()])))
-    for own, other in zip(*found, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_compiler_there_is_a_warning_and_a_result(monkeypatch):
@@ -444,7 +446,7 @@ def test_whitening_leaves_unit_covariance_and_the_columns_nearly_what_they_were(
 
 
 def test_whitening_shrinks_as_ledoit_and_wolf_do():
-    """Against scikit-learn's, which shrinks towards the mean variance, 1 here, at the identity."""
+    """Compare with scikit-learn's, which shrinks towards the mean variance, here 1, times I."""
     x = correlated(40)
     standard = (x - x.mean(0)) / x.std(0, correction=0)
     shrunk, s = ledoit_wolf(standard.numpy(), assume_centered=True)
@@ -526,15 +528,15 @@ def test_modules_and_parameters_in_two_places(step, activation_bytes):
         loss = result.value.sum() + result.log_det.sum()
         return torch.autograd.grad(loss, [*field.parameters()])
 
-    for own, other in zip(
+    for one, other in zip(
         gradients(activation_bytes=activation_bytes), gradients(gradient="backprop"), strict=True
     ):
-        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
     assert isinstance(field.net[0].weight, nn.Parameter)
 
 
 def test_what_is_kept_stays_within_its_bytes():
-    """Of a wide network and a small batch: folded weights are kept too, and count."""
+    """A wide network and a small batch: stored folded weights count too."""
     field, x = ConcatSquash(2, (64, 64)), torch.randn(4, 2)
     stage = 4 * 6 * (2 * 64 * 64 + 2 * 64)  # bytes of a step's folded weights and matrix
     layer = CNF(field, step="joint", activation_bytes=5 * stage, step_size=0.05)

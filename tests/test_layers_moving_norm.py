@@ -1,4 +1,4 @@
-"""Batch normalisation: its statistics move only where they are told to, also in a run."""
+"""Batch normalisation: its statistics move only by updates, also in a run."""
 
 import dataclasses
 
@@ -40,13 +40,13 @@ def statistics(layer):
 
 
 def test_the_first_updates_give_the_statistics_of_all_rows():
-    """Against those of the rows at once, until the share has come down to the decay."""
+    """Compare with the statistics of all rows at once, until 1/k falls below the decay."""
     layer, batches = MovingNorm(2, decay=0.25).double(), [batch(30) for _ in range(4)]
-    for k, own in enumerate(batches, 1):
-        layer.update(layer.sums(own))
-        rows = torch.cat(batches[:k])
-        torch.testing.assert_close(layer.mean, rows.mean(0), rtol=1e-12, atol=0)
-        torch.testing.assert_close(layer.variance, rows.var(0, correction=0), rtol=1e-9, atol=0)
+    for k, rows in enumerate(batches, 1):
+        layer.update(layer.sums(rows))
+        seen = torch.cat(batches[:k])
+        torch.testing.assert_close(layer.mean, seen.mean(0), rtol=1e-12, atol=0)
+        torch.testing.assert_close(layer.variance, seen.var(0, correction=0), rtol=1e-9, atol=0)
 
 
 def test_later_updates_forget_by_the_decay():
@@ -64,7 +64,7 @@ def test_later_updates_forget_by_the_decay():
 
 @pytest.mark.parametrize("rows", [1, 4, 100])
 def test_statistics_converge_to_those_of_the_data(rows):
-    """Of batches of one row too, though these have no variance of their own."""
+    """Batches of one row work too, though their variance is zero."""
     layer = MovingNorm(2, decay=2e-3, eps=1e-9).double()
     for _ in range(1500):
         layer.update(layer.sums(batch(rows)))
@@ -192,10 +192,10 @@ def test_what_passed_each_layer_is_what_came_to_it(trained):
     flow, _, x = trained
     passed = flow.score_rows(x[:20]).layer_inputs
     assert len(passed) == len(flow.layers)
-    for layer, own in zip(reversed(flow.layers), reversed(passed), strict=True):
-        torch.testing.assert_close(own, x[:20], rtol=1e-3, atol=1e-4)
-        x = layer.pull(own).value
-        assert not own.requires_grad
+    for layer, arrived in zip(reversed(flow.layers), reversed(passed), strict=True):
+        torch.testing.assert_close(arrived, x[:20], rtol=1e-3, atol=1e-4)
+        x = layer.pull(arrived).value
+        assert not arrived.requires_grad
 
 
 # In a run.
@@ -208,8 +208,8 @@ def test_a_step_moves_the_statistics_by_what_came_to_the_layers():
     learner = Learner(flow, RECIPE)
     with torch.no_grad():
         passed = flow.score_rows(rows).layer_inputs
-    taken = learner.step(MaximumLikelihood(), Rows(rows), rate=1e-2, tolerance_factor=1.0)
-    assert taken.failure == ""
+    outcome = learner.step(MaximumLikelihood(), Rows(rows), rate=1e-2, tolerance_factor=1.0)
+    assert outcome.failure == ""
     for layer, x in zip(flow.layers, passed, strict=True):
         if isinstance(layer, MovingNorm):
             assert int(layer.updates) == 1
@@ -231,10 +231,10 @@ def test_the_averaged_flow_has_averaged_statistics():
     flow, rows = RECIPE.flow(2).double(), batch(300)
     learner = Learner(flow, RECIPE)
     learner.step(MaximumLikelihood(), Rows(rows), rate=1e-2, tolerance_factor=1.0)
-    for layer, own in zip(norms(flow), norms(learner.ema), strict=True):
-        torch.testing.assert_close(own.mean, 0.9 * layer.mean)
-        torch.testing.assert_close(own.variance, 0.1 + 0.9 * layer.variance)
-        assert int(own.updates) == 1
+    for layer, ema in zip(norms(flow), norms(learner.ema), strict=True):
+        torch.testing.assert_close(ema.mean, 0.9 * layer.mean)
+        torch.testing.assert_close(ema.variance, 0.1 + 0.9 * layer.variance)
+        assert int(ema.updates) == 1
 
 
 def test_statistics_of_a_run_are_those_of_what_comes_to_the_layers(trained):
@@ -242,10 +242,10 @@ def test_statistics_of_a_run_are_those_of_what_comes_to_the_layers(trained):
     assert history.skipped == 0
     with torch.no_grad():
         passed = flow.score_rows(x).layer_inputs
-    for layer, own in zip(flow.layers, passed, strict=True):
+    for layer, arrived in zip(flow.layers, passed, strict=True):
         if isinstance(layer, MovingNorm):
             assert int(layer.updates) == history.best_step
-            z = layer.pull(own).value
+            z = layer.pull(arrived).value
             z = (z - layer.bias) / layer.log_weight.exp()
             torch.testing.assert_close(z.mean(0), torch.zeros(2), rtol=0, atol=0.2)
             torch.testing.assert_close(z.std(0), torch.ones(2), rtol=0.2, atol=0)
@@ -281,7 +281,7 @@ def test_flow_matching_refuses_it(objective):
 
 
 def test_it_may_stand_next_to_the_data():
-    """In the place of a scaling."""
+    """A moving norm replaces a scaling."""
     base, layers = cnf.ffjord(2).base, [CNF(cnf.ConcatSquash(2, (8,))), MovingNorm(2)]
     flow, x = cnf.Flow(base, layers).double(), batch(300)
     cnf.fit(flow, x, recipe=RECIPE, steps=20)

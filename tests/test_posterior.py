@@ -166,7 +166,7 @@ H, LOC, SCALE = torch.zeros(4, 3), torch.zeros(4, 2), torch.ones(4, 2)
 
 
 def spoiled(tensor, value):
-    """With one number replaced."""
+    """Return a copy with one number replaced."""
     tensor = tensor.clone()
     tensor[2, 1] = value
     return tensor

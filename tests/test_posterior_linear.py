@@ -46,6 +46,6 @@ def test_a_linear_decoder_of_a_gaussian():
             bounds = cnf.iwae(encoder(x).expand((times, 8)), PRIOR, log_likelihood, samples)
             gaps.append((evidence - bounds).mean().item())
     assert gaps[0] < 0.01
-    # From below and down, but for the chance in the means, of 1e-3.
+    # Gaps are positive and fall, up to noise of 1e-3 in the means.
     assert all(-4e-3 < later < before + 4e-3 for before, later in pairwise(gaps))
     assert abs(gaps[2]) < 4e-3

@@ -170,7 +170,7 @@ def test_a_configuration_edited_by_hand(folder, change, message):
 
 
 def test_a_change_that_still_makes_a_model_is_warned_of(flow, folder):
-    """As of a solver's tolerance, or of a bit on the disk: what comes of it is another number."""
+    """A changed tolerance, or a flipped bit on the disk, gives other numbers."""
     path = folder / "config.json"
     assert '"rtol": 0.0001' in path.read_text()
     path.write_text(path.read_text().replace('"rtol": 0.0001', '"rtol": 0.0009'))
@@ -179,7 +179,7 @@ def test_a_change_that_still_makes_a_model_is_warned_of(flow, folder):
 
 
 def test_a_folder_without_a_seal_is_loaded(flow, folder):
-    """As versions of before wrote them."""
+    """Earlier versions wrote no seal."""
     path, x = folder / "config.json", torch.zeros(3, 2)
     config = json.loads(path.read_text())
     del config["seal"]

@@ -1,4 +1,4 @@
-"""Where a flow's x can be: what its layers reach, exactly."""
+"""The support of a flow: the exact range of its layers."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def scaled(loc, scale):
 
 
 COUNTS = [Bounded([0.0], [4.0]), Dequantize(1)]  # 0 to 3
-# Layers, base, rows that are reached and rows that are not.
+# Layers, base, rows in the support and rows outside.
 CASES = {
     "positive": ([Positive([2.0])], standard(1), [[2.1], [1e6]], [[2.0], [1.0], [float("nan")]]),
     "bounded": ([Bounded([0.0], [1.0])], standard(1), [[0.0], [0.5], [1.0]], [[-1e-9], [1.1]]),
@@ -77,14 +77,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_support_tells_which_rows_are_reached(name):
-    layers, base, reached, others = CASES[name]
+def test_support_contains_the_rows_in_range(name):
+    layers, base, inside, outside = CASES[name]
     flow = cnf.Flow(base, layers).double()
     support = flow.support()
     assert support.event_dim == 1
     assert support.is_discrete == flow.noisy
-    rows = torch.tensor([*reached, *others], dtype=DOUBLE)
-    expected = torch.tensor([True] * len(reached) + [False] * len(others))
+    rows = torch.tensor([*inside, *outside], dtype=DOUBLE)
+    expected = torch.tensor([True] * len(inside) + [False] * len(outside))
     assert torch.equal(support.check(rows), expected)
     assert torch.equal(support.check(rows.unsqueeze(1)), expected.unsqueeze(1))
     assert support.check(rows[0]).shape == ()
@@ -94,15 +94,15 @@ def test_support_tells_which_rows_are_reached(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_rows_of_the_support_have_a_density(name):
-    layers, base, reached, _ = CASES[name]
+    layers, base, inside, _ = CASES[name]
     flow = cnf.Flow(base, layers).double()
-    assert flow.log_prob(torch.tensor(reached, dtype=DOUBLE)).isfinite().all()
+    assert flow.log_prob(torch.tensor(inside, dtype=DOUBLE)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_preimages_are_taken_to_their_rows(name):
-    layers, _, reached, _ = CASES[name]
-    x = torch.tensor(reached, dtype=DOUBLE)
+    layers, _, inside, _ = CASES[name]
+    x = torch.tensor(inside, dtype=DOUBLE)
     for layer in reversed(layers):
         layer.double()
         z = layer.preimage(x)

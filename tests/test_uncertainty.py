@@ -1,4 +1,4 @@
-"""Errors of log p that cover what it is off by, and log p that is each row's own."""
+"""Error estimates of log p that cover its error, and rows whose log p is independent."""
 
 import math
 
@@ -104,7 +104,7 @@ def test_a_tighter_solve_is_nearer_to_the_truth():
 
 
 def test_the_noise_of_estimates_is_in_the_uncertainty():
-    """By Student's factor, whatever the number of probes: 95 of 100 rows are covered."""
+    """Student's factor covers 95 of 100 rows, for any number of probes."""
     x = torch.randn(300, 8, dtype=DOUBLE)
     exact = bent(8).double().with_solver(rtol=1e-4, atol=1e-4)
     estimated, truth = exact.with_solver(divergence="hutchinson"), exact.log_prob(x)
@@ -118,7 +118,10 @@ def test_the_noise_of_estimates_is_in_the_uncertainty():
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson", "hutch++"])
 def test_chunks_change_nothing(divergence, dtype):
     flow = bent(3, 1).to(dtype).with_solver(divergence=divergence)
-    x, context = torch.randn(2 * NOISE_BLOCK_ROWS + 5, 3).to(dtype), torch.randn(2 * NOISE_BLOCK_ROWS + 5, 1).to(dtype)
+    x, context = (
+        torch.randn(2 * NOISE_BLOCK_ROWS + 5, 3).to(dtype),
+        torch.randn(2 * NOISE_BLOCK_ROWS + 5, 1).to(dtype),
+    )
     whole, *others = (
         flow.score(x, context, generator=torch.Generator().manual_seed(3), max_batch=size)
         for size in (None, 50, NOISE_BLOCK_ROWS)
@@ -213,7 +216,7 @@ def test_evaluations_backward_of_few_rows_are_these_rows_own():
 
 
 def layers_of(x: torch.Tensor) -> dict:
-    """A layer of every kind that has columns beside a solve, fitted to x where it can be."""
+    """Return layers of every kind, to stand after a solve, fitted to x where they can be."""
     moving = MovingNorm(2)
     moving.update(moving.sums(x))
     columns = {
@@ -225,7 +228,7 @@ def layers_of(x: torch.Tensor) -> dict:
         "constant": Constant([3.0]),
         "argmax": Argmax([0.5, 0.3, 0.2]),
     }
-    beside = {
+    concatenated = {
         name: [Concatenate([Identity(1), layer], [[0], [1]])] for name, layer in columns.items()
     }
     return {
@@ -234,7 +237,7 @@ def layers_of(x: torch.Tensor) -> dict:
         "whiten": [Whiten(2).fit(x)],
         "gaussianize": [Gaussianize(2).fit(x)],
         "moving_norm": [moving],
-        **beside,
+        **concatenated,
     }
 
 
@@ -250,7 +253,7 @@ def flow_of(layer: str, x: torch.Tensor) -> cnf.Flow:
     width = {"constant": 1, "argmax": 3}.get(layer, 2)
     angles = (1,) if layer == "circular" else ()
     inner = bent(width, circular=angles)
-    solve = next(own for own in inner.layers if isinstance(own, cnf.CNF))
+    solve = next(each for each in inner.layers if isinstance(each, cnf.CNF))
     return cnf.Flow(inner.base, [solve, *layers])
 
 
@@ -261,7 +264,7 @@ def test_every_layer_is_there():
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("layer", sorted(set(LAYERS) - {"concatenate"}))
 def test_a_rows_log_p_is_its_own_through_every_layer(layer, dtype):
-    """Alone, in chunks, and beside others; noise being what belongs to the row's number."""
+    """A row scores the same alone, in chunks and among others; noise follows the row's index."""
     x = rows_for(layer, 8)
     flow, x = flow_of(layer, x).to(dtype), x.to(dtype)
     whole, ones = (
@@ -380,7 +383,7 @@ def fitted(name: str) -> tuple[cnf.Flow, torch.Tensor, torch.Tensor | None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["moons", "8gaussians", "rotor", "wine", "diabetes"])
 def test_fitted_flows(name):
-    """What is asked of toys and tables, at full size; `-s` shows the numbers."""
+    """Check toys and tables at full size; `-s` shows the numbers."""
     flow, x, context = fitted(name)
     print(f"\n{name}, {len(x)} rows: {check_cover(flow, x, context)}")
     for dtype, close in CLOSE.items():

@@ -180,11 +180,11 @@ def _check_sizes(entries: Any, weight_bytes: int) -> None:
 
 
 @contextmanager
-def reporting_load_errors(what: str, folder: str | Path) -> Iterator[None]:
+def reporting_load_errors(kind: str, folder: str | Path) -> Iterator[None]:
     """Report errors of rebuilding a model as errors of the folder that it was read from.
 
     Args:
-        what: Name of the kind of model in messages, such as "a model".
+        kind: Name of the kind of model in messages, such as "a model".
         folder: The folder of the model.
 
     Raises:
@@ -194,7 +194,7 @@ def reporting_load_errors(what: str, folder: str | Path) -> Iterator[None]:
         yield
     except KeyError as error:
         raise ValueError(
-            f"Expected {what} of cnf-flows in {folder}; {error} is missing or unknown"
+            f"Expected {kind} of cnf-flows in {folder}; {error} is missing or unknown"
         ) from None
     except (
         safetensors.SafetensorError,
@@ -204,7 +204,7 @@ def reporting_load_errors(what: str, folder: str | Path) -> Iterator[None]:
         ValueError,
     ) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"Expected {what} of cnf-flows in {folder}; got: {reason}") from None
+        raise ValueError(f"Expected {kind} of cnf-flows in {folder}; got: {reason}") from None
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

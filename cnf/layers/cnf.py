@@ -84,7 +84,7 @@ class CNF(Layer):
         """Pull x to `base_time`, with the penalties of a regularization."""
         names = tuple(regularization.active)
         dynamics = DensityDynamics(*self._field_and_divergence(x, context), regularizers=names)
-        return _result_of(dynamics, self._solve(dynamics, x, context, (1.0, base_time)))
+        return _final_result(dynamics, self._solve(dynamics, x, context, (1.0, base_time)))
 
     def pull_scored(
         self, x: Tensor, context: Tensor | None, options: ScoringOptions
@@ -103,7 +103,7 @@ class CNF(Layer):
         variance = log_dets.var(1) / estimates if estimates > 1 else x.new_full((len(x),), nan)
         if divergence.exact:
             variance = torch.zeros_like(variance)
-        return ScoredTransform(_result_of(dynamics, solution), variance, solution.row_status)
+        return ScoredTransform(_final_result(dynamics, solution), variance, solution.row_status)
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Push z without the log-determinant, by evaluations of the velocity alone."""
@@ -165,7 +165,7 @@ class CNF(Layer):
         self, x: Tensor, context: Tensor | None, times: tuple[float, float]
     ) -> TransformResult:
         dynamics = DensityDynamics(*self._field_and_divergence(x, context))
-        return _result_of(dynamics, self._solve(dynamics, x, context, times))
+        return _final_result(dynamics, self._solve(dynamics, x, context, times))
 
     def _field_and_divergence(
         self, x: Tensor, context: Tensor | None
@@ -215,19 +215,21 @@ class CNF(Layer):
         if x.ndim != 2 or x.shape[1] != self.field.dim:
             raise ValueError(
                 f"Expected shape (rows, {self.field.dim}) of the field's dimension; "
-                f"got {tuple(x.shape)}"
+                f"got {tuple(x.shape)}: flatten batch axes to rows"
             )
         context_dim = self.field.context_dim
         given = None if context is None else tuple(context.shape)
         if given != ((len(x), context_dim) if context_dim else None):
             raise ValueError(
-                f"Expected a context of shape ({len(x)}, {context_dim}); got {given}"
+                f"Expected a context of shape ({len(x)}, {context_dim}); got {given}: "
+                "pass one context for each row"
                 if context_dim
-                else f"Expected no context for a field without context_dim; got shape {given}"
+                else f"Expected no context for a field without context_dim; got shape "
+                f"{given}: leave it out"
             )
 
 
-def _result_of(dynamics: DensityDynamics, solution: Solution) -> TransformResult:
+def _final_result(dynamics: DensityDynamics, solution: Solution) -> TransformResult:
     """Return the end of a solve as a result.
 
     Penalties are negated integrals: only solves backwards in time have them.

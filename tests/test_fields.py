@@ -14,10 +14,9 @@ from cnf.fields import (
     ModuleField,
     make_field,
 )
-from cnf.fields.activations import waves
-from cnf.fields.analytic.logistic import LOGISTIC
+from cnf.fields.activations import LOGISTIC, fourier_activation
 from cnf.fields.divergence import AutogradTrace, FieldTrace, TangentTrace
-from cnf.fields.field import pull_back
+from cnf.fields.field import vector_jacobian_products
 
 DOUBLE = torch.float64
 T = torch.tensor(0.3, dtype=DOUBLE)
@@ -29,7 +28,7 @@ THEIRS = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
 }
-INSIDE = {**ACTIVATIONS, "logistic": LOGISTIC, "waves": waves(5, 48)}
+INSIDE = {**ACTIVATIONS, "logistic": LOGISTIC, "fourier": fourier_activation(5, 48)}
 
 
 def made(name, dim=4, scale=3.0, **options):
@@ -46,15 +45,15 @@ def made(name, dim=4, scale=3.0, **options):
 def test_activation_derivatives(name):
     activation = INSIDE[name]
     z = torch.linspace(-6, 6, 101, dtype=DOUBLE)
-    z[-48:] = z[-96:-48]  # as waves' are
+    z[-48:] = z[-96:-48]  # as those of Fourier features are
     z.requires_grad_()
     value, slope = activation(z)
-    _, kept = activation.function(z)
+    _, auxiliary = activation.function(z)
     (expected,) = torch.autograd.grad(value.sum(), z, create_graph=True)
     torch.testing.assert_close(slope, expected, rtol=1e-12, atol=1e-12)
     v, d = torch.randn(2, 101, dtype=DOUBLE)
     (back,) = torch.autograd.grad((value * v).sum() + (expected * d).sum(), z)
-    found = activation.back(value, kept, slope, v, d)
+    found = activation.adjoint(value, auxiliary, slope, v, d)
     torch.testing.assert_close(found, back, rtol=1e-9, atol=1e-12)
 
 
@@ -125,7 +124,7 @@ def test_products_are_those_of_the_jacobian(name):
     jacobian = torch.autograd.functional.jacobian(lambda row: field(T, row), x).reshape(3, 3)
     _, products = field.products(stage, x, vectors)
     torch.testing.assert_close(products[:, 0], vectors[:, 0] @ jacobian.T)
-    _, pulled = pull_back(field, stage, x, vectors)
+    _, pulled = vector_jacobian_products(field, stage, x, vectors)
     torch.testing.assert_close(pulled[:, 0], vectors[:, 0] @ jacobian)
 
 
@@ -187,7 +186,7 @@ def test_only_ignore_ignores_time(name):
 @pytest.mark.parametrize("gate", [False, True])
 @pytest.mark.parametrize("shift", [False, True])
 def test_gated_linear_is_its_equation(gate, shift):
-    layer = GatedLinear(3, 2, signals=2, gate=gate, shift=shift).double()
+    layer = GatedLinear(3, 2, conditioning=2, gate=gate, shift=shift).double()
     x, s = torch.randn(5, 3, dtype=DOUBLE), torch.randn(5, 2, dtype=DOUBLE)
     expected = x @ layer.linear.weight.T + layer.linear.bias
     if gate:
@@ -207,11 +206,11 @@ def test_gated_fields_are_chains_of_their_layers(name, activation):
     x, context = torch.randn(5, 4, dtype=DOUBLE), torch.randn(5, 2, dtype=DOUBLE)
     angle = 2 * torch.pi * T
     time = torch.stack([T, torch.sin(angle), torch.cos(angle)]).expand(5, 3)
-    signals = context if isinstance(field, Ignore) else torch.cat([time, context], 1)
+    conditioning = context if isinstance(field, Ignore) else torch.cat([time, context], 1)
     h = x
     for layer in field.layers:
-        h = THEIRS[activation](layer(h, signals))
-    torch.testing.assert_close(field(T, x, context), field.last(h, signals))
+        h = THEIRS[activation](layer(h, conditioning))
+    torch.testing.assert_close(field(T, x, context), field.last(h, conditioning))
 
 
 def test_features_of_x_are_waves_of_fixed_frequencies():

@@ -1,4 +1,4 @@
-"""Whole steps of a perceptron as one function are its steps stage by stage."""
+"""Whole steps of a perceptron as one function equal its steps stage by stage."""
 
 from collections import Counter
 from functools import partial
@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from cnf.fields import FIELDS
-from cnf.fields.analytic.fused_step import step_kernels
-from cnf.fields.analytic.kernels import EAGER, Kernels
+from cnf.fields.analytic import EAGER
 from cnf.layers import CNF
 from cnf.ode import TABLEAUS
+from cnf.ode.fused_step import fused_step, fused_steps
 from cnf.ode.tableaus import Tableau
 
-WHOLE = Kernels(steps=step_kernels)  # what is compiled, uncompiled
+# The functions that are compiled, eager.
+WHOLE = EAGER._replace(fused=fused_steps(EAGER.stage, lambda function: function))
 GATED = ["ignore", "concat", "squash", "concat_squash"]
 
 # Its second stage is weighed by the error alone, its third one's state by nothing but the second.
@@ -29,7 +30,7 @@ ODD = Tableau(
 
 
 def counted(calls, name, function):
-    """The function, its calls counted under the name."""
+    """Return the function with its calls counted under the name."""
 
     def counting(*arguments):
         calls[name] += 1
@@ -39,7 +40,7 @@ def counted(calls, name, function):
 
 
 def found(field, x, context=None, **settings):
-    """What a solve gives, and log p's terms with the gradients to everything."""
+    """Return a solve's result, and log p's terms with their gradients to everything."""
     layer = CNF(field, step="joint", **settings)
     mapped = layer.pull(x, context)
     loss = (mapped.value**2).sum() + mapped.log_det.sum()
@@ -60,9 +61,9 @@ def x():
 
 
 def agree(check, field):
-    """Hold that whole steps are steps stage by stage, to a rounding and to an evaluation."""
+    """Check that whole steps equal steps stage by stage, to a rounding and to an evaluation."""
     mapped, expected = check()
-    field.kernels = WHOLE
+    field.functions = WHOLE
     other, own = check()
     assert other.stats.evaluations == mapped.stats.evaluations
     assert other.stats.backward == mapped.stats.backward
@@ -113,37 +114,40 @@ def test_of_every_field_that_has_them(name, hidden, context_dim):
 
 
 @pytest.mark.parametrize("first_step", [None, 0.99], ids=["", "after a step that is refused"])
-def test_each_step_is_one_call_and_so_is_its_way_back(first_step, field, x):
+def test_each_step_is_one_call_and_so_is_its_adjoint(first_step, field, x):
     calls = Counter()
 
     def steps(tableau):
-        own = step_kernels(tableau)
+        own = fused_step(tableau, EAGER.stage)
         return own._make(counted(calls, name, each) for name, each in own._asdict().items())
 
-    field.kernels = Kernels(steps=steps)
+    field.functions = EAGER._replace(fused=steps)
     mapped, _ = found(field, x, activation_bytes=2**28, rtol=1e-8, atol=1e-8, first_step=first_step)
     stats = mapped.stats
     assert (stats.rejected > 0) == (first_step is not None)
-    assert calls == {"push": stats.accepted + stats.rejected, "pull": stats.accepted}
+    assert calls == {"forward": stats.accepted + stats.rejected, "vjp": stats.accepted}
     assert stats.backward == 0
 
 
-def test_no_trace_is_taken_at_inner_stages(field, x):
-    """One stage of six of dopri5 is an inner one."""
+def test_no_trace_is_taken_at_unweighted_stages(field, x):
+    """One stage of six of dopri5 is unweighted."""
     calls = Counter()
-    functions = EAGER._asdict()
-    field.kernels = Kernels(
-        **{name: counted(calls, name, each) for name, each in functions.items()}
+    *evaluations, inputs = EAGER.stage
+    names = EAGER.stage._fields
+    functions = [counted(calls, *each) for each in zip(names, evaluations, strict=False)]
+    velocity = counted(calls, "velocity", EAGER.velocity)
+    field.functions = EAGER._replace(
+        stage=EAGER.stage._make([*functions, inputs]), velocity=velocity
     )
     mapped, _ = found(field, x, activation_bytes=2**28)
     steps = mapped.stats.accepted
     assert mapped.stats.rejected == 0
-    assert calls["bare"] == calls["pull_bare"] == steps
-    # Besides: the first slope, which has a way back, and the one that the first size is found by.
-    assert calls["traced"] == 5 * steps + 2
-    assert calls["pull"] == 5 * steps
+    assert calls["unweighted_forward"] == calls["unweighted_vjp"] == steps
+    # Besides: the first slope, and the one that the first step size is chosen by.
+    assert calls["forward"] == 5 * steps + 2
+    assert calls["vjp"] == 5 * steps
     assert calls["velocity"] == 0
     calls.clear()
     with torch.no_grad():
         CNF(field, step="per_sample").pull(x[:1])
-    assert calls["velocity"] * 5 + 2 == calls["traced"]
+    assert calls["velocity"] * 5 + 2 == calls["forward"]

@@ -11,7 +11,7 @@ from sklearn.covariance import ledoit_wolf
 from torch import nn
 
 from cnf.fields import FIELDS, ConcatSquash, make_field
-from cnf.fields.analytic.kernels import compiled_kernels
+from cnf.fields.analytic import compiled_functions
 from cnf.fields.divergence import Hutchinson
 from cnf.layers import (
     CNF,
@@ -360,13 +360,13 @@ def test_without_a_compiler_there_is_a_warning_and_a_result(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler")
 
-    compiled_kernels.cache_clear()
+    compiled_functions.cache_clear()
     monkeypatch.setattr(torch, "compile", broken)
     field, x = ConcatSquash(2, (4, 4)), torch.randn(3, 2)
     with pytest.warns(RuntimeWarning, match="compile=True has no effect.*no C\\+\\+ compiler"):
         layer = CNF(field, compile=True)
     torch.testing.assert_close(layer(x), CNF(field)(x))
-    compiled_kernels.cache_clear()
+    compiled_functions.cache_clear()
 
 
 def test_a_module_of_ones_own_is_not_compiled():

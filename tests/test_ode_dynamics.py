@@ -120,29 +120,29 @@ def test_a_tensor_caught_in_a_closure_gets_no_gradient(problem):
 
 
 class Quadrature(Turning):
-    """The same, beside it the time integral of |y|², which is any number at inner stages."""
+    """The same, beside it the time integral of |y|², which is any number at unweighted stages."""
 
     def __init__(self, rubbish):
         super().__init__()
         self.rubbish = rubbish
-        self.inner = 0
+        self.unweighted = 0
 
     def evaluate(self, stage, y):
         y = y[:, :-1]
         return torch.cat([super().evaluate(stage, y), (y * y).sum(1, keepdim=True)], 1)
 
-    def evaluate_inner(self, stage, y):
-        self.inner += 1
+    def evaluate_unweighted(self, stage, y):
+        self.unweighted += 1
         slope = super().evaluate(stage, y[:, :-1])
         return torch.nn.functional.pad(slope, (0, 1), value=self.rubbish)
 
 
-@pytest.mark.parametrize("method", [name for name, own in TABLEAUS.items() if any(own.inner)])
+@pytest.mark.parametrize("method", [name for name, own in TABLEAUS.items() if any(own.unweighted)])
 @pytest.mark.parametrize("step", ["joint", "per_sample"])
 @pytest.mark.parametrize(
     "gradient", ["backprop", "backsolve", "checkpoint", Checkpoint(20_000), Checkpoint(2**28)]
 )
-def test_quadratures_at_inner_stages_do_not_matter(method, step, gradient, problem):
+def test_quadratures_at_unweighted_stages_do_not_matter(method, step, gradient, problem):
     y0, args = problem
     y0 = torch.cat([y0, torch.zeros(5, 1, dtype=DOUBLE)], 1).detach().requires_grad_()
     options = {"method": method, "step": step, "gradient": gradient}
@@ -155,20 +155,22 @@ def test_quadratures_at_inner_stages_do_not_matter(method, step, gradient, probl
         solution = solve(f, y0, [0.0, 0.437, 1.0], args, rtol=1e-6, atol=1e-6, **options)
         loss = (solution.ys[1:] ** 2).sum()
         found.append((solution.ys, *torch.autograd.grad(loss, (y0, *args))))
-        assert f.inner > 0
+        assert f.unweighted > 0
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-9)
 
 
-def test_inner_stages_are_those_that_nothing_else_weighs():
-    inner = {name: tableau.inner for name, tableau in TABLEAUS.items()}
-    places = {name: [i for i, flag in enumerate(flags) if flag] for name, flags in inner.items()}
+def test_unweighted_stages_are_those_that_only_later_stages_use():
+    unweighted = {name: tableau.unweighted for name, tableau in TABLEAUS.items()}
+    places = {
+        name: [i for i, flag in enumerate(flags) if flag] for name, flags in unweighted.items()
+    }
     assert places.pop("dopri5") == [1]
     assert places.pop("dopri8") == [1, 2, 3, 4]
     assert places.pop("heun3") == [1]
     assert not any(places.values())
-    # An entry for the step's end too; what starts a step and what ends it is never an inner one.
-    for name, flags in inner.items():
+    # An entry for the step's end too; what starts a step and what ends it is never unweighted.
+    for name, flags in unweighted.items():
         assert len(flags) == TABLEAUS[name].stages + 1
         assert not flags[0]
         assert not flags[-1]

@@ -7,7 +7,7 @@ from torch import nn
 import cnf
 from cnf.fields import as_field, make_field
 from cnf.fields.divergence import AutogradTrace, FieldTrace, Hutchinson, trace_of
-from cnf.fields.regularizers import REGULARIZERS, Point, Regularization
+from cnf.fields.regularizers import REGULARIZERS, PathPoint, Regularization
 from cnf.layers import CNF
 from cnf.training.objectives import MaximumLikelihood
 
@@ -30,7 +30,7 @@ def point(module, x, way, probe=None):
     field = as_field(module)
     stage = field.at(x.new_tensor(0.3), trace=True)
     traced = way(field, stage, x, way.probes(field, stage, x))
-    return Point(field, stage, x, traced, probe)
+    return PathPoint(field, stage, x, traced, probe)
 
 
 def test_values_for_a_linear_field():

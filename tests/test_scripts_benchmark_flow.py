@@ -9,7 +9,7 @@ from test_scripts_running import complaint, done
 from torch import nn
 
 from cnf.fields import gated_perceptron
-from cnf.fields.analytic.kernels import EAGER
+from cnf.fields.analytic import EAGER
 from cnf.scripts.benchmarks import networks, scoring, step_memory, training_step
 from cnf.scripts.benchmarks.contenders import FFJORD, Ours, Zuko, check_agreement
 from cnf.scripts.benchmarks.ffjord import (
@@ -29,7 +29,7 @@ TIGHT = dataclasses.replace(SMALL, rtol=1e-9, atol=1e-9)
 @pytest.fixture(autouse=True)
 def _uncompiled(monkeypatch):
     """Compiled code is tested with the layers: here it would only take long."""
-    monkeypatch.setattr(gated_perceptron, "compiled_kernels", lambda sizes, device: EAGER)
+    monkeypatch.setattr(gated_perceptron, "compiled_functions", lambda sizes, device: EAGER)
 
 
 def pair(network: BenchmarkNetwork) -> tuple[Ours, FFJORD]:

@@ -1,7 +1,7 @@
 """Vector fields f(t, x, c), and the layers that they are made of.
 
 A new field is one class in one file, entered in `FIELDS`, and nothing else. `LowRank` and
-`GivenWeights` are not: their context is no features of any number, but weights.
+`GivenWeights` are not: their context consists of weights, not of any number of features.
 """
 
 from inspect import signature
@@ -23,7 +23,7 @@ FIELDS: dict[str, type[TracedField]] = {
 
 
 def field_arguments(name: str) -> tuple[str, ...]:
-    """What the field of this name takes.
+    """Return the arguments of the field of a name.
 
     Example:
         >>> field_arguments("hyper")
@@ -33,10 +33,10 @@ def field_arguments(name: str) -> tuple[str, ...]:
 
 
 def make_field(name: str, **arguments: Any) -> TracedField:
-    """A field of the registry.
+    """Return a field of the registry.
 
     Raises:
-        ValueError: There is none of this name, or it does not take an argument.
+        ValueError: The name is unknown, or the field does not take an argument.
 
     Example:
         >>> make_field("concat_squash", dim=2).dim

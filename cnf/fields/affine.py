@@ -1,4 +1,4 @@
-"""What a layer of a field is at one time: an affine map of its rows."""
+"""A layer of a field at one time: an affine map of rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Affine(NamedTuple):
     Attributes:
         weight: W, shape (out, in), or (rows, out, in).
         offset: o, shape (out,), or (rows, out).
-        gate: g alike; None for one.
+        gate: g, shape (out,), or (rows, out); None for one.
         change: Δ, shape (out, in); None for none.
         mix: m, shape (rows, 1).
         left: U, shape (rows, out, rank); None for none.
@@ -30,21 +30,21 @@ class Affine(NamedTuple):
     right: Tensor | None = None
 
     def linear(self, x: Tensor) -> Tensor:
-        """The linear part, for x of shape (..., rows or 1, in)."""
-        y = x @ self.weight.T if self.weight.ndim == 2 else of_rows(self.weight, x)
+        """Return the linear part of the map of x (..., rows or 1, in)."""
+        y = x @ self.weight.T if self.weight.ndim == 2 else row_matmul(self.weight, x)
         if self.change is not None and self.mix is not None:
             y = y + self.mix * (x @ self.change.T)
         if self.left is not None and self.right is not None:
-            y = y + of_rows(self.left, of_rows(self.right, x))
+            y = y + row_matmul(self.left, row_matmul(self.right, x))
         return y if self.gate is None else y * self.gate
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The map of x, shape (rows, in) → (rows, out)."""
+        """Return the map of x, shape (rows, in) → (rows, out)."""
         return self.linear(x) + self.offset
 
 
-def of_rows(matrices: Tensor, x: Tensor) -> Tensor:
-    """Each row's own matrix (rows, out, in) times x (..., rows or 1, in): (..., rows, out)."""
-    if x.ndim == 2:  # a batched product takes twice as long, and its way back three times
+def row_matmul(matrices: Tensor, x: Tensor) -> Tensor:
+    """Return each row's matrix (rows, out, in) times x (..., rows or 1, in): (..., rows, out)."""
+    if x.ndim == 2:  # a batched product takes twice as long, and its adjoint three times
         return (matrices * x.unsqueeze(1)).sum(-1)
     return torch.einsum("...ri,roi->...ro", x, matrices)

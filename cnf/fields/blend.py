@@ -25,13 +25,13 @@ class BlendLinear(TimedLayer):
         self.second = nn.Linear(inputs, outputs)
 
     def constants(self) -> tuple[Tensor, ...]:
-        """The first map, and what changes on the way to the second."""
+        """Return the first map, and its difference to the second."""
         first, second = self.first, self.second
         return first.weight, second.weight - first.weight, first.bias, second.bias - first.bias
 
     @staticmethod
     def at(times: Tensor, constants: tuple[Tensor, ...]) -> list[Affine]:
-        """The blend at each time, of one map where all rows have the same."""
+        """Return the blend at each time, one map where all rows have the same time."""
         weight, change, bias, bias_change = constants
         if times.ndim == 1:
             weights = (weight + times.view(-1, 1, 1) * change).unbind()
@@ -46,7 +46,7 @@ class BlendLinear(TimedLayer):
 
 
 class Blend(LayerwiseField):
-    """FFJORD's blend network: each layer goes over from one linear map to another.
+    """FFJORD's blend network: each layer changes from one linear map to another.
 
     Arguments and errors are those of `LayerwiseField`.
 
@@ -60,5 +60,5 @@ class Blend(LayerwiseField):
     name: ClassVar[str] = "blend"
 
     def layer(self, inputs: int, outputs: int) -> BlendLinear:
-        """A new layer."""
+        """Return a new layer."""
         return BlendLinear(inputs, outputs, self.context_dim)

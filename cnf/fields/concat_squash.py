@@ -1,4 +1,4 @@
-"""FFJORD's family of fields: by what time and context enter the hidden layers."""
+"""FFJORD's family of fields, which differ in how time and context enter the hidden layers."""
 
 from __future__ import annotations
 

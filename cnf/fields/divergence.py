@@ -1,7 +1,7 @@
 """The divergence of a vector field, tr ∂f/∂x: exact, or estimated from random probes.
 
-Each way is a small frozen object that gives the velocity and its divergence together. What it
-needs for a whole solve, its probes, comes from `probes`, once: so they stay fixed for one solve.
+A divergence is a small frozen object that gives the velocity and its divergence together. Its
+random vectors come from `probes`, once for each solve, so that they stay fixed for one solve.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cnf.fields import VectorField, as_field
-from cnf.fields.field import Traced, basis, of_columns, pull_back
+from cnf.fields.field import Traced, trace_of_columns, unit_vectors, vector_jacobian_products
 from cnf.utils.row_noise import RowNoise
 
 # Up to this dimension "auto" takes the exact trace even where it costs a pass for each dimension.
@@ -26,7 +26,7 @@ Noise = Literal["rademacher", "gaussian"]
 
 
 class Divergence(ABC):
-    """A way to compute a field's velocity and the trace of its Jacobian."""
+    """A method to compute a field's velocity and the trace of its Jacobian."""
 
     @property
     def exact(self) -> bool:
@@ -34,20 +34,20 @@ class Divergence(ABC):
         return True
 
     def probes(self, vector_field: VectorField, stage: Any, x: Tensor) -> Tensor:
-        """The probes of one solve from states x at a stage, (rows, probes, dim)."""
+        """Return the probes of one solve from states x at a stage, (rows, probes, dim)."""
         return x.new_empty(len(x), 0, x.shape[1])
 
     @abstractmethod
     def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
-        """The velocity and its divergence at x (rows, dim)."""
+        """Return the velocity and its divergence at x (rows, dim)."""
 
 
 @dataclass(frozen=True)
 class FieldTrace(Divergence):
-    """The exact trace that a field computes itself, in the way that is cheapest for it."""
+    """The exact trace that a field computes itself, by its cheapest method."""
 
     def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
-        """The field's own velocity and trace."""
+        """Return the field's own velocity and trace."""
         return vector_field.traced(stage, x)
 
 
@@ -56,8 +56,8 @@ class TangentTrace(Divergence):
     """The exact trace by the field's Jacobian, its products with the unit vectors in one stack."""
 
     def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
-        """The velocity and Σ_i ∂f_i/∂x_i."""
-        return of_columns(*vector_field.products(stage, x, basis(x)))
+        """Return the velocity and Σ_i ∂f_i/∂x_i."""
+        return trace_of_columns(*vector_field.products(stage, x, unit_vectors(x)))
 
 
 @dataclass(frozen=True)
@@ -65,23 +65,23 @@ class AutogradTrace(Divergence):
     """The exact trace of any field, by one vectorised vector-Jacobian product per dimension."""
 
     def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
-        """The velocity and Σ_i ∂f_i/∂x_i."""
-        return of_columns(*pull_back(vector_field, stage, x, basis(x)))
+        """Return the velocity and Σ_i ∂f_i/∂x_i."""
+        return trace_of_columns(*vector_jacobian_products(vector_field, stage, x, unit_vectors(x)))
 
 
 @dataclass(frozen=True)
 class Hutchinson(Divergence):
     """An unbiased estimate of the trace: the mean over probes ε of εᵀ (∂f/∂x) ε.
 
-    Every row has probes of its own, fixed for one solve.
+    Every row has separate probes, fixed for one solve.
 
     Args:
         count: Number of probes, each of which costs one product with the Jacobian.
         noise: `"rademacher"` (entries ±1, the lower variance) or `"gaussian"`.
-        generator: Where the probes come from; PyTorch's own when None.
+        generator: The source of the probes; PyTorch's own when None.
 
     Raises:
-        ValueError: There is no probe, or the noise is unknown.
+        ValueError: The count is below 1, or the noise is unknown.
 
     Source: Hutchinson (1990); Grathwohl et al. (2019), FFJORD, equation 8.
 
@@ -97,7 +97,7 @@ class Hutchinson(Divergence):
     generator: Source | None = field(default=None, compare=False, repr=False)
 
     def with_estimates(self, estimates: int, dim: int) -> Self:
-        """Return the same with the count that makes this many estimates in `dim` dimensions."""
+        """Return this estimator with the count that makes this many estimates in `dim` dimensions."""
         return replace(self, count=estimates)
 
     def __post_init__(self) -> None:
@@ -108,15 +108,15 @@ class Hutchinson(Divergence):
 
     @property
     def exact(self) -> bool:
-        """It is not."""
+        """Whether the trace is free of noise: False."""
         return False
 
     def probes(self, vector_field: VectorField, stage: Any, x: Tensor) -> Tensor:
-        """Fresh probes."""
+        """Return fresh probes."""
         return random_vectors(self.noise, self.generator, x, self.count)
 
     def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
-        """The velocity and the estimate of its divergence."""
+        """Return the velocity and the estimate of its divergence."""
         vectors = probes.transpose(0, 1)
         velocity, products = vector_field.products(stage, x, vectors)
         estimates = (products * vectors).sum(-1).T
@@ -125,9 +125,9 @@ class Hutchinson(Divergence):
 
 @dataclass(frozen=True)
 class HutchPlusPlus(Hutchinson):
-    """Hutchinson's estimate of what the trace's largest part leaves, that part being exact.
+    """An exact trace of the largest part of the Jacobian, with Hutchinson's estimate of the rest.
 
-    With the columns of Q spanning what the Jacobian makes of random vectors at the solve's start,
+    With the columns of Q spanning the Jacobian's products with random vectors at the solve's start,
 
         tr J = tr Qᵀ J Q + tr (1 − QQᵀ) J (1 − QQᵀ),
 
@@ -137,11 +137,11 @@ class HutchPlusPlus(Hutchinson):
 
     Args:
         count: Products for each evaluation, at least 2: half of them the columns of Q.
-        noise: Of the random vectors.
-        generator: Where they come from; PyTorch's own when None.
+        noise: The distribution of the random vectors.
+        generator: The source of the random vectors; PyTorch's own when None.
 
     Raises:
-        ValueError: There are fewer than 2, or the noise is unknown.
+        ValueError: The count is below 2, or the noise is unknown.
 
     Source: Meyer, Musco, Musco & Woodruff (2021), Hutch++: optimal stochastic trace estimation,
     algorithm 1.
@@ -159,7 +159,7 @@ class HutchPlusPlus(Hutchinson):
             raise ValueError(f"Expected count of at least 2 products; got {self.count}")
 
     def probes(self, vector_field: VectorField, stage: Any, x: Tensor) -> Tensor:
-        """The columns of Q, then probes projected on what is orthogonal to them."""
+        """Return the columns of Q, then probes projected on their orthogonal complement."""
         columns = self._columns(x.shape[1])
         with torch.no_grad():
             start = random_vectors(self.noise, self.generator, x, columns)
@@ -172,7 +172,7 @@ class HutchPlusPlus(Hutchinson):
         return torch.cat([Q, rest], 2).transpose(1, 2)
 
     def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
-        """The velocity and the estimate of its divergence."""
+        """Return the velocity and the estimate of its divergence."""
         found = super().__call__(vector_field, stage, x, probes)
         assert found.estimates is not None
         columns = self._columns(x.shape[1])
@@ -180,11 +180,11 @@ class HutchPlusPlus(Hutchinson):
         return Traced(found.velocity, estimates.mean(1), estimates)
 
     def with_estimates(self, estimates: int, dim: int) -> Self:
-        """Return the same with as many columns of Q as estimates, at most `dim`."""
+        """Return this estimator with as many columns of Q as estimates, at most `dim`."""
         return replace(self, count=estimates + min(estimates, dim))
 
     def _columns(self, dim: int) -> int:
-        """The number of columns of Q."""
+        """Return the number of columns of Q."""
         return min(self.count // 2, dim)
 
 
@@ -198,7 +198,7 @@ DIVERGENCES: dict[str, Callable[[], Divergence]] = {
 
 
 def choose_divergence(wanted: str | Divergence, vector_field: VectorField, dim: int) -> Divergence:
-    """The divergence that is wanted for this field.
+    """Return the divergence of a name for a field.
 
     Args:
         wanted: `"exact"`: the field's own trace. `"auto"`: the field's closed form where it has
@@ -229,10 +229,10 @@ def choose_divergence(wanted: str | Divergence, vector_field: VectorField, dim: 
 
 
 def check_divergence(wanted: str | Divergence) -> None:
-    """Hold that a divergence is one, or the name of one.
+    """Check that a value is a divergence or the name of one.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: The value is neither.
     """
     names = ("auto", "exact", *DIVERGENCES)
     if not isinstance(wanted, Divergence) and wanted not in names:
@@ -240,12 +240,12 @@ def check_divergence(wanted: str | Divergence) -> None:
 
 
 def with_count(divergence: Divergence, count: int) -> Divergence:
-    """A divergence with another number of probes, where it has any."""
+    """Return a divergence with another number of probes, where it has any."""
     return replace(divergence, count=count) if isinstance(divergence, Hutchinson) else divergence
 
 
 def describe(divergence: Divergence, vector_field: VectorField) -> str:
-    """A divergence in words, for people.
+    """Return the description of a divergence in words.
 
     Example:
         >>> from cnf.fields import ConcatSquash
@@ -262,7 +262,7 @@ def trace_of(
     t: float = 0.0,
     context: Tensor | None = None,
 ) -> Traced:
-    """A field's velocity and divergence at x (rows, dim), time t and a context (rows, context_dim).
+    """Return a field's velocity and divergence at time t, x (rows, dim) and the context of rows.
 
     Example:
         >>> import torch
@@ -277,7 +277,7 @@ def trace_of(
 
 
 def random_vectors(noise: Noise, generator: Source | None, x: Tensor, count: int) -> Tensor:
-    """Random vectors (rows, count, dim), drawn where the generator is."""
+    """Return random vectors (rows, count, dim), drawn on the generator's device."""
     shape = (len(x), count, x.shape[1])
     if isinstance(generator, RowNoise):
         return (generator.normal if noise == "gaussian" else generator.rademacher)(shape).to(x)

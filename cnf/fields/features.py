@@ -1,4 +1,4 @@
-"""What a field sees of x: of angles only sines and cosines, so that it is a field on the circle."""
+"""Features of x: angles enter as sines and cosines, so that the field is one on the circle."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cnf.fields.activations import Activation, waves
+from cnf.fields.activations import Activation, fourier_activation
 from cnf.utils.angles import other_columns
 
 
 def feature_matrix(circular: Sequence[int], harmonics: int, drawn: Tensor) -> Tensor:
-    """The matrix that takes x to (x without its angles, ωx, ωx), to be followed by `waves`.
+    """Return the matrix x → (x without its angles, ωx, ωx), the input of `fourier_activation`.
 
-    The frequencies ω are k = 1 … harmonics of each angle, and those drawn. Of an angle they are
-    whole numbers, since only such sines and cosines are the same a turn further.
+    The frequencies ω are k = 1 … harmonics of each angle, and those drawn. For angles they are
+    whole numbers, since only such sines and cosines are periodic in a turn.
 
     Args:
-        circular: Which columns are angles.
+        circular: The columns that are angles.
         harmonics: The number of frequencies of each of them.
         drawn: Other frequencies, shape (count, dim), which are rounded for the angles.
 
@@ -47,7 +47,7 @@ class Features(nn.Module):
 
     Args:
         dim: Size of x.
-        circular: Which columns are angles θ, in radians.
+        circular: The columns that are angles θ, in radians.
         harmonics: k = 1 … harmonics.
 
     Attributes:
@@ -69,16 +69,16 @@ class Features(nn.Module):
         if circular:
             count = harmonics * len(circular)
             others = dim - len(circular)
-            self.width, self.sines = others + 2 * count, waves(others, count)
+            self.width, self.sines = others + 2 * count, fourier_activation(others, count)
             matrix = feature_matrix(circular, harmonics, torch.empty(0, dim))
             self.register_buffer("matrix", matrix)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The features."""
+        """Return the features."""
         return x if self.sines is None else self.sines.function(x @ self.matrix.T)[0]
 
     def tangents(self, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The features, and their Jacobian's products with vectors (K, rows or 1, dim)."""
+        """Return the features, and their Jacobian's products with vectors (K, rows or 1, dim)."""
         if self.sines is None:
             return x, vectors
         value, slope = self.sines(x @ self.matrix.T)

@@ -1,4 +1,4 @@
-"""What a vector field is to a solve, and what the toolkit's own fields offer beyond it."""
+"""Vector fields as a solve takes them, and the base class of the toolkit's fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cnf.fields.activations import find_activation
-from cnf.fields.analytic.kernels import Sizes
+from cnf.fields.analytic import BatchSizes
 from cnf.ode import Linearization, PerRow, take_rows
 from cnf.utils.angles import circular_columns
 
@@ -24,10 +24,10 @@ class Traced:
     Attributes:
         velocity: Shape (rows, dim).
         trace: Its divergence, shape (rows,).
-        estimates: Each probe's own, shape (rows, probes), whose mean the trace is; None where it is
-            exact.
+        estimates: The estimate of each probe, shape (rows, probes), whose mean the trace is; None
+            where it is exact.
         products: Products of the Jacobian (or its transpose), shape (K, rows, dim): with the
-            probes where there are estimates, otherwise its columns; None where there are none.
+            probes where there are estimates, otherwise its columns; None where none were computed.
     """
 
     velocity: Tensor
@@ -43,7 +43,7 @@ class VectorField(ABC):
     what depends on time besides once for each step (`prepare`), the rest for each state.
 
     Attributes:
-        trace: What an exact trace costs: `"closed form"`, a fixed number of products whatever the
+        trace: The cost of an exact trace: `"closed form"`, a fixed number of products whatever the
             dimension; `"tangents"`, one more pass for each dimension; `"autograd"`, one
             vector-Jacobian product for each.
     """
@@ -52,45 +52,45 @@ class VectorField(ABC):
 
     @abstractmethod
     def constants(self, context: Tensor | None) -> Any:
-        """What the velocity needs for a whole solve, its tensors that belong to rows `PerRow`."""
+        """Return the velocity's tensors for a whole solve; those of rows wrapped in `PerRow`."""
 
     def trace_constants(self) -> Any:
-        """What the exact trace needs besides."""
+        """Return the further tensors of the exact trace."""
         return None
 
     @abstractmethod
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> Sequence[Any]:
-        """The stages: what is needed at each of `times`, of shape (times,) or (times, rows, 1)."""
+        """Return the stages, the field at each of `times` of shape (times,) or (times, rows, 1)."""
 
     @abstractmethod
     def velocity(self, stage: Any, x: Tensor) -> Tensor:
-        """The velocity (rows, dim) at x (rows, dim)."""
+        """Return the velocity (rows, dim) at x (rows, dim)."""
 
     @abstractmethod
     def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity, and products of its Jacobian or of the transpose with each vector.
+        """Return the velocity, and products of its Jacobian or of the transpose with each vector.
 
         Shapes: vectors (K, rows or 1, dim) → (rows, dim), (K, rows, dim).
         """
 
     def traced(self, stage: Any, x: Tensor) -> Traced:
-        """The velocity and the exact trace of its Jacobian."""
-        return of_columns(*self.products(stage, x, basis(x)))
+        """Return the velocity and the exact trace of its Jacobian."""
+        return trace_of_columns(*self.products(stage, x, unit_vectors(x)))
 
     def linearize(
         self, times: Tensor, constants: Any, trace_constants: Any
     ) -> Linearization | None:
-        """`traced` at `times`, differentiated by hand; None for a field that leaves it to autograd.
+        """Return `traced` at `times`, differentiated by hand; None to leave it to autograd.
 
         The states and slopes of the linearization have a column more, the log-density's.
         """
         return None
 
-    def compiled(self, sizes: Sizes) -> VectorField:
-        """This field with its evaluations compiled, for one number of rows each or for any.
+    def compiled(self, sizes: BatchSizes) -> VectorField:
+        """Return this field with its evaluations compiled, for one number of rows each or for any.
 
         Raises:
-            ValueError: It has nothing to compile.
+            ValueError: The field has nothing to compile.
         """
         raise ValueError(
             "Expected a field of the concat-squash family for compile=True; got "
@@ -98,26 +98,26 @@ class VectorField(ABC):
         )
 
     def eager(self) -> VectorField:
-        """This field with nothing compiled."""
+        """Return this field with nothing compiled."""
         return self
 
     def at(self, t: Tensor, context: Tensor | None = None, *, trace: bool = False) -> Any:
-        """The stage at a time, a scalar or of shape (rows, 1); with what `traced` needs or not."""
+        """Return the stage at a time (scalar or (rows, 1)), with the trace's tensors if asked."""
         constants = take_rows(self.constants(context), None)
         extra = self.trace_constants() if trace else None
         return self.prepare(t.unsqueeze(0), constants, extra)[0]
 
 
 class TracedField(nn.Module, VectorField):
-    """A field of the toolkit: it brings its Jacobian's products and trace along, and can be saved.
+    """A field of the toolkit, with its Jacobian's products and trace, that can be saved.
 
     Attributes:
         dim: Size of x.
         hidden: Widths of the hidden layers.
         context_dim: Size of the context, 0 without one.
         activation: Name of the activation.
-        circular: Which columns of x are angles, in radians.
-        harmonics: The number of sines and of cosines of each that it sees of them.
+        circular: The columns of x that are angles, in radians.
+        harmonics: The number of sines and of cosines of each angle among its features.
         name: Its name in `FIELDS`.
     """
 
@@ -138,7 +138,7 @@ class TracedField(nn.Module, VectorField):
         circular: Sequence[int],
         **features: float,
     ) -> None:
-        """Check the constructor's arguments and keep them, as attributes and for `config`.
+        """Check the constructor's arguments and store them, as attributes and for `config`.
 
         Raises:
             ValueError: A size or a column is out of range, or the activation unknown.
@@ -161,16 +161,16 @@ class TracedField(nn.Module, VectorField):
         self.arguments = tuple(arguments)
 
     def config(self) -> dict[str, Any]:
-        """The keyword arguments that make this field anew (without its weights), JSON-ready."""
+        """Return the constructor's keyword arguments (without weights), JSON-ready."""
         lists = {"hidden": [*self.hidden], "circular": [*self.circular]}
         return {name: lists.get(name, getattr(self, name)) for name in self.arguments}
 
     def extra_repr(self) -> str:
-        """The sizes, for the module's repr."""
+        """Return the sizes, for the module's repr."""
         return f"dim={self.dim}, hidden={self.hidden}, activation={self.activation!r}"
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The velocity (rows, dim) at x (rows, dim) and context (rows, context_dim).
+        """Return the velocity (rows, dim) at x (rows, dim) and context (rows, context_dim).
 
         The time is a scalar for all rows, or has shape (rows, 1).
         """
@@ -179,14 +179,14 @@ class TracedField(nn.Module, VectorField):
     def with_divergence(
         self, t: Tensor, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The velocity (rows, dim) and the exact trace of its Jacobian (rows,)."""
+        """Return the velocity (rows, dim) and the exact trace of its Jacobian (rows,)."""
         traced = self.traced(self.at(t, context, trace=True), x)
         return traced.velocity, traced.trace
 
 
 @dataclass(frozen=True)
 class ModuleField(VectorField):
-    """Any module as a field: `forward(t, x)`, or `forward(t, x, context)` where there is a context.
+    """A module as a field: `forward(t, x)`, or `forward(t, x, context)` where there is a context.
 
     Its rows must not depend on one another. The Jacobian's products are autograd's.
 
@@ -198,19 +198,19 @@ class ModuleField(VectorField):
     trace = "autograd"
 
     def constants(self, context: Tensor | None) -> Any:
-        """The parameters and the context."""
+        """Return the parameters and the context."""
         per_row = None if context is None else PerRow(context)
         return _parameters(self.module), per_row
 
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> Sequence[Any]:
-        """Each time, with the constants."""
+        """Return each time, with the constants."""
         return [(time, *constants) for time in times.unbind()]
 
     def velocity(self, stage: Any, x: Tensor) -> Tensor:
-        """The module's value.
+        """Return the module's value.
 
         Raises:
-            ValueError: It is not of x's shape.
+            ValueError: The value has another shape than x.
         """
         time, parameters, context = stage
         inputs = (time, x) if context is None else (time, x, context)
@@ -223,12 +223,12 @@ class ModuleField(VectorField):
         return velocity
 
     def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity and vector-Jacobian products."""
-        return pull_back(self, stage, x, vectors)
+        """Return the velocity and vector-Jacobian products."""
+        return vector_jacobian_products(self, stage, x, vectors)
 
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:
-    """A module's parameters, each once for every module that holds it.
+    """Return a module's parameters, each once for every module that holds it.
 
     `functional_call` would leave a module that appears under two names without its parameters.
     """
@@ -239,34 +239,36 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def as_field(module: nn.Module, compiled: Sizes | None = None) -> VectorField:
-    """A module as a vector field; the toolkit's own are that already.
+def as_field(module: nn.Module, compiled: BatchSizes | None = None) -> VectorField:
+    """Return a module as a vector field; the toolkit's fields are returned as they are.
 
     Args:
         module: The module.
-        compiled: For how many numbers of rows its evaluations are compiled; not at all when None.
+        compiled: The numbers of rows that its evaluations are compiled for; not compiled when None.
 
     Raises:
-        ValueError: It is to be compiled, and not one of the toolkit's that can be.
+        ValueError: The module is to be compiled and is none of the toolkit's that can be.
     """
     field = module if isinstance(module, TracedField) else ModuleField(module)
     return field if compiled is None else field.compiled(compiled)
 
 
-def of_columns(velocity: Tensor, columns: Tensor) -> Traced:
-    """The trace of a Jacobian that is there whole, shape (dim, rows, dim)."""
+def trace_of_columns(velocity: Tensor, columns: Tensor) -> Traced:
+    """Return the velocity with the trace of its Jacobian, given whole, shape (dim, rows, dim)."""
     return Traced(velocity, columns.diagonal(dim1=0, dim2=2).sum(-1), products=columns)
 
 
-def basis(x: Tensor) -> Tensor:
-    """The unit vectors, shape (dim, 1, dim)."""
+def unit_vectors(x: Tensor) -> Tensor:
+    """Return the unit vectors, shape (dim, 1, dim)."""
     return torch.eye(x.shape[1], dtype=x.dtype, device=x.device).unsqueeze(1)
 
 
-def pull_back(field: VectorField, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """The velocity, and vector-Jacobian products by autograd: for any field.
+def vector_jacobian_products(
+    field: VectorField, stage: Any, x: Tensor, vectors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the velocity, and vector-Jacobian products by autograd, for any field.
 
-    The products are differentiable just where autograd records. Shapes as in `products`.
+    The products are differentiable where autograd records, and only there. Shapes as in `products`.
     """
     recording, field = torch.is_grad_enabled(), field.eager()
     with torch.enable_grad():

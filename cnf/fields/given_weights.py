@@ -1,4 +1,4 @@
-"""A perceptron whose weights each row's context gives, all of them."""
+"""A perceptron whose weights are the context of each row."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cnf.fields.row_perceptron import RowLayer, RowPerceptron
 
 
 class GivenWeights(RowPerceptron):
-    """Nothing that rows share: the context is a whole perceptron, c = (W, a, b) of all layers.
+    """A perceptron without shared weights: the context is c = (W, a, b) of all layers.
 
         W x + b + t a
 
-    With its `generator` it is a hypernetwork: that has all the parameters.
+    With its `generator`, which has all the parameters, it is a hypernetwork.
 
     Args:
         dim: Size of x.
@@ -43,16 +43,16 @@ class GivenWeights(RowPerceptron):
         super().__init__(dim, hidden, activation)
 
     def numbers(self, inputs: int, outputs: int) -> list[int]:
-        """Of W, a and b."""
+        """Return the numbers of entries of W, a and b."""
         return [outputs * inputs, outputs, outputs]
 
     def layer(self, place: int, parts: Sequence[Tensor]) -> RowLayer:
-        """The layer of this place."""
+        """Return the layer of this place."""
         weight, slope, bias = parts
         return RowLayer(weight.unflatten(1, (bias.shape[1], -1)), bias, slope)
 
     def start(self, place: int, parts: Sequence[nn.Linear]) -> None:
-        """As large as a linear map's own weights; those of the last zero."""
+        """Initialize to the size of a linear map's weights, the last layer to zero."""
         scale = 0.0 if place == len(self.shapes) - 1 else self.shapes[place][0] ** -0.5
         with torch.no_grad():
             for part in parts:

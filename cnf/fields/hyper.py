@@ -1,4 +1,4 @@
-"""FFJORD's hyper network: a network that makes another one's weights of the time."""
+"""FFJORD's hyper network: a network whose weights small networks compute from the time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from cnf.fields.affine import Affine
 from cnf.fields.layerwise import LayerwiseField, TimedLayer
 
-WIDTH = 8  # of the networks that make the weights, as in FFJORD's code
+GENERATOR_WIDTH = 8  # of the networks that make the weights, as in FFJORD's code
 
 
 class HyperLinear(TimedLayer):
-    """A linear map whose weights and biases a small network makes of the time.
+    """A linear map whose weights and biases a small network computes from the time.
 
     Args:
         inputs: Size of x.
@@ -24,34 +24,34 @@ class HyperLinear(TimedLayer):
 
     def __init__(self, inputs: int, outputs: int, context_dim: int) -> None:
         super().__init__(outputs, context_dim)
-        self.inside = nn.Linear(1, WIDTH)
-        self.weight = nn.Linear(WIDTH, outputs * inputs)
-        self.bias = nn.Linear(WIDTH, outputs)
+        self.inside = nn.Linear(1, GENERATOR_WIDTH)
+        self.weight = nn.Linear(GENERATOR_WIDTH, outputs * inputs)
+        self.bias = nn.Linear(GENERATOR_WIDTH, outputs)
         # So that the weights made start as large as a linear map's own.
         with torch.no_grad():
-            scale = (inputs * WIDTH) ** -0.5
+            scale = (inputs * GENERATOR_WIDTH) ** -0.5
             for made in (self.weight, self.bias):
                 nn.init.uniform_(made.weight, -scale, scale)
                 nn.init.uniform_(made.bias, -(inputs**-0.5), inputs**-0.5)
 
     def zero(self) -> None:
-        """Start at zero, but for the inside: zeros all through would never get a gradient."""
+        """Set all but the inside to zero: zeros throughout would never get a gradient."""
         for layer in (self.weight, self.bias, self.shift):
             for parameter in [] if layer is None else layer.parameters():
                 nn.init.zeros_(parameter)
 
     def constants(self) -> tuple[Tensor, ...]:
-        """The small network's parameters."""
+        """Return the small network's parameters."""
         return tuple(self.parameters_of(self.inside, self.weight, self.bias))
 
     @staticmethod
     def parameters_of(*layers: nn.Linear) -> list[Tensor]:
-        """Weight and bias of each, one after the other."""
+        """Return weight and bias of each, one after the other."""
         return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
 
     @staticmethod
     def at(times: Tensor, constants: tuple[Tensor, ...]) -> list[Affine]:
-        """The map at each time."""
+        """Return the map at each time."""
         inside, inside_bias, weight, weight_bias, bias, bias_bias = constants
         times = times.unsqueeze(-1) if times.ndim == 1 else times
         h = torch.tanh(times @ inside.T + inside_bias)
@@ -61,10 +61,10 @@ class HyperLinear(TimedLayer):
 
 
 class Hyper(LayerwiseField):
-    """FFJORD's hyper network: small networks make each layer's weights of the time.
+    """FFJORD's hyper network: small networks compute each layer's weights from the time.
 
-    With steps for each row every row has weights of its own: (rows, out, in) numbers for each
-    layer. Arguments and errors are those of `LayerwiseField`.
+    With per-sample steps every row has separate weights: (rows, out, in) numbers for each layer.
+    Arguments and errors are those of `LayerwiseField`.
 
     Source: `HyperLinear` of the code with Grathwohl et al. (2019), FFJORD; Ha et al. (2017),
     HyperNetworks.
@@ -77,5 +77,5 @@ class Hyper(LayerwiseField):
     name: ClassVar[str] = "hyper"
 
     def layer(self, inputs: int, outputs: int) -> HyperLinear:
-        """A new layer."""
+        """Return a new layer."""
         return HyperLinear(inputs, outputs, self.context_dim)

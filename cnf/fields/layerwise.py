@@ -1,4 +1,4 @@
-"""Fields whose layers are affine at a given time: their traces by tangents through the layers."""
+"""Fields with layers that are affine at a given time; traces by tangents through the layers."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ class TimedLayer(nn.Module):
         self.shift = nn.Linear(context_dim, outputs, bias=False) if context_dim else None
 
     def zero(self) -> None:
-        """Start at zero."""
+        """Set the parameters to zero."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
     def shifted(self, context: Tensor | None) -> PerRow | None:
-        """By what a context shifts each row."""
+        """Return the shift of each row by the context; None without one."""
         return None if context is None or self.shift is None else PerRow(self.shift(context))
 
     @abstractmethod
     def constants(self) -> tuple[Tensor, ...]:
-        """What it is made of."""
+        """Return the tensors that the maps are made of."""
 
     @staticmethod
     @abstractmethod
     def at(times: Tensor, constants: tuple[Tensor, ...]) -> list[Affine]:
-        """The maps at times of shape (times,) or (times, rows, 1)."""
+        """Return the maps at times of shape (times,) or (times, rows, 1)."""
 
 
 class LayerwiseField(TracedField):
-    """A perceptron of layers that time makes anew, shifted by a context: h_l = σ(A_l(t) h_{l−1}).
+    """A perceptron of layers that depend on time, shifted by a context: h_l = σ(A_l(t) h_{l−1}).
 
     h₀ is x, where angles are replaced by their sines and cosines. Its Jacobian's products are
-    tangents that go through the layers in one stack with nothing formed; an exact trace is `dim` of
-    them. A subclass says what the layers are.
+    tangents, propagated through the layers in one stack; an exact trace takes `dim` of them. A
+    subclass gives the layers.
 
     Args:
         dim: Size of x.
@@ -60,8 +60,8 @@ class LayerwiseField(TracedField):
         context_dim: Size of the context c; 0 without one.
         activation: A name in `ACTIVATIONS`.
         zero_last: Whether the last layer starts at zero.
-        circular: Which columns of x are angles θ, in radians.
-        harmonics: Of each the field sees sin kθ and cos kθ, k = 1 … harmonics.
+        circular: The columns of x that are angles θ, in radians.
+        harmonics: The number of sines and of cosines kθ, k = 1 … harmonics, of each angle.
 
     Raises:
         ValueError: A size or a column is out of range, or the activation unknown.
@@ -94,16 +94,16 @@ class LayerwiseField(TracedField):
 
     @abstractmethod
     def layer(self, inputs: int, outputs: int) -> TimedLayer:
-        """A new layer."""
+        """Return a new layer."""
 
     def constants(self, context: Tensor | None) -> list[tuple[Any, PerRow | None]]:
-        """What each layer is made of, and by what the context shifts it."""
+        """Return the tensors of each layer, and its shift by the context."""
         return [(layer.constants(), layer.shifted(context)) for layer in self.layers]
 
     def prepare(
         self, times: Tensor, constants: Any, trace_constants: Any = None
     ) -> list[tuple[Affine, ...]]:
-        """The layers at each time."""
+        """Return the layers at each time."""
         layers = []
         for module, (own, shift) in zip(self.layers, constants, strict=True):
             maps = module.at(times, own)
@@ -113,7 +113,7 @@ class LayerwiseField(TracedField):
         return [*zip(*layers, strict=True)]
 
     def velocity(self, stage: Sequence[Affine], x: Tensor) -> Tensor:
-        """The velocity."""
+        """Return the velocity."""
         *hidden, last = stage
         x = self.features(x)
         for affine in hidden:
@@ -123,7 +123,7 @@ class LayerwiseField(TracedField):
     def products(
         self, stage: Sequence[Affine], x: Tensor, vectors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The velocity, and the Jacobian's products."""
+        """Return the velocity, and the Jacobian's products."""
         *hidden, last = stage
         x, vectors = self.features.tangents(x, vectors)
         for affine in hidden:

@@ -1,4 +1,4 @@
-"""A perceptron whose weights each row's context changes by a matrix of low rank."""
+"""A perceptron whose weights the context of each row changes by a matrix of low rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnf.fields.row_perceptron import RowLayer, RowPerceptron
 
 
 class LowRank(RowPerceptron):
-    """Weights that all rows share, to which each row adds a matrix of low rank, and to the bias.
+    """A perceptron with shared weights, to which each row adds a matrix of low rank and a bias.
 
         (W + U V) x + b + b' + t a,   with the context c = (U, V, b') of all layers.
 
@@ -23,7 +23,7 @@ class LowRank(RowPerceptron):
         dim: Size of x.
         hidden: Widths of the hidden layers, at least one.
         activation: A name in `ACTIVATIONS`.
-        rank: Of U V.
+        rank: The rank of U V.
 
     Raises:
         ValueError: A size is out of range, or the activation unknown.
@@ -54,11 +54,11 @@ class LowRank(RowPerceptron):
             nn.init.zeros_(parameter)
 
     def numbers(self, inputs: int, outputs: int) -> list[int]:
-        """Of U, V and b'."""
+        """Return the numbers of entries of U, V and b'."""
         return [outputs * self.rank, inputs * self.rank, outputs]
 
     def layer(self, place: int, parts: Sequence[Tensor]) -> RowLayer:
-        """The layer of this place."""
+        """Return the layer of this place."""
         left, right, bias = parts
         linear = self.linears[place]
         return RowLayer(
@@ -70,7 +70,7 @@ class LowRank(RowPerceptron):
         )
 
     def start(self, place: int, parts: Sequence[nn.Linear]) -> None:
-        """U and b' start at zero; V does not, or neither would ever get a gradient."""
+        """Set U and b' to zero; V not, or neither would ever get a gradient."""
         left, right, bias = parts
         with torch.no_grad():
             for parameter in (*left.parameters(), *bias.parameters()):

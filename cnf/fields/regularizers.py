@@ -1,7 +1,7 @@
-"""Regularizers: what training may add to its loss so that a flow's paths are easy to integrate.
+"""Regularizers: terms of the training loss that make a flow's paths easy to integrate.
 
-Each is the integral along the path of something not negative, an extra column of the solve: of the
-training loss alone, and never part of log p.
+Each is the integral along the path of a quantity that is not negative, an extra column of the
+solve: a part of the training loss alone, never of log p.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from cnf.fields import Traced, VectorField
-from cnf.fields.field import pull_back
+from cnf.fields.field import vector_jacobian_products
 
 
 @dataclass(frozen=True)
-class Point:
-    """A field at the states of a solve, as a regularizer sees it.
+class PathPoint:
+    """A field at the states of a solve, the argument of regularizers.
 
     Attributes:
         field: The vector field.
-        stage: What it needs at this time.
+        stage: The field at this time, as `VectorField.prepare` gives it.
         x: The states, shape (rows, dim).
-        traced: Its velocity there, with what its divergence was made of.
+        traced: Its velocity there with its divergence.
         probe: A Rademacher vector for each row, (rows, 1, dim), fixed for the solve; None where no
             regularizer needs one.
     """
@@ -37,22 +37,22 @@ class Point:
     probe: Tensor | None
 
 
-Regularizer = Callable[[Point], Tensor]
+Regularizer = Callable[[PathPoint], Tensor]
 
 
-def kinetic(point: Point) -> Tensor:
-    """|f|², whose integral is the kinetic energy of the path, (rows,).
+def kinetic(point: PathPoint) -> Tensor:
+    """Return |f|², whose integral is the kinetic energy of the path, (rows,).
 
     Source: Finlay et al. (2020), How to train your neural ODE.
     """
     return point.traced.velocity.square().sum(1)
 
 
-def jacobian(point: Point) -> Tensor:
-    """‖∂f/∂x‖², in the Frobenius norm, (rows,).
+def jacobian(point: PathPoint) -> Tensor:
+    """Return ‖∂f/∂x‖², in the Frobenius norm, (rows,).
 
-    Exact where the Jacobian's columns are there, otherwise the unbiased estimate |J ε|² from the
-    probes of the divergence, or from one probe where the trace needs none.
+    It is exact where the Jacobian's columns were computed, otherwise the unbiased estimate |J ε|²
+    from the probes of the divergence, or from one probe where the trace needs none.
 
     Source: Finlay et al. (2020), How to train your neural ODE.
     """
@@ -66,24 +66,26 @@ def jacobian(point: Point) -> Tensor:
     return squares.sum(0) if columns else squares.mean(0)
 
 
-def path_l1(point: Point) -> Tensor:
-    """The sum of |f_i|, whose integral is the path's length in the L1 norm, (rows,)."""
+def path_l1(point: PathPoint) -> Tensor:
+    """Return the sum of |f_i|, whose integral is the path's length in the L1 norm, (rows,)."""
     return point.traced.velocity.abs().sum(1)
 
 
-def path_l2(point: Point) -> Tensor:
-    """|f|, whose integral is the path's length, (rows,)."""
+def path_l2(point: PathPoint) -> Tensor:
+    """Return |f|, whose integral is the path's length, (rows,)."""
     length: Tensor = torch.linalg.vector_norm(point.traced.velocity, dim=1)
     return length
 
 
-def directional(point: Point) -> Tensor:
-    """½ |Jᵀ f|² / dim, with Jᵀ f the gradient of the squared speed's half, (rows,).
+def directional(point: PathPoint) -> Tensor:
+    """Return ½ |Jᵀ f|² / dim, where Jᵀ f is the gradient of half the squared speed, (rows,).
 
     Source: `dl2int` of the code with Grathwohl et al. (2019), FFJORD.
     """
     velocity = point.traced.velocity
-    _, (gradient,) = pull_back(point.field, point.stage, point.x, velocity.unsqueeze(0))
+    _, (gradient,) = vector_jacobian_products(
+        point.field, point.stage, point.x, velocity.unsqueeze(0)
+    )
     squared: Tensor = gradient.square().mean(1)
     return 0.5 * squared
 
@@ -99,7 +101,7 @@ REGULARIZERS: dict[str, Regularizer] = {
 
 @dataclass(frozen=True)
 class Regularization:
-    """What training adds to its loss.
+    """The weights of the terms that training adds to its loss.
 
     Attributes:
         kinetic: Weight of the path's kinetic energy.
@@ -111,7 +113,7 @@ class Regularization:
             smooth around 0. Source: Ghosh et al. (2020), STEER.
 
     Raises:
-        ValueError: A weight is negative, or `steer` not from 0 to below 1.
+        ValueError: A weight is negative or not finite, or `steer` is not in [0, 1).
 
     Example:
         >>> Regularization(kinetic=0.1).active
@@ -134,9 +136,9 @@ class Regularization:
 
     @property
     def active(self) -> dict[str, float]:
-        """The weights of the regularizers that have one."""
+        """The weights of the active regularizers, those above 0."""
         return {name: getattr(self, name) for name in REGULARIZERS if getattr(self, name) > 0}
 
     def base_time(self) -> float:
-        """A time of the base for one batch, from PyTorch's generator; 0 without `steer`."""
+        """Return a time of the base for one batch, from PyTorch's generator; 0 without `steer`."""
         return self.steer * (2 * torch.rand(()).item() - 1) if self.steer else 0.0

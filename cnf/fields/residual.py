@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from cnf.fields.activations import find_activation
 from cnf.fields.affine import Affine
-from cnf.fields.conditioning import combined, time_features
+from cnf.fields.conditioning import affine_in_time, time_features
 from cnf.fields.features import Features
 from cnf.fields.field import TracedField
 from cnf.fields.gated_linear import GatedLinear
@@ -18,10 +17,10 @@ from cnf.ode import PerRow
 
 
 class Residual(TracedField):
-    """A stream of one width that blocks add to.
+    """A residual network: a stream of one width that blocks add to.
 
-    With signals s = (t, features of t, c) and y = x, where angles are replaced by their sines and
-    cosines,
+    With conditioning s = (t, features of t, c) and y = x, where angles are replaced by their sines
+    and cosines,
 
         h₀ = (A y + a) ∘ g₀(s) + B₀ s,
         h_k = h_{k−1} + U_k σ((V_k h_{k−1} + v_k) ∘ g_k(s) + B_k s) + u_k,
@@ -33,9 +32,9 @@ class Residual(TracedField):
         context_dim: Size of the context c; 0 without one.
         activation: A name in `ACTIVATIONS`.
         zero_last: Whether the last layer starts at zero.
-        time_features: The number of sines and of cosines of 2πkt among the signals.
-        circular: Which columns of x are angles θ, in radians.
-        harmonics: Of each the field sees sin kθ and cos kθ, k = 1 … harmonics.
+        time_features: The number of sines and of cosines of 2πkt in s.
+        circular: The columns of x that are angles θ, in radians.
+        harmonics: The number of sines and of cosines kθ, k = 1 … harmonics, of each angle.
 
     Raises:
         ValueError: A size or a column is out of range, or the activation unknown.
@@ -71,10 +70,10 @@ class Residual(TracedField):
         self.sigma = find_activation(activation)
         stream, *widths = self.hidden
         self.times = 1 + 2 * time_features
-        signals = self.times + context_dim
-        self.first = GatedLinear(self.features.width, stream, signals, gate=True, shift=True)
+        conditioning = self.times + context_dim
+        self.first = GatedLinear(self.features.width, stream, conditioning, gate=True, shift=True)
         inside = nn.ModuleList(
-            GatedLinear(stream, width, signals, gate=True, shift=True) for width in widths
+            GatedLinear(stream, width, conditioning, gate=True, shift=True) for width in widths
         )
         # For the type checker, what the module lists hold.
         self.inside = cast("Sequence[GatedLinear]", inside)
@@ -86,12 +85,12 @@ class Residual(TracedField):
                 nn.init.zeros_(parameter)
 
     def constants(self, context: Tensor | None) -> Any:
-        """The plain layers' parameters, and each gated one's with what the context does to it."""
+        """Return the plain layers' parameters, and the gated ones' with their conditioning."""
         plain = [(layer.weight, layer.bias) for layer in (*self.outside, self.last)]
         return plain, [self._gated(layer, context) for layer in (self.first, *self.inside)]
 
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> list[Any]:
-        """The first and last layer and the blocks' two, at each time."""
+        """Return the first layer, the blocks' two and the last layer, at each time."""
         plain, gated = constants
         *outside, last = (Affine(*parameters) for parameters in plain)
         features = time_features(times, self.time_features)
@@ -99,41 +98,46 @@ class Residual(TracedField):
         return [(first, [*zip(inside, outside, strict=True)], last) for first, *inside in stages]
 
     def velocity(self, stage: Any, x: Tensor) -> Tensor:
-        """The velocity."""
+        """Return the velocity."""
         first, blocks, last = stage
         h = first(self.features(x))
-        for inner, outer in blocks:
-            h = h + outer(self.sigma.function(inner(h))[0])
+        for inside, outside in blocks:
+            h = h + outside(self.sigma.function(inside(h))[0])
         velocity: Tensor = last(self.sigma.function(h)[0])
         return velocity
 
     def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity, and the Jacobian's products."""
+        """Return the velocity, and the Jacobian's products."""
         first, blocks, last = stage
         x, vectors = self.features.tangents(x, vectors)
         h, vectors = first(x), first.linear(vectors)
-        for inner, outer in blocks:
-            value, slope = self.sigma(inner(h))
-            h, vectors = h + outer(value), vectors + outer.linear(slope * inner.linear(vectors))
+        for inside, outside in blocks:
+            value, slope = self.sigma(inside(h))
+            h, vectors = (
+                h + outside(value),
+                vectors + outside.linear(slope * inside.linear(vectors)),
+            )
         value, slope = self.sigma(h)
         return last(value), last.linear(slope * vectors)
 
     def _gated(self, layer: GatedLinear, context: Tensor | None) -> tuple[Any, ...]:
-        """Weight and bias, then matrix and rest of the gate, and of the shift."""
+        """Return weight and bias, then the matrix and constant of the gate, and of the shift."""
         assert layer.gate is not None
         assert layer.shift is not None
         gate, shift, bias = layer.gate.weight, layer.shift.weight, layer.gate.bias
-        moved = shifted = None
+        gate_constant: Any = bias
+        shift_constant = None
         if context is not None:
-            moved = PerRow(context @ gate[:, self.times :].T + bias)
-            shifted = PerRow(context @ shift[:, self.times :].T)
-        gates = gate[:, : self.times].T, bias if moved is None else moved
-        return layer.linear.weight, layer.linear.bias, gates, (shift[:, : self.times].T, shifted)
+            gate_constant = PerRow(context @ gate[:, self.times :].T + bias)
+            shift_constant = PerRow(context @ shift[:, self.times :].T)
+        gates = gate[:, : self.times].T, gate_constant
+        shifts = shift[:, : self.times].T, shift_constant
+        return layer.linear.weight, layer.linear.bias, gates, shifts
 
 
 def _at(features: Tensor, constants: tuple[Any, ...]) -> list[Affine]:
-    """A gated layer at each time."""
-    weight, bias, (gate, moved), (shift, shifted) = constants
-    gates = torch.sigmoid(combined(features @ gate, moved))
-    offsets = bias * gates + combined(features @ shift, shifted)
+    """Return a gated layer at each time."""
+    weight, bias, (gate, gate_constant), (shift, shift_constant) = constants
+    gates, _ = GatedLinear.gate_activation.function(affine_in_time(features, gate, gate_constant))
+    offsets = bias * gates + affine_in_time(features, shift, shift_constant)
     return [Affine(weight, o, g) for o, g in zip(offsets.unbind(), gates.unbind(), strict=True)]

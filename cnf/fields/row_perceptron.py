@@ -1,4 +1,4 @@
-"""A perceptron whose rows have weights of their own, which do not change with time."""
+"""A perceptron with separate weights for each row, which do not change with time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from cnf.fields.activations import find_activation
-from cnf.fields.affine import Affine, of_rows
-from cnf.fields.analytic.perceptron import trace_matrices
+from cnf.fields.affine import Affine, row_matmul
+from cnf.fields.analytic import trace_matrices
 from cnf.fields.field import Traced, TracedField
 from cnf.ode import PerRow
 
 
 class RowLayer(NamedTuple):
-    """A layer x → (W + U V) x + b + t a, with b, and with it U and V or W and a, of each row.
+    """A layer x → (W + U V) x + b + t a, where b and either U and V or W and a belong to each row.
 
     Attributes:
         weight: W, shape (out, in) or (rows, out, in).
@@ -35,13 +35,13 @@ class RowLayer(NamedTuple):
     right: Tensor | None = None
 
     def dense(self) -> Tensor:
-        """W + U V, shape (rows, out, in)."""
+        """Return W + U V, shape (rows, out, in)."""
         if self.left is None or self.right is None:
             return self.weight
         return torch.baddbmm(self.weight, self.left, self.right)
 
     def constants(self) -> tuple[Any, ...]:
-        """Its tensors, those that belong to rows `PerRow`."""
+        """Return its tensors, those that belong to rows wrapped in `PerRow`."""
         weight = PerRow(self.weight) if self.weight.ndim == 3 else self.weight
         slope = PerRow(self.slope) if self.slope.ndim == 2 else self.slope
         factors = [None if part is None else PerRow(part) for part in (self.left, self.right)]
@@ -49,19 +49,20 @@ class RowLayer(NamedTuple):
 
 
 class RowPerceptron(TracedField):
-    """A perceptron that is each row's own: the context is what makes it so, number by number.
+    """A perceptron for each row, whose weights the context gives, number by number.
 
     With layers x → W x + b + t a that differ between the rows and not in time,
 
         h_l = σ(W_l h_{l−1} + b_l + t a_l),   h₀ = x,
         f(t, x, c) = W_{L+1} h_L + b_{L+1} + t a_{L+1}.
 
-    The trace of one or two hidden layers has a closed form (see `cnf.fields.analytic.perceptron`) with a
-    vector p or a matrix P for each row, once for each solve. Deeper ones carry `dim` tangents.
+    The trace of one or two hidden layers has a closed form (see `cnf.fields.analytic.perceptron`)
+    with a vector p or a matrix P for each row, once for each solve. Deeper ones carry `dim`
+    tangents.
 
-    The context is no features, but the numbers that weights are made of: `generator` makes the
-    linear map from features to them. A subclass says which they are. So features are mapped once
-    for a datum, however many rows it has in a solve.
+    The context consists of weights, not of features: `generator` makes the linear map from features
+    to them. A subclass says which they are. So features are mapped once for a datum, however many
+    rows it has in a solve.
 
     Args:
         dim: Size of x.
@@ -72,7 +73,7 @@ class RowPerceptron(TracedField):
         ValueError: A size is out of range, or the activation unknown.
 
     Attributes:
-        context_dim: How many numbers make a row's weights.
+        context_dim: The number of weights of a row.
 
     Shapes: `forward(t, x, context)`: scalar, (rows, dim), (rows, context_dim) → (rows, dim).
     """
@@ -89,18 +90,18 @@ class RowPerceptron(TracedField):
 
     @abstractmethod
     def numbers(self, inputs: int, outputs: int) -> list[int]:
-        """How many numbers the context has for each part of a layer."""
+        """Return how many numbers the context has for each part of a layer."""
 
     @abstractmethod
     def layer(self, place: int, parts: Sequence[Tensor]) -> RowLayer:
-        """The layer of this place, for parts of the context of shape (rows, numbers)."""
+        """Return the layer of this place, for parts of the context of shape (rows, numbers)."""
 
     @abstractmethod
     def start(self, place: int, parts: Sequence[nn.Linear]) -> None:
-        """Give the maps from features to a layer's parts their first values."""
+        """Initialize the maps from features to a layer's parts."""
 
     def generator(self, features: int) -> nn.Linear:
-        """A linear map from features to the context with which the field starts at zero.
+        """Return a linear map from features to the context that starts the field at zero.
 
         Raises:
             ValueError: There is no feature.
@@ -117,7 +118,7 @@ class RowPerceptron(TracedField):
         return joined
 
     def constants(self, context: Tensor | None) -> tuple[Any, ...]:
-        """The layers, and of the trace p or P."""
+        """Return the layers, and p or P of the trace."""
         if context is None:
             raise ValueError(f"Expected a context of shape (rows, {self.context_dim}); got none")
         numbers = context.split([size for parts in self.parts for size in parts], 1)
@@ -132,7 +133,7 @@ class RowPerceptron(TracedField):
         return tuple(layer.constants() for layer in layers), matrix
 
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> list[Any]:
-        """The layers at each time, with what the trace needs."""
+        """Return the layers at each time, with p or P of the trace."""
         layers, matrix = constants
         times = times.reshape(len(times), -1, 1)
         maps = []
@@ -142,7 +143,7 @@ class RowPerceptron(TracedField):
         return [(stage, matrix) for stage in zip(*maps, strict=True)]
 
     def velocity(self, stage: Any, x: Tensor) -> Tensor:
-        """The velocity."""
+        """Return the velocity."""
         (*hidden, last), _ = stage
         for affine in hidden:
             x, _ = self.sigma.function(affine(x))
@@ -150,7 +151,7 @@ class RowPerceptron(TracedField):
         return velocity
 
     def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity, and the Jacobian's products."""
+        """Return the velocity, and the Jacobian's products."""
         (*hidden, last), _ = stage
         vectors = vectors.expand(len(vectors), *x.shape)
         for affine in hidden:
@@ -159,7 +160,7 @@ class RowPerceptron(TracedField):
         return last(x), last.linear(vectors)
 
     def traced(self, stage: Any, x: Tensor) -> Traced:
-        """The velocity and the exact trace of its Jacobian, in closed form where there is one."""
+        """Return the velocity and the exact trace, in closed form where there is one."""
         (*hidden, last), matrix = stage
         if matrix is None:
             return super().traced(stage, x)
@@ -169,12 +170,12 @@ class RowPerceptron(TracedField):
             slopes.append(slope)
         ends = matrix
         if len(slopes) == 2:
-            ends = of_rows(matrix, slopes[0])
+            ends = row_matmul(matrix, slopes[0])
         return Traced(last(x), (slopes[-1] * ends).sum(1))
 
 
 def _trace_matrix(weights: Sequence[Tensor]) -> Tensor:
-    """Of weights (rows, out, in) p, of shape (rows, H), or P, of shape (rows, H₂, H₁)."""
+    """Return p (rows, H) or P (rows, H₂, H₁), for weights (rows, out, in)."""
+    matrix: Tensor
     (matrix,) = torch.vmap(trace_matrices)(weights)
-    found: Tensor = matrix
-    return found
+    return matrix

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from cnf.fields import VectorField
 from cnf.fields.divergence import Divergence, FieldTrace, random_vectors
-from cnf.fields.regularizers import REGULARIZERS, Point
+from cnf.fields.regularizers import REGULARIZERS, PathPoint
 from cnf.ode import Linearization, PerRow, StagedDynamics
 
 
@@ -70,11 +70,11 @@ class DensityDynamics(StagedDynamics):
         if self.estimates:
             assert traced.estimates is not None
             columns.append(traced.estimates)
-        point = Point(self.field, field_stage, x, traced, probe)
+        point = PathPoint(self.field, field_stage, x, traced, probe)
         columns += [REGULARIZERS[name](point).unsqueeze(1) for name in self.regularizers]
         return torch.cat(columns, 1)
 
-    def evaluate_inner(self, stage: Any, y: Tensor) -> Tensor:
+    def evaluate_unweighted(self, stage: Any, y: Tensor) -> Tensor:
         """Evaluate the velocity alone; the other columns are quadratures, with slope zero here."""
         velocity = self.field.velocity(stage[0], y[:, : self.dim])
         return pad(velocity, (0, self.width - self.dim))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnf.fields.analytic.kernels import Sizes
+from cnf.fields.analytic import BatchSizes
 from cnf.fields.divergence import Divergence, check_divergence
 from cnf.ode import GRADIENTS, TABLEAUS, Checkpoint, Gradient, StepMode, Tolerance
 
@@ -120,7 +120,7 @@ class SolverSettings:
                 raise ValueError(f"Expected {setting} to be above 0; got {size}")
 
     @property
-    def compile_sizes(self) -> Sizes | None:
+    def compile_sizes(self) -> BatchSizes | None:
         """Batch sizes to compile for: any where rows finish one by one; None without a compiler."""
         if not self.compile:
             return None

@@ -189,10 +189,10 @@ class _Tape:
         args = take_rows(self.leaves.args, self.stand_in if step.rows is None else step.rows)
         calls = 0
 
-        def bound(t: Tensor, y: Tensor, **inner: bool) -> Tensor:
+        def bound(t: Tensor, y: Tensor, **unweighted: bool) -> Tensor:
             nonlocal calls
             calls += 1
-            return self.f(t, y, args, **inner)
+            return self.f(t, y, args, **unweighted)
 
         begin, end = step.interval(self.knots)
         t, h = step.times(begin, end - begin)

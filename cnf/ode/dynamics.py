@@ -1,4 +1,4 @@
-"""Dynamics, at the times of a step's stages all at once, with a way back for each evaluation."""
+"""Dynamics at the times of a step's stages, with vector-Jacobian products of each evaluation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class StagedDynamics(ABC):
     An instance is called as any dynamics are, `f(t, y, args)`. Where all rows have the same time
     the solver calls `prepare` once for each step instead, and then `evaluate` for each stage.
 
-    Some methods have inner stages, whose slopes only the stages after them look at. There the
-    solver calls `evaluate_inner`, which may leave out what is integrated beside the state proper:
-    quadratures, columns that no slope depends on, as a log-density is one. A subclass with a
-    `__call__` of its own takes the keyword `inner` too.
+    Some methods have unweighted stages, whose slopes only later stages use. There the solver calls
+    `evaluate_unweighted`, which may leave out quadratures: columns of the state that no slope
+    depends on, such as a log-density. A subclass that overrides `__call__` takes the keyword
+    `unweighted` too.
 
     Example:
         >>> class Rotation(StagedDynamics):
@@ -46,14 +46,14 @@ class StagedDynamics(ABC):
     def evaluate(self, stage: Any, y: Tensor) -> Tensor:
         """The slope dy/dt at one of the times."""
 
-    def evaluate_inner(self, stage: Any, y: Tensor) -> Tensor:
-        """The slope at an inner stage, where any finite number will do for that of quadratures."""
+    def evaluate_unweighted(self, stage: Any, y: Tensor) -> Tensor:
+        """Return the slope at an unweighted stage; any finite number serves for quadratures."""
         return self.evaluate(stage, y)
 
-    def __call__(self, t: Tensor, y: Tensor, args: Any, *, inner: bool = False) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor, args: Any, *, unweighted: bool = False) -> Tensor:
         """The slope dy/dt at one time."""
         stage = self.prepare(t.unsqueeze(0), args)[0]
-        return self.evaluate_inner(stage, y) if inner else self.evaluate(stage, y)
+        return self.evaluate_unweighted(stage, y) if unweighted else self.evaluate(stage, y)
 
     def linearize(self, times: Tensor, args: Any) -> Linearization:
         """Evaluations at `times` with a way back; by autograd where a subclass knows no better."""
@@ -64,33 +64,33 @@ class StagedDynamics(ABC):
 
 
 class Linearization(ABC):
-    """Evaluations of dynamics at a step's stages, each with a way back.
+    """Evaluations of dynamics at a step's stages, each with a vector-Jacobian product.
 
     Gradients are gathered in the `grad` of the leaves among the arguments.
 
     Attributes:
-        bytes: What the evaluations so far have kept outside of autograd.
+        bytes: The memory of what the evaluations so far have saved outside of autograd.
     """
 
     bytes: int = 0
 
     @abstractmethod
-    def push(self, i: int, y: Tensor, *, inner: bool = False) -> tuple[Tensor, Any]:
-        """The slope at stage i, without a graph, and what `pull` needs of the evaluation.
+    def forward(self, i: int, y: Tensor, *, unweighted: bool = False) -> tuple[Tensor, Any]:
+        """Return the slope at stage i, without a graph, and what `vjp` needs of the evaluation.
 
-        At an inner stage any finite number will do for the slope of quadratures.
+        At an unweighted stage any finite number serves for the slope of quadratures.
         """
 
     @abstractmethod
-    def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
-        """The cotangent of the state for that of the slope; the arguments' is gathered."""
+    def vjp(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
+        """Return the cotangent of the state for that of the slope; the arguments' is gathered."""
 
-    def push_step(
+    def step_forward(
         self, tableau: Tableau, count: int, y: Tensor, slope: Tensor, h: Tensor
     ) -> tuple[list[Tensor], Tensor, list[Any]] | None:
-        """A step's first stages all at once; None where they are taken one by one.
+        """Take a step's first stages all at once; None where they are taken one by one.
 
-        Of a linearization at the times of the stages after the first.
+        The linearization is one at the times of the stages after the first.
 
         Args:
             tableau: The method.
@@ -100,39 +100,39 @@ class Linearization(ABC):
             h: The step's size.
 
         Returns:
-            The slopes at the other stages; the step's end; what `pull` needs of each of them.
+            The slopes at the other stages; the step's end; what `vjp` needs of each of them.
         """
         return None
 
-    def pull_step(
+    def step_vjp(
         self, tableau: Tableau, evaluations: Sequence[Evaluation], cotangent: Tensor, size: float
     ) -> Tensor | None:
-        """The cotangent of a step's start for that of its end; None as for `push_step`.
+        """Return the cotangent of a step's start for that of its end; None as for `step_forward`.
 
         Args:
             tableau: The method.
             evaluations: Those that the end depends on; the first may be of another linearization.
-            cotangent: Of the end.
+            cotangent: The cotangent of the end.
             size: The step's size.
         """
         return None
 
     @abstractmethod
     def finish(self) -> None:
-        """Bring what was gathered at the stages on to the arguments, once all are pulled."""
+        """Add what was gathered at the stages to the arguments' gradients, once all are done."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of a linearization, for its way back."""
+    """One evaluation of a linearization, for its vector-Jacobian product."""
 
     linearization: Linearization
     stage: int
     saved: Any
 
-    def pull(self, cotangent: Tensor) -> Tensor:
-        """The cotangent of the state."""
-        return self.linearization.pull(self.stage, self.saved, cotangent)
+    def vjp(self, cotangent: Tensor) -> Tensor:
+        """Return the cotangent of the state."""
+        return self.linearization.vjp(self.stage, self.saved, cotangent)
 
 
 @dataclass(frozen=True)
@@ -206,15 +206,16 @@ class AutogradLinearization(Linearization):
     ) -> None:
         self.dynamics, self.stages, self.leaves = dynamics, stages, leaves
 
-    def push(self, i: int, y: Tensor, *, inner: bool = False) -> tuple[Tensor, Any]:
+    def forward(self, i: int, y: Tensor, *, unweighted: bool = False) -> tuple[Tensor, Any]:
         """The slope, and its graph."""
         leaf = y.detach().requires_grad_()
-        evaluate = self.dynamics.evaluate_inner if inner else self.dynamics.evaluate
+        dynamics = self.dynamics
+        evaluate = dynamics.evaluate_unweighted if unweighted else dynamics.evaluate
         with torch.enable_grad():
             slope = evaluate(self.stages[i], leaf)
         return slope.detach(), (leaf, slope)
 
-    def pull(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
+    def vjp(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
         """Autograd's way back; zero where the slope does not depend on the state."""
         leaf, slope = saved
         if not slope.requires_grad:

@@ -231,10 +231,10 @@ class _Loop:
         """Whose arguments the dynamics get; None for everyone's own."""
         return self.rows if self.per_sample else self.stand_in
 
-    def bound(self, t: Tensor, y: Tensor, **inner: bool) -> Tensor:
-        """The dynamics with the arguments of the rows at hand; staged ones can be told `inner`."""
+    def bound(self, t: Tensor, y: Tensor, **unweighted: bool) -> Tensor:
+        """Return the slope with the current rows' arguments; staged dynamics take `unweighted`."""
         self.calls += 1
-        slope: Tensor = self.f(t, y, self.at_hand, **inner)
+        slope: Tensor = self.f(t, y, self.at_hand, **unweighted)
         return slope
 
     def _to_state(self, lanes: Array) -> float | Tensor:
@@ -335,7 +335,7 @@ class _Loop:
         """The step, its evaluations leaving their ways back."""
         tableau, times = self.settings.tableau, stage_times(stages.weights, t, h)
         recorder = recording.evaluations(times[1:], self.at_hand)
-        at = self._counted(lambda i, y: recorder(i - 1, y, inner=tableau.inner[i]))
+        at = self._counted(lambda i, y: recorder(i - 1, y, unweighted=tableau.unweighted[i]))
         errors = 0 if self.settings.grid is not None else tableau.error_stages
         end = recorder.take(max(tableau.solution_stages, errors), stages, h)
         if end is None:
@@ -344,15 +344,16 @@ class _Loop:
         return Taken(f, at, t, h, stages.y, end, stages)
 
     def _prepared(self, t: Tensor, h: Tensor) -> StageDynamics | None:
-        """The dynamics at a step's stages, where they tell inner ones from others; None if not."""
+        """Return the dynamics at a step's stages if they know unweighted ones; otherwise None."""
         if self.settings.jumps is not None or not isinstance(self.f, StagedDynamics):
             return None
         tableau, times = self.settings.tableau, stage_times(self.stages.weights, t, h)
         if self.per_sample:
             return staged(self.bound, tableau, times)
-        whole, part, inner = self.f.evaluate, self.f.evaluate_inner, tableau.inner
+        whole, part = self.f.evaluate, self.f.evaluate_unweighted
+        unweighted = tableau.unweighted
         stages = self.f.prepare(times[1:], self.at_hand)
-        return self._counted(lambda i, y: (part if inner[i] else whole)(stages[i - 1], y))
+        return self._counted(lambda i, y: (part if unweighted[i] else whole)(stages[i - 1], y))
 
     def _counted(self, at: StageDynamics) -> StageDynamics:
         """Count the calls."""

@@ -24,15 +24,15 @@ class Recorder:
     linearization: Linearization
     evaluations: list[Evaluation] = field(default_factory=list)
 
-    def __call__(self, i: int, y: Tensor, *, inner: bool = False) -> Tensor:
+    def __call__(self, i: int, y: Tensor, *, unweighted: bool = False) -> Tensor:
         """The slope at stage i."""
-        slope, saved = self.linearization.push(i, y, inner=inner)
+        slope, saved = self.linearization.forward(i, y, unweighted=unweighted)
         self.evaluations.append(Evaluation(self.linearization, i, saved))
         return slope
 
     def take(self, count: int, stages: Stages, h: Tensor) -> Tensor | None:
         """A step's end, so many stages taken at once; None where they are taken one by one."""
-        step = self.linearization.push_step(stages.tableau, count, stages.y, stages[0], h)
+        step = self.linearization.step_forward(stages.tableau, count, stages.y, stages[0], h)
         if step is None:
             return None
         slopes, end, kept = step
@@ -71,11 +71,11 @@ class Trail:
     def pull(self, cotangent: Tensor, adjoint: Adjoint) -> Tensor:
         """The cotangent of the state at its start for that at its end."""
         evaluations = (self.first, *self.stages)
-        start = self.linearization.pull_step(adjoint.tableau, evaluations, cotangent, self.size)
+        start = self.linearization.step_vjp(adjoint.tableau, evaluations, cotangent, self.size)
         if start is None:
             adjoint.begin(cotangent)
             for i in reversed(range(len(evaluations))):
-                adjoint.take(i, evaluations[i].pull(adjoint.slope(i, self.size)))
+                adjoint.take(i, evaluations[i].vjp(adjoint.slope(i, self.size)))
             start = adjoint.state()
         self.linearization.finish()
         return start
@@ -127,6 +127,6 @@ def retrace(linearization: Linearization, tableau: Tableau, y: Tensor, size: flo
     h = y.new_full((), size)  # which does not wait for a GPU
     for i in range(1, tableau.solution_stages):
         state = stages.state(h, stages.weights.a[i])
-        stages.append(recorder(i, state, inner=tableau.inner[i]))
+        stages.append(recorder(i, state, unweighted=tableau.unweighted[i]))
     first, *rest = recorder.evaluations
     return Trail(first, tuple(rest), size, linearization)

@@ -178,9 +178,9 @@ def stagewise(f: BoundDynamics, times: Tensor) -> StageDynamics:
 
 
 def staged(f: Callable[..., Tensor], tableau: Tableau, times: Tensor) -> StageDynamics:
-    """Dynamics by the number of the stage, which are told whether that is an inner one."""
+    """Return dynamics by the number of the stage, which get whether that is unweighted."""
     at = times.unbind()
-    return lambda i, y: f(at[i], y, inner=tableau.inner[i])
+    return lambda i, y: f(at[i], y, unweighted=tableau.unweighted[i])
 
 
 def within(f: BoundDynamics, begin: Tensor, end: Tensor) -> BoundDynamics:

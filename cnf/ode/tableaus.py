@@ -95,17 +95,17 @@ class Tableau:
         return max((i for i, weight in enumerate(self.e or (), start=1) if weight != 0), default=0)
 
     @cached_property
-    def inner(self) -> tuple[bool, ...]:
-        """Of each stage, and last of the step's end, whether only later stages look at its slope.
+    def unweighted(self) -> tuple[bool, ...]:
+        """Whether only later stages use a slope: that of each stage, and last of the step's end.
 
-        Neither the solution nor its error nor a state inside the step weighs it.
+        Neither the solution nor its error nor a state inside the step has a weight for it.
         """
         nothing = (0.0,) * self.stages
         rows = zip(self.b, self.e or nothing, self.mid or nothing, strict=True)
-        _, *inner = (not any(weights) for weights in rows)
+        _, *unweighted = (not any(weights) for weights in rows)
         if self.first_same_as_last:
-            inner[-1] = False
-        return False, *inner, False
+            unweighted[-1] = False
+        return False, *unweighted, False
 
     @cached_property
     def dense(self) -> Literal["cubic", "quartic", "bootstrap"]:

@@ -1,1 +1,24 @@
-"""The analytic path of the concat-squash family: closed-form trace, adjoint by hand, kernels."""
+"""The analytic path of the concat-squash family: closed-form trace, adjoint by hand, kernels.
+
+Fields use what is named here and nothing else of this folder.
+"""
+
+from cnf.fields.analytic.compiled import (
+    EAGER,
+    BatchSizes,
+    PerceptronFunctions,
+    compiled_functions,
+)
+from cnf.fields.analytic.network import GatedNetwork, NetworkConstants
+from cnf.fields.analytic.perceptron import Perceptron, trace_matrices
+
+__all__ = [
+    "EAGER",
+    "BatchSizes",
+    "GatedNetwork",
+    "NetworkConstants",
+    "Perceptron",
+    "PerceptronFunctions",
+    "compiled_functions",
+    "trace_matrices",
+]

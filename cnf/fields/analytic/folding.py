@@ -1,8 +1,8 @@
-"""Gates folded into the weights of a perceptron and the matrices of its trace, and the way back.
+"""Gates folded into the weights of a perceptron and the matrices of its trace, and the adjoint.
 
-Where all rows have the same gates, a product of the size of the weights for each time takes the
-place of one of the size of the batch for each state. The way back is written out: autograd's costs
-several times the arithmetic here.
+Where all rows have the same gates, a product of the size of the weights for each time replaces one
+of the size of the batch for each state. The adjoint is written out: autograd's costs several times
+the arithmetic here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from cnf.fields.analytic.perceptron import Perceptron
 
 
-class Unfolded(NamedTuple):
-    """What a perceptron with folded gates is made of.
+class UnfoldedPerceptron(NamedTuple):
+    """A perceptron with its gates apart, as all rows have them.
 
     Attributes:
-        weights: Of its layers.
-        biases: Of them, one after the other, (width,).
-        matrices: Of its trace.
-        gates: Of the hidden layers, one after the other, (times, gated width).
+        weights: Weights of its layers.
+        biases: Biases of its layers, one after the other, (width,).
+        matrices: Matrices of its trace.
+        gates: Gates of the hidden layers, one after the other, (times, gated width).
     """
 
     weights: tuple[Tensor, ...]
@@ -34,14 +34,14 @@ class Unfolded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scaled:
+class GatedMatrix:
     """A matrix with its rows scaled by one gate and its columns by another, at several times.
 
     Attributes:
         matrix: Shape (out, in), or (out,).
-        rows: Which gate the rows have.
-        columns: Which one the columns have, one after the other where they are a multiple; None for
-            none.
+        rows: The number of the gate of the rows.
+        columns: The number of the gate of the columns, repeated where they are a multiple of it;
+            None for no gate.
     """
 
     matrix: Tensor
@@ -49,78 +49,81 @@ class Scaled:
     columns: int | None = None
 
     def at(self, gates: Sequence[Tensor]) -> Tensor:
-        """The scaled matrices, (times, out, in), for gates of shape (times, width)."""
+        """Return the scaled matrices, (times, out, in), for gates of shape (times, width)."""
         if self.matrix.ndim == 1:
             return self.matrix * gates[self.rows]
         scaled = self.matrix * gates[self.rows].unsqueeze(2)
         return scaled if self.columns is None else scaled * self._wide(gates[self.columns])
 
-    def back(self, gates: Sequence[Tensor], grad: Tensor, found: list[Tensor]) -> Tensor:
-        """The matrix's gradient for that of the scaled ones; the gates' are added to `found`."""
+    def vjp(self, gates: Sequence[Tensor], grad: Tensor, gate_grads: list[Tensor]) -> Tensor:
+        """Return the matrix's gradient for the scaled ones', and add to those of the gates."""
         if self.matrix.ndim == 1:
-            found[self.rows] = found[self.rows] + grad * self.matrix
+            gate_grads[self.rows] = gate_grads[self.rows] + grad * self.matrix
             return (grad * gates[self.rows]).sum(0)
         rows = gates[self.rows].unsqueeze(2)
         if self.columns is not None:
             width = gates[self.columns].shape[1]
-            moved = (grad * (self.matrix * rows)).sum(1).unflatten(1, (-1, width)).sum(1)
-            found[self.columns] = found[self.columns] + moved
+            summed = (grad * (self.matrix * rows)).sum(1).unflatten(1, (-1, width)).sum(1)
+            gate_grads[self.columns] = gate_grads[self.columns] + summed
             grad = grad * self._wide(gates[self.columns])
-        found[self.rows] = found[self.rows] + (grad * self.matrix).sum(2)
+        gate_grads[self.rows] = gate_grads[self.rows] + (grad * self.matrix).sum(2)
         return (grad * rows).sum(0)
 
     def _wide(self, gate: Tensor) -> Tensor:
-        """A gate for all columns, (times, 1, in)."""
+        """Return a gate for all columns, (times, 1, in)."""
         return gate.repeat(1, self.matrix.shape[1] // gate.shape[1]).unsqueeze(1)
 
 
-def fold(plain: Unfolded, shifts: Tensor | None) -> Perceptron:
-    """The perceptron at all times, each of its tensors but the last weight with an axis for them.
+def fold(unfolded: UnfoldedPerceptron, shifts: Tensor | None) -> Perceptron:
+    """Return the perceptron with folded gates; all tensors but the last weight have a time axis.
 
     Args:
-        plain: What it is made of.
-        shifts: Of all layers, (times, width); None for none.
+        unfolded: The perceptron with its gates apart.
+        shifts: Shifts of all layers, (times, width); None for zero.
     """
-    weights, biases, _, gates = plain
+    weights, biases, _, gates = unfolded
     gated = gates.shape[1]
     last = biases[gated:].expand(gates.shape[0], -1)
     offsets = torch.cat([biases[:gated] * gates, last], 1)
     offsets = offsets if shifts is None else offsets + shifts
-    folded = [scaled.at(_parts(plain)) for scaled in _scaled(plain)]
+    folded = [gated.at(_parts(unfolded)) for gated in _gated_matrices(unfolded)]
     hidden = len(weights) - 1
     return Perceptron((*folded[:hidden], weights[-1]), offsets, None, tuple(folded[hidden:]))
 
 
-def fold_back(plain: Unfolded, grads: Sequence[Perceptron]) -> tuple[Unfolded, Tensor]:
-    """The gradients of what a perceptron is made of and of the shifts, for its own at the times."""
-    biases, gates = plain.biases, plain.gates
-    gated, parts = gates.shape[1], _parts(plain)
+def fold_vjp(
+    unfolded: UnfoldedPerceptron, grads: Sequence[Perceptron]
+) -> tuple[UnfoldedPerceptron, Tensor]:
+    """Return the gradients of the unfolded perceptron and of the shifts, for those at the times."""
+    biases, gates = unfolded.biases, unfolded.gates
+    gated, parts = gates.shape[1], _parts(unfolded)
     offsets = torch.stack([own.offsets for own in grads])
-    found = [*(offsets[:, :gated] * biases[:gated]).split([p.shape[1] for p in parts], 1)]
+    gate_grads = [*(offsets[:, :gated] * biases[:gated]).split([p.shape[1] for p in parts], 1)]
     own = [[*one.weights[:-1], *one.matrices] for one in grads]
-    back = [
-        scaled.back(parts, torch.stack(stages), found)
-        for scaled, stages in zip(_scaled(plain), zip(*own, strict=True), strict=True)
+    found = [
+        matrix.vjp(parts, torch.stack(stages), gate_grads)
+        for matrix, stages in zip(_gated_matrices(unfolded), zip(*own, strict=True), strict=True)
     ]
-    hidden = len(plain.weights) - 1
+    hidden = len(unfolded.weights) - 1
     last = torch.stack([one.weights[-1] for one in grads]).sum(0)
     bias = torch.cat([(offsets[:, :gated] * gates).sum(0), offsets[:, gated:].sum(0)])
-    weights = (*back[:hidden], last)
-    return Unfolded(weights, bias, tuple(back[hidden:]), torch.cat(found, 1)), offsets
+    weights, matrices = (*found[:hidden], last), tuple(found[hidden:])
+    return UnfoldedPerceptron(weights, bias, matrices, torch.cat(gate_grads, 1)), offsets
 
 
-def _parts(plain: Unfolded) -> Sequence[Tensor]:
-    """The gates of each hidden layer."""
-    sizes = [weight.shape[0] for weight in plain.weights[:-1]]
-    parts: Sequence[Tensor] = plain.gates.split(sizes, 1)
+def _parts(unfolded: UnfoldedPerceptron) -> Sequence[Tensor]:
+    """Return the gates of each hidden layer."""
+    sizes = [weight.shape[0] for weight in unfolded.weights[:-1]]
+    parts: Sequence[Tensor] = unfolded.gates.split(sizes, 1)
     return parts
 
 
-def _scaled(plain: Unfolded) -> list[Scaled]:
-    """How the hidden layers' weights and the trace's matrices are gated."""
-    hidden = [Scaled(weight, i) for i, weight in enumerate(plain.weights[:-1])]
+def _gated_matrices(unfolded: UnfoldedPerceptron) -> list[GatedMatrix]:
+    """Return the hidden layers' weights and the trace's matrices with their gates."""
+    hidden = [GatedMatrix(weight, i) for i, weight in enumerate(unfolded.weights[:-1])]
     last = len(hidden) - 1
-    if len(plain.matrices) == 2:
-        N, M = plain.matrices
-        return [*hidden, Scaled(N, 0, 1), Scaled(M, last)]
-    return [*hidden, *(Scaled(matrix, last, 0 if last else None) for matrix in plain.matrices)]
+    if len(unfolded.matrices) == 2:
+        N, M = unfolded.matrices
+        return [*hidden, GatedMatrix(N, 0, 1), GatedMatrix(M, last)]
+    columns = 0 if last else None
+    return [*hidden, *(GatedMatrix(matrix, last, columns) for matrix in unfolded.matrices)]

@@ -35,8 +35,10 @@ class Perceptron(NamedTuple):
         weights: W₁ … W_{L+1}, each (out, in). A gate that is the same for all rows is folded in,
             and into the matrices of the trace.
         offsets: o₁ … o_{L+1}, one after the other, shape (width,) or (rows, width).
-        gates: g₁ … g_L alike, shape (rows, width); None where they are folded in, or not there.
-        matrices: Of the trace: (p,), (P,) or (N, M); empty where only the velocity is asked for.
+        gates: g₁ … g_L, one after the other, shape (rows, width); None where they are folded in, or
+            absent.
+        matrices: Matrices of the trace: (p,), (P,) or (N, M); empty where only the velocity is
+            evaluated.
     """
 
     weights: tuple[Tensor, ...]
@@ -45,23 +47,23 @@ class Perceptron(NamedTuple):
     matrices: tuple[Tensor, ...]
 
     def tensors(self) -> list[Tensor]:
-        """All of them, in order."""
+        """Return all tensors, in order."""
         gates = [] if self.gates is None else [self.gates]
         return [*self.weights, self.offsets, *gates, *self.matrices]
 
-    def of(self, tensors: Sequence[Tensor]) -> Perceptron:
-        """A perceptron of this form with other tensors, in the order of `tensors`."""
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Perceptron:
+        """Return a perceptron of this form with other tensors, in the order of `tensors`."""
         layers, gated = len(self.weights), self.gates is not None
         gates, rest = tensors[layers + 1] if gated else None, layers + 1 + gated
         return Perceptron(tuple(tensors[:layers]), tensors[layers], gates, tuple(tensors[rest:]))
 
 
-class Stacked(NamedTuple):
-    """A perceptron at several times.
+class StagedPerceptron(NamedTuple):
+    """A perceptron at the times of a step's stages.
 
     Attributes:
         net: Its tensors; those that differ between the times have an axis for them in front.
-        times: How many.
+        times: The number of times.
         folded: Whether gates are folded into the hidden layers' weights and into the matrices, so
             that these differ between the times.
     """
@@ -70,24 +72,24 @@ class Stacked(NamedTuple):
     times: int
     folded: bool
 
-    def differ(self) -> list[bool]:
-        """Which of the net's tensors differ between the times."""
+    def timed(self) -> list[bool]:
+        """Return which of the net's tensors differ between the times."""
         gates = [] if self.net.gates is None else [True]
         hidden = [self.folded] * (len(self.net.weights) - 1)
         return [*hidden, False, True, *gates, *[self.folded] * len(self.net.matrices)]
 
-    def unstacked(self) -> list[Perceptron]:
-        """The perceptron at each of the times."""
+    def stages(self) -> list[Perceptron]:
+        """Return the perceptron at each of the times."""
         count = self.times
         columns = [
-            tensor.unbind() if differs else [tensor] * count
-            for tensor, differs in zip(self.net.tensors(), self.differ(), strict=True)
+            tensor.unbind() if timed else [tensor] * count
+            for tensor, timed in zip(self.net.tensors(), self.timed(), strict=True)
         ]
-        return [self.net.of(row) for row in zip(*columns, strict=True)]
+        return [self.net.with_tensors(row) for row in zip(*columns, strict=True)]
 
 
 def trace_matrices(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The matrices p, P, or N of shape (H₁, dim H₂) and M of shape (H_L, dim H_{L−1})."""
+    """Return the matrices p, P, or N of shape (H₁, dim H₂) and M of shape (H_L, dim H_{L−1})."""
     match weights:
         case [first, last]:
             return ((first * last.T).sum(1),)
@@ -101,22 +103,22 @@ def trace_matrices(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
             raise AssertionError("a perceptron has a hidden layer")
 
 
-class Hidden(NamedTuple):
-    """A hidden layer at a state, as the way back needs it; what is cheap is computed again.
+class HiddenLayer(NamedTuple):
+    """A hidden layer at a state, as its adjoint needs it; what is cheap is computed again.
 
     Attributes:
         value: h = σ(z).
-        kept: What else the activation's derivatives are made of, if anything.
+        auxiliary: The auxiliary tensor of the activation (see `Activation.function`).
         product: W h of the layer before, where there is a gate.
     """
 
     value: Tensor
-    kept: Tensor | None
+    auxiliary: Tensor | None
     product: Tensor | None
 
 
-class Saved(NamedTuple):
-    """An evaluation, as the way back needs it.
+class SavedEvaluation(NamedTuple):
+    """An evaluation, as its vector-Jacobian product needs it.
 
     Attributes:
         hidden: The hidden layers.
@@ -124,25 +126,25 @@ class Saved(NamedTuple):
         carried: C₂ … C_{L−1}, each with its C_j one after the other.
     """
 
-    hidden: list[Hidden]
+    hidden: list[HiddenLayer]
     ends: Tensor | None
     carried: list[Tensor]
 
     @property
     def nbytes(self) -> int:
-        """What it takes."""
-        kept = [tensor for layer in self.hidden for tensor in layer if tensor is not None]
-        kept += [*self.carried, *([] if self.ends is None else [self.ends])]
-        return sum(tensor.nbytes for tensor in kept)
+        """Bytes of its tensors."""
+        tensors = [tensor for layer in self.hidden for tensor in layer if tensor is not None]
+        tensors += [*self.carried, *([] if self.ends is None else [self.ends])]
+        return sum(tensor.nbytes for tensor in tensors)
 
 
-class TraceBack(NamedTuple):
-    """What the gradient of a trace comes to.
+class TraceCotangents(NamedTuple):
+    """The cotangents of what a trace is made of.
 
     Attributes:
-        slopes: The gradients of the hidden layers' slopes; None for those of no trace.
-        matrices: Of the trace's matrices.
-        weights: Of weights that carried tangents, by their place.
+        slopes: Cotangents of the hidden layers' slopes; None for each without a trace.
+        matrices: Cotangents of the trace's matrices.
+        weights: Cotangents of weights that carried tangents, by their place.
     """
 
     slopes: Sequence[Tensor | None]
@@ -151,28 +153,32 @@ class TraceBack(NamedTuple):
 
 
 def velocity(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> Tensor:
-    """The velocity, (rows, dim) → (rows, dim)."""
+    """Return the velocity, (rows, dim) → (rows, dim)."""
     return _last(net, _hidden(net, activations, x))
 
 
-def traced(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> tuple[Tensor, Saved]:
-    """The slope (velocity, trace of its Jacobian), (rows, dim + 1), and what `pull` needs of it."""
+def velocity_and_trace(
+    net: Perceptron, activations: Sequence[Activation], x: Tensor
+) -> tuple[Tensor, SavedEvaluation]:
+    """Return the slope (velocity, its divergence), (rows, dim + 1), saved for its adjoint."""
     hidden = _hidden(net, activations, x)
     trace, ends, carried = _trace(net, _gated(net, _derivatives(activations, hidden)))
     slope = torch.cat([_last(net, hidden), trace.unsqueeze(1)], 1)
-    return slope, Saved(hidden, ends, carried)
+    return slope, SavedEvaluation(hidden, ends, carried)
 
 
-def bare(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> tuple[Tensor, Saved]:
-    """The slope (velocity, 0), (rows, dim + 1), and what `pull_bare` needs of it."""
+def velocity_only(
+    net: Perceptron, activations: Sequence[Activation], x: Tensor
+) -> tuple[Tensor, SavedEvaluation]:
+    """Return the slope (velocity, 0), (rows, dim + 1), saved for its adjoint."""
     hidden = _hidden(net, activations, x)
-    return pad(_last(net, hidden), (0, 1)), Saved(hidden, None, [])
+    return pad(_last(net, hidden), (0, 1)), SavedEvaluation(hidden, None, [])
 
 
-def tangents(
+def jacobian_products(
     net: Perceptron, activations: Sequence[Activation], x: Tensor, vectors: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The velocity, and the Jacobian's products with `vectors` (K, rows or 1, dim)."""
+    """Return the velocity, and the Jacobian's products with `vectors` (K, rows or 1, dim)."""
     hidden = _hidden(net, activations, x)
     slopes = _gated(net, _derivatives(activations, hidden))
     for slope, weight in zip(slopes, net.weights, strict=False):
@@ -180,35 +186,43 @@ def tangents(
     return _last(net, hidden), vectors @ net.weights[-1].T
 
 
-def pull(
-    net: Perceptron, activations: Sequence[Activation], x: Tensor, saved: Saved, slope: Tensor
-) -> tuple[Tensor, Perceptron]:
-    """The gradients of the state (x, 0) and, in its form, of the net for that of the slope."""
-    derivatives = _derivatives(activations, saved.hidden)
-    trace = _pull_trace(net, _gated(net, derivatives), saved, slope[:, -1])
-    return _pull(net, activations, x, saved.hidden, derivatives, slope[:, :-1], trace)
-
-
-def pull_bare(
-    net: Perceptron, activations: Sequence[Activation], x: Tensor, saved: Saved, slope: Tensor
-) -> tuple[Tensor, Perceptron]:
-    """The same where the slope has no trace."""
-    derivatives = _derivatives(activations, saved.hidden)
-    zeros = tuple(torch.zeros_like(matrix) for matrix in net.matrices)
-    trace = TraceBack([None] * len(derivatives), zeros, {})
-    return _pull(net, activations, x, saved.hidden, derivatives, slope[:, :-1], trace)
-
-
-def _pull(
+def velocity_and_trace_vjp(
     net: Perceptron,
     activations: Sequence[Activation],
     x: Tensor,
-    hidden: Sequence[Hidden],
+    saved: SavedEvaluation,
+    slope: Tensor,
+) -> tuple[Tensor, Perceptron]:
+    """Return the cotangents of the state (x, log-density) and of the net for that of the slope."""
+    derivatives = _derivatives(activations, saved.hidden)
+    trace = _trace_vjp(net, _gated(net, derivatives), saved, slope[:, -1])
+    return _layers_vjp(net, activations, x, saved.hidden, derivatives, slope[:, :-1], trace)
+
+
+def velocity_only_vjp(
+    net: Perceptron,
+    activations: Sequence[Activation],
+    x: Tensor,
+    saved: SavedEvaluation,
+    slope: Tensor,
+) -> tuple[Tensor, Perceptron]:
+    """Return the cotangents of the state and of the net where the slope has no trace."""
+    derivatives = _derivatives(activations, saved.hidden)
+    zeros = tuple(torch.zeros_like(matrix) for matrix in net.matrices)
+    trace = TraceCotangents([None] * len(derivatives), zeros, {})
+    return _layers_vjp(net, activations, x, saved.hidden, derivatives, slope[:, :-1], trace)
+
+
+def _layers_vjp(
+    net: Perceptron,
+    activations: Sequence[Activation],
+    x: Tensor,
+    hidden: Sequence[HiddenLayer],
     derivatives: Sequence[Tensor],
     velocity: Tensor,
-    trace: TraceBack,
+    trace: TraceCotangents,
 ) -> tuple[Tensor, Perceptron]:
-    """The gradients for that of the velocity and for what the trace's came to."""
+    """Return the cotangents of state and net for those of the velocity and of the trace's parts."""
     gates = _parts(net.gates, net.weights[:-1])
     weights: list[Tensor] = [velocity.T @ hidden[-1].value]
     offsets, gate_parts = [velocity], []
@@ -218,8 +232,8 @@ def _pull(
         if bar is None:
             z = h * derivative
         else:
-            bent = bar if gate is None else bar * gate
-            z = activations[i].back(layer.value, layer.kept, derivative, h, bent)
+            d = bar if gate is None else bar * gate
+            z = activations[i].adjoint(layer.value, layer.auxiliary, derivative, h, d)
         offsets.append(z)
         if gate is not None:
             assert layer.product is not None
@@ -241,8 +255,8 @@ def _pull(
     )
 
 
-def _hidden(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> list[Hidden]:
-    """The hidden layers at x."""
+def _hidden(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> list[HiddenLayer]:
+    """Return the hidden layers at x."""
     layers = []
     weights = net.weights[:-1]
     offsets, gates = _parts(net.offsets, net.weights), _parts(net.gates, weights)
@@ -253,32 +267,32 @@ def _hidden(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> li
         else:
             product = x @ weight.T
             z = torch.addcmul(offset, product, gate)
-        x, kept = activation.function(z)
-        layers.append(Hidden(x, kept, product))
+        x, auxiliary = activation.function(z)
+        layers.append(HiddenLayer(x, auxiliary, product))
     return layers
 
 
-def _derivatives(activations: Sequence[Activation], hidden: Sequence[Hidden]) -> list[Tensor]:
-    """The activations' derivatives in the hidden layers."""
-    return [a.slope(h.value, h.kept) for a, h in zip(activations, hidden, strict=True)]
+def _derivatives(activations: Sequence[Activation], hidden: Sequence[HiddenLayer]) -> list[Tensor]:
+    """Return the activations' derivatives in the hidden layers."""
+    return [a.slope(h.value, h.auxiliary) for a, h in zip(activations, hidden, strict=True)]
 
 
 def _gated(net: Perceptron, derivatives: list[Tensor]) -> list[Tensor]:
-    """The hidden layers' slopes, of their activations' derivatives."""
+    """Return the hidden layers' slopes for their activations' derivatives."""
     if net.gates is None:
         return derivatives
     gates = net.gates.split([weight.shape[0] for weight in net.weights[:-1]], -1)
     return [d * g for d, g in zip(derivatives, gates, strict=True)]
 
 
-def _last(net: Perceptron, hidden: list[Hidden]) -> Tensor:
-    """The last layer, of the hidden ones."""
+def _last(net: Perceptron, hidden: list[HiddenLayer]) -> Tensor:
+    """Return the value of the last layer."""
     weight = net.weights[-1]
     return torch.addmm(net.offsets[..., -weight.shape[0] :], hidden[-1].value, weight.T)
 
 
 def _trace(net: Perceptron, slopes: list[Tensor]) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """The trace of the slopes, as the head of this file has it, with `Saved`'s ends and carried."""
+    """Return the trace for the layers' slopes, with `SavedEvaluation`'s ends and carried."""
     if len(slopes) == 1:
         return slopes[0] @ net.matrices[0], None, []
     if len(slopes) == 2:
@@ -293,41 +307,43 @@ def _trace(net: Perceptron, slopes: list[Tensor]) -> tuple[Tensor, Tensor | None
     return (sums * slopes[-2]).sum(1), ends, carried
 
 
-def _pull_trace(net: Perceptron, slopes: list[Tensor], saved: Saved, trace: Tensor) -> TraceBack:
-    """What the gradient of the trace comes to."""
+def _trace_vjp(
+    net: Perceptron, slopes: list[Tensor], saved: SavedEvaluation, trace: Tensor
+) -> TraceCotangents:
+    """Return the cotangents of the trace's parts for that of the trace."""
     trace = trace.unsqueeze(1)
     if saved.ends is None:
-        return TraceBack([trace * net.matrices[0]], ((slopes[0] * trace).sum(0),), {})
+        return TraceCotangents([trace * net.matrices[0]], ((slopes[0] * trace).sum(0),), {})
     if len(slopes) == 2:
         ends = slopes[1] * trace
         (P,) = net.matrices
-        return TraceBack([ends @ P, saved.ends * trace], (ends.T @ slopes[0],), {})
+        return TraceCotangents([ends @ P, saved.ends * trace], (ends.T @ slopes[0],), {})
     N, M = net.matrices
     A, C = _by_dim(saved.ends, slopes[-2]), _by_dim(saved.carried[-1], slopes[-2])
-    found = {len(slopes) - 2: _dot(A, C) * trace}
-    middle = {}
+    slope_bars = {len(slopes) - 2: _dot(A, C) * trace}
+    weight_bars = {}
     both = (slopes[-2] * trace).unsqueeze(1)
     ends, carried = (C * both).flatten(1), A * both
-    found[len(slopes) - 1] = ends @ M.T
-    for i in range(len(slopes) - 3, 0, -1):  # the layer whose tangents are carried on
+    slope_bars[len(slopes) - 1] = ends @ M.T
+    for i in range(len(slopes) - 3, 0, -1):  # the layer whose tangents the next one carries
         before, slope = _by_dim(saved.carried[i - 1], slopes[i]), slopes[i].unsqueeze(1)
-        middle[i + 1] = carried.flatten(0, 1).T @ (before * slope).flatten(0, 1)
+        weight_bars[i + 1] = carried.flatten(0, 1).T @ (before * slope).flatten(0, 1)
         carried = carried @ net.weights[i + 1]
-        found[i] = _dot(carried, before)
+        slope_bars[i] = _dot(carried, before)
         carried = carried * slope
     carried = carried.flatten(1)
-    found[0] = carried @ N.T
+    slope_bars[0] = carried @ N.T
     matrices = (slopes[0].T @ carried, slopes[-1].T @ ends)
-    return TraceBack([found[i] for i in range(len(slopes))], matrices, middle)
+    return TraceCotangents([slope_bars[i] for i in range(len(slopes))], matrices, weight_bars)
 
 
 def _by_dim(joined: Tensor, like: Tensor) -> Tensor:
-    """(rows, dim · width) as (rows, dim, width)."""
+    """Return (rows, dim · width) as (rows, dim, width)."""
     return joined.view(joined.shape[0], -1, like.shape[1])
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """The sum of the product over the second axis, which is short: term by term is faster."""
+    """Return the product's sum over the second axis; that is short, so term by term is faster."""
     pairs = list(zip(left.unbind(1), right.unbind(1), strict=True))
     total = pairs[0][0] * pairs[0][1]
     for one, other in pairs[1:]:
@@ -336,7 +352,7 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _parts(joined: Tensor | None, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """A tensor's parts for the layers, along its last axis."""
+    """Return a tensor's parts for the layers, along its last axis."""
     if joined is None:
         return [None] * len(weights)
     parts: Sequence[Tensor] = joined.split([weight.shape[0] for weight in weights], -1)

@@ -20,8 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cnf.flow.base_config import describe, rebuild
 from cnf.flow import Flow
+from cnf.flow.base_config import describe, rebuild
 from cnf.layers import LAYERS, Layer, Standardize
 from cnf.utils.random import seeded
 from cnf.utils.serialization import read_file, write_atomic

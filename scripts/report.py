@@ -207,13 +207,17 @@ def _header(compared: SampleComparison, model: Path, data: str, numbers: Sequenc
 
 
 def _marginals(compared: SampleComparison) -> str:
-    figure = marginals_figure(compared.rows.x, compared.samples.x, compared.columns, MAX_MARGINAL_PANELS)
+    figure = marginals_figure(
+        compared.rows.x, compared.samples.x, compared.columns, MAX_MARGINAL_PANELS
+    )
     left_out = len(compared.columns) - MAX_MARGINAL_PANELS
     return _section(
         "Marginal distributions",
         "The share of the rows, and of the samples, in each bin. A column of a few whole numbers "
         "has a bar for each, and its samples are rounded.",
-        f"The first {MAX_MARGINAL_PANELS} columns are shown; {left_out} are left out." if left_out > 0 else "",
+        f"The first {MAX_MARGINAL_PANELS} columns are shown; {left_out} are left out."
+        if left_out > 0
+        else "",
         _image(figure, "histograms of each column, data against samples"),
     )
 

@@ -119,7 +119,9 @@ def architecture_of(images: Images, **given: Any) -> Architecture:
     return Architecture(images.size, images.white, **{"likelihood": likelihood, **given})
 
 
-def train(vae: VAE, images: Images, plan: Plan, seed: int, folder: Path | None) -> list[EpochRecord]:
+def train(
+    vae: VAE, images: Images, plan: Plan, seed: int, folder: Path | None
+) -> list[EpochRecord]:
     """Train a VAE and save it in a folder, resuming from a checkpoint of the same run if any."""
     pixels = vae.head.weight
     train, validation = (

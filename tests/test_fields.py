@@ -17,6 +17,7 @@ from cnf.fields import (
 from cnf.fields.activations import LOGISTIC, fourier_activation
 from cnf.fields.divergence import AutogradTrace, FieldTrace, TangentTrace
 from cnf.fields.field import vector_jacobian_products
+from cnf.layers import CNF
 
 DOUBLE = torch.float64
 T = torch.tensor(0.3, dtype=DOUBLE)
@@ -194,6 +195,28 @@ def test_gated_linear_is_its_equation(gate, shift):
     if shift:
         expected = expected + s @ layer.shift.weight.T
     torch.testing.assert_close(layer(x, s), expected)
+
+
+@pytest.mark.parametrize("gate", ["tanh", "silu"])
+@pytest.mark.parametrize("name", ["squash", "concat_squash", "residual"])
+def test_another_gate_is_one_change(name, gate, monkeypatch):
+    """Values are those of the layers, gradients by hand those of autograd."""
+    monkeypatch.setattr(GatedLinear, "gate_activation", ACTIVATIONS[gate])
+    field, x = made(name, dim=3, hidden=(4, 5)), torch.randn(6, 3, dtype=DOUBLE)
+    if name != "residual":
+        h = x
+        for layer in field.layers:
+            gates = THEIRS[gate](layer.gate(T.reshape(1)))
+            shifts = layer.shift(T.reshape(1)) if layer.shift else 0
+            h = torch.tanh(layer.linear(h) * gates + shifts)
+        torch.testing.assert_close(field(T, x), field.last(h, T.reshape(1)))
+    found = []
+    for gradient in ("checkpoint", "backprop"):
+        layer = CNF(field, step="joint", gradient=gradient, activation_bytes=2**28)
+        loss = layer.pull(x).log_det.sum()
+        found.append(torch.autograd.grad(loss, [*field.parameters()]))
+    for own, other in zip(*found, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", GATED)

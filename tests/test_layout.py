@@ -80,6 +80,20 @@ def test_rooms_import_from_rooms_above_them(name):
             assert not below, f"{module} imports {', '.join(sorted(below))}"
 
 
+def test_fields_know_no_tableau():
+    for module, path in sources().items():
+        if room(module) == "cnf.fields":
+            assert "tableau" not in path.read_text(encoding="utf-8").lower(), module
+
+
+def test_the_analytic_path_is_used_through_its_interface():
+    analytic = "cnf.fields.analytic"
+    for module, path in sources().items():
+        if not f"{module}.".startswith(f"{analytic}."):
+            inside = [each for each in imports(path) if each.startswith(f"{analytic}.")]
+            assert not inside, f"{module} imports {', '.join(inside)}"
+
+
 def test_every_module_stands_in_a_room():
     outside = {module for module in sources() if room(module) == "cnf"}
     assert outside == {"cnf"}

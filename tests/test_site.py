@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import pkgutil
 import re
 import shlex
 from importlib import import_module
@@ -57,6 +58,15 @@ def told(module) -> set[str]:
         and isinstance(after.value, ast.Constant)
         for target in (line.targets if isinstance(line, ast.Assign) else [line.target])
     }
+
+
+def test_each_formula_names_what_computes_it():
+    page = (SITE / "formulas.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!\||-).+\|$", page, re.MULTILINE)
+    assert len(rows) > 30
+    for row in rows:
+        (path,) = re.findall(r"`(cnf\.[\w.]+)` \|$", row)
+        pkgutil.resolve_name(path)
 
 
 @pytest.mark.parametrize("package", PUBLIC)

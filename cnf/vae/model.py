@@ -14,8 +14,8 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import softplus
 
 from cnf.storage import read_model, reporting_load_errors, write_model
-from cnf.utils.sharing import restore_sharing, shared_parts
 from cnf.utils.random import seeded
+from cnf.utils.sharing import restore_sharing, shared_parts
 from cnf.vae.architecture import Architecture
 from cnf.vae.likelihoods import LIKELIHOODS, Likelihood
 from cnf.vae.networks import NETWORKS

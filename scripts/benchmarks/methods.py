@@ -94,7 +94,9 @@ class FlowEstimator(DensityEstimator):
         Raises:
             SolveError: A solve fails.
         """
-        sizes = [min(BENCHMARK_CHUNK_ROWS, count - i) for i in range(0, count, BENCHMARK_CHUNK_ROWS)]
+        sizes = [
+            min(BENCHMARK_CHUNK_ROWS, count - i) for i in range(0, count, BENCHMARK_CHUNK_ROWS)
+        ]
         with seeded(seed):
             return torch.cat([self.flow.sample(size).double() for size in sizes]).numpy()
 

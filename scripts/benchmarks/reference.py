@@ -70,7 +70,9 @@ class FFJORDReference:
         (3,)
     """
 
-    def __init__(self, toy: str, seed: int = 0, settings: FFJORDSettings = PUBLISHED_SETTINGS) -> None:
+    def __init__(
+        self, toy: str, seed: int = 0, settings: FFJORDSettings = PUBLISHED_SETTINGS
+    ) -> None:
         with seeded(seed):
             network = ConcatSquashNetwork((2, *settings.hidden, 2), nn.Tanh())
         tolerance, end = settings.tolerance, settings.end

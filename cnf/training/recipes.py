@@ -415,6 +415,7 @@ def recipe_of(entries: Mapping[str, Any]) -> Recipe:
 
     Raises:
         KeyError: An attribute is missing.
+        TypeError: The JSON is not an object.
         ValueError: A value is of another type, or a number out of range.
 
     Example:
@@ -423,6 +424,8 @@ def recipe_of(entries: Mapping[str, Any]) -> Recipe:
         >>> recipe_of(json.loads(json.dumps(asdict(Recipe())))) == Recipe()
         True
     """
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"Expected an object with a recipe's numbers; got {str(entries)[:40]}")
     entries = current_names(entries)
     found = {field.name: entries[field.name] for field in fields(Recipe)}
     for name, value in found.items():

@@ -28,7 +28,8 @@ def parser() -> Parser:
         metavar="N",
         type=positive_integer,
         default=INTEGRAL_POINTS,
-        help=f"largest number of points at which the density is integrated (default {INTEGRAL_POINTS})",
+        help="largest number of points at which the density is integrated "
+        f"(default {INTEGRAL_POINTS})",
     )
     parser.add_argument(
         "--seed", metavar="N", type=seed, default=0, help="seed of all random draws (default 0)"

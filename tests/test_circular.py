@@ -267,7 +267,7 @@ def test_rounding_leaves_no_interval_by_its_upper_end(dtype, low, high, value):
         assert (z < math.pi).all()
         assert (low <= x).all()
         assert (x < high).all()
-        assert (wrapped(point) < math.pi).all()
+        assert (wrap(point) < math.pi).all()
 
 
 @given(st.floats(-1e3, 1e3), st.integers(-50, 50))

@@ -97,7 +97,7 @@ class Hutchinson(Divergence):
     generator: Source | None = field(default=None, compare=False, repr=False)
 
     def with_estimates(self, estimates: int, dim: int) -> Self:
-        """Return this estimator with the count that makes this many estimates in `dim` dimensions."""
+        """Return this estimator with the count that gives so many estimates in `dim` dimensions."""
         return replace(self, count=estimates)
 
     def __post_init__(self) -> None:

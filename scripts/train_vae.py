@@ -50,7 +50,7 @@ from cnf.vae.figures import (
     samples_figure,
     traversal_figure,
 )
-from cnf.variational.posterior import AMORTIZATIONS
+from cnf.variational import AMORTIZATIONS
 
 MAX_TEST_IMAGES = 500  # scored after training
 SHOWN_IMAGES = 16  # of the scored ones, in the figure of reconstructions

@@ -1,4 +1,4 @@
-"""Dynamics that prepare a step's stages at once, and ways back of evaluations."""
+"""Dynamics that prepare a step's stages at once, and their vector-Jacobian products."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_stages_are_prepared_once_for_each_step(problem):
 
 
 def test_kept_steps_evaluate_nothing_twice(problem):
-    """Neither on the way back, nor for the first slope of a step, which the last one had."""
+    """Neither in the backward pass, nor for the first slope of a step, which the last one had."""
     f = Turning()
     without, _ = gradients(f, problem)
     evaluated = f.evaluated

@@ -1,4 +1,4 @@
-"""Fields with weights of each row's own: equations, traces and gradients, in float64."""
+"""Fields with separate weights for each row: equations, traces and gradients, in float64."""
 
 import pytest
 import torch

@@ -134,8 +134,8 @@ class GatedPerceptron(TracedField):
             parts = self._split(torch.cat([shift.weight for shift in shifts]), context)
             shift_times, rows = (self.network.shifts(part) for part in parts)
             shift_rows = None if rows is None else PerRow(rows)
-        weights = tuple(self.network.weights(weights))
-        return NetworkConstants(weights, biases, gate_times, gate_biases, shift_times, shift_rows)
+        own = tuple(self.network.weights(weights))
+        return NetworkConstants(own, biases, gate_times, gate_biases, shift_times, shift_rows)
 
     def trace_constants(self) -> tuple[Tensor, ...]:
         """Return the matrices of the trace."""

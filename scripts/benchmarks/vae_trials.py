@@ -16,7 +16,7 @@ from cnf.datasets import Images
 from cnf.scripts.benchmarks.options import BenchmarkOptions
 from cnf.scripts.benchmarks.result_cache import fingerprint
 from cnf.vae import VAE, Architecture, Plan, score
-from cnf.variational.posterior import AMORTIZATIONS
+from cnf.variational import AMORTIZATIONS
 
 IWAE_SAMPLES = 1000  # for the importance-weighted bound
 # With per-row weights, one hidden layer does as well as two in a third of the time.

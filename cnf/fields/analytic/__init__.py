@@ -1,4 +1,4 @@
-"""The analytic path of the concat-squash family: closed-form trace, adjoint by hand, kernels.
+"""The analytic path of the concat-squash family: closed-form trace, adjoint, compiled code.
 
 Fields use what is named here and nothing else of this folder.
 """

@@ -79,11 +79,16 @@ def compiled_functions(sizes: BatchSizes, device: str) -> PerceptronFunctions:
             stacklevel=2,
         )
         return EAGER
-    *evaluations, inputs = STAGE_FUNCTIONS
     return PerceptronFunctions(
         velocity=compiler(velocity),
         jacobian_products=compiler(jacobian_products),
-        stage=StageFunctions(*map(compiler, evaluations), inputs),
+        stage=StageFunctions(
+            compiler(velocity_and_trace),
+            compiler(velocity_and_trace_vjp),
+            compiler(velocity_only),
+            compiler(velocity_only_vjp),
+            inputs=STAGE_FUNCTIONS.inputs,
+        ),
         fold=compiler(fold),
         fold_vjp=compiler(fold_vjp),
         fused=fused_steps(STAGE_FUNCTIONS, compiler),

@@ -534,6 +534,7 @@ def test_a_circular_column_is_anything_finite():
         (lambda: Column("a", "circular", 3.0, 3.0), "lower bound below"),
     ],
 )
+@pytest.mark.usefixtures("validating")  # which torch.compile switches off, in an earlier test
 def test_mistakes(make, message):
     with pytest.raises(ValueError, match=message):
         make()

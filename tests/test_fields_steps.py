@@ -11,7 +11,7 @@ from cnf.fields.analytic import EAGER
 from cnf.layers import CNF
 from cnf.ode import TABLEAUS
 from cnf.ode.fused_step import fused_step, fused_steps
-from cnf.ode.tableaus import Tableau
+from cnf.ode.tableau import Tableau
 
 # The functions that are compiled, eager.
 WHOLE = EAGER._replace(fused=fused_steps(EAGER.stage, lambda function: function))

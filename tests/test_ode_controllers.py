@@ -42,7 +42,7 @@ def test_a_rejected_step_is_tried_again_with_a_shorter_one(controller, error, pr
 
 
 @given(st.lists(st.floats(0, 1e3) | st.just(math.nan), min_size=1, max_size=5))
-def test_lanes_are_controlled_one_by_one(errors):
+def test_entries_are_controlled_one_by_one(errors):
     together = CONTROLLER.factors(np.array(errors), np.ones(len(errors)), order=5)
     np.testing.assert_array_equal(together, [factor(CONTROLLER, error) for error in errors])
 

@@ -83,7 +83,7 @@ def test_stages_are_prepared_once_for_each_step(problem):
 
 
 def test_kept_steps_evaluate_nothing_twice(problem):
-    """Neither in the backward pass, nor for the first slope of a step, which the last one had."""
+    """Neither in the backward pass, nor for the first slope of a step: the last one had it."""
     f = Turning()
     without, _ = gradients(f, problem)
     evaluated = f.evaluated
@@ -120,7 +120,7 @@ def test_a_tensor_caught_in_a_closure_gets_no_gradient(problem):
 
 
 class Quadrature(Turning):
-    """The same, beside it the time integral of |y|², which is any number at unweighted stages."""
+    """The same with the time integral of |y|² as a last column, any number at unweighted stages."""
 
     def __init__(self, rubbish):
         super().__init__()

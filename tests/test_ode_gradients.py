@@ -275,7 +275,7 @@ def test_a_row_that_fails_leaves_the_others_their_gradient(problem, gradient, st
 
 @pytest.mark.parametrize("gradient", [*GRADIENTS, EVERYTHING])
 def test_a_row_whose_step_was_too_long_leaves_the_others_their_gradient(gradient):
-    """y' = −w √y: the first step of the second row looks below zero, that of the first is taken."""
+    """y' = −w √y: the first step of the second row looks below zero, the first's is accepted."""
     w = torch.tensor(0.15, dtype=torch.float64, requires_grad=True)
     y0 = torch.tensor([[1.0], [0.01]], dtype=torch.float64, requires_grad=True)
     options = {"rtol": 1e-6, "atol": 1e-6, "first_step": 1.0, "step": "per_sample"}
@@ -314,7 +314,7 @@ def test_evaluations_backward_of_a_sum_of_solves():
 
 
 @pytest.mark.parametrize("gradient", [*GRADIENTS, EVERYTHING])
-def test_an_argument_that_was_changed_before_the_way_back_is_an_error(gradient):
+def test_an_argument_that_was_changed_before_the_backward_pass_is_an_error(gradient):
     rate = torch.tensor(-1.0, requires_grad=True)
     ys = solve(lambda t, y, a: a * y, torch.ones(1), [0.0, 1.0], rate, gradient=gradient).ys
     with torch.no_grad():
@@ -324,7 +324,7 @@ def test_an_argument_that_was_changed_before_the_way_back_is_an_error(gradient):
 
 
 @pytest.mark.parametrize("gradient", [*GRADIENTS, EVERYTHING])
-def test_twice_back_gives_the_same(gradient):
+def test_two_backward_passes_give_the_same(gradient):
     rate = torch.tensor(-1.0, requires_grad=True)
     ys = solve(lambda t, y, a: a * y, torch.ones(1), [0.0, 1.0], rate, gradient=gradient).ys
     first, second = (torch.autograd.grad(ys.sum(), rate, retain_graph=True) for _ in range(2))
@@ -332,8 +332,8 @@ def test_twice_back_gives_the_same(gradient):
 
 
 @pytest.mark.parametrize("gradient", [*GRADIENTS, EVERYTHING])
-def test_a_solution_that_is_let_go_is_gone(gradient):
-    """No cycle of references keeps its memory until the collector comes."""
+def test_a_deleted_solution_is_freed(gradient):
+    """No cycle of references holds its memory until the garbage collector runs."""
     rate = torch.tensor(-1.0, requires_grad=True)
     gc.collect()
     gc.disable()
@@ -346,7 +346,7 @@ def test_a_solution_that_is_let_go_is_gone(gradient):
         gc.enable()
 
 
-def test_a_way_back_that_fails_says_so():
+def test_a_failure_in_the_backward_pass_says_so():
     rate = torch.tensor(1.0, requires_grad=True)
 
     def f(t, y, rate):
@@ -354,7 +354,9 @@ def test_a_way_back_that_fails_says_so():
         return torch.where(y > 0, -rate * y, y) if not y.requires_grad else y * math.nan * rate
 
     ys = solve(f, torch.ones(1), [0.0, 1.0], rate, gradient="backsolve").ys
-    with pytest.raises(RuntimeError, match=r"On the way back: The state or its derivative is NaN"):
+    with pytest.raises(
+        RuntimeError, match=r"In the backward pass: The state or its derivative is NaN"
+    ):
         ys.sum().backward()
 
 
@@ -397,7 +399,7 @@ def test_gradient_to_the_ends_of_steps_of_a_size(gradient, dtype):
 FAILING = {
     # A row of NaN among the arguments.
     "argument": (lambda t, y, a: -y * a[0] * a[1], [1.0, 1.0, 1.0], [1.0, math.nan, 2.0], {}),
-    # A row that blows up on the way.
+    # A row that blows up midway.
     "blow-up": (
         lambda t, y, a: torch.where(y > 1e6, math.inf, a[0] * a[1] * y * y),
         [1.0, 1.3, 0.5],
@@ -417,7 +419,7 @@ FAILING = {
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("gradient", ["checkpoint", EVERYTHING, "backsolve"])
 @pytest.mark.parametrize("case", FAILING)
-def test_a_row_that_fails_on_the_way_leaves_the_others_their_gradient(case, gradient, step):
+def test_a_row_that_fails_midway_leaves_the_others_their_gradient(case, gradient, step):
     f, y0, factors, options = FAILING[case]
     found = []
     for rows in ([0, 1, 2], [0, 2]):
@@ -443,7 +445,7 @@ def test_a_row_that_fails_on_the_way_leaves_the_others_their_gradient(case, grad
 
 
 @pytest.mark.parametrize("gradient", ["checkpoint", EVERYTHING])
-def test_a_first_state_that_was_changed_before_the_way_back_is_an_error(gradient):
+def test_a_first_state_that_was_changed_before_the_backward_pass_is_an_error(gradient):
     y0, rate = torch.ones(2, 1), torch.tensor(-1.0, requires_grad=True)
     ys = solve(lambda t, y, a: a * y, y0, [0.0, 1.0], rate, gradient=gradient).ys
     y0.fill_(1000.0)
@@ -475,9 +477,9 @@ def test_wrong_settings_of_a_mode(make, message):
         make()
 
 
-def test_a_way_back_without_an_error_estimate():
+def test_a_backward_pass_without_an_error_estimate():
     y0 = torch.ones(1, requires_grad=True)
-    with pytest.raises(ValueError, match="error estimate for the way back"):
+    with pytest.raises(ValueError, match="error estimate for the backward pass"):
         solve(lambda t, y, args: -y, y0, [0.0, 1.0], gradient=Backsolve(method="rk4"))
 
 

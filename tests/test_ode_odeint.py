@@ -51,7 +51,7 @@ def gradients(outputs, inputs):
 
 
 def assert_same_calls(func, y0, t, inputs, solvers=BOTH, close=1e-6, **keywords):
-    """Values and gradients of both libraries' functions, called alike."""
+    """Values and gradients of both libraries' functions, called with the same arguments."""
     ours, theirs = (solver(func, y0, t, **keywords) for solver in solvers)
     torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
     ours, theirs = (gradients(ys, inputs) for ys in (ours, theirs))
@@ -93,7 +93,7 @@ def test_perturbed_steps_keep_to_their_side_of_a_jump(solver):
     torch.testing.assert_close(ys[:, 0], torch.tensor([0.0, 0.5, -1.0], dtype=torch.float64))
 
 
-def test_a_fixed_method_goes_on_through_infinity():
+def test_a_fixed_method_continues_through_infinity():
     y = odeint(lambda t, y: y / 0, torch.ones(1), torch.tensor([0.0, 1.0]), method="euler")
     assert y[-1].isinf().all()
 
@@ -283,15 +283,15 @@ def test_what_a_norm_gets(solver, y0, expected):
 
 
 def test_the_norm_of_a_tuple_is_the_largest_of_its_tensors():
-    """A fast tensor is controlled as well beside a thousand slow numbers as alone."""
+    """A fast tensor is controlled as well with a thousand slow numbers as alone."""
     fast, slow = torch.ones(1).double(), torch.zeros(1000).double()
 
     def func(t, y):
         return (10 * torch.cos(10 * t) * y[0], *[0 * part for part in y[1:]])
 
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    alone, beside = (odeint(func, y0, t, rtol=1e-5, atol=1e-5) for y0 in ((fast,), (fast, slow)))
-    torch.testing.assert_close(alone[0], beside[0], rtol=1e-12, atol=1e-12)
+    alone, together = (odeint(func, y0, t, rtol=1e-5, atol=1e-5) for y0 in ((fast,), (fast, slow)))
+    torch.testing.assert_close(alone[0], together[0], rtol=1e-12, atol=1e-12)
 
 
 class Recorder:
@@ -402,7 +402,7 @@ def test_steps_end_where_they_have_to(reverse):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_jump_that_is_told_of_costs_less_and_is_exact(reverse):
+def test_a_declared_jump_costs_less_and_is_exact(reverse):
     calls = [0]
 
     def func(t, y):
@@ -522,7 +522,7 @@ def test_mistakes_raise_the_errors_of_torchdiffeq(solvers, change, error):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_method_is_told_the_closest():
+def test_an_unknown_method_raises_with_the_closest():
     with pytest.raises(ValueError, match="Expected method to be one of dopri5, .*; got 'dopri55'"):
         odeint(swing, ONE, TIMES, method="dopri55")
 
@@ -536,7 +536,7 @@ def test_mistakes_of_the_adjoint(solver):
         solver(swing, ONE, TIMES, adjoint_method="bosh3", **keywords)
 
 
-def test_an_unknown_method_of_the_way_back():
+def test_an_unknown_method_of_the_backward_solve():
     with pytest.raises(ValueError, match="Expected method to be one of"):
         odeint_adjoint(swing, ONE, TIMES, adjoint_method="dopri55", adjoint_params=())
 
@@ -584,7 +584,7 @@ def test_the_limit_of_steps_is_for_each_interval_of_output_times():
 @pytest.mark.parametrize("method", ADAPTIVE)
 @pytest.mark.parametrize("solver", [odeint, odeint_adjoint])
 def test_components_at_zero_with_a_relative_tolerance_alone(solver, method):
-    """One that stays there, one that leaves, beside one that is never there."""
+    """One that stays there, one that leaves, and one that is never there."""
     y0 = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
     push = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -834,7 +834,7 @@ def test_the_memory_of_the_adjoint_is_one_node():
     assert parents <= {"AccumulateGrad", "ToCopyBackward0"}
 
 
-def test_the_adjoint_warns_of_what_it_does_not_heed():
+def test_the_adjoint_warns_of_options_without_effect():
     keywords = {"adjoint_params": ()}
     for options in ({"norm": lambda parts: parts[1].abs().max()}, {"max_step": 0.1}):
         with pytest.warns(UserWarning, match="adjoint_options .* are not used") as caught:

@@ -119,14 +119,14 @@ def test_nan_from_the_start_names_its_rows():
     assert caught.value.solution.rows == (3,)
 
 
-def test_nan_on_the_way_is_told_from_stiffness():
+def test_nan_midway_is_distinguished_from_stiffness():
     def f(t, y, args):
         return torch.where((t > 0.5) & (torch.arange(5).unsqueeze(1) == 2), torch.nan, -y)
 
     solution = solve(f, torch.ones(5, 2), [0.0, 0.25, 1.0], on_failure="return")
     assert solution.status is Status.NOT_FINITE
     assert solution.rows == (2,)
-    # What was reached is kept, the other rows finish, the rest is marked.
+    # Earlier outputs are kept, the other rows finish, the rest is NaN.
     torch.testing.assert_close(
         solution.ys[1], torch.full((5, 2), math.exp(-0.25)), atol=1e-5, rtol=0
     )

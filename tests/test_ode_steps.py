@@ -1,4 +1,4 @@
-"""Joint and per-sample steps: rows on their own, statuses, and what bounds the steps."""
+"""Joint and per-sample steps: independent rows, statuses, and bounds on the steps."""
 
 import math
 
@@ -39,7 +39,7 @@ def ends(y0, speed, **options):
     return solve(oscillate, y0, [0.0, 1.0], PerRow(speed), rtol=1e-6, atol=1e-6, **options)
 
 
-def test_a_row_does_not_depend_on_its_company(uneven):
+def test_a_row_does_not_depend_on_the_other_rows(uneven):
     y0, speed = uneven
     together = ends(y0, speed, step="per_sample").ys[-1]
     some = range(0, 1000, 25)
@@ -85,7 +85,7 @@ def test_one_row_of_nan_among_a_thousand(step, late):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_what_was_reached_is_kept(step):
+def test_last_times_and_states_of_rows_that_fail(step):
     """Rows grow as 1 / (1 − t y₀): the second has no state from t = ½ on."""
     y0 = torch.tensor([[0.5], [2.0], [-1.0]], dtype=DOUBLE, requires_grad=True)
     options = {"rtol": 1e-9, "atol": 1e-9, "step": step, "on_failure": "return"}
@@ -110,30 +110,30 @@ def test_a_controller_that_repeats_a_rejected_step(step, factor):
             return np.full_like(error, factor)
 
     options = {"step": step, "controller": Stubborn(), "first_step": 1.0, "max_steps": 500}
-    with pytest.raises(ValueError, match="controller to give .* below 1 after a rejected step"):
+    with pytest.raises(ValueError, match="controller to return .* below 1 after a rejected step"):
         solve(lambda t, y, _: -100 * y, torch.ones(3, 2), [0.0, 1.0], **options)
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("on_the_way", [False, True])
-def test_a_norm_that_is_not_finite_is_told_from_stiffness(step, on_the_way):
+@pytest.mark.parametrize("late", [False, True])
+def test_a_norm_that_is_not_finite_is_distinguished_from_stiffness(step, late):
     """It gives NaN from the first call or from the eleventh."""
     calls = []
 
     def norm(ratio):
         calls.append(ratio)
         size = max_norm(ratio) if step == "joint" else row_max_norm(ratio)
-        return size * torch.nan if len(calls) > 10 or not on_the_way else size
+        return size * torch.nan if len(calls) > 10 or not late else size
 
     options = {"step": step, "norm": norm, "max_steps": 500, "on_failure": "return"}
     solution = solve(lambda t, y, _: -y, torch.ones(3, 2), [0.0, 9.0], **options)
     assert list(solution.row_status) == [Status.NORM_NOT_FINITE] * 3
-    assert (solution.last_times > 0).all() == on_the_way
+    assert (solution.last_times > 0).all() == late
     assert solution.ys[-1].isnan().all()
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_tolerance_of_zero_is_told_from_a_state_of_nan(step):
+def test_a_tolerance_of_zero_is_distinguished_from_a_state_of_nan(step):
     """Row 1 has an error and no tolerance, row 2 is NaN; the others finish."""
     tolerance = torch.tensor([1e-5, 0.0, 1e-5, 1e-5]).unsqueeze(1)
 
@@ -268,17 +268,17 @@ def test_fixed_steps_that_blow_up_are_marked():
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_jump_that_is_told_of_costs_nothing(step):
+def test_a_declared_jump_costs_nothing(step):
     def f(t, y, args):
         return torch.where(t < 0.4, -y, 5 + y)
 
     y0 = torch.ones(3, 1, dtype=DOUBLE)
     options = {"step": step, "rtol": 1e-8, "atol": 1e-8}
-    told = solve(f, y0, [0.0, 0.7, 1.0], jumps=[0.4], **options)
-    blind = solve(f, y0, [0.0, 0.7, 1.0], **options)
+    declared = solve(f, y0, [0.0, 0.7, 1.0], jumps=[0.4], **options)
+    undeclared = solve(f, y0, [0.0, 0.7, 1.0], **options)
     expected = [(math.exp(-0.4) + 5) * math.exp(t - 0.4) - 5 for t in (0.7, 1.0)]
-    np.testing.assert_allclose(told.ys[1:, 0, 0].numpy(), expected, rtol=1e-7)
-    assert np.max(told.stats.evaluations) < 0.7 * np.max(blind.stats.evaluations)
+    np.testing.assert_allclose(declared.ys[1:, 0, 0].numpy(), expected, rtol=1e-7)
+    assert np.max(declared.stats.evaluations) < 0.7 * np.max(undeclared.stats.evaluations)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -303,7 +303,7 @@ def test_no_step_looks_beyond_a_jump(dtype, reverse):
             assert solution.ys[-1, 0].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_row_that_waits_at_a_jump_does_not_mind_the_others():
+def test_a_row_that_waits_at_a_jump_is_independent_of_the_others():
     """One row's step beyond the jump is rejected while another's is accepted."""
     speed = torch.tensor([[30.0], [1.0], [9.0]], dtype=DOUBLE)
 
@@ -337,7 +337,7 @@ def test_states_and_slopes_of_any_layout():
         torch.testing.assert_close(found, math.e * one, rtol=1e-4, atol=1e-4)
 
 
-def test_a_row_beyond_help_fails_soon():
+def test_a_row_that_cannot_be_solved_fails_soon():
     """Its steps shrink faster and faster, not by five each time, down to what float64 resolves."""
 
     def f(t, y, args):
@@ -367,7 +367,7 @@ def test_observer_sees_accepted_and_rejected_steps():
 
 
 def test_each_component_may_have_its_own_tolerance():
-    """A loose tolerance for the fast component lets it go."""
+    """A loose tolerance for the fast component leaves it uncontrolled."""
 
     def f(t, y, args):
         return torch.stack([torch.cos(40 * t), -y[1]])
@@ -418,7 +418,7 @@ def test_any_controller_meets_the_tolerance(controller):
         ({"min_step": math.nan}, "min_step to be at least 0"),
         ({"on_failure": "rise"}, "on_failure to be one of raise; got 'rise'"),
         ({"rtol": torch.ones(3, 2)}, r"rtol to broadcast against y0 of shape \(2, 2\)"),
-        ({"norm": row_max_norm}, "norm to give a scalar with joint steps"),
+        ({"norm": row_max_norm}, "norm to return a scalar with joint steps"),
         ({"norm": max_norm, "step": "per_sample"}, "one number for each row"),
         ({"step_size": -0.1}, "step_size to be above 0"),
         ({"step_size": torch.tensor([0.0, 0.5])}, "times from 0 to 1"),
@@ -432,7 +432,7 @@ def test_wrong_arguments(options, message):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_no_rows_are_no_trouble(step):
+def test_a_state_without_rows(step):
     y0 = torch.zeros(0, 2, requires_grad=True)
     solution = solve(lambda t, y, args: -y, y0, [0.0, 0.5, 1.0], step=step)
     assert solution.ys.shape == (3, 0, 2)
@@ -440,8 +440,8 @@ def test_no_rows_are_no_trouble(step):
     solution.ys.sum().backward()
 
 
-def test_rows_take_their_tolerances_along():
-    """Rows that are done first leave those beside them their own."""
+def test_rows_keep_their_tolerances():
+    """Rows that finish first do not change the tolerances of the others."""
     y0, speed = torch.ones(3, 2, dtype=DOUBLE), torch.tensor([[9.0], [1.0], [9.0]], dtype=DOUBLE)
     atol = torch.tensor([[1e-3], [1e-9], [1e-9]], dtype=DOUBLE)
     options = {"step": "per_sample", "rtol": 0.0}

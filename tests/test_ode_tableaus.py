@@ -9,8 +9,8 @@ import torchdiffeq
 from torchdiffeq._impl.odeint import SOLVERS
 
 from cnf.ode import TABLEAUS, solve
-from cnf.ode.tableaus import Tableau, tableau_tensors
-from cnf.ode.trees import elementary_weights, trees
+from cnf.ode.order_conditions import elementary_weights, trees
+from cnf.ode.tableau import Tableau, tableau_tensors
 
 ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.adaptive]
 SHARED = [name for name in TABLEAUS if name in SOLVERS]

@@ -18,7 +18,8 @@ from cnf.ode.gradients import GRADIENTS, Gradient
 from cnf.ode.odeint import odeint, odeint_adjoint
 from cnf.ode.solution import Solution, SolveError, Stats, Status
 from cnf.ode.solve import StepMode, solve
-from cnf.ode.tableaus import TABLEAUS, Tableau
+from cnf.ode.tableau import Tableau
+from cnf.ode.tableaus import TABLEAUS
 
 __all__ = [
     "GRADIENTS",

@@ -13,7 +13,7 @@ from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 class PerRow:
     """An argument with one entry for each row of the state: a context, a probe.
 
-    The dynamics get the tensor itself, in per-sample steps the entries of the rows at hand.
+    The dynamics get the tensor itself, in per-sample steps the entries of the active rows.
 
     Attributes:
         tensor: Shape (rows, …).
@@ -34,21 +34,21 @@ register_pytree_node(
 
 
 def check_rows(args: Any, rows: int) -> None:
-    """Hold that everything in `args` that belongs to rows has that many.
+    """Check that each `PerRow` tensor in `args` has the given number of rows.
 
     Raises:
-        ValueError: Something has another number.
+        ValueError: One has another number.
     """
     for leaf in tree_leaves(args, is_leaf=lambda leaf: isinstance(leaf, PerRow)):
         if isinstance(leaf, PerRow) and leaf.tensor.shape[:1] != (rows,):
             raise ValueError(
-                f"Expected PerRow tensors with {rows} rows, as the state has; "
+                f"Expected PerRow tensors with {rows} rows like the state; "
                 f"got shape {tuple(leaf.tensor.shape)}"
             )
 
 
 def take_rows(args: Any, rows: Tensor | None) -> Any:
-    """`args` as the dynamics get them: unwrapped, with the entries of `rows` (None: all)."""
+    """Return `args` as the dynamics get them: unwrapped, with the entries of `rows` (None: all)."""
 
     def take(leaf: Any) -> Any:
         if not isinstance(leaf, PerRow):

@@ -1,4 +1,4 @@
-"""What the gradient modes share: a solve as an autograd function, its inputs as leaves."""
+"""A solve as an autograd function: the parts that the gradient modes share."""
 
 from __future__ import annotations
 
@@ -10,61 +10,76 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from cnf.ode.dynamics import Dynamics
-from cnf.ode.integrate import Run, integrate
-from cnf.ode.settings import Settings
+from cnf.ode.integrate import IntegrationResult, integrate
+from cnf.ode.options import SolveOptions
 
 
 @dataclass
-class Problem:
-    """What goes into the autograd functions that is not a tensor, and the run that comes out."""
+class ODEProblem:
+    """An initial value problem for an autograd function, without its state and times.
+
+    Attributes:
+        f: The dynamics.
+        args: Their arguments.
+        options: The options of the solve.
+        gradient: The gradient mode.
+        result: The result, once the problem is solved.
+    """
 
     f: Dynamics
     args: Any
-    settings: Settings
-    mode: Any
-    run: Run | None = None
+    options: SolveOptions
+    gradient: Any
+    result: IntegrationResult | None = None
 
 
-def differentiable(
-    function: type[torch.autograd.Function], problem: Problem, y0: Tensor, ts: Tensor
-) -> Run:
-    """Run an autograd function over the arguments' leaves; a plain solve where none wants it."""
+def differentiable_solve(
+    function: type[torch.autograd.Function], problem: ODEProblem, y0: Tensor, ts: Tensor
+) -> IntegrationResult:
+    """Solve by an autograd function of the arguments' leaves, or plainly without a gradient."""
     leaves, _ = tree_flatten(problem.args)
     tensors = [leaf for leaf in (y0, ts, *leaves) if isinstance(leaf, Tensor)]
     if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         with torch.no_grad():
-            return integrate(problem.f, y0, ts, problem.args, problem.settings)
+            return integrate(problem.f, y0, ts, problem.args, problem.options)
     ys = function.apply(problem, y0, ts, *leaves)
-    assert problem.run is not None
-    return replace(problem.run, ys=ys)
+    assert problem.result is not None
+    return replace(problem.result, ys=ys)
 
 
-class Leaves:
-    """The output times and the arguments once more, as leaves that gather gradients.
+class InputLeaves:
+    """The output times and the arguments, detached as leaves that accumulate gradients.
+
+    Args:
+        problem: The problem.
+        ts: The output times.
+        needs_grad: Whether the times, and each leaf of the arguments, need a gradient.
 
     Attributes:
         ts: The output times.
         args: The arguments.
-        wanted: The arguments' tensors that want a gradient.
+        differentiable: The arguments' tensors that need a gradient.
     """
 
-    def __init__(self, problem: Problem, ts: Tensor, needs: tuple[bool, ...]) -> None:
+    def __init__(self, problem: ODEProblem, ts: Tensor, needs_grad: tuple[bool, ...]) -> None:
         leaves, spec = tree_flatten(problem.args)
-        self.ts = as_leaf(ts, needs[0])
+        self.ts = as_leaf(ts, needs_grad[0])
         self.all = [
             as_leaf(leaf, needed) if isinstance(leaf, Tensor) else leaf
-            for leaf, needed in zip(leaves, needs[1:], strict=True)
+            for leaf, needed in zip(leaves, needs_grad[1:], strict=True)
         ]
-        self.wanted = [leaf for leaf in self.all if isinstance(leaf, Tensor) and leaf.requires_grad]
+        self.differentiable = [
+            leaf for leaf in self.all if isinstance(leaf, Tensor) and leaf.requires_grad
+        ]
         self.args = tree_unflatten(self.all, spec)
 
     def grads(self) -> tuple[Tensor | None, ...]:
-        """What they gathered: of the times, and of every argument."""
+        """Return the accumulated gradients of the times and of each leaf of the arguments."""
         return tuple(
             leaf.grad if isinstance(leaf, Tensor) else None for leaf in (self.ts, *self.all)
         )
 
 
 def as_leaf(tensor: Tensor, needs_grad: bool) -> Tensor:
-    """The same tensor without its history, to gather a gradient of its own."""
+    """Return a tensor detached from its history, as a leaf."""
     return tensor.detach().requires_grad_(needs_grad)

@@ -1,6 +1,7 @@
 """Step-size control: error norms, the first step, and the controllers of the next one.
 
-What is controlled is a *lane*: the whole batch with joint steps, each row with per-sample steps.
+Errors and sizes are arrays with one entry for the whole batch with joint steps, and one for each
+row with per-sample steps.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Tolerance:
     Args:
         rtol: Relative tolerance, not negative: a number, or a tensor that broadcasts against the
             state, for components of different size.
-        atol: Absolute tolerance, alike.
+        atol: Absolute tolerance, not negative: a number, or such a tensor.
         norm: Reduces the tensor of error ratios to a scalar (joint steps) or to one number for each
             row (per-sample steps); a step is accepted up to 1.
 
@@ -94,14 +95,14 @@ class Tolerance:
             raise ValueError("Expected rtol or atol to be above 0; got 0 for both")
 
     def check_dtype(self, dtype: torch.dtype) -> None:
-        """Hold that no tolerance above zero is lost in the arithmetic of a state's dtype.
+        """Check that no tolerance above zero is lost in the arithmetic of a state's dtype.
 
         The step is at least about u, the unit roundoff, of the time, and the error of a step is
         known up to u of its increment: no step meets a relative tolerance below u². An absolute
         tolerance is lost where it rounds to zero.
 
         Raises:
-            ValueError: One is.
+            ValueError: A tolerance is lost.
         """
         info = torch.finfo(dtype)
         bounds = (
@@ -119,7 +120,7 @@ class Tolerance:
                 )
 
     def take(self, rows: Tensor, shape: torch.Size) -> Tolerance:
-        """That of some rows of a state of this shape."""
+        """Return the tolerance of some rows of a state of the given shape."""
 
         def part(value: float | Tensor) -> float | Tensor:
             if isinstance(value, Tensor) and value.ndim == len(shape) and len(value) == shape[0]:
@@ -139,12 +140,12 @@ class Tolerance:
 
     @cached_property
     def may_be_zero(self) -> bool:
-        """Whether the error allowed is zero where the state is."""
+        """Whether the allowed error is zero where the state is."""
         return _range(self.atol)[0] == 0
 
     @torch.no_grad()
     def scale(self, *states: Tensor) -> Tensor:
-        """The error allowed at the largest of `states`, entry by entry."""
+        """Return the error allowed at the largest of `states`, entry by entry."""
         size = states[0].abs()
         for state in states[1:]:
             torch.maximum(size, state.abs(), out=size)
@@ -158,14 +159,15 @@ def _range(value: float | Tensor) -> tuple[float, float]:
 
 
 class Controller(Protocol):
-    """What chooses the next step's size."""
+    """A rule for the next step's size."""
 
     def factors(self, error: Array, previous: Array, order: int) -> Array:
         """Choose the factors of the next step sizes: below 1 where a step was rejected.
 
         Args:
-            error: Error ratio of this step in each lane; not finite counts as infinitely large.
-            previous: Error ratio of the lane's last accepted step.
+            error: Error ratio of this step: one entry, or one for each row with per-sample steps;
+                NaN counts as infinite.
+            previous: Error ratio of the last accepted step, an entry for each of `error`.
             order: The error estimate's order plus one.
         """
         ...
@@ -183,7 +185,7 @@ class PIController:
     0.9 straight after a rejection. `beta = 0` gives the elementary (I) controller.
 
     Source: Hairer & Wanner (1996), Solving ordinary differential equations II, section IV.2, and
-    the constants of their DOPRI5 but for β, theirs being 0.04 (CHANGELOG.md says why).
+    the constants of their DOPRI5 except for β, which is 0.04 there (notebooks/design.md says why).
 
     Example:
         >>> PIController().factors(np.array([1.0, np.nan]), np.ones(2), order=5).tolist()
@@ -198,7 +200,7 @@ class PIController:
     def factors(self, error: Array, previous: Array, order: int) -> Array:
         """See `Controller`."""
         alpha = 1 / order - 0.75 * self.beta
-        # What is not finite fails every comparison, and so gets the smallest factor.
+        # NaN fails every comparison, and so gets the smallest factor.
         factor = self.safety * np.maximum(error, TINY) ** -alpha
         if self.beta:
             factor *= np.maximum(previous, 1e-4) ** self.beta
@@ -220,19 +222,20 @@ def first_step_size(
     slope: Tensor,
     order: int,
 ) -> Array:
-    """A first step size of about the right magnitude, at the price of one evaluation.
+    """Return a first step size of about the right magnitude, by one evaluation.
 
     Source: Hairer, Nørsett & Wanner (1993), section II.4, "Starting step size".
 
     Args:
-        size: The norm of a vector in units of the tolerance, one for each lane; it may be infinite.
-        change: The change of the slope over an Euler step of the sizes given.
+        size: Returns the norm of a vector in units of the tolerance: one entry, or one for each row
+            with per-sample steps; it may be infinite.
+        change: Returns the change of the slope over an Euler step of the given sizes.
         y: First state.
         slope: Its slope.
         order: Order of the error estimate plus one.
 
     Returns:
-        A positive, finite number for each lane.
+        Positive, finite numbers, an entry for each of `size`.
     """
     d0, d1 = size(y), size(slope)
     with np.errstate(divide="ignore", invalid="ignore"):

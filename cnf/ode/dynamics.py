@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from cnf.ode.tableaus import Tableau
+from cnf.ode.tableau import Tableau
 
 Dynamics = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 class StagedDynamics(ABC):
-    """Dynamics that compute at once what depends on the times of a step's stages alone.
+    """Dynamics that compute the parts that depend on time alone for all stages of a step at once.
 
-    An instance is called as any dynamics are, `f(t, y, args)`. Where all rows have the same time
-    the solver calls `prepare` once for each step instead, and then `evaluate` for each stage.
+    An instance is called like any dynamics, `f(t, y, args)`. Where all rows have the same time the
+    solver calls `prepare` once for each step instead, and then `evaluate` for each stage.
 
     Some methods have unweighted stages, whose slopes only later stages use. There the solver calls
     `evaluate_unweighted`, which may leave out quadratures: columns of the state that no slope
@@ -40,23 +40,23 @@ class StagedDynamics(ABC):
 
     @abstractmethod
     def prepare(self, times: Tensor, args: Any) -> Sequence[Any]:
-        """What `evaluate` needs at each of `times`, of shape (times,) or (times, rows, 1, …)."""
+        """Return the input of `evaluate` at each of `times`, (times,) or (times, rows, 1, …)."""
 
     @abstractmethod
     def evaluate(self, stage: Any, y: Tensor) -> Tensor:
-        """The slope dy/dt at one of the times."""
+        """Return the slope dy/dt at one of the times."""
 
     def evaluate_unweighted(self, stage: Any, y: Tensor) -> Tensor:
         """Return the slope at an unweighted stage; any finite number serves for quadratures."""
         return self.evaluate(stage, y)
 
     def __call__(self, t: Tensor, y: Tensor, args: Any, *, unweighted: bool = False) -> Tensor:
-        """The slope dy/dt at one time."""
+        """Return the slope dy/dt at one time."""
         stage = self.prepare(t.unsqueeze(0), args)[0]
         return self.evaluate_unweighted(stage, y) if unweighted else self.evaluate(stage, y)
 
     def linearize(self, times: Tensor, args: Any) -> Linearization:
-        """Evaluations at `times` with a way back; by autograd where a subclass knows no better."""
+        """Return evaluations at `times` with vector-Jacobian products; by default of autograd."""
         with torch.enable_grad():
             prepared = self.prepare(times, args)
         stages = StageLeaves()
@@ -105,7 +105,11 @@ class Linearization(ABC):
         return None
 
     def step_vjp(
-        self, tableau: Tableau, evaluations: Sequence[Evaluation], cotangent: Tensor, size: float
+        self,
+        tableau: Tableau,
+        evaluations: Sequence[StageEvaluation],
+        cotangent: Tensor,
+        size: float,
     ) -> Tensor | None:
         """Return the cotangent of a step's start for that of its end; None as for `step_forward`.
 
@@ -123,7 +127,7 @@ class Linearization(ABC):
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class StageEvaluation:
     """One evaluation of a linearization, for its vector-Jacobian product."""
 
     linearization: Linearization
@@ -136,32 +140,32 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Plain(StagedDynamics):
-    """A function f(t, y, args) as dynamics that prepare nothing."""
+class FunctionDynamics(StagedDynamics):
+    """A function f(t, y, args) as staged dynamics that prepare nothing."""
 
     f: Dynamics
 
     def prepare(self, times: Tensor, args: Any) -> Sequence[Any]:
-        """Each time, with the arguments."""
+        """Return each time, with the arguments."""
         return [(time, args) for time in times.unbind()]
 
     def evaluate(self, stage: Any, y: Tensor) -> Tensor:
-        """The function's value."""
+        """Return the function's value."""
         time, args = stage
         return self.f(time, y, args)
 
     def linearize(self, times: Tensor, args: Any) -> Linearization:
-        """By autograd."""
+        """Return evaluations with vector-Jacobian products by autograd."""
         leaves = StageLeaves()
         return AutogradLinearization(self, self.prepare(times, leaves.of(args)), leaves)
 
 
 class StageLeaves:
-    """Tensors that want a gradient as leaves, those that are none with their way back at the end.
+    """Leaves for tensors that need a gradient, from which it is propagated at the end.
 
     Attributes:
         all: The leaves.
-        made: Those of tensors that were none, with the tensors.
+        made: The tensors that were not leaves, with the leaves made of them.
     """
 
     def __init__(self) -> None:
@@ -169,11 +173,11 @@ class StageLeaves:
         self.made: list[tuple[Tensor, Tensor]] = []
 
     def of(self, tree: Any) -> Any:
-        """A tree with leaves for its tensors."""
+        """Return a tree with its tensors replaced by leaves."""
         return tree_map(self._leaf, tree)
 
     def flush(self) -> None:
-        """Take what was gathered at the made leaves back to what they were made of."""
+        """Propagate the gradients of the made leaves to the tensors that they were made of."""
         gathered = [(tensor, leaf.grad) for tensor, leaf in self.made if leaf.grad is not None]
         if gathered:
             tensors, grads = zip(*gathered, strict=True)
@@ -193,12 +197,12 @@ class StageLeaves:
 
 
 class AutogradLinearization(Linearization):
-    """Evaluations whose ways back are graphs of autograd, each from the state to its slope alone.
+    """Evaluations with vector-Jacobian products by autograd, each with a graph of one slope.
 
     Args:
         dynamics: The dynamics.
-        stages: What it prepared, in leaves.
-        leaves: Those.
+        stages: The values of their `prepare`, as leaves.
+        leaves: These leaves.
     """
 
     def __init__(
@@ -207,7 +211,7 @@ class AutogradLinearization(Linearization):
         self.dynamics, self.stages, self.leaves = dynamics, stages, leaves
 
     def forward(self, i: int, y: Tensor, *, unweighted: bool = False) -> tuple[Tensor, Any]:
-        """The slope, and its graph."""
+        """Return the slope, and its graph."""
         leaf = y.detach().requires_grad_()
         dynamics = self.dynamics
         evaluate = dynamics.evaluate_unweighted if unweighted else dynamics.evaluate
@@ -216,7 +220,7 @@ class AutogradLinearization(Linearization):
         return slope.detach(), (leaf, slope)
 
     def vjp(self, i: int, saved: Any, cotangent: Tensor) -> Tensor:
-        """Autograd's way back; zero where the slope does not depend on the state."""
+        """Return the vector-Jacobian product; zero where the slope is independent of the state."""
         leaf, slope = saved
         if not slope.requires_grad:
             return torch.zeros_like(leaf)
@@ -226,5 +230,5 @@ class AutogradLinearization(Linearization):
         return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
     def finish(self) -> None:
-        """The way back of `prepare`."""
+        """Propagate the gradients through `prepare`."""
         self.leaves.flush()

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, zeros_like
 
-from cnf.ode.dynamics import Evaluation, Linearization
-from cnf.ode.tableaus import Tableau
+from cnf.ode.dynamics import Linearization, StageEvaluation
+from cnf.ode.tableau import Tableau
 
 
 class StageFunctions(NamedTuple):
@@ -187,7 +187,11 @@ class ExplicitLinearization(Linearization):
         return slopes, end, [*zip(xs, saved, vjps, strict=False)]
 
     def step_vjp(
-        self, tableau: Tableau, evaluations: Sequence[Evaluation], cotangent: Tensor, size: float
+        self,
+        tableau: Tableau,
+        evaluations: Sequence[StageEvaluation],
+        cotangent: Tensor,
+        size: float,
     ) -> Tensor | None:
         """Return the start's cotangent by one function, where there are fused steps."""
         if self.fused is None:

@@ -1,7 +1,7 @@
-"""Gradients of a solve: how its output times' states are differentiated.
+"""The gradient modes of a solve.
 
-Each mode takes the problem and gives the run, whose outputs have a gradient to the initial state,
-the output times and the tensors in `args`. A new mode is a new entry of `GRADIENTS`.
+Each mode solves a problem such that the outputs have a gradient to the initial state, the output
+times and the tensors in `args`. A new mode is a new entry of `GRADIENTS`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from torch import Tensor
 from cnf.ode.backsolve import Backsolve
 from cnf.ode.checkpoint import Checkpoint
 from cnf.ode.dynamics import Dynamics
-from cnf.ode.integrate import Run, integrate
-from cnf.ode.settings import Settings
+from cnf.ode.integrate import IntegrationResult, integrate
+from cnf.ode.options import SolveOptions
 
-Gradient = Callable[[Dynamics, Tensor, Tensor, Any, Settings], Run]
+Gradient = Callable[[Dynamics, Tensor, Tensor, Any, SolveOptions], IntegrationResult]
 
 
-def backprop(f: Dynamics, y0: Tensor, ts: Tensor, args: Any, settings: Settings) -> Run:
-    """Autograd straight through the loop: exact for the discrete solve, differentiable again.
+def backprop(
+    f: Dynamics, y0: Tensor, ts: Tensor, args: Any, options: SolveOptions
+) -> IntegrationResult:
+    """Solve under autograd: exact for the discrete solve, and differentiable again.
 
-    The memory is that of every evaluation's graph, those of rejected steps let go at once.
+    The memory is that of every evaluation's graph; those of rejected steps are freed at once.
     """
-    return integrate(f, y0, ts, args, settings)
+    return integrate(f, y0, ts, args, options)
 
 
 GRADIENTS: dict[str, Gradient] = {

@@ -20,7 +20,7 @@ def interpolate(
     slope1: Tensor,
     middle: Tensor | None,
 ) -> Tensor:
-    """The polynomial through a step's ends, their slopes and, where it is known, its middle.
+    """Return the polynomial through a step's ends, their slopes and, where known, its middle.
 
     With the cubic Hermite polynomial p of the ends and their slopes,
 
@@ -29,7 +29,7 @@ def interpolate(
     of order 4 where y_½ is, and of order 3 without it.
 
     Args:
-        theta: Where in the step, 0 to 1; broadcasts against the states, as h does.
+        theta: Position in the step, 0 to 1; broadcasts against the states, as h does.
         h: Signed size of the step.
         y0: State at its start.
         y1: State at its end.
@@ -67,15 +67,15 @@ def bootstrap_middle(
     slope0: Tensor,
     slope1: Tensor,
 ) -> Tensor:
-    """The state at a step's middle to order 4, by one evaluation: for methods without weights.
+    """Return the state at a step's middle to order 4, by one evaluation: for methods without `mid`.
 
     The cubic Hermite polynomial p is wrong by O(h⁴), and so h times the slope at it by O(h⁵): to
     that order it is the derivative of the quartic p(θ) + 16 θ² (1 − θ)² (y_½ − p(½)), whence
 
         y_½ = p(½) + (h f(t + ϑ h, p(ϑ)) − p′(ϑ)) / (32 ϑ (1 − ϑ) (1 − 2 ϑ)).
 
-    At ϑ = ½ the slope would say nothing of y_½. At a Lobatto node, as here, the formula is exact
-    for quintics, and what is left of the error is that of p(ϑ) in f.
+    At ϑ = ½ the slope would not depend on y_½. At a Lobatto node, as here, the formula is exact for
+    quintics, and the remaining error is that of p(ϑ) in f.
 
     Args:
         f: Dynamics f(t, y).

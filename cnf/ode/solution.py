@@ -1,4 +1,4 @@
-"""What a solve gives back: the solution, its statistics and its status."""
+"""The result of a solve: the solution, its statistics and its status."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Status(Enum):
-    """How a solve ended; the value is a sentence that says what to do next."""
+    """The status of a solve; the value is a sentence that says what to do next."""
 
     FINISHED = "The solve reached the last time."
     STEP_LIMIT = (
@@ -30,8 +30,8 @@ class Status(Enum):
     )
     NORM_NOT_FINITE = (
         "The norm of the error is NaN or infinite although the state and its derivative are "
-        "finite: norm itself gives that, the tolerance is 0 where there is an error, or the error "
-        "is beyond the dtype's range. Check norm, pass atol above 0, or solve in float64."
+        "finite: norm returned it, the tolerance is 0 where the error is not, or the error "
+        "overflows the dtype. Check norm, pass atol above 0, or solve in float64."
     )
 
 
@@ -40,13 +40,13 @@ Count = int | NDArray[np.int64]
 
 
 @dataclass(eq=False)
-class Tally:
-    """A count of evaluations that goes on after the solve, on its ways back."""
+class BackwardCount:
+    """The number of evaluations in the backward passes of a solve so far."""
 
     count: Count = 0
 
     def add(self, calls: int, rows: Tensor | None = None) -> None:
-        """Count calls with all rows, or with some."""
+        """Add calls with all rows, or with some."""
         if rows is None:
             self.count = self.count + calls
         else:
@@ -56,16 +56,16 @@ class Tally:
 
 @dataclass(frozen=True, eq=False)
 class Stats:
-    """What a solve cost: evaluations of the dynamics, accepted and rejected steps.
+    """The cost of a solve: evaluations of the dynamics, accepted and rejected steps.
 
     Each is a number for the whole batch with joint steps, an array with one for each row with
-    per-sample steps. Statistics of solves that follow one another add up.
+    per-sample steps. Statistics of consecutive solves can be added.
 
     Attributes:
-        evaluations: Evaluations forward.
+        evaluations: Evaluations in the forward pass.
         accepted: Accepted steps.
         rejected: Rejected steps.
-        tallies: Those of the evaluations backward.
+        backward_counts: Counters of the evaluations in backward passes, one for each solve.
 
     Example:
         >>> Stats(7, 1, 0) + Stats(13, 2, 0)
@@ -75,16 +75,16 @@ class Stats:
     evaluations: Count = 0
     accepted: Count = 0
     rejected: Count = 0
-    tallies: tuple[Tally, ...] = field(default=(), repr=False)
+    backward_counts: tuple[BackwardCount, ...] = field(default=(), repr=False)
 
     @property
     def backward(self) -> Count:
-        """Evaluations backward so far: of the dynamics in replays, or of backsolve's system."""
-        total: Count = sum((tally.count for tally in self.tallies), start=0)
+        """Evaluations in backward passes: of the dynamics, or of backsolve's adjoint system."""
+        total: Count = sum((counter.count for counter in self.backward_counts), start=0)
         return _first(total, np.size(self.evaluations))
 
     def first(self, rows: int) -> Stats:
-        """Return those of the first rows, where each row has its own."""
+        """Return the statistics of the first rows, where each row has its own."""
         return replace(
             self,
             evaluations=_first(self.evaluations, rows),
@@ -97,7 +97,7 @@ class Stats:
             self.evaluations + other.evaluations,
             self.accepted + other.accepted,
             self.rejected + other.rejected,
-            self.tallies + other.tallies,
+            self.backward_counts + other.backward_counts,
         )
 
 
@@ -107,13 +107,14 @@ def _first(count: Count, rows: int) -> Count:
 
 @dataclass(frozen=True)
 class Solution:
-    """The states at the requested times, and how the solve went.
+    """The states at the requested times, with the status and the cost of the solve.
 
     Attributes:
         ts: The requested times, shape (T,).
         ys: The states there, shape (T, *state); NaN at times that a failed row did not reach.
-        row_status: How each row (along the first axis of the state) ended, an array of `Status`.
-        stats: What it cost.
+        row_status: The status of each row (along the first axis of the state), an array of
+            `Status`.
+        stats: The cost.
         rows: The rows that did not finish, the worst first.
         last_times: How far each row got, shape (rows,): the last of `ts` where it finished.
         last_states: The states there, of y0's shape, without a gradient.
@@ -129,7 +130,7 @@ class Solution:
 
     @property
     def status(self) -> Status:
-        """FINISHED where all rows are, else the status of the worst row."""
+        """FINISHED if all rows are, else the status of the worst row."""
         if not self.rows:
             return Status.FINISHED
         status: Status = self.row_status[self.rows[0]]
@@ -140,12 +141,12 @@ class SolveError(RuntimeError):
     """A solve that did not reach its last time.
 
     Args:
-        solution: What was solved until then.
-        preface: What the message begins with.
-        first: The number of the solution's first row where they are some of many.
+        solution: The solution up to the failure.
+        preface: The beginning of the message.
+        first: The number of the solution's first row, where the rows are a part of a batch.
 
     Attributes:
-        solution: What was solved until then.
+        solution: The solution up to the failure.
     """
 
     def __init__(self, solution: Solution, preface: str = "", first: int | None = None) -> None:

@@ -23,14 +23,15 @@ from cnf.ode.controllers import (
 )
 from cnf.ode.dynamics import Dynamics
 from cnf.ode.gradients import GRADIENTS, Gradient
-from cnf.ode.settings import Grid, Observer, Settings, snapped
+from cnf.ode.options import Grid, Observer, SolveOptions, snapped
 from cnf.ode.solution import Solution, SolveError, Stats, Status
-from cnf.ode.tableaus import Tableau, find_tableau
+from cnf.ode.tableau import Tableau
+from cnf.ode.tableaus import find_tableau
 
 StepMode = Literal["joint", "per_sample"]
 
-# What reduces the error ratios where the caller does not say: over the batch, or over each row.
-ROW_NORMS: dict[StepMode, Norm] = {"joint": rms_norm, "per_sample": row_rms_norm}
+# The default norms of the error ratios: over the batch, or over each row.
+DEFAULT_NORMS: dict[StepMode, Norm] = {"joint": rms_norm, "per_sample": row_rms_norm}
 
 
 def solve(
@@ -59,48 +60,49 @@ def solve(
     """Solve the initial value problem dy/dt = f(t, y, args), y(t₀) = y0, adaptively.
 
     Args:
-        f: Dynamics; takes a time, a state and `args`, gives dy/dt. With joint steps the time is a
-            scalar and the state of y0's shape; with per-sample steps the state has the rows at
-            hand, and the time shape (rows, 1, …), one for each.
+        f: Dynamics; takes a time, a state and `args`, returns dy/dt. With joint steps the time is a
+            scalar and the state has y0's shape; with per-sample steps the state has the active
+            rows, and the time has shape (rows, 1, …), one for each.
         y0: Initial state, floating point, any shape; its first axis counts as rows.
         t: Times t₀ … t_T, at least two, strictly increasing or strictly decreasing. The solution
-            is given at each of them, between steps by dense output.
-        args: Every tensor that wants a gradient, in nested tuples, lists and dicts; handed to f.
+            is returned at each of them, between steps by dense output.
+        args: Every tensor that needs a gradient, in nested tuples, lists and dicts; passed to f.
             One that belongs to the rows is wrapped, `PerRow(tensor)`, and unwrapped for f.
         method: Name of a tableau in `cnf.ode.TABLEAUS`.
-        rtol: Relative tolerance; a tensor that broadcasts against y0 for each component's own.
-        atol: Absolute tolerance, alike.
+        rtol: Relative tolerance: a number, or for single components a tensor that broadcasts
+            against y0.
+        atol: Absolute tolerance: a number, or such a tensor.
         norm: Reduces the tensor of error ratios |error| / (atol + rtol · max(|y|, |y₁|)) to a
-            scalar, or with per-sample steps to one number for each row; a step is accepted where
-            that is at most 1. The root mean square when None.
+            scalar, or with per-sample steps to one number for each row; a step is accepted up to 1.
+            The root mean square when None.
         controller: Step-size controller; `PIController()` when None.
         step: `"joint"`: one step for the whole batch. `"per_sample"`: every row has its own time,
-            step and status, no row's result depends on the rows beside it, and rows that are done
-            leave the batch; rows of f must not depend on one another.
+            step and status, no row's result depends on the other rows, and finished rows leave the
+            batch; rows of f must not depend on one another.
         first_step: Size of the first step tried; chosen from f when None.
         min_step: The smallest step, accepted whatever its error.
         max_step: The largest step.
         max_steps: The most steps, accepted and rejected, for the batch or for each row.
-        step_size: Steps of this size, or from each to the next of these times, with no error
-            control: what a method without an error estimate needs, and any other can have. They are
-            differentiable in t₀, t_T and the times that are among `t` as well.
+        step_size: Steps of this size, or from each to the next of these times, without error
+            control: required by a method without an error estimate, and possible with any other.
+            Such steps are differentiable in t₀, t_T and the times that are among `t` as well.
         stops: Times between t₀ and t_T that a step has to end at.
-        jumps: Such times where f jumps: a step that ends or starts there sees f on its own side.
-        gradient: `"checkpoint"`, `"backprop"` or `"backsolve"`, or a `Checkpoint` or `Backsolve` of
-            one's own. The first two are exact for the discrete solve, to
-            y0, t and args, with the adaptive steps' relative sizes as constants; the third has
-            constant memory.
-        observer: Called as `observer(kind, t, y, h)` with kind "step" before each step tried, then
-            "accept" or, where any row is to try again, "reject".
-        on_failure: Whether a solve some of whose rows do not reach the last time raises or is
-            returned, with each row's status, and NaN at the times that a row did not reach.
+        jumps: Such times at which f jumps: a step evaluates f on its side of the jump alone.
+        gradient: `"checkpoint"`, `"backprop"` or `"backsolve"`, or an instance of `Checkpoint` or
+            `Backsolve`. The first two are exact for the discrete solve, to y0, t and args, with the
+            adaptive steps' relative sizes as constants; the third has constant memory.
+        observer: Called as `observer(kind, t, y, h)` with kind "step" before each tried step, then
+            with "accept", or with "reject" where a row has to try again.
+        on_failure: Whether to raise where some rows do not reach the last time, or to return the
+            solution, with each row's status and NaN at the times that a row did not reach.
 
     Returns:
         The solution at the times `t`.
 
     Raises:
-        ValueError: An argument is not as described, f's slope is not like the state, a tolerance is
-            lost in y0's dtype, or the controller does not shorten a rejected step.
+        ValueError: An argument is not as described, f's slope has another shape or dtype than the
+            state, a tolerance is lost in y0's dtype, or the controller does not shorten a rejected
+            step.
         SolveError: The solve failed, and `on_failure` is `"raise"`.
 
     Source: Hairer, Nørsett & Wanner (1993), Solving ordinary differential equations I, chapter II.
@@ -120,12 +122,12 @@ def solve(
         raise ValueError(f"Expected y0 to be a tensor of a floating dtype; got {got}")
     tableau = find_tableau(method)
     ts = _times(t, y0)
-    per_sample = _known("step", step, ROW_NORMS) == "per_sample"
+    per_sample = _known("step", step, DEFAULT_NORMS) == "per_sample"
     _known("on_failure", on_failure, ("raise", "return"))
-    stops, jumps = _inner("stops", stops, ts), _inner("jumps", jumps, ts)
-    settings = Settings(
+    stops, jumps = _interior("stops", stops, ts), _interior("jumps", jumps, ts)
+    options = SolveOptions(
         tableau=tableau,
-        tolerance=_tolerance(rtol, atol, norm or ROW_NORMS[step], y0),
+        tolerance=_tolerance(rtol, atol, norm or DEFAULT_NORMS[step], y0),
         controller=controller or PIController(),
         per_sample=per_sample,
         first_step=_positive("first_step", first_step),
@@ -133,35 +135,37 @@ def solve(
         max_step=_positive("max_step", max_step),
         max_steps=_positive("max_steps", max_steps),
         grid=_grid(step_size, ts, tableau, max_steps),
-        stops=_together(stops, jumps, ts),
+        stops=_all_stops(stops, jumps, ts),
         jumps=jumps,
         observer=observer,
     )
-    if settings.grid is None:
-        settings.tolerance.check_dtype(y0.dtype)
-    if not y0.numel():  # nothing moves
+    if options.grid is None:
+        options.tolerance.check_dtype(y0.dtype)
+    if not y0.numel():
         finished = np.full(y0.shape[0], Status.FINISHED)
         ys = y0.expand(len(ts), *y0.shape)
         ends = np.full(y0.shape[0], ts[-1].item())
         return Solution(ts, ys, finished, Stats(), (), ends, y0.detach())
     if per_sample and y0.ndim == 0:
-        raise ValueError("Expected y0 with rows for per-sample steps; got a scalar")
+        raise ValueError(
+            "Expected y0 with rows for per-sample steps; got a scalar: add an axis, or take joint "
+            "steps"
+        )
     check_rows(args, y0.shape[0] if y0.ndim else 1)
     if isinstance(gradient, str):
         gradient = GRADIENTS[_known("gradient", gradient, GRADIENTS)]
-    run = gradient(f, y0, ts, args, settings)
-    solution = run.solution(ts)
+    solution = gradient(f, y0, ts, args, options).solution(ts)
     if on_failure == "raise" and solution.rows:
         raise SolveError(solution)
     return solution
 
 
 def _tolerance(rtol: float | Tensor, atol: float | Tensor, norm: Norm, y0: Tensor) -> Tolerance:
-    """The tolerance, checked against the state."""
+    """Return the tolerance, checked against the state."""
     for name, value in (("rtol", rtol), ("atol", atol)):
         shape = value.shape if isinstance(value, Tensor) else torch.Size()
         fits = len(shape) <= y0.ndim and all(
-            own in (1, size) for own, size in zip(shape[::-1], y0.shape[::-1], strict=False)
+            given in (1, size) for given, size in zip(shape[::-1], y0.shape[::-1], strict=False)
         )
         if not fits:
             raise ValueError(
@@ -177,12 +181,12 @@ def _grid(
     tableau: Tableau,
     max_steps: int,
 ) -> Grid | None:
-    """What gives the times of fixed steps; None for adaptive ones."""
+    """Return a function to the times of fixed steps; None for adaptive steps."""
     if step_size is None:
         if not tableau.adaptive:
             raise ValueError(
-                f"Expected step_size with method {tableau.name!r}, which has no error estimate to "
-                "choose its steps by; got None"
+                f"Expected step_size with method {tableau.name!r}, which has no error estimate; "
+                "got None: pass step_size, or choose an adaptive method"
             )
         return None
     if isinstance(step_size, float | int):
@@ -193,8 +197,8 @@ def _grid(
         gaps = times.detach().diff() * (ends[1] - ends[0]).sign()
         if not (times.ndim == 1 and times.detach()[[0, -1]].equal(ends) and bool((gaps > 0).all())):
             raise ValueError(
-                f"Expected step_size to be times from {ends[0].item():g} to {ends[1].item():g} in "
-                f"order; got {times.tolist()}"
+                "Expected step_size to be a number, or ordered times from "
+                f"{ends[0].item():g} to {ends[1].item():g}; got {times.tolist()}"
             )
 
         def grid(ts: Tensor) -> Tensor:
@@ -203,14 +207,14 @@ def _grid(
     steps = len(grid(ts.detach())) - 1
     if steps > max_steps:
         raise ValueError(
-            f"Expected step_size to make at most max_steps = {max_steps} steps; got {steps}. "
-            "Raise max_steps, or take longer steps"
+            f"Expected step_size to make at most max_steps = {max_steps} steps; got {steps}: "
+            "raise max_steps, or take longer steps"
         )
     return grid
 
 
 def even_steps(size: float, ts: Tensor) -> Grid:
-    """A grid of steps of a size from the first output time, the last of them maybe shorter.
+    """Return a grid of steps of one size from the first output time, the last maybe shorter.
 
     Example:
         >>> ts = torch.tensor([0.0, 1.0])
@@ -218,14 +222,14 @@ def even_steps(size: float, ts: Tensor) -> Grid:
         tensor([0.0000, 0.4000, 0.8000, 1.0000])
     """
     span = ts[-1].item() - ts[0].item()
-    # A remainder of a few roundings is none.
+    # A remainder of a few rounding errors makes no step.
     steps = max(1, ceil(abs(span) / size * (1 - 8 * torch.finfo(ts.dtype).eps)))
     gaps = torch.arange(steps, dtype=ts.dtype, device=ts.device) * (size if span > 0 else -size)
     return lambda ts: torch.cat([ts[:1] + gaps, ts[-1:]])
 
 
-def _inner(what: str, times: Tensor | Sequence[float] | None, ts: Tensor) -> Tensor | None:
-    """The times strictly between the first and the last, in order, checked; None for none."""
+def _interior(what: str, times: Tensor | Sequence[float] | None, ts: Tensor) -> Tensor | None:
+    """Return the times strictly between the first and the last, in order; None without any."""
     if times is None:
         return None
     found = _tensor(times).detach().to(ts)
@@ -240,10 +244,10 @@ def _inner(what: str, times: Tensor | Sequence[float] | None, ts: Tensor) -> Ten
     return found if len(found) else None
 
 
-def _together(stops: Tensor | None, jumps: Tensor | None, ts: Tensor) -> Tensor | None:
-    """All times that steps have to end at, in order."""
+def _all_stops(stops: Tensor | None, jumps: Tensor | None, ts: Tensor) -> Tensor | None:
+    """Return all times that steps have to end at, in order."""
     given = [times for times in (stops, jumps) if times is not None]
-    return _inner("stops", torch.cat(given), ts) if given else None
+    return _interior("stops", torch.cat(given), ts) if given else None
 
 
 def _tensor(times: Tensor | Sequence[float]) -> Tensor:
@@ -251,7 +255,7 @@ def _tensor(times: Tensor | Sequence[float]) -> Tensor:
 
 
 def _times(t: Tensor | Sequence[float], y0: Tensor) -> Tensor:
-    """The output times as a tensor like y0, checked."""
+    """Return the output times as a tensor of y0's dtype and device, checked."""
     ts = torch.as_tensor(t, dtype=y0.dtype, device=y0.device)
     times = ts.tolist() if ts.ndim == 1 else []
     ahead = 1.0 if len(times) > 1 and times[1] > times[0] else -1.0

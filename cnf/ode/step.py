@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnf.ode.interpolation import bootstrap_middle, interpolate
-from cnf.ode.tableaus import Tableau, TableauTensors, tableau_tensors
+from cnf.ode.tableau import Tableau, TableauTensors, tableau_tensors
 
 BoundDynamics = Callable[[Tensor, Tensor], Tensor]
 # The dynamics at one of a step's stages, by its number; the number of stages stands for its end.
@@ -18,13 +18,17 @@ StageDynamics = Callable[[int, Tensor], Tensor]
 
 
 class Stages:
-    """The slopes of a step, and sums of them.
+    """The slopes of a step, and weighted sums of them.
 
     Args:
         tableau: The method.
-        y: A state like those to come.
-        buffered: Keep the slopes in one buffer, used again by every step, and sum them by one
-            product: where autograd does not record. Otherwise they are stacked for each sum.
+        y: A state of the steps' shape, dtype and device.
+        buffered: Keep the slopes in one buffer, reused by every step, and sum them by one
+            product, as is possible where autograd does not record. Otherwise they are stacked for
+            each sum.
+
+    Attributes:
+        clean: Whether the buffer is free of non-finite slopes of earlier steps.
     """
 
     def __init__(self, tableau: Tableau, y: Tensor, *, buffered: bool) -> None:
@@ -34,10 +38,10 @@ class Stages:
         self.y = self.flat = y
         self.size: float | None = None
         self.buffered = buffered
-        self.clean = True  # no slope of an earlier step is left that is not finite
+        self.clean = True
         if buffered:
             self.buffer = y.new_zeros(tableau.stages, *y.shape)
-            self.places = self.buffer.unbind()
+            self.slots = self.buffer.unbind()
             self.matrix = self.buffer.view(tableau.stages, -1).T
 
     def __getitem__(self, index: int) -> Tensor:
@@ -47,7 +51,7 @@ class Stages:
         return len(self.slopes)
 
     def restart(self, y: Tensor, slope: Tensor, size: float | None = None) -> None:
-        """Begin a step with its state, its slope, and its signed size where that is one for all."""
+        """Begin a step with its state, its slope, and its signed size where all rows share one."""
         self.slopes = []
         self.y, self.flat, self.size = y, y.view(-1) if self.buffered else y, size
         if self.buffered and not self.clean:
@@ -57,17 +61,17 @@ class Stages:
         self.append(slope)
 
     def append(self, slope: Tensor) -> None:
-        """Take the next slope."""
+        """Append the next slope."""
         if self.buffered:
-            slope = self.places[len(self.slopes)].copy_(slope)
+            slope = self.slots[len(self.slopes)].copy_(slope)
         self.slopes.append(slope)
 
     def increment(self, h: Tensor, weights: Tensor) -> Tensor:
-        """The sum h Σ_j weights_j k_j over the slopes so far; weights beyond them are zero."""
+        """Return h Σ_j weights_j k_j over the slopes so far; weights beyond them are zero."""
         return h * self._sum(weights).view_as(self.slopes[0])
 
     def state(self, h: Tensor, weights: Tensor) -> Tensor:
-        """The state that the step began with plus the increment."""
+        """Return the step's first state plus the increment."""
         if self.buffered and self.size is not None:
             moved = torch.addmv(self.flat, self.matrix, weights, alpha=self.size)
             return moved.view_as(self.y)
@@ -81,14 +85,14 @@ class Stages:
 
 
 @dataclass(eq=False)
-class Taken:
-    """What a step comes to.
+class StepResult:
+    """The result of a step.
 
     Attributes:
         f: The dynamics that it was taken with.
-        at: The same at its stages.
-        t: Where it starts, a scalar or one for each row.
-        h: Its signed size, alike.
+        at: The same dynamics at its stages.
+        t: Its start time, a scalar or one for each row.
+        h: Its signed size, a scalar or one for each row.
         y0: The state at its start.
         y1: The state at its end.
         stages: Its slopes.
@@ -104,21 +108,21 @@ class Taken:
 
     @cached_property
     def end_slope(self) -> Tensor:
-        """The slope at its end, the next step's first stage."""
+        """The slope at the step's end, the next step's first stage."""
         if not self.stages.tableau.first_same_as_last:
             return self.at(self.stages.tableau.stages, self.y1)
         self._evaluate(self.stages.tableau.stages)
         return self.stages[-1]
 
     def error(self) -> Tensor:
-        """The estimate of its error, at the price of the stages that only this needs."""
+        """Return the error estimate, after evaluating the stages that only this needs."""
         assert self.stages.weights.e is not None
         self._evaluate(self.stages.tableau.error_stages)
         return self.stages.increment(self.h, self.stages.weights.e)
 
     @cached_property
     def middle(self) -> Tensor | None:
-        """The state at its middle to order 4, where dense output takes it."""
+        """The state at the step's middle to order 4; None where dense output does without it."""
         kind, mid = self.stages.tableau.dense, self.stages.weights.mid
         slopes = self.stages[0], self.end_slope
         if kind == "bootstrap":
@@ -126,19 +130,19 @@ class Taken:
         return None if mid is None else self.stages.state(self.h, mid)
 
     def inside(self, time: Tensor) -> Tensor:
-        """The state at a time inside the step, by dense output."""
+        """Return the state at a time inside the step, by dense output."""
         slopes = self.stages[0], self.end_slope
         theta = (time - self.t) / self.h
         return interpolate(theta, self.h, self.y0, self.y1, *slopes, self.middle)
 
     def at_end(self, time: Tensor) -> Tensor:
-        """The state at its end, where `time` is; differentiable in it."""
+        """Return the state at the step's end, at `time`; differentiable in the time."""
         if not (time.requires_grad and torch.is_grad_enabled()):
             return self.y1
         return self.y1 + self.end_slope * (time - (self.t + self.h))
 
     def _evaluate(self, count: int) -> None:
-        """Evaluate the stages up to a number of them."""
+        """Evaluate the first `count` stages, as far as they are missing."""
         stages, tableau = self.stages, self.stages.tableau
         for i in range(len(stages), count):
             if tableau.first_same_as_last and i == tableau.stages - 1:
@@ -149,30 +153,30 @@ class Taken:
 
 def advance(
     f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor, at: StageDynamics | None = None
-) -> Taken:
-    """One Runge-Kutta step, with only the stages that the solution needs.
+) -> StepResult:
+    """Take one Runge-Kutta step, with only the stages that the solution needs.
 
     Args:
         f: Dynamics f(t, y).
         stages: Begun with the state and the slope at t.
         t: Start time, a scalar or one for each row.
-        h: Signed size, alike.
-        at: The same dynamics at the stages, where they are known there; made of f when None.
+        h: Signed size, a scalar or one for each row.
+        at: The same dynamics by stage number; made of f when None.
     """
     weights = stages.weights
     at = at or stagewise(f, stage_times(weights, t, h))
     for i in range(1, stages.tableau.solution_stages):
         stages.append(at(i, stages.state(h, weights.a[i])))
-    return Taken(f, at, t, h, stages.y, stages.state(h, weights.b), stages)
+    return StepResult(f, at, t, h, stages.y, stages.state(h, weights.b), stages)
 
 
 def stage_times(weights: TableauTensors, t: Tensor, h: Tensor) -> Tensor:
-    """The times of a step's stages and of its end, along the first axis."""
+    """Return the times of a step's stages and of its end, along the first axis."""
     return torch.addcmul(t, weights.times.view(-1, *(1,) * t.ndim), h)
 
 
 def stagewise(f: BoundDynamics, times: Tensor) -> StageDynamics:
-    """Dynamics by the number of the stage."""
+    """Return the dynamics by the number of the stage."""
     at = times.unbind()
     return lambda i, y: f(at[i], y)
 
@@ -184,9 +188,9 @@ def staged(f: Callable[..., Tensor], tableau: Tableau, times: Tensor) -> StageDy
 
 
 def within(f: BoundDynamics, begin: Tensor, end: Tensor) -> BoundDynamics:
-    """`f` between two times, looked at just inside of them where it is asked for there.
+    """Return `f` with its times clamped to the interior of an interval.
 
-    It may jump at either, and a time computed from a fraction may lie a rounding beyond.
+    The dynamics may jump at either end, and rounding may put a time beyond it.
     """
     first, last = begin.detach(), end.detach()
     after, before = torch.nextafter(first, last), torch.nextafter(last, first)

@@ -1,4 +1,4 @@
-"""Rooted trees, which the order conditions of Runge-Kutta methods are written in.
+"""Order conditions of Runge-Kutta methods, one for each rooted tree.
 
 Source: Butcher (1963), Coefficients for the study of Runge-Kutta integration processes; Hairer,
 Nørsett & Wanner (1993), Solving ordinary differential equations I, section II.2.
@@ -15,11 +15,29 @@ from math import prod
 Tree = tuple["Tree", ...]
 
 
+def order_residual(
+    a: tuple[tuple[float, ...], ...], weights: tuple[float, ...], order: int, theta: float
+) -> float:
+    """Return the largest error of the order conditions Σ_i w_i Φ_i(τ) = θ^|τ| / γ(τ).
+
+    Args:
+        a: Rows of the stage matrix.
+        weights: Weights w of the stages.
+        order: Trees τ of up to this many nodes have a condition.
+        theta: The fraction of the step at which the weights approximate the solution.
+    """
+    residuals = (
+        abs(dot(weights, elementary) - theta ** nodes(tree) / density(tree))
+        for tree, elementary in elementary_weights(a, order)
+    )
+    return max(residuals, default=0.0)
+
+
 def elementary_weights(
     a: tuple[tuple[float, ...], ...], order: int
 ) -> Iterator[tuple[Tree, tuple[float, ...]]]:
-    """The weights Φ_i(τ) = Π_branches Σ_j a_ij Φ_j(branch) of every tree of up to `order` nodes."""
-    sums: dict[Tree, tuple[float, ...]] = {}  # Σ_j a_ij Φ_j of the trees so far
+    """Yield each tree of up to `order` nodes with Φ_i(τ) = Π_branches Σ_j a_ij Φ_j(branch)."""
+    sums: dict[Tree, tuple[float, ...]] = {}  # Σ_j a_ij Φ_j of the smaller trees
     for size in range(1, order + 1):
         for tree in trees(size):
             branches = [sums[branch] for branch in tree]
@@ -30,18 +48,18 @@ def elementary_weights(
 
 
 def dot(left: tuple[float, ...], right: tuple[float, ...]) -> float:
-    """The sum of products; what one of them has too many counts for nothing."""
+    """Return the sum of products, up to the end of the shorter."""
     return sum(x * y for x, y in zip(left, right, strict=False))
 
 
 @cache
 def trees(size: int) -> frozenset[Tree]:
-    """All rooted trees of `size` nodes."""
+    """Return all rooted trees of `size` nodes."""
     return frozenset(tuple(sorted(forest)) for forest in _forests(size - 1))
 
 
 def _forests(size: int, largest: int | None = None) -> list[tuple[Tree, ...]]:
-    """All multisets of rooted trees of `size` nodes in total, none of more than `largest`."""
+    """Return all multisets of rooted trees of `size` nodes in total, of up to `largest` each."""
     if size == 0:
         return [()]
     found = []
@@ -56,11 +74,11 @@ def _forests(size: int, largest: int | None = None) -> list[tuple[Tree, ...]]:
 
 @cache
 def nodes(tree: Tree) -> int:
-    """The number |τ| of its nodes."""
+    """Return the number |τ| of a tree's nodes."""
     return 1 + sum(nodes(branch) for branch in tree)
 
 
 @cache
 def density(tree: Tree) -> int:
-    """Its density γ(τ): its nodes times the densities of its branches."""
+    """Return a tree's density γ(τ): its nodes times the densities of its branches."""
     return nodes(tree) * prod(density(branch) for branch in tree)

@@ -1,4 +1,4 @@
-"""A user's states, tensors or tuples of them, real or complex, and the solver's one real tensor."""
+"""The layout of states: a user's tensors or tuples, real or complex, and the solver's tensor."""
 
 from __future__ import annotations
 
@@ -15,57 +15,60 @@ State = Tensor | tuple[Tensor, ...]
 
 
 class InputError(ValueError, AssertionError):
-    """An input that is not as described: a `ValueError`, for which torchdiffeq has assertions."""
+    """An input that is not as described: a `ValueError` where torchdiffeq asserts."""
 
 
 @dataclass(frozen=True)
-class Form:
-    """A user's states, and the solver's: one real tensor.
+class StateLayout:
+    """The layout of a user's state, and of the one real tensor that the solver has for it.
 
     Attributes:
-        shapes: Of the tensors of a tuple, or of the one tensor.
-        together: Whether they are a tuple, which the solver has as one vector.
-        dtype: The dtype of all, maybe complex: then the solver's state has a last axis of 2.
+        shapes: The shapes of the tensors of a tuple, or of the one tensor.
+        is_tuple: Whether the state is a tuple, which the solver has as one vector.
+        dtype: The dtype of all tensors; where it is complex the solver's state has a last axis of
+            2.
     """
 
     shapes: tuple[torch.Size, ...]
-    together: bool
+    is_tuple: bool
     dtype: torch.dtype
 
     @staticmethod
-    def of(y0: State) -> Form:
-        """That of a first state.
+    def of(y0: State) -> StateLayout:
+        """Return the layout of a first state.
 
         Raises:
-            InputError: It is neither a tensor nor a tuple of tensors.
+            InputError: The state is neither a tensor nor a tuple of tensors.
         """
         if isinstance(y0, Tensor):
-            return Form((y0.shape,), False, y0.dtype)
+            return StateLayout((y0.shape,), False, y0.dtype)
         if not (isinstance(y0, tuple) and y0 and all(isinstance(part, Tensor) for part in y0)):
             raise InputError(f"Expected y0 to be a tensor or a tuple of tensors; got {y0}")
         dtype = torch.cat([part.detach().flatten()[:0] for part in y0]).dtype
-        return Form(tuple(part.shape for part in y0), True, dtype)
+        return StateLayout(tuple(part.shape for part in y0), True, dtype)
 
     def pack(self, state: Any) -> Tensor:
-        """A state, or its slope, as the solver has it.
+        """Return a state, or its slope, as the solver has it.
 
         Raises:
-            ValueError: It is not of this form and does not broadcast to it.
+            ValueError: It does not have this layout and does not broadcast to it.
         """
-        parts = tuple(state) if self.together else (state,)
+        parts = tuple(state) if self.is_tuple else (state,)
         if len(parts) != len(self.shapes):
-            raise ValueError(f"Expected func to give {len(self.shapes)} tensors; got {len(parts)}")
+            raise ValueError(
+                f"Expected func to return {len(self.shapes)} tensors; got {len(parts)}"
+            )
         fitted = [
             _fit(part, shape).to(self.dtype) for part, shape in zip(parts, self.shapes, strict=True)
         ]
-        packed = torch.cat([part.flatten() for part in fitted]) if self.together else fitted[0]
+        packed = torch.cat([part.flatten() for part in fitted]) if self.is_tuple else fitted[0]
         return torch.view_as_real(packed.resolve_conj()) if self.dtype.is_complex else packed
 
     def unpack(self, packed: Tensor, *times: int) -> Any:
-        """A state, or the states at a number of times, as the user has it."""
+        """Return a state, or the states at a number of times, as the user has it."""
         if self.dtype.is_complex:
             packed = torch.view_as_complex(packed.contiguous())
-        if not self.together:
+        if not self.is_tuple:
             return packed
         parts = packed.split([shape.numel() for shape in self.shapes], dim=-1)
         return tuple(
@@ -73,14 +76,14 @@ class Form:
         )
 
     def tolerance(self, name: str, given: Any, y0: Tensor) -> float | Tensor:
-        """A tolerance that fits the solver's state.
+        """Return a tolerance for the solver's state.
 
         Raises:
-            InputError: It wants a gradient, or a tuple has another number of parts than the state.
+            InputError: It requires a gradient, or a tuple has another length than the state.
         """
         if isinstance(given, Tensor) and given.requires_grad:
             raise InputError(f"Expected {name} without a gradient; got {given}")
-        if self.together and not is_number(given):
+        if self.is_tuple and not is_number(given):
             given = tuple(given)
             if len(given) != len(self.shapes):
                 raise InputError(
@@ -95,18 +98,22 @@ class Form:
         return tolerance.unsqueeze(-1) if self.dtype.is_complex else tolerance
 
     def norm(self, given: Callable[[Any], Any] | None) -> Norm:
-        """A norm of the solver's error ratios: the user's, or the largest RMS of the tensors."""
+        """Return a norm of the solver's error ratios.
+
+        Args:
+            given: The user's norm; the largest root mean square of the tensors when None.
+        """
         if given is not None:
             return lambda ratio: torch.as_tensor(given(self.unpack(ratio))).abs()
-        if not self.together:
+        if not self.is_tuple:
             return lambda ratio: rms_norm(self.unpack(ratio))
         return lambda ratio: torch.stack([rms_norm(part) for part in self.unpack(ratio)]).amax()
 
 
 def _fit(slope: Any, shape: torch.Size) -> Tensor:
-    """A slope in the shape of its state."""
+    """Return a slope in the shape of its state."""
     if not isinstance(slope, Tensor):
-        raise ValueError(f"Expected func to give tensors; got {type(slope).__name__}")
+        raise ValueError(f"Expected func to return tensors; got {type(slope).__name__}")
     if slope.shape == shape:
         return slope
     if slope.numel() == shape.numel():
@@ -115,10 +122,10 @@ def _fit(slope: Any, shape: torch.Size) -> Tensor:
         return slope.expand(shape)
     except RuntimeError:
         raise ValueError(
-            f"Expected func to give a slope of shape {tuple(shape)}; got {tuple(slope.shape)}"
+            f"Expected func to return a slope of shape {tuple(shape)}; got {tuple(slope.shape)}"
         ) from None
 
 
 def is_number(value: Any) -> bool:
-    """Whether a tolerance is one number."""
+    """Return whether a tolerance is one number."""
     return torch.as_tensor(value).ndim == 0 if not isinstance(value, tuple | list) else False

@@ -1,0 +1,98 @@
+"""Results of the rows of a batch: their statuses, their last states, and their outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cnf.ode.controllers import Array
+from cnf.ode.solution import Status
+
+STATUSES = tuple(Status)
+NOT_FINITE = STATUSES.index(Status.NOT_FINITE)
+
+
+class RowStatus:
+    """The status of each row, how far it got, and its state there.
+
+    Args:
+        y0: The batch's first state.
+
+    Attributes:
+        codes: Each row's status, as a position in `STATUSES`.
+        fractions: How far each row got, as a fraction of the way.
+        states: The states there.
+    """
+
+    def __init__(self, y0: Tensor) -> None:
+        batch = y0.shape[0] if y0.ndim else 1
+        self.codes = np.zeros(batch, dtype=np.int8)
+        self.fractions: Array = np.zeros(batch)
+        self.states = y0.detach()
+
+    @property
+    def statuses(self) -> NDArray[np.object_]:
+        """Each row's status."""
+        named: NDArray[np.object_] = np.array(STATUSES, dtype=object)[self.codes]
+        return named
+
+    @property
+    def failed(self) -> Tensor:
+        """A mask of the rows that did not finish."""
+        return torch.from_numpy(self.codes > 0).to(self.states.device)
+
+    def mark(self, rows: NDArray[np.int64], status: Status) -> None:
+        """Set the status of failed rows, unless they have failed before."""
+        fresh = rows[self.codes[rows] == 0]
+        self.codes[fresh] = STATUSES.index(status)
+
+    def store(self, rows: Tensor | None, fractions: Array, states: Tensor) -> None:
+        """Store how far some rows (None: all) got, and their states there."""
+        if rows is None:
+            self.fractions[:], self.states = fractions, states.detach()
+            return
+        self.fractions[rows.cpu().numpy()] = fractions
+        self.states = self.states.index_copy(0, rows, states.detach())
+
+    def worst_first(self, ratio: Tensor | None) -> tuple[int, ...]:
+        """Return the failed rows: first those not finite, then by decreasing error ratio."""
+        rows = np.flatnonzero(self.codes)
+        error = np.zeros(len(self.codes))
+        if len(rows) and ratio is not None and ratio.ndim:
+            size = ratio.detach().abs().nan_to_num(nan=torch.inf).reshape(len(error), -1)
+            error = size.amax(1).double().cpu().numpy()
+        error[self.codes == NOT_FINITE] = np.inf
+        return tuple(rows[np.argsort(-error[rows], kind="stable")].tolist())
+
+
+class Outputs:
+    """The states at the output times, collected from the rows as they pass them.
+
+    Args:
+        y0: The first state; the output at the first time.
+        times: Number of output times.
+    """
+
+    def __init__(self, y0: Tensor, times: int) -> None:
+        self.y0 = y0
+        self.pieces: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in range(times)]
+        self.add(0, None, y0)
+
+    def add(self, index: int, rows: Tensor | None, values: Tensor) -> None:
+        """Add the states of some rows (None: all) at an output time."""
+        self.pieces[index].append((rows, values))
+
+    def stack(self) -> Tensor:
+        """Return all states, shape (times, *state); NaN where a row did not get to the time."""
+        return torch.stack([self._assemble(pieces) for pieces in self.pieces])
+
+    def _assemble(self, pieces: list[tuple[Tensor | None, Tensor]]) -> Tensor:
+        if len(pieces) == 1 and pieces[0][0] is None:
+            return pieces[0][1]
+        whole = torch.full_like(self.y0, torch.nan)
+        if not pieces:
+            return whole
+        rows = torch.cat([rows for rows, _ in pieces if rows is not None])
+        return whole.index_copy(0, rows, torch.cat([values for _, values in pieces]))

@@ -1,0 +1,252 @@
+"""Step control: how far each sequence of steps got, the step it tries next, and its acceptance.
+
+The state has one entry for each sequence of steps: a single one for the whole batch with joint
+steps, one for each row with per-sample steps. Times are fractions of the way from the first output
+time to the last, in float64 on the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cnf.ode.controllers import Array, Controller
+from cnf.ode.options import SolveOptions
+
+Counts = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+# Fractions this close count as equal: far below what float32 resolves, and far above the rounding
+# error of adding up steps in float64.
+TIME_RESOLUTION = 1e-12
+
+# An error that is not finite says nothing of a suitable size: the next step is shorter by this
+# factor, then by its square, its fourth power … so that a row that cannot be solved fails soon.
+NONFINITE_SHRINK = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class StepControlOptions:
+    """The options of step control, with all times as fractions.
+
+    Attributes:
+        controller: Chooses the next step's size.
+        order: The error estimate's order plus one.
+        min_step: The smallest step, accepted whatever its error.
+        max_step: The largest step.
+        resolution: A rejected step smaller than this is a failure.
+        knots: Times that no step crosses, in order; the first is 0 and the last is 1.
+        grid: Whether steps go from each knot to the next without error control.
+        jumps: Whether the dynamics jump at each knot after the first; None without any jump.
+    """
+
+    controller: Controller
+    order: int
+    min_step: float
+    max_step: float
+    resolution: float
+    knots: Array
+    grid: bool
+    jumps: Mask | None
+
+
+class TimeScale:
+    """Times as fractions of the way from the first output time to the last.
+
+    Attributes:
+        begin: The first output time.
+        span: Signed distance to the last.
+        length: The span's magnitude.
+    """
+
+    def __init__(self, ts: Tensor) -> None:
+        self.begin, end = ts[0].item(), ts[-1].item()
+        self.span = end - self.begin
+        self.length = abs(self.span)
+
+    def fractions(self, times: Tensor) -> Array:
+        """Return times as fractions."""
+        numbers: Array = times.detach().double().cpu().numpy()
+        return (numbers - self.begin) / self.span
+
+    def control_options(self, options: SolveOptions, knots: Tensor) -> StepControlOptions:
+        """Return the options of step control, in fractions."""
+        jumps = None
+        if options.jumps is not None:
+            jumps = torch.isin(knots[1:], options.jumps).cpu().numpy()
+            jumps[-1] = False
+        largest = max(abs(self.begin), abs(self.begin + self.span))
+        return StepControlOptions(
+            controller=options.controller,
+            order=(options.tableau.error_order or 0) + 1,
+            min_step=options.min_step / self.length,
+            max_step=options.max_step / self.length,
+            resolution=4 * torch.finfo(knots.dtype).eps * largest / self.length,
+            knots=np.array([0.0, *self.fractions(knots)[1:-1], 1.0]),
+            grid=options.grid is not None,
+            jumps=jumps,
+        )
+
+
+@dataclass(eq=False)
+class StepControlState:
+    """The state of step control; every array has one entry for each sequence of steps.
+
+    Attributes:
+        options: The options of step control.
+        index: The entry's position in the solve: the row's number with per-sample steps.
+        fraction: How far it got.
+        size: The size of the next step, before it is fitted to the knots.
+        previous_error: The error of the last accepted step.
+        accepted_size: The next size as chosen after the last accepted step.
+        nonfinite_tries: How many tried steps had an error that is not finite, until the end of the
+            last of them has been passed.
+        nonfinite_end: That end, as a fraction.
+        knot: The index of the knot before the next step.
+        to_knot: The distance to the knot after it.
+        outputs_passed: How many output times it has passed.
+        evaluations: Evaluations of the dynamics.
+        accepted: Accepted steps.
+        rejected: Rejected steps.
+    """
+
+    options: StepControlOptions
+    index: Counts
+    fraction: Array
+    size: Array
+    previous_error: Array
+    accepted_size: Array
+    nonfinite_tries: Array
+    nonfinite_end: Array
+    knot: Counts
+    to_knot: Array
+    outputs_passed: Counts
+    evaluations: Counts
+    accepted: Counts
+    rejected: Counts
+
+    @staticmethod
+    def start(options: StepControlOptions, count: int) -> StepControlState:
+        """Return the state at the first output time, with `count` entries."""
+        zeros, counts = np.zeros(count), np.zeros(count, dtype=np.int64)
+        return StepControlState(
+            options,
+            index=np.arange(count),
+            fraction=zeros,
+            size=zeros,
+            previous_error=np.ones(count),
+            accepted_size=zeros,
+            nonfinite_tries=zeros,
+            nonfinite_end=zeros,
+            knot=counts,
+            to_knot=zeros,
+            outputs_passed=counts + 1,
+            evaluations=counts,
+            accepted=counts,
+            rejected=counts,
+        )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def select(self, chosen: Mask | Counts) -> StepControlState:
+        """Return the state of some entries."""
+        arrays = (getattr(self, f.name)[chosen] for f in fields(self) if f.name != "options")
+        return StepControlState(self.options, *arrays)
+
+    def propose(self) -> Array:
+        """Return the sizes to try: up to the next knot, in two halves where little would remain."""
+        options = self.options
+        if len(options.knots) == 2:
+            self.to_knot = 1.0 - self.fraction
+        else:
+            self.knot = np.searchsorted(options.knots[1:], self.fraction + TIME_RESOLUTION, "right")
+            self.to_knot = options.knots[self.knot + 1] - self.fraction
+        if options.grid:
+            return self.to_knot
+        size = np.minimum(np.maximum(self.size, options.min_step), options.max_step)
+        return np.where(size >= self.to_knot, self.to_knot, np.minimum(size, self.to_knot / 2))
+
+    def between_knots(self, size: Array) -> tuple[Array, Array]:
+        """Return start and size of the steps as fractions of the way between their knots."""
+        knots = self.options.knots
+        if len(knots) == 2:
+            return self.fraction, size
+        begin, width = knots[self.knot], knots[self.knot + 1] - knots[self.knot]
+        start = (self.fraction - begin) / width
+        return start, np.where(size >= self.to_knot, 1.0 - start, size / width)
+
+    def acceptable(self, size: Array, error: Array) -> Mask:
+        """Return which steps are accurate enough."""
+        good: Mask = error <= 1
+        if self.options.min_step:
+            good |= (size <= self.options.min_step) & np.isfinite(error)
+        return good
+
+    def adapt(self, size: Array, error: Array, accept: Mask) -> None:
+        """Advance by the accepted steps, and choose the next sizes."""
+        rejected = np.count_nonzero(accept) < len(accept)
+        self.accepted = self.accepted + accept
+        end = self.fraction + size
+        if len(self.options.knots) > 2:
+            end = np.where(size >= self.to_knot, self.options.knots[self.knot + 1], end)
+        self.fraction = np.where(accept, end, self.fraction) if rejected else end
+        if self.options.grid:
+            return
+        order = self.options.order
+        proposed = size * self.options.controller.factors(error, self.previous_error, order)
+        # A step that was cut short to end on a knot says little of the next one's size.
+        cut = size < 0.99 * self.size
+        grown = np.where(cut, np.maximum(proposed, self.size), proposed)
+        if np.count_nonzero(self.nonfinite_tries):
+            passed = self.fraction >= self.nonfinite_end
+            self.nonfinite_tries = np.where(passed, 0.0, self.nonfinite_tries)
+        if not rejected:
+            self.size, self.previous_error, self.accepted_size = grown, error, grown
+            return
+        self.rejected = self.rejected + ~accept
+        self.previous_error = np.where(accept, error, self.previous_error)
+        self.accepted_size = np.where(accept, grown, self.accepted_size)
+        self.size = np.where(accept, grown, proposed)
+        nonfinite = ~np.isfinite(error)
+        if np.count_nonzero(nonfinite):
+            shrunk = size * NONFINITE_SHRINK**2.0**self.nonfinite_tries
+            self.size = np.where(nonfinite, shrunk, self.size)
+            self.nonfinite_tries = self.nonfinite_tries + nonfinite
+            self.nonfinite_end = np.where(nonfinite, end, self.nonfinite_end)
+        self._check_retries(size, accept)
+
+    def _check_retries(self, size: Array, accept: Mask) -> None:
+        """Check that rejected steps are followed by shorter ones.
+
+        Raises:
+            ValueError: One is not, and would be rejected again and again.
+        """
+        repeated = ~accept & ~(self.size < size)  # NaN included
+        if np.count_nonzero(repeated):
+            old, new = size[repeated][0], self.size[repeated][0]
+            raise ValueError(
+                "Expected the controller to return a positive factor, and one below 1 after a "
+                f"rejected step; got the size {new:g} after {old:g}: correct its factors"
+            )
+
+    def at_jump(self, accept: Mask) -> Mask | None:
+        """Return which accepted steps ended where the dynamics jump; None where none did."""
+        if self.options.jumps is None:
+            return None
+        ended = self.fraction == self.options.knots[self.knot + 1]
+        jumped: Mask = accept & ended & self.options.jumps[self.knot]
+        return jumped if np.count_nonzero(jumped) else None
+
+    def finished(self) -> Mask:
+        """Return which entries have reached the last output time."""
+        finished: Mask = self.fraction > 1 - TIME_RESOLUTION
+        return finished
+
+    def too_small(self, accept: Mask) -> Mask:
+        """Return which rejected steps are too small to be repeated with a shorter one."""
+        return ~accept & (self.size < self.options.resolution)

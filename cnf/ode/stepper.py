@@ -1,0 +1,181 @@
+"""Steps of dynamics whose arguments are those of the active rows, with evaluations counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnf.ode.arguments import take_rows
+from cnf.ode.dynamics import Dynamics, StagedDynamics
+from cnf.ode.options import SolveOptions
+from cnf.ode.step import (
+    BoundDynamics,
+    StageDynamics,
+    Stages,
+    StepResult,
+    advance,
+    stage_times,
+    staged,
+    within,
+)
+from cnf.ode.step_control import Counts
+from cnf.ode.tape import StepRecord, Tape
+
+
+class Stepper:
+    """Steps of dynamics whose arguments are those of the active rows, with evaluations counted.
+
+    Args:
+        f: The dynamics.
+        args: Their arguments.
+        options: The options of the solve.
+        knots: The times that no step crosses.
+        lengths: The signed distances between them, as numbers.
+        tape: Where accepted steps are kept, if anywhere.
+
+    Attributes:
+        rows: The rows whose arguments the dynamics get; None for all.
+        active_args: The arguments of these rows.
+        stages: The buffer of the steps' slopes.
+        calls: Evaluations since this was last set to zero.
+    """
+
+    stages: Stages
+
+    def __init__(
+        self,
+        f: Dynamics,
+        args: Any,
+        options: SolveOptions,
+        knots: Tensor,
+        lengths: list[float],
+        tape: Tape | None,
+    ) -> None:
+        self.f, self.args, self.options, self.tape = f, args, options, tape
+        self.knots, self.lengths = knots, lengths
+        self.begins, self.spans = knots[:-1].unbind(), knots.diff().unbind()
+        self.rows: Tensor | None = None
+        self.active_args = args
+        self.calls = 0
+
+    def start(self, y: Tensor, rows: Tensor | None) -> None:
+        """Prepare for states like y of some rows (None: all)."""
+        self.use_arguments(rows)
+        buffered = not torch.is_grad_enabled()
+        self.stages = Stages(self.options.tableau, y, buffered=buffered)
+
+    def use_arguments(self, rows: Tensor | None) -> None:
+        """Use the arguments of some rows (None: all)."""
+        self.rows, self.active_args = rows, take_rows(self.args, rows)
+
+    def bound(self, t: Tensor, y: Tensor, **unweighted: bool) -> Tensor:
+        """Evaluate the dynamics with the active arguments; staged ones may get `unweighted`."""
+        self.calls += 1
+        slope: Tensor = self.f(t, y, self.active_args, **unweighted)
+        return slope
+
+    @property
+    def keeps_graphs(self) -> bool:
+        """Whether the graph of each step is to be kept."""
+        return self.tape is not None and self.tape.keeps_graphs
+
+    def first_slope(self, y: Tensor) -> Tensor:
+        """Return the slopes of the first states; a clone, as dynamics may reuse their output."""
+        t = self.begins[0]
+        if self.options.per_sample:
+            t = t.expand(len(y), *(1,) * (y.ndim - 1))
+        f: BoundDynamics = self.bound
+        if self.options.jumps is not None:
+            f = within(f, self.knots[0], self.knots[1])
+        if self.tape is not None and self.tape.keeps_evaluations:
+            with self.tape.measure():
+                at = self._counted(self.tape.evaluations(t.unsqueeze(0), self.active_args))
+                slope = at(0, y)
+            self.tape.keep_first()
+            return slope.clone()
+        return f(t, y).clone()
+
+    def slope_past_jump(self, y: Tensor, knot: Counts, rows: Tensor | None) -> Tensor:
+        """Return the slopes just beyond a jump.
+
+        Args:
+            y: The states there.
+            knot: The index of the knot at the jump: one for each row, or a single one.
+            rows: The rows that the states belong to, with per-sample steps.
+        """
+        if rows is None:
+            begin, end = self.knots[knot[0]], self.knots[knot[0] + 1]
+            return within(self.bound, begin, end)(begin, y)
+        place = torch.from_numpy(knot).to(y.device)
+        shape = (-1, *(1,) * (y.ndim - 1))
+        begin, end = self.knots[place].view(shape), self.knots[place + 1].view(shape)
+        args = take_rows(self.args, rows)
+        return within(lambda t, y: self.f(t, y, args), begin, end)(begin, y)
+
+    def step(self, step: StepRecord, slope: Tensor) -> StepResult:
+        """Take a step.
+
+        Args:
+            step: The step.
+            slope: The slope at its start; evaluated again where the step's graph is kept.
+        """
+        fresh = self.keeps_graphs
+        if fresh:  # the graph includes all that the step depends on
+            self.active_args = take_rows(self.args, self.rows)
+        if fresh or not isinstance(step.knot, int):
+            begin, end = step.interval(self.knots)
+            span = end - begin
+        else:
+            begin, span = self.begins[step.knot], self.spans[step.knot]
+        t, h = step.times(begin, span)
+        if self.options.observer is not None:
+            self.options.observer("step", t.detach(), step.y.detach(), h.detach())
+        f: BoundDynamics = self.bound
+        if self.options.jumps is not None:
+            f = within(f, *step.interval(self.knots))
+        stages = self.stages
+        if fresh:
+            stages = Stages(self.options.tableau, step.y, buffered=False)
+        size = None
+        if isinstance(step.size, float) and isinstance(step.knot, int):
+            size = step.size * self.lengths[step.knot]
+        stages.restart(step.y, f(t, step.y) if fresh else slope, size)
+        if self.tape is not None and self.tape.keeps_evaluations:
+            return self._recorded(f, t, h, stages, self.tape)
+        return advance(f, stages, t, h, self._prepared(t, h))
+
+    def _recorded(
+        self, f: BoundDynamics, t: Tensor, h: Tensor, stages: Stages, tape: Tape
+    ) -> StepResult:
+        """Take a step whose evaluations are recorded for its adjoint."""
+        tableau, times = self.options.tableau, stage_times(stages.weights, t, h)
+        recorder = tape.evaluations(times[1:], self.active_args)
+        at = self._counted(lambda i, y: recorder(i - 1, y, unweighted=tableau.unweighted[i]))
+        errors = 0 if self.options.grid is not None else tableau.error_stages
+        end = recorder.advance(max(tableau.solution_stages, errors), stages, h)
+        if end is None:
+            return advance(f, stages, t, h, at)
+        self.calls += len(stages) - 1
+        return StepResult(f, at, t, h, stages.y, end, stages)
+
+    def _prepared(self, t: Tensor, h: Tensor) -> StageDynamics | None:
+        """Return staged dynamics, prepared for a step's stages; None for other dynamics."""
+        if self.options.jumps is not None or not isinstance(self.f, StagedDynamics):
+            return None
+        tableau, times = self.options.tableau, stage_times(self.stages.weights, t, h)
+        if self.options.per_sample:
+            return staged(self.bound, tableau, times)
+        whole, part, unweighted = self.f.evaluate, self.f.evaluate_unweighted, tableau.unweighted
+        stages = self.f.prepare(times[1:], self.active_args)
+        return self._counted(lambda i, y: (part if unweighted[i] else whole)(stages[i - 1], y))
+
+    def _counted(self, at: StageDynamics) -> StageDynamics:
+        """Return stage dynamics whose calls are counted."""
+
+        def counted(i: int, y: Tensor) -> Tensor:
+            self.calls += 1
+            return at(i, y)
+
+        return counted

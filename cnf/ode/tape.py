@@ -1,0 +1,234 @@
+"""The tape of a solve: its accepted steps, as a backward pass needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
+
+from cnf.ode.dynamics import StagedDynamics, StageEvaluation
+from cnf.ode.step import StepResult
+from cnf.ode.step_adjoint import StageRecorder, StepTape
+
+HEAP_BLOCK = 2**25 - 2**16  # bytes; a little less than the largest that glibc has in its heap
+
+
+@dataclass(frozen=True, eq=False)
+class StepOutput:
+    """An output time that a step passes.
+
+    Attributes:
+        index: The position among the output times.
+        rows: The step's rows that pass it; None for all.
+        inside: Whether it lies inside the step, not at its very end.
+    """
+
+    index: int
+    rows: Tensor | None
+    inside: bool
+
+    def values(self, result: StepResult, ts: Tensor) -> Tensor:
+        """Return the states of the rows at the output time."""
+        last = self.index == len(ts) - 1  # there the step's end follows the time by itself
+        time = ts[self.index]
+        values = result.inside(time) if self.inside else result.y1 if last else result.at_end(time)
+        return values if self.rows is None else values[self.rows]
+
+
+@dataclass(frozen=True, eq=False)
+class StepGraph:
+    """The autograd graph of a step.
+
+    Attributes:
+        y: The leaf that it starts from.
+        ends: Its outputs: the states at its end, and at each output time that it passes.
+        rows: The rows of y that have accepted the step; None for all.
+    """
+
+    y: Tensor
+    ends: list[Tensor]
+    rows: Tensor | None = None
+
+
+@dataclass(eq=False)
+class StepRecord:
+    """A step, as a replay needs it.
+
+    Attributes:
+        rows: The rows of the batch that take it; None for all.
+        knot: The index of the knot before it: one number, or one for each row.
+        start: Its start as a fraction of the way to the next knot: one number, or one for each row.
+        size: Its size as such a fraction: one number, or one for each row.
+        y: The states that it starts from.
+        outputs: The output times that it passes.
+        graph: Its autograd graph, where that is kept.
+        tape: Its evaluations, where those are kept for the backward pass.
+    """
+
+    rows: Tensor | None
+    knot: int | Tensor
+    start: float | Tensor
+    size: float | Tensor
+    y: Tensor
+    outputs: tuple[StepOutput, ...] = ()
+    graph: StepGraph | None = None
+    tape: StepTape | None = None
+
+    def interval(self, knots: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the knots before and after the step."""
+        begin, end = knots[self.knot], knots[self.knot + 1]
+        if isinstance(self.knot, int):
+            return begin, end
+        shape = (-1, *(1,) * (self.y.ndim - 1))
+        return begin.view(shape), end.view(shape)
+
+    def times(self, begin: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
+        """Return start time and signed size, differentiable in the step's knots.
+
+        Args:
+            begin: The knot before the step.
+            span: The signed distance from there to the next knot.
+        """
+        if isinstance(self.start, Tensor):
+            return begin + self.start * span, self.size * span
+        return torch.add(begin, span, alpha=self.start), self.size * span
+
+    def select(self, index: Tensor) -> StepRecord:
+        """Return the step of some of its rows."""
+        assert isinstance(self.start, Tensor)
+        assert isinstance(self.size, Tensor)
+        rows = index if self.rows is None else self.rows[index]
+        knot = self.knot if isinstance(self.knot, int) else self.knot[index]
+        return StepRecord(rows, knot, self.start[index], self.size[index], self.y[index])
+
+
+class SavedBytes(saved_tensors_hooks):
+    """The bytes of the tensors that autograd saves while this is open.
+
+    Args:
+        excluded: Storages that do not count, see `storages`.
+    """
+
+    def __init__(self, excluded: frozenset[int]) -> None:
+        self.seen = set(excluded)
+        self.bytes = 0
+        super().__init__(self._count, lambda tensor: tensor)
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor.detach()
+
+
+def storages(args: Any) -> frozenset[int]:
+    """Return the addresses of the storages of the tensors among arguments."""
+    tensors = (leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+    return frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
+
+
+@cache
+def hold_freed_memory() -> None:
+    """Make the C library hold freed memory for the next solve instead of returning it.
+
+    A tape is freed as a whole. The C library gives the end of its heap back to the system when that
+    is free and longer than twice the largest block freed so far, up to 64 MiB; it has to have seen
+    one. The block takes no memory, since nothing is written to it. On a CPU up to a quarter of the
+    forward time of a toy network's training step with 512 rows went into getting pages again.
+
+    Source: mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc, which adjust themselves.
+    """
+    torch.empty(HEAP_BLOCK, dtype=torch.uint8, device="cpu")
+
+
+class Tape:
+    """The accepted steps of a solve, with what their backward passes need while it fits.
+
+    Args:
+        dynamics: The dynamics.
+        args: Their arguments, whose storages do not count.
+        activation_bytes: Bytes for the steps' graphs or evaluations.
+        by_adjoint: Whether the backward pass of a step is the Runge-Kutta step's adjoint, made of
+            the vector-Jacobian products of its evaluations, and not the graph of the whole step.
+
+    Attributes:
+        steps: The accepted steps, in order.
+        room: The bytes that are left.
+    """
+
+    def __init__(
+        self, dynamics: StagedDynamics, args: Any, activation_bytes: int, *, by_adjoint: bool
+    ) -> None:
+        self.dynamics, self.by_adjoint, self.room = dynamics, by_adjoint, activation_bytes
+        self.excluded = storages(args) if activation_bytes else frozenset()
+        if activation_bytes:
+            hold_freed_memory()
+        self.steps: list[StepRecord] = []
+        self.saved = SavedBytes(self.excluded)
+        self.recorder: StageRecorder | None = None  # of the step being tried
+        self.first: StageEvaluation | None = None  # of the slope that the next step starts with
+
+    @property
+    def keeps_graphs(self) -> bool:
+        """Whether the graph of the next step is to be kept."""
+        return self.room > 0 and not self.by_adjoint
+
+    @property
+    def keeps_evaluations(self) -> bool:
+        """Whether the evaluations of the next step are to be kept."""
+        return self.room > 0 and self.by_adjoint
+
+    def measure(self) -> SavedBytes:
+        """Return a context manager that counts the bytes that the next step saves."""
+        self.saved = SavedBytes(self.excluded)
+        return self.saved
+
+    def evaluations(self, times: Tensor, args: Any) -> StageRecorder:
+        """Return a recorder of evaluations at times."""
+        self.recorder = StageRecorder(self.dynamics.linearize(times, args))
+        return self.recorder
+
+    def keep_first(self) -> None:
+        """Keep the evaluation just made as that of the first slope."""
+        assert self.recorder is not None
+        self.first = self.recorder.evaluations[0]
+        self.room -= self.saved.bytes + self.recorder.linearization.bytes
+
+    def add(
+        self, step: StepRecord, result: StepResult, rows: Tensor | None, values: list[Tensor]
+    ) -> None:
+        """Append an accepted step.
+
+        Args:
+            step: The step, of the rows that accept it.
+            result: Its result, of all rows that tried it.
+            rows: Those of them that accept it; None for all.
+            values: The states at the output times that it passes.
+        """
+        if self.keeps_evaluations:
+            step = self._with_evaluations(step, result)
+        elif self.keeps_graphs:
+            self.room -= self.saved.bytes
+            if self.room >= 0:
+                ends = [result.y1 if rows is None else result.y1[rows], *values]
+                step = replace(step, graph=StepGraph(result.y0, ends, rows))
+        self.steps.append(step)
+
+    def _with_evaluations(self, step: StepRecord, result: StepResult) -> StepRecord:
+        """Return the step with its evaluations, the last of which is the next step's first."""
+        assert self.recorder is not None
+        assert self.first is not None
+        assert result.stages.size is not None
+        linearization, evaluations = self.recorder.linearization, self.recorder.evaluations
+        self.room -= self.saved.bytes + linearization.bytes
+        count = result.stages.tableau.solution_stages - 1
+        stages = tuple(evaluations[:count])
+        tape = StepTape(self.first, stages, result.stages.size, linearization)
+        self.first = evaluations[-1] if evaluations else None
+        return replace(step, tape=tape) if self.room >= 0 else step

@@ -1,10 +1,11 @@
-"""The site's pages: every public name is on one, and code beside that of other libraries runs."""
+"""The site: every public name is on one page, and side-by-side code of other libraries runs."""
 
 import ast
 import inspect
 import pkgutil
 import re
 import shlex
+from collections import Counter
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -18,37 +19,56 @@ from cnf.scripts.benchmark import BENCHMARK_SUBJECTS, parser
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "notebooks"
-PUBLIC = ("cnf", "cnf.ode", "cnf.fields", "cnf.layers", "cnf.vae", "cnf.datasets")
+PUBLIC = (
+    "cnf",
+    "cnf.ode",
+    "cnf.fields",
+    "cnf.layers",
+    "cnf.flow",
+    "cnf.training",
+    "cnf.tables",
+    "cnf.diagnostics",
+    "cnf.variational",
+    "cnf.vae",
+    "cnf.datasets",
+)
 DIRECTIVE = re.compile(r"^\.\. auto(\w+):: (\S+)((?:\n {3}:.*)*)", re.MULTILINE)
 
 
 def named(path: str) -> object:
-    """What a dotted path leads to."""
+    """Return the object at a dotted path."""
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name)
 
 
-def shown() -> tuple[set[int], set[str]]:
-    """What the reference describes: objects, by identity, and paths."""
-    objects, paths = set(), set()
+def documented() -> Counter[int]:
+    """Count how often the reference documents each object, by identity."""
+    found: list[object] = []
     for page in (SITE / "reference").glob("*.md"):
         for kind, path, options in DIRECTIVE.findall(page.read_text(encoding="utf-8")):
-            if kind != "module":
-                objects.add(id(named(path)))
-                paths.add(path)
-                continue
-            module = import_module(path)
-            left_out = re.findall(r"\w+", options.partition("exclude-members:")[2])
-            for name in set(getattr(module, "__all__", vars(module))) - set(left_out):
-                found = vars(module)[name]
-                if inspect.isclass(found) or inspect.isfunction(found):
-                    objects.add(id(found))
-            paths |= {f"{path}.{name}" for name in told(module)}
-    return objects, paths
+            if kind == "module":
+                excluded = re.findall(r"\w+", options.partition("exclude-members:")[2])
+                found += members(import_module(path), set(excluded))
+            else:
+                found.append(named(path))
+    return Counter(map(id, found))
 
 
-def told(module) -> set[str]:
-    """A module's own constants that are followed by what they are."""
+def members(module, excluded: set[str]) -> list[object]:
+    """Return the members that autodoc documents for a module, without the excluded names."""
+    constants = documented_constants(module) - excluded
+    public = set(getattr(module, "__all__", vars(module))) - excluded - constants
+    objects = [getattr(module, name) for name in public]
+    return [getattr(module, name) for name in constants] + [
+        member
+        for member in objects
+        if (inspect.isclass(member) or inspect.isfunction(member))
+        and (hasattr(module, "__all__") or member.__module__ == module.__name__)
+    ]
+
+
+def documented_constants(module) -> set[str]:
+    """Return the names of a module's constants that are followed by a docstring."""
     lines = ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
     return {
         target.id
@@ -70,15 +90,15 @@ def test_each_formula_names_what_computes_it():
 
 
 @pytest.mark.parametrize("package", PUBLIC)
-def test_every_public_name_is_on_a_page(package):
-    objects, paths = shown()
-    module = import_module(package)
-    for name in module.__all__:
-        assert id(getattr(module, name)) in objects or f"{package}.{name}" in paths, name
+def test_every_public_name_is_on_one_page(package):
+    times, module = documented(), import_module(package)
+    assert {name: times[id(getattr(module, name))] for name in module.__all__} == dict.fromkeys(
+        module.__all__, 1
+    )
 
 
-def beside(title: str) -> list[tuple[str, str]]:
-    """The pairs of Python on the page of other libraries, under a title."""
+def side_by_side(title: str) -> list[tuple[str, str]]:
+    """Return the pairs of Python examples under a title of the page on other libraries."""
     page = (SITE / "coming_from.md").read_text(encoding="utf-8")
     part = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
     pairs = re.findall(
@@ -89,9 +109,9 @@ def beside(title: str) -> list[tuple[str, str]]:
     return [tuple(re.sub("^    ", "", code, flags=re.MULTILINE) for code in pair) for pair in pairs]
 
 
-def test_code_beside_ffjords_runs():
+def test_the_counterpart_of_ffjords_code_runs():
     ours: dict[str, object] = {}
-    pairs = beside("FFJORD's repository")
+    pairs = side_by_side("FFJORD's repository")
     assert len(pairs) == 4
     for _, code in pairs:
         exec(code, ours)
@@ -111,7 +131,7 @@ def test_code_side_by_side_runs_and_agrees(title, library, count, same):
     pytest.importorskip(library)
     torch.manual_seed(0)
     theirs, ours = {}, {}
-    pairs = beside(title)
+    pairs = side_by_side(title)
     assert len(pairs) == count
     for their, our in pairs:
         exec(their, theirs)
@@ -123,24 +143,24 @@ def test_code_side_by_side_runs_and_agrees(title, library, count, same):
         assert torch.allclose(theirs[name], ours[name], atol=1e-4), name
 
 
-def test_a_row_that_blows_up_ends_the_others_solves_there_alone():
+def test_a_diverging_row_fails_the_whole_batch_in_torchdiffeq_only():
     pytest.importorskip("torchdiffeq")
     theirs, ours = {}, {}
-    for their, our in beside("torchdiffeq"):
+    for their, our in side_by_side("torchdiffeq"):
         exec(their, theirs)
         exec(our, ours)
     assert isinstance(theirs["failed"], AssertionError)
     assert ours["fine"].tolist() == [True, False]
 
 
-def test_the_picture_is_the_one_that_its_script_draws():
+def test_the_committed_picture_is_what_its_script_draws():
     drawn = run_path(str(SITE / "architecture.py"))
     assert drawn["TARGET"].read_text(encoding="utf-8") == drawn["picture"]()
     for box in drawn["BOXES"]:
         import_module(box.name)
 
 
-def test_each_command_above_a_benchmark_can_be_asked():
+def test_the_commands_above_benchmarks_parse():
     page = (SITE / "benchmarks.md").read_text(encoding="utf-8")
     titles = re.findall(r"^## (\w+): ([\w-]+)\n\n```sh\n(.*)\n```", page, re.MULTILINE)
     assert {subject for subject, *_ in titles} == set(BENCHMARK_SUBJECTS)

@@ -1,6 +1,6 @@
-"""Draws images/architecture.svg: `python notebooks/architecture.py`.
+"""Draw images/architecture.svg: `python notebooks/architecture.py`.
 
-Text stands in boxes that are light on any page; what stands beside them is of a grey between.
+Boxes have a light fill and text outside them is grey, so that light and dark pages can both show it.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ COLORS = {"face": "#dbe9f9", "flow": "#fdeccb", "training": "#e3f1dc", "solver":
 
 @dataclass(frozen=True)
 class Box:
-    """What is drawn of a module: where, its name, and lines on what it does."""
+    """A module in the picture: its place, its name, and lines on what it does."""
 
     x: int
     y: int
@@ -33,7 +33,7 @@ BOXES = (
         160,
         74,
         "face",
-        "cnf.variational.posterior",
+        "cnf.variational",
         ("a VAE\u2019s posterior", "q(z | x)"),
     ),
     Box(
@@ -47,8 +47,8 @@ BOXES = (
     ),
     Box(560, 36, 160, 74, "face", "cnf.tables.estimators", ("CNFDensity, for", "scikit-learn")),
     Box(740, 36, 160, 74, "face", "cnf.scripts", ("cnf train, evaluate,", "sample, check, \u2026")),
-    Box(20, 176, 130, 96, "flow", "cnf.flow.base_config", ("z ~ base", "t = 0")),
-    Box(210, 176, 150, 96, "flow", "cnf.layers.cnf", ("a CNF: its time,", "its solver settings")),
+    Box(20, 176, 130, 96, "flow", "cnf.flow", ("z ~ base", "t = 0")),
+    Box(210, 176, 150, 96, "flow", "cnf.layers.cnf", ("a CNF: an ODE and", "its solver settings")),
     Box(
         380,
         176,
@@ -68,7 +68,7 @@ BOXES = (
         110,
         "flow",
         "cnf.fields",
-        ("dx/dt = f(t, x, c)", "with its derivatives", "by hand"),
+        ("dx/dt = f(t, x, c),", "with hand-written", "derivatives"),
     ),
     Box(
         200,
@@ -77,7 +77,7 @@ BOXES = (
         110,
         "flow",
         "cnf.fields.divergence",
-        ("tr \u2202f/\u2202x: closed form,", "tangents, or estimated", "with its error"),
+        ("tr \u2202f/\u2202x: closed form,", "tangents, or estimate", "with standard error"),
     ),
     Box(
         380,
@@ -95,25 +95,25 @@ BOXES = (
         96,
         "training",
         "cnf.training",
-        ("one loop; weights", "are averaged, and", "the best kept"),
+        ("one loop; an EMA of", "the weights; keeps", "the best"),
     ),
     Box(
-        600,
+        564,
         350,
-        140,
+        166,
         110,
         "training",
         "cnf.training.objectives",
         ("flow matching first,", "then maximum", "likelihood"),
     ),
     Box(
-        760,
+        744,
         350,
-        140,
+        156,
         110,
         "training",
         "cnf.training.recipes",
-        ("complete settings", "by the size of", "the data"),
+        ("complete settings", "for each size", "of data"),
     ),
     Box(
         20,
@@ -122,7 +122,7 @@ BOXES = (
         74,
         "solver",
         "cnf.ode.tableaus",
-        ("Runge-Kutta methods that", "check themselves"),
+        ("Runge-Kutta methods with", "checked order conditions"),
     ),
     Box(
         244,
@@ -131,13 +131,13 @@ BOXES = (
         74,
         "solver",
         "cnf.ode.controllers",
-        ("a step for the batch,", "or one for each row"),
+        ("joint steps, or", "per-sample steps"),
     ),
-    Box(468, 546, 206, 74, "solver", "cnf.ode.integrate", ("the loop; a status", "for every row")),
+    Box(468, 546, 206, 74, "solver", "cnf.ode.integrate", ("the loop, with a", "status per row")),
     Box(692, 546, 208, 74, "solver", "cnf.ode.gradients", ("backprop, checkpoint,", "backsolve")),
 )
 BANDS = (
-    (20, 14, "what you call"),
+    (20, 14, "interfaces"),
     (20, 150, "cnf.Flow = base + layers"),
     (760, 150, "cnf.fit"),
     (20, 324, "inside a CNF layer"),
@@ -158,7 +158,7 @@ def drawn(box: Box) -> list[str]:
         f'<rect x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" rx="8" '
         f'fill="{COLORS[box.kind]}" stroke="{GREY}"/>',
         text(
-            middle, top, box.name, 12, INK, centred + ' font-family="monospace" font-weight="600"'
+            middle, top, box.name, 11, INK, centred + ' font-family="monospace" font-weight="600"'
         ),
         *(
             text(middle, top + 20 + 18 * i, line, 13, INK, centred)
@@ -175,11 +175,11 @@ def arrow(x0: int, y0: int, x1: int, y1: int) -> str:
 
 
 def picture() -> str:
-    """The whole drawing, as SVG."""
+    """Return the whole drawing as SVG."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'font-family="system-ui, sans-serif" role="img">',
-        "<title>How the modules stand on one another</title>",
+        "<title>How the modules of cnf fit together</title>",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{GREY}"/></marker></defs>',
     ]
@@ -187,10 +187,10 @@ def picture() -> str:
     for box in BOXES:
         parts += drawn(box)
     parts += [
-        arrow(152, 206, 208, 206),  # sampling, from the base to the rows
+        arrow(152, 206, 208, 206),  # sampling: from the base to the rows
         arrow(362, 206, 378, 206),
         arrow(542, 206, 598, 206),
-        arrow(598, 246, 542, 246),  # log p, from the rows to the base
+        arrow(598, 246, 542, 246),  # log p: from the rows to the base
         arrow(378, 246, 362, 246),
         arrow(208, 246, 152, 246),
         text(180, 198, "sample", 12, GREY, ' text-anchor="middle"'),
@@ -206,7 +206,7 @@ def picture() -> str:
         arrow(182, 405, 198, 405),
         arrow(362, 405, 378, 405),
         arrow(460, 462, 460, 514),
-        arrow(715, 348, 785, 274),
+        arrow(690, 348, 790, 274),
         arrow(830, 348, 830, 274),
         arrow(758, 224, 722, 224),
     ]

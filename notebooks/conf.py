@@ -1,4 +1,4 @@
-"""How the site is built: `sphinx-build -W --keep-going -b html notebooks build/site`."""
+"""Configuration of the site: `sphinx-build -W --keep-going -b html notebooks build/site`."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 
 import cnf
 
-os.environ["COLUMNS"] = "100"  # of the programs' help
+os.environ["COLUMNS"] = "100"  # width of the programs' help
 
 project = "cnf-flows"
 author = "the authors of cnf-flows"
@@ -24,18 +24,18 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["**.ipynb_checkpoints"]
-default_role = "py:obj"  # a name in backticks is a link where it is one of the site's
+default_role = "py:obj"  # a name in backticks is a link if the site documents it
 
-nb_execution_mode = "off"  # the tests run them; the site shows what they came to
+nb_execution_mode = "off"  # the tests run them; the site shows their stored outputs
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
-autodoc_inherit_docstrings = False  # PyTorch's own are no part of this site
+autodoc_inherit_docstrings = False  # leave out PyTorch's docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True  # a dataclass's attributes are described once
+napoleon_use_ivar = True  # describe a dataclass's attributes once
 python_maximum_signature_line_length = 80
 
 html_theme = "furo"
@@ -46,7 +46,7 @@ html_show_sourcelink = False
 
 
 class Help(Directive):
-    """What a program prints when it is asked for all that it can be asked: `{program-help} train`."""
+    """A directive that shows a program's help: `{program-help} train`."""
 
     required_arguments = 1
 
@@ -56,11 +56,8 @@ class Help(Directive):
         return [nodes.literal_block(text, text)]
 
 
-def as_written(app: Sphinx, what: str, name: str, at: Any, options: Any, lines: list[str]) -> None:
-    """Have |det J|, *shape and numpy.object_ stand as they are: they are no marks of markup.
-
-    A registry is told by its names.
-    """
+def escape_literals(app: Sphinx, what: str, name: str, at: Any, options: Any, lines: list[str]) -> None:
+    """Escape |det J|, *shape and numpy.object_, which are not markup; list a registry's names."""
     opening, ending = re.compile(r"(?<![^\s(\[])([|*]+)(?=\w)"), re.compile(r"(?<=\w)_(?=\W|$)")
     for i, line in enumerate(lines):
         if line.startswith(":vartype"):
@@ -68,11 +65,11 @@ def as_written(app: Sphinx, what: str, name: str, at: Any, options: Any, lines: 
         elif not line.lstrip().startswith((">>>", "...")):
             lines[i] = opening.sub(lambda found: re.sub("(.)", r"\\\1", found[0]), line)
     if what == "data" and lines[:1] == (type(at).__doc__ or "").splitlines()[:1]:
-        lines.clear()  # what a dict is in general is of no help
+        lines.clear()  # the docstring of the built-in type does not help
     if isinstance(at, dict):
         lines += ["", "Its names: " + ", ".join(f"``{each}``" for each in at) + "."]
 
 
 def setup(app: Sphinx) -> None:
     app.add_directive("program-help", Help)
-    app.connect("autodoc-process-docstring", as_written)
+    app.connect("autodoc-process-docstring", escape_literals)

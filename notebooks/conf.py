@@ -56,7 +56,9 @@ class Help(Directive):
         return [nodes.literal_block(text, text)]
 
 
-def escape_literals(app: Sphinx, what: str, name: str, at: Any, options: Any, lines: list[str]) -> None:
+def escape_literals(
+    app: Sphinx, what: str, name: str, at: Any, options: Any, lines: list[str]
+) -> None:
     """Escape |det J|, *shape and numpy.object_, which are not markup; list a registry's names."""
     opening, ending = re.compile(r"(?<![^\s(\[])([|*]+)(?=\w)"), re.compile(r"(?<=\w)_(?=\W|$)")
     for i, line in enumerate(lines):

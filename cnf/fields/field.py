@@ -247,7 +247,7 @@ def as_field(module: nn.Module, compiled: BatchSizes | None = None) -> VectorFie
         compiled: The numbers of rows that its evaluations are compiled for; not compiled when None.
 
     Raises:
-        ValueError: The module is to be compiled and is none of the toolkit's that can be.
+        ValueError: The module is to be compiled, and is not a field of the toolkit that can be.
     """
     field = module if isinstance(module, TracedField) else ModuleField(module)
     return field if compiled is None else field.compiled(compiled)

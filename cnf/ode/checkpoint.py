@@ -161,7 +161,7 @@ class _CheckpointedSolve:
         if self.steps:
             adjoint = StepAdjoint(self.options.tableau, cotangent)
         for step in reversed(self.steps):
-            cotangent = (step.tape or self._evaluate_again(step)).pull(cotangent, adjoint)
+            cotangent = (step.tape or self._evaluate_again(step)).vjp(cotangent, adjoint)
         if self.steps and self.steps[0].tape is not None:
             self.steps[0].tape.first.linearization.finish()
         return cotangent

@@ -72,7 +72,7 @@ class StepTape:
     size: float
     linearization: Linearization
 
-    def pull(self, cotangent: Tensor, adjoint: StepAdjoint) -> Tensor:
+    def vjp(self, cotangent: Tensor, adjoint: StepAdjoint) -> Tensor:
         """Return the cotangent of the state at the step's start for that at its end."""
         evaluations = (self.first, *self.stages)
         start = self.linearization.step_vjp(adjoint.tableau, evaluations, cotangent, self.size)

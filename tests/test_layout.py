@@ -1,6 +1,7 @@
 """Imports point one way: a room imports only from rooms that stand above it in the design."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -128,3 +129,16 @@ def test_public_names_are_there():
         assert getattr(cnf, name) is not None
     with pytest.raises(AttributeError, match="module 'cnf' has no attribute 'nothing'"):
         cnf.nothing  # noqa: B018
+
+
+def test_the_table_of_additions_names_what_is_there():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page.partition("## Adding things")[2].partition("## Rules")[0]
+    registries = re.findall(r"`([A-Z_]+)` in `([\w/]+\.py)`", table)
+    assert len(registries) > 20
+    for name, file in registries:
+        assert re.search(rf"^{name}\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), (
+            name
+        )
+    for folder in re.findall(r"`([\w/]+/)`", table):
+        assert (ROOT / folder).is_dir(), folder

@@ -48,7 +48,7 @@ class FusedStep(NamedTuple):
             → (slopes at the other stages, state at the step's end, states at the other stages, what
             their vector-Jacobian products need).
         vjp: (stages, shared, x at each, saved at each, cotangent of the end, h) → (cotangent of the
-            start, cotangents of the stages). The equations are those of `Trail`.
+            start, cotangents of the stages). The equations are those of `StepAdjoint`.
     """
 
     forward: Callable[..., Any]

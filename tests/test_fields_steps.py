@@ -75,7 +75,7 @@ def agree(check, field):
 @pytest.mark.parametrize("kept", ["some", "all"])
 @pytest.mark.parametrize("method", [name for name, own in TABLEAUS.items() if own.adaptive])
 def test_whole_steps_are_steps_stage_by_stage(method, kept, field, x):
-    activation_bytes = 2**28 if kept == "all" else 3000 * TABLEAUS[method].stages * 2
+    activation_bytes = 2**28 if kept == "all" else 6000 * TABLEAUS[method].stages * 2
     tolerance = 1e-5 if TABLEAUS[method].order < 5 else 1e-11
     options = {
         "method": method,

@@ -10,7 +10,7 @@ from scipy.integrate import solve_ivp
 
 from cnf.ode import TABLEAUS
 from cnf.scripts.benchmarks.accuracy import (
-    TOLERANCES,
+    DETEST_TOLERANCES,
     affordable,
     compare_all,
     shared_methods,
@@ -30,7 +30,7 @@ def cases(methods, quick):
             method, tolerance, marks=[] if tolerance in quick(method) else pytest.mark.slow
         )
         for method in methods
-        for tolerance in TOLERANCES
+        for tolerance in DETEST_TOLERANCES
         if affordable(method, tolerance)
     ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite
+from math import inf, isfinite
 from typing import Protocol
 
 import numpy as np
@@ -110,13 +110,12 @@ class Tolerance:
             ("atol", self.atol, info.smallest_normal * info.eps),
         )
         for name, value, least in bounds:
-            lost = torch.as_tensor(value).cpu().double()
-            lost = lost[(lost > 0) & (lost < least)]
-            if len(lost):
+            smallest = _smallest_positive(value)
+            if smallest < least:
                 raise ValueError(
                     f"Expected {name} to be 0 or at least {least:.1e} with a state of {dtype}; got "
-                    f"{lost.min().item():g}: pass rtol={info.eps:.0e} and atol={info.eps:.0e} or "
-                    "more, or a state of higher precision"
+                    f"{smallest:g}: pass rtol={info.eps:.0e} and atol={info.eps:.0e} or more, or a "
+                    "state of higher precision"
                 )
 
     def take(self, rows: Tensor, shape: torch.Size) -> Tolerance:
@@ -156,6 +155,13 @@ def _range(value: float | Tensor) -> tuple[float, float]:
     if isinstance(value, Tensor):
         return float(value.min()), float(value.max())
     return value, value
+
+
+def _smallest_positive(value: float | Tensor) -> float:
+    """Return the smallest number above 0; infinity where there is none."""
+    if isinstance(value, Tensor):
+        value = value.double().masked_fill(value <= 0, inf).min().item()
+    return value if value > 0 else inf
 
 
 class Controller(Protocol):

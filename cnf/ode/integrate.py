@@ -130,7 +130,7 @@ class _Loop:
         self.finished: list[StepControlState] = []
         self.y = self.slope = self.ratio = y0
         self.rows: Tensor | None = None  # the active rows of the batch; None for all
-        self.nonfinite: Tensor | None = None  # rows whose last error is not finite; None for none
+        self.error = y0  # the last one, not measured by the norm
         self.failed: Tensor | None = None  # rows that joint steps ignore since they failed,
         self.substitutes: Tensor | None = None  # and the rows that are computed in their place
         self.row_status = RowStatus(y0)
@@ -270,9 +270,8 @@ class _Loop:
             return np.zeros(len(self.control))
         error = result.error()
         with torch.no_grad():
-            norm = self._norm(self.tolerance.ratio(error, result.y0, result.y1))
-            self.nonfinite = None if np.isfinite(norm).all() else ~_finite_rows(error)
-        return norm
+            self.error = error.detach()
+            return self._norm(self.tolerance.ratio(error, result.y0, result.y1))
 
     def _norm(self, ratio: Tensor) -> Array:
         """Return the norm of error ratios, one for each sequence of steps."""
@@ -368,8 +367,7 @@ class _Loop:
         """Mark the rows whose errors are not finite; return which sequences that ends."""
         if not entries.any():
             return entries
-        assert self.nonfinite is not None
-        nonfinite: Mask = self.nonfinite.cpu().numpy()
+        nonfinite: Mask = (~_finite_rows(self.error)).cpu().numpy()
         if self.per_sample:
             self._mark(entries & nonfinite, Status.NOT_FINITE)
             self._mark(entries & ~nonfinite, Status.NORM_NOT_FINITE)

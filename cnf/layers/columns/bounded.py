@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, inf
 from torch.nn.functional import logsigmoid
 
-from cnf.layers.ends import below
+from cnf.layers.columns.open_bounds import below
 from cnf.layers.layer import Layer, TransformResult
 
 # Extension of an interval on either side, relative to its width: so its ends have finite preimages.

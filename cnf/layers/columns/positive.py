@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, inf
 
-from cnf.layers.ends import above
+from cnf.layers.columns.open_bounds import above
 from cnf.layers.layer import Layer, TransformResult
 
 

@@ -1,4 +1,4 @@
-"""Open ends of intervals, at which rounding is not to arrive."""
+"""Open bounds of columns, which rounding must not reach."""
 
 from __future__ import annotations
 

@@ -453,7 +453,7 @@ def _summary(data: Data, flow: Flow, recipe: str) -> list[str]:
     return [
         f"{data.name}: {len(data.train)} training rows{left_out} of {len(columns)} columns{given}; "
         f"recipe {recipe}, {sum(p.numel() for p in flow.parameters())} weights, "
-        f"divergence {layer.describe_trace()}",
+        f"divergence {layer.trace()}",
         *([] if plain else (f"  {line}" for line in data.schema.summary())),
     ]
 

@@ -82,7 +82,7 @@ def test_options_reach_the_checks(place, monkeypatch):
     seen = {}
 
     def spy(flow, data, context, **options):
-        seen.update(options, rows_given=len(data), trace=flow.layers[0].describe_trace())
+        seen.update(options, rows_given=len(data), trace=flow.layers[0].trace())
         return Report((), (), 0)
 
     monkeypatch.setattr("cnf.scripts.check.check", spy)

@@ -152,9 +152,9 @@ class CNF(Layer):
     def extra_repr(self) -> str:
         """Return the settings and the chosen divergence, for the module's repr."""
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self.settings).items())
-        return f"{settings}; {self.describe_trace()}"
+        return f"{settings}; {self.trace()}"
 
-    def describe_trace(self) -> str:
+    def trace(self) -> str:
         """Describe the divergence in words, with the choice of "auto" where it is known."""
         if isinstance(self.field, TracedField):
             name = self.settings.divergence

@@ -158,7 +158,7 @@ def _range(value: float | Tensor) -> tuple[float, float]:
 
 
 def _smallest_positive(value: float | Tensor) -> float:
-    """Return the smallest number above 0; infinity where there is none."""
+    """Return the smallest number above 0, or infinity without one."""
     if isinstance(value, Tensor):
         value = value.double().masked_fill(value <= 0, inf).min().item()
     return value if value > 0 else inf

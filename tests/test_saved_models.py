@@ -46,6 +46,7 @@ def test_log_prob_is_what_it_was(folder):
     flow = cnf.load(folder).double().with_solver(**told["solver"])
     if told["method"] == "score":
         generator = torch.Generator().manual_seed(SEED)
+        # Half as many by Hutch++, whose products were counted then, and its estimates are now.
         probes = told.get("probes", PROBES)
         found = flow.score(rows, context, probes=probes, generator=generator).log_prob
     else:

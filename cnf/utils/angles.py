@@ -1,7 +1,5 @@
 """Columns of angles in radians: which they are, wrapping, and nearest images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from math import pi
@@ -11,11 +9,7 @@ from torch import Tensor
 
 
 def circular_columns(circular: Sequence[int], dim: int) -> tuple[int, ...]:
-    """Check and sort the columns that are angles.
-
-    Args:
-        circular: The columns of angles, counted from 0.
-        dim: Number of all columns.
+    """Check and sort the columns, of `dim` counted from 0, that are angles.
 
     Raises:
         ValueError: A column is out of range, or given twice.
@@ -63,11 +57,7 @@ def wrap(angles: Tensor) -> Tensor:
 
 
 def wrap_columns(x: Tensor, circular: tuple[int, ...]) -> Tensor:
-    """Wrap the angles of points into [−π, π).
-
-    Args:
-        x: Points, shape (..., dim).
-        circular: The columns that are angles.
+    """Wrap the angles of points x (..., dim) into [−π, π).
 
     Example:
         >>> wrap_columns(torch.tensor([[4.0, 4.0]]), (0,))
@@ -83,10 +73,7 @@ def nearest_image(x: Tensor, to: Tensor, circular: tuple[int, ...]) -> Tensor:
 
     The straight line between the two points is then the geodesic of circle × line.
 
-    Args:
-        x: Points to shift, shape (rows, dim).
-        to: Reference points, shape (rows, dim).
-        circular: The columns that are angles.
+    Shapes: (rows, dim), (rows, dim) → (rows, dim).
 
     Example:
         >>> nearest_image(torch.tensor([[3.0, 3.0]]), torch.tensor([[-3.0, -3.0]]), (0,))

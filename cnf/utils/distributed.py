@@ -4,8 +4,6 @@ Every function is the identity where there is one process, so that callers need 
 `torchrun` starts the processes; `process_group` joins them.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from cnf.utils.launch import is_alone
 
 
 @contextmanager
@@ -54,26 +54,6 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_alone() -> bool:
-    """Return whether this is the only process, in a group or not.
-
-    Example:
-        >>> is_alone()
-        True
-    """
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1
-
-
-def is_first() -> bool:
-    """Return whether this is the first process, in a group or not.
-
-    Example:
-        >>> is_first()
-        True
-    """
-    return is_alone() or os.environ.get("RANK", "0") == "0"
-
-
 def world_size() -> int:
     """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -97,8 +77,7 @@ def mean(values: Sequence[float], like: Tensor) -> list[float]:
     if world_size() == 1:
         return list(values)
     summed = total(torch.tensor(values, dtype=torch.float64, device=like.device))
-    means: list[float] = (summed / world_size()).tolist()
-    return means
+    return [value / world_size() for value in summed.tolist()]
 
 
 def total(tensor: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Lazy imports of a package's names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -32,3 +30,17 @@ def lazy_names(
         return getattr(found, attribute) if attribute else found
 
     return get, lambda: sorted(names)
+
+
+def lazy_package(
+    package: str, modules: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return what `lazy_names` does, for each module's names, separated by spaces.
+
+    Example:
+        >>> get, names = lazy_package("os", {"path": "join split"})
+        >>> get("join")("a", "b"), names()
+        ('a/b', ['join', 'split'])
+    """
+    pairs = ((name, module) for module, names in modules.items() for name in names.split())
+    return lazy_names(package, {name: f"{package}.{module}:{name}" for name, module in pairs})

@@ -1,7 +1,5 @@
 """Batch shapes of draws, vectors and contexts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 
@@ -56,12 +54,7 @@ def check_tensors(**values: object) -> None:
 def as_rows(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
     """Broadcast vectors and contexts against each other and flatten them to rows.
 
-    Args:
-        x: Vectors, shape (..., dim).
-        context: Contexts, shape (..., context_dim).
-
-    Returns:
-        The rows, their contexts and the batch shape.
+    Shapes: (..., dim), (..., context_dim) → (rows, dim), (rows, context_dim), the batch shape.
 
     Example:
         >>> rows, context, batch = as_rows(torch.zeros(3, 1, 2), torch.zeros(4, 5))

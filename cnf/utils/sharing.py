@@ -1,9 +1,8 @@
 """Submodules and tensors that a module holds under several names."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import chain
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -63,9 +62,7 @@ def restore_sharing(module: nn.Module, shared: Mapping[str, str]) -> None:
 
 
 def _part(module: nn.Module, name: str) -> nn.Module | Tensor:
-    """Return the submodule, parameter or buffer of a name."""
-    parent, _, attribute = name.rpartition(".")
-    part = getattr(module.get_submodule(parent), attribute)
+    part = attrgetter(name)(module)
     if not isinstance(part, nn.Module | Tensor):
         raise ValueError(
             f"Expected a module or a tensor to share at {name}; got {part!r:.40}: "
@@ -75,6 +72,5 @@ def _part(module: nn.Module, name: str) -> nn.Module | Tensor:
 
 
 def _shapes(part: nn.Module | Tensor) -> dict[str, torch.Size]:
-    """Return the shapes of a part's tensors, by name."""
     tensors = part.state_dict() if isinstance(part, nn.Module) else {"": part}
     return {name: tensor.shape for name, tensor in tensors.items()}

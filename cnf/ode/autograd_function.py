@@ -10,32 +10,25 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from cnf.ode.dynamics import Dynamics
-from cnf.ode.integrate import IntegrationResult, integrate
+from cnf.ode.integrate import integrate
 from cnf.ode.options import SolveOptions
+from cnf.ode.solution import Solution
 
 
 @dataclass
 class ODEProblem:
-    """An initial value problem for an autograd function, without its state and times.
-
-    Attributes:
-        f: The dynamics.
-        args: Their arguments.
-        options: The options of the solve.
-        gradient: The gradient mode.
-        result: The result, once the problem is solved.
-    """
+    """An initial value problem for an autograd function, without its state and times."""
 
     f: Dynamics
     args: Any
     options: SolveOptions
     gradient: Any
-    result: IntegrationResult | None = None
+    result: Solution | None = None  # once the problem is solved
 
 
 def differentiable_solve(
     function: type[torch.autograd.Function], problem: ODEProblem, y0: Tensor, ts: Tensor
-) -> IntegrationResult:
+) -> Solution:
     """Solve by an autograd function of the arguments' leaves, or plainly without a gradient."""
     leaves, _ = tree_flatten(problem.args)
     tensors = [leaf for leaf in (y0, ts, *leaves) if isinstance(leaf, Tensor)]
@@ -44,22 +37,11 @@ def differentiable_solve(
             return integrate(problem.f, y0, ts, problem.args, problem.options)
     ys = function.apply(problem, y0, ts, *leaves)
     assert problem.result is not None
-    return replace(problem.result, ys=ys)
+    return replace(problem.result, ts=ts, ys=ys)
 
 
 class InputLeaves:
-    """The output times and the arguments, detached as leaves that accumulate gradients.
-
-    Args:
-        problem: The problem.
-        ts: The output times.
-        needs_grad: Whether the times, and each leaf of the arguments, need a gradient.
-
-    Attributes:
-        ts: The output times.
-        args: The arguments.
-        differentiable: The arguments' tensors that need a gradient.
-    """
+    """The output times and the arguments, detached as leaves that accumulate gradients."""
 
     def __init__(self, problem: ODEProblem, ts: Tensor, needs_grad: tuple[bool, ...]) -> None:
         leaves, spec = tree_flatten(problem.args)

@@ -13,9 +13,9 @@ from cnf.ode.arguments import take_rows
 from cnf.ode.autograd_function import InputLeaves, ODEProblem, as_leaf, differentiable_solve
 from cnf.ode.controllers import Tolerance, rms_norm
 from cnf.ode.dynamics import Dynamics
-from cnf.ode.integrate import IntegrationResult, integrate, substitute_rows
+from cnf.ode.integrate import integrate, substitute_rows
 from cnf.ode.options import SolveOptions
-from cnf.ode.solution import SolveError
+from cnf.ode.solution import Solution, SolveError
 from cnf.ode.step import BoundDynamics, within
 from cnf.ode.tableaus import find_tableau
 
@@ -71,7 +71,7 @@ class Backsolve:
 
     def __call__(
         self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, options: SolveOptions
-    ) -> IntegrationResult:
+    ) -> Solution:
         """Solve, with gradients by the continuous adjoint."""
         if self.method and not find_tableau(self.method).adaptive and options.grid is None:
             raise ValueError(
@@ -111,7 +111,7 @@ class _AdjointSystem:
     def __init__(self, problem: ODEProblem, leaves: InputLeaves, y: Tensor) -> None:
         assert problem.result is not None
         self.f, self.leaves, self.shape = problem.f, leaves, y.shape
-        self.failed = problem.result.row_status.failed if problem.result.failed_rows else None
+        self.failed = problem.result.failed if problem.result.rows else None
         substitutes = None if self.failed is None else substitute_rows(self.failed)
         self.args = take_rows(leaves.args, substitutes)
         self.sizes = [y.numel(), y.numel(), sum(map(_reals, leaves.differentiable))]
@@ -152,8 +152,8 @@ class _AdjointSystem:
             packed = torch.cat([ys[i].flatten(), adjoint.flatten(), gradient])[None]
             result = integrate(self.dynamics, packed, ts[[i, i - 1]], None, options)
             self.calls.add(int(result.stats.evaluations))
-            if result.failed_rows and options.grid is None:
-                raise SolveError(result.solution(ts[[i, i - 1]]), "In the backward pass: ")
+            if result.rows and options.grid is None:
+                raise SolveError(result, "In the backward pass: ")
             _, adjoint, gradient = result.ys[-1, 0].split(self.sizes)
             adjoint = adjoint.view(self.shape)
             if i == 1:
@@ -231,3 +231,6 @@ def _scalar(tolerance: float | Tensor) -> float:
         return tolerance
     above = tolerance[tolerance > 0]
     return float(above.min()) if above.numel() else 0.0
+
+
+BACKSOLVE = Backsolve()  # the mode with the forward solve's tolerance and method

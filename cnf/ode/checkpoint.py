@@ -12,12 +12,12 @@ from torch.autograd.function import once_differentiable
 from cnf.ode.arguments import take_rows
 from cnf.ode.autograd_function import InputLeaves, ODEProblem, as_leaf, differentiable_solve
 from cnf.ode.dynamics import Dynamics, FunctionDynamics, StagedDynamics
-from cnf.ode.integrate import IntegrationResult, integrate, substitute_rows
+from cnf.ode.integrate import integrate, substitute_rows
 from cnf.ode.options import SolveOptions
-from cnf.ode.solution import BackwardCount
-from cnf.ode.step import BoundDynamics, Stages, advance, stage_times, staged, within
-from cnf.ode.step_adjoint import StepAdjoint, StepTape, record_step
-from cnf.ode.tableau import tableau_tensors
+from cnf.ode.solution import BackwardCount, Solution
+from cnf.ode.step import Stages, stage_times
+from cnf.ode.step_adjoint import StageRecorder, StepAdjoint, StepTape
+from cnf.ode.stepper import Stepper
 from cnf.ode.tape import StepGraph, StepRecord, Tape
 
 
@@ -59,7 +59,7 @@ class Checkpoint:
 
     def __call__(
         self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, options: SolveOptions
-    ) -> IntegrationResult:
+    ) -> Solution:
         """Solve, with gradients by replaying the steps."""
         return differentiable_solve(_Checkpoint, ODEProblem(f, args, options, self), y0, ts)
 
@@ -70,7 +70,7 @@ class _Checkpoint(torch.autograd.Function):
         solve = _CheckpointedSolve(problem, ts, ctx.needs_input_grad[2:])
         problem.result = solve.forward(y0)
         ctx.solve = solve
-        ctx.unreached = problem.result.unreached
+        ctx.unreached = problem.result.ys.isnan() if problem.result.rows else None
         # Autograd sees to it that none of them is changed before the backward pass.
         ctx.save_for_backward(y0, ts, *(leaf for leaf in tensors if isinstance(leaf, Tensor)))
         return problem.result.ys
@@ -89,6 +89,7 @@ class _CheckpointedSolve:
 
     def __init__(self, problem: ODEProblem, ts: Tensor, needs_grad: tuple[bool, ...]) -> None:
         self.f, self.options = problem.f, problem.options
+        self.replay_options = replace(problem.options, observer=None)
         self.activation_bytes = problem.gradient.activation_bytes
         self.dynamics = self.f if isinstance(self.f, StagedDynamics) else FunctionDynamics(self.f)
         self.leaves = InputLeaves(problem, ts, needs_grad)
@@ -110,15 +111,15 @@ class _CheckpointedSolve:
         self.failed: Tensor | None = None
         self.substitutes: Tensor | None = None
 
-    def forward(self, y0: Tensor) -> IntegrationResult:
+    def forward(self, y0: Tensor) -> Solution:
         """Solve."""
         ts, args = self.leaves.ts, self.leaves.args
         tape = Tape(self.dynamics, args, self.activation_bytes, by_adjoint=self.by_adjoint)
         result = integrate(self.f, y0.detach(), ts, args, self.options, tape=tape, knots=self.knots)
         self.steps, self.calls = tape.steps, result.stats.backward_counts[0]
-        if result.failed_rows and not (self.options.per_sample and self.options.grid is None):
+        if result.rows and not (self.options.per_sample and self.options.grid is None):
             # The rows that failed are part of every step.
-            self.failed = result.row_status.failed
+            self.failed = result.failed
             self.substitutes = substitute_rows(self.failed)
             self.steps = [replace(step, graph=None, tape=None) for step in self.steps]
         return result
@@ -168,45 +169,41 @@ class _CheckpointedSolve:
 
     def _evaluate_again(self, step: StepRecord) -> StepTape:
         """Repeat an accepted step, recording its evaluations for its adjoint."""
-        tableau = self.options.tableau
+        assert isinstance(step.knot, int)
+        assert isinstance(step.size, float)
+        tableau, size = self.options.tableau, step.size * self.lengths[step.knot]
         y = _take(step.y, self.substitutes).detach()
         with torch.enable_grad():
             args = take_rows(self.leaves.args, self.substitutes)
         begin, end = step.interval(self.knots)
         t, h = step.times(begin, end - begin)
-        weights = tableau_tensors(tableau, y.dtype, y.device)
-        linearization = self.dynamics.linearize(stage_times(weights, t, h), args)
+        stages = Stages(tableau, y, buffered=True)
+        linearization = self.dynamics.linearize(stage_times(stages.weights, t, h), args)
+        recorder = StageRecorder(linearization)
+        stages.restart(y, recorder(0, y), size)
+        for i in range(1, tableau.solution_stages):
+            state = stages.state(h, stages.weights.a[i])
+            stages.append(recorder(i, state, unweighted=tableau.unweighted[i]))
         self.calls.add(tableau.solution_stages)
-        assert isinstance(step.knot, int)
-        assert isinstance(step.size, float)
-        return record_step(linearization, tableau, y, step.size * self.lengths[step.knot])
+        first, *rest = recorder.evaluations
+        return StepTape(first, tuple(rest), size, linearization)
 
     @torch.enable_grad()
     def _replay(self, step: StepRecord) -> StepGraph:
         """Repeat an accepted step under autograd."""
         y = as_leaf(_take(step.y, self.substitutes), True)
-        args = take_rows(self.leaves.args, self.substitutes if step.rows is None else step.rows)
-        calls = 0
-
-        def bound(t: Tensor, y: Tensor, **unweighted: bool) -> Tensor:
-            nonlocal calls
-            calls += 1
-            return self.f(t, y, args, **unweighted)
-
-        begin, end = step.interval(self.knots)
-        t, h = step.times(begin, end - begin)
-        f: BoundDynamics = bound
-        stages, at = Stages(self.options.tableau, y, buffered=False), None
-        if self.options.jumps is not None:
-            f = within(bound, begin, end)
-        elif isinstance(self.f, StagedDynamics):
-            at = staged(bound, self.options.tableau, stage_times(stages.weights, t, h))
-        stages.restart(y, f(t, y))
-        result = advance(f, stages, t, h, at)
+        stepper = Stepper(
+            self.f, self.leaves.args, self.replay_options, self.knots, self.lengths, None
+        )
+        stepper.rows = self.substitutes if step.rows is None else step.rows
+        result = stepper.step(replace(step, y=y), None)
         ends = [result.y1, *(output.values(result, self.leaves.ts) for output in step.outputs)]
-        self.calls.add(calls, step.rows)
+        self.calls.add(stepper.calls, step.rows)
         return StepGraph(y, ends)
 
 
 def _take(whole: Tensor, rows: Tensor | None) -> Tensor:
     return whole if rows is None else whole.index_select(0, rows)
+
+
+CHECKPOINT = Checkpoint()  # the mode of the solver's default

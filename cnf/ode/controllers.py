@@ -239,9 +239,6 @@ def first_step_size(
         y: First state.
         slope: Its slope.
         order: Order of the error estimate plus one.
-
-    Returns:
-        Positive, finite numbers, an entry for each of `size`.
     """
     d0, d1 = size(y), size(slope)
     with np.errstate(divide="ignore", invalid="ignore"):

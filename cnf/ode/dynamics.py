@@ -67,12 +67,9 @@ class Linearization(ABC):
     """Evaluations of dynamics at a step's stages, each with a vector-Jacobian product.
 
     Gradients are gathered in the `grad` of the leaves among the arguments.
-
-    Attributes:
-        bytes: The memory of what the evaluations so far have saved outside of autograd.
     """
 
-    bytes: int = 0
+    bytes: int = 0  # that the evaluations so far have saved outside of autograd
 
     @abstractmethod
     def forward(self, i: int, y: Tensor, *, unweighted: bool = False) -> tuple[Tensor, Any]:
@@ -88,16 +85,10 @@ class Linearization(ABC):
     def step_forward(
         self, tableau: Tableau, count: int, y: Tensor, slope: Tensor, h: Tensor
     ) -> tuple[list[Tensor], Tensor, list[Any]] | None:
-        """Take a step's first stages all at once; None where they are taken one by one.
+        """Take a step's first `count` stages all at once; None where they are taken one by one.
 
-        The linearization is one at the times of the stages after the first.
-
-        Args:
-            tableau: The method.
-            count: How many stages; at least those that the solution depends on.
-            y: The state at the step's start.
-            slope: The slope there, that of the first stage.
-            h: The step's size.
+        The linearization is one at the times of the stages after the first; y and its slope are
+        those at the step's start, and the solution depends on no stage beyond `count`.
 
         Returns:
             The slopes at the other stages; the step's end; what `vjp` needs of each of them.
@@ -113,11 +104,7 @@ class Linearization(ABC):
     ) -> Tensor | None:
         """Return the cotangent of a step's start for that of its end; None as for `step_forward`.
 
-        Args:
-            tableau: The method.
-            evaluations: Those that the end depends on; the first may be of another linearization.
-            cotangent: The cotangent of the end.
-            size: The step's size.
+        The end depends on the evaluations; the first may be of another linearization.
         """
         return None
 
@@ -161,16 +148,11 @@ class FunctionDynamics(StagedDynamics):
 
 
 class StageLeaves:
-    """Leaves for tensors that need a gradient, from which it is propagated at the end.
-
-    Attributes:
-        all: The leaves.
-        made: The tensors that were not leaves, with the leaves made of them.
-    """
+    """Leaves for tensors that need a gradient, from which it is propagated at the end."""
 
     def __init__(self) -> None:
         self.all: list[Tensor] = []
-        self.made: list[tuple[Tensor, Tensor]] = []
+        self.made: list[tuple[Tensor, Tensor]] = []  # tensors, and the leaves made of them
 
     def of(self, tree: Any) -> Any:
         """Return a tree with its tensors replaced by leaves."""
@@ -199,10 +181,7 @@ class StageLeaves:
 class AutogradLinearization(Linearization):
     """Evaluations with vector-Jacobian products by autograd, each with a graph of one slope.
 
-    Args:
-        dynamics: The dynamics.
-        stages: The values of their `prepare`, as leaves.
-        leaves: These leaves.
+    The stages are the values of `dynamics.prepare` with tensors replaced by the leaves.
     """
 
     def __init__(

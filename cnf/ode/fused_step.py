@@ -21,35 +21,19 @@ class StageFunctions(NamedTuple):
     """The evaluation of a slope at one stage with its vector-Jacobian product, as functions.
 
     What differs between stages is `stage`, what all share `shared`; x is the part of the state that
-    slopes depend on, and `saved`, with its size as `nbytes`, what the product needs.
-
-    Attributes:
-        forward: (stage, shared, x) → (slope, saved).
-        vjp: (stage, shared, x, saved, cotangent of the slope) → (cotangent of the whole state,
-            cotangent of the stage).
-        unweighted_forward: `forward` at an unweighted stage (see `Tableau.unweighted`), where the
-            slope of quadratures may be any finite number.
-        unweighted_vjp: Its vector-Jacobian product.
-        inputs: The index of x in a state.
+    slopes depend on, and `saved`, with its size as `nbytes`, what the product needs. At unweighted
+    stages (see `Tableau.unweighted`) the slope of quadratures may be any finite number.
     """
 
-    forward: Callable[..., Any]
-    vjp: Callable[..., Any]
+    forward: Callable[..., Any]  # (stage, shared, x) → (slope, saved)
+    vjp: Callable[..., Any]  # (stage, shared, x, saved, slope's cotangent) → state's and stage's
     unweighted_forward: Callable[..., Any]
     unweighted_vjp: Callable[..., Any]
-    inputs: tuple[Any, ...]
+    inputs: tuple[Any, ...]  # the index of x in a state
 
 
 class FusedStep(NamedTuple):
-    """A whole step of a method.
-
-    Attributes:
-        forward: (number of stages, stages after the first, shared, state y, its slope, step size h)
-            → (slopes at the other stages, state at the step's end, states at the other stages, what
-            their vector-Jacobian products need).
-        vjp: (stages, shared, x at each, saved at each, cotangent of the end, h) → (cotangent of the
-            start, cotangents of the stages). The equations are those of `StepAdjoint`.
-    """
+    """A whole step of a method: see `_step_forward` and `_step_vjp`."""
 
     forward: Callable[..., Any]
     vjp: Callable[..., Any]
@@ -84,6 +68,7 @@ def _step_forward(tableau: Tableau, functions: StageFunctions) -> Callable[..., 
     def forward(
         count: int, stages: Sequence[Any], shared: Any, y: Tensor, slope: Tensor, h: Tensor
     ) -> tuple[list[Tensor], Tensor, list[Tensor], list[Any]]:
+        """Return the slopes at the other stages, the end, and the states and saved of stages."""
         slopes, states, saved = [slope], [], []
         for i in range(1, count):
             states.append(y + h * _weighted_sum(a[i], slopes))
@@ -109,6 +94,7 @@ def _step_vjp(tableau: Tableau, functions: StageFunctions) -> Callable[..., Any]
         cotangent: Tensor,
         h: Tensor,
     ) -> tuple[Tensor, list[Any]]:
+        """Return the cotangents of the start and of each stage: the equations of `StepTape`."""
         states: list[Tensor] = []  # cotangents of the states, from the last stage on
         gradients = []
         for i in reversed(range(count)):
@@ -132,16 +118,9 @@ def _weighted_sum(weights: Sequence[float], tensors: Sequence[Tensor]) -> Tensor
 class ExplicitLinearization(Linearization):
     """Evaluations whose vector-Jacobian products are functions written out, not autograd's.
 
-    A subclass gives `finish`, which takes the cotangents of the stages on to the arguments.
-
-    Args:
-        stages: What differs between the stages.
-        shared: What all share.
-        functions: The evaluation at one stage.
-        fused: Whole steps; None where they are taken stage by stage.
-
-    Attributes:
-        cotangents: Of the stages whose evaluations have been differentiated, by number.
+    A subclass gives `finish`, which propagates `cotangents`, those of the stages whose evaluations
+    have been differentiated, by number, to the arguments. See `StageFunctions` for `stages` and
+    `shared`; without `fused` steps are taken stage by stage.
     """
 
     def __init__(

@@ -2,21 +2,17 @@
 
 One loop serves joint and per-sample steps: it advances all sequences of steps together, one for the
 whole batch or one for each row, and finished rows leave the batch. One number for each sequence,
-its error, crosses from the device to the host in each step.
-
-The loop knows nothing of gradients: where autograd records, everything that it computes is
-differentiable; where autograd does not, it is a plain solver whose accepted steps can be replayed
-one by one.
+its error, crosses from the device to the host in each step. Where autograd records, all that the
+loop computes is differentiable; where it does not, the accepted steps can be replayed one by one.
 
 A step lies between two knots: the first and the last output time and the stops between them, or the
-times of a grid of fixed steps. Its place between them is a constant of the gradient: a step that
-starts at fraction s of the way starts at the time a + s (b − a), and is differentiable in the knots
-a and b through that.
+times of a grid of fixed steps. One that starts at fraction s of the way starts at the time
+a + s (b − a), differentiable in the knots a and b; s is a constant of the gradient.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,47 +25,15 @@ from cnf.ode.options import SolveOptions
 from cnf.ode.row_results import Outputs, RowStatus
 from cnf.ode.solution import BackwardCount, Solution, Stats, Status
 from cnf.ode.step import StepResult
-from cnf.ode.step_control import TIME_RESOLUTION, Mask, StepControlState, TimeScale
+from cnf.ode.step_control import (
+    TIME_RESOLUTION,
+    Mask,
+    StepControlOptions,
+    StepControlState,
+    TimeScale,
+)
 from cnf.ode.stepper import Stepper
 from cnf.ode.tape import StepOutput, StepRecord, Tape
-
-
-@dataclass(eq=False)
-class IntegrationResult:
-    """The result of an integration.
-
-    Attributes:
-        ys: The states at the output times, stacked; NaN at times that a row did not reach.
-        row_status: The status of each row, and its last state.
-        failed_rows: The rows that did not finish: first those not finite, then the largest last
-            error.
-        stats: The cost; an entry for each row with per-sample steps.
-        last_times: How far each row got.
-    """
-
-    ys: Tensor
-    row_status: RowStatus
-    failed_rows: tuple[int, ...]
-    stats: Stats
-    last_times: Array
-
-    @property
-    def unreached(self) -> Tensor | None:
-        """A mask of the outputs that a row did not reach; None where there are none."""
-        return self.ys.isnan() if self.failed_rows else None
-
-    def solution(self, ts: Tensor) -> Solution:
-        """Return the solution, with the output times."""
-        status = self.row_status
-        return Solution(
-            ts,
-            self.ys,
-            status.statuses,
-            self.stats,
-            self.failed_rows,
-            self.last_times,
-            status.states,
-        )
 
 
 def integrate(
@@ -81,21 +45,16 @@ def integrate(
     *,
     tape: Tape | None = None,
     knots: Tensor | None = None,
-) -> IntegrationResult:
+) -> Solution:
     """Integrate dy/dt = f(t, y, args) from `ts[0]` to `ts[-1]`, with outputs at all of `ts`.
 
-    Args:
-        f: Dynamics.
-        y0: State at `ts[0]`.
-        ts: Output times.
-        args: The dynamics' arguments.
-        options: The options of the solve.
-        tape: Keeps the accepted steps for a backward pass; the arguments are leaves of their graphs
-            then, and where whole steps' graphs are kept the times and knots too.
-        knots: The value of `options.knots`, as a leaf.
+    A tape keeps the accepted steps for a backward pass. The arguments are leaves of their graphs
+    then; where whole steps' graphs are kept the times and the knots, of `options.knots`, are too.
     """
-    y0 = y0.contiguous()
-    loop = _Loop(f, y0, ts, args, options, options.knots(ts) if knots is None else knots, tape)
+    knots = options.knots(ts) if knots is None else knots
+    scale = TimeScale(ts)
+    lengths = [scale.span] if len(knots) == 2 else knots.detach().double().diff().tolist()
+    loop = _Loop(Stepper(f, args, options, knots, lengths, tape), y0.contiguous(), ts, scale)
     loop.begin()
     while loop.running:
         loop.step()
@@ -105,27 +64,13 @@ def integrate(
 class _Loop:
     """The state of the loop: step control, and the states and slopes of the active rows."""
 
-    def __init__(
-        self,
-        f: Dynamics,
-        y0: Tensor,
-        ts: Tensor,
-        args: Any,
-        options: SolveOptions,
-        knots: Tensor,
-        tape: Tape | None,
-    ) -> None:
-        self.options, self.per_sample, self.tape = options, options.per_sample, tape
-        self.ts = ts
-        self.scale = TimeScale(ts)
-        self.fractions = self.scale.fractions(ts)
-        whole = len(knots) == 2
-        lengths = [self.scale.span] if whole else knots.detach().double().diff().tolist()
-        self.stepper = Stepper(f, args, options, knots, lengths, tape)
+    def __init__(self, stepper: Stepper, y0: Tensor, ts: Tensor, scale: TimeScale) -> None:
+        self.stepper, self.options, self.tape = stepper, stepper.options, stepper.tape
+        self.per_sample = self.options.per_sample
+        self.ts, self.scale, self.fractions = ts, scale, scale.fractions(ts)
         self.batch = y0.shape[0] if y0.ndim else 1
-        self.control = StepControlState.start(
-            self.scale.control_options(options, knots), self.batch if self.per_sample else 1
-        )
+        options = StepControlOptions(self.options, scale, stepper.knots)
+        self.control = StepControlState.start(options, self.batch if self.per_sample else 1)
         self.running = True
         self.finished: list[StepControlState] = []
         self.y = self.slope = self.ratio = y0
@@ -182,14 +127,15 @@ class _Loop:
         control = self.control
         size = control.propose()
         step = self._plan(size)
-        result = self.stepper.step(step, self.slope)
+        slope = None if self.stepper.keeps_graphs else self.slope
+        result = self.stepper.step(step, slope)
         error = self._errors(result)
         accept = control.acceptable(size, error)
         self.accepted = int(np.count_nonzero(accept))
         if self.accepted and torch.is_grad_enabled() and not np.isfinite(error).all():
             # Zero times NaN is NaN in a backward pass: the others' graph must not depend on NaN.
             step = self._plan(np.where(np.isfinite(error), size, 0.0))
-            result = self.stepper.step(step, self.slope)
+            result = self.stepper.step(step, slope)
             result.error()
         control.adapt(size, error, accept)
         if self.options.observer is not None:
@@ -203,19 +149,19 @@ class _Loop:
         self.attempts += 1  # of every active sequence
         self.last = error, accept
 
-    def end(self) -> IntegrationResult:
-        """Return the result."""
+    def end(self) -> Solution:
+        """Return the solution."""
         counts = np.zeros((3, self.batch if self.per_sample else 1), dtype=np.int64)
         for control in self.finished:
             counts[:, control.index] = control.evaluations, control.accepted, control.rejected
         backward = BackwardCount(np.zeros(self.batch, dtype=np.int64) if self.per_sample else 0)
         evaluations, accepted, rejected = counts if self.per_sample else counts[:, 0].tolist()
         stats = Stats(evaluations, accepted, rejected, (backward,))
-        ys = self.outputs.stack()
         fractions = np.minimum(self.row_status.fractions, 1.0)
         times = self.scale.begin + fractions * self.scale.span
         failed = self.row_status.worst_first(None if self.per_sample else self.ratio)
-        return IntegrationResult(ys, self.row_status, failed, stats, times)
+        ys, status = self.outputs.stack(), self.row_status
+        return Solution(self.ts, ys, status.statuses, stats, failed, times, status.states)
 
     def _start_stepper(self) -> None:
         """Prepare steps, and their tolerance, of the active rows."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cnf.ode.controllers import Controller, Tolerance
+from cnf.ode.dynamics import Dynamics
+from cnf.ode.solution import Solution
 from cnf.ode.tableau import Tableau
 
 # Called with "step", "accept" or "reject", a step's start, state and size.
@@ -19,24 +22,7 @@ Grid = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class SolveOptions:
-    """The options of a solve: everything but the initial value problem.
-
-    Attributes:
-        tableau: The Runge-Kutta method.
-        tolerance: Tolerance and norm; the norm returns a scalar with joint steps, one number for
-            each row with per-sample steps.
-        controller: Chooses the next step's size.
-        per_sample: Whether every row of the state has its own steps.
-        first_step: Size of the first step, chosen from the dynamics when None.
-        min_step: The smallest step, accepted whatever its error.
-        max_step: The largest step.
-        max_steps: The most steps, accepted and rejected, for the batch or for each row.
-        grid: Returns, for given output times, the times of fixed steps without error control;
-            adaptive steps when None.
-        stops: Times between the first and the last that a step has to end at, in order.
-        jumps: The stops at which the dynamics jump: no step evaluates them on the far side.
-        observer: Called with "step", "accept" or "reject", the step's start, state and size.
-    """
+    """The options of a solve, with the meaning that they have in `cnf.ode.solve`."""
 
     tableau: Tableau
     tolerance: Tolerance
@@ -46,9 +32,9 @@ class SolveOptions:
     min_step: float = 0.0
     max_step: float = float("inf")
     max_steps: int = 10_000
-    grid: Grid | None = None
-    stops: Tensor | None = None
-    jumps: Tensor | None = None
+    grid: Grid | None = None  # adaptive steps when None
+    stops: Tensor | None = None  # strictly between the first and the last time, in order
+    jumps: Tensor | None = None  # those of the stops at which the dynamics jump
     observer: Observer | None = None
 
     def knots(self, ts: Tensor) -> Tensor:
@@ -59,6 +45,9 @@ class SolveOptions:
             return ts[:: len(ts) - 1]
         # An output time may coincide with a stop but moves alone: a jump stays where it is.
         return torch.cat([ts[:1], self.stops, ts[-1:]])
+
+
+Gradient = Callable[[Dynamics, Tensor, Tensor, Any, SolveOptions], Solution]
 
 
 def snapped(times: Tensor, ts: Tensor) -> Tensor:

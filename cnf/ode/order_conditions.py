@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from itertools import combinations_with_replacement
 from math import prod
 
 # A rooted tree is the sorted tuple of its branches; the single node is ().
@@ -20,11 +19,8 @@ def order_residual(
 ) -> float:
     """Return the largest error of the order conditions Σ_i w_i Φ_i(τ) = θ^|τ| / γ(τ).
 
-    Args:
-        a: Rows of the stage matrix.
-        weights: Weights w of the stages.
-        order: Trees τ of up to this many nodes have a condition.
-        theta: The fraction of the step at which the weights approximate the solution.
+    Each tree τ of up to `order` nodes has one; θ is the fraction of the step at which the weights
+    w of the stages approximate the solution.
     """
     residuals = (
         abs(dot(weights, elementary) - theta ** nodes(tree) / density(tree))
@@ -54,22 +50,17 @@ def dot(left: tuple[float, ...], right: tuple[float, ...]) -> float:
 
 @cache
 def trees(size: int) -> frozenset[Tree]:
-    """Return all rooted trees of `size` nodes."""
-    return frozenset(tuple(sorted(forest)) for forest in _forests(size - 1))
+    """Return all rooted trees of `size` nodes: the smaller ones with a leaf more at any node."""
+    if size == 1:
+        return frozenset([()])
+    return frozenset(grown for tree in trees(size - 1) for grown in _with_a_leaf(tree))
 
 
-def _forests(size: int, largest: int | None = None) -> list[tuple[Tree, ...]]:
-    """Return all multisets of rooted trees of `size` nodes in total, of up to `largest` each."""
-    if size == 0:
-        return [()]
-    found = []
-    for first in range(min(size, largest or size), 0, -1):
-        for count in range(1, size // first + 1):
-            rest = size - first * count
-            smaller = _forests(rest, first - 1) if first > 1 or rest == 0 else []
-            for group in combinations_with_replacement(sorted(trees(first)), count):
-                found += [group + forest for forest in smaller]
-    return found
+def _with_a_leaf(tree: Tree) -> Iterator[Tree]:
+    yield tuple(sorted((*tree, ())))
+    for i, branch in enumerate(tree):
+        for grown in _with_a_leaf(branch):
+            yield tuple(sorted((*tree[:i], grown, *tree[i + 1 :])))
 
 
 @cache

@@ -15,21 +15,12 @@ NOT_FINITE = STATUSES.index(Status.NOT_FINITE)
 
 
 class RowStatus:
-    """The status of each row, how far it got, and its state there.
-
-    Args:
-        y0: The batch's first state.
-
-    Attributes:
-        codes: Each row's status, as a position in `STATUSES`.
-        fractions: How far each row got, as a fraction of the way.
-        states: The states there.
-    """
+    """The status of each row of a batch, how far it got, and its state there."""
 
     def __init__(self, y0: Tensor) -> None:
         batch = y0.shape[0] if y0.ndim else 1
-        self.codes = np.zeros(batch, dtype=np.int8)
-        self.fractions: Array = np.zeros(batch)
+        self.codes = np.zeros(batch, dtype=np.int8)  # positions in `STATUSES`
+        self.fractions: Array = np.zeros(batch)  # of the way to the last time
         self.states = y0.detach()
 
     @property
@@ -37,11 +28,6 @@ class RowStatus:
         """Each row's status."""
         named: NDArray[np.object_] = np.array(STATUSES, dtype=object)[self.codes]
         return named
-
-    @property
-    def failed(self) -> Tensor:
-        """A mask of the rows that did not finish."""
-        return torch.from_numpy(self.codes > 0).to(self.states.device)
 
     def mark(self, rows: NDArray[np.int64], status: Status) -> None:
         """Set the status of failed rows, unless they have failed before."""
@@ -68,12 +54,7 @@ class RowStatus:
 
 
 class Outputs:
-    """The states at the output times, collected from the rows as they pass them.
-
-    Args:
-        y0: The first state; the output at the first time.
-        times: Number of output times.
-    """
+    """The states at the output times, collected from the rows as they pass them."""
 
     def __init__(self, y0: Tensor, times: int) -> None:
         self.y0 = y0

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -135,6 +136,11 @@ class Solution:
             return Status.FINISHED
         status: Status = self.row_status[self.rows[0]]
         return status
+
+    @property
+    def failed(self) -> Tensor:
+        """A mask of the rows that did not finish."""
+        return torch.from_numpy(self.row_status != Status.FINISHED).to(self.ys.device)
 
 
 class SolveError(RuntimeError):

@@ -20,18 +20,11 @@ class InputError(ValueError, AssertionError):
 
 @dataclass(frozen=True)
 class StateLayout:
-    """The layout of a user's state, and of the one real tensor that the solver has for it.
+    """The layout of a user's state, and of the one real tensor that the solver has for it."""
 
-    Attributes:
-        shapes: The shapes of the tensors of a tuple, or of the one tensor.
-        is_tuple: Whether the state is a tuple, which the solver has as one vector.
-        dtype: The dtype of all tensors; where it is complex the solver's state has a last axis of
-            2.
-    """
-
-    shapes: tuple[torch.Size, ...]
-    is_tuple: bool
-    dtype: torch.dtype
+    shapes: tuple[torch.Size, ...]  # of the tensors of a tuple, or of the one tensor
+    is_tuple: bool  # the solver has a tuple as one vector
+    dtype: torch.dtype  # of all tensors; with a complex one the solver's state has a last axis of 2
 
     @staticmethod
     def of(y0: State) -> StateLayout:
@@ -98,11 +91,7 @@ class StateLayout:
         return tolerance.unsqueeze(-1) if self.dtype.is_complex else tolerance
 
     def norm(self, given: Callable[[Any], Any] | None) -> Norm:
-        """Return a norm of the solver's error ratios.
-
-        Args:
-            given: The user's norm; the largest root mean square of the tensors when None.
-        """
+        """Return the user's norm of error ratios; by default the tensors' largest rms."""
         if given is not None:
             return lambda ratio: torch.as_tensor(given(self.unpack(ratio))).abs()
         if not self.is_tuple:

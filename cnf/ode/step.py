@@ -4,31 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from cnf.ode.interpolation import bootstrap_middle, interpolate
-from cnf.ode.tableau import Tableau, TableauTensors, tableau_tensors
+from cnf.ode.tableau import Tableau
 
 BoundDynamics = Callable[[Tensor, Tensor], Tensor]
 # The dynamics at one of a step's stages, by its number; the number of stages stands for its end.
 StageDynamics = Callable[[int, Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class TableauTensors:
+    """The coefficients of a tableau as tensors of one dtype on one device."""
+
+    times: Tensor  # the stages' c, and then 1 for the step's end where that is not a stage
+    a: tuple[Tensor, ...]  # rows padded with zeros to the number of stages
+    b: Tensor
+    e: Tensor | None
+    mid: Tensor | None
+
+
+@lru_cache
+def tableau_tensors(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> TableauTensors:
+    """Return the coefficients of `tableau` as tensors, made once for each dtype and device."""
+
+    def tensor(values: tuple[float, ...]) -> Tensor:
+        padded = [*values, *[0.0] * (tableau.stages - len(values))]
+        return torch.tensor(padded, dtype=dtype, device=device)
+
+    end = () if tableau.first_same_as_last else (1.0,)
+    return TableauTensors(
+        times=torch.tensor([*tableau.c, *end], dtype=dtype, device=device),
+        a=tuple(tensor(row) for row in tableau.a),
+        b=tensor(tableau.b),
+        e=None if tableau.e is None else tensor(tableau.e),
+        mid=None if tableau.mid is None else tensor(tableau.mid),
+    )
+
+
 class Stages:
-    """The slopes of a step, and weighted sums of them.
+    """The slopes of a step of states like y, and weighted sums of them.
 
-    Args:
-        tableau: The method.
-        y: A state of the steps' shape, dtype and device.
-        buffered: Keep the slopes in one buffer, reused by every step, and sum them by one
-            product, as is possible where autograd does not record. Otherwise they are stacked for
-            each sum.
-
-    Attributes:
-        clean: Whether the buffer is free of non-finite slopes of earlier steps.
+    Where they are `buffered`, as is possible where autograd does not record, one buffer serves all
+    steps and is summed by one product. Otherwise the slopes are stacked for each sum.
     """
 
     def __init__(self, tableau: Tableau, y: Tensor, *, buffered: bool) -> None:
@@ -38,7 +60,7 @@ class Stages:
         self.y = self.flat = y
         self.size: float | None = None
         self.buffered = buffered
-        self.clean = True
+        self.clean = True  # whether the buffer is free of non-finite slopes of earlier steps
         if buffered:
             self.buffer = y.new_zeros(tableau.stages, *y.shape)
             self.slots = self.buffer.unbind()
@@ -86,20 +108,10 @@ class Stages:
 
 @dataclass(eq=False)
 class StepResult:
-    """The result of a step.
-
-    Attributes:
-        f: The dynamics that it was taken with.
-        at: The same dynamics at its stages.
-        t: Its start time, a scalar or one for each row.
-        h: Its signed size, a scalar or one for each row.
-        y0: The state at its start.
-        y1: The state at its end.
-        stages: Its slopes.
-    """
+    """The result of a step from y0 at t to y1 at t + h; both times are scalars or one per row."""
 
     f: BoundDynamics
-    at: StageDynamics
+    at: StageDynamics  # the same dynamics at the step's stages
     t: Tensor
     h: Tensor
     y0: Tensor
@@ -152,19 +164,13 @@ class StepResult:
 
 
 def advance(
-    f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor, at: StageDynamics | None = None
+    f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor, at: StageDynamics
 ) -> StepResult:
-    """Take one Runge-Kutta step, with only the stages that the solution needs.
+    """Take one Runge-Kutta step from t over h, with only the stages that the solution needs.
 
-    Args:
-        f: Dynamics f(t, y).
-        stages: Begun with the state and the slope at t.
-        t: Start time, a scalar or one for each row.
-        h: Signed size, a scalar or one for each row.
-        at: The same dynamics by stage number; made of f when None.
+    The stages have begun with the state and the slope at t; `at` is the dynamics f by stage number.
     """
     weights = stages.weights
-    at = at or stagewise(f, stage_times(weights, t, h))
     for i in range(1, stages.tableau.solution_stages):
         stages.append(at(i, stages.state(h, weights.a[i])))
     return StepResult(f, at, t, h, stages.y, stages.state(h, weights.b), stages)
@@ -173,18 +179,6 @@ def advance(
 def stage_times(weights: TableauTensors, t: Tensor, h: Tensor) -> Tensor:
     """Return the times of a step's stages and of its end, along the first axis."""
     return torch.addcmul(t, weights.times.view(-1, *(1,) * t.ndim), h)
-
-
-def stagewise(f: BoundDynamics, times: Tensor) -> StageDynamics:
-    """Return the dynamics by the number of the stage."""
-    at = times.unbind()
-    return lambda i, y: f(at[i], y)
-
-
-def staged(f: Callable[..., Tensor], tableau: Tableau, times: Tensor) -> StageDynamics:
-    """Return dynamics by the number of the stage, which get whether that is unweighted."""
-    at = times.unbind()
-    return lambda i, y: f(at[i], y, unweighted=tableau.unweighted[i])
 
 
 def within(f: BoundDynamics, begin: Tensor, end: Tensor) -> BoundDynamics:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from cnf.ode.dynamics import Linearization, StageEvaluation
-from cnf.ode.step import Stages
-from cnf.ode.tableau import Tableau, tableau_tensors
+from cnf.ode.step import Stages, tableau_tensors
+from cnf.ode.tableau import Tableau
 
 
 @dataclass(eq=False)
 class StageRecorder:
-    """The evaluations of a step's stages, recorded for its adjoint.
-
-    Attributes:
-        linearization: The dynamics at the stages.
-        evaluations: The evaluations so far, in order.
-    """
+    """The evaluations of a step's stages so far, recorded for its adjoint."""
 
     linearization: Linearization
     evaluations: list[StageEvaluation] = field(default_factory=list)
@@ -58,40 +54,26 @@ class StepTape:
 
         k̄_i = h (b_i λ + Σ_{j>i} a_ji Ȳ_j),   Ȳ_i = (∂k_i/∂Y_i)ᵀ k̄_i,   ȳ = λ + Σ_i Ȳ_i.
 
-    Attributes:
-        first: The evaluation of the first slope, which may belong to the step before.
-        stages: The other evaluations that its end depends on.
-        size: h.
-        linearization: The linearization at the stages after the first.
-
     Source: Hager (2000), Runge-Kutta methods in optimal control and the transformed adjoint system.
     """
 
-    first: StageEvaluation
-    stages: tuple[StageEvaluation, ...]
-    size: float
-    linearization: Linearization
+    first: StageEvaluation  # of the first slope, which may belong to the step before
+    stages: tuple[StageEvaluation, ...]  # the others that the end depends on
+    size: float  # h
+    linearization: Linearization  # at the stages after the first
 
     def vjp(self, cotangent: Tensor, adjoint: StepAdjoint) -> Tensor:
         """Return the cotangent of the state at the step's start for that at its end."""
         evaluations = (self.first, *self.stages)
         start = self.linearization.step_vjp(adjoint.tableau, evaluations, cotangent, self.size)
         if start is None:
-            adjoint.begin(cotangent)
-            for i in reversed(range(len(evaluations))):
-                adjoint.set_state(i, evaluations[i].vjp(adjoint.slope(i, self.size)))
-            start = adjoint.start()
+            start = adjoint.vjp(evaluations, cotangent, self.size)
         self.linearization.finish()
         return start
 
 
 class StepAdjoint:
-    """The cotangents of a step's states in one buffer, and weighted sums of them.
-
-    Args:
-        tableau: The method.
-        y: A state of the steps' shape, dtype and device.
-    """
+    """The cotangents of a step's states, of y's shape, in one buffer, and weighted sums of them."""
 
     def __init__(self, tableau: Tableau, y: Tensor) -> None:
         self.tableau = tableau
@@ -105,32 +87,11 @@ class StepAdjoint:
         self.matrix = self.buffer.view(count + 1, -1).T
         self.shape = y.shape
 
-    def begin(self, cotangent: Tensor) -> None:
-        """Start a step with the cotangent of its end."""
+    def vjp(self, evaluations: Sequence[StageEvaluation], cotangent: Tensor, size: float) -> Tensor:
+        """Return the cotangent of the step's first state for that of its end."""
         self.buffer.zero_()  # entries of the step before need not be finite
         self.cotangents[-1].copy_(cotangent)
-
-    def slope(self, i: int, size: float) -> Tensor:
-        """Return the cotangent of slope i."""
-        return torch.mv(self.matrix, self.weights[i]).mul_(size).view(self.shape)
-
-    def set_state(self, i: int, cotangent: Tensor) -> None:
-        """Set the cotangent of the state at stage i."""
-        self.cotangents[i].copy_(cotangent)
-
-    def start(self) -> Tensor:
-        """Return the cotangent of the step's first state."""
+        for i in reversed(range(len(evaluations))):
+            slope = torch.mv(self.matrix, self.weights[i]).mul_(size).view(self.shape)
+            self.cotangents[i].copy_(evaluations[i].vjp(slope))
         return self.buffer.sum(0)
-
-
-def record_step(linearization: Linearization, tableau: Tableau, y: Tensor, size: float) -> StepTape:
-    """Repeat an accepted step, and return its evaluations."""
-    recorder = StageRecorder(linearization)
-    stages = Stages(tableau, y, buffered=True)
-    stages.restart(y, recorder(0, y), size)
-    h = y.new_full((), size)  # which does not wait for a GPU
-    for i in range(1, tableau.solution_stages):
-        state = stages.state(h, stages.weights.a[i])
-        stages.append(recorder(i, state, unweighted=tableau.unweighted[i]))
-    first, *rest = recorder.evaluations
-    return StepTape(first, tuple(rest), size, linearization)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnf.ode.controllers import Array, Controller
+from cnf.ode.controllers import Array
 from cnf.ode.options import SolveOptions
 
 Counts = NDArray[np.int64]
@@ -29,39 +29,8 @@ TIME_RESOLUTION = 1e-12
 NONFINITE_SHRINK = 0.2
 
 
-@dataclass(frozen=True, eq=False)
-class StepControlOptions:
-    """The options of step control, with all times as fractions.
-
-    Attributes:
-        controller: Chooses the next step's size.
-        order: The error estimate's order plus one.
-        min_step: The smallest step, accepted whatever its error.
-        max_step: The largest step.
-        resolution: A rejected step smaller than this is a failure.
-        knots: Times that no step crosses, in order; the first is 0 and the last is 1.
-        grid: Whether steps go from each knot to the next without error control.
-        jumps: Whether the dynamics jump at each knot after the first; None without any jump.
-    """
-
-    controller: Controller
-    order: int
-    min_step: float
-    max_step: float
-    resolution: float
-    knots: Array
-    grid: bool
-    jumps: Mask | None
-
-
 class TimeScale:
-    """Times as fractions of the way from the first output time to the last.
-
-    Attributes:
-        begin: The first output time.
-        span: Signed distance to the last.
-        length: The span's magnitude.
-    """
+    """Times as fractions of the way from the first output time to the last."""
 
     def __init__(self, ts: Tensor) -> None:
         self.begin, end = ts[0].item(), ts[-1].item()
@@ -73,57 +42,41 @@ class TimeScale:
         numbers: Array = times.detach().double().cpu().numpy()
         return (numbers - self.begin) / self.span
 
-    def control_options(self, options: SolveOptions, knots: Tensor) -> StepControlOptions:
-        """Return the options of step control, in fractions."""
-        jumps = None
+
+class StepControlOptions:
+    """The options of step control, with all times as fractions."""
+
+    def __init__(self, options: SolveOptions, scale: TimeScale, knots: Tensor) -> None:
+        self.controller = options.controller
+        self.order = (options.tableau.error_order or 0) + 1  # of the error estimate, plus one
+        self.min_step = options.min_step / scale.length  # accepted whatever its error
+        self.max_step = options.max_step / scale.length
+        largest = max(abs(scale.begin), abs(scale.begin + scale.span))
+        # A rejected step smaller than this is a failure.
+        self.resolution = 4 * torch.finfo(knots.dtype).eps * largest / scale.length
+        # Times that no step crosses, in order; with a grid steps go from each to the next.
+        self.knots: Array = np.array([0.0, *scale.fractions(knots)[1:-1], 1.0])
+        self.grid = options.grid is not None
+        self.jumps: Mask | None = None  # whether the dynamics jump at each knot after the first
         if options.jumps is not None:
-            jumps = torch.isin(knots[1:], options.jumps).cpu().numpy()
-            jumps[-1] = False
-        largest = max(abs(self.begin), abs(self.begin + self.span))
-        return StepControlOptions(
-            controller=options.controller,
-            order=(options.tableau.error_order or 0) + 1,
-            min_step=options.min_step / self.length,
-            max_step=options.max_step / self.length,
-            resolution=4 * torch.finfo(knots.dtype).eps * largest / self.length,
-            knots=np.array([0.0, *self.fractions(knots)[1:-1], 1.0]),
-            grid=options.grid is not None,
-            jumps=jumps,
-        )
+            self.jumps = torch.isin(knots[1:], options.jumps).cpu().numpy()
+            self.jumps[-1] = False
 
 
 @dataclass(eq=False)
 class StepControlState:
-    """The state of step control; every array has one entry for each sequence of steps.
-
-    Attributes:
-        options: The options of step control.
-        index: The entry's position in the solve: the row's number with per-sample steps.
-        fraction: How far it got.
-        size: The size of the next step, before it is fitted to the knots.
-        previous_error: The error of the last accepted step.
-        accepted_size: The next size as chosen after the last accepted step.
-        nonfinite_tries: How many tried steps had an error that is not finite, until the end of the
-            last of them has been passed.
-        nonfinite_end: That end, as a fraction.
-        knot: The index of the knot before the next step.
-        to_knot: The distance to the knot after it.
-        outputs_passed: How many output times it has passed.
-        evaluations: Evaluations of the dynamics.
-        accepted: Accepted steps.
-        rejected: Rejected steps.
-    """
+    """The state of step control; every array has one entry for each sequence of steps."""
 
     options: StepControlOptions
-    index: Counts
-    fraction: Array
-    size: Array
-    previous_error: Array
-    accepted_size: Array
-    nonfinite_tries: Array
-    nonfinite_end: Array
-    knot: Counts
-    to_knot: Array
+    index: Counts  # the position in the solve: the row's number with per-sample steps
+    fraction: Array  # how far it got
+    size: Array  # the next step's, before it is fitted to the knots
+    previous_error: Array  # that of the last accepted step
+    accepted_size: Array  # the next size as chosen after the last accepted step
+    nonfinite_tries: Array  # steps tried in vain until the end of the last of them is passed
+    nonfinite_end: Array  # that end, as a fraction
+    knot: Counts  # the index of the knot before the next step
+    to_knot: Array  # the distance to the knot after it
     outputs_passed: Counts
     evaluations: Counts
     accepted: Counts

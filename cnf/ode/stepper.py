@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from cnf.ode.step import (
     StepResult,
     advance,
     stage_times,
-    staged,
     within,
 )
 from cnf.ode.step_control import Counts
@@ -27,19 +27,7 @@ from cnf.ode.tape import StepRecord, Tape
 class Stepper:
     """Steps of dynamics whose arguments are those of the active rows, with evaluations counted.
 
-    Args:
-        f: The dynamics.
-        args: Their arguments.
-        options: The options of the solve.
-        knots: The times that no step crosses.
-        lengths: The signed distances between them, as numbers.
-        tape: Where accepted steps are kept, if anywhere.
-
-    Attributes:
-        rows: The rows whose arguments the dynamics get; None for all.
-        active_args: The arguments of these rows.
-        stages: The buffer of the steps' slopes.
-        calls: Evaluations since this was last set to zero.
+    No step crosses the knots; `lengths` has the signed distances between them, as numbers.
     """
 
     stages: Stages
@@ -55,10 +43,14 @@ class Stepper:
     ) -> None:
         self.f, self.args, self.options, self.tape = f, args, options, tape
         self.knots, self.lengths = knots, lengths
-        self.begins, self.spans = knots[:-1].unbind(), knots.diff().unbind()
-        self.rows: Tensor | None = None
+        self.rows: Tensor | None = None  # whose arguments the dynamics get; None for all
         self.active_args = args
-        self.calls = 0
+        self.calls = 0  # evaluations since this was last set to zero
+
+    @cached_property
+    def intervals(self) -> list[tuple[Tensor, Tensor]]:
+        """The knots before the steps, each with the signed distance to the next."""
+        return [*zip(self.knots[:-1].unbind(), self.knots.diff().unbind(), strict=True)]
 
     def start(self, y: Tensor, rows: Tensor | None) -> None:
         """Prepare for states like y of some rows (None: all)."""
@@ -83,7 +75,7 @@ class Stepper:
 
     def first_slope(self, y: Tensor) -> Tensor:
         """Return the slopes of the first states; a clone, as dynamics may reuse their output."""
-        t = self.begins[0]
+        t = self.intervals[0][0]
         if self.options.per_sample:
             t = t.expand(len(y), *(1,) * (y.ndim - 1))
         f: BoundDynamics = self.bound
@@ -98,13 +90,7 @@ class Stepper:
         return f(t, y).clone()
 
     def slope_past_jump(self, y: Tensor, knot: Counts, rows: Tensor | None) -> Tensor:
-        """Return the slopes just beyond a jump.
-
-        Args:
-            y: The states there.
-            knot: The index of the knot at the jump: one for each row, or a single one.
-            rows: The rows that the states belong to, with per-sample steps.
-        """
+        """Return the slopes just beyond the jump at a knot, given by one index or one per row."""
         if rows is None:
             begin, end = self.knots[knot[0]], self.knots[knot[0] + 1]
             return within(self.bound, begin, end)(begin, y)
@@ -114,37 +100,33 @@ class Stepper:
         args = take_rows(self.args, rows)
         return within(lambda t, y: self.f(t, y, args), begin, end)(begin, y)
 
-    def step(self, step: StepRecord, slope: Tensor) -> StepResult:
-        """Take a step.
-
-        Args:
-            step: The step.
-            slope: The slope at its start; evaluated again where the step's graph is kept.
-        """
-        fresh = self.keeps_graphs
-        if fresh:  # the graph includes all that the step depends on
+    def step(self, step: StepRecord, slope: Tensor | None) -> StepResult:
+        """Take a step, whose graph includes all that it depends on where it is given no slope."""
+        fresh = slope is None
+        if fresh:
             self.active_args = take_rows(self.args, self.rows)
         if fresh or not isinstance(step.knot, int):
             begin, end = step.interval(self.knots)
             span = end - begin
         else:
-            begin, span = self.begins[step.knot], self.spans[step.knot]
+            begin, span = self.intervals[step.knot]
         t, h = step.times(begin, span)
         if self.options.observer is not None:
             self.options.observer("step", t.detach(), step.y.detach(), h.detach())
         f: BoundDynamics = self.bound
         if self.options.jumps is not None:
             f = within(f, *step.interval(self.knots))
-        stages = self.stages
-        if fresh:
-            stages = Stages(self.options.tableau, step.y, buffered=False)
+        if slope is None:
+            stages, slope = Stages(self.options.tableau, step.y, buffered=False), f(t, step.y)
+        else:
+            stages = self.stages
         size = None
         if isinstance(step.size, float) and isinstance(step.knot, int):
             size = step.size * self.lengths[step.knot]
-        stages.restart(step.y, f(t, step.y) if fresh else slope, size)
+        stages.restart(step.y, slope, size)
         if self.tape is not None and self.tape.keeps_evaluations:
             return self._recorded(f, t, h, stages, self.tape)
-        return advance(f, stages, t, h, self._prepared(t, h))
+        return advance(f, stages, t, h, self._stagewise(f, stages, t, h))
 
     def _recorded(
         self, f: BoundDynamics, t: Tensor, h: Tensor, stages: Stages, tape: Tape
@@ -160,16 +142,17 @@ class Stepper:
         self.calls += len(stages) - 1
         return StepResult(f, at, t, h, stages.y, end, stages)
 
-    def _prepared(self, t: Tensor, h: Tensor) -> StageDynamics | None:
-        """Return staged dynamics, prepared for a step's stages; None for other dynamics."""
+    def _stagewise(self, f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor) -> StageDynamics:
+        """Return the dynamics by the number of the stage; staged ones prepare all stages."""
+        times, unweighted = stage_times(stages.weights, t, h), self.options.tableau.unweighted
+        each = times.unbind()
         if self.options.jumps is not None or not isinstance(self.f, StagedDynamics):
-            return None
-        tableau, times = self.options.tableau, stage_times(self.stages.weights, t, h)
+            return lambda i, y: f(each[i], y)
         if self.options.per_sample:
-            return staged(self.bound, tableau, times)
-        whole, part, unweighted = self.f.evaluate, self.f.evaluate_unweighted, tableau.unweighted
-        stages = self.f.prepare(times[1:], self.active_args)
-        return self._counted(lambda i, y: (part if unweighted[i] else whole)(stages[i - 1], y))
+            return lambda i, y: self.bound(each[i], y, unweighted=unweighted[i])
+        whole, part = self.f.evaluate, self.f.evaluate_unweighted
+        prepared = self.f.prepare(times[1:], self.active_args)
+        return self._counted(lambda i, y: (part if unweighted[i] else whole)(prepared[i - 1], y))
 
     def _counted(self, at: StageDynamics) -> StageDynamics:
         """Return stage dynamics whose calls are counted."""

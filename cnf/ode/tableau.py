@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal
-
-import torch
-from torch import Tensor
 
 from cnf.ode.order_conditions import order_residual
 
@@ -150,40 +147,3 @@ class Tableau:
                 f"Expected {part} to be of order {order} at {theta:g} of a step in the tableau "
                 f"{self.name!r}; an order condition is missed by {residual:.1e}"
             )
-
-
-@dataclass(frozen=True)
-class TableauTensors:
-    """The coefficients of a tableau as tensors of one dtype on one device.
-
-    Attributes:
-        times: The stages' c, and then 1 for the step's end where that is not a stage.
-        a: Rows of the stage matrix, padded with zeros to the number of stages.
-        b: Weights of the solution.
-        e: Weights of the error estimate; None without one.
-        mid: Weights of the middle state; None without them.
-    """
-
-    times: Tensor
-    a: tuple[Tensor, ...]
-    b: Tensor
-    e: Tensor | None
-    mid: Tensor | None
-
-
-@lru_cache
-def tableau_tensors(tableau: Tableau, dtype: torch.dtype, device: torch.device) -> TableauTensors:
-    """Return the coefficients of `tableau` as tensors, made once for each dtype and device."""
-
-    def tensor(values: tuple[float, ...]) -> Tensor:
-        padded = [*values, *[0.0] * (tableau.stages - len(values))]
-        return torch.tensor(padded, dtype=dtype, device=device)
-
-    end = () if tableau.first_same_as_last else (1.0,)
-    return TableauTensors(
-        times=torch.tensor([*tableau.c, *end], dtype=dtype, device=device),
-        a=tuple(tensor(row) for row in tableau.a),
-        b=tensor(tableau.b),
-        e=None if tableau.e is None else tensor(tableau.e),
-        mid=None if tableau.mid is None else tensor(tableau.mid),
-    )

@@ -20,17 +20,11 @@ HEAP_BLOCK = 2**25 - 2**16  # bytes; a little less than the largest that glibc h
 
 @dataclass(frozen=True, eq=False)
 class StepOutput:
-    """An output time that a step passes.
+    """An output time that a step passes."""
 
-    Attributes:
-        index: The position among the output times.
-        rows: The step's rows that pass it; None for all.
-        inside: Whether it lies inside the step, not at its very end.
-    """
-
-    index: int
-    rows: Tensor | None
-    inside: bool
+    index: int  # among the output times
+    rows: Tensor | None  # the step's rows that pass it; None for all
+    inside: bool  # whether it lies inside the step, not at its very end
 
     def values(self, result: StepResult, ts: Tensor) -> Tensor:
         """Return the states of the rows at the output time."""
@@ -42,42 +36,25 @@ class StepOutput:
 
 @dataclass(frozen=True, eq=False)
 class StepGraph:
-    """The autograd graph of a step.
+    """The autograd graph of a step."""
 
-    Attributes:
-        y: The leaf that it starts from.
-        ends: Its outputs: the states at its end, and at each output time that it passes.
-        rows: The rows of y that have accepted the step; None for all.
-    """
-
-    y: Tensor
-    ends: list[Tensor]
-    rows: Tensor | None = None
+    y: Tensor  # the leaf that it starts from
+    ends: list[Tensor]  # the states at its end, and at each output time that it passes
+    rows: Tensor | None = None  # the rows of y that have accepted the step; None for all
 
 
 @dataclass(eq=False)
 class StepRecord:
-    """A step, as a replay needs it.
+    """A step, as a replay needs it: knot, start and size are one number, or one for each row."""
 
-    Attributes:
-        rows: The rows of the batch that take it; None for all.
-        knot: The index of the knot before it: one number, or one for each row.
-        start: Its start as a fraction of the way to the next knot: one number, or one for each row.
-        size: Its size as such a fraction: one number, or one for each row.
-        y: The states that it starts from.
-        outputs: The output times that it passes.
-        graph: Its autograd graph, where that is kept.
-        tape: Its evaluations, where those are kept for the backward pass.
-    """
-
-    rows: Tensor | None
-    knot: int | Tensor
-    start: float | Tensor
-    size: float | Tensor
-    y: Tensor
+    rows: Tensor | None  # of the batch; None for all
+    knot: int | Tensor  # the index of the knot before it
+    start: float | Tensor  # as a fraction of the way to the next knot
+    size: float | Tensor  # as such a fraction
+    y: Tensor  # the states that it starts from
     outputs: tuple[StepOutput, ...] = ()
-    graph: StepGraph | None = None
-    tape: StepTape | None = None
+    graph: StepGraph | None = None  # where that is kept
+    tape: StepTape | None = None  # where the evaluations are kept for the backward pass
 
     def interval(self, knots: Tensor) -> tuple[Tensor, Tensor]:
         """Return the knots before and after the step."""
@@ -88,12 +65,7 @@ class StepRecord:
         return begin.view(shape), end.view(shape)
 
     def times(self, begin: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
-        """Return start time and signed size, differentiable in the step's knots.
-
-        Args:
-            begin: The knot before the step.
-            span: The signed distance from there to the next knot.
-        """
+        """Return start time and signed size, of the knot before it and the span to the next."""
         if isinstance(self.start, Tensor):
             return begin + self.start * span, self.size * span
         return torch.add(begin, span, alpha=self.start), self.size * span
@@ -108,11 +80,7 @@ class StepRecord:
 
 
 class SavedBytes(saved_tensors_hooks):
-    """The bytes of the tensors that autograd saves while this is open.
-
-    Args:
-        excluded: Storages that do not count, see `storages`.
-    """
+    """The bytes of the tensors that autograd saves while this is open, outside some storages."""
 
     def __init__(self, excluded: frozenset[int]) -> None:
         self.seen = set(excluded)
@@ -129,20 +97,19 @@ class SavedBytes(saved_tensors_hooks):
 
 def storages(args: Any) -> frozenset[int]:
     """Return the addresses of the storages of the tensors among arguments."""
-    tensors = (leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-    return frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
+    return frozenset(
+        leaf.untyped_storage().data_ptr() for leaf in tree_leaves(args) if isinstance(leaf, Tensor)
+    )
 
 
 @cache
 def hold_freed_memory() -> None:
     """Make the C library hold freed memory for the next solve instead of returning it.
 
-    A tape is freed as a whole. The C library gives the end of its heap back to the system when that
-    is free and longer than twice the largest block freed so far, up to 64 MiB; it has to have seen
-    one. The block takes no memory, since nothing is written to it. On a CPU up to a quarter of the
-    forward time of a toy network's training step with 512 rows went into getting pages again.
-
-    Source: mallopt(3), M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc, which adjust themselves.
+    It returns a free end of its heap that is longer than twice the largest block freed so far, up
+    to 64 MiB (mallopt(3), M_TRIM_THRESHOLD of glibc), so it has to have seen such a block, which
+    takes no memory as nothing is written to it. Getting the pages of a freed tape again took up to
+    a quarter of the forward time of a toy network's training step with 512 rows.
     """
     torch.empty(HEAP_BLOCK, dtype=torch.uint8, device="cpu")
 
@@ -150,22 +117,15 @@ def hold_freed_memory() -> None:
 class Tape:
     """The accepted steps of a solve, with what their backward passes need while it fits.
 
-    Args:
-        dynamics: The dynamics.
-        args: Their arguments, whose storages do not count.
-        activation_bytes: Bytes for the steps' graphs or evaluations.
-        by_adjoint: Whether the backward pass of a step is the Runge-Kutta step's adjoint, made of
-            the vector-Jacobian products of its evaluations, and not the graph of the whole step.
-
-    Attributes:
-        steps: The accepted steps, in order.
-        room: The bytes that are left.
+    That is the graph of a step or, with `by_adjoint`, its evaluations, whose vector-Jacobian
+    products make up the adjoint of a Runge-Kutta step. The storages of `args` do not count.
     """
 
     def __init__(
         self, dynamics: StagedDynamics, args: Any, activation_bytes: int, *, by_adjoint: bool
     ) -> None:
-        self.dynamics, self.by_adjoint, self.room = dynamics, by_adjoint, activation_bytes
+        self.dynamics, self.by_adjoint = dynamics, by_adjoint
+        self.room = activation_bytes  # the bytes that are left
         self.excluded = storages(args) if activation_bytes else frozenset()
         if activation_bytes:
             hold_freed_memory()
@@ -203,13 +163,9 @@ class Tape:
     def add(
         self, step: StepRecord, result: StepResult, rows: Tensor | None, values: list[Tensor]
     ) -> None:
-        """Append an accepted step.
+        """Append a step of the rows that accept it, with its states at the output times.
 
-        Args:
-            step: The step, of the rows that accept it.
-            result: Its result, of all rows that tried it.
-            rows: Those of them that accept it; None for all.
-            values: The states at the output times that it passes.
+        The result is of all rows that tried it; `rows` are those of them that accept it.
         """
         if self.keeps_evaluations:
             step = self._with_evaluations(step, result)

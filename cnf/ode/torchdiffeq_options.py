@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cnf.ode.controllers import Norm, PIController
 from cnf.ode.options import Observer, snapped
-from cnf.ode.solve import even_steps
+from cnf.ode.solver import even_steps
 from cnf.ode.state_layout import InputError, State
 from cnf.ode.tableau import Tableau
 
@@ -49,13 +49,7 @@ def check_options(tableau: Tableau, options: Options) -> None:
 
 
 def adaptive_options(options: Options, t: Tensor, norm: Norm) -> dict[str, Any]:
-    """Return the arguments of `cnf.ode.solve` for adaptive steps.
-
-    Args:
-        options: The options of torchdiffeq.
-        t: The output times.
-        norm: The norm of the error ratios.
-    """
+    """Return the arguments of `cnf.ode.solve` for adaptive steps."""
     first_step = options.get("first_step")
     arguments = {
         "norm": norm,
@@ -97,9 +91,7 @@ def fixed_grid(options: Options, func: Any, y0: State, t: Tensor) -> Tensor:
 def uses_seminorm(adjoint_options: Options | None, options: Options) -> bool:
     """Return whether the backward solve has the seminorm; warn of adjoint options without effect.
 
-    Args:
-        adjoint_options: The options of the backward solve.
-        options: The options of the forward solve, which may be repeated for the backward one.
+    The options of the forward solve may be repeated for the backward one.
     """
     if adjoint_options is None:
         return False
@@ -125,10 +117,7 @@ def callback_observer(
 ) -> Observer | None:
     """Return an observer that calls the callbacks of `func`; None where it has none.
 
-    Args:
-        func: The user's dynamics.
-        tableau: The method; one of fixed steps calls `callback_step` alone.
-        unpack: Turns the solver's state into the user's.
+    A method of fixed steps calls `callback_step` alone.
     """
     kinds = CALLBACKS if tableau.adaptive else {"step": CALLBACKS["step"]}
     callbacks = {kind: getattr(func, name, None) for kind, name in kinds.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 from warnings import warn
 
@@ -12,11 +11,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cnf.ode.backsolve import Backsolve
-from cnf.ode.gradients import Gradient
-from cnf.ode.solve import solve
+from cnf.ode.options import Gradient
+from cnf.ode.solver import solve
 from cnf.ode.state_layout import InputError, State, StateLayout, is_number
 from cnf.ode.step import BoundDynamics
-from cnf.ode.tableau import Tableau
 from cnf.ode.tableaus import find_tableau
 from cnf.ode.torchdiffeq_options import (
     CALLBACKS,
@@ -85,8 +83,7 @@ def odeint(
         >>> odeint(lambda t, y: -y, y0, t)[-1]
         tensor([0.3679, 0.7358])
     """
-    call = _OdeintCall.of(func, y0, t, rtol, atol, method, options)
-    return call.layout.unpack(call.solve("backprop"), len(t))
+    return _OdeintCall(func, y0, t, rtol, atol, method, options).solve("backprop")
 
 
 def odeint_adjoint(
@@ -158,7 +155,7 @@ def odeint_adjoint(
             f"Expected adjoint_options with adjoint_method {adjoint_method!r}, which differs from "
             f"method {method!r}; got None: pass adjoint_options={{}} for the defaults"
         )
-    call = _OdeintCall.of(func, y0, t, rtol, atol, method, options)
+    call = _OdeintCall(func, y0, t, rtol, atol, method, options)
     gradient = Backsolve(
         _least(adjoint_rtol),
         _least(adjoint_atol),
@@ -166,25 +163,14 @@ def odeint_adjoint(
         "state" if uses_seminorm(adjoint_options, options or {}) else "full",
     )
     warn_of_callbacks(func, [f"{name}_adjoint" for name in CALLBACKS.values()], "odeint_adjoint", 3)
-    return call.layout.unpack(call.solve(gradient, params), len(t))
+    return call.solve(gradient, params)
 
 
-@dataclass(frozen=True, eq=False)
 class _OdeintCall:
     """The checked arguments of a call, with the state in the solver's layout."""
 
-    func: Func
-    user_y0: State
-    layout: StateLayout
-    y0: Tensor
-    t: Tensor
-    rtol: float | Tensor
-    atol: float | Tensor
-    tableau: Tableau
-    options: Options
-
-    @staticmethod
-    def of(
+    def __init__(
+        self,
         func: Func,
         y0: State,
         t: Tensor,
@@ -192,35 +178,31 @@ class _OdeintCall:
         atol: Any,
         method: str | None,
         options: Options | None,
-    ) -> _OdeintCall:
-        tableau = find_tableau(method or "dopri5")
-        layout = StateLayout.of(y0)
-        packed = layout.pack(y0)
+    ) -> None:
+        self.func, self.user_y0 = func, y0
+        self.tableau = find_tableau(method or "dopri5")
+        self.layout = StateLayout.of(y0)
+        self.y0 = self.layout.pack(y0)
         _check_times(t)
-        if t.device != packed.device:
-            warn(
-                f"t is on {t.device} and y0 on {packed.device}: t is moved to {packed.device}",
-                stacklevel=3,
-            )
-            t = t.to(packed.device)
-        tolerances = (
-            layout.tolerance("rtol", rtol, packed),
-            layout.tolerance("atol", atol, packed),
-        )
-        options = dict(options or {})
-        check_options(tableau, options)
-        if not tableau.adaptive:
-            warn_of_callbacks(func, list(CALLBACKS.values())[1:], tableau.name, 4)
-        return _OdeintCall(func, y0, layout, packed, t, *tolerances, tableau, options)
+        device = self.y0.device
+        if t.device != device:
+            warn(f"t is on {t.device} and y0 on {device}: t is moved to {device}", stacklevel=3)
+        self.t = t.to(device)
+        self.rtol = self.layout.tolerance("rtol", rtol, self.y0)
+        self.atol = self.layout.tolerance("atol", atol, self.y0)
+        self.options = dict(options or {})
+        check_options(self.tableau, self.options)
+        if not self.tableau.adaptive:
+            warn_of_callbacks(func, list(CALLBACKS.values())[1:], self.tableau.name, 4)
 
     def slope(self, t: Tensor, y: Tensor) -> Tensor:
         """Return the user's slope in the solver's layout."""
         return self.layout.pack(self.func(t, self.layout.unpack(y)))
 
-    def solve(self, gradient: str | Gradient, params: tuple[Tensor, ...] = ()) -> Tensor:
-        """Return the solver's states at the times `t`, with gradients to `params` as well."""
+    def solve(self, gradient: str | Gradient, params: tuple[Tensor, ...] = ()) -> Any:
+        """Return the states at the times `t`, with gradients to `params` as well."""
         if len(self.t) == 1:
-            return self.y0[None]
+            return self.layout.unpack(self.y0[None], 1)
         ts = self.t
         if self.tableau.adaptive:
             norm = self.layout.norm(self.options.get("norm"))
@@ -231,7 +213,8 @@ class _OdeintCall:
             steps = {"step_size": grid, "max_steps": len(grid), "on_failure": "return"}
             if self.options.get("perturb"):
                 steps["jumps"] = grid
-            if self.options.get("interp", "linear") == "linear" and not _contains(grid, ts):
+            linear = self.options.get("interp", "linear") == "linear"
+            if linear and not set(ts.tolist()) <= set(grid.tolist()):
                 ts = grid
         ys = solve(
             _with_arguments(self.slope, params),
@@ -245,7 +228,8 @@ class _OdeintCall:
             observer=callback_observer(self.func, self.tableau, self.layout.unpack),
             **steps,
         ).ys
-        return ys if ts is self.t else _interpolate_linearly(self.t, ts, ys)
+        ys = ys if ts is self.t else _interpolate_linearly(self.t, ts, ys)
+        return self.layout.unpack(ys, len(self.t))
 
 
 class _DynamicsWithArguments(torch.autograd.Function):
@@ -266,23 +250,20 @@ class _DynamicsWithArguments(torch.autograd.Function):
                 for tensor, need in zip((t, y), needed, strict=False)
             )
             slope = f(t, y)
-        ctx.slope = slope
-        ctx.inputs = (t, y, *held)
-        ctx.like = (t, y, *args)
+        ctx.slope, ctx.inputs = slope, (t, y, *held)
+        ctx.dtypes = [tensor.dtype for tensor in (t, y, *args)]
         return slope.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        needed = [
-            i for i, need in enumerate(ctx.needs_input_grad[2:]) if need and ctx.slope.requires_grad
-        ]
-        inputs = [ctx.inputs[i] for i in needed]
         grads: list[Tensor | None] = [None] * len(ctx.inputs)
-        if inputs:
+        if ctx.slope.requires_grad:
+            needed = [i for i, need in enumerate(ctx.needs_input_grad[2:]) if need]
+            inputs = [ctx.inputs[i] for i in needed]
             parts = torch.autograd.grad(ctx.slope, inputs, cotangent, allow_unused=True)
             for i, part in zip(needed, parts, strict=True):
-                grads[i] = None if part is None else _real_copy(part, ctx.like[i].dtype)
+                grads[i] = None if part is None else _real_copy(part, ctx.dtypes[i])
         return None, None, *grads
 
 
@@ -344,15 +325,10 @@ def _check_times(t: Tensor) -> None:
         )
 
 
-def _contains(grid: Tensor, ts: Tensor) -> bool:
-    return set(ts.tolist()) <= set(grid.tolist())
-
-
 def _interpolate_linearly(ts: Tensor, grid: Tensor, ys: Tensor) -> Tensor:
     """Return the states at the times `ts`, linear between those at the times of a grid."""
     ahead = 1.0 if grid[-1] > grid[0] else -1.0
     after = torch.searchsorted(ahead * grid.detach(), ahead * ts.detach()).clamp(min=1)
     begin, end = grid[after - 1], grid[after]
     theta = ((ts - begin) / (end - begin)).to(ys.dtype).view(-1, *(1,) * (ys.ndim - 1))
-    states: Tensor = ys[after - 1] + theta * (ys[after] - ys[after - 1])
-    return states
+    return torch.lerp(ys[after - 1], ys[after], theta)

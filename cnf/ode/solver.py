@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil, inf
 from typing import Any, Literal
@@ -22,11 +21,11 @@ from cnf.ode.controllers import (
     row_rms_norm,
 )
 from cnf.ode.dynamics import Dynamics
-from cnf.ode.gradients import GRADIENTS, Gradient
-from cnf.ode.options import Grid, Observer, SolveOptions, snapped
+from cnf.ode.gradients import GRADIENTS
+from cnf.ode.options import Gradient, Grid, Observer, SolveOptions, snapped
 from cnf.ode.solution import Solution, SolveError, Stats, Status
 from cnf.ode.tableau import Tableau
-from cnf.ode.tableaus import find_tableau
+from cnf.ode.tableaus import find_tableau, known_name
 
 StepMode = Literal["joint", "per_sample"]
 
@@ -122,8 +121,8 @@ def solve(
         raise ValueError(f"Expected y0 to be a tensor of a floating dtype; got {got}")
     tableau = find_tableau(method)
     ts = _times(t, y0)
-    per_sample = _known("step", step, DEFAULT_NORMS) == "per_sample"
-    _known("on_failure", on_failure, ("raise", "return"))
+    per_sample = known_name("step", step, DEFAULT_NORMS) == "per_sample"
+    known_name("on_failure", on_failure, ("raise", "return"))
     stops, jumps = _interior("stops", stops, ts), _interior("jumps", jumps, ts)
     options = SolveOptions(
         tableau=tableau,
@@ -153,8 +152,8 @@ def solve(
         )
     check_rows(args, y0.shape[0] if y0.ndim else 1)
     if isinstance(gradient, str):
-        gradient = GRADIENTS[_known("gradient", gradient, GRADIENTS)]
-    solution = gradient(f, y0, ts, args, options).solution(ts)
+        gradient = GRADIENTS[known_name("gradient", gradient, GRADIENTS)]
+    solution = gradient(f, y0, ts, args, options)
     if on_failure == "raise" and solution.rows:
         raise SolveError(solution)
     return solution
@@ -266,13 +265,6 @@ def _times(t: Tensor | Sequence[float], y0: Tensor) -> Tensor:
             f"got {ts.tolist()}"
         )
     return ts
-
-
-def _known(what: str, name: str, registry: Collection[str]) -> str:
-    if name not in registry:
-        close = get_close_matches(name, registry) or list(registry)
-        raise ValueError(f"Expected {what} to be one of {', '.join(close)}; got {name!r}")
-    return name
 
 
 def _positive(what: str, value: Any, *, zero: bool = False) -> Any:

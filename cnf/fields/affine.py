@@ -1,11 +1,12 @@
-"""A layer of a field at one time: an affine map of rows."""
+"""Layers of a field at one time: affine maps of rows, and chains of them."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from cnf.fields.activations import Activation
 
 
 class Affine(NamedTuple):
@@ -41,6 +42,25 @@ class Affine(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         """Return the map of x, shape (rows, in) → (rows, out)."""
         return self.linear(x) + self.offset
+
+
+def chain(maps: Sequence[Affine], activation: Activation, x: Tensor) -> Tensor:
+    """Return the value of a perceptron of affine maps at x (rows, in)."""
+    *hidden, last = maps
+    for affine in hidden:
+        x, _ = activation.function(affine(x))
+    return last(x)
+
+
+def chain_products(
+    maps: Sequence[Affine], activation: Activation, x: Tensor, vectors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return a perceptron's value, and its Jacobian's products with vectors (K, rows or 1, in)."""
+    *hidden, last = maps
+    for affine in hidden:
+        x, slope = activation(affine(x))
+        vectors = slope * affine.linear(vectors)
+    return last(x), last.linear(vectors)
 
 
 def row_matmul(matrices: Tensor, x: Tensor) -> Tensor:

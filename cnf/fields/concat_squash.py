@@ -1,7 +1,6 @@
 """FFJORD's family of fields, which differ in how time and context enter the hidden layers."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from typing import ClassVar
 
 from cnf.fields.gated_perceptron import GatedPerceptron
@@ -15,14 +14,10 @@ class ConcatSquash(GatedPerceptron):
     Example:
         >>> import torch
         >>> field = ConcatSquash(2, hidden=(16, 16))
-        >>> field.trace
-        'closed form'
         >>> velocity, trace = field.with_divergence(torch.tensor(0.5), torch.randn(5, 2))
         >>> velocity.shape, trace.shape
         (torch.Size([5, 2]), torch.Size([5]))
     """
-
-    name: ClassVar[str] = "concat_squash"
 
 
 class Concat(GatedPerceptron):
@@ -35,7 +30,6 @@ class Concat(GatedPerceptron):
         False
     """
 
-    name: ClassVar[str] = "concat"
     gated: ClassVar[bool] = False
 
 
@@ -49,14 +43,13 @@ class Squash(GatedPerceptron):
         False
     """
 
-    name: ClassVar[str] = "squash"
     shifted: ClassVar[bool] = False
 
 
 class Ignore(GatedPerceptron):
     """FFJORD's ignore network, which time does not enter; a context shifts the layers.
 
-    Arguments, equations and errors are those of `GatedPerceptron`; features of time have no use.
+    Arguments, equations and errors are those of `GatedPerceptron`, without features of time.
 
     Example:
         >>> import torch
@@ -65,6 +58,20 @@ class Ignore(GatedPerceptron):
         True
     """
 
-    name: ClassVar[str] = "ignore"
     gated: ClassVar[bool] = False
     timed: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: Sequence[int] = (64, 64),
+        context_dim: int = 0,
+        activation: str = "tanh",
+        zero_last: bool = False,
+        x_features: int = 0,
+        x_scale: float = 1.0,
+        circular: Sequence[int] = (),
+        harmonics: int = 3,
+    ) -> None:
+        features = (0, x_features, x_scale, circular, harmonics)
+        super().__init__(dim, hidden, context_dim, activation, zero_last, *features)

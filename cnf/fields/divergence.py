@@ -4,19 +4,16 @@ A divergence is a small frozen object that gives the velocity and its divergence
 random vectors come from `probes`, once for each solve, so that they stay fixed for one solve.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from cnf.fields import VectorField, as_field
-from cnf.fields.field import Traced, trace_of_columns, unit_vectors, vector_jacobian_products
-from cnf.utils.row_noise import RowNoise
+from cnf.fields import DIVERGENCES, VectorField, as_field
+from cnf.fields.field import Traced, trace_of_columns, unit_vectors
+from cnf.utils.random import RowNoise
 
 # Up to this dimension "auto" takes the exact trace even where it costs a pass for each dimension.
 LARGEST_EXACT_DIM = 32
@@ -26,12 +23,13 @@ Noise = Literal["rademacher", "gaussian"]
 
 
 class Divergence(ABC):
-    """A method to compute a field's velocity and the trace of its Jacobian."""
+    """A method to compute a field's velocity and the trace of its Jacobian.
 
-    @property
-    def exact(self) -> bool:
-        """Whether the trace is free of noise."""
-        return True
+    Attributes:
+        exact: Whether the trace is free of noise.
+    """
+
+    exact: ClassVar[bool] = True
 
     def probes(self, vector_field: VectorField, stage: Any, x: Tensor) -> Tensor:
         """Return the probes of one solve from states x at a stage, (rows, probes, dim)."""
@@ -47,7 +45,6 @@ class FieldTrace(Divergence):
     """The exact trace that a field computes itself, by its cheapest method."""
 
     def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
-        """Return the field's own velocity and trace."""
         return vector_field.traced(stage, x)
 
 
@@ -56,7 +53,6 @@ class TangentTrace(Divergence):
     """The exact trace by the field's Jacobian, its products with the unit vectors in one stack."""
 
     def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
-        """Return the velocity and Σ_i ∂f_i/∂x_i."""
         return trace_of_columns(*vector_field.products(stage, x, unit_vectors(x)))
 
 
@@ -65,8 +61,7 @@ class AutogradTrace(Divergence):
     """The exact trace of any field, by one vectorised vector-Jacobian product per dimension."""
 
     def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
-        """Return the velocity and Σ_i ∂f_i/∂x_i."""
-        return trace_of_columns(*vector_jacobian_products(vector_field, stage, x, unit_vectors(x)))
+        return trace_of_columns(*vector_field.transposed_products(stage, x, unit_vectors(x)))
 
 
 @dataclass(frozen=True)
@@ -92,6 +87,7 @@ class Hutchinson(Divergence):
         tensor([6., 6., 6., 6.])
     """
 
+    exact: ClassVar[bool] = False
     count: int = 1
     noise: Noise = "rademacher"
     generator: Source | None = field(default=None, compare=False, repr=False)
@@ -106,17 +102,10 @@ class Hutchinson(Divergence):
         if self.noise not in ("rademacher", "gaussian"):
             raise ValueError(f"Expected noise to be rademacher or gaussian; got {self.noise!r}")
 
-    @property
-    def exact(self) -> bool:
-        """Whether the trace is free of noise: False."""
-        return False
-
     def probes(self, vector_field: VectorField, stage: Any, x: Tensor) -> Tensor:
-        """Return fresh probes."""
         return random_vectors(self.noise, self.generator, x, self.count)
 
     def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
-        """Return the velocity and the estimate of its divergence."""
         vectors = probes.transpose(0, 1)
         velocity, products = vector_field.products(stage, x, vectors)
         estimates = (products * vectors).sum(-1).T
@@ -131,14 +120,14 @@ class HutchPlusPlus(Hutchinson):
 
         tr J = tr Qᵀ J Q + tr (1 − QQᵀ) J (1 − QQᵀ),
 
-    the first term is exact, and the second is estimated: whatever Q is, without bias, and with a
-    far lower variance where the Jacobian's spectrum decays. Q is found once for each solve, by as
-    many products as it has columns; it stays, so that the integrand is smooth.
+    the first term is exact, and the second estimated without bias, with a far lower variance where
+    the Jacobian's spectrum decays. Q is found once for each solve, by as many products as it has
+    columns; it stays, so that the integrand is smooth.
 
     Args:
         count: Products for each evaluation, at least 2: half of them the columns of Q.
-        noise: The distribution of the random vectors.
-        generator: The source of the random vectors; PyTorch's own when None.
+        noise: As in `Hutchinson`.
+        generator: As in `Hutchinson`.
 
     Raises:
         ValueError: The count is below 2, or the noise is unknown.
@@ -147,11 +136,11 @@ class HutchPlusPlus(Hutchinson):
     algorithm 1.
 
     Example:
-        >>> HutchPlusPlus(count=6)
+        >>> HutchPlusPlus()
         HutchPlusPlus(count=6, noise='rademacher')
     """
 
-    count: int = 2
+    count: int = 6
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -165,14 +154,11 @@ class HutchPlusPlus(Hutchinson):
             start = random_vectors(self.noise, self.generator, x, columns)
             _, products = vector_field.products(stage, x, start.transpose(0, 1))
             Q, _ = torch.linalg.qr(products.permute(1, 2, 0))
-            rest = random_vectors(self.noise, self.generator, x, self.count - columns).transpose(
-                1, 2
-            )
-            rest = rest - Q @ (Q.transpose(1, 2) @ rest)
-        return torch.cat([Q, rest], 2).transpose(1, 2)
+            rest = random_vectors(self.noise, self.generator, x, self.count - columns)
+            rest = rest - (rest @ Q) @ Q.transpose(1, 2)
+        return torch.cat([Q.transpose(1, 2), rest], 1)
 
     def __call__(self, vector_field: VectorField, stage: Any, x: Tensor, probes: Tensor) -> Traced:
-        """Return the velocity and the estimate of its divergence."""
         found = super().__call__(vector_field, stage, x, probes)
         assert found.estimates is not None
         columns = self._columns(x.shape[1])
@@ -184,26 +170,20 @@ class HutchPlusPlus(Hutchinson):
         return replace(self, count=estimates + min(estimates, dim))
 
     def _columns(self, dim: int) -> int:
-        """Return the number of columns of Q."""
         return min(self.count // 2, dim)
 
 
-DIVERGENCES: dict[str, Callable[[], Divergence]] = {
-    "tangents": TangentTrace,
-    "autograd": AutogradTrace,
-    "hutchinson": Hutchinson,
-    "hutchinson-gaussian": lambda: Hutchinson(noise="gaussian"),
-    "hutch++": lambda: HutchPlusPlus(count=6),
-}
+def gaussian_hutchinson() -> Hutchinson:
+    """Return Hutchinson's estimate with one Gaussian probe."""
+    return Hutchinson(noise="gaussian")
 
 
 def choose_divergence(wanted: str | Divergence, vector_field: VectorField, dim: int) -> Divergence:
     """Return the divergence of a name for a field.
 
     Args:
-        wanted: `"exact"`: the field's own trace. `"auto"`: the field's closed form where it has
-            one; else exact up to dimension 32; above that Hutchinson. Or a name in `DIVERGENCES`,
-            or a divergence.
+        wanted: A divergence, a name in `cnf.fields.DIVERGENCES`, or `"auto"`: the field's closed
+            form where it has one; else exact up to dimension 32; above that Hutchinson.
         vector_field: The vector field.
         dim: Size of its state.
 
@@ -220,8 +200,6 @@ def choose_divergence(wanted: str | Divergence, vector_field: VectorField, dim: 
     check_divergence(wanted)
     if isinstance(wanted, Divergence):
         return wanted
-    if wanted == "exact":
-        return FieldTrace()
     if wanted == "auto":
         cheap = vector_field.trace == "closed form" or dim <= LARGEST_EXACT_DIM
         return FieldTrace() if cheap else Hutchinson()
@@ -234,7 +212,7 @@ def check_divergence(wanted: str | Divergence) -> None:
     Raises:
         ValueError: The value is neither.
     """
-    names = ("auto", "exact", *DIVERGENCES)
+    names = ("auto", *DIVERGENCES)
     if not isinstance(wanted, Divergence) and wanted not in names:
         raise ValueError(f"Expected divergence to be one of {', '.join(names)}; got {wanted!r}")
 

@@ -1,8 +1,7 @@
-"""Features of x: angles enter as sines and cosines, so that the field is one on the circle."""
-
-from __future__ import annotations
+"""Features of time and of x, in which angles are sines and cosines: a field on the circle."""
 
 from collections.abc import Sequence
+from math import pi
 
 import torch
 from torch import Tensor, nn
@@ -11,25 +10,57 @@ from cnf.fields.activations import Activation, fourier_activation
 from cnf.utils.angles import other_columns
 
 
+def time_features(times: Tensor, harmonics: int) -> Tensor:
+    """Return the times, and sin 2πkt and cos 2πkt for k = 1 … harmonics, along the last axis.
+
+    Shapes: (times,) → (times, 1 + 2 harmonics); (times, rows, 1) → (times, rows, 1 + 2 harmonics).
+
+    Example:
+        >>> time_features(torch.tensor([0.0, 0.25]), harmonics=1)
+        tensor([[ 0.0000e+00,  0.0000e+00,  1.0000e+00],
+                [ 2.5000e-01,  1.0000e+00, -4.3711e-08]])
+    """
+    times = times.unsqueeze(-1) if times.ndim == 1 else times
+    if not harmonics:
+        return times
+    multiples = torch.arange(1, harmonics + 1, dtype=times.dtype, device=times.device)
+    angles = times * (2 * pi * multiples)
+    return torch.cat([times, torch.sin(angles), torch.cos(angles)], -1)
+
+
+def affine_in_time(features: Tensor, matrix: Tensor | None, constant: Tensor | None) -> Tensor:
+    """Return features · matrix + constant, the argument of gates or the value of shifts.
+
+    Args:
+        features: Features of the times, shape (times, features) or (times, rows, features).
+        matrix: Shape (features, width); None where time has no influence.
+        constant: Shape (width,), or (rows, width) with a context; None for zero with a matrix.
+
+    Returns:
+        Shape (times, width), or (times, rows, width) where rows differ.
+    """
+    if matrix is None:
+        assert constant is not None
+        return constant.expand(len(features), *constant.shape)
+    value = features @ matrix
+    if constant is None:
+        return value
+    value = value.unsqueeze(1) if constant.ndim > 1 and value.ndim == 2 else value
+    return value + constant
+
+
 def feature_matrix(circular: Sequence[int], harmonics: int, drawn: Tensor) -> Tensor:
     """Return the matrix x → (x without its angles, ωx, ωx), the input of `fourier_activation`.
 
-    The frequencies ω are k = 1 … harmonics of each angle, and those drawn. For angles they are
-    whole numbers, since only such sines and cosines are periodic in a turn.
-
-    Args:
-        circular: The columns that are angles.
-        harmonics: The number of frequencies of each of them.
-        drawn: Other frequencies, shape (count, dim), which are rounded for the angles.
+    The frequencies ω are k = 1 … harmonics of each angle, and those drawn, shape (count, dim).
+    For angles these are rounded, since only whole ones are periodic in a turn.
 
     Example:
-        >>> feature_matrix((1,), 2, torch.tensor([[0.3, 1.4]]))
+        >>> feature_matrix((1,), 1, torch.tensor([[0.3, 1.4]]))
         tensor([[1.0000, 0.0000],
                 [0.0000, 1.0000],
-                [0.0000, 2.0000],
                 [0.3000, 1.0000],
                 [0.0000, 1.0000],
-                [0.0000, 2.0000],
                 [0.3000, 1.0000]])
     """
     unit = torch.eye(drawn.shape[1])
@@ -42,16 +73,6 @@ def feature_matrix(circular: Sequence[int], harmonics: int, drawn: Tensor) -> Te
 
 class Features(nn.Module):
     """The first layer of a field over angles: y = (x without its angles, sin kθ, cos kθ).
-
-    Without angles y is x.
-
-    Args:
-        dim: Size of x.
-        circular: The columns that are angles θ, in radians.
-        harmonics: k = 1 … harmonics.
-
-    Attributes:
-        width: Size of y.
 
     Shapes: (rows, dim) → (rows, width).
 
@@ -70,11 +91,9 @@ class Features(nn.Module):
             count = harmonics * len(circular)
             others = dim - len(circular)
             self.width, self.sines = others + 2 * count, fourier_activation(others, count)
-            matrix = feature_matrix(circular, harmonics, torch.empty(0, dim))
-            self.register_buffer("matrix", matrix)
+            self.register_buffer("matrix", feature_matrix(circular, harmonics, torch.empty(0, dim)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features."""
         return x if self.sines is None else self.sines.function(x @ self.matrix.T)[0]
 
     def tangents(self, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

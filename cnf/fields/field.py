@@ -1,11 +1,9 @@
 """Vector fields as a solve takes them, and the base class of the toolkit's fields."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,10 @@ from cnf.fields.activations import find_activation
 from cnf.fields.analytic import BatchSizes
 from cnf.ode import Linearization, PerRow, take_rows
 from cnf.utils.angles import circular_columns
+from cnf.utils.registry import constructor_arguments
+
+_SIZES_FROM_ONE = ("dim", "harmonics", "rank")
+_SIZES_FROM_ZERO = ("context_dim", "time_features", "x_features")
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,9 @@ class Traced:
     Attributes:
         velocity: Shape (rows, dim).
         trace: Its divergence, shape (rows,).
-        estimates: The estimate of each probe, shape (rows, probes), whose mean the trace is; None
-            where it is exact.
-        products: Products of the Jacobian (or its transpose), shape (K, rows, dim): with the
-            probes where there are estimates, otherwise its columns; None where none were computed.
+        estimates: The estimates whose mean the trace is, (rows, probes); None where it is exact.
+        products: The Jacobian's products with the probes, or its columns where the trace is exact,
+            (K, rows, dim); None where none were computed.
     """
 
     velocity: Tensor
@@ -43,12 +44,11 @@ class VectorField(ABC):
     what depends on time besides once for each step (`prepare`), the rest for each state.
 
     Attributes:
-        trace: The cost of an exact trace: `"closed form"`, a fixed number of products whatever the
-            dimension; `"tangents"`, one more pass for each dimension; `"autograd"`, one
-            vector-Jacobian product for each.
+        trace: The cost of an exact trace: `"closed form"`, the same in any dimension;
+            `"tangents"`, one pass for each dimension; `"autograd"`, one vector-Jacobian product.
     """
 
-    trace: Literal["closed form", "tangents", "autograd"]
+    trace: Literal["closed form", "tangents", "autograd"] = "autograd"
 
     @abstractmethod
     def constants(self, context: Tensor | None) -> Any:
@@ -66,12 +66,32 @@ class VectorField(ABC):
     def velocity(self, stage: Any, x: Tensor) -> Tensor:
         """Return the velocity (rows, dim) at x (rows, dim)."""
 
-    @abstractmethod
     def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the velocity, and products of its Jacobian or of the transpose with each vector.
 
         Shapes: vectors (K, rows or 1, dim) → (rows, dim), (K, rows, dim).
         """
+        return self.transposed_products(stage, x, vectors)
+
+    def transposed_products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the velocity, and vector-Jacobian products by autograd; shapes as in `products`.
+
+        They are differentiable where autograd records, and only there.
+        """
+        recording = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            velocity = self.eager().velocity(stage, x)
+            cotangents = vectors.expand(len(vectors), *x.shape)
+            products = None
+            if velocity.requires_grad:
+                options: dict[str, Any] = {"create_graph": recording, "retain_graph": True}
+                (products,) = torch.autograd.grad(
+                    velocity, x, cotangents, allow_unused=True, is_grads_batched=True, **options
+                )
+            if products is None:  # the velocity does not depend on x
+                products = torch.zeros_like(cotangents)
+        return (velocity, products) if recording else (velocity.detach(), products.detach())
 
     def traced(self, stage: Any, x: Tensor) -> Traced:
         """Return the velocity and the exact trace of its Jacobian."""
@@ -86,7 +106,7 @@ class VectorField(ABC):
         """
         return None
 
-    def compiled(self, sizes: BatchSizes) -> VectorField:
+    def compiled(self, sizes: BatchSizes) -> Self:
         """Return this field with its evaluations compiled, for one number of rows each or for any.
 
         Raises:
@@ -97,7 +117,7 @@ class VectorField(ABC):
             f"{type(self).__name__}. Compile a module of your own by torch.compile"
         )
 
-    def eager(self) -> VectorField:
+    def eager(self) -> Self:
         """Return this field with nothing compiled."""
         return self
 
@@ -111,63 +131,52 @@ class VectorField(ABC):
 class TracedField(nn.Module, VectorField):
     """A field of the toolkit, with its Jacobian's products and trace, that can be saved.
 
+    Its constructor takes what the field uses, and stores what makes the field anew in attributes
+    of the same names.
+
     Attributes:
         dim: Size of x.
-        hidden: Widths of the hidden layers.
         context_dim: Size of the context, 0 without one.
-        activation: Name of the activation.
         circular: The columns of x that are angles, in radians.
-        harmonics: The number of sines and of cosines of each angle among its features.
-        name: Its name in `FIELDS`.
     """
 
     dim: int
-    hidden: tuple[int, ...]
-    context_dim: int
-    activation: str
+    context_dim: int = 0
     circular: tuple[int, ...] = ()
-    harmonics: int
-    name: ClassVar[str]
 
     def _set_arguments(
         self,
         dim: int,
         hidden: Sequence[int],
-        context_dim: int,
         activation: str,
-        circular: Sequence[int],
-        **features: float,
+        context_dim: int = 0,
+        circular: Sequence[int] = (),
+        harmonics: int = 1,
+        **others: Any,
     ) -> None:
-        """Check the constructor's arguments and store them, as attributes and for `config`.
-
-        Raises:
-            ValueError: A size or a column is out of range, or the activation unknown.
-        """
-        least = {"dim": 1, "context_dim": 0, "time_features": 0, "x_features": 0, "harmonics": 1}
-        for name, size in {"dim": dim, "context_dim": context_dim, **features}.items():
-            if name in least and size < least[name]:
-                raise ValueError(f"Expected {name} of at least {least[name]}; got {size}")
-        widths = tuple(hidden)
-        if not widths or min(widths) < 1:
+        """Check a constructor's arguments, and store each as the attribute of its name."""
+        sizes = {"dim": dim, "context_dim": context_dim, "harmonics": harmonics, **others}
+        for least, names in enumerate((_SIZES_FROM_ZERO, _SIZES_FROM_ONE)):
+            for name in names:
+                if sizes.get(name, least) < least:
+                    raise ValueError(f"Expected {name} of at least {least}; got {sizes[name]}")
+        self.hidden = tuple(hidden)
+        if not self.hidden or min(self.hidden) < 1:
             raise ValueError(
-                f"Expected at least one hidden width, each at least 1; got hidden = {widths}"
+                f"Expected at least one hidden width, each at least 1; got hidden = {self.hidden}"
             )
-        find_activation(activation)
-        angles = circular_columns(circular, dim)
-        arguments = {"dim": dim, "hidden": widths, "context_dim": context_dim}
-        arguments |= {"activation": activation, "circular": angles, **features}
-        for name, value in arguments.items():
+        self.activation, self.sigma = activation, find_activation(activation)
+        self.dim, self.context_dim, self.harmonics = dim, context_dim, harmonics
+        self.circular = circular_columns(circular, dim)
+        for name, value in others.items():
             setattr(self, name, value)
-        self.arguments = tuple(arguments)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's keyword arguments (without weights), JSON-ready."""
-        lists = {"hidden": [*self.hidden], "circular": [*self.circular]}
-        return {name: lists.get(name, getattr(self, name)) for name in self.arguments}
+        return constructor_arguments(self)
 
     def extra_repr(self) -> str:
-        """Return the sizes, for the module's repr."""
-        return f"dim={self.dim}, hidden={self.hidden}, activation={self.activation!r}"
+        return ", ".join(f"{name}={value!r}" for name, value in self.config().items())
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the velocity (rows, dim) at x (rows, dim) and context (rows, context_dim).
@@ -189,21 +198,14 @@ class ModuleField(VectorField):
     """A module as a field: `forward(t, x)`, or `forward(t, x, context)` where there is a context.
 
     Its rows must not depend on one another. The Jacobian's products are autograd's.
-
-    Attributes:
-        module: The module.
     """
 
     module: nn.Module
-    trace = "autograd"
 
     def constants(self, context: Tensor | None) -> Any:
-        """Return the parameters and the context."""
-        per_row = None if context is None else PerRow(context)
-        return _parameters(self.module), per_row
+        return _parameters(self.module), None if context is None else PerRow(context)
 
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> Sequence[Any]:
-        """Return each time, with the constants."""
         return [(time, *constants) for time in times.unbind()]
 
     def velocity(self, stage: Any, x: Tensor) -> Tensor:
@@ -222,16 +224,10 @@ class ModuleField(VectorField):
             )
         return velocity
 
-    def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the velocity and vector-Jacobian products."""
-        return vector_jacobian_products(self, stage, x, vectors)
-
 
 def _parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's parameters, each once for every module that holds it.
-
-    `functional_call` would leave a module that appears under two names without its parameters.
-    """
+    # Each once for every module that holds it: `functional_call` would leave a module that appears
+    # under two names without its parameters.
     return {
         f"{path}.{name}" if path else name: parameter
         for path, holder in module.named_modules()
@@ -247,7 +243,7 @@ def as_field(module: nn.Module, compiled: BatchSizes | None = None) -> VectorFie
         compiled: The numbers of rows that its evaluations are compiled for; not compiled when None.
 
     Raises:
-        ValueError: The module is to be compiled, and is not a field of the toolkit that can be.
+        ValueError: The module cannot be compiled.
     """
     field = module if isinstance(module, TracedField) else ModuleField(module)
     return field if compiled is None else field.compiled(compiled)
@@ -261,26 +257,3 @@ def trace_of_columns(velocity: Tensor, columns: Tensor) -> Traced:
 def unit_vectors(x: Tensor) -> Tensor:
     """Return the unit vectors, shape (dim, 1, dim)."""
     return torch.eye(x.shape[1], dtype=x.dtype, device=x.device).unsqueeze(1)
-
-
-def vector_jacobian_products(
-    field: VectorField, stage: Any, x: Tensor, vectors: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the velocity, and vector-Jacobian products by autograd, for any field.
-
-    The products are differentiable where autograd records, and only there. Shapes as in `products`.
-    """
-    recording, field = torch.is_grad_enabled(), field.eager()
-    with torch.enable_grad():
-        x = x if x.requires_grad else x.detach().requires_grad_()
-        velocity = field.velocity(stage, x)
-        cotangents = vectors.expand(len(vectors), *x.shape)
-        products = None
-        if velocity.requires_grad:
-            options: dict[str, Any] = {"create_graph": recording, "retain_graph": True}
-            (products,) = torch.autograd.grad(
-                velocity, x, cotangents, allow_unused=True, is_grads_batched=True, **options
-            )
-        if products is None:  # the velocity does not depend on x
-            products = torch.zeros_like(cotangents)
-    return (velocity, products) if recording else (velocity.detach(), products.detach())

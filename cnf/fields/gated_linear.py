@@ -1,7 +1,5 @@
 """The layer of FFJORD's fields: a linear map, gated and shifted by time and context."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -23,9 +21,6 @@ class GatedLinear(nn.Module):
         conditioning: Size of s.
         gate: Whether y is gated.
         shift: Whether y is shifted.
-
-    Attributes:
-        gate_activation: γ of this layer and of all fields that are made of it.
 
     Shapes: x (rows, inputs), s (conditioning,) or (rows, conditioning) → (rows, outputs).
 
@@ -49,7 +44,6 @@ class GatedLinear(nn.Module):
         self.shift = nn.Linear(conditioning, outputs, bias=False) if shift else None
 
     def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """Return the map of x at a conditioning."""
         y: Tensor = self.linear(x)
         if self.gate is not None:
             y = y * self.gate_activation.function(self.gate(conditioning))[0]

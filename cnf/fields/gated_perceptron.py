@@ -1,7 +1,5 @@
 """A perceptron whose hidden layers are gated and shifted by time and context: FFJORD's family."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,7 +8,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from cnf.fields.activations import LOGISTIC, find_activation, fourier_activation
+from cnf.fields.activations import LOGISTIC, fourier_activation
 from cnf.fields.analytic import (
     EAGER,
     BatchSizes,
@@ -36,18 +34,16 @@ class GatedPerceptron(TracedField):
 
     A subclass says whether there are gates g, shifts B s, and the time in s. The last layer is
     never gated, so that the matrices of the trace (see `cnf.fields.analytic.perceptron`) depend on
-    the weights alone. With Fourier features of x, h₀ = (x, sin ωx, cos ωx): a layer with random,
-    fixed weights, which counts as a hidden one. Angles θ enter through such a layer alone, as
-    sin kθ and cos kθ in their place, and the random frequencies are rounded for them: the field is
-    one on the circle.
+    the weights alone. With Fourier features, h₀ = (x, sin ωx, cos ωx) is a hidden layer of random,
+    fixed weights. Angles θ enter as sin kθ and cos kθ alone, and random frequencies are rounded for
+    them, so that the field is one on the circle.
 
     Args:
         dim: Size of x.
         hidden: Widths of the hidden layers, at least one.
         context_dim: Size of the context c; 0 without one.
         activation: A name in `ACTIVATIONS`.
-        zero_last: Whether the last layer starts at zero, and so the field, and its flow as the
-            identity.
+        zero_last: Whether the last layer starts at zero, and so the flow as the identity.
         time_features: The number of sines and of cosines of 2πkt in s.
         x_features: The number of sines and of cosines ωx, with ω drawn from N(0, x_scale²).
         x_scale: The standard deviation of ω.
@@ -67,9 +63,6 @@ class GatedPerceptron(TracedField):
     shifted: ClassVar[bool] = True
     timed: ClassVar[bool] = True
     functions: PerceptronFunctions = EAGER
-    time_features: int
-    x_features: int
-    x_scale: float
     frequencies: Tensor
 
     def __init__(
@@ -86,21 +79,28 @@ class GatedPerceptron(TracedField):
         harmonics: int = 3,
     ) -> None:
         super().__init__()
-        features = {"time_features": time_features, "x_features": x_features, "x_scale": x_scale}
-        self._set_arguments(
-            dim, hidden, context_dim, activation, circular, harmonics=harmonics, **features
-        )
-        if time_features and not self.timed:
-            raise ValueError(
-                f"Expected no time_features for the field {self.name}, which time does not enter; "
-                f"got {time_features}"
-            )
+        others = {"time_features": time_features, "x_features": x_features, "x_scale": x_scale}
+        self._set_arguments(dim, hidden, activation, context_dim, circular, harmonics, **others)
         if not x_scale > 0:
             raise ValueError(f"Expected x_scale above 0; got {x_scale}")
         self.times = (1 + 2 * time_features) * self.timed  # the part of s that depends on time
-        if self.sines:
-            self._draw_frequencies()
-        self.network = self._network()
+        sines = x_features + harmonics * len(self.circular)
+        self.fixed = 0  # the width of the layer of Fourier features
+        activations = (LOGISTIC if activation == "tanh" else self.sigma,) * len(self.hidden)
+        if sines:
+            linear = dim - len(self.circular)
+            self.fixed = linear + 2 * sines
+            activations = (fourier_activation(linear, sines), *activations)
+            drawn = x_scale * torch.randn(x_features, dim)
+            self.register_buffer("frequencies", feature_matrix(self.circular, harmonics, drawn))
+        self.network = GatedNetwork(
+            activations,
+            GatedLinear.gate_activation,
+            dim,
+            self.fixed,
+            logistic=activation == "tanh",
+            time_features=time_features,
+        )
         conditioning = self.times + context_dim
         shifted = self.shifted and conditioning > 0
         sizes = [self.fixed or dim, *self.hidden]
@@ -108,7 +108,6 @@ class GatedPerceptron(TracedField):
             GatedLinear(inputs, outputs, conditioning, gate=self.gated, shift=shifted)
             for inputs, outputs in pairwise(sizes)
         )
-        # For the type checker, what the module list holds.
         self.layers = cast("Sequence[GatedLinear]", layers)
         self.last = GatedLinear(sizes[-1], dim, conditioning, gate=False, shift=shifted)
         self.trace = "closed form" if len(self.network.activations) <= 2 else "tangents"
@@ -117,13 +116,11 @@ class GatedPerceptron(TracedField):
                 nn.init.zeros_(parameter)
 
     def constants(self, context: Tensor | None) -> NetworkConstants:
-        """Return the layers' parameters, joined, and what the context does to each row."""
         layers = [*self.layers, self.last]
         weights = self._weights()
         biases = self.network.biases(weights, [layer.linear.bias for layer in layers])
-        gate_times = shift_times = None
+        gate_times = shift_times = shift_rows = None
         gate_biases: Any = None
-        shift_rows = None
         gates = [layer.gate for layer in self.layers if layer.gate is not None]
         if gates:
             gate_times, rows = self._split(torch.cat([gate.weight for gate in gates]), context)
@@ -138,84 +135,39 @@ class GatedPerceptron(TracedField):
         return NetworkConstants(own, biases, gate_times, gate_biases, shift_times, shift_rows)
 
     def trace_constants(self) -> tuple[Tensor, ...]:
-        """Return the matrices of the trace."""
         return self.network.trace_matrices(self._weights())
 
     def prepare(
         self, times: Tensor, constants: NetworkConstants, trace_constants: Any = None
     ) -> list[Perceptron]:
-        """Return the perceptron at each time."""
         return self.network.staged(times, constants, trace_constants).stages()
 
     def velocity(self, stage: Perceptron, x: Tensor) -> Tensor:
-        """Return the velocity."""
-        value: Tensor = self.functions.velocity(stage, self.network.activations, x)
-        return value
+        return self.functions.velocity(stage, self.network.activations, x)
 
     def products(self, stage: Perceptron, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the velocity, and the Jacobian's products as tangents through the layers."""
-        activations = self.network.activations
-        value, products = self.functions.jacobian_products(stage, activations, x, vectors)
-        return value, products
+        return self.functions.jacobian_products(stage, self.network.activations, x, vectors)
 
     def traced(self, stage: Perceptron, x: Tensor) -> Traced:
-        """Return the velocity and the exact trace of its Jacobian, by the trace's matrices."""
         slope, _ = self.functions.stage.forward(stage, self.network.activations, x)
         return Traced(slope[:, :-1], slope[:, -1])
 
     def linearize(self, times: Tensor, constants: Any, trace_constants: Any) -> Linearization:
-        """Return `traced` at times, differentiated by hand."""
         return self.network.linearize(times, constants, trace_constants, self.functions)
 
     def compiled(self, sizes: BatchSizes) -> Self:
-        """Return this field, sharing its parameters, with its evaluations compiled."""
-        view = copy.copy(self)
-        view.functions = compiled_functions(sizes, self.last.linear.weight.device.type)
-        return view
+        return self._with(compiled_functions(sizes, self.last.linear.weight.device.type))
 
     def eager(self) -> Self:
-        """Return this field, sharing its parameters, with nothing compiled."""
-        if self.functions is EAGER:
-            return self
+        return self if self.functions is EAGER else self._with(EAGER)
+
+    def _with(self, functions: PerceptronFunctions) -> Self:
+        """Return this field, sharing its parameters, evaluated by other functions."""
         view = copy.copy(self)
-        view.functions = EAGER
+        view.functions = functions
         return view
 
-    @property
-    def sines(self) -> int:
-        """The number of sines of x, and of cosines."""
-        return self.x_features + self.harmonics * len(self.circular)
-
-    @property
-    def fixed(self) -> int:
-        """The width of the layer of Fourier features of x; 0 without one."""
-        return self.dim - len(self.circular) + 2 * self.sines if self.sines else 0
-
-    def _draw_frequencies(self) -> None:
-        """Draw the weights of the layer of Fourier features."""
-        drawn = self.x_scale * torch.randn(self.x_features, self.dim)
-        first = feature_matrix(self.circular, self.harmonics, drawn)
-        self.register_buffer("frequencies", first)
-
-    def _network(self) -> GatedNetwork:
-        """Return the form of the network."""
-        logistic = self.activation == "tanh"
-        activation = LOGISTIC if logistic else find_activation(self.activation)
-        activations = (activation,) * len(self.hidden)
-        if self.sines:
-            others = self.dim - len(self.circular)
-            activations = (fourier_activation(others, self.sines), *activations)
-        return GatedNetwork(
-            activations,
-            GatedLinear.gate_activation,
-            self.dim,
-            self.fixed,
-            logistic,
-            self.time_features,
-        )
-
     def _weights(self) -> list[Tensor]:
-        """Return the weights of all layers, those of the Fourier features first."""
         weights = [layer.linear.weight for layer in (*self.layers, self.last)]
         return [self.frequencies, *weights] if self.fixed else weights
 

@@ -1,9 +1,6 @@
 """A perceptron whose weights are the context of each row."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +13,8 @@ class GivenWeights(RowPerceptron):
 
         W x + b + t a
 
-    With its `generator`, which has all the parameters, it is a hypernetwork.
-
-    Args:
-        dim: Size of x.
-        hidden: Widths of the hidden layers, at least one.
-        activation: A name in `ACTIVATIONS`.
-
-    Raises:
-        ValueError: A size is out of range, or the activation unknown.
+    With its `generator`, which has all the parameters, it is a hypernetwork. Arguments, shapes and
+    errors are those of `RowPerceptron`.
 
     Source: Grathwohl et al. (2019), FFJORD, section 4.3; Ha et al. (2017), HyperNetworks.
 
@@ -37,17 +27,13 @@ class GivenWeights(RowPerceptron):
         torch.Size([5, 4])
     """
 
-    name: ClassVar[str] = "given_weights"
-
     def __init__(self, dim: int, hidden: Sequence[int] = (64,), activation: str = "tanh") -> None:
         super().__init__(dim, hidden, activation)
 
     def numbers(self, inputs: int, outputs: int) -> list[int]:
-        """Return the numbers of entries of W, a and b."""
         return [outputs * inputs, outputs, outputs]
 
     def layer(self, place: int, parts: Sequence[Tensor]) -> RowLayer:
-        """Return the layer of this place."""
         weight, slope, bias = parts
         return RowLayer(weight.unflatten(1, (bias.shape[1], -1)), bias, slope)
 

@@ -1,9 +1,5 @@
 """FFJORD's hyper network: a network whose weights small networks compute from the time."""
 
-from __future__ import annotations
-
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -14,16 +10,10 @@ GENERATOR_WIDTH = 8  # of the networks that make the weights, as in FFJORD's cod
 
 
 class HyperLinear(TimedLayer):
-    """A linear map whose weights and biases a small network computes from the time.
-
-    Args:
-        inputs: Size of x.
-        outputs: Size of y.
-        context_dim: Size of the context that shifts it.
-    """
+    """A linear map whose weights and biases a small network computes from the time."""
 
     def __init__(self, inputs: int, outputs: int, context_dim: int) -> None:
-        super().__init__(outputs, context_dim)
+        super().__init__(inputs, outputs, context_dim)
         self.inside = nn.Linear(1, GENERATOR_WIDTH)
         self.weight = nn.Linear(GENERATOR_WIDTH, outputs * inputs)
         self.bias = nn.Linear(GENERATOR_WIDTH, outputs)
@@ -41,17 +31,11 @@ class HyperLinear(TimedLayer):
                 nn.init.zeros_(parameter)
 
     def constants(self) -> tuple[Tensor, ...]:
-        """Return the small network's parameters."""
-        return tuple(self.parameters_of(self.inside, self.weight, self.bias))
-
-    @staticmethod
-    def parameters_of(*layers: nn.Linear) -> list[Tensor]:
-        """Return weight and bias of each, one after the other."""
-        return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+        layers = (self.inside, self.weight, self.bias)
+        return tuple(tensor for layer in layers for tensor in (layer.weight, layer.bias))
 
     @staticmethod
     def at(times: Tensor, constants: tuple[Tensor, ...]) -> list[Affine]:
-        """Return the map at each time."""
         inside, inside_bias, weight, weight_bias, bias, bias_bias = constants
         times = times.unsqueeze(-1) if times.ndim == 1 else times
         h = torch.tanh(times @ inside.T + inside_bias)
@@ -74,8 +58,4 @@ class Hyper(LayerwiseField):
         'tangents'
     """
 
-    name: ClassVar[str] = "hyper"
-
-    def layer(self, inputs: int, outputs: int) -> HyperLinear:
-        """Return a new layer."""
-        return HyperLinear(inputs, outputs, self.context_dim)
+    layer = HyperLinear

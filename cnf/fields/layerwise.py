@@ -1,30 +1,22 @@
 """Fields with layers that are affine at a given time; traces by tangents through the layers."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from cnf.fields.activations import find_activation
-from cnf.fields.affine import Affine
+from cnf.fields.affine import Affine, chain, chain_products
 from cnf.fields.features import Features
 from cnf.fields.field import TracedField
 from cnf.ode import PerRow
 
 
 class TimedLayer(nn.Module):
-    """A layer that is an affine map at each time, shifted by a context.
+    """A layer that is an affine map at each time, shifted by a context."""
 
-    Args:
-        outputs: Size of its output.
-        context_dim: Size of the context.
-    """
-
-    def __init__(self, outputs: int, context_dim: int) -> None:
+    def __init__(self, inputs: int, outputs: int, context_dim: int) -> None:
         super().__init__()
         self.shift = nn.Linear(context_dim, outputs, bias=False) if context_dim else None
 
@@ -50,9 +42,9 @@ class TimedLayer(nn.Module):
 class LayerwiseField(TracedField):
     """A perceptron of layers that depend on time, shifted by a context: h_l = σ(A_l(t) h_{l−1}).
 
-    h₀ is x, where angles are replaced by their sines and cosines. Its Jacobian's products are
-    tangents, propagated through the layers in one stack; an exact trace takes `dim` of them. A
-    subclass gives the layers.
+    h₀ is x, where angles are replaced by their sines and cosines. The Jacobian's products are
+    tangents through the layers, in one stack; an exact trace takes `dim` of them. A subclass gives
+    the kind of layer.
 
     Args:
         dim: Size of x.
@@ -70,6 +62,7 @@ class LayerwiseField(TracedField):
     """
 
     trace = "tangents"
+    layer: ClassVar[type[TimedLayer]]
 
     def __init__(
         self,
@@ -82,28 +75,20 @@ class LayerwiseField(TracedField):
         harmonics: int = 3,
     ) -> None:
         super().__init__()
-        self._set_arguments(dim, hidden, context_dim, activation, circular, harmonics=harmonics)
+        self._set_arguments(dim, hidden, activation, context_dim, circular, harmonics)
         self.features = Features(dim, self.circular, harmonics)
-        self.sigma = find_activation(activation)
-        sizes = [self.features.width, *self.hidden, dim]
-        layers = nn.ModuleList(self.layer(*size) for size in pairwise(sizes))
-        # For the type checker, what the module list holds.
+        sizes = pairwise([self.features.width, *self.hidden, dim])
+        layers = nn.ModuleList(self.layer(*size, context_dim) for size in sizes)
         self.layers = cast("Sequence[TimedLayer]", layers)
         if zero_last:
             self.layers[-1].zero()
 
-    @abstractmethod
-    def layer(self, inputs: int, outputs: int) -> TimedLayer:
-        """Return a new layer."""
-
     def constants(self, context: Tensor | None) -> list[tuple[Any, PerRow | None]]:
-        """Return the tensors of each layer, and its shift by the context."""
         return [(layer.constants(), layer.shifted(context)) for layer in self.layers]
 
     def prepare(
         self, times: Tensor, constants: Any, trace_constants: Any = None
     ) -> list[tuple[Affine, ...]]:
-        """Return the layers at each time."""
         layers = []
         for module, (own, shift) in zip(self.layers, constants, strict=True):
             maps = module.at(times, own)
@@ -113,20 +98,9 @@ class LayerwiseField(TracedField):
         return [*zip(*layers, strict=True)]
 
     def velocity(self, stage: Sequence[Affine], x: Tensor) -> Tensor:
-        """Return the velocity."""
-        *hidden, last = stage
-        x = self.features(x)
-        for affine in hidden:
-            x, _ = self.sigma.function(affine(x))
-        return last(x)
+        return chain(stage, self.sigma, self.features(x))
 
     def products(
         self, stage: Sequence[Affine], x: Tensor, vectors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the velocity, and the Jacobian's products."""
-        *hidden, last = stage
-        x, vectors = self.features.tangents(x, vectors)
-        for affine in hidden:
-            x, slope = self.sigma(affine(x))
-            vectors = slope * affine.linear(vectors)
-        return last(x), last.linear(vectors)
+        return chain_products(stage, self.sigma, *self.features.tangents(x, vectors))

@@ -1,9 +1,7 @@
 """A perceptron whose weights the context of each row changes by a matrix of low rank."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +14,11 @@ class LowRank(RowPerceptron):
 
         (W + U V) x + b + b' + t a,   with the context c = (U, V, b') of all layers.
 
-    The products with U and V are taken one after the other: their product is made only once for a
-    solve, for the exact trace.
+    U V is formed once for a solve, for the exact trace. Other arguments, shapes and errors are
+    those of `RowPerceptron`.
 
     Args:
-        dim: Size of x.
-        hidden: Widths of the hidden layers, at least one.
-        activation: A name in `ACTIVATIONS`.
         rank: The rank of U V.
-
-    Raises:
-        ValueError: A size is out of range, or the activation unknown.
 
     Source: Grathwohl et al. (2019), FFJORD, section 4.3.
 
@@ -37,28 +29,22 @@ class LowRank(RowPerceptron):
         torch.Size([5, 4])
     """
 
-    name: ClassVar[str] = "low_rank"
     rank: int
 
     def __init__(
         self, dim: int, hidden: Sequence[int] = (64,), activation: str = "tanh", rank: int = 4
     ) -> None:
-        if rank < 1:
-            raise ValueError(f"Expected rank of at least 1; got {rank}")
         super().__init__(dim, hidden, activation, rank=rank)
         # Time is each layer's first input.
         linears = nn.ModuleList(nn.Linear(1 + inputs, outputs) for inputs, outputs in self.shapes)
-        # For the type checker, what the module list holds.
         self.linears = cast("Sequence[nn.Linear]", linears)
         for parameter in self.linears[-1].parameters():
             nn.init.zeros_(parameter)
 
     def numbers(self, inputs: int, outputs: int) -> list[int]:
-        """Return the numbers of entries of U, V and b'."""
         return [outputs * self.rank, inputs * self.rank, outputs]
 
     def layer(self, place: int, parts: Sequence[Tensor]) -> RowLayer:
-        """Return the layer of this place."""
         left, right, bias = parts
         linear = self.linears[place]
         return RowLayer(

@@ -1,16 +1,12 @@
 """A residual network whose blocks are gated and shifted by time and context."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from cnf.fields.activations import find_activation
 from cnf.fields.affine import Affine
-from cnf.fields.conditioning import affine_in_time, time_features
-from cnf.fields.features import Features
+from cnf.fields.features import Features, affine_in_time, time_features
 from cnf.fields.field import TracedField
 from cnf.fields.gated_linear import GatedLinear
 from cnf.ode import PerRow
@@ -48,7 +44,6 @@ class Residual(TracedField):
         'tangents'
     """
 
-    name: ClassVar[str] = "residual"
     trace = "tangents"
     time_features: int
 
@@ -64,33 +59,27 @@ class Residual(TracedField):
         harmonics: int = 3,
     ) -> None:
         super().__init__()
-        features = {"time_features": time_features, "harmonics": harmonics}
-        self._set_arguments(dim, hidden, context_dim, activation, circular, **features)
-        self.features = Features(dim, self.circular, harmonics)
-        self.sigma = find_activation(activation)
-        stream, *widths = self.hidden
+        sizes = {"time_features": time_features}
+        self._set_arguments(dim, hidden, activation, context_dim, circular, harmonics, **sizes)
         self.times = 1 + 2 * time_features
+        self.features = Features(dim, self.circular, harmonics)
+        stream, *widths = self.hidden
         conditioning = self.times + context_dim
         self.first = GatedLinear(self.features.width, stream, conditioning, gate=True, shift=True)
-        inside = nn.ModuleList(
-            GatedLinear(stream, width, conditioning, gate=True, shift=True) for width in widths
-        )
-        # For the type checker, what the module lists hold.
-        self.inside = cast("Sequence[GatedLinear]", inside)
-        outside = nn.ModuleList(nn.Linear(width, stream) for width in widths)
-        self.outside = cast("Sequence[nn.Linear]", outside)
+        inside = (GatedLinear(stream, size, conditioning, gate=True, shift=True) for size in widths)
+        self.inside = cast("Sequence[GatedLinear]", nn.ModuleList(inside))
+        outside = (nn.Linear(size, stream) for size in widths)
+        self.outside = cast("Sequence[nn.Linear]", nn.ModuleList(outside))
         self.last = nn.Linear(stream, dim)
         if zero_last:
             for parameter in self.last.parameters():
                 nn.init.zeros_(parameter)
 
     def constants(self, context: Tensor | None) -> Any:
-        """Return the plain layers' parameters, and the gated ones' with their conditioning."""
         plain = [(layer.weight, layer.bias) for layer in (*self.outside, self.last)]
         return plain, [self._gated(layer, context) for layer in (self.first, *self.inside)]
 
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> list[Any]:
-        """Return the first layer, the blocks' two and the last layer, at each time."""
         plain, gated = constants
         *outside, last = (Affine(*parameters) for parameters in plain)
         features = time_features(times, self.time_features)
@@ -98,7 +87,6 @@ class Residual(TracedField):
         return [(first, [*zip(inside, outside, strict=True)], last) for first, *inside in stages]
 
     def velocity(self, stage: Any, x: Tensor) -> Tensor:
-        """Return the velocity."""
         first, blocks, last = stage
         h = first(self.features(x))
         for inside, outside in blocks:
@@ -107,16 +95,13 @@ class Residual(TracedField):
         return velocity
 
     def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the velocity, and the Jacobian's products."""
         first, blocks, last = stage
         x, vectors = self.features.tangents(x, vectors)
         h, vectors = first(x), first.linear(vectors)
         for inside, outside in blocks:
             value, slope = self.sigma(inside(h))
-            h, vectors = (
-                h + outside(value),
-                vectors + outside.linear(slope * inside.linear(vectors)),
-            )
+            h = h + outside(value)
+            vectors = vectors + outside.linear(slope * inside.linear(vectors))
         value, slope = self.sigma(h)
         return last(value), last.linear(slope * vectors)
 
@@ -136,7 +121,6 @@ class Residual(TracedField):
 
 
 def _at(features: Tensor, constants: tuple[Any, ...]) -> list[Affine]:
-    """Return a gated layer at each time."""
     weight, bias, (gate, gate_constant), (shift, shift_constant) = constants
     gates, _ = GatedLinear.gate_activation.function(affine_in_time(features, gate, gate_constant))
     offsets = bias * gates + affine_in_time(features, shift, shift_constant)

@@ -1,17 +1,14 @@
 """A perceptron with separate weights for each row, which do not change with time."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cnf.fields.activations import find_activation
-from cnf.fields.affine import Affine, row_matmul
+from cnf.fields.affine import Affine, chain, chain_products, row_matmul
 from cnf.fields.analytic import trace_matrices
 from cnf.fields.field import Traced, TracedField
 from cnf.ode import PerRow
@@ -42,10 +39,9 @@ class RowLayer(NamedTuple):
 
     def constants(self) -> tuple[Any, ...]:
         """Return its tensors, those that belong to rows wrapped in `PerRow`."""
-        weight = PerRow(self.weight) if self.weight.ndim == 3 else self.weight
-        slope = PerRow(self.slope) if self.slope.ndim == 2 else self.slope
-        factors = [None if part is None else PerRow(part) for part in (self.left, self.right)]
-        return weight, PerRow(self.bias), slope, *factors
+        shared = (2, 1, 1, 2, 2)  # the axes of a tensor of all rows
+        pairs = zip(self, shared, strict=True)
+        return tuple(each if each is None or each.ndim == n else PerRow(each) for each, n in pairs)
 
 
 class RowPerceptron(TracedField):
@@ -61,8 +57,7 @@ class RowPerceptron(TracedField):
     tangents.
 
     The context consists of weights, not of features: `generator` makes the linear map from features
-    to them. A subclass says which they are. So features are mapped once for a datum, however many
-    rows it has in a solve.
+    to them, which is applied once for a datum, however many rows it has in a solve.
 
     Args:
         dim: Size of x.
@@ -78,14 +73,12 @@ class RowPerceptron(TracedField):
     Shapes: `forward(t, x, context)`: scalar, (rows, dim), (rows, context_dim) → (rows, dim).
     """
 
-    def __init__(self, dim: int, hidden: Sequence[int], activation: str, **sizes: int) -> None:
+    def __init__(self, dim: int, hidden: Sequence[int], activation: str, **sizes: Any) -> None:
         super().__init__()
-        self._set_arguments(dim, hidden, 0, activation, (), **sizes)
-        self.arguments = ("dim", "hidden", "activation", *sizes)
+        self._set_arguments(dim, hidden, activation, **sizes)
         self.shapes = [*pairwise([dim, *self.hidden, dim])]
         self.parts = [self.numbers(*shape) for shape in self.shapes]
         self.context_dim = sum(sum(parts) for parts in self.parts)
-        self.sigma = find_activation(activation)
         self.trace = "closed form" if len(self.hidden) <= 2 else "tangents"
 
     @abstractmethod
@@ -118,22 +111,17 @@ class RowPerceptron(TracedField):
         return joined
 
     def constants(self, context: Tensor | None) -> tuple[Any, ...]:
-        """Return the layers, and p or P of the trace."""
         if context is None:
             raise ValueError(f"Expected a context of shape (rows, {self.context_dim}); got none")
-        numbers = context.split([size for parts in self.parts for size in parts], 1)
-        count = len(self.parts[0])
-        layers = [
-            self.layer(place, numbers[place * count : (place + 1) * count])
-            for place in range(len(self.shapes))
-        ]
+        numbers = iter(context.split([size for parts in self.parts for size in parts], 1))
+        layers = [self.layer(i, [*islice(numbers, len(p))]) for i, p in enumerate(self.parts)]
         matrix = None
         if self.trace == "closed form":
-            matrix = PerRow(_trace_matrix([layer.dense() for layer in layers]))
+            (rows,) = torch.vmap(trace_matrices)([layer.dense() for layer in layers])
+            matrix = PerRow(rows)
         return tuple(layer.constants() for layer in layers), matrix
 
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> list[Any]:
-        """Return the layers at each time, with p or P of the trace."""
         layers, matrix = constants
         times = times.reshape(len(times), -1, 1)
         maps = []
@@ -143,24 +131,14 @@ class RowPerceptron(TracedField):
         return [(stage, matrix) for stage in zip(*maps, strict=True)]
 
     def velocity(self, stage: Any, x: Tensor) -> Tensor:
-        """Return the velocity."""
-        (*hidden, last), _ = stage
-        for affine in hidden:
-            x, _ = self.sigma.function(affine(x))
-        velocity: Tensor = last(x)
-        return velocity
+        maps, _ = stage
+        return chain(maps, self.sigma, x)
 
     def products(self, stage: Any, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the velocity, and the Jacobian's products."""
-        (*hidden, last), _ = stage
-        vectors = vectors.expand(len(vectors), *x.shape)
-        for affine in hidden:
-            x, slope = self.sigma(affine(x))
-            vectors = slope * affine.linear(vectors)
-        return last(x), last.linear(vectors)
+        maps, _ = stage
+        return chain_products(maps, self.sigma, x, vectors.expand(len(vectors), *x.shape))
 
     def traced(self, stage: Any, x: Tensor) -> Traced:
-        """Return the velocity and the exact trace, in closed form where there is one."""
         (*hidden, last), matrix = stage
         if matrix is None:
             return super().traced(stage, x)
@@ -168,14 +146,5 @@ class RowPerceptron(TracedField):
         for affine in hidden:
             x, slope = self.sigma(affine(x))
             slopes.append(slope)
-        ends = matrix
-        if len(slopes) == 2:
-            ends = row_matmul(matrix, slopes[0])
+        ends = row_matmul(matrix, slopes[0]) if len(slopes) == 2 else matrix
         return Traced(last(x), (slopes[-1] * ends).sum(1))
-
-
-def _trace_matrix(weights: Sequence[Tensor]) -> Tensor:
-    """Return p (rows, H) or P (rows, H₂, H₁), for weights (rows, out, in)."""
-    matrix: Tensor
-    (matrix,) = torch.vmap(trace_matrices)(weights)
-    return matrix

@@ -3,12 +3,7 @@
 Fields use what is named here and nothing else of this folder.
 """
 
-from cnf.fields.analytic.compiled import (
-    EAGER,
-    BatchSizes,
-    PerceptronFunctions,
-    compiled_functions,
-)
+from cnf.fields.analytic.compiled import EAGER, BatchSizes, PerceptronFunctions, compiled_functions
 from cnf.fields.analytic.network import GatedNetwork, NetworkConstants
 from cnf.fields.analytic.perceptron import Perceptron, trace_matrices
 

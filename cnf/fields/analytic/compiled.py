@@ -1,13 +1,12 @@
 """The functions that evaluate a perceptron, eager or compiled."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from cnf.fields.analytic.folding import fold, fold_vjp
 from cnf.fields.analytic.perceptron import (
@@ -37,16 +36,12 @@ class PerceptronFunctions(NamedTuple):
     """The functions that evaluate a perceptron.
 
     Attributes:
-        velocity: Of `perceptron`.
-        jacobian_products: Of `perceptron`.
         stage: The evaluation at a stage, with and without the trace.
-        fold: Of `folding`.
-        fold_vjp: Of `folding`.
         fused: Whole steps; None where they are taken stage by stage.
     """
 
-    velocity: Callable[..., Any] = velocity
-    jacobian_products: Callable[..., Any] = jacobian_products
+    velocity: Callable[..., Tensor] = velocity
+    jacobian_products: Callable[..., tuple[Tensor, Tensor]] = jacobian_products
     stage: StageFunctions = STAGE_FUNCTIONS
     fold: Callable[..., Any] = fold
     fold_vjp: Callable[..., Any] = fold_vjp
@@ -61,8 +56,7 @@ def compiled_functions(sizes: BatchSizes, device: str) -> PerceptronFunctions:
     """Return the functions compiled; eager ones, with a warning, where no compiler works.
 
     Args:
-        sizes: `"fixed"`: compiled anew for each number of rows, for which the code is fastest;
-            `"any"`: compiled once.
+        sizes: `"fixed"`: anew for each number of rows, with the fastest code; `"any"`: once.
         device: The type of the device that the code is for.
     """
     # Calls of the products from Python take as long as products of a hundred rows.
@@ -82,13 +76,7 @@ def compiled_functions(sizes: BatchSizes, device: str) -> PerceptronFunctions:
     return PerceptronFunctions(
         velocity=compiler(velocity),
         jacobian_products=compiler(jacobian_products),
-        stage=StageFunctions(
-            compiler(velocity_and_trace),
-            compiler(velocity_and_trace_vjp),
-            compiler(velocity_only),
-            compiler(velocity_only_vjp),
-            inputs=STAGE_FUNCTIONS.inputs,
-        ),
+        stage=StageFunctions._make([*map(compiler, STAGE_FUNCTIONS[:4]), STAGE_FUNCTIONS.inputs]),
         fold=compiler(fold),
         fold_vjp=compiler(fold_vjp),
         fused=fused_steps(STAGE_FUNCTIONS, compiler),

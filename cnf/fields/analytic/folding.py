@@ -5,8 +5,6 @@ of the size of the batch for each state. The adjoint is written out: autograd's 
 the arithmetic here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,14 +16,7 @@ from cnf.fields.analytic.perceptron import Perceptron
 
 
 class UnfoldedPerceptron(NamedTuple):
-    """A perceptron with its gates apart, as all rows have them.
-
-    Attributes:
-        weights: Weights of its layers.
-        biases: Biases of its layers, one after the other, (width,).
-        matrices: Matrices of its trace.
-        gates: Gates of the hidden layers, one after the other, (times, gated width).
-    """
+    """A perceptron with gates (times, gated width) apart, and biases (width,) of all layers."""
 
     weights: tuple[Tensor, ...]
     biases: Tensor
@@ -40,8 +31,7 @@ class GatedMatrix:
     Attributes:
         matrix: Shape (out, in), or (out,).
         rows: The number of the gate of the rows.
-        columns: The number of the gate of the columns, repeated where they are a multiple of it;
-            None for no gate.
+        columns: That of the columns, repeated where they are a multiple of it; None for no gate.
     """
 
     matrix: Tensor
@@ -75,11 +65,9 @@ class GatedMatrix:
 
 
 def fold(unfolded: UnfoldedPerceptron, shifts: Tensor | None) -> Perceptron:
-    """Return the perceptron with folded gates; all tensors but the last weight have a time axis.
+    """Return the perceptron with folded gates and shifts of all layers, (times, width).
 
-    Args:
-        unfolded: The perceptron with its gates apart.
-        shifts: Shifts of all layers, (times, width); None for zero.
+    All tensors but the last weight have an axis of times.
     """
     weights, biases, _, gates = unfolded
     gated = gates.shape[1]
@@ -112,10 +100,8 @@ def fold_vjp(
 
 
 def _parts(unfolded: UnfoldedPerceptron) -> Sequence[Tensor]:
-    """Return the gates of each hidden layer."""
     sizes = [weight.shape[0] for weight in unfolded.weights[:-1]]
-    parts: Sequence[Tensor] = unfolded.gates.split(sizes, 1)
-    return parts
+    return [*unfolded.gates.split(sizes, 1)]
 
 
 def _gated_matrices(unfolded: UnfoldedPerceptron) -> list[GatedMatrix]:

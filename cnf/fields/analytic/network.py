@@ -1,10 +1,8 @@
 """The concat-squash network: its perceptron at a step's times, and the adjoint of its gates."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,15 +12,45 @@ from torch.nn.functional import pad
 from cnf.fields.activations import Activation
 from cnf.fields.analytic.compiled import PerceptronFunctions
 from cnf.fields.analytic.folding import UnfoldedPerceptron, fold
-from cnf.fields.analytic.linearization import (
-    ConstantsVjp,
-    PerceptronLinearization,
-    autograd_vjp,
-    index_tensor,
-)
-from cnf.fields.analytic.logistic import logistic_biases, logistic_shifts, logistic_weights
 from cnf.fields.analytic.perceptron import Perceptron, StagedPerceptron, trace_matrices
-from cnf.fields.conditioning import affine_in_time, time_features
+from cnf.fields.features import affine_in_time, time_features
+from cnf.ode.fused_step import ExplicitLinearization
+
+# Adds the gradients that belong to the perceptron at some of the stages to those of its constants.
+ConstantsVjp = Callable[[list[int], list[Perceptron]], None]
+
+
+class PerceptronLinearization(ExplicitLinearization):
+    """The velocity and trace of a perceptron at a step's stages, differentiated by hand.
+
+    States and slopes have shape (rows, dim + 1): the last column is the log-density's.
+
+    Args:
+        staged: The perceptron at the stages.
+        activations: The activations of its hidden layers.
+        functions: How it is evaluated.
+        constants_vjp: The vector-Jacobian product of what made it.
+    """
+
+    def __init__(
+        self,
+        staged: StagedPerceptron,
+        activations: Sequence[Activation],
+        functions: PerceptronFunctions,
+        constants_vjp: ConstantsVjp,
+    ) -> None:
+        with torch.no_grad():
+            stages = staged.stages()
+        super().__init__(stages, activations, functions.stage, functions.fused)
+        self.constants_vjp = constants_vjp
+        tensors = zip(staged.net.tensors(), staged.timed(), strict=True)
+        self.bytes = sum(tensor.nbytes for tensor, timed in tensors if timed)
+
+    def finish(self) -> None:
+        if self.cotangents:
+            stages = sorted(self.cotangents)
+            self.constants_vjp(stages, [self.cotangents[i] for i in stages])
+            self.cotangents = {}
 
 
 class NetworkConstants(NamedTuple):
@@ -54,7 +82,14 @@ class GatedNetwork:
         h_l = σ(z_l),   z_l = (W_l h_{l−1} + b_l) ∘ g_l + s_l,   f = W_{L+1} h_L + b_{L+1} + s_{L+1}
 
     with gates g = γ(A φ(t) + a) and shifts s = B φ(t) + B', where φ are features of time and the
-    context enters a and B'. A network of tanh is evaluated as a logistic one.
+    context enters a and B'.
+
+    A network of tanh is evaluated as a logistic one, whose values and slopes σ' = p − p² cost the
+    fewest passes. With tanh z = 2p − 1 and p = σ(2z), a layer of tanh after one of tanh has
+
+        2z = (4W p + 2 (b − W 1)) ∘ g + 2s:
+
+    the same network, with other weights, which are made once for each solve.
 
     Attributes:
         activations: Activations σ of the hidden layers; of the logistic network where `logistic`.
@@ -75,22 +110,29 @@ class GatedNetwork:
 
     def weights(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the weights as they are evaluated, for those of all layers."""
-        return logistic_weights(weights, self._first) if self.logistic else weights
+        if not self.logistic:
+            return weights
+        first = int(self.fixed > 0)  # the number of layers before the first tanh
+        hidden = [4 * weight for weight in weights[first + 1 : -1]]
+        return [*weights[:first], 2 * weights[first], *hidden, 2 * weights[-1]]
 
     def biases(self, weights: Sequence[Tensor], biases: list[Tensor]) -> Tensor:
         """Return the biases (width,), for weights of all layers and biases of all but the fixed."""
-        if self.fixed:
-            biases = [biases[0].new_zeros(self.fixed), *biases]
+        fixed = [biases[0].new_zeros(self.fixed)] if self.fixed else []
         if self.logistic:
-            biases = logistic_biases(weights, biases, self._first)
-        return torch.cat(biases)
+            pairs = zip(weights[len(fixed) + 1 :], biases[1:], strict=True)
+            *hidden, last = (bias - weight.sum(1) for weight, bias in pairs)
+            biases = [2 * biases[0], *(2 * bias for bias in hidden), last]
+        return torch.cat([*fixed, *biases])
 
     def shifts(self, part: Tensor | None) -> Tensor | None:
         """Return a part of the shifts, (..., width) of all layers but the fixed, for all layers."""
         if part is None:
             return None
-        part = pad(part, (self.fixed, 0)) if self.fixed else part
-        return logistic_shifts(part, self.fixed, self.dim) if self.logistic else part
+        if self.logistic:  # doubled where a tanh follows
+            twos = part.new_full((part.shape[-1] - self.dim,), 2.0)
+            part = part * pad(twos, (0, self.dim), value=1.0)
+        return pad(part, (self.fixed, 0)) if self.fixed else part
 
     def trace_matrices(self, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the matrices of the trace, for the weights of all layers."""
@@ -131,21 +173,15 @@ class GatedNetwork:
                 unfolded, auxiliary = self._unfolded(features, constants, matrices)
                 net = functions.fold(unfolded, self._shifts(features, constants))
             staged = StagedPerceptron(net, len(times), folded=True)
-            made = FoldedStages(features, unfolded, auxiliary, constants, matrices)
-            constants_vjp: ConstantsVjp = partial(self._folded_vjp, made, functions)
+            made = (features, unfolded, auxiliary, constants, matrices)
+            constants_vjp: ConstantsVjp = partial(self._folded_vjp, functions, *made)
         else:
             with torch.enable_grad():
                 staged = self.staged(times, constants, matrices)
             constants_vjp = partial(autograd_vjp, staged)
         return PerceptronLinearization(staged, self.activations, functions, constants_vjp)
 
-    @property
-    def _first(self) -> int:
-        """The number of layers before the first tanh."""
-        return 1 if self.fixed else 0
-
     def _foldable(self, times: Tensor, constants: NetworkConstants) -> bool:
-        """Return whether there are gates that all rows share."""
         biases = constants.gate_biases
         return biases is not None and biases.ndim == 1 and times.ndim == 1
 
@@ -161,10 +197,7 @@ class GatedNetwork:
     def _gates(
         self, features: Tensor, constants: NetworkConstants
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gates, (times, [rows,] gated width), and their activation's auxiliary tensor.
-
-        Gates of Fourier features of x are one.
-        """
+        """Return the gates, (times, [rows,] gated width), and their auxiliary tensor."""
         if constants.gate_biases is None:
             return None, None
         arguments = affine_in_time(features, constants.gate_times, constants.gate_biases)
@@ -172,20 +205,27 @@ class GatedNetwork:
         return pad(gates, (self.fixed, 0), value=1.0) if self.fixed else gates, auxiliary
 
     def _shifts(self, features: Tensor, constants: NetworkConstants) -> Tensor | None:
-        """Return the shifts, (times, [rows,] width)."""
         if constants.shift_times is None and constants.shift_rows is None:
             return None
         return affine_in_time(features, constants.shift_times, constants.shift_rows)
 
     def _folded_vjp(
         self,
-        made: FoldedStages,
         functions: PerceptronFunctions,
+        features: Tensor,
+        unfolded: UnfoldedPerceptron,
+        auxiliary: Tensor | None,
+        constants: NetworkConstants,
+        matrices: Sequence[Tensor],
         stages: list[int],
         grads: list[Perceptron],
     ) -> None:
         """Add the gradients of the folded perceptron at some stages to those of the constants."""
-        features, unfolded, auxiliary, constants, matrices = made.select(stages)
+        if len(stages) < len(features):
+            index = index_tensor(tuple(stages), features.device)
+            features = features[index]
+            unfolded = unfolded._replace(gates=unfolded.gates[index])
+            auxiliary = None if auxiliary is None else auxiliary[index]
         found, offsets = functions.fold_vjp(unfolded, grads)
         slope = self.gate.slope(unfolded.gates[:, self.fixed :], auxiliary)
         arguments = found.gates[:, self.fixed :] * slope
@@ -200,30 +240,24 @@ class GatedNetwork:
                 leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
 
 
-class FoldedStages(NamedTuple):
-    """The tensors that a perceptron with folded gates is made of at some times.
+@lru_cache
+def index_tensor(places: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return an index tensor, made once for each device: to send one to a GPU is to wait for it."""
+    return torch.tensor(places, device=device)
 
-    Attributes:
-        features: Features of the times.
-        unfolded: The perceptron with its gates apart.
-        auxiliary: The auxiliary tensor of the gates' activation.
-        constants: The network's constants, leaves.
-        matrices: The matrices of the trace, leaves.
-    """
 
-    features: Tensor
-    unfolded: UnfoldedPerceptron
-    auxiliary: Tensor | None
-    constants: NetworkConstants
-    matrices: Sequence[Tensor]
-
-    def select(self, stages: list[int]) -> FoldedStages:
-        """Return these tensors at some of the times."""
-        if len(stages) == len(self.features):
-            return self
-        index = index_tensor(tuple(stages), self.features.device)
-        return self._replace(
-            features=self.features[index],
-            unfolded=self.unfolded._replace(gates=self.unfolded.gates[index]),
-            auxiliary=None if self.auxiliary is None else self.auxiliary[index],
-        )
+def autograd_vjp(staged: StagedPerceptron, stages: list[int], grads: list[Perceptron]) -> None:
+    """Add the gradients of a perceptron's tensors to those of its constants by autograd."""
+    tensors, gradients = [], []
+    columns = zip(*(own.tensors() for own in grads), strict=True)
+    for tensor, timed, own in zip(staged.net.tensors(), staged.timed(), columns, strict=True):
+        if not tensor.requires_grad:
+            continue
+        grad = torch.stack(own)
+        if timed:
+            index = index_tensor(tuple(stages), grad.device)
+            grad = torch.zeros_like(tensor).index_copy(0, index, grad)
+        tensors.append(tensor)
+        gradients.append(grad if timed else grad.sum(0))
+    if tensors:
+        torch.autograd.backward(tensors, gradients, retain_graph=True)

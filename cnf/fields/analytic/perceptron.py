@@ -16,8 +16,6 @@ hidden layers cost one product for each state whatever the dimension; deeper one
 tangents, but through neither the first two layers nor the last two: those are never formed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,10 +33,8 @@ class Perceptron(NamedTuple):
         weights: W₁ … W_{L+1}, each (out, in). A gate that is the same for all rows is folded in,
             and into the matrices of the trace.
         offsets: o₁ … o_{L+1}, one after the other, shape (width,) or (rows, width).
-        gates: g₁ … g_L, one after the other, shape (rows, width); None where they are folded in, or
-            absent.
-        matrices: Matrices of the trace: (p,), (P,) or (N, M); empty where only the velocity is
-            evaluated.
+        gates: g₁ … g_L, one after the other, (rows, width); None where folded in, or absent.
+        matrices: Matrices of the trace: (p,), (P,) or (N, M); empty for the velocity alone.
     """
 
     weights: tuple[Tensor, ...]
@@ -51,7 +47,7 @@ class Perceptron(NamedTuple):
         gates = [] if self.gates is None else [self.gates]
         return [*self.weights, self.offsets, *gates, *self.matrices]
 
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Perceptron:
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "Perceptron":
         """Return a perceptron of this form with other tensors, in the order of `tensors`."""
         layers, gated = len(self.weights), self.gates is not None
         gates, rest = tensors[layers + 1] if gated else None, layers + 1 + gated
@@ -64,8 +60,7 @@ class StagedPerceptron(NamedTuple):
     Attributes:
         net: Its tensors; those that differ between the times have an axis for them in front.
         times: The number of times.
-        folded: Whether gates are folded into the hidden layers' weights and into the matrices, so
-            that these differ between the times.
+        folded: Whether gates are folded in, so that hidden weights and matrices differ in time.
     """
 
     net: Perceptron
@@ -104,13 +99,7 @@ def trace_matrices(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 class HiddenLayer(NamedTuple):
-    """A hidden layer at a state, as its adjoint needs it; what is cheap is computed again.
-
-    Attributes:
-        value: h = σ(z).
-        auxiliary: The auxiliary tensor of the activation (see `Activation.function`).
-        product: W h of the layer before, where there is a gate.
-    """
+    """A hidden layer at a state: h = σ(z), its auxiliary tensor, and W h before its gate."""
 
     value: Tensor
     auxiliary: Tensor | None
@@ -132,20 +121,13 @@ class SavedEvaluation(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
         tensors = [tensor for layer in self.hidden for tensor in layer if tensor is not None]
         tensors += [*self.carried, *([] if self.ends is None else [self.ends])]
         return sum(tensor.nbytes for tensor in tensors)
 
 
 class TraceCotangents(NamedTuple):
-    """The cotangents of what a trace is made of.
-
-    Attributes:
-        slopes: Cotangents of the hidden layers' slopes; None for each without a trace.
-        matrices: Cotangents of the trace's matrices.
-        weights: Cotangents of weights that carried tangents, by their place.
-    """
+    """The cotangents of slopes (None without a trace), of matrices, and of weights by place."""
 
     slopes: Sequence[Tensor | None]
     matrices: tuple[Tensor, ...]
@@ -256,12 +238,11 @@ def _layers_vjp(
 
 
 def _hidden(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> list[HiddenLayer]:
-    """Return the hidden layers at x."""
     layers = []
     weights = net.weights[:-1]
-    offsets, gates = _parts(net.offsets, net.weights), _parts(net.gates, weights)
+    offsets = net.offsets.split([weight.shape[0] for weight in net.weights], -1)
+    gates = _parts(net.gates, weights)
     for weight, offset, gate, activation in zip(weights, offsets, gates, activations, strict=False):
-        assert offset is not None
         if gate is None:
             z, product = torch.addmm(offset, x, weight.T), None
         else:
@@ -273,20 +254,15 @@ def _hidden(net: Perceptron, activations: Sequence[Activation], x: Tensor) -> li
 
 
 def _derivatives(activations: Sequence[Activation], hidden: Sequence[HiddenLayer]) -> list[Tensor]:
-    """Return the activations' derivatives in the hidden layers."""
     return [a.slope(h.value, h.auxiliary) for a, h in zip(activations, hidden, strict=True)]
 
 
 def _gated(net: Perceptron, derivatives: list[Tensor]) -> list[Tensor]:
-    """Return the hidden layers' slopes for their activations' derivatives."""
-    if net.gates is None:
-        return derivatives
-    gates = net.gates.split([weight.shape[0] for weight in net.weights[:-1]], -1)
-    return [d * g for d, g in zip(derivatives, gates, strict=True)]
+    gates = _parts(net.gates, net.weights[:-1])
+    return [d if g is None else d * g for d, g in zip(derivatives, gates, strict=True)]
 
 
 def _last(net: Perceptron, hidden: list[HiddenLayer]) -> Tensor:
-    """Return the value of the last layer."""
     weight = net.weights[-1]
     return torch.addmm(net.offsets[..., -weight.shape[0] :], hidden[-1].value, weight.T)
 
@@ -352,8 +328,6 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _parts(joined: Tensor | None, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    """Return a tensor's parts for the layers, along its last axis."""
     if joined is None:
         return [None] * len(weights)
-    parts: Sequence[Tensor] = joined.split([weight.shape[0] for weight in weights], -1)
-    return parts
+    return [*joined.split([weight.shape[0] for weight in weights], -1)]

@@ -1,7 +1,5 @@
 """Dynamics of a continuous layer: the state augmented by log-determinants and regularizers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,17 +50,15 @@ class DensityDynamics(StagedDynamics):
             with torch.no_grad():
                 stage = self.field.at(x.new_tensor(float(times[0])), context)
                 probes = PerRow(self.divergence.probes(self.field, stage, x))
-        if "jacobian" in self.regularizers:
+        if any(REGULARIZERS[name].needs_probe for name in self.regularizers):
             probe = PerRow(random_vectors("rademacher", None, x, 1))
         return constants, trace_constants, probes, probe
 
     def prepare(self, times: Tensor, args: Any) -> Sequence[Any]:
-        """Prepare the field's stages, with the probes."""
         constants, trace_constants, *probes = args
         return [(stage, *probes) for stage in self.field.prepare(times, constants, trace_constants)]
 
     def evaluate(self, stage: Any, y: Tensor) -> Tensor:
-        """Evaluate the slopes of all columns."""
         field_stage, probes, probe = stage
         x = y[:, : self.dim]
         traced = self.divergence(self.field, field_stage, x, probes)
@@ -91,30 +87,20 @@ class DensityDynamics(StagedDynamics):
 
 @dataclass(frozen=True, eq=False)
 class VelocityDynamics(StagedDynamics):
-    """The dynamics of x alone, with a last column of zeros in place of the log-determinant.
-
-    Attributes:
-        field: The vector field.
-        dim: Number of columns of x.
-    """
+    """The dynamics of x alone, with a last column of zeros in place of the log-determinant."""
 
     field: VectorField
     dim: int
 
     @property
     def width(self) -> int:
-        """The number of columns."""
         return self.dim + 1
 
     def arguments(self, x: Tensor, times: Sequence[float] | Tensor, context: Tensor | None) -> Any:
-        """Compute the arguments of a solve, each tensor with its gradient."""
         return self.field.constants(context)
 
     def prepare(self, times: Tensor, args: Any) -> Sequence[Any]:
-        """Prepare the field's stages."""
         return self.field.prepare(times, args)
 
     def evaluate(self, stage: Any, y: Tensor) -> Tensor:
-        """Evaluate the velocity, with a column of zeros."""
-        velocity = self.field.velocity(stage, y[:, :-1])
-        return pad(velocity, (0, 1))
+        return pad(self.field.velocity(stage, y[:, :-1]), (0, 1))

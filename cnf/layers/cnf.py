@@ -1,11 +1,9 @@
 """The continuous layer: state and log-density integrated together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from math import nan
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformRe
 from cnf.layers.padding import drop_padding, pad_batch
 from cnf.layers.settings import STEP_NORMS, SolverSettings
 from cnf.ode import Solution, SolveError, solve
+from cnf.utils.registry import name_of
 
 
 class CNF(Layer):
@@ -54,8 +53,6 @@ class CNF(Layer):
         (True, True)
     """
 
-    name: ClassVar[str] = "cnf"
-
     def __init__(self, field: nn.Module | dict[str, Any], **settings: Any) -> None:
         super().__init__()
         self.field = make_field(**field) if isinstance(field, dict) else field
@@ -65,23 +62,21 @@ class CNF(Layer):
         as_field(self.field, self.settings.compile_sizes)
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Integrate from base (t = 0) to data (t = 1)."""
-        return self._transform(z, context, (0.0, 1.0))
+        return self.between(z, 0.0, 1.0, context)
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Integrate from data (t = 1) to base (t = 0)."""
-        return self._transform(x, context, (1.0, 0.0))
+        return self.between(x, 1.0, 0.0, context)
 
     def between(
         self, x: Tensor, begin: float, end: float, context: Tensor | None = None
     ) -> TransformResult:
         """Transport states at time `begin` to time `end`, with the log-determinant."""
-        return self._transform(x, context, (begin, end))
+        dynamics = DensityDynamics(*self._field_and_divergence(x, context))
+        return _final_result(dynamics, self._solve(dynamics, x, context, (begin, end)))
 
     def pull_regularized(
         self, x: Tensor, context: Tensor | None, regularization: Regularization, base_time: float
     ) -> TransformResult:
-        """Pull x to `base_time`, with the penalties of a regularization."""
         names = tuple(regularization.active)
         dynamics = DensityDynamics(*self._field_and_divergence(x, context), regularizers=names)
         return _final_result(dynamics, self._solve(dynamics, x, context, (1.0, base_time)))
@@ -89,7 +84,6 @@ class CNF(Layer):
     def pull_scored(
         self, x: Tensor, context: Tensor | None, options: ScoringOptions
     ) -> ScoredTransform:
-        """Pull x at a tightened tolerance, with the variance of an estimated trace."""
         field, divergence, dim = self._field_and_divergence(x, context)
         estimates = 0
         if isinstance(divergence, Hutchinson):
@@ -106,11 +100,9 @@ class CNF(Layer):
         return ScoredTransform(_final_result(dynamics, solution), variance, solution.row_status)
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Push z without the log-determinant, by evaluations of the velocity alone."""
         return self.path(z, (0.0, 1.0), context)[-1]
 
     def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Pull x without the log-determinant, by evaluations of the velocity alone."""
         return self.path(x, (1.0, 0.0), context)[-1]
 
     def path(
@@ -131,26 +123,17 @@ class CNF(Layer):
         """
         self._check(x, context)
         field = as_field(self.field, self.settings.compile_sizes)
-        velocity: Tensor = field.velocity(field.at(t, context), x)
-        return velocity
+        return field.velocity(field.at(t, context), x)
 
     def with_solver(self, **changes: Any) -> Self:
-        """Return a layer on the same field with some of `SolverSettings`' attributes changed."""
         return type(self)(self.field, **vars(self.settings.replaced(changes)))
 
     def config(self) -> dict[str, Any]:
-        """Return the field's configuration and the solver settings that belong to a model."""
-        if not isinstance(self.field, TracedField) or type(self.field) not in FIELDS.values():
-            raise ValueError(
-                "Expected a field that its configuration can rebuild, a TracedField registered in "
-                f"cnf.fields.FIELDS; got {type(self.field).__name__}: register it there, or save "
-                "its state_dict yourself"
-            )
-        field = {"name": self.field.name, **self.field.config()}
-        return {"field": field, **self.settings.model_config()}
+        name = name_of(type(self.field), FIELDS, "cnf.fields.FIELDS")
+        assert isinstance(self.field, TracedField)
+        return {"field": {"name": name, **self.field.config()}, **self.settings.model_config()}
 
     def extra_repr(self) -> str:
-        """Return the settings and the chosen divergence, for the module's repr."""
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self.settings).items())
         return f"{settings}; {self.trace()}"
 
@@ -160,12 +143,6 @@ class CNF(Layer):
             name = self.settings.divergence
             return describe(choose_divergence(name, self.field, self.field.dim), self.field)
         return str(self.settings.divergence)
-
-    def _transform(
-        self, x: Tensor, context: Tensor | None, times: tuple[float, float]
-    ) -> TransformResult:
-        dynamics = DensityDynamics(*self._field_and_divergence(x, context))
-        return _final_result(dynamics, self._solve(dynamics, x, context, times))
 
     def _field_and_divergence(
         self, x: Tensor, context: Tensor | None
@@ -230,12 +207,7 @@ class CNF(Layer):
 
 
 def _final_result(dynamics: DensityDynamics, solution: Solution) -> TransformResult:
-    """Return the end of a solve as a result.
-
-    Penalties are negated integrals: only solves backwards in time have them.
-    """
-    end, dim = solution.ys[-1], dynamics.dim
-    names = dynamics.regularizers
-    integrals = -end[:, dynamics.width - len(names) :]
+    end, dim, names = solution.ys[-1], dynamics.dim, dynamics.regularizers
+    integrals = -end[:, dynamics.width - len(names) :]  # only solves backwards have penalties
     penalties = dict(zip(names, integrals.unbind(1), strict=True))
     return TransformResult(end[:, :dim], end[:, dim], solution.stats, penalties)

@@ -1,11 +1,10 @@
 """The interface of an invertible layer, and the results that layers return."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from math import inf
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cnf.fields.regularizers import Regularization
+from cnf.layers import LAYERS
 from cnf.ode import Stats, Status
-from cnf.utils.row_noise import RowNoise
+from cnf.utils.random import RowNoise
+from cnf.utils.registry import constructor_arguments, name_of
 
 
 @dataclass(frozen=True)
@@ -65,31 +66,54 @@ class ScoredTransform:
     variance: Tensor
     status: NDArray[np.object_]
 
+    @classmethod
+    def exact(cls, result: TransformResult) -> Self:
+        """Return the scored result of a map without estimates and solves."""
+        log_det = result.log_det
+        return cls(result, torch.zeros_like(log_det), np.full(len(log_det), Status.FINISHED))
+
+
+class ColumnRange(NamedTuple):
+    """The values that a column can have.
+
+    Attributes:
+        low: The lower end, −∞ without a bound.
+        high: The upper end, ∞ without a bound.
+        circular: Whether both ends are the same point.
+    """
+
+    low: float = -inf
+    high: float = inf
+    circular: bool = False
+
 
 class Layer(nn.Module, ABC):
     """An invertible map between the base's side (z, t = 0) and the data's side (x, t = 1).
 
-    A subclass implements `push`, `pull` and `config`, and has an entry in `LAYERS`; everything that
-    `config` leaves out is in the state dict.
+    A subclass implements `push` and `pull`, and has an entry in `LAYERS`; everything that `config`
+    leaves out is in the state dict.
 
     Attributes:
+        stochastic: Whether `pull` draws noise, so that the mean of log p is a lower bound.
+        widths: Numbers of columns on the base's and the data's side; None where they are equal.
         circular: The columns on the base's side that are angles in radians; None for a layer that
             does not distinguish angles from other columns.
         surjective: Whether every row of real numbers on the data's side has a preimage.
     """
 
-    name: ClassVar[str]
+    stochastic: bool = False
+    widths: tuple[int, int] | None = None
     circular: tuple[int, ...] | None = None
     surjective: bool = True
 
     @property
-    def stochastic(self) -> bool:
-        """Whether `pull` draws noise, so that the mean of log p is a lower bound."""
-        return False
+    def name(self) -> str:
+        """The layer's name in `LAYERS`."""
+        return name_of(type(self), LAYERS, "cnf.layers.LAYERS")
 
     @property
-    def widths(self) -> tuple[int, int] | None:
-        """Numbers of columns on the base's and the data's side; None where they are equal."""
+    def ranges(self) -> tuple[ColumnRange, ...] | None:
+        """Ranges of the columns on the data's side; None where all are the real line."""
         return None
 
     @abstractmethod
@@ -100,9 +124,9 @@ class Layer(nn.Module, ABC):
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
         """Map x towards the base, with log |det ∂z/∂x|."""
 
-    @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, ready for JSON."""
+        """Return the constructor's arguments, those in attributes of their names, JSON-ready."""
+        return constructor_arguments(self)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return x of shape (rows, dim) and log |det ∂x/∂z| of shape (rows,)."""
@@ -124,8 +148,7 @@ class Layer(nn.Module, ABC):
         self, x: Tensor, context: Tensor | None, options: ScoringOptions
     ) -> ScoredTransform:
         """Pull x with errors and statuses; never raises for a row."""
-        finished = np.full(len(x), Status.FINISHED)
-        return ScoredTransform(self.pull(x, context), x.new_zeros(len(x)), finished)
+        return ScoredTransform.exact(self.pull(x, context))
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Push z without the log-determinant, which may be cheaper."""

@@ -1,9 +1,5 @@
 """Batch normalisation by moving statistics, as a layer."""
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -13,18 +9,15 @@ from cnf.layers.layer import Layer, TransformResult
 class MovingNorm(Layer):
     """z = b + e^w (x − m) / √(v + ε) in each column; log |det ∂z/∂x| = Σ (w − ½ ln(v + ε)).
 
-    The mean m and the variance v are running statistics of rows from the data's side. Every log p
-    and every sample uses them, so that no row depends on its batch, and only `update` changes them,
-    as a training loop does after each of its steps. With δ the batch's mean minus m and s² its
-    variance,
+    The mean m and the variance v are running statistics of rows from the data's side: buffers,
+    first 0 and 1, that only `update` changes, as a training loop does after each of its steps. So
+    no row depends on its batch. With δ the batch's mean minus m and s² its variance,
 
         m ← m + a δ,    v ← (1 − a) (v + a δ²) + a s²,
 
     the statistics of a mixture of the past and, with weight a, of the batch. The weight is the
     larger of `decay` and 1/k in the k-th update: m and v are the statistics of all rows until 1/k
     falls below `decay`.
-
-    Before the first update m = 0 and v = 1. The statistics are buffers: gradients leave them alone.
 
     Args:
         dim: Number of columns.
@@ -48,8 +41,6 @@ class MovingNorm(Layer):
         [-1.0, 1.0]
     """
 
-    name: ClassVar[str] = "moving_norm"
-
     mean: Tensor
     variance: Tensor
     updates: Tensor
@@ -70,14 +61,12 @@ class MovingNorm(Layer):
         self.bias = nn.Parameter(torch.zeros(dim)) if affine else None
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map normalised columns to the data's units."""
         if self.bias is not None:
             z = z - self.bias
         log_scale = self._log_scale()
         return TransformResult(self.mean + z * log_scale.exp(), log_scale.sum().expand(len(z)))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Normalise columns."""
         log_scale = self._log_scale()
         z = (x - self.mean) * (-log_scale).exp()
         if self.bias is not None:
@@ -89,9 +78,7 @@ class MovingNorm(Layer):
         """Return the sums that `update` takes, which are additive over the parts of a batch.
 
         They are the number of rows, and the columns' sums and sums of squares about the running
-        mean, in double precision.
-
-        Shapes: (rows, dim) → (1 + 2 dim,).
+        mean, in double precision, shape (1 + 2 dim,).
         """
         distance = x.double() - self.mean
         count = distance.new_full((1,), len(x))
@@ -110,15 +97,9 @@ class MovingNorm(Layer):
         self.mean.add_(weight * shift)
 
     def _log_scale(self) -> Tensor:
-        """Return the log-scale of each column, towards the data."""
         log_scale = 0.5 * (self.variance + self.eps).log()
         return log_scale if self.log_weight is None else log_scale - self.log_weight
 
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"dim": self.dim, "decay": self.decay, "eps": self.eps, "affine": self.affine}
-
     def extra_repr(self) -> str:
-        """Return the arguments and the number of updates, for the module's repr."""
         arguments = ", ".join(f"{name}={value}" for name, value in self.config().items())
         return f"{arguments}, updates={int(self.updates)}"

@@ -1,10 +1,9 @@
 """Padding of small batches by copies of their rows."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -17,16 +16,11 @@ MIN_BATCH = 8
 
 
 def pad_batch(y: Tensor, args: Any) -> tuple[Tensor, Any]:
-    """Repeat the rows of a state, and of its arguments, until there are at least `MIN_BATCH`.
+    """Repeat the rows of a state (rows, width), and `PerRow` arguments, up to `MIN_BATCH` at least.
 
     A copy keeps the probes of its row, so that it fails only where the row does.
 
-    Args:
-        y: State, shape (rows, width).
-        args: Arguments of the dynamics, whose `PerRow` leaves are repeated with the state.
-
     Example:
-        >>> import torch
         >>> y, args = pad_batch(torch.zeros(3, 2), [PerRow(torch.ones(3, 4))])
         >>> y.shape, args[0].tensor.shape
         (torch.Size([9, 2]), torch.Size([9, 4]))
@@ -36,10 +30,10 @@ def pad_batch(y: Tensor, args: Any) -> tuple[Tensor, Any]:
         return y, args
 
     def repeat(leaf: Any) -> Any:
-        return PerRow(_repeat_rows(leaf.tensor, times)) if isinstance(leaf, PerRow) else leaf
+        return PerRow(torch.cat([leaf.tensor] * times)) if isinstance(leaf, PerRow) else leaf
 
     rows = tree_map(repeat, args, is_leaf=lambda leaf: isinstance(leaf, PerRow))
-    return _repeat_rows(y, times), rows
+    return torch.cat([y] * times), rows
 
 
 def drop_padding(solution: Solution, rows: int) -> Solution:
@@ -55,7 +49,3 @@ def drop_padding(solution: Solution, rows: int) -> Solution:
         last_times=solution.last_times[:rows],
         last_states=solution.last_states[:rows],
     )
-
-
-def _repeat_rows(rows: Tensor, times: int) -> Tensor:
-    return rows.repeat(times, *(1,) * (rows.ndim - 1))

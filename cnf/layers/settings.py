@@ -1,10 +1,8 @@
 """Solver settings of a continuous layer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,8 +15,8 @@ from cnf.ode import GRADIENTS, TABLEAUS, Checkpoint, Gradient, StepMode, Toleran
 def row_errors(ratio: Tensor, dim: int) -> Tensor:
     """Return the larger of a row's RMS over coordinates and its log-density's error, (rows,).
 
-    So the log-density, the column after the `dim` coordinates, is always controlled and never
-    diluted by them; later columns do not affect the steps.
+    The log-density, the column after the `dim` coordinates, is never diluted by them; later columns
+    do not affect the steps.
     """
     coordinates = ratio[:, :dim].square().mean(1).sqrt()
     return torch.maximum(coordinates, ratio[:, dim].abs())
@@ -27,9 +25,9 @@ def row_errors(ratio: Tensor, dim: int) -> Tensor:
 def per_sample_errors(ratio: Tensor, dim: int) -> Tensor:
     """Return the row errors in units of a tenth of the tolerance, (rows,).
 
-    The errors of steps accumulate; with a tenth for each, the error of the whole map stays near the
-    tolerance. Measured on flows fitted to toys: z → x → z at 1e-5 is wrong by up to 1e-5, and by up
-    to 2e-4 with the whole tolerance for each step; the cost is a third more evaluations.
+    The errors of steps accumulate; with a tenth for each, that of the whole map stays near the
+    tolerance. On flows fitted to toys z → x → z at 1e-5 was wrong by up to 1e-5, with the whole
+    tolerance for each step by up to 2e-4; the cost is a third more evaluations.
     """
     return 10 * row_errors(ratio, dim)
 
@@ -67,11 +65,9 @@ class SolverSettings:
             cautiously and with one more evaluation. Training avoids both (`cnf.training.learner`).
         max_steps: Largest number of steps of a solve, for each row where steps are per sample.
         compile: Whether `torch.compile` compiles the evaluations of concat-squash fields, and whole
-            steps of training by maximum likelihood; small batches gain most. Falls back with a
-            warning where there is no compiler. The first solves take up to a minute longer, and the
-            first ones with another number of rows half a minute; after eight such numbers PyTorch
-            compiles no more, unless `torch._dynamo.config.recompile_limit` is raised. It is not
-            part of a saved model.
+            steps of training by maximum likelihood; small batches gain most. Warns where there is
+            no compiler. First solves take up to a minute longer, with another number of rows half a
+            minute, for up to `torch._dynamo.config.recompile_limit` numbers. Not part of a model.
 
     Raises:
         ValueError: A name is unknown or a number out of range.
@@ -98,11 +94,10 @@ class SolverSettings:
             "step": STEP_NORMS,
         }
         for setting, choices in names.items():
-            if getattr(self, setting) not in choices:
-                raise ValueError(
-                    f"Expected {setting} to be one of {', '.join(choices)}; "
-                    f"got {getattr(self, setting)!r}"
-                )
+            given = getattr(self, setting)
+            if given not in choices:
+                known = ", ".join(choices)
+                raise ValueError(f"Expected {setting} to be one of {known}; got {given!r}")
         if self.max_steps < 1:
             raise ValueError(f"Expected max_steps of at least 1; got {self.max_steps}")
         if self.activation_bytes < 0:
@@ -129,13 +124,11 @@ class SolverSettings:
     @property
     def gradient_mode(self) -> Gradient:
         """The gradient mode of solves."""
-        return (
-            Checkpoint(self.activation_bytes)
-            if self.gradient == "checkpoint"
-            else GRADIENTS[self.gradient]
-        )
+        if self.gradient == "checkpoint":
+            return Checkpoint(self.activation_bytes)
+        return GRADIENTS[self.gradient]
 
-    def replaced(self, changes: dict[str, Any]) -> SolverSettings:
+    def replaced(self, changes: dict[str, Any]) -> Self:
         """Return settings with some of them replaced.
 
         Raises:
@@ -152,9 +145,9 @@ class SolverSettings:
     def tightened(self, factor: float) -> dict[str, Any]:
         """Return changes that tighten a solve: dopri8 at tolerances times a factor below 1.
 
-        A factor of 1 changes nothing. The order is raised too, since on smooth paths a method takes
-        the same steps at either tolerance, with the same error: measured at 1e-3, the difference
-        then revealed the error in 3 rows of 10, with dopri8 in 99 of 100. Fixed steps are halved.
+        A factor of 1 changes nothing; fixed steps are halved. The order is raised since on smooth
+        paths a method takes the same steps at either tolerance, with the same error: at 1e-3 the
+        difference revealed it in 3 rows of 10, with dopri8 in 99 of 100.
         """
         if factor == 1:
             return {}
@@ -164,9 +157,6 @@ class SolverSettings:
         return changes | {"method": "dopri8"}
 
     def model_config(self) -> dict[str, Any]:
-        """Return the settings that belong to a model, ready for JSON.
-
-        The divergence and compilation are choices of the model's user, and left out.
-        """
+        """Return the settings that belong to a model, ready for JSON."""
         left_out = ("divergence", "compile")
         return {name: value for name, value in vars(self).items() if name not in left_out}

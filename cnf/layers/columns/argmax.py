@@ -1,17 +1,14 @@
 """A layer of categories."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import lgamma
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, inf, nan
 
 from cnf.layers.columns.stochastic import StochasticLayer, uniform
 from cnf.layers.layer import TransformResult
-from cnf.utils.row_noise import RowNoise
+from cnf.utils.random import RowNoise
 
 
 class Argmax(StochasticLayer):
@@ -25,8 +22,7 @@ class Argmax(StochasticLayer):
 
     which is smooth and has one mode. Towards the base z is drawn from q(z | x = k) = f(z) / π_k
     where k is the largest; the mean of log p(z) − log q(z | x) is a lower bound on the log-mass of
-    x. Numbers of no category have no mass: their log-determinant is −∞. A missing value, NaN, has
-    log-determinant NaN.
+    x. The log-determinant of other numbers, which have no mass, is −∞, and of a missing value NaN.
 
     Args:
         shares: Shares of the categories, above 0; they are normalised to sum to 1.
@@ -46,9 +42,7 @@ class Argmax(StochasticLayer):
         (torch.Size([3, 2]), [0.0, 1.0, 2.0])
     """
 
-    name: ClassVar[str] = "argmax"
     surjective = False
-
     log_shares: Tensor
 
     def __init__(self, shares: Sequence[float]) -> None:
@@ -59,22 +53,13 @@ class Argmax(StochasticLayer):
                 "categories that never occur, and a column with a single one"
             )
         self.shares = [float(share) for share in shares]
+        self.widths = len(shares) - 1, 1
         total = torch.tensor(self.shares, dtype=torch.float64)
         self.register_buffer("log_shares", (total / total.sum()).log().float())
 
-    @property
-    def widths(self) -> tuple[int, int]:
-        """Numbers of columns: K − 1 on the base's side and 1 on the data's."""
-        return len(self.shares) - 1, 1
-
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to the number of the largest, counted from 0."""
         x = self._with_reference(z).argmax(1, keepdim=True)
         return TransformResult(x.to(z), self._log_noise(z, x))
-
-    def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Draw z for which the category is the largest."""
-        return self._pull(x, None)
 
     def _pull(self, x: Tensor, noise: RowNoise | None) -> TransformResult:
         invalid = ~self.in_range(x)
@@ -85,7 +70,6 @@ class Argmax(StochasticLayer):
         return TransformResult(z, log_det.masked_fill(x.isnan().squeeze(1), nan))
 
     def in_range(self, x: Tensor) -> Tensor:
-        """Return a mask of the rows that number a category."""
         return ((x == x.floor()) & (x >= 0) & (x < len(self.shares))).squeeze(1)
 
     def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -104,7 +88,6 @@ class Argmax(StochasticLayer):
         return v.scatter(1, category, -largest.log())
 
     def _log_noise(self, z: Tensor, category: Tensor) -> Tensor:
-        """Return log q(z | x), shape (rows,)."""
         logits = self.log_shares - self._with_reference(z)
         count = len(self.shares)
         log_density = lgamma(count) + logits.sum(1) - count * logits.logsumexp(1)
@@ -113,7 +96,3 @@ class Argmax(StochasticLayer):
     def _with_reference(self, z: Tensor) -> Tensor:
         """Append the last category's difference from itself, zero."""
         return torch.cat([z, z.new_zeros(len(z), 1)], 1)
-
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"shares": self.shares}

@@ -1,16 +1,13 @@
 """A layer of bounded columns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, inf
 from torch.nn.functional import logsigmoid
 
-from cnf.layers.columns.open_bounds import below
-from cnf.layers.layer import Layer, TransformResult
+from cnf.layers.layer import ColumnRange, Layer, TransformResult
 
 # Extension of an interval on either side, relative to its width: so its ends have finite preimages.
 # Draws beyond the ends are clamped to them.
@@ -45,9 +42,7 @@ class Bounded(Layer):
         (0.0, [-0.916, -inf])
     """
 
-    name: ClassVar[str] = "bounded"
     surjective = False
-
     low: Tensor
     high: Tensor
 
@@ -62,36 +57,36 @@ class Bounded(Layer):
         self.register_buffer("low", torch.tensor(self.bounds[0]))
         self.register_buffer("high", torch.tensor(self.bounds[1]))
 
+    @property
+    def ranges(self) -> tuple[ColumnRange, ...]:
+        return tuple(map(ColumnRange, self.low.tolist(), self.high.tolist()))
+
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map log-odds to the data's units."""
-        start, width = self._interval()
-        x = start + width * z.sigmoid()
+        width = self.high - self.low
+        share = (1 + 2 * INTERVAL_MARGIN) * z.sigmoid() - INTERVAL_MARGIN
         # Strictly below the upper bound, since `Dequantize` may follow and take the floor.
-        return TransformResult(below(x.clamp(min=self.low), self.high), self._log_det(z, width))
+        highest = torch.nextafter(self.high, torch.full_like(self.high, -inf))
+        x = (self.low + width * share).clamp(self.low, highest)
+        return TransformResult(x, self._log_det(z))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to log-odds."""
-        start, width = self._interval()
         outside = self._outside(x)
-        z = ((x.clamp(self.low, self.high) - start) / width).masked_fill(outside, 0.5).logit()
-        return TransformResult(z, (-self._log_det(z, width)).masked_fill(outside.any(1), -inf))
+        # The margin is added to the share: to bounds far from 0 it would be lost in rounding.
+        share = (x.clamp(self.low, self.high) - self.low) / (self.high - self.low)
+        inner = (share + INTERVAL_MARGIN) / (1 + 2 * INTERVAL_MARGIN)
+        z = inner.masked_fill(outside, 0.5).logit()
+        return TransformResult(z, (-self._log_det(z)).masked_fill(outside.any(1), -inf))
 
     def in_range(self, x: Tensor) -> Tensor:
-        """Return a mask of the rows within the bounds, ends included."""
         return ~self._outside(x).any(1)
 
     def _outside(self, x: Tensor) -> Tensor:
         low, high = (BOUND_TOLERANCE * bound.abs() for bound in (self.low, self.high))
         return (x < self.low - low) | (x > self.high + high)
 
-    def _interval(self) -> tuple[Tensor, Tensor]:
-        """Return the start and the width of the interval, margins included."""
-        width = self.high - self.low
-        return self.low - INTERVAL_MARGIN * width, (1 + 2 * INTERVAL_MARGIN) * width
-
-    def _log_det(self, z: Tensor, width: Tensor) -> Tensor:
+    def _log_det(self, z: Tensor) -> Tensor:
+        width = (1 + 2 * INTERVAL_MARGIN) * (self.high - self.low)
         return (width.log() + logsigmoid(z) + logsigmoid(-z)).sum(1)
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
         return {"low": self.bounds[0], "high": self.bounds[1]}

@@ -1,14 +1,11 @@
 """A layer of angles."""
 
-from __future__ import annotations
-
 from math import isfinite, log, pi
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from cnf.layers.layer import Layer, TransformResult
+from cnf.layers.layer import ColumnRange, Layer, TransformResult
 from cnf.utils.angles import half_open
 
 
@@ -38,35 +35,26 @@ class Circular(Layer):
         [[90.0], [90.0]]
     """
 
-    name: ClassVar[str] = "circular"
-
     # The ends are numbers rather than buffers, so that a flow of any dtype rounds them only once.
     def __init__(self, dim: int, low: float = -pi, high: float = pi) -> None:
         super().__init__()
         if not (isfinite(low) and isfinite(high) and low < high):
             raise ValueError(f"Expected finite ends, the lower one first; got {low} and {high}")
         self.dim, self.low, self.high = dim, float(low), float(high)
-        self.circular = tuple(range(dim))
+        self.circular, self.widths = tuple(range(dim)), (dim, dim)
         self.turn = self.high - self.low
         self.log_scale = dim * log(self.turn / (2 * pi))
 
     @property
-    def widths(self) -> tuple[int, int]:
-        """Numbers of columns, equal on both sides."""
-        return self.dim, self.dim
+    def ranges(self) -> tuple[ColumnRange, ...]:
+        return (ColumnRange(self.low, self.high, circular=True),) * self.dim
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to the data's units, within the interval."""
         turned = torch.remainder(z + pi, 2 * pi)
         x = half_open(self.low + self.turn / (2 * pi) * turned, self.low, self.high)
         return TransformResult(x, z.new_full((len(z),), self.log_scale))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to radians."""
         turned = torch.remainder(x - self.low, self.turn)
         z = half_open(2 * pi / self.turn * turned - pi, -pi, pi)
         return TransformResult(z, x.new_full((len(x),), -self.log_scale))
-
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"dim": self.dim, "low": self.low, "high": self.high}

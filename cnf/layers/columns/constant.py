@@ -1,10 +1,8 @@
 """A layer of constant columns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,9 +29,7 @@ class Constant(Layer):
                 [7.]]), tensor([0., 0.]))
     """
 
-    name: ClassVar[str] = "constant"
     surjective = False
-
     values: Tensor
 
     def __init__(self, values: Sequence[float]) -> None:
@@ -43,19 +39,13 @@ class Constant(Layer):
                 f"Expected finite values; got {list(values)}: give each column its constant"
             )
         self.numbers = [float(value) for value in values]
+        self.widths = 0, len(values)
         self.register_buffer("values", torch.tensor(self.numbers))
 
-    @property
-    def widths(self) -> tuple[int, int]:
-        """Numbers of columns: 0 on the base's side."""
-        return 0, len(self.numbers)
-
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Return the values."""
         return TransformResult(self.values.expand(len(z), -1), z.new_zeros(len(z)))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Drop the columns."""
         return TransformResult(x[:, :0], x.new_zeros(len(x)))
 
     def in_range(self, x: Tensor) -> Tensor:
@@ -63,5 +53,4 @@ class Constant(Layer):
         return (x.float() == self.values.float()).all(1)
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
         return {"values": self.numbers}

@@ -1,23 +1,19 @@
 """A layer of integers."""
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, inf
 
 from cnf.layers.columns.stochastic import StochasticLayer, uniform
 from cnf.layers.layer import TransformResult
-from cnf.utils.row_noise import RowNoise
+from cnf.utils.random import RowNoise
 
 
 class Dequantize(StochasticLayer):
     """The floor x = ⌊z⌋ of each column; towards the base z = x + u with noise u ~ U(0, 1).
 
-    The mean of log p(x + u) is a lower bound on the log-mass of x, since that is the integral of
-    p(x + u) over u. PyTorch's generator draws the noise anew in each call. Rows that are not
-    integers have no mass: their log-determinant is −∞.
+    The mean of log p(x + u) is a lower bound on the log-mass of x, the integral of p(x + u) over u.
+    Each call draws the noise anew. Rows that are not integers have no mass: their log-determinant
+    is −∞.
 
     Args:
         dim: Number of columns.
@@ -32,7 +28,6 @@ class Dequantize(StochasticLayer):
         (3.0, [0.0, -inf])
     """
 
-    name: ClassVar[str] = "dequantize"
     surjective = False
 
     def __init__(self, dim: int) -> None:
@@ -40,12 +35,7 @@ class Dequantize(StochasticLayer):
         self.dim = dim
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Round down to integers."""
         return TransformResult(z.floor(), z.new_zeros(len(z)))
-
-    def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Add uniform noise."""
-        return self._pull(x, None)
 
     def _pull(self, x: Tensor, noise: RowNoise | None) -> TransformResult:
         floor = x.floor()
@@ -55,13 +45,8 @@ class Dequantize(StochasticLayer):
         return TransformResult(z, x.new_zeros(len(x)).masked_fill(~self.in_range(x), -inf))
 
     def in_range(self, x: Tensor) -> Tensor:
-        """Return a mask of the rows of integers."""
         return (x == x.floor()).all(1)
 
     def preimage(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the middles between x and x + 1."""
         return x + 0.5
-
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"dim": self.dim}

@@ -1,9 +1,5 @@
 """A layer of real numbers."""
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
-
 from torch import Tensor
 
 from cnf.layers.layer import Layer, TransformResult
@@ -23,20 +19,12 @@ class Identity(Layer):
         (tensor([[1.]]), tensor([0.]))
     """
 
-    name: ClassVar[str] = "identity"
-
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Return z."""
         return TransformResult(z, z.new_zeros(len(z)))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Return x."""
         return TransformResult(x, x.new_zeros(len(x)))
-
-    def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"dim": self.dim}

@@ -1,16 +1,13 @@
 """A layer of positive columns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, inf
 
-from cnf.layers.columns.open_bounds import above
-from cnf.layers.layer import Layer, TransformResult
+from cnf.layers.layer import ColumnRange, Layer, TransformResult
 
 
 class Positive(Layer):
@@ -33,9 +30,7 @@ class Positive(Layer):
         (0.0, [0.0, inf])
     """
 
-    name: ClassVar[str] = "positive"
     surjective = False
-
     low: Tensor
 
     def __init__(self, low: Sequence[float]) -> None:
@@ -45,23 +40,24 @@ class Positive(Layer):
         self.bounds = [float(bound) for bound in low]
         self.register_buffer("low", torch.tensor(self.bounds))
 
+    @property
+    def ranges(self) -> tuple[ColumnRange, ...]:
+        return tuple(map(ColumnRange, self.low.tolist()))
+
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to the data's units."""
-        return TransformResult(above(self.low + z.exp(), self.low), z.sum(1))
+        lowest = torch.nextafter(self.low, torch.full_like(self.low, inf))
+        return TransformResult(torch.maximum(self.low + z.exp(), lowest), z.sum(1))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to logarithms."""
         out = self._out(x)
         z = (x - self.low).masked_fill(out, 1.0).log()
         return TransformResult(z, (-z.sum(1)).masked_fill(out.any(1), -inf))
 
     def in_range(self, x: Tensor) -> Tensor:
-        """Return a mask of the rows above the bounds."""
         return ~self._out(x).any(1)
 
     def _out(self, x: Tensor) -> Tensor:
         return x <= self.low
 
     def config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
         return {"low": self.bounds}

@@ -1,16 +1,12 @@
 """Layers whose inverse is stochastic."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformResult
-from cnf.ode import Status
-from cnf.utils.row_noise import RowNoise
+from cnf.utils.random import RowNoise
 
 
 class StochasticLayer(Layer):
@@ -23,17 +19,15 @@ class StochasticLayer(Layer):
     flows.
     """
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether `pull` draws noise: always."""
-        return True
+    stochastic = True
+
+    def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
+        return self._pull(x, None)
 
     def pull_scored(
         self, x: Tensor, context: Tensor | None, options: ScoringOptions
     ) -> ScoredTransform:
-        """Pull x with the noise of `options`."""
-        finished = np.full(len(x), Status.FINISHED)
-        return ScoredTransform(self._pull(x, options.noise), x.new_zeros(len(x)), finished)
+        return ScoredTransform.exact(self._pull(x, options.noise))
 
     @abstractmethod
     def _pull(self, x: Tensor, noise: RowNoise | None) -> TransformResult:

@@ -1,7 +1,5 @@
 """A Gaussianization of columns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import inf
 from typing import ClassVar
@@ -23,15 +21,10 @@ class Gaussianize(Scaling):
         log |det| = −Σ ln ∂z_i/∂x_i
 
     F_i is the column's distribution function, an increasing curve with exponential tails through
-    quantiles of the training rows. Cross-validation chooses their number
-    (`cnf.layers.scalings.quantiles`). Spikes, edges, gaps and skewness of single columns are then
-    modelled here, and the field has to model only their dependence.
+    quantiles of the training rows, whose number cross-validation chooses
+    (`cnf.layers.scalings.quantiles`). The field then has to model only the columns' dependence.
 
-    The layer is the identity until it is fitted. Its statistics are buffers, without gradients.
-
-    Args:
-        dim: Number of columns.
-        circular: The columns that are angles, which are left unchanged.
+    Arguments are those of `Scaling`.
 
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
@@ -47,7 +40,7 @@ class Gaussianize(Scaling):
         True
     """
 
-    name: ClassVar[str] = "gaussianize"
+    follows: ClassVar[str | None] = "whiten"
 
     knots: Tensor
     normal: Tensor
@@ -64,12 +57,10 @@ class Gaussianize(Scaling):
         self.register_buffer("shaped", torch.zeros(dim, dtype=torch.bool))
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to the data's units."""
         u = torch.where(self.shaped, self._curves.inverse(z.T).T, z)
         return TransformResult(self.loc + self.scale * u, -self._normalize(u)[1])
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to normal columns."""
         return TransformResult(*self._normalize((x - self.loc) / self.scale))
 
     def _normalize(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +75,6 @@ class Gaussianize(Scaling):
         return RationalQuadratic(self.knots, self.normal, self.slope, self.last)
 
     def _fit_standard(self, z: Tensor, shares: Tensor) -> None:
-        """Fit the columns' curves."""
         weights = shares.cpu().numpy()
         for column, values in zip(self.scaled_columns, z.T.cpu().numpy(), strict=True):
             curve = normalizing_curve(values, weights)

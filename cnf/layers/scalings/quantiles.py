@@ -1,7 +1,5 @@
 """Curves through quantiles of a column, which make it normal."""
 
-from __future__ import annotations
-
 from math import inf, log, pi
 
 import numpy as np
@@ -32,9 +30,6 @@ def normalizing_curve(values: Array, shares: Array) -> RationalQuadratic:
     Args:
         values: Standardised values, shape (rows,), at least two of them distinct.
         shares: Weights of the rows, shape (rows,).
-
-    Returns:
-        The curve of one column, in double precision.
 
     Example:
         >>> uniform = np.linspace(-1.7, 1.7, 1001)
@@ -71,11 +66,7 @@ def gaussianization_gain(values: Array) -> float:
     Gaussians' x, 0.7 to 3.2 for Student's t with 1.5 degrees of freedom, 2.7 to 7 for a Cauchy one,
     and 5.4 for two clusters a thousand of their deviations apart.
 
-    Args:
-        values: Shape (rows,), at least two of them distinct.
-
-    Returns:
-        The gain; 0 where there are too few rows to hold any out.
+    Of values (rows,) at least two are distinct; where there are too few to hold any out it is 0.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -94,21 +85,14 @@ def gaussianization_gain(values: Array) -> float:
 
 
 def _quantile_curve(distinct: Array, mass: Array, bins: int) -> RationalQuadratic:
-    """Build the curve through the ends and the quantiles between bins.
-
-    Args:
-        distinct: Increasing values.
-        mass: Their masses.
-        bins: Number of bins of equal mass.
-    """
+    """Build the curve through the ends and the quantiles between bins of increasing values."""
     mass = mass / mass.sum()
     inner = np.arange(1, bins) / bins
     # The distribution function is evaluated at the middle of its steps, and each tail beyond the
     # ends gets half a row's mass.
     tail = 0.5 / len(distinct)
-    x = np.concatenate(
-        [distinct[:1], np.interp(inner, mass.cumsum() - mass / 2, distinct), distinct[-1:]]
-    )
+    quantiles = np.interp(inner, mass.cumsum() - mass / 2, distinct)
+    x = np.concatenate([distinct[:1], quantiles, distinct[-1:]])
     probability = np.concatenate([[tail], inner, [1 - tail]])
     kept = _separated_knots(x, probability)
     knots, levels = (torch.from_numpy(each[kept]).unsqueeze(0) for each in (x, probability))
@@ -126,7 +110,6 @@ def _separated_knots(x: Array, probability: Array) -> list[int]:
 
 
 def _log_density(curve: RationalQuadratic, values: Array) -> Array:
-    """Return log φ(y(x)) + log y'(x)."""
     y, log_slope = curve.forward(torch.from_numpy(values).unsqueeze(0))
     log_density: Array = (Normal(0.0, 1.0).log_prob(y) + log_slope)[0].numpy()
     return log_density

@@ -1,7 +1,5 @@
 """Monotone rational-quadratic interpolation."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, Self
 
 import torch
@@ -93,7 +91,6 @@ class RationalQuadratic(NamedTuple):
         return x0 + t * width + (y.square() - inside.square()) / growth * (y != inside)
 
     def _ends(self, knots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each column's first and last knot."""
         return knots[:, :1], knots.gather(1, self.last)
 
     def _bracket(self, knots: Tensor, points: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -1,9 +1,5 @@
 """A standardisation of columns."""
 
-from __future__ import annotations
-
-from typing import ClassVar
-
 from torch import Tensor
 
 from cnf.layers.layer import TransformResult
@@ -13,11 +9,7 @@ from cnf.layers.scalings.scaling import Scaling
 class Standardize(Scaling):
     """The standardisation x = loc + scale ∘ z by means and deviations; log |det| = Σ ln scale.
 
-    The layer is the identity until it is fitted. Its statistics are buffers, without gradients.
-
-    Args:
-        dim: Number of columns.
-        circular: The columns that are angles, which are left unchanged.
+    Arguments are those of `Scaling`.
 
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
@@ -29,14 +21,10 @@ class Standardize(Scaling):
         (1.0, -2.3026)
     """
 
-    name: ClassVar[str] = "standardize"
-
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to the data's units."""
         return TransformResult(self.loc + self.scale * z, self.scale.log().sum().expand(len(z)))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to standard units."""
         return TransformResult((x - self.loc) / self.scale, -self.scale.log().sum().expand(len(x)))
 
     def _fit_standard(self, z: Tensor, shares: Tensor) -> None:

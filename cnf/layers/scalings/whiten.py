@@ -1,9 +1,6 @@
 """A whitening of columns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,15 +20,10 @@ class Whiten(Scaling):
 
     The training rows become uncorrelated with unit variance; among all such maps this one keeps
     each column closest to the original (ZCA-cor; Kessy et al. 2018). The sample's correlation C is
-    shrunk, R = (1 − s) C + s I, by Ledoit and Wolf's (2004) s, which is small where there are many
-    rows for each column, and by more where columns are nearly collinear, so that the eigenvalues of
-    R stay within a factor of a million.
+    shrunk, R = (1 − s) C + s I, by Ledoit and Wolf's (2004) s, and by more where columns are nearly
+    collinear, so that the eigenvalues of R stay within a factor of a million.
 
-    The layer is the identity until it is fitted. Its statistics are buffers, without gradients.
-
-    Args:
-        dim: Number of columns.
-        circular: The columns that are angles, which are left unchanged.
+    Arguments are those of `Scaling`.
 
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
@@ -45,8 +37,6 @@ class Whiten(Scaling):
         True
     """
 
-    name: ClassVar[str] = "whiten"
-
     mixing: Tensor
     unmixing: Tensor
     log_mixing: Tensor
@@ -58,13 +48,11 @@ class Whiten(Scaling):
         self.register_buffer("log_mixing", torch.zeros(()))
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to the data's units."""
         return TransformResult(
             self.loc + self.scale * (z @ self.mixing), self._log_det().expand(len(z))
         )
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Map to white units."""
         z = (x - self.loc) / self.scale @ self.unmixing
         return TransformResult(z, -self._log_det().expand(len(x)))
 
@@ -72,7 +60,6 @@ class Whiten(Scaling):
         return self.scale.log().sum() + self.log_mixing
 
     def _fit_standard(self, z: Tensor, shares: Tensor) -> None:
-        """Fit the symmetric square roots of the correlation and its inverse."""
         correlation = z.T @ (shares.unsqueeze(1) * z)
         values, vectors = torch.linalg.eigh(correlation)
         s = _shrinkage(z, shares, correlation, values)
@@ -85,11 +72,9 @@ class Whiten(Scaling):
 
 
 def _shrinkage(z: Tensor, shares: Tensor, correlation: Tensor, values: Tensor) -> Tensor:
-    """Return the weight of the identity in the shrunk correlation, a scalar from 0 to 1.
-
-    Ledoit and Wolf's estimate is the variance of the correlation's entries over the squared
-    distance from the identity. Rows of unequal weights count as 1 / Σ shares² rows of equal weight.
-    """
+    """Return the weight of the identity in the shrunk correlation, a scalar from 0 to 1."""
+    # Ledoit and Wolf: the variance of the entries over the squared distance from the identity. Rows
+    # of unequal weights count as 1 / Σ shares² rows of equal weight.
     identity = torch.eye(len(values)).to(values)
     variance = shares @ z.square().sum(1).square() - correlation.square().sum()
     spread = (correlation - identity).square().sum()

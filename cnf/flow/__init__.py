@@ -1,10 +1,27 @@
 """A flow, a base distribution and invertible layers: its density, its samples, its scores."""
 
-from cnf.flow.cylinder import Cylinder
-from cnf.flow.distribution import FlowDistribution
-from cnf.flow.ffjord import ffjord
-from cnf.flow.flow import Flow
-from cnf.flow.scores import Scores
-from cnf.flow.transform import FlowTransform
+from typing import TYPE_CHECKING
+
+from cnf.utils.lazy import lazy_package
+
+if TYPE_CHECKING:
+    from cnf.flow.build import ffjord
+    from cnf.flow.cylinder import Cylinder
+    from cnf.flow.distribution import FlowDistribution
+    from cnf.flow.flow import Flow
+    from cnf.flow.scores import Scores
+    from cnf.flow.transform import FlowTransform
+else:  # imported on first use, with PyTorch
+    __getattr__, __dir__ = lazy_package(
+        __name__,
+        {
+            "build": "ffjord",
+            "cylinder": "Cylinder",
+            "distribution": "FlowDistribution",
+            "flow": "Flow",
+            "scores": "Scores",
+            "transform": "FlowTransform",
+        },
+    )
 
 __all__ = ["Cylinder", "Flow", "FlowDistribution", "FlowTransform", "Scores", "ffjord"]

@@ -1,7 +1,5 @@
 """Base distributions as configuration: to JSON and named tensors, and back."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from inspect import signature
@@ -14,19 +12,13 @@ from torch.distributions import Distribution
 from cnf.flow.cylinder import Cylinder
 
 # Constructor arguments that attributes of other names hold.
-_ATTRIBUTES = {
-    "base_distribution": "base_dist",
-    "lims": "_lims",
-    "validate_args": "_validate_args",
-}
+_ATTRIBUTES = {"base_distribution": "base_dist", "lims": "_lims", "validate_args": "_validate_args"}
 
 
 def describe(base: Distribution, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a distribution of `torch.distributions` or a `Cylinder` as JSON, and its tensors.
 
-    Args:
-        base: The distribution.
-        prefix: What the tensors' names start with.
+    The tensors' names start with the prefix.
 
     Raises:
         ValueError: The distribution is neither, or is not made of tensors, numbers and
@@ -67,7 +59,6 @@ def describe(base: Distribution, prefix: str) -> tuple[dict[str, Any], dict[str,
 
 
 def _kind(name: str) -> Any:
-    """Return the class that a distribution's name stands for; None where there is no such name."""
     return Cylinder if name == "Cylinder" else getattr(torch.distributions, name, None)
 
 
@@ -97,17 +88,8 @@ def _given(base: Distribution) -> str:
 
 
 def _is_numeric(value: Any) -> bool:
-    """Return whether a value is a number, or a sequence of numbers."""
-    if isinstance(value, tuple | list):
-        return all(isinstance(each, int | float) for each in value)
-    return isinstance(value, int | float)
-
-
-def _real(name: str, tensors: dict[str, Tensor]) -> Tensor:
-    tensor = tensors[name]
-    if not tensor.is_floating_point():
-        raise ValueError(f"Expected real numbers for {name}; got {tensor.dtype}")
-    return tensor
+    values = value if isinstance(value, tuple | list) else [value]
+    return all(isinstance(each, int | float) for each in values)
 
 
 def rebuild(description: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -> Distribution:
@@ -123,7 +105,12 @@ def rebuild(description: dict[str, Any], prefix: str, tensors: dict[str, Tensor]
     arguments = dict(description["numbers"])
     for part, inner in description["parts"].items():
         full = f"{prefix}.{part}"
-        arguments[part] = _real(full, tensors) if inner is None else rebuild(inner, full, tensors)
+        if inner is not None:
+            arguments[part] = rebuild(inner, full, tensors)
+        elif tensors[full].is_floating_point():
+            arguments[part] = tensors[full]
+        else:
+            raise ValueError(f"Expected real numbers for {full}; got {tensors[full].dtype}")
     return kind(**arguments)
 
 
@@ -145,8 +132,3 @@ def _copy(base: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:
         elif isinstance(value, Distribution):
             setattr(mapped, name, _copy(value, fn))
     return mapped
-
-
-def circular_of(base: Distribution) -> tuple[int, ...]:
-    """Return the columns of a base that are angles in radians, which only a `Cylinder` has."""
-    return base.circular if isinstance(base, Cylinder) else ()

@@ -1,7 +1,5 @@
 """Batches of rows, each small enough for one solve."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -11,11 +9,7 @@ from cnf.ode import SolveError
 
 
 def chunks(count: int, max_batch: int | None) -> list[slice]:
-    """Return the slices of `count` rows that are solved together: at least one.
-
-    Args:
-        count: The number of rows.
-        max_batch: The most rows of a slice; all rows when None.
+    """Return the slices of `count` rows, at least one, each of at most `max_batch` if not None.
 
     Raises:
         ValueError: `max_batch` is below 1.
@@ -38,14 +32,9 @@ def in_chunks(
     context: Tensor | None,
     max_batch: int | None,
 ) -> Tensor:
-    """Apply `solve` to at most `max_batch` rows and their contexts at a time.
+    """Apply `solve` to at most `max_batch` rows and their contexts at a time; all when None.
 
-    Args:
-        solve: A function of rows (n, columns) and contexts (n, context_dim) that returns a tensor
-            of shape (n, …).
-        rows: Shape (rows, columns).
-        context: Shape (rows, context_dim).
-        max_batch: The most rows in one solve; all when None.
+    Shapes: `solve`: (n, columns), (n, context_dim) → (n, …), for chunks of all rows.
 
     Raises:
         SolveError: `solve` raises it; rows are named by their numbers among all rows.

@@ -1,7 +1,5 @@
 """The base distribution of flows over angles and real numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import log, pi
 from typing import Any, ClassVar
@@ -20,8 +18,8 @@ class Cylinder(Distribution):
 
         log p(z) = Σ ln N(z_j; loc_j, scale_j²) − m ln 2π
 
-    with the sum over the columns that are not angles, and m the number of angles. It is a density
-    on the circle: it is the same some turns further, and draws are in [−π, π).
+    with the sum over the columns that are not angles, and m the number of angles, whose draws are
+    in [−π, π) and whose density is periodic.
 
     Args:
         loc: The means of the columns that are not angles, shape (dim − m,).
@@ -59,8 +57,7 @@ class Cylinder(Distribution):
         self._places = torch.tensor([*others, *self.circular], device=loc.device).argsort()
         super().__init__(event_shape=torch.Size([dim]), validate_args=None)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Cylinder:
-        """Return the distribution with a batch shape, by views of its parameters."""
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "Cylinder":
         new: Cylinder
         new = self._get_checked_instance(Cylinder, _instance)  # type: ignore[no-untyped-call]
         new.circular, new._others, new._places = self.circular, self._others, self._places
@@ -72,7 +69,6 @@ class Cylinder(Distribution):
         return new
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Return draws, shape (*sample_shape, *batch, dim), with a gradient to the parameters."""
         shape = (*sample_shape, *self.batch_shape)
         like: dict[str, Any] = {"dtype": self.loc.dtype, "device": self.loc.device}
         normal = torch.randn(*shape, self.loc.shape[-1], **like)
@@ -81,7 +77,6 @@ class Cylinder(Distribution):
         return drawn.index_select(-1, self._places)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density in nats, shape (*batch, dim) → (*batch)."""
         if self._validate_args:
             self._validate_sample(value)
         z = (value.index_select(-1, self._others) - self.loc) / self.scale

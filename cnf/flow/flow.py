@@ -1,7 +1,5 @@
 """A flow: a base distribution and the invertible layers between it and the data."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self, cast
@@ -13,19 +11,14 @@ from torch.distributions.constraints import Constraint
 
 from cnf.fields import TracedField
 from cnf.fields.regularizers import Regularization
-from cnf.flow.base_config import circular_of, map_tensors
+from cnf.flow.base_config import map_tensors
 from cnf.flow.batching import in_chunks
+from cnf.flow.cylinder import Cylinder
 from cnf.flow.distribution import FlowDistribution
-from cnf.flow.scores import RowLogProbs, Scores
-from cnf.flow.scoring import base_log_prob, score_rows
+from cnf.flow.scores import RowLogProbs, Scores, base_log_prob, score_rows
 from cnf.flow.support import reach
 from cnf.flow.transform import FlowTransform
-from cnf.layers import (
-    CNF,
-    Layer,
-    Standardize,
-    TransformResult,
-)
+from cnf.layers import CNF, Layer, Standardize, TransformResult
 from cnf.ode import Stats
 from cnf.utils.shapes import Shape, as_rows, check_tensors, per_row, sizes
 
@@ -41,18 +34,14 @@ class Flow(nn.Module):
         context: Standardises the context on its way to the layers; they get it as it is when None.
 
     Raises:
-        ValueError: The base is not a single distribution over vectors, a layer
-            receives another number of columns than it has, or disagrees with the base on which
-            of them are angles.
+        ValueError: The base is not a single distribution over vectors, or a layer disagrees with it
+            on the number of columns or on which of them are angles.
         SolveError: From any method: a solve failed; the message names the rows and what to try.
 
     Attributes:
         dim: Size of x; the base's, but for layers that make one column of several.
 
     Shapes: x is (*batch, dim) and a context (*batch, context_dim); their batch shapes broadcast.
-
-    `distribution(context)` is p(x | context) as one of PyTorch's distributions, `transform` is T as
-    one of its transforms, and `transform_given(context)` T given a context.
 
     Example:
         >>> from torch.distributions import Independent, Normal
@@ -75,42 +64,31 @@ class Flow(nn.Module):
                 f"batch shape {tuple(base.batch_shape)}"
             )
         self.base = base
-        # For the type checker, what the module list holds.
         self.layers = cast("Sequence[Layer]", nn.ModuleList(layers))
         self.context = context
-        self.dim = self._width()
-        self._check_angles()
-
-    def _width(self) -> int:
-        """Return the size of x: the base's, as the layers change it."""
-        width = self.base.event_shape[0]
+        self.dim = base.event_shape[0]
         for layer in self.layers:
-            if layer.widths is not None:
-                if layer.widths[0] != width:
-                    raise ValueError(
-                        f"Expected {layer.widths[0]} columns on the base's side of "
-                        f"{type(layer).__name__}; got {width} from the base and its layers"
-                    )
-                width = layer.widths[1]
-        return width
-
-    def _check_angles(self) -> None:
-        """Check that the layers that know their angles agree with the base."""
-        for layer in self.layers:
+            name, (before, after) = type(layer).__name__, layer.widths or (self.dim, self.dim)
+            if before != self.dim:
+                raise ValueError(
+                    f"Expected {before} columns on the base's side of {name}; got {self.dim} from "
+                    "the base and its layers"
+                )
             if layer.circular not in (None, self.circular):
                 raise ValueError(
                     f"Expected the base's circular columns, {list(self.circular)}, to be those of "
-                    f"{type(layer).__name__}; got {list(layer.circular or ())}"
+                    f"{name}; got {list(layer.circular or ())}"
                 )
+            self.dim = after
 
     @property
     def circular(self) -> tuple[int, ...]:
         """The columns of the base that are angles in radians: those of a `Cylinder`."""
-        return circular_of(self.base)
+        return self.base.circular if isinstance(self.base, Cylinder) else ()
 
     @property
     def noisy(self) -> bool:
-        """Whether log p is a lower bound on average, since noise is drawn for each row."""
+        """A flag for noise that is drawn for each row: log p is then a lower bound on average."""
         return any(layer.stochastic for layer in self.layers)
 
     @property
@@ -125,32 +103,22 @@ class Flow(nn.Module):
         if self.context is not None:
             return self.context.dim
         fields = [layer.field for layer in self.layers if isinstance(layer, CNF)]
-        sizes_known = {
-            field.context_dim if isinstance(field, TracedField) else None for field in fields
-        }
-        return sizes_known.pop() if len(sizes_known) == 1 else None
+        known = {each.context_dim if isinstance(each, TracedField) else None for each in fields}
+        return known.pop() if len(known) == 1 else None
 
     @property
     def transform(self) -> FlowTransform:
         """The map T as one of PyTorch's transforms: a new one at each access, with its own cache.
 
         Raises:
-            ValueError: The flow draws noise, or has a context, as `transform_given` says.
-
-        Example:
-            >>> from torch.distributions import TransformedDistribution
-            >>> from cnf.flow import ffjord
-            >>> flow = ffjord(2)
-            >>> TransformedDistribution(flow.base, flow.transform).sample((3,)).shape
-            torch.Size([3, 2])
+            ValueError: The flow draws noise, or has a context.
         """
         return self.transform_given(None)
 
     def transform_given(self, context: Tensor | None) -> FlowTransform:
         """Return T given a context as one of PyTorch's transforms.
 
-        Args:
-            context: Shape (*batch, context_dim), which broadcasts with a point's batch shape.
+        The context's batch shape, (*batch, context_dim), broadcasts with a point's.
 
         Raises:
             ValueError: The flow draws noise for whole numbers or categories, and so is no
@@ -170,10 +138,7 @@ class Flow(nn.Module):
     ) -> FlowDistribution:
         """Return p(x | context) as one of PyTorch's distributions, with the context's batch shape.
 
-        Args:
-            context: Shape (*batch, context_dim).
-            validate_args: Whether it checks the context for NaN, and each x for being in its
-                support; PyTorch's default when None.
+        Arguments are those of `FlowDistribution`.
 
         Raises:
             ValueError: The context is not of the flow's size, or holds NaN.
@@ -217,10 +182,9 @@ class Flow(nn.Module):
         Args:
             x: Shape (*batch, dim).
             context: Shape (*batch, context_dim).
-            max_batch: The most rows in one solve, which bounds the memory that it takes; all when
-                None. It changes nothing but rounding, except where steps are joint, which are those
-                of the rows solved together, and where PyTorch's generator is drawn from on the way,
-                for an estimated trace or noise: by `score` these are each row's own.
+            max_batch: The most rows in one solve, which bounds its memory; all when None. It
+                changes only rounding, except where steps are joint, or where PyTorch's generator
+                draws probes or noise on the way: by `score` these are each row's own.
 
         Raises:
             ValueError: A shape does not fit, or `max_batch` is below 1.
@@ -286,15 +250,12 @@ class Flow(nn.Module):
         Args:
             x: Shape (*batch, dim).
             context: Shape (*batch, context_dim).
-            probes: Estimates of the trace for each row, where the divergence is one (Hutch++ takes
-                up to as many products more, for its exact part); and draws of noise, where there
-                are columns of whole numbers or categories. Log p is then on average a lower bound
-                of a row's log-mass, which tightens with them.
-            generator: Where the seed of probes and noise comes from, whatever the divergence's own
-                generator; PyTorch's on the CPU when None. A row's depend on its number in x too.
-            max_batch: The most rows in one solve, which bounds the memory that it takes; all when
-                None. Probes and noise are the same for any: it changes nothing but rounding, except
-                where steps are joint, which are those of the rows solved together.
+            probes: Estimates of the trace for each row, where it is estimated (Hutch++ takes up to
+                as many products more), and draws of noise, where columns are whole numbers or
+                categories: log p is then a lower bound on average, which tightens with them.
+            generator: Source of the seed of probes and noise, which depend on a row's number in x
+                too; PyTorch's on the CPU when None.
+            max_batch: As in `log_prob`; probes and noise are the same for any.
 
         Raises:
             ValueError: A shape does not fit, or there is no probe, or `max_batch` is below 1.
@@ -315,15 +276,11 @@ class Flow(nn.Module):
         return scores.reshape(batch)
 
     def score_rows(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        regularization: Regularization | None = None,
+        self, x: Tensor, context: Tensor | None = None, regularization: Regularization | None = None
     ) -> RowLogProbs:
         """Return log p of rows (rows, dim) given a context (rows, context_dim), and the cost.
 
-        A regularization, as training has it, adds its penalties and may move the base's time; log p
-        is then a training loss.
+        A regularization adds its penalties, and may move the base's time.
         """
         pulled, inputs = self._pull(x, context, regularization)
         log_prob = base_log_prob(self.base, pulled.value) + pulled.log_det
@@ -339,9 +296,7 @@ class Flow(nn.Module):
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
         """Push rows of the base to x through all layers, with log |det ∂x/∂z| and the cost.
 
-        Args:
-            z: Shape (rows, columns of the base).
-            context: Shape (rows, context_dim).
+        Shapes: (rows, columns of the base), (rows, context_dim) → (rows, dim), (rows,).
         """
         context = self.standardized(context)
         log_det, stats = z.new_zeros(len(z)), Stats()
@@ -353,14 +308,11 @@ class Flow(nn.Module):
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
         """Pull rows of x to the base through all layers, with log |det ∂z/∂x| and the cost.
 
-        Args:
-            x: Shape (rows, dim).
-            context: Shape (rows, context_dim).
+        Shapes: (rows, dim), (rows, context_dim) → (rows, columns of the base), (rows,).
 
         Example:
             >>> from cnf.flow import ffjord
-            >>> flow = ffjord(2)
-            >>> x = torch.zeros(3, 2)
+            >>> flow, x = ffjord(2), torch.zeros(3, 2)
             >>> pulled = flow.pull(x)
             >>> torch.equal(flow.base.log_prob(pulled.value) + pulled.log_det, flow.log_prob(x))
             True
@@ -389,9 +341,8 @@ class Flow(nn.Module):
     def path(self, z: Tensor, frames: int, context: Tensor | None = None) -> Tensor:
         """Return the path of base points z (rows, dim) to the data, shape (frames, rows, dim).
 
-        Flow time runs evenly through all CNF layers. Fixed layers (standardisation) have no time:
-        those on the data's side of a CNF layer are applied to all of its frames, so that the path
-        is in the data's units throughout.
+        Flow time runs evenly through all CNF layers. The other layers have no time: those on the
+        data's side of a CNF layer are applied to all of its frames, to be in the data's units.
 
         Raises:
             ValueError: Fewer than two frames, or no CNF layer to pass through.
@@ -419,16 +370,12 @@ class Flow(nn.Module):
         return torch.stack(states)
 
     def with_solver(self, **changes: Any) -> Self:
-        """Return a flow that shares these very parameters and solves otherwise.
-
-        Args:
-            changes: Any of `cnf.layers.SolverSettings`' attributes: `rtol`, `method`, `step`, …
+        """Return a flow that shares the parameters, with some `cnf.layers.SolverSettings` changed.
 
         Example:
             >>> from cnf.flow import ffjord
             >>> flow = ffjord(2)
-            >>> exact = flow.with_solver(rtol=1e-8, atol=1e-8)
-            >>> exact.layers[0].field is flow.layers[0].field
+            >>> flow.with_solver(rtol=1e-8, atol=1e-8).layers[0].field is flow.layers[0].field
             True
         """
         layers = [layer.with_solver(**changes) for layer in self.layers]
@@ -447,23 +394,17 @@ class Flow(nn.Module):
         return flow.with_solver(compile=False).double()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Change the base's dtype or device with the module's."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.base = map_tensors(self.base, fn)
         return self
 
     def _rows(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
-        """Return x and context, broadcast and flattened to rows, and the batch shape."""
         check_tensors(x=x, context=context)
         if x.ndim < 1 or x.shape[-1] != self.dim:
             raise ValueError(f"Expected x of shape (..., {self.dim}); got {tuple(x.shape)}")
-        rows, context, batch = as_rows(x, context)
-        if context is not None:
-            self._check_size(context)
-        return rows, context, batch
+        return as_rows(x, context)
 
     def _check_context(self, context: Tensor | None, call: str) -> None:
-        """Check a context's size where the flow knows it; `call` says how to pass one."""
         size = self.context_dim
         if context is None:
             fits, got = not size, "none"
@@ -478,16 +419,12 @@ class Flow(nn.Module):
         """Return the context as the layers receive it, shape (rows, context_dim)."""
         if context is None or self.context is None:
             return context
-        self._check_size(context)
-        return self.context.pull(context).value
-
-    def _check_size(self, context: Tensor) -> None:
-        """Check that rows of a context have the flow's context size."""
-        if self.context is not None and context.shape[1:] != (self.context.dim,):
+        if context.shape[1:] != (self.context.dim,):
             raise ValueError(
                 f"Expected a context of shape (rows, {self.context.dim}); got "
                 f"{tuple(context.shape)}"
             )
+        return self.context.pull(context).value
 
     def _draw(
         self,

@@ -2,62 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Transform, constraints
+from torch.distributions import Transform, constraints
 from torch.distributions.constraints import Constraint
 
-from cnf.layers import Layer, TransformResult
 from cnf.utils.angles import wrap_columns
 from cnf.utils.shapes import as_rows
 
-
-class Bijection(Protocol):
-    """A map between a base's space and x given a context, as a `cnf.Flow` is."""
-
-    base: Distribution
-    layers: Sequence[Layer]
-    dim: int
-
-    @property
-    def circular(self) -> tuple[int, ...]:
-        """The columns of the base that are angles, in radians."""
-
-    def support(self, context: Tensor | None = None) -> Constraint:
-        """Return the support of x."""
-
-    def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return x for rows of the base, (rows, columns) → (rows, dim)."""
-
-    def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Return x for rows of the base, with log |det ∂x/∂z|."""
-
-    def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        """Return the base's points for rows of x, with log |det ∂z/∂x|."""
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]:
-        """Iterate over the parameters."""
-
-    def buffers(self) -> Iterator[Tensor]:
-        """Iterate over the other tensors that it depends on."""
+if TYPE_CHECKING:
+    from cnf.flow.flow import Flow
 
 
 @dataclass(frozen=True, eq=False)
 class _CachedSolve:
-    """A pair of points, as they were when a solve found one from the other.
-
-    Attributes:
-        z: The point of the base.
-        x: The point of the data.
-        log_det: log |det ∂x/∂z| at z.
-        mark: The identity and version of each tensor that the solve depends on.
-        contents: Copies of these tensors.
-        with_grad: Whether gradients were recorded.
-    """
+    """A pair of points, with marks and copies of all tensors that their solve depended on."""
 
     z: Tensor
     x: Tensor
@@ -70,13 +33,10 @@ class _CachedSolve:
 class FlowTransform(Transform):
     """A flow's map x = T(z) given a context, from the base's space to the data's.
 
-    A solve gives a point and its log-determinant together; both are kept. So after x = T(z), or
-    z = T⁻¹(x), `log_abs_det_jacobian(z, x)` of these very tensors takes no other solve, nor does
-    the inverse. Once a parameter, the context or a point has changed in place, or gradients are
-    wanted that were not recorded, all is solved anew.
-
-    Angles are the same whole turns apart: as points on the circle, z and x belong to each other
-    one to one.
+    A solve gives a point and its log-determinant together; both are kept. After x = T(z), or
+    z = T⁻¹(x), the log-determinant and the inverse of these very tensors take no other solve, until
+    a parameter, the context or a point changes in place, or gradients are wanted that were not
+    recorded. Angles that are whole turns apart are the same point.
 
     Args:
         flow: The flow, whose parameters it shares; one that draws no noise.
@@ -100,36 +60,32 @@ class FlowTransform(Transform):
         >>> x = transform(z)
         >>> transform.log_abs_det_jacobian(z, x).shape, transform.inv(x) is z
         (torch.Size([5]), True)
-        >>> p = TransformedDistribution(flow.base, transform)
-        >>> torch.allclose(p.log_prob(x), flow.log_prob(x), atol=1e-3)
-        True
+        >>> TransformedDistribution(flow.base, transform).log_prob(x).shape
+        torch.Size([5])
     """
 
     bijective = True
 
-    def __init__(self, flow: Bijection, context: Tensor | None = None, cache_size: int = 1) -> None:
+    def __init__(self, flow: Flow, context: Tensor | None = None, cache_size: int = 1) -> None:
         super().__init__(cache_size)
         self.flow, self.context = flow, context
+        self._base_columns = flow.base.event_shape[0]
         self._last: _CachedSolve | None = None
 
     @constraints.dependent_property(event_dim=1)
     def domain(self) -> Constraint | None:
-        """The base's support."""
         return self.flow.base.support
 
     @constraints.dependent_property(event_dim=1)
     def codomain(self) -> Constraint:
-        """The support of x."""
         return self.flow.support(self.context)
 
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
-        """Return the transform with another size of the cache, 0 or 1."""
         if cache_size == self._cache_size:
             return self
         return FlowTransform(self.flow, self.context, cache_size)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Return the point x of z."""
         if not self._cache_size:
             rows, context, batch = self._rows(z, self._base_columns)
             return self.flow.transport(rows, context).reshape(*batch, self.flow.dim)
@@ -139,11 +95,9 @@ class FlowTransform(Transform):
         return last.x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the log-determinant, shape (*batch), at a point of the base and its image.
+        """Return the log-determinant, shape (*batch), at a point x of the base and its image y.
 
-        Args:
-            x: The point of the base, called z everywhere else; the name is PyTorch's.
-            y: The point of the data.
+        The names are PyTorch's; x is called z everywhere else.
         """
         last = self._cached()
         if last is None or last.z is not x or last.x is not y:
@@ -151,15 +105,12 @@ class FlowTransform(Transform):
         return last.log_det
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        """Return the shape of x for that of z."""
         return self._reshaped(shape, self.flow.dim)
 
     def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
-        """Return the shape of z for that of x."""
         return self._reshaped(shape, self._base_columns)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether both are the same flow's, given the same context."""
         if not isinstance(other, FlowTransform):
             return False
         return self.flow is other.flow and self.context is other.context
@@ -175,7 +126,6 @@ class FlowTransform(Transform):
         return f"{type(self).__name__}(layers: [{layers}]{given})"
 
     def _inv_call(self, x: Tensor) -> Tensor:
-        """Return the point z of x, for `inv`."""
         last = self._cached()
         if last is None or last.x is not x:
             last = self._pulled(x)
@@ -185,9 +135,8 @@ class FlowTransform(Transform):
     def _pushed(self, z: Tensor) -> _CachedSolve:
         rows, context, batch = self._rows(z, self._base_columns)
         mapped = self.flow.push(rows, context)
-        return self._remember(
-            z, mapped.value.reshape(*batch, self.flow.dim), mapped.log_det.reshape(batch)
-        )
+        x = mapped.value.reshape(*batch, self.flow.dim)
+        return self._remember(z, x, mapped.log_det.reshape(batch))
 
     def _pulled(self, x: Tensor) -> _CachedSolve:
         rows, context, batch = self._rows(x, self.flow.dim)
@@ -200,12 +149,7 @@ class FlowTransform(Transform):
         contents = tuple(each.detach().clone() for each in tensors) if self._cache_size else ()
         return _CachedSolve(z, x, log_det, _mark(tensors), contents, torch.is_grad_enabled())
 
-    @property
-    def _base_columns(self) -> int:
-        return self.flow.base.event_shape[0]
-
     def _rows(self, points: Tensor, columns: int) -> tuple[Tensor, Tensor | None, torch.Size]:
-        """Return points and their contexts as rows, and the batch shape."""
         if points.shape[-1:] != (columns,):
             raise ValueError(
                 f"Expected points of shape (..., {columns}); got {tuple(points.shape)}"
@@ -224,7 +168,6 @@ class FlowTransform(Transform):
         return last if all(map(torch.equal, tensors, last.contents)) else None
 
     def _tensors(self, z: Tensor, x: Tensor) -> list[Tensor]:
-        """Return all that a solve depends on."""
         given = [] if self.context is None else [self.context]
         return [z, x, *given, *self.flow.parameters(), *self.flow.buffers()]
 
@@ -235,11 +178,6 @@ class FlowTransform(Transform):
 
 def _mark(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     """Return which tensors these are, and how often each has been changed in place."""
-    return tuple(
-        (id(each), each.requires_grad, each.dtype, each.device, _version(each)) for each in tensors
-    )
-
-
-def _version(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place, which inference mode does not count."""
-    return 0 if tensor.is_inference() else tensor._version
+    versions = (0 if each.is_inference() else each._version for each in tensors)  # not counted then
+    own = ((id(each), each.requires_grad, each.dtype, each.device) for each in tensors)
+    return tuple(zip(own, versions, strict=True))

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from cnf.layers import CNF
+from cnf.fields import ConcatSquash, GivenWeights, LowRank, TracedField
+from cnf.layers import CNF, SolverSettings
 from cnf.utils.shapes import Shape, per_row, sizes
-from cnf.variational.amortization import AMORTIZATIONS
+from cnf.variational import AMORTIZATIONS
+
+# A field, and the module that maps an encoder's features to the field's context.
+AmortizedField = tuple[TracedField, nn.Module | None]
 
 # Solver settings for training: joint steps, loose tolerances, and a long first step.
 TRAINING_SOLVER = {
@@ -23,14 +27,6 @@ TRAINING_SOLVER = {
     "atol": 1e-3,
     "first_step": 0.5,
     "activation_bytes": 2**28,
-}
-# Solver settings for reported numbers, those of a `Flow`.
-EVALUATION_SOLVER = {
-    "method": "dopri5",
-    "step": "per_sample",
-    "rtol": 1e-5,
-    "atol": 1e-5,
-    "first_step": None,
 }
 
 
@@ -49,13 +45,11 @@ class FlowPosterior(nn.Module):
     and event shape (latent_dim,), with gradients to all three and to the weights.
 
     FFJORD applies the flow after loc and scale. Here it comes before them, so that the field sees
-    coordinates of order one for posteriors of any width, and the solver's tolerance is in units of
-    the width. Only a field that does not depend on h comes after them, z = T(loc + scale ∘ ε):
-    it depends on x through its input alone. Such a flow acts like a more flexible prior.
+    coordinates of order one, and the solver's tolerance is in units of the width. Only a field
+    that does not depend on h comes after them, z = T(loc + scale ∘ ε), like a more flexible prior.
 
-    The solver's default is that of training: joint steps, loose tolerances and a long first step,
-    since the field starts at zero. Then log q is off by some 5e-3 nats, which training learns to
-    exploit: report bounds of `accurate()`. Nothing depends on `train()` and `eval()`.
+    The solver's default is that of training, with log q off by some 5e-3 nats, which training
+    learns to exploit: report bounds of `accurate()`. Nothing depends on `train()` and `eval()`.
 
     Args:
         latent_dim: Size of z.
@@ -63,8 +57,7 @@ class FlowPosterior(nn.Module):
         amortize: A name in `AMORTIZATIONS`, for the parts of the field that depend on h: `"none"`;
             `"bias"`, gates and biases; `"rank"`, biases and matrices of low rank; `"hyper"`, all
             weights.
-        hidden: Widths of the field's hidden layers. With one or two the trace is exact and cheap
-            for any latent_dim.
+        hidden: Widths of the field's hidden layers; with one or two the trace is cheap.
         activation: A name in `cnf.fields.ACTIVATIONS`.
         rank: Rank of the matrices with `amortize="rank"`.
         solver: Any of `cnf.layers.SolverSettings`' attributes, instead of the defaults.
@@ -127,11 +120,7 @@ class FlowPosterior(nn.Module):
         return Posterior(self.flow, context, loc, scale)
 
     def with_solver(self, **changes: Any) -> Self:
-        """Return a posterior that shares the parameters and solves with other settings.
-
-        Args:
-            changes: Any of `cnf.layers.SolverSettings`' attributes: `rtol`, `method`, `step`, …
-        """
+        """Return a posterior that shares the parameters, with other `cnf.layers.SolverSettings`."""
         view = copy.copy(self)
         view._modules = {**self._modules, "flow": self.flow.with_solver(**changes)}
         return view
@@ -142,10 +131,11 @@ class FlowPosterior(nn.Module):
         Steps are per sample, so that a row's log q does not depend on the other rows, and its error
         is about 1e-5 nats.
         """
-        return self.with_solver(**EVALUATION_SOLVER)
+        defaults = SolverSettings()
+        changed = {*TRAINING_SOLVER} - {"activation_bytes"}
+        return self.with_solver(**{name: getattr(defaults, name) for name in changed})
 
     def _check(self, h: Tensor | None, loc: Tensor, scale: Tensor) -> None:
-        """Check the shapes and numbers of an encoder's outputs."""
         expected = {"loc": (loc, self.latent_dim), "scale": (scale, self.latent_dim)}
         if self.encoding is not None:
             if h is None:
@@ -160,11 +150,11 @@ class FlowPosterior(nn.Module):
                     f"Expected {name} of shape (..., {size}), as the posterior was made for; got "
                     f"{tuple(tensor.shape)}. Change the encoder, or make another FlowPosterior"
                 )
-        batches = [tensor.shape[:-1] for tensor, _ in expected.values()]
+        batches = [tuple(tensor.shape[:-1]) for tensor, _ in expected.values()]
         try:
             torch.broadcast_shapes(*batches)
         except RuntimeError:
-            shapes = ", ".join(str(tuple(batch)) for batch in batches)
+            shapes = ", ".join(map(str, batches))
             raise ValueError(
                 f"Expected batch shapes that broadcast; got {shapes} of {', '.join(expected)}"
             ) from None
@@ -201,33 +191,28 @@ class Posterior(Distribution):
         super().__init__(batch, event, validate_args=False)  # `FlowPosterior` checks the arguments
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> Posterior:
-        """Return views of the distribution with a larger batch shape."""
         shape = torch.Size(batch_shape)
         context = None if self.context is None else self.context.expand(*shape, -1)
-        return Posterior(
-            self.flow, context, self.loc.expand(*shape, -1), self.scale.expand(*shape, -1)
-        )
+        loc, scale = self.loc.expand(*shape, -1), self.scale.expand(*shape, -1)
+        return Posterior(self.flow, context, loc, scale)
 
     def rsample(self, sample_shape: Shape = ()) -> Tensor:
         """Draw z of shape (*sample_shape, *batch, dim), with gradients."""
-        z = self._flow_input(self._noise(sample_shape))
+        z = self._affine(self._noise(sample_shape), before=True)
         pushed = self.flow.transport(z.flatten(0, -2), self._row_contexts(z.shape[:-1]))
-        return self._flow_output(pushed.view_as(z))
+        return self._affine(pushed.view_as(z), before=False)
 
     def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
         """Draw z with log q of shape (*sample_shape, *batch), in one solve."""
         noise = self._noise(sample_shape)
-        z = self._flow_input(noise)
+        z = self._affine(noise, before=True)
         pushed = self.flow.push(z.flatten(0, -2), self._row_contexts(z.shape[:-1]))
         log_det = pushed.log_det.view(z.shape[:-1]) + self.scale.log().sum(-1)
-        return self._flow_output(pushed.value.view_as(z)), _normal_log_prob(noise) - log_det
+        drawn = self._affine(pushed.value.view_as(z), before=False)
+        return drawn, _normal_log_prob(noise) - log_det
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return log q of z, whose batch shape broadcasts with the distribution's.
-
-        Raises:
-            ValueError: The last axis of z is not of the size dim.
-        """
+        """Return log q of z (..., dim), whose batch shape broadcasts with the distribution's."""
         if value.shape[-1:] != self.event_shape:
             raise ValueError(
                 f"Expected z of shape (..., {self.event_shape[0]}); got {tuple(value.shape)}"
@@ -240,42 +225,26 @@ class Posterior(Distribution):
         noise = self._standardized(noise) if self.context is None else noise
         return _normal_log_prob(noise) + pulled.log_det.view(batch) - self.scale.log().sum(-1)
 
-    def _flow_input(self, noise: Tensor) -> Tensor:
-        """Return the flow's input for standard normal noise."""
-        return self._scaled(noise) if self.context is None else noise
-
-    def _flow_output(self, pushed: Tensor) -> Tensor:
-        """Return z for the flow's output."""
-        return pushed if self.context is None else self._scaled(pushed)
-
-    def _scaled(self, noise: Tensor) -> Tensor:
-        return self.loc + self.scale * noise
+    def _affine(self, z: Tensor, before: bool) -> Tensor:
+        """Return loc + scale ∘ z where it comes before the flow, or after, else z."""
+        return self.loc + self.scale * z if before == (self.context is None) else z
 
     def _standardized(self, z: Tensor) -> Tensor:
         return (z - self.loc) / self.scale
 
     def _noise(self, sample_shape: Shape) -> Tensor:
-        """Draw standard normal noise of shape (*sample_shape, *batch, dim)."""
         return torch.randn_like(self.loc.expand(*sizes(sample_shape), *self.loc.shape))
 
     def _row_contexts(self, batch: torch.Size) -> Tensor | None:
-        """Return the context of each row of a batch."""
         return None if self.context is None else per_row(self.context, batch)
 
 
 def _normal_log_prob(noise: Tensor) -> Tensor:
-    """Return the log-density of standard normal vectors, the last axis of `noise`."""
     return -0.5 * (noise.square() + log(2 * pi)).sum(-1)
 
 
 def check_encoding(tensors: Mapping[str, Tensor]) -> None:
-    """Check that an encoder's outputs are finite, and `scale` above zero.
-
-    Args:
-        tensors: The outputs by name.
-
-    Raises:
-        ValueError: An output is not; the message says which and where.
+    """Raise a ValueError unless an encoder's outputs are finite, and `scale` above zero.
 
     Example:
         >>> check_encoding({"loc": torch.zeros(3, 2), "scale": torch.tensor([1.0, 0.0])})
@@ -289,18 +258,36 @@ numbers. Make it by softplus or exp of a bounded number
     }
     if torch.stack([each.all() for each in valid.values()]).all():  # a single synchronization
         return
-    for name, each in valid.items():
-        invalid = (~each).nonzero()
-        if not len(invalid):
-            continue
-        index = tuple(invalid[0].tolist())
-        condition = "finite and above zero" if name == "scale" else "finite"
-        hint = (
-            "Make it by softplus or exp of a bounded number"
-            if name == "scale"
-            else "Lower the learning rate, or clip the gradient"
-        )
-        raise ValueError(
-            f"Expected {name} to be {condition}; got {tensors[name][index].item()} at {index}, one "
-            f"of {len(invalid)} such numbers. {hint}"
-        )
+    name = next(name for name, each in valid.items() if not each.all())
+    invalid = (~valid[name]).nonzero()
+    index = tuple(invalid[0].tolist())
+    condition, hint = "", "Lower the learning rate, or clip the gradient"
+    if name == "scale":
+        condition, hint = " and above zero", "Make it by softplus or exp of a bounded number"
+    raise ValueError(
+        f"Expected {name} to be finite{condition}; got {tensors[name][index].item()} at {index}, "
+        f"one of {len(invalid)} such numbers. {hint}"
+    )
+
+
+def unconditional(latent_dim: int, context_dim: int, rank: int, **options: Any) -> AmortizedField:
+    """Build one field for all x."""
+    return ConcatSquash(latent_dim, zero_last=True, **options), None
+
+
+def given_biases(latent_dim: int, context_dim: int, rank: int, **options: Any) -> AmortizedField:
+    """Build a field whose gates and biases depend on x; its weights are shared by all x."""
+    field = ConcatSquash(latent_dim, context_dim=context_dim, zero_last=True, **options)
+    return field, nn.Identity()
+
+
+def given_low_rank(latent_dim: int, context_dim: int, rank: int, **options: Any) -> AmortizedField:
+    """Build a field with shared weights plus matrices of low rank and biases that depend on x."""
+    field = LowRank(latent_dim, rank=rank, **options)
+    return field, field.generator(context_dim)
+
+
+def hypernetwork(latent_dim: int, context_dim: int, rank: int, **options: Any) -> AmortizedField:
+    """Build a field all of whose weights depend on x."""
+    field = GivenWeights(latent_dim, **options)
+    return field, field.generator(context_dim)

@@ -1,8 +1,7 @@
 """FFJORD in one line: a flow of concat-squash fields between a Gaussian and scaled data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from itertools import groupby
 from typing import Any
 
@@ -48,20 +47,18 @@ def ffjord(
         dim: Size of what is modelled, mostly of x.
         hidden: Widths of each field's hidden layers; with one or two the exact trace has a closed
             form, whatever the dimension.
-        context_dim: Size of the context in log p(x | context), 0 without one; a context is
-            standardised too.
-        activation: `"tanh"`, `"softplus"`, `"silu"` or `"gelu"`.
+        context_dim: Size of the context, which is standardised too; 0 without one.
+        activation: A name in `cnf.fields.ACTIVATIONS`.
         blocks: How many CNF layers follow one another.
         zero_last: Whether the fields start at zero, so that training starts from the Gaussian that
             the standardisation fits: it gets further in the same number of steps.
-        field: A name in `cnf.fields.FIELDS`.
+        field: A name in `cnf.fields.FIELDS`. A field without use for `hidden`, `activation` or
+            `zero_last` is made without it, unless it is given.
         field_options: What else the field takes, such as `{"x_features": 64, "x_scale": 5.0}`.
-        scaling: What brings the data to a common scale, a name in `cnf.layers.SCALINGS`:
-            `"standardize"`; `"whiten"`, which takes the columns' correlation out as well; or
-            `"gaussianize"`, which makes each column normal before that.
-        batch_norm: Whether a `cnf.layers.MovingNorm` follows each CNF layer on the way to the base.
-            FFJORD has one next to the data too: here the scaling is that. Maximum likelihood alone
-            trains such a flow.
+        scaling: A name in `cnf.layers.SCALINGS`: `"standardize"`; `"whiten"`, which takes the
+            columns' correlation out as well; `"gaussianize"`, which first makes each column normal.
+        batch_norm: Whether a `cnf.layers.MovingNorm` follows each CNF layer on the way to the base;
+            the scaling stands for FFJORD's next to the data. For maximum likelihood alone.
         circular: Which columns are angles in radians, drawn in [−π, π); in other units they are by
             layers of `columns`, which know them.
         columns: Layers next to the data, which bring its columns to `dim`, such as
@@ -78,11 +75,8 @@ def ffjord(
         >>> flow = ffjord(dim=2)
         >>> flow.log_prob(torch.zeros(7, 2)).shape
         torch.Size([7])
-        >>> wind = ffjord(dim=2, circular=(0,))  # a direction and a speed
-        >>> turned = torch.tensor([[3.0, 1.0], [3.0 - 2 * torch.pi, 1.0]])
-        >>> one, other = wind.log_prob(turned).tolist()
-        >>> abs(one - other) < 1e-5
-        True
+        >>> ffjord(dim=2, circular=(0,)).circular  # a direction and a speed
+        (0,)
     """
     if blocks < 1:
         raise ValueError(f"Expected blocks of at least 1; got {blocks}")
@@ -91,29 +85,29 @@ def ffjord(
     if circular:
         columns = [_angles(circular_columns(circular, dim), dim), *columns]
     angles = (columns[0].circular if columns else None) or ()
-    options = {"hidden": hidden, "context_dim": context_dim, "activation": activation}
-    options |= {"zero_last": zero_last, "circular": angles, **(field_options or {})}
+    options = {"hidden": hidden, "activation": activation, "zero_last": zero_last}
+    defaults = {name: each.default for name, each in signature(ffjord).parameters.items()}
+    given: dict[str, Any] = {k: value for k, value in options.items() if value != defaults[k]}
+    given |= {"dim": dim, "context_dim": context_dim, "circular": angles, **(field_options or {})}
     if batch_norm and angles:
         raise ValueError("Expected no batch_norm with angles, which have no mean; got both")
     layers: list[Layer] = []
     for _ in range(blocks):
         layers += [MovingNorm(dim)] if batch_norm else []
-        layers += [CNF(make_field(field, dim=dim, **options), **solver)]
+        layers += [CNF(make_field(field, options, **given), **solver)]
     context = Standardize(context_dim) if context_dim else None
-    layers += [kind(dim, angles) for kind in SCALINGS[scaling]]
-    return Flow(_base(dim, angles), [*layers, *columns], context)
-
-
-def _base(dim: int, circular: tuple[int, ...]) -> Distribution:
-    """Standard normal columns, and uniform angles."""
-    others = dim - len(circular)
-    if circular:
-        return Cylinder(torch.zeros(others), torch.ones(others), circular)
-    return Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1)
+    kind = SCALINGS[scaling]
+    layers += [SCALINGS[kind.follows](dim, angles)] if kind.follows else []
+    layers += [kind(dim, angles)]
+    loc = torch.zeros(dim - len(angles))
+    base: Distribution = Independent(Normal(loc, torch.ones_like(loc)), 1)
+    if angles:
+        base = Cylinder(loc, torch.ones_like(loc), angles)
+    return Flow(base, [*layers, *columns], context)
 
 
 def _angles(circular: tuple[int, ...], dim: int) -> Layer:
-    """The layer that keeps angles in [−π, π), and other columns as they are."""
+    """Return the layer that keeps angles in [−π, π), and other columns as they are."""
     runs = [list(run) for _, run in groupby(range(dim), key=lambda column: column in circular)]
     kinds = [Circular if run[0] in circular else Identity for run in runs]
     return Concatenate([kind(len(run)) for kind, run in zip(kinds, runs, strict=True)], runs)

@@ -69,7 +69,7 @@ def elbo(
         >>> torch.allclose(bound.value, evidence)
         True
     """
-    _check_samples(samples)
+    _check_count("samples", samples)
     if not beta >= 0:
         raise ValueError(f"Expected beta of at least 0; got {beta}")
     likelihood, kl = _terms(posterior, prior, log_likelihood, () if samples == 1 else (samples,))
@@ -89,8 +89,8 @@ def iwae(
 
         log 1/K Σ_k p(x | z_k) p(z_k) / q(z_k | x),   z_k ~ q(z | x)
 
-    The draws come in chunks. With gradients the backward pass recomputes each chunk, with the same
-    draws, so that one chunk at a time is in memory there too.
+    The draws come in chunks, which the backward pass recomputes with the same draws, so that one
+    chunk at a time is in memory.
 
     Args:
         posterior: q(z | x) as in `elbo`.
@@ -112,9 +112,8 @@ def iwae(
         >>> abs(bound.item()) < 0.05  # log p(x) = 0 for x that does not depend on z
         True
     """
-    _check_samples(samples)
-    if rows < 1:
-        raise ValueError(f"Expected rows of at least 1; got {rows}")
+    _check_count("samples", samples)
+    _check_count("rows", rows)
     chunk = min(samples, max(1, rows // max(1, posterior.batch_shape.numel())))
     sizes = [min(chunk, samples - start) for start in range(0, samples, chunk)]
 
@@ -122,26 +121,34 @@ def iwae(
         likelihood, kl = _terms(posterior, prior, log_likelihood, (size,))
         return torch.logsumexp(likelihood - kl, 0)
 
-    if torch.is_grad_enabled() and len(sizes) > 1:
-        totals = [checkpoint(log_total, size, use_reentrant=False) for size in sizes]
-    else:
-        totals = [log_total(size) for size in sizes]
+    recomputed = torch.is_grad_enabled() and len(sizes) > 1
+    totals = [
+        checkpoint(log_total, size, use_reentrant=False) if recomputed else log_total(size)
+        for size in sizes
+    ]
     return torch.stack(totals).logsumexp(0) - log(samples)
 
 
-def _check_samples(samples: int) -> None:
-    if samples < 1:
-        raise ValueError(f"Expected samples of at least 1; got {samples}")
+def _check_count(name: str, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"Expected {name} of at least 1; got {count}")
 
 
 def _terms(
-    posterior: Distribution,
-    prior: Distribution,
-    log_likelihood: Likelihood,
-    shape: tuple[int, ...],
+    posterior: Distribution, prior: Distribution, log_likelihood: Likelihood, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """Return log p(x | z) and log q(z | x) − log p(z) of draws from q, each (*shape, *batch)."""
-    z, log_q = _draw(posterior, torch.Size(shape))
+    if not posterior.has_rsample:
+        raise ValueError(
+            "Expected a posterior with rsample, whose draws have a gradient; "
+            f"got {type(posterior).__name__}: use a reparameterised distribution"
+        )
+    jointly = getattr(posterior, "rsample_and_log_prob", None)  # in one solve
+    if jointly is not None:
+        z, log_q = jointly(torch.Size(shape))
+    else:
+        z = posterior.rsample(torch.Size(shape))
+        log_q = posterior.log_prob(z)
     log_densities = {"prior": prior.log_prob(z), "likelihood": log_likelihood(z)}
     for name, log_p in log_densities.items():
         if log_p.shape != log_q.shape:
@@ -151,18 +158,3 @@ def _terms(
                 "a distribution by torch.distributions.Independent"
             )
     return log_densities["likelihood"], log_q - log_densities["prior"]
-
-
-def _draw(posterior: Distribution, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Draw reparameterised z with log q, in one solve where the posterior can."""
-    if not posterior.has_rsample:
-        raise ValueError(
-            "Expected a posterior with rsample, whose draws have a gradient; "
-            f"got {type(posterior).__name__}: use a reparameterised distribution"
-        )
-    jointly = getattr(posterior, "rsample_and_log_prob", None)
-    if jointly is not None:
-        draws: tuple[Tensor, Tensor] = jointly(shape)
-        return draws
-    z = posterior.rsample(shape)
-    return z, posterior.log_prob(z)

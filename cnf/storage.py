@@ -35,13 +35,12 @@ FLOW_ENTRIES = ("dtype", "base", "layers", "metadata")  # required in a flow's c
 SIZE_ARGUMENTS = {"dim", "hidden", "context_dim", "time_features", "x_features", "harmonics"}
 RENAMED_LAYERS = {"beside": "concatenate", "keep": "identity"}  # by earlier names
 RENAMED_SETTINGS = {"keep": "activation_bytes"}
+BUILD_ERRORS = (AttributeError, RuntimeError, TypeError, ValueError)  # of wrong arguments
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
     """Save a flow to a folder, which is created where it is missing.
-
-    Both files are written under temporary names first and then renamed.
 
     Args:
         flow: A flow whose fields, layers and base can be rebuilt from their configuration.
@@ -81,51 +80,41 @@ def write_model(
     Args:
         folder: The folder to write to.
         tensors: Weights of the model, by name.
-        config: Configuration of the model, ready for JSON; the format and the checksums of weights
-            and configuration are added.
+        config: Its configuration, ready for JSON; the format and checksums are added.
 
     Raises:
         OSError: The folder cannot be written to.
     """
-    # Copies, since safetensors refuses tensors that share memory or are not contiguous.
-    weights = safetensors.torch.save(
-        {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
-        }
-    )
-    sha256 = hashlib.sha256(weights).hexdigest()
-    entries = {"format": FORMAT, "sha256": sha256, **config}
+    weights = safetensors.torch.save(independent_copies(tensors))
+    entries = {"format": FORMAT, "sha256": hashlib.sha256(weights).hexdigest(), **config}
     text = json.dumps(with_checksum(entries), indent=2, allow_nan=False).encode()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic({folder / WEIGHTS: weights, folder / CONFIG: text})
 
 
-def with_checksum(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with the SHA-256 of its entries under `seal`, which reveals damage.
+def independent_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous copies on the CPU, as safetensors takes none that share memory."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
-    Example:
-        >>> config = with_checksum({"layers": []})
-        >>> with_checksum(config) == config, with_checksum({**config, "layers": [1]}) == config
-        (True, False)
-    """
+
+def with_checksum(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the SHA-256 of its entries under `seal`, which reveals damage."""
     others = {name: entry for name, entry in entries.items() if name != CHECKSUM}
     text = json.dumps(others, sort_keys=True)
     return {**others, CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_model(folder: str | Path, required: Collection[str]) -> tuple[dict[str, Any], bytes]:
-    """Read the configuration and the bytes of the weights that `write_model` wrote.
-
-    Args:
-        folder: The folder to read.
-        required: Names of required entries of the configuration.
+    """Read the configuration, which must have some entries, and the bytes of the weights.
 
     Raises:
         ValueError: A file is missing, damaged, or of another kind of model.
     """
-    config = read_config(folder, required)
+    config = load_config(folder, required)
     path = Path(folder) / WEIGHTS
     try:
         weights = read_file(path)
@@ -171,59 +160,32 @@ def _check_sizes(entries: Any, weight_bytes: int) -> None:
         for name in SIZE_ARGUMENTS & entries.keys():
             sizes = entries[name] if isinstance(entries[name], list) else [entries[name]]
             if any(isinstance(size, int | float) and size > weight_bytes for size in sizes):
-                raise ValueError(
-                    f"{name} {entries[name]}, beyond its {weight_bytes} bytes of weights"
-                )
-    if isinstance(entries, dict | list):
-        for entry in entries.values() if isinstance(entries, dict) else entries:
+                size = f"{name} {entries[name]}"
+                raise ValueError(f"{size}, beyond its {weight_bytes} bytes of weights")
+        entries = list(entries.values())
+    if isinstance(entries, list):
+        for entry in entries:
             _check_sizes(entry, weight_bytes)
 
 
 @contextmanager
 def reporting_load_errors(kind: str, folder: str | Path) -> Iterator[None]:
-    """Report errors of rebuilding a model as errors of the folder that it was read from.
-
-    Args:
-        kind: Name of the kind of model in messages, such as "a model".
-        folder: The folder of the model.
-
-    Raises:
-        ValueError: The model cannot be rebuilt.
-    """
+    """Report errors of rebuilding a model of some kind as ValueErrors that name its folder."""
     try:
         yield
     except KeyError as error:
         raise ValueError(
             f"Expected {kind} of cnf-flows in {folder}; {error} is missing or unknown"
         ) from None
-    except (
-        safetensors.SafetensorError,
-        AttributeError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (*BUILD_ERRORS, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"Expected {kind} of cnf-flows in {folder}; got: {reason}") from None
 
 
-def load_config(folder: str | Path) -> dict[str, Any]:
-    """Read and check a flow's `config.json`.
-
-    Raises:
-        ValueError: There is no such file, or it is not a flow's configuration.
-    """
-    return read_config(folder, FLOW_ENTRIES)
-
-
-def read_config(folder: str | Path, required: Collection[str]) -> dict[str, Any]:
-    """Read `config.json` in a folder, and check its format and entries.
+def load_config(folder: str | Path, required: Collection[str] = FLOW_ENTRIES) -> dict[str, Any]:
+    """Read `config.json` in a folder, and check its format and required entries.
 
     Warns where it has changed since it was written, by hand or by damage.
-
-    Args:
-        folder: The folder of the model.
-        required: Names of required entries.
 
     Raises:
         ValueError: There is no such file, or it is not such a configuration.

@@ -1,10 +1,24 @@
 """Fitting a flow to rows: the loop, and the recipes, objectives and callbacks that it takes."""
 
-from cnf.training.couplings import COUPLINGS
-from cnf.training.history import Callback, Event, History, Record
-from cnf.training.loop import TrainingError, fit
-from cnf.training.objectives import OBJECTIVES
-from cnf.training.recipes import RECIPES, Recipe
+from typing import TYPE_CHECKING
+
+from cnf.utils.lazy import lazy_package
+
+if TYPE_CHECKING:
+    from cnf.training.history import Callback, Event, History, Record
+    from cnf.training.loop import fit
+    from cnf.training.recipes import COUPLINGS, OBJECTIVES, RECIPES, Recipe
+    from cnf.training.run import TrainingError
+else:  # recipes are read without PyTorch
+    __getattr__, __dir__ = lazy_package(
+        __name__,
+        {
+            "history": "Callback Event History Record",
+            "loop": "fit",
+            "recipes": "COUPLINGS OBJECTIVES RECIPES Recipe",
+            "run": "TrainingError",
+        },
+    )
 
 __all__ = [
     "COUPLINGS",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
@@ -26,20 +25,21 @@ class ProgressBar:
     def __init__(self) -> None:
         bar_format = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
         self._bar: tqdm[Any] = tqdm(total=1.0, disable=None, bar_format=bar_format, leave=False)
-        self._nll = nan
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Any) -> None:
         """Show a step."""
-        if event.record is not None:
-            self._nll = event.record.validation_nll
-        self._bar.set_postfix_str(
-            f"step {event.step}  loss {event.loss:.3f}  validation NLL {self._nll:.3f}  "
-            f"{event.nfe:.0f} evaluations",
-            refresh=False,
-        )
+        self._bar.set_postfix_str(self.describe(event), refresh=False)
         self._bar.update(event.progress - self._bar.n)
         if event.progress == 1.0:
             self._bar.close()
+
+    def describe(self, event: Any) -> str:
+        """Return the text after the bar."""
+        nll = event.records[-1].validation_nll if event.records else nan
+        return (
+            f"step {event.step}  loss {event.loss:.3f}  validation NLL {nll:.3f}  "
+            f"{event.nfe:.0f} evaluations"
+        )
 
 
 class TensorBoard:
@@ -54,12 +54,8 @@ class TensorBoard:
     Example:
         >>> import tempfile, torch, cnf
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     history = cnf.fit(
-        ...         cnf.ffjord(2, hidden=(8,)),
-        ...         torch.randn(50, 2),
-        ...         steps=2,
-        ...         callbacks=[TensorBoard(folder)],
-        ...     )
+        ...     flow, callback = cnf.ffjord(2, hidden=(8,)), TensorBoard(folder)
+        ...     history = cnf.fit(flow, torch.randn(50, 2), steps=2, callbacks=[callback])
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -70,8 +66,7 @@ class TensorBoard:
                 "Expected TensorBoard to be installed; got none. "
                 "pip install 'cnf-flows[tensorboard]'"
             ) from None
-        self._folder = folder
-        self._open = partial(SummaryWriter, str(folder))
+        self._folder, self._open = str(folder), SummaryWriter
         self._writer: Any = None
         self._failed = False
 
@@ -91,9 +86,8 @@ class TensorBoard:
 
     def _write(self, event: Event) -> None:
         if self._writer is None:
-            self._writer = self._open()
-        name = event.stage.objective.name
-        scalars = {f"loss/{name}": event.loss, "evaluations": event.nfe}
+            self._writer = self._open(self._folder)
+        scalars = {f"loss/{event.stage.objective.name}": event.loss, "evaluations": event.nfe}
         if event.record is not None:
             scalars["validation NLL"] = event.record.validation_nll
         for tag, value in scalars.items():

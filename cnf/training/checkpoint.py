@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from cnf.storage import independent_copies
 from cnf.training.progress import TrainingProgress
 from cnf.training.recipes import current_names
 from cnf.utils.distributed import gather, rank
@@ -27,17 +28,11 @@ PROGRESS = "standing"  # the metadata entry that holds the progress
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The complete state of a run, from which it resumes as if it had never stopped.
+    """The complete state of a run, from which it resumes as if it had never stopped."""
 
-    Attributes:
-        run: The run's identity: recipe, seed, data and the like, none of which may change.
-        progress: The run's counters and records, ready for JSON.
-        tensors: Weights, averages, and the states of the optimizer and the random generators.
-    """
-
-    run: Mapping[str, Any]
-    progress: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
+    run: Mapping[str, Any]  # its identity: recipe, seed, data and the like, which may not change
+    progress: Mapping[str, Any]  # its counters and records, ready for JSON
+    tensors: Mapping[str, Tensor]  # weights, averages, states of optimizer and random generators
 
     def write(self, path: Path) -> None:
         """Replace the file at `path` atomically.
@@ -45,14 +40,10 @@ class TrainingState:
         Raises:
             OSError: The file cannot be written; a file that was there before stays.
         """
-        # Copies: safetensors takes no tensors that share memory or lie in another order.
-        tensors = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in self.tensors.items()
-        }
+        tensors = independent_copies(self.tensors)
         texts = {"format": FORMAT, "run": self.run, PROGRESS: self.progress}
         metadata = {name: json.dumps(text) for name, text in texts.items()}
-        metadata["sha256"] = json.dumps(_sha256(metadata, tensors))
+        metadata["sha256"] = json.dumps(_content_sha256(metadata, tensors))
         write_atomic({path: safetensors.torch.save(tensors, metadata)})
 
     @staticmethod
@@ -71,7 +62,7 @@ class TrainingState:
             texts = {name: json.loads(text) for name, text in metadata.items()}
             if texts.get("format") != FORMAT:
                 raise ValueError(f"the format {texts.get('format')!r}")
-            if texts.get("sha256") != _sha256(metadata, tensors):
+            if texts.get("sha256") != _content_sha256(metadata, tensors):
                 raise ValueError("a damaged file, whose SHA-256 does not match its content")
             return TrainingState(current_names(texts["run"]), texts[PROGRESS], tensors)
         except (safetensors.SafetensorError, OSError, RecursionError, ValueError) as error:
@@ -80,64 +71,57 @@ class TrainingState:
                 "Start a new run in another folder"
             ) from None
 
-    def check(self, path: Path, run: Mapping[str, Any]) -> None:
-        """Check that the state belongs to a run.
 
-        Raises:
-            ValueError: It belongs to another run; the message names the first difference.
-        """
-        for name, wanted in run.items():
-            if self.run.get(name) != wanted:
-                raise ValueError(
-                    f"Expected the run that was begun in {path.parent}; its {name} was "
-                    f"{self.run.get(name)!r}, and now is {wanted!r}. Resume with what it was begun "
-                    "with, or start a new run in another folder"
-                )
-
-
-def _sha256(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of metadata and tensors, but for the entry that holds it."""
+def sha256(*parts: str | Tensor) -> str:
+    """Return the SHA-256 of texts and of tensors' values, one after the other."""
     digest = hashlib.sha256()
-    for name in sorted(metadata.keys() - {"sha256"}):
-        digest.update(f"{name} {metadata[name]}\n".encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(part.numpy().tobytes())
+        else:
+            digest.update(part.encode())
     return digest.hexdigest()
+
+
+def _content_sha256(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    texts = [f"{name} {metadata[name]}\n" for name in sorted(metadata.keys() - {"sha256"})]
+    parts: list[str | Tensor] = [*texts]
+    for name, tensor in sorted(tensors.items()):
+        parts += [f"{name} {tensor.dtype} {list(tensor.shape)}\n", tensor]
+    return sha256(*parts)
 
 
 @dataclass
 class Checkpointer:
-    """A file that a run's state is written to at intervals, and resumed from.
-
-    Attributes:
-        path: The file.
-        seconds: Seconds between two states.
-        run: The run's identity.
-        written: When the last state was written, in the run's seconds.
-    """
+    """A file that a run's state is written to at intervals, and resumed from."""
 
     path: Path
-    seconds: float
-    run: Mapping[str, Any]
-    written: float = -inf
+    seconds: float  # between two states
+    run: Mapping[str, Any]  # the run's identity
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # entries that older states lack
+    written: float = -inf  # when the last state was written, in the run's seconds
 
     def read(self) -> TrainingState | None:
         """Return the state to resume from, None where there is no file.
 
         Raises:
-            ValueError: The file is not a state, or belongs to another run.
+            ValueError: The file is not a state, or belongs to another run; the message names the
+                first difference.
         """
         if not self.path.exists():
             return None
         found = TrainingState.read(self.path)
-        found.check(self.path, self.run)
-        self.written = found.progress["seconds"]
+        entries = {**self.defaults, **found.run}
+        for name, wanted in self.run.items():
+            if entries.get(name) != wanted:
+                raise ValueError(
+                    f"Expected the run that was begun in {self.path.parent}; its {name} was "
+                    f"{entries.get(name)!r}, and now is {wanted!r}. Resume with what it was begun "
+                    "with, or start a new run in another folder"
+                )
+        self.written = found.progress.get("seconds", 0.0)
         return found
-
-    def is_due(self, seconds: float) -> bool:
-        """Return whether the next state is to be written."""
-        return seconds - self.written >= self.seconds
 
     def write(self, progress: TrainingProgress, tensors: Mapping[str, Tensor]) -> None:
         """Write the state, in the first process alone; warn where it cannot be written."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from cnf.utils.angles import other_columns, wrap
@@ -17,8 +16,8 @@ class Coupling:
     """A joint distribution of base and data points with the marginals of both.
 
     Attributes:
-        pair: A function of base points and data points, each (rows, dim), and the columns that are
-            angles, which returns the base points in the order of their data points.
+        pair: Return base points (rows, dim) in the order of their data points (rows, dim), given
+            the columns that are angles.
         keeps_condition: Whether a base point is distributed as the base given its data point's
             context, as the flow of p(x | c) requires.
     """
@@ -52,8 +51,10 @@ def optimal_transport(base: Tensor, data: Tensor, circular: Sequence[int] = ()) 
         tensor([[1.],
                 [0.]])
     """
-    # Only the middle term of |x - z|² = |x|² - 2 x·z + |z|² depends on the pairs. Far from the
-    # origin it takes double precision to distinguish them.
+    from scipy.optimize import linear_sum_assignment  # here, since it takes long to import
+
+    # Only the middle term of |x - z|² = |x|² - 2 x·z + |z|² depends on the pairs; far from the
+    # origin only double precision distinguishes them.
     others = other_columns(circular, base.shape[1])
     x, z = data.double(), base.double()
     cost = -(x[:, others] @ z[:, others].T)
@@ -63,8 +64,6 @@ def optimal_transport(base: Tensor, data: Tensor, circular: Sequence[int] = ()) 
     return base[torch.from_numpy(columns).to(base.device)]
 
 
-COUPLINGS: dict[str, Coupling] = {
-    "independent": Coupling(independent, keeps_condition=True),
-    # The assignment depends on x, and so on c: given c, base points are not the base's draws.
-    "optimal_transport": Coupling(optimal_transport, keeps_condition=False),
-}
+INDEPENDENT = Coupling(independent, keeps_condition=True)
+# The assignment depends on x, and so on c: given c, base points are not the base's draws.
+OPTIMAL_TRANSPORT = Coupling(optimal_transport, keeps_condition=False)

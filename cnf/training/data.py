@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cnf.flow import Flow
+from cnf.layers.scalings.quantiles import gaussianization_gain
+from cnf.training.checkpoint import sha256
 from cnf.utils.distributed import local_slice, world_size
 from cnf.utils.shapes import check_tensors
+
+MAX_INSPECTED_ROWS = 100_000  # rows from which the columns' distributions are judged
+MIN_INSPECTED_ROWS = 40  # fewer rows do not show them
+UNEVEN_GAIN = 0.5  # nats of `gaussianization_gain`. The toys' columns have up to 0.42
+FLAT_EIGENVALUE = 1e-3  # of the columns' correlations, below which they lie on a line
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows and their context.
-
-    Attributes:
-        x: Shape (n, dim).
-        context: Shape (n, context_dim), or None.
-        weight: Weights of the rows, above 0, shape (n,); None where all are equal.
-    """
+    """Rows x (n, dim), their context (n, context_dim), and weights (n,) above 0 unless equal."""
 
     x: Tensor
     context: Tensor | None = None
@@ -39,11 +41,7 @@ class Rows:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the values, which identifies the rows."""
-        digest = hashlib.sha256()
-        for values in (self.x, self.context, self.weight):
-            if values is not None:
-                digest.update(values.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return sha256(*(part for part in (self.x, self.context, self.weight) if part is not None))
 
     def split(self, size: int) -> Iterator[Rows]:
         """Yield consecutive parts of `size` rows, the last of which may be shorter."""
@@ -54,12 +52,8 @@ class Rows:
 class BatchSampler:
     """A sampler of batches from epochs of shuffled rows, whose state can be saved and restored.
 
-    An epoch has as many rows as there are, each row once. With weights an epoch has a row
-    w n / Σ w times, rounded up or down at random.
-
-    Args:
-        rows: The rows.
-        generator: A generator on the CPU, which draws one order for each epoch.
+    An epoch has as many rows as there are, each row once; with weights a row w n / Σ w times,
+    rounded up or down at random. The generator, on the CPU, draws one order for each epoch.
 
     Example:
         >>> rows = Rows(torch.arange(3.0).unsqueeze(1))
@@ -76,8 +70,7 @@ class BatchSampler:
     def batch(self, size: int) -> Rows:
         """Return this process's part of the next batch, `size` rows for each process.
 
-        A batch has all rows where there are fewer. What is left of an epoch and is shorter than a
-        batch is left out.
+        A batch has all rows where there are fewer. An epoch's rest that makes no batch is left out.
         """
         size = min(size * world_size(), len(self.rows))
         if self.position + size > len(self.rows):
@@ -100,16 +93,13 @@ class BatchSampler:
         self.epoch_start = self.generator.get_state()
         self.order = torch.randperm(len(self.rows), generator=self.generator)
         if self.rows.weight is not None:
-            self.order = _by_weight(self.rows.weight, self.generator)[self.order]
+            # Systematic resampling: row i ⌊n wᵢ / Σ w⌋ times, or once more.
+            ends = self.rows.weight.double().cpu().cumsum(0)
+            shift = torch.rand((), generator=self.generator)
+            points = torch.arange(len(ends), dtype=ends.dtype) + shift
+            found = torch.searchsorted(ends, points * ends[-1] / len(ends), right=True)
+            self.order = found.clamp_(max=len(ends) - 1)[self.order]
         self.position = 0
-
-
-def _by_weight(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Return n row numbers by systematic resampling: row i ⌊n wᵢ / Σ w⌋ times, or once more."""
-    ends = weight.double().cpu().cumsum(0)
-    points = torch.arange(len(ends), dtype=ends.dtype) + torch.rand((), generator=generator)
-    found = torch.searchsorted(ends, points * ends[-1] / len(ends), right=True)
-    return found.clamp_(max=len(ends) - 1)
 
 
 def rows_for(
@@ -141,7 +131,6 @@ def rows_for(
 
 
 def _weighted(rows: Rows, name: str, weight: Tensor) -> Rows:
-    """Return rows with their weights, without those of weight 0."""
     if weight.shape != (len(rows),):
         raise ValueError(
             f"Expected weights of shape ({len(rows)},) for {name}; got {tuple(weight.shape)}"
@@ -156,11 +145,7 @@ def _weighted(rows: Rows, name: str, weight: Tensor) -> Rows:
 
 
 def hold_out(rows: Rows, generator: torch.Generator) -> tuple[Rows, Rows]:
-    """Split rows at random into nine tenths and one tenth.
-
-    Raises:
-        ValueError: There are fewer than three rows.
-    """
+    """Split rows at random into nine tenths and one tenth; raise a ValueError below three rows."""
     if len(rows) < 3:
         raise ValueError(
             "Expected at least 3 rows, two to train on and one that is held out for validation; "
@@ -179,3 +164,23 @@ def _check_finite(name: str, values: Tensor) -> None:
         f"Expected finite numbers in {name}; got {values[row, column].item()} in row {row}, "
         f"column {column} (counted from 0)"
     )
+
+
+def uneven_columns(values: NDArray[np.float64]) -> bool:
+    """Return whether columns (rows, columns) are far from normal, or nearly on a line.
+
+    The field would have to learn such a distribution at a small scale: most rows of a Cauchy
+    column lie within a hundredth of a standard deviation, two clusters far apart are as narrow,
+    and so is a column given another one that determines it.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> uneven_columns(rng.normal(size=(500, 2))), uneven_columns(rng.standard_cauchy((500, 1)))
+        (False, True)
+    """
+    values = values[:MAX_INSPECTED_ROWS, np.ptp(values, 0) > 0]
+    if len(values) < MIN_INSPECTED_ROWS or not values.shape[1]:
+        return False
+    correlation = np.atleast_2d(np.corrcoef(values.T))
+    flat = np.linalg.eigvalsh(correlation)[0] < FLAT_EIGENVALUE
+    return bool(flat) or any(gaussianization_gain(column) > UNEVEN_GAIN for column in values.T)

@@ -72,14 +72,9 @@ Callback = Callable[[Event], None]
 class History:
     """The history of a training run, whose arrays have one entry for each validation.
 
+    The arrays have the names of `Record`'s attributes, and their meaning.
+
     Attributes:
-        step: Steps taken.
-        seconds: Time since the loop's start.
-        objective: The names of the objectives that were minimised.
-        loss: Mean loss since the entry before.
-        validation_nll: Validation NLL of the averaged weights, nats per row.
-        nfe: Mean evaluations per training solve since the entry before.
-        learning_rate: The last step's learning rate.
         best_step: The step whose averaged weights the flow was left with.
         steps: Number of steps taken.
         duration: Seconds of training.

@@ -13,7 +13,7 @@ from cnf.fields.regularizers import Regularization
 from cnf.flow import Flow
 from cnf.layers import CNF, Layer, MovingNorm
 from cnf.ode import Stats
-from cnf.training.couplings import COUPLINGS
+from cnf.training.recipes import COUPLINGS
 from cnf.utils.angles import nearest_image
 
 
@@ -34,13 +34,10 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A loss that training minimises.
-
-    Attributes:
-        name: The name in records and figures.
-    """
+    """A loss that training minimises."""
 
     name: ClassVar[str]
+    """The name in records and figures."""
 
     def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
         """Return the loss of rows (rows, dim), given a context (rows, context_dim)."""
@@ -73,7 +70,6 @@ class MaximumLikelihood:
     regularization: Regularization | None = None
 
     def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
-        """Return the loss of rows."""
         scored = flow.score_rows(x, context, self.regularization)
         loss = -scored.log_prob.mean()
         if self.regularization is not None:
@@ -82,7 +78,6 @@ class MaximumLikelihood:
         return Loss(loss, scored.stats, scored.layer_inputs)
 
     def check(self, flow: Flow, *, conditional: bool) -> None:
-        """Raise a ValueError where there is nothing to regularize."""
         if self.regularization is not None and self.regularization.active and not flow.solves:
             raise ValueError("Expected a flow with a CNF layer to regularize; got one without")
 
@@ -100,19 +95,17 @@ class FlowMatching:
 
     Angles of x are taken in the turn nearest to z, so that the path is the geodesic on the circle.
 
-    Fixed layers on the data's side are applied to x, those on the base's side to z. A stack of K
-    CNF layers is one path, cut into K equal pieces: layer k = 1 … K learns the piece of times
-    t ∈ [(k − 1) / K, k / K], its time running from 0 to 1 and its velocity being (x − z) / K. That
-    needs the CNF layers to be adjacent. Other layers are not trained. A `MovingNorm` is refused
-    anywhere: no rows pass through the flow, so that its statistics would not change.
+    Fixed layers on the data's side are applied to x, those on the base's side to z. Layer
+    k = 1 … K of a stack of K adjacent CNF layers learns the piece of the path at times
+    t ∈ [(k − 1) / K, k / K], its time running from 0 to 1 and its velocity being (x − z) / K. Other
+    layers are not trained. A `MovingNorm` is refused: no rows pass through it.
 
     Attributes:
-        coupling: A name in `cnf.training.couplings.COUPLINGS`.
+        coupling: A name in `cnf.training.COUPLINGS`.
 
     Raises:
-        ValueError: From `check`: the flow has no CNF layer; or another layer stands between two,
-            where a straight path would not stay straight; or there are moving statistics; or the
-            flow is conditional and the coupling breaks the condition.
+        ValueError: From `check`: the flow has no CNF layer, another layer between two, or moving
+            statistics; or it is conditional and the coupling breaks the condition.
 
     Source: Lipman et al. (2022), Flow matching for generative modeling; Tong et al. (2023).
 
@@ -126,7 +119,6 @@ class FlowMatching:
     coupling: str = "independent"
 
     def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
-        """Return the loss of rows."""
         before, cnfs, after = _split_layers(flow)
         context = flow.standardized(context)
         with torch.no_grad():
@@ -146,7 +138,6 @@ class FlowMatching:
         return Loss(torch.cat(losses).mean())
 
     def check(self, flow: Flow, *, conditional: bool) -> None:
-        """Raise a ValueError where flow matching cannot train the flow."""
         _, cnfs, _ = _split_layers(flow)
         if not cnfs:
             raise ValueError("Expected a flow with a CNF layer for flow matching; got one without")
@@ -190,11 +181,3 @@ def _split_layers(flow: Flow) -> tuple[Sequence[Layer], Sequence[Layer], Sequenc
     first, last = is_cnf.index(True), len(is_cnf) - is_cnf[::-1].index(True)
     layers = list(flow.layers)
     return layers[:first], layers[first:last], layers[last:]
-
-
-OBJECTIVES: dict[str, tuple[type[Objective], ...]] = {
-    "mle": (MaximumLikelihood,),
-    "matching": (FlowMatching,),
-    "hybrid": (FlowMatching, MaximumLikelihood),
-}
-"""The objectives of a run by name, minimised one after the other."""

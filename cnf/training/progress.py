@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Any
 
-from cnf.training.history import Record
-from cnf.training.learner import OptimizerStep
+from cnf.training.optimizer import OptimizerStep
 
 
 @dataclass(frozen=True)
 class TrainingBudget:
-    """The length of a run.
-
-    Attributes:
-        budget: Seconds, infinite where time does not limit the run.
-        steps: Optimizer steps, infinite where they do not limit the run.
-    """
+    """The length of a run: seconds and optimizer steps, infinite where they do not limit it."""
 
     budget: float
     steps: float
 
     @staticmethod
     def of(budget: float | None, steps: int | None) -> TrainingBudget:
-        """Return the budget of given seconds and steps, 60 seconds where neither is given.
-
-        Raises:
-            ValueError: A number is not above 0.
-        """
+        """Return the budget of given seconds and steps above 0, 60 seconds without either."""
         for name, value in (("budget", budget), ("steps", steps)):
             if value is not None and not value > 0:
                 raise ValueError(f"Expected {name} to be above 0; got {value}")
@@ -38,21 +28,11 @@ class TrainingBudget:
         return TrainingBudget(budget or inf, steps or inf)
 
     def without(self, seconds: float) -> TrainingBudget:
-        """Return the budget that is left after some seconds, at least one step.
-
-        Example:
-            >>> TrainingBudget.of(budget=10.0, steps=None).without(4.0).budget
-            6.0
-        """
+        """Return the budget that is left after some seconds, at least one step."""
         return TrainingBudget(max(self.budget - seconds, 1e-9), self.steps)
 
     def progress(self, seconds: float, step: int) -> float:
-        """Return the fraction of the run that is done, by seconds or by steps, the larger one.
-
-        Example:
-            >>> TrainingBudget.of(budget=10.0, steps=100).progress(seconds=5.0, step=20)
-            0.5
-        """
+        """Return the fraction of the run that is done, by seconds or by steps, the larger one."""
         return min(1.0, max(seconds / self.budget, step / self.steps))
 
     def is_by_steps(self, seconds: float, step: int) -> bool:
@@ -62,66 +42,47 @@ class TrainingBudget:
 
 @dataclass
 class TrainingProgress:
-    """The counters and records of a run, ready for JSON.
+    """The counters and records of a run, ready for JSON; states hold them under these names."""
 
-    Training states hold the attributes under these names.
-
-    Attributes:
-        step: Steps taken.
-        seconds: Time since the loop's start.
-        stage: The current stage's number, from 0.
-        began: The fraction of the run that was done when the stage began.
-        stage_steps: Steps taken in the stage.
-        rate: The learning rate of the last step.
-        records: Validations so far.
-        losses: Sum of the losses since the last validation.
-        evaluations: Sum of a solve's evaluations since the last validation.
-        taken: Number of steps in these sums.
-        best_nll: The lowest validation NLL.
-        best_step: The step of the lowest validation NLL.
-        stale: Validations of the stage since the lowest one.
-        next_validation: The fraction of the run at which the next validation is due.
-        validating: Seconds spent on validation.
-        closing: Seconds that the last validation and the callbacks after it took.
-        skipped: Steps skipped.
-        failures: Consecutive steps skipped up to now.
-        failure: Why the last skipped step was skipped.
-        reason: Why the run has ended, empty while it has not.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    stage: int = 0
-    began: float = 0.0
-    stage_steps: int = 0
-    rate: float = 0.0
-    records: list[Record] = field(default_factory=list)
-    losses: float = 0.0
-    evaluations: float = 0.0
-    taken: int = 0
-    best_nll: float = inf
-    best_step: int = 0
-    stale: int = 0
-    next_validation: float = 0.0
-    validating: float = 0.0
-    closing: float = 0.0
-    skipped: int = 0
-    failures: int = 0
-    failure: str = ""
-    reason: str = ""
+    step: int = 0  # steps taken
+    seconds: float = 0.0  # since the loop's start
+    stage: int = 0  # the current stage's number, from 0
+    began: float = 0.0  # the fraction of the run that was done when the stage began
+    stage_steps: int = 0  # steps taken in the stage
+    rate: float = 0.0  # the learning rate of the last step
+    records: list[Any] = field(default_factory=list)  # validations so far
+    losses: float = 0.0  # their sum since the last validation
+    evaluations: float = 0.0  # of solves, their sum since the last validation
+    taken: int = 0  # number of steps in these sums
+    best_nll: float = inf  # the lowest value of a validation that may be selected
+    best_step: int = 0  # the step of that validation
+    stale: int = 0  # validations of the stage since the lowest one
+    next_validation: float = 0.0  # the fraction of the run at which the next one is due
+    validating: float = 0.0  # seconds spent on validation
+    closing: float = 0.0  # seconds that the last validation and the callbacks after it took
+    skipped: int = 0  # steps skipped
+    failures: int = 0  # consecutive steps skipped up to now
+    failure: str = ""  # why the last skipped step was skipped
+    reason: str = ""  # why the run has ended, empty while it has not
 
     @staticmethod
-    def of(json: Mapping[str, Any]) -> TrainingProgress:
+    def of(json: Mapping[str, Any], record_type: Callable[..., Any]) -> TrainingProgress:
         """Return the progress that `dataclasses.asdict` turned into JSON."""
-        records = [Record(**record) for record in json["records"]]
+        records = [record_type(**record) for record in json["records"]]
         return TrainingProgress(**{**json, "records": records})
+
+    @property
+    def mean_loss(self) -> float:
+        return self.losses / (self.taken or nan)
+
+    @property
+    def mean_nfe(self) -> float:
+        return self.evaluations / (self.taken or nan)
 
     def begin_stage(self, progress: float) -> None:
         """Move to the next stage."""
         self.stage += 1
-        self.began = progress
-        self.stage_steps = 0
-        self.stale = 0
+        self.began, self.stage_steps, self.stale = progress, 0, 0
 
     def count(self, step: OptimizerStep, rate: float) -> None:
         """Count an optimizer step of a learning rate."""
@@ -138,22 +99,11 @@ class TrainingProgress:
         self.evaluations += step.nfe
         self.taken += 1
 
-    def record(self, objective: str, nll: float, seconds: float) -> Record:
-        """Record a validation that took some seconds."""
-        steps = self.taken or nan
-        record = Record(
-            step=self.step,
-            seconds=self.seconds + seconds,
-            objective=objective,
-            loss=self.losses / steps,
-            validation_nll=nll,
-            nfe=self.evaluations / steps,
-            learning_rate=self.rate,
-        )
+    def add_record(self, record: Any, value: float, seconds: float) -> None:
+        """Add the record of a validation that took some seconds, and found a value to minimise."""
         self.records.append(record)
         self.validating += seconds
         self.losses, self.evaluations, self.taken = 0.0, 0.0, 0
         self.stale += 1
-        if nll < self.best_nll:
-            self.best_nll, self.best_step, self.stale = nll, self.step, 0
-        return record
+        if value < self.best_nll:
+            self.best_nll, self.best_step, self.stale = value, self.step, 0

@@ -1,167 +1,167 @@
-"""Named, complete configurations of a training run."""
+"""Named, complete configurations of a training run: readable without PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from math import inf
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cnf.fields import ACTIVATIONS, FIELDS
-from cnf.fields.divergence import check_divergence
-from cnf.fields.regularizers import Regularization
-from cnf.flow import Flow, ffjord
-from cnf.layers import SCALINGS, Layer
-from cnf.layers.scalings.quantiles import gaussianization_gain
+from cnf.fields import ACTIVATIONS, DIVERGENCES, FIELDS, field_arguments
+from cnf.fields.regularizers import REGULARIZERS, Regularization
+from cnf.layers import SCALINGS
 from cnf.ode import GRADIENTS, TABLEAUS
-from cnf.training.couplings import COUPLINGS
-from cnf.training.objectives import OBJECTIVES
+from cnf.training.numbers import Number, document_numbers, number, numbers_of
+from cnf.utils.registry import Registry
+
+if TYPE_CHECKING:  # the command line reads recipes before there is work
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cnf.flow import Flow
+    from cnf.layers import Layer
+    from cnf.training.couplings import Coupling
+    from cnf.training.schedule import Stage
+
+OBJECTIVES: Registry[Callable[[Recipe], tuple[Stage, ...]]] = Registry(
+    {
+        "mle": "cnf.training.schedule:maximum_likelihood",
+        "matching": "cnf.training.schedule:flow_matching",
+        "hybrid": "cnf.training.schedule:hybrid",
+    }
+)
+"""Functions of a recipe that return a run's stages, by the objective's name."""
+
+COUPLINGS: Registry[Coupling] = Registry(
+    {
+        "independent": "cnf.training.couplings:INDEPENDENT",
+        "optimal_transport": "cnf.training.couplings:OPTIMAL_TRANSPORT",
+    }
+)
+"""Couplings of base and data points by name."""
 
 SCHEDULES = ("cosine", "constant")
 
+# A recipe's numbers by their group in the help of `cnf train`, and the objectives that use them.
+IN_LIKELIHOOD, IN_MATCHING = ("mle", "hybrid"), ("matching", "hybrid")
+_flow = partial(number, group="the flow")
+_training = partial(number, group="training")
+_likelihood = partial(number, group="maximum likelihood", used_by=IN_LIKELIHOOD)
+_matching = partial(number, group="flow matching", used_by=IN_MATCHING)
+_solver = partial(number, group="the solver")
 
-@dataclass(frozen=True)
+
+def _adaptive_methods() -> list[str]:
+    return [name for name, tableau in TABLEAUS.items() if tableau.adaptive]
+
+
+@dataclass(frozen=True, init=False)
 class Recipe:
     """A configuration of a training run: all of it but the data, the seed and the time.
 
-    Attributes:
-        objective: A name in `cnf.training.objectives.OBJECTIVES`: `"mle"`, maximum likelihood;
-            `"matching"`, flow matching; `"hybrid"`, flow matching and then maximum likelihood.
-        hidden: Widths of each field's hidden layers.
-        activation: The fields' activation.
-        blocks: Number of CNF layers.
-        batch_norm: Whether a batch normalisation by moving statistics stands on the base's side of
-            each; with objective `"mle"` alone.
-        scaling: The layer that scales the data, a name in `cnf.layers.SCALINGS`.
-        field: The fields' name in `cnf.fields.FIELDS`.
-        time_features: The number of sines and cosines of time that enter the fields' layers.
-        x_features: The number of sines and of cosines of x that enter the fields.
-        x_scale: The standard deviation of their frequencies, in units of standardised columns.
-        batch_size: Rows for each step of maximum likelihood, of each process.
-        learning_rate: Its peak learning rate, where it takes at most `horizon` steps.
-        horizon: Steps of maximum likelihood above which the peak falls as one over their root: in
-            long runs smaller steps keep the field from becoming stiff.
-        matching_batch: Rows for each step of flow matching, of each process.
-        matching_rate: Its peak learning rate.
-        matching: Fraction of a hybrid run that is flow matching: of its time or, where its length
-            is given in steps, of these, of which matching's are cheap.
-        coupling: The coupling of base and data in flow matching, a name in
-            `cnf.training.couplings.COUPLINGS`.
-        schedule: `"cosine"`, to zero, or `"constant"`; both after a linear warm-up.
-        warmup: Fraction of each stage that warms up.
-        weight_decay: AdamW's decoupled weight decay.
-        max_grad_norm: The norm that gradients are clipped to.
-        ema_decay: Decay of the weights' moving average, which is validated and kept.
-        method: The solver's method in maximum likelihood, an adaptive one of `cnf.ode.TABLEAUS`.
-        rtol: The solver's relative tolerance at the end of training, and in validations.
-        atol: The solver's absolute tolerance at the end of training, and in validations.
-        initial_tolerance_factor: The factor on both at the start, at least 1, which falls
-            geometrically to 1. In a run of more than `horizon` steps it is less, by the square of
-            how many horizons the run has: early steps need no accuracy, but the longer they do
-            without it, the more the field relies on the solver's errors.
-        gradient: The solver's gradient mode in maximum likelihood.
-        activation_bytes: Bytes for the activations of accepted steps, which `"checkpoint"` then
-            does not replay.
-        divergence: A name for `cnf.fields.divergence.choose_divergence`, in training alone;
-            `"auto"` is the flow's setting.
-        kinetic: Weight of the regularizer `"kinetic"` of `cnf.fields.regularizers` in maximum
-            likelihood.
-        jacobian: Weight of the regularizer `"jacobian"`.
-        path_l1: Weight of the regularizer `"path_l1"`.
-        path_l2: Weight of the regularizer `"path_l2"`.
-        directional: Weight of the regularizer `"directional"`.
-        steer: Half the width of the interval that the base's time is drawn from, in training.
-        validations: Number of validations, evenly spread over the run.
-        validation_rows: The most rows that a validation scores.
-        patience: Validations without improvement after which the run, or a hybrid run's flow
-            matching, ends.
+    Args:
+        regularizers: Weights of the regularizers of `cnf.fields.REGULARIZERS` in maximum
+            likelihood, 0 by default.
+        numbers: Numbers that differ from their defaults; regularizers' weights may be among them.
+
+    Raises:
+        ValueError: A number is out of range, or the objective does not allow it.
+        TypeError: A number is unknown.
+
+    Example:
+        >>> replace(Recipe(objective="mle", kinetic=0.1), jacobian=0.2).regularizers
+        {'kinetic': 0.1, 'jacobian': 0.2}
     """
 
-    objective: str = "hybrid"
-    hidden: tuple[int, ...] = (64, 64)
-    activation: str = "silu"
-    blocks: int = 1
-    batch_norm: bool = False
-    scaling: str = "standardize"
-    field: str = "concat_squash"
-    time_features: int = 0
-    x_features: int = 0
-    x_scale: float = 1.0
-    batch_size: int = 256
-    learning_rate: float = 1e-2
-    horizon: int = 800
-    matching_batch: int = 512
-    matching_rate: float = 1e-2
-    matching: float = 0.1
-    coupling: str = "independent"
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    weight_decay: float = 1e-6
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.998
-    method: str = "bosh3"
-    rtol: float = 1e-3
-    atol: float = 1e-3
-    initial_tolerance_factor: float = 10.0
-    gradient: str = "checkpoint"
-    activation_bytes: int = 2**28
-    divergence: str = "auto"
-    kinetic: float = 0.0
-    jacobian: float = 0.0
-    path_l1: float = 0.0
-    path_l2: float = 0.0
-    directional: float = 0.0
-    steer: float = 0.0
-    validations: int = 20
-    validation_rows: int = 2000
-    patience: int = 20
+    blocks: int = _flow(1, "number of CNF layers")
+    field: str = _flow("concat_squash", "vector field of each layer", choices=FIELDS)
+    hidden: tuple[int, ...] = _flow((64, 64), "widths of each field's hidden layers, as 64,64,64")
+    activation: str = _flow("silu", "the fields' activation", choices=ACTIVATIONS)
+    time_features: int = _flow(0, "sines and cosines of time that enter the fields' layers", low=0)
+    x_features: int = _flow(0, "sines and cosines of x, of random frequencies, in fields", low=0)
+    x_scale: float = _flow(1.0, "standard deviation of these frequencies, of standardised columns")
+    scaling: str = _flow("standardize", "layer that scales the columns", choices=SCALINGS)
+    batch_norm: bool = _flow(
+        False, "true or false: batch normalisation on the base side of each CNF layer (mle)"
+    )
+    objective: str = _training("hybrid", "loss; hybrid is matching then mle", choices=OBJECTIVES)
+    matching: float = _training(
+        0.1, "fraction of time or steps of flow matching", high=1, used_by=("hybrid",)
+    )
+    schedule: str = _training("cosine", "learning rate after the warm-up", choices=SCHEDULES)
+    warmup: float = _training(0.05, "fraction of each stage in which the rate rises", low=0, high=1)
+    weight_decay: float = _training(1e-6, "AdamW's decoupled weight decay", low=0)
+    max_grad_norm: float = _training(1.0, "norm above which the gradient is clipped")
+    ema_decay: float = _training(
+        0.998, "decay of the weights' moving average, which is validated and kept", low=0, high=1
+    )
+    validations: int = _training(20, "number of validations, evenly spread over the run")
+    validation_rows: int = _training(2000, "largest number of rows that a validation scores")
+    patience: int = _training(
+        20, "validations without improvement after which the run, or its flow matching, ends"
+    )
+    batch_size: int = _likelihood(256, "rows for each step of maximum likelihood, of each process")
+    learning_rate: float = _likelihood(1e-2, "peak learning rate, in a run of up to horizon steps")
+    # In long runs smaller steps keep the field from becoming stiff.
+    horizon: int = _likelihood(800, "steps beyond which the peak falls as one over their root")
+    divergence: str = _likelihood(
+        "auto", "trace in training; auto is the flow's", choices=lambda: ("auto", *DIVERGENCES)
+    )
+    regularizers: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    # The field then stays smooth around 0. Source: Ghosh et al. (2020), STEER.
+    steer: float = _likelihood(
+        0.0, "largest distance from 0 of the random base time in training (STEER)", low=0, high=1
+    )
+    matching_batch: int = _matching(512, "rows for each step of flow matching, of each process")
+    matching_rate: float = _matching(1e-2, "peak learning rate of flow matching")
+    coupling: str = _matching("independent", "coupling of base and data", choices=COUPLINGS)
+    method: str = _solver("bosh3", "method in maximum likelihood", choices=_adaptive_methods)
+    rtol: float = _solver(1e-3, "relative tolerance at the end of training, and in validations")
+    atol: float = _solver(1e-3, "absolute tolerance at the end of training, and in validations")
+    # Early steps need no accuracy, but the longer they do without it, the more the field relies on
+    # the solver's errors: in long runs the factor is less, by the square of how many horizons.
+    initial_tolerance_factor: float = _solver(
+        10.0, "factor on both at the start, less beyond the horizon", low=1, used_by=IN_LIKELIHOOD
+    )
+    gradient: str = _solver(
+        "checkpoint", "the gradient mode", choices=GRADIENTS, used_by=IN_LIKELIHOOD
+    )
+    activation_bytes: int = _solver(
+        2**28, "bytes that checkpoint stores, not recomputes", low=0, used_by=IN_LIKELIHOOD
+    )
 
-    def __post_init__(self) -> None:
-        from_zero = {"warmup", "ema_decay", "weight_decay", "activation_bytes"}
-        from_zero |= {"time_features", "x_features"}
-        from_zero |= {field.name for field in fields(Regularization)}
-        # All others are above 0.
-        lowest = {**dict.fromkeys(from_zero, 0), "initial_tolerance_factor": 1}
-        below_one = {"warmup", "ema_decay", "steer", "matching"}
-        check_divergence(self.divergence)
-        named: dict[str, Collection[str]] = {
-            "objective": OBJECTIVES,
-            "schedule": SCHEDULES,
-            "coupling": COUPLINGS,
-            "method": [name for name, tableau in TABLEAUS.items() if tableau.adaptive],
-            "activation": ACTIVATIONS,
-            "gradient": GRADIENTS,
-            "field": FIELDS,
-            "scaling": SCALINGS,
-        }
-        for name, choices in named.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"Expected the recipe's {name} to be one of {', '.join(choices)}; "
-                    f"got {getattr(self, name)!r}"
-                )
-        for name, value in vars(self).items():
-            if isinstance(value, str) or name == "batch_norm":
-                continue
-            number = min(value, default=0) if isinstance(value, tuple) else value
-            least = lowest.get(name)
-            low = number > 0 if least is None else number >= least
-            high = number < (1 if name in below_one else inf)
-            if not (low and high):
-                wanted = "finite and " + ("above 0" if least is None else f"at least {least}")
-                wanted += " and below 1" if name in below_one else ""
-                raise ValueError(f"Expected the recipe's {name} to be {wanted}; got {value}")
+    def __init__(self, regularizers: Mapping[str, float] | None = None, **numbers: Any) -> None:
+        known, given = self.numbers(), {**(regularizers or {}), **numbers}
+        if unknown := given.keys() - known.keys():
+            raise TypeError(f"Expected a recipe's numbers; got {', '.join(sorted(unknown))}")
+        values = {name: given.get(name, each.default) for name, each in known.items()}
+        for name, value in values.items():
+            known[name].check(f"the recipe's {name}", value)
+        weights = {name: weight for name in REGULARIZERS if (weight := values.pop(name))}
+        for name, value in {**values, "regularizers": weights}.items():
+            object.__setattr__(self, name, value)
         self._check_objective()
 
+    def __getattr__(self, name: str) -> float:
+        """Return a regularizer's weight."""
+        if name in REGULARIZERS:
+            return self.regularizers.get(name, 0.0)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @classmethod
+    def numbers(cls) -> dict[str, Number]:
+        """Return all numbers by their names: those of the fields, and the regularizers' weights."""
+        return numbers_of(cls) | {
+            name: Number(0.0, regularizer.help, "maximum likelihood", low=0, used_by=IN_LIKELIHOOD)
+            for name, regularizer in REGULARIZERS.items()
+        }
+
+    def entries(self) -> dict[str, Any]:
+        """Return all numbers' values by their names, for JSON."""
+        return {name: getattr(self, name) for name in self.numbers()}
+
     def _check_objective(self) -> None:
-        """Raise a ValueError where the objective does not allow the other numbers."""
-        if not isinstance(self.batch_norm, bool):
-            raise ValueError(
-                f"Expected the recipe's batch_norm to be True or False; got {self.batch_norm!r}"
-            )
         if self.batch_norm and self.objective != "mle":
             raise ValueError(
                 "Expected objective mle with batch_norm, whose statistics flow matching does not "
@@ -175,21 +175,14 @@ class Recipe:
 
     @property
     def regularization(self) -> Regularization | None:
-        """Return the penalties that training adds to the loss, None where there are none."""
-        found = Regularization(
-            **{field.name: getattr(self, field.name) for field in fields(Regularization)}
-        )
-        return found if found.active or found.steer else None
+        """The penalties that training adds to the loss, None where there are none."""
+        return Regularization(self.regularizers, steer=self.steer) or None
 
     @property
     def field_options(self) -> dict[str, Any]:
-        """Return the fields' arguments that differ from their defaults."""
-        options = {
-            "time_features": self.time_features,
-            "x_features": self.x_features,
-            "x_scale": self.x_scale if self.x_features else 0,
-        }
-        return {name: value for name, value in options.items() if value}
+        """The fields' arguments that differ from their defaults."""
+        names = ("time_features", "x_features", *(["x_scale"] if self.x_features else []))
+        return {name: value for name in names if (value := getattr(self, name))}
 
     def flow(self, dim: int, context_dim: int = 0, columns: Sequence[Layer] = ()) -> Flow:
         """Return a new flow of the recipe's architecture, by `cnf.ffjord`.
@@ -197,25 +190,22 @@ class Recipe:
         Args:
             dim: Number of columns that are modelled.
             context_dim: Size of the context.
-            columns: Layers next to the data, which map it to that many columns. Columns that they
-                take for angles are angles of the flow.
+            columns: Layers next to the data, which map it to that many columns; their angles are
+                the flow's.
 
         Example:
             >>> RECIPES["toy"].flow(2).solves
             1
         """
-        return ffjord(
-            dim,
-            self.hidden,
-            context_dim=context_dim,
-            activation=self.activation,
-            blocks=self.blocks,
-            field=self.field,
-            field_options=self.field_options,
-            scaling=self.scaling,
-            batch_norm=self.batch_norm,
-            columns=columns,
-        )
+        from cnf.flow import ffjord
+
+        names = {"blocks", "field", "field_options", "scaling", "batch_norm"}
+        names |= {"hidden", "activation"} & set(field_arguments(self.field))
+        options = {name: getattr(self, name) for name in names}
+        return ffjord(dim, context_dim=context_dim, columns=columns, **options)
+
+
+document_numbers(Recipe)
 
 
 # The configuration of FFJORD's toys: https://github.com/rtqichen/ffjord, train_toy.py.
@@ -238,10 +228,9 @@ PAPER = Recipe(
 )
 
 # The configuration of FFJORD's tables: train_tabular.py, and Grathwohl et al. (2019), appendix C.
-# That validates all rows every 200 steps, divides the learning rate by 10 after 10 validations
-# without improvement and again after 20, and ends after 30. Here the rate falls as a cosine over
-# the run's length, which has a hundred validations on at most 10,000 rows and ends after 30 without
-# improvement. Gradients are the discrete solve's, and validations use the flow's own divergence.
+# Unlike there, the rate falls as a cosine over the run's length instead of in steps, of a hundred
+# validations each scores at most 10,000 rows, gradients are the discrete solve's, and validations
+# use the flow's own divergence.
 PAPER_TABLE = replace(
     PAPER,
     schedule="cosine",
@@ -256,8 +245,7 @@ PAPER_TABLE = replace(
 
 TABLE = Recipe(scaling="gaussianize", learning_rate=3e-2, ema_decay=0.99)
 
-# Fourier features of x fit edges; flow matching comes first, with a coupling whose paths take two
-# thirds of the evaluations.
+# Fourier features of x fit edges; the coupling's paths take two thirds of the evaluations.
 TOY = Recipe(
     hidden=(64, 64, 64),
     field="concat",
@@ -272,11 +260,14 @@ RECIPES: dict[str, Recipe] = {
     "toy": TOY,
     # Pictures have finer edges, which flow matching finds sooner than maximum likelihood does.
     "picture": replace(TOY, x_features=64, x_scale=6.0, matching_batch=256, matching=0.6),
-    # With two hidden layers the trace has a closed form, whatever the number of columns. Columns
-    # with normal marginals allow for a high learning rate, and leave the field the dependence. Few
-    # rows are soon overfitted, which regularizers of the paths prevent.
-    "table-tiny": replace(TABLE, matching_batch=256, weight_decay=1e-2, kinetic=1.0, jacobian=1.0),
-    "table-small": replace(TABLE, matching_batch=256, weight_decay=1e-2, kinetic=0.1, jacobian=0.1),
+    # With two hidden layers the trace has a closed form. Normal marginals allow for a high learning
+    # rate, and leave the field the dependence. Regularizers keep few rows from being overfitted.
+    "table-tiny": replace(
+        TABLE, matching_batch=256, weight_decay=1e-2, regularizers={"kinetic": 1.0, "jacobian": 1.0}
+    ),
+    "table-small": replace(
+        TABLE, matching_batch=256, weight_decay=1e-2, regularizers={"kinetic": 0.1, "jacobian": 0.1}
+    ),
     "table-large": replace(TABLE, hidden=(128, 128)),
     "ffjord-paper": PAPER,
     # Table 4 of the paper: hidden layers of 10 or 20 times as many units as there are columns.
@@ -292,11 +283,6 @@ RECIPES: dict[str, Recipe] = {
         PAPER_TABLE, hidden=(1260, 1260, 1260), activation="softplus", blocks=2, batch_size=10_000
     ),
 }
-
-MAX_INSPECTED_ROWS = 100_000  # rows from which the columns' distributions are judged
-MIN_INSPECTED_ROWS = 40  # fewer rows do not show them
-UNEVEN_GAIN = 0.5  # nats; see `gain`. The toys' columns have up to 0.42
-FLAT_EIGENVALUE = 1e-3  # of the columns' correlations, below which they lie on a line
 
 MAX_RECIPE_ROWS = {"table-tiny": 300, "table-small": 2000}  # rows of a table that it is chosen for
 
@@ -318,16 +304,17 @@ def unused(recipe: Recipe) -> dict[str, str]:
         >>> unused(Recipe())
         {'x_scale': 'x_features 0'}
     """
-    of_matching = {"matching_batch", "matching_rate", "coupling"}
-    of_likelihood = {"batch_size", "learning_rate", "horizon", "initial_tolerance_factor"}
-    of_likelihood |= {"gradient", "activation_bytes", "divergence"}
-    of_likelihood |= {field.name for field in fields(Regularization)}
-    left_out = {"mle": {"matching"} | of_matching, "matching": {"matching"} | of_likelihood}
-    found = {} if recipe.x_features else {"x_scale": "x_features 0"}
+    network = ("hidden", "activation", "time_features", "x_features")
+    taken = field_arguments(recipe.field)
+    found = {name: f"field {recipe.field}" for name in network if name not in taken}
+    found |= {} if recipe.x_features else {"x_scale": "x_features 0"}
     if recipe.gradient != "checkpoint":
         found["activation_bytes"] = f"gradient {recipe.gradient}"
-    by_objective = f"objective {recipe.objective}"
-    return found | dict.fromkeys(left_out.get(recipe.objective, ()), by_objective)
+    return found | {
+        name: f"objective {recipe.objective}"
+        for name, each in recipe.numbers().items()
+        if each.used_by and recipe.objective not in each.used_by
+    }
 
 
 def choose_recipe(
@@ -345,9 +332,8 @@ def choose_recipe(
         rows: The data's number of rows.
         dim: The number of columns that are modelled.
         conditional: Whether there is a context: a coupling that breaks the condition is replaced.
-        objective: The objective of training, the recipe's when None; with flow matching the recipe
-            loses its regularizers, which have no effect there.
-        values: Rows of the columns of real numbers. Where `uneven_columns` finds these uneven, a
+        objective: The objective, the recipe's when None; matching loses its regularizers.
+        values: Rows of the columns of real numbers: where `uneven_columns` finds them uneven, a
             recipe that is chosen by the data gaussianizes.
 
     Raises:
@@ -365,85 +351,42 @@ def choose_recipe(
     if name not in RECIPES:
         raise ValueError(f"Expected a recipe among {', '.join(RECIPES)}; got {name!r}")
     recipe = RECIPES[name]
-    if recipe.scaling == "standardize" and values is not None and uneven_columns(values):
-        recipe = replace(recipe, scaling="gaussianize")
+    if recipe.scaling == "standardize" and values is not None:
+        from cnf.training.data import uneven_columns
+
+        if uneven_columns(values):
+            recipe = replace(recipe, scaling="gaussianize")
     if conditional and not COUPLINGS[recipe.coupling].keeps_condition:
         recipe = replace(recipe, coupling="independent")
     if objective is not None:
-        lost: dict[str, Any] = {}
-        if objective == "matching":
-            lost = {field.name: 0.0 for field in fields(Regularization)}
+        lost: dict[str, Any] = {"regularizers": {}, "steer": 0.0} if objective == "matching" else {}
         recipe = replace(recipe, objective=objective, **lost)
     return name, recipe
 
 
-def uneven_columns(values: NDArray[np.float64]) -> bool:
-    """Return whether standardised columns are far from normal, or nearly on a line.
-
-    The field has to learn such a distribution at its own scale: most rows of a Cauchy column lie
-    within a hundredth of a standard deviation, two clusters far apart are as narrow, and so is a
-    column given another one that determines it.
-
-    Args:
-        values: Shape (rows, columns), of which the first rows are inspected.
-
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> uneven_columns(rng.normal(size=(500, 2))), uneven_columns(rng.standard_cauchy((500, 1)))
-        (False, True)
-    """
-    values = values[:MAX_INSPECTED_ROWS, np.ptp(values, 0) > 0]
-    if len(values) < MIN_INSPECTED_ROWS or not values.shape[1]:
-        return False
-    correlation = np.atleast_2d(np.corrcoef(values.T))
-    flat = np.linalg.eigvalsh(correlation)[0] < FLAT_EIGENVALUE
-    return bool(flat) or any(gaussianization_gain(column) > UNEVEN_GAIN for column in values.T)
-
-
 def current_names(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return entries with old names of recipes' numbers replaced by the current ones.
-
-    Example:
-        >>> current_names({"clip": 1.0, "rtol": 1e-3})
-        {'max_grad_norm': 1.0, 'rtol': 0.001}
-    """
+    """Return entries with old names of recipes' numbers replaced by the current ones."""
     return {OLD_NAMES.get(name, name): value for name, value in entries.items()}
 
 
 def recipe_of(entries: Mapping[str, Any]) -> Recipe:
-    """Return the recipe in JSON, whose entries may have old names and be among others.
+    """Return the recipe in JSON, whose entries may have old names, or be missing or among others.
 
     Raises:
-        KeyError: An attribute is missing.
         TypeError: The JSON is not an object.
-        ValueError: A value is of another type, or a number out of range.
+        ValueError: There is no number of a recipe, a value is of another type, or out of range.
 
     Example:
-        >>> import json
-        >>> from dataclasses import asdict
-        >>> recipe_of(json.loads(json.dumps(asdict(Recipe())))) == Recipe()
+        >>> recipe_of({"clip": 2.0, "hidden": [8]}) == Recipe(max_grad_norm=2.0, hidden=(8,))
         True
     """
     if not isinstance(entries, Mapping):
         raise TypeError(f"Expected an object with a recipe's numbers; got {str(entries)[:40]}")
-    entries = current_names(entries)
-    found = {field.name: entries[field.name] for field in fields(Recipe)}
+    entries, known = current_names(entries), Recipe.numbers()
+    found = {name: entries[name] for name in known if name in entries}
+    if not found:
+        raise ValueError(f"Expected a recipe's numbers; got {', '.join(entries) or 'none'}")
     for name, value in found.items():
-        kind = type(getattr(Recipe, name))
-        kinds, wanted = _KINDS[kind]
-        if kind is tuple:
-            right = isinstance(value, list) and all(type(width) is int for width in value)
-        else:
-            right = type(value) in kinds
-        if not right:
-            raise ValueError(f"Expected the recipe's {name} to be {wanted}; got {value!r}")
-    return Recipe(**{**found, "hidden": tuple(found["hidden"])})
-
-
-_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
-    str: ((str,), "a name"),
-    bool: ((bool,), "true or false"),
-    int: ((int,), "a whole number"),
-    float: ((float, int), "a number"),
-    tuple: ((list,), "a list of whole numbers"),
-}
+        known[name].check_type(f"the recipe's {name}", value)
+    widths = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+    return Recipe(**{**found, **widths})

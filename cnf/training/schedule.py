@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import cos, inf, pi, sqrt
 from typing import Any
 
-from cnf.training.objectives import OBJECTIVES, FlowMatching, MaximumLikelihood, Objective
-from cnf.training.recipes import Recipe
+from cnf.training.objectives import FlowMatching, MaximumLikelihood, Objective
+from cnf.training.recipes import OBJECTIVES, Recipe
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Stage:
             progress: Fraction of the stage that is done.
             steps: Number of steps that the stage will have, as far as it is known.
 
-        Source: Bjorck et al. (2024), Scaling optimal LR across token horizons, who find that the
-        best rate of language models falls with the length of a run.
+        Source: Bjorck et al. (2024), Scaling optimal LR across token horizons: the best rate falls
+        with the length of a run.
 
         Example:
             >>> recipe = Recipe(objective="mle", learning_rate=0.1, warmup=0.1, horizon=500)
@@ -61,12 +61,8 @@ class Stage:
     def tolerance_factor(self, progress: float, steps: float = 0.0) -> float:
         """Return the factor on the solver's tolerances, which falls geometrically to 1.
 
-        It starts at `initial_tolerance_factor`; in a run longer than the horizon, at that over the
-        square of the number of horizons.
-
-        Args:
-            progress: Fraction of the stage that is done.
-            steps: Number of steps that the stage will have, as far as it is known.
+        It starts at `initial_tolerance_factor`, over the square of the number of horizons in longer
+        runs. Arguments are those of `rate`.
 
         Example:
             >>> recipe = Recipe(objective="mle", initial_tolerance_factor=9.0, horizon=500)
@@ -80,37 +76,37 @@ class Stage:
         return float(first ** (1 - min(1.0, progress)))
 
     def _horizons(self, steps: float) -> float:
-        """Return the stage's length in horizons, at least 1."""
         return max(1.0, steps / self.horizon)
 
 
 def stages(recipe: Recipe) -> tuple[Stage, ...]:
-    """Return a recipe's stages, one for each of its objectives.
-
-    In a hybrid run the share `recipe.matching` is flow matching, and the rest is maximum likelihood
-    from the best averaged weights, each with a learning rate and a warm-up.
+    """Return a recipe's stages, by its objective.
 
     Example:
         >>> [stage.objective.name for stage in stages(Recipe(objective="hybrid"))]
         ['flow matching', 'maximum likelihood']
     """
-    shape: dict[str, Any] = {"warmup": recipe.warmup, "falling": recipe.schedule == "cosine"}
-    made: dict[type[Objective], Stage] = {
-        FlowMatching: Stage(
-            FlowMatching(recipe.coupling),
-            recipe.matching,
-            recipe.matching_rate,
-            recipe.matching_batch,
-            **shape,
-        ),
-        MaximumLikelihood: Stage(
-            MaximumLikelihood(recipe.regularization),
-            1 - recipe.matching,
-            recipe.learning_rate,
-            recipe.batch_size,
-            horizon=recipe.horizon,
-            initial_tolerance_factor=recipe.initial_tolerance_factor,
-            **shape,
-        ),
-    }
-    return tuple(made[kind] for kind in OBJECTIVES[recipe.objective])
+    return OBJECTIVES[recipe.objective](recipe)
+
+
+def flow_matching(recipe: Recipe) -> tuple[Stage, ...]:
+    """Return the stage of flow matching, the share `recipe.matching` of a hybrid run."""
+    numbers = (recipe.matching, recipe.matching_rate, recipe.matching_batch)
+    return (Stage(FlowMatching(recipe.coupling), *numbers, **_shape(recipe)),)
+
+
+def maximum_likelihood(recipe: Recipe) -> tuple[Stage, ...]:
+    """Return the stage of maximum likelihood."""
+    likelihood, factor = MaximumLikelihood(recipe.regularization), recipe.initial_tolerance_factor
+    numbers = (1 - recipe.matching, recipe.learning_rate, recipe.batch_size)
+    shape = _shape(recipe) | {"horizon": recipe.horizon, "initial_tolerance_factor": factor}
+    return (Stage(likelihood, *numbers, **shape),)
+
+
+def hybrid(recipe: Recipe) -> tuple[Stage, ...]:
+    """Return flow matching, and maximum likelihood from its best averaged weights."""
+    return flow_matching(recipe) + maximum_likelihood(recipe)
+
+
+def _shape(recipe: Recipe) -> dict[str, Any]:
+    return {"warmup": recipe.warmup, "falling": recipe.schedule == "cosine"}

@@ -3,8 +3,8 @@
 `Architecture` describes a `VAE`; `fit` trains it by a `Plan`; `score` returns bounds of log p(x).
 
 Example:
-    >>> import torch
     >>> from cnf.datasets import load_images
+    >>> from cnf.vae import VAE, Architecture, Plan, fit, grey, score
     >>> images = load_images("digits")
     >>> vae = VAE(Architecture(images.size, images.white, hidden=(16,), latent_dim=2))
     >>> x, held_out = (grey(each, images.white) for each in (images.train, images.validation))
@@ -13,14 +13,27 @@ Example:
     torch.Size([5])
 """
 
-from cnf.vae.architecture import Architecture
-from cnf.vae.likelihoods import LIKELIHOODS, grey
-from cnf.vae.model import VAE, load
-from cnf.vae.networks import NETWORKS
-from cnf.vae.plan import Plan
-from cnf.vae.posteriors import POSTERIORS
-from cnf.vae.score import LikelihoodBounds, score
-from cnf.vae.training import EpochRecord, VAEStep, fit
+from typing import TYPE_CHECKING
+
+from cnf.utils.lazy import lazy_package
+
+if TYPE_CHECKING:
+    from cnf.vae.architecture import LIKELIHOODS, NETWORKS, POSTERIORS, Architecture
+    from cnf.vae.likelihoods import grey
+    from cnf.vae.model import VAE, LikelihoodBounds, load, score
+    from cnf.vae.plan import Plan
+    from cnf.vae.training import EpochRecord, VAEStep, fit
+else:  # architectures and plans are read without PyTorch
+    __getattr__, __dir__ = lazy_package(
+        __name__,
+        {
+            "architecture": "LIKELIHOODS NETWORKS POSTERIORS Architecture",
+            "likelihoods": "grey",
+            "model": "VAE LikelihoodBounds load score",
+            "plan": "Plan",
+            "training": "EpochRecord VAEStep fit",
+        },
+    )
 
 __all__ = [
     "LIKELIHOODS",

@@ -22,12 +22,7 @@ POSTERIOR_IMAGES = 3
 
 
 def draw_images(ax: Axes, images: Tensor) -> Axes:
-    """Draw images in rows.
-
-    Args:
-        ax: Axes to draw on.
-        images: Shape (rows, columns, height, width), from 0, black, to 1, white.
-    """
+    """Draw images (rows, columns, height, width), from 0, black, to 1, white."""
     rows, columns, height, width = images.shape
     framed = torch.nn.functional.pad(images, (1, 1, 1, 1), value=1.0)
     page = framed.transpose(1, 2).reshape(rows * (height + 2), columns * (width + 2))
@@ -41,18 +36,14 @@ def reconstructions_figure(vae: VAE, x: Tensor) -> Figure:
     """Draw observed images (n, pixels) and, below each, the mean image of a posterior draw."""
     q = vae.accurate().posterior_of(x)
     shown = torch.stack([x.unflatten(-1, vae.architecture.size), vae.means(q.rsample())])
-    figure, ax = _page(shown.shape)
-    draw_images(ax, shown).set_title("above: images, below: reconstructions", loc="left")
-    return figure
+    return _page(shown, "above: images, below: reconstructions")
 
 
 @torch.no_grad()
 def samples_figure(vae: VAE, rows: int = 8, columns: int = 16) -> Figure:
     """Draw the mean images of latents sampled from the prior."""
     shown = vae.means(vae.prior.sample(torch.Size([rows, columns])))
-    figure, ax = _page(shown.shape)
-    draw_images(ax, shown).set_title("from the prior", loc="left")
-    return figure
+    return _page(shown, "from the prior")
 
 
 @torch.no_grad()
@@ -61,16 +52,16 @@ def traversal_figure(vae: VAE, x: Tensor, columns: int = 11, most: int = 8) -> F
 
     Args:
         vae: A trained VAE.
-        x: Images (n, pixels). Single latents are varied around the draw of the first image; the
-            latents drawn are those whose draws differ most between the images.
+        x: Images (n, pixels). Single latents vary around the draw of the first image; those drawn
+            differ most between the images' draws.
         columns: Number of values of a latent.
         most: Maximum number of latents, where there are more than two.
     """
     values = torch.linspace(-TRAVERSAL_RANGE, TRAVERSAL_RANGE, columns).to(x)
     drawn = vae.accurate().posterior_of(x).rsample()
     if vae.architecture.latent_dim == 2:
-        plane = torch.stack(torch.meshgrid(values, values.flip(0), indexing="xy"), -1)
-        z, title = plane, f"both latents within ±{TRAVERSAL_RANGE:g}"
+        z = torch.stack(torch.meshgrid(values, values.flip(0), indexing="xy"), -1)
+        title = f"both latents within ±{TRAVERSAL_RANGE:g}"
     else:
         varying = drawn.std(0).argsort(descending=True)[:most]
         z = drawn[0].expand(len(varying), columns, -1).clone()
@@ -78,18 +69,12 @@ def traversal_figure(vae: VAE, x: Tensor, columns: int = 11, most: int = 8) -> F
             row[:, latent] = values
         title = f"the latents that vary most, each within ±{TRAVERSAL_RANGE:g}"
     shown = vae.means(z)
-    figure, ax = _page(shown.shape)
-    draw_images(ax, shown).set_title(title, loc="left")
-    return figure
+    return _page(shown, title)
 
 
 @torch.no_grad()
 def posterior_figure(vae: VAE, x: Tensor) -> Figure:
-    """Draw true posteriors over two latents, the encoder's Gaussians, and the VAE's posteriors.
-
-    Args:
-        vae: A VAE with two latents.
-        x: Images (n, pixels), of which the first three are drawn.
+    """Draw true posteriors, the encoder's Gaussians and the VAE's posteriors of three images.
 
     Raises:
         ValueError: The number of latents is not two.
@@ -123,15 +108,14 @@ def posterior_figure(vae: VAE, x: Tensor) -> Figure:
 
 def draw_bounds(ax: Axes, records: Sequence[EpochRecord]) -> Axes:
     """Plot the training loss and minus the validation bound over the epochs, in nats per image."""
-    epochs = [record.epoch for record in records]
-    ax.plot(epochs, [record.loss for record in records], color=DATA_COLOR, label="training loss")
+    epochs, loss = [record.epoch for record in records], [record.loss for record in records]
     bound = [-record.validation_elbo for record in records]
+    ax.plot(epochs, loss, color=DATA_COLOR, label="training loss")
     ax.plot(epochs, bound, color=MODEL_COLOR, label="minus the validation bound")
     finite = np.asarray(bound)[np.isfinite(bound)]
     if finite.size:
         top = np.quantile(finite, 0.9) + 0.05 * np.ptp(finite)
-        late = [record.loss for record in records[len(records) // 2 :]]
-        bottom = np.nanmin([finite.min(), *late])
+        bottom = np.nanmin([finite.min(), *loss[len(loss) // 2 :]])
         margin = max(0.05 * (top - bottom), 1e-9)
         ax.set_ylim(bottom - margin, top + margin)
     ax.set(xlabel="epochs", ylabel="nats per image")
@@ -155,10 +139,11 @@ def _draw_truth(ax: Axes, vae: VAE, x: Tensor, bounds: Tensor) -> None:
     ax.set(xticks=[], yticks=[], xlim=(x0, x1), ylim=(y0, y1))
 
 
-def _page(shape: Sequence[int]) -> tuple[Figure, Axes]:
-    """Make a figure of the proportions of images (rows, columns, height, width)."""
-    rows, columns, height, width = shape
+def _page(images: Tensor, title: str) -> Figure:
+    """Make a figure of images, of their proportions."""
+    rows, columns, height, width = images.shape
     across = min(10.0, 0.6 * columns)
     down = across * rows * (height + 2) / (columns * (width + 2))
     figure = Figure(figsize=(across, down + 0.4), layout="constrained")
-    return figure, figure.subplots()
+    draw_images(figure.subplots(), images).set_title(title, loc="left")
+    return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -13,29 +12,21 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 
 class Likelihood(Protocol):
-    """p(x | z) of images x (..., pixels), given a decoder's outputs (..., channels, pixels).
-
-    Attributes:
-        channels: Number of outputs for each pixel.
-    """
+    """p(x | z) of images x (..., pixels), given a decoder's outputs (..., channels, pixels)."""
 
     channels: int
 
     def observe(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the observed images x (n, pixels) of grey images from 0 to 1."""
-        ...
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError unless x could be returned by `observe`."""
-        ...
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """Return log p(x | z), summed over the pixels, shape (...), in nats."""
-        ...
 
     def mean(self, outputs: Tensor) -> Tensor:
         """Return the mean image, from 0 to 1, shape (..., pixels)."""
-        ...
 
 
 class Bernoulli:
@@ -62,7 +53,6 @@ class Bernoulli:
         return torch.bernoulli(images, generator=generator)
 
     def check(self, x: Tensor) -> None:
-        """Raise a ValueError if a pixel is neither 0 nor 1."""
         wrong = (x != 0) & (x != 1)
         if wrong.any():
             raise ValueError(
@@ -76,7 +66,6 @@ class Bernoulli:
         return -binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """Return the probabilities of white."""
         return outputs.squeeze(-2).sigmoid()
 
 
@@ -111,11 +100,9 @@ class Levels:
         self.white = white
 
     def observe(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the images unchanged."""
         return images
 
     def check(self, x: Tensor) -> None:
-        """Raise a ValueError if a pixel is below 0 or above 1."""
         wrong = ~((x >= 0) & (x <= 1))
         if wrong.any():
             raise ValueError(
@@ -137,17 +124,12 @@ class Levels:
         return (above + below + between).sum(-1)
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """Return the means of the logistic distributions, clamped to [0, 1]."""
         return self._parameters(outputs)[0].clamp(0, 1)
 
     def _parameters(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return means and log-scales; outputs of 0 give a wide distribution about the middle."""
         mean, log_scale = outputs.unbind(-2)
         return 0.5 + 0.25 * mean, (log_scale - 2).clamp(min=-self._MAX_LOG_PRECISION)
-
-
-LIKELIHOODS: dict[str, Callable[[int], Likelihood]] = {"bernoulli": Bernoulli, "levels": Levels}
-"""Likelihoods by name, constructed with the grey value of white."""
 
 
 def grey(images: NDArray[np.uint8], white: int) -> Tensor:

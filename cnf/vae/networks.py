@@ -12,19 +12,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Networks:
-    """An encoder and a decoder.
+    """An encoder and a decoder."""
 
-    Attributes:
-        encoder: Module that maps images (n, pixels) to features (n, features).
-        decoder: Module that maps latents (n, latent_dim) to outputs (n, channels, pixels).
-        features: Number of features.
-        decoder_batch: Maximum number of latents to decode at a time, which takes a few hundred MiB.
-    """
-
-    encoder: nn.Module
-    decoder: nn.Module
+    encoder: nn.Module  # of images (n, pixels) to features (n, features)
+    decoder: nn.Module  # of latents (n, latent_dim) to outputs (n, channels, pixels)
     features: int
-    decoder_batch: int
+    decoder_batch: int  # the most latents to decode at a time, in a few hundred MiB
 
 
 class GatedConvolution(nn.Module):
@@ -47,7 +40,6 @@ class GatedConvolution(nn.Module):
         self.both = convolution(2 * channels)  # one product for both
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the gated convolution of x (n, channels, height, width)."""
         y, gate = self.both(x).chunk(2, 1)
         return torch.mul(y, torch.sigmoid(gate))
 
@@ -95,52 +87,29 @@ def gated_convolutions(
     smallest = size[0] // 4, size[1] // 4
     encoder = (
         nn.Unflatten(1, (1, *size)),
-        _down(1, 32),
-        _down(32, 32, stride=2),
-        _down(32, 64),
-        _down(64, 64, stride=2),
-        _down(64, 64),
+        *(_down(*sizes) for sizes in ((1, 32), (32, 32, 2), (32, 64), (64, 64, 2), (64, 64))),
         GatedConvolution(lambda channels: nn.Conv2d(64, channels, smallest), 256),
         nn.Flatten(),
     )
     decoder = (
         nn.Unflatten(1, (latent_dim, 1, 1)),
         GatedConvolution(lambda channels: nn.ConvTranspose2d(latent_dim, channels, smallest), 64),
-        _up(64, 64),
-        _up(64, 32, stride=2),
-        _up(32, 32),
-        _up(32, 32, stride=2),
-        _up(32, 32),
+        *(_up(*sizes) for sizes in ((64, 64), (64, 32, 2), (32, 32), (32, 32, 2), (32, 32))),
         nn.Conv2d(32, channels, 1),
         nn.Flatten(2),
     )
     return Networks(nn.Sequential(*encoder), nn.Sequential(*decoder), 256, decoder_batch=512)
 
 
-NETWORKS: dict[str, Callable[[tuple[int, int], int, int, Sequence[int]], Networks]] = {
-    "mlp": perceptrons,
-    "conv": gated_convolutions,
-}
-"""Networks by name: functions of the images' size, the likelihood's channels, the number of latents
-and the widths of the hidden layers."""
-
-
 def _layers(widths: Sequence[int]) -> list[nn.Module]:
-    """Make linear layers with activations."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.SiLU()]
-    return layers
+    return [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.SiLU())]
 
 
 def _down(before: int, after: int, stride: int = 1) -> GatedConvolution:
-    return GatedConvolution(
-        lambda channels: nn.Conv2d(before, channels, 5, stride, padding=2), after
-    )
+    return GatedConvolution(lambda channels: nn.Conv2d(before, channels, 5, stride, 2), after)
 
 
 def _up(before: int, after: int, stride: int = 1) -> GatedConvolution:
-    def convolution(channels: int) -> nn.Module:
-        return nn.ConvTranspose2d(before, channels, 5, stride, padding=2, output_padding=stride - 1)
-
-    return GatedConvolution(convolution, after)
+    return GatedConvolution(
+        lambda channels: nn.ConvTranspose2d(before, channels, 5, stride, 2, stride - 1), after
+    )

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, inf, pi
+from math import cos, pi
+
+from cnf.training.numbers import check_numbers, document_numbers, number
 
 
 @dataclass(frozen=True)
 class Plan:
     """Hyperparameters of a training run.
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images per step.
-        learning_rate: Adam's peak learning rate, after a linear warm-up and before a cosine decay
-            to 0.
-        warmup: Fraction of the run that warms up.
-        annealing: Fraction of the run in which the KL term's weight rises from 0 to 1.
-        settling: Fraction of the run in which the posterior is the encoder's Gaussian, before its
-            flow begins to learn. This costs no more than a Gaussian posterior, which makes latents
-            either informative and distinct, or unused; a flow that learns from the start keeps all
-            of them slightly informative.
-        weight_decay: AdamW's decoupled weight decay.
-        max_grad_norm: Norm to which the gradient is clipped.
 
     Raises:
         ValueError: A number is out of range.
@@ -35,32 +23,25 @@ class Plan:
         [0.0, 0.5, 1.0, 1.0]
     """
 
-    epochs: int = 100
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    warmup: float = 0.02
-    annealing: float = 0.2
-    settling: float = 0.3
-    weight_decay: float = 0.0
-    max_grad_norm: float = 100.0
+    epochs: int = number(100, "passes over the training images")
+    batch_size: int = number(128, "images for each step")
+    learning_rate: float = number(1e-3, "peak learning rate, which decays as a cosine to 0")
+    warmup: float = number(
+        0.02, "fraction of the run in which the learning rate rises", low=0, high=1
+    )
+    annealing: float = number(
+        0.2, "fraction of the run in which the KL term's weight rises from 0 to 1", low=0, high=1
+    )
+    # The posterior is the encoder's Gaussian at first, which makes latents either informative and
+    # distinct, or unused; a flow that learns from the start keeps all of them slightly informative.
+    settling: float = number(
+        0.3, "fraction of the run before the posterior's flow starts to train", low=0, high=1
+    )
+    weight_decay: float = number(0.0, "AdamW's weight decay", low=0)
+    max_grad_norm: float = number(100.0, "norm above which the gradient is clipped")
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < inf:
-                raise ValueError(
-                    f"Expected {name} above 0, and finite; got {getattr(self, name)}: correct it"
-                )
-        for name in ("warmup", "annealing", "settling"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"Expected {name} of at least 0 and below 1; got {getattr(self, name)}: "
-                    "correct it"
-                )
-        if not 0 <= self.weight_decay < inf:
-            raise ValueError(
-                f"Expected weight_decay of at least 0, and finite; got {self.weight_decay}: "
-                "correct it"
-            )
+        check_numbers(self)
 
     def rate(self, progress: float) -> float:
         """Return the learning rate at a progress from 0 to 1."""
@@ -80,3 +61,6 @@ class Plan:
     def is_selectable(self, progress: float) -> bool:
         """Return whether the objective is the final one, so that weights may be selected."""
         return self.beta(progress) == 1 and not self.is_settling(progress)
+
+
+document_numbers(Plan)

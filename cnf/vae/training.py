@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import inf, isfinite, nan
+from math import inf, nan
 from pathlib import Path
-from time import perf_counter
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cnf.ode import SolveError
-from cnf.training.checkpoint import TrainingState, generators, restore_generators
-from cnf.training.loop import TrainingError
+from cnf.training.checkpoint import Checkpointer, TrainingState, sha256
+from cnf.training.optimizer import Optimizer, OptimizerStep, StepLoss
+from cnf.training.progress import TrainingBudget, TrainingProgress
+from cnf.training.run import Run
 from cnf.utils.random import seeded
 from cnf.utils.serialization import add_prefix, strip_prefix
 from cnf.vae.model import VAE
 from cnf.vae.plan import Plan
 
-MAX_FAILED_STEPS = 20  # steps in a row without a finite gradient, after which training stops
 VALIDATION_SAMPLES = 4
-RENAMED_PLAN_FIELDS = {"clip": "max_grad_norm"}  # old names, in states of earlier versions
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,7 @@ class VAEStep:
         loss: Loss of the step, nan if it was skipped.
         record: Record of the epoch that the step completes, if any.
         records: Records of all epochs so far.
-        improved: Whether the step completes the best epoch so far of those whose weights may be
-            selected.
+        improved: Whether the step completes the best epoch so far whose weights may be selected.
         vae: VAE in training.
     """
 
@@ -86,9 +83,9 @@ def fit(
 
     Args:
         vae: VAE to train.
-        train: Grey images from 0 to 1, shape (n, pixels), on the VAE's device; they are observed
-            anew in each step.
-        validation: Grey images from 0 to 1, shape (m, pixels); they are observed once.
+        train: Grey images from 0 to 1, shape (n, pixels), on the VAE's device, observed anew in
+            each step.
+        validation: Grey images from 0 to 1, shape (m, pixels), observed once.
         plan: Hyperparameters.
         seed: Seed of batches, observations and latents.
         callbacks: Functions that are called after each step.
@@ -101,7 +98,7 @@ def fit(
     Raises:
         ValueError: There are no images, or they are of another size or range; the state belongs to
             another run; or the encoder's outputs are not finite.
-        TrainingError: Twenty steps in a row had no finite gradient, or no epoch a finite bound.
+        TrainingError: No epoch whose weights may be selected had a finite bound.
 
     Example:
         >>> from cnf.vae import Architecture
@@ -113,110 +110,60 @@ def fit(
         _check(images, vae)
     with seeded(seed, train.device):
         run = _VAERun(vae, train, validation, plan, seed, None if state is None else Path(state))
-        while run.epoch < plan.epochs:
-            run.pass_once(callbacks)
-    if run.best_elbo == -inf:
-        raise TrainingError(
-            "The bound of the validation images was never finite, so no weights can be selected. "
-            "Lower the learning rate"
-        )
-    vae.load_state_dict(run.best)
-    return run.records
+        run.resume()
+        run.loop(callbacks)
+    vae.load_state_dict(run.finish())
+    if run.progress.reason != "steps":
+        warnings.warn(f"Training ended early: {run.progress.reason}", stacklevel=2)
+    return run.progress.records
 
 
-class _VAERun:
-    """A training run between two epochs."""
+class _VAERun(Run[EpochRecord, VAEStep]):
+    """A run of a VAE, which validates after each epoch."""
+
+    record_type = EpochRecord
+    checkpoints_records = True
 
     def __init__(
-        self,
-        vae: VAE,
-        train: Tensor,
-        validation: Tensor,
-        plan: Plan,
-        seed: int,
-        state: Path | None,
+        self, vae: VAE, train: Tensor, validation: Tensor, plan: Plan, seed: int, state: Path | None
     ) -> None:
-        self.vae, self.train, self.plan, self.seed, self.state = vae, train, plan, seed, state
-        self.digest = _sha256(train, validation)
+        self.vae, self.train, self.plan = vae, train, plan
         self.validation = vae.likelihood.observe(validation)
-        self.parameters = list(vae.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=0.0, weight_decay=plan.weight_decay, fused=True
-        )
-        self.records: list[EpochRecord] = []
-        self.best = _copy(vae.state_dict())
-        self.best_elbo, self.failures, self.seconds = -inf, 0, 0.0
-        if state is not None and state.exists():
-            self._restore(TrainingState.read(state), state)
-
-    @property
-    def epoch(self) -> int:
-        """Number of completed epochs."""
-        return len(self.records)
-
-    def pass_once(self, callbacks: Sequence[Callback]) -> None:
-        """Train on all images once, validate, and save the state."""
-        began = perf_counter() - self.seconds
-        order = torch.randperm(len(self.train), device=self.train.device)
-        batches = order.split(self.plan.batch_size)
-        losses = []
-        for i, batch in enumerate(batches):
-            progress = (self.epoch + i / len(batches)) / self.plan.epochs
-            losses.append(self._step(self.vae.likelihood.observe(self.train[batch]), progress))
-            if i + 1 < len(batches):
-                done = (self.epoch + (i + 1) / len(batches)) / self.plan.epochs
-                self._call(callbacks, done, losses[-1])
-        finite = [loss for loss in losses if isfinite(loss)]
-        progress = (self.epoch + 1) / self.plan.epochs
-        elbo, kl = self._validate(self.plan.is_settling(progress))
-        self.seconds = perf_counter() - began
-        self.records.append(
-            EpochRecord(
-                self.epoch + 1,
-                self.seconds,
-                sum(finite) / len(finite) if finite else nan,
-                elbo,
-                kl,
-                len(losses) - len(finite),
+        parameters = list(vae.parameters())
+        self.optimizer = Optimizer(parameters, plan.weight_decay, plan.max_grad_norm)
+        self.batches: list[Tensor] = []  # those that are left of the epoch
+        self.epoch_steps = -(-len(train) // plan.batch_size)
+        checkpointer = None
+        if state is not None:
+            images = sha256(
+                str(tuple(train.shape)), train, str(tuple(validation.shape)), validation
             )
+            run = {"seed": seed, "kind of device": train.device.type, "images": images}
+            identity = {**asdict(vae.architecture), **asdict(plan), **run}
+            checkpointer = Checkpointer(state, inf, json.loads(json.dumps(identity)))
+        length = TrainingBudget.of(None, plan.epochs * self.epoch_steps)
+        super().__init__(length, plan.epochs, (1.0,), inf, train, checkpointer)
+
+    def step(self, done: float, steps: float) -> tuple[OptimizerStep, float]:
+        if not self.batches:
+            order = torch.randperm(len(self.train), device=self.train.device)
+            self.batches = [*order.split(self.plan.batch_size)]
+        x = self.vae.likelihood.observe(self.train[self.batches.pop(0)])
+        beta, rate, settling = (
+            self.plan.beta(done),
+            self.plan.rate(done),
+            self.plan.is_settling(done),
         )
-        improved = self.plan.is_selectable(progress) and elbo > self.best_elbo
-        if improved:
-            self.best_elbo, self.best = elbo, _copy(self.vae.state_dict())
-        self._write()
-        self._call(callbacks, progress, losses[-1], improved, self.records[-1])
 
-    def _step(self, x: Tensor, progress: float) -> float:
-        """Take an optimizer step; return its loss, nan if it was skipped."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate(progress)
-        self.optimizer.zero_grad()
-        try:
-            settling = self.plan.is_settling(progress)
-            loss = -self.vae.bound(x, self.plan.beta(progress), settling=settling).value.mean()
-            loss.backward()
-        except SolveError as error:
-            return self._fail(str(error))
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.max_grad_norm)
-        loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()
-        if not (isfinite(loss_value) and isfinite(norm_value)):
-            return self._fail(f"the loss is {loss_value} and its gradient's norm {norm_value}")
-        self.optimizer.step()
-        self.failures = 0
-        return float(loss_value)
+        def loss() -> StepLoss:
+            return StepLoss(-self.vae.bound(x, beta, settling=settling).value.mean())
 
-    def _fail(self, reason: str) -> float:
-        self.failures += 1
-        if self.failures >= MAX_FAILED_STEPS:
-            raise TrainingError(
-                f"{MAX_FAILED_STEPS} steps in a row failed, the last one because {reason}. Lower "
-                "the learning rate"
-            )
-        return nan
+        return self.optimizer.step(loss, rate), rate
 
     @torch.no_grad()
-    def _validate(self, settling: bool) -> tuple[float, float]:
+    def validate(self) -> tuple[float, float]:
         """Return the bound of the validation images and its KL term, always with the same noise."""
+        settling = self.plan.is_settling(self.done())
         with seeded(0, self.train.device):
             try:
                 parts = [
@@ -226,86 +173,55 @@ class _VAERun:
             except SolveError:
                 return -inf, nan
         elbo = torch.cat([part.value for part in parts]).mean()
-        kl = torch.cat([part.kl for part in parts]).mean()
-        return elbo.item(), kl.item()
+        return elbo.item(), torch.cat([part.kl for part in parts]).mean().item()
 
-    def _call(
-        self,
-        callbacks: Sequence[Callback],
-        progress: float,
-        loss: float,
-        improved: bool = False,
-        record: EpochRecord | None = None,
-    ) -> None:
-        for callback in callbacks:
-            callback(VAEStep(progress, loss, record, self.records, improved, self.vae))
+    def record(self, scores: tuple[float, float], seconds: float) -> tuple[EpochRecord, float]:
+        progress, skipped = self.progress, self.epoch_steps - self.progress.taken
+        epoch = len(progress.records) + 1
+        record = EpochRecord(epoch, seconds, progress.mean_loss, *scores, skipped)
+        return record, -scores[0] if self.plan.is_selectable(self.done()) else inf
 
-    def _identity(self) -> dict[str, Any]:
-        """Return the settings that identify the run, as they are read back from JSON."""
-        architecture = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self.vae.architecture).items()
-        }
+    def event(
+        self, step: OptimizerStep, done: float, seconds: float, record: EpochRecord | None
+    ) -> VAEStep:
+        records, improved = self.progress.records, self.improved(record)
+        return VAEStep(done, step.loss, record, records, improved, self.vae)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.vae.state_dict()
+
+    def tensors(self) -> dict[str, Tensor]:
         return {
-            **architecture,
-            **asdict(self.plan),
-            "seed": self.seed,
-            "kind of device": self.train.device.type,
-            "images": self.digest,
-        }
-
-    def _write(self) -> None:
-        """Write the state; warn where that fails, as on a full disk."""
-        if self.state is None:
-            return
-        slots = {
-            f"optimizer.{i}.{name}": tensor
-            for i, entries in self.optimizer.state_dict()["state"].items()
-            for name, tensor in entries.items()
-        }
-        tensors = {
             **add_prefix("vae", self.vae.state_dict()),
-            **add_prefix("best", self.best),
-            **add_prefix("generators", generators(self.train.device)),
+            **add_prefix("optimizer", self.optimizer.tensors()),
             "validation": self.validation,
-            **slots,
         }
-        progress = {
-            "records": [asdict(record) for record in self.records],
-            "best_elbo": self.best_elbo,
-            "failures": self.failures,
-        }
-        try:
-            TrainingState(self._identity(), progress, tensors).write(self.state)
-        except OSError as error:
-            warnings.warn(
-                f"The training state could not be written to {self.state} ({error.strerror}). "
-                "Training continues; the previous state is kept",
-                stacklevel=2,
-            )
 
-    def _restore(self, found: TrainingState, path: Path) -> None:
-        """Restore the run from a state of the same run."""
-        run = {RENAMED_PLAN_FIELDS.get(name, name): value for name, value in found.run.items()}
-        replace(found, run=run).check(path, self._identity())
-        self.records = [EpochRecord(**record) for record in found.progress["records"]]
-        self.best_elbo = found.progress["best_elbo"]
-        self.failures = found.progress["failures"]
-        self.seconds = self.records[-1].seconds
-        self.vae.load_state_dict(strip_prefix("vae", found.tensors))
-        self.best = strip_prefix("best", found.tensors)
-        self.validation = found.tensors["validation"].to(self.validation)
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in strip_prefix("optimizer", found.tensors).items():
-            index, slot = name.split(".")
-            entries.setdefault(int(index), {})[slot] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
-        restore_generators(strip_prefix("generators", found.tensors), self.train.device)
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.vae.load_state_dict(strip_prefix("vae", tensors))
+        self.optimizer.restore(strip_prefix("optimizer", tensors))
+        self.validation = tensors["validation"].to(self.validation)
+
+    def upgrade(self, found: TrainingState) -> TrainingState:
+        """Return a state of version 0.1.0, which counted epochs alone, in this version's format."""
+        if "best_elbo" not in found.progress:
+            return found
+        records, epochs = found.progress["records"], len(found.progress["records"])
+        progress = TrainingProgress(
+            step=epochs * self.epoch_steps,
+            stage_steps=epochs * self.epoch_steps,
+            seconds=records[-1]["seconds"],
+            best_nll=-found.progress["best_elbo"],
+            failures=found.progress["failures"],
+            next_validation=(epochs + 1) / self.plan.epochs,
+            reason="steps" if epochs == self.plan.epochs else "",
+        )
+        random = add_prefix("random", strip_prefix("generators", found.tensors))
+        counters, tensors = {**asdict(progress), "records": records}, {**found.tensors, **random}
+        return replace(found, progress=counters, tensors=tensors)
 
 
 def _check(images: Tensor, vae: VAE) -> None:
-    """Raise a ValueError unless the VAE can be trained on these images."""
     height, width = vae.architecture.size
     expected = f"grey images from 0 to 1 of shape (n, {height * width}), n at least 1"
     if images.ndim != 2 or not len(images) or images.shape[1] != height * width:
@@ -313,16 +229,3 @@ def _check(images: Tensor, vae: VAE) -> None:
     low, high = torch.stack([images.min(), images.max()]).tolist()
     if not 0 <= low <= high <= 1:
         raise ValueError(f"Expected {expected}; got {low} to {high}. Divide by the value of white")
-
-
-def _sha256(*images: Tensor) -> str:
-    """Return a digest that identifies images."""
-    digest = hashlib.sha256()
-    for part in images:
-        digest.update(f"{tuple(part.shape)}".encode())
-        digest.update(part.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}

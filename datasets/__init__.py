@@ -18,15 +18,13 @@ if __name__ != "cnf.datasets":
     )
 
 from cnf.datasets.benchmarks import BENCHMARKS, DATA_DIR, load_benchmark
-from cnf.datasets.collinear import collinear_columns
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS, ConditionalToy
-from cnf.datasets.degenerate import Degeneracy, degeneracies
+from cnf.datasets.degenerate import Degeneracy, collinear_columns, degeneracies
 from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
 from cnf.datasets.frames import frame_table, table_frame
 from cnf.datasets.images import IMAGES, Images, load_images
 from cnf.datasets.pictures import Picture, is_picture, read_picture, word_picture
-from cnf.datasets.splits import Split, split
-from cnf.datasets.table import Table, closest
+from cnf.datasets.table import Split, Table, closest, split
 from cnf.datasets.tables import TABLES, load
 from cnf.datasets.toy import Toy
 from cnf.datasets.toys import TOYS

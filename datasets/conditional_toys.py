@@ -1,21 +1,13 @@
-"""Conditional toys with exact density p(x | c), and their registry.
-
-Example:
-    >>> from cnf.datasets import CONDITIONAL_TOYS
-    >>> list(CONDITIONAL_TOYS)
-    ['rotor', 'fan']
-"""
+"""Conditional toys with exact density p(x | c), and their registry."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import logsumexp
 
-from cnf.datasets.toy import Array, finite_rows, generator_for
-
-__all__ = ["CONDITIONAL_TOYS", "ConditionalToy"]
+from cnf.datasets.table import Array
+from cnf.datasets.toy import finite_rows, generator_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,22 +39,10 @@ class ConditionalToy:
     noise: Callable[[Array], Array]
 
     def sample(self, n: int, seed: int | np.random.Generator) -> tuple[Array, Array]:
-        """Draw contexts and a row given each.
-
-        Args:
-            n: Number of rows, zero or more.
-            seed: A seed, or a generator, which is advanced.
-
-        Returns:
-            Rows of shape (n, columns), and their contexts, of shape (n, 1).
+        """Draw rows (n, columns) and their contexts (n, 1), by a seed or with a generator.
 
         Raises:
             ValueError: If `n` or `seed` is negative.
-
-        Example:
-            >>> x, context = CONDITIONAL_TOYS["fan"].sample(5, seed=0)
-            >>> bool((0 <= context).all() and (context <= 2).all())
-            True
         """
         rng = generator_for(n, seed)
         context = rng.uniform(*self.interval, n)
@@ -72,14 +52,7 @@ class ConditionalToy:
         return x, context[:, None]
 
     def log_prob(self, x: ArrayLike, context: ArrayLike) -> Array:
-        """Evaluate log p(x | c), in nats, in the units of the samples.
-
-        Args:
-            x: Points of shape (n, columns), finite.
-            context: Contexts of shape (n, 1), finite, possibly outside the interval.
-
-        Returns:
-            Float64 array of shape (n,).
+        """Evaluate log p(x | c) (n,) in nats of points (n, columns) given any contexts (n, 1).
 
         Raises:
             ValueError: If a shape does not fit, or there is NaN or infinity.
@@ -99,7 +72,7 @@ class ConditionalToy:
         offsets = np.stack([points - center, points + center]) / noise[:, None]
         exponents = -0.5 * (offsets**2).sum(axis=-1)
         constant = np.log(2) + len(self.columns) * np.log(np.sqrt(2 * np.pi) * noise)
-        return np.asarray(logsumexp(exponents, axis=0) - constant)
+        return np.asarray(np.logaddexp(*exponents) - constant)
 
 
 CONDITIONAL_TOYS: dict[str, ConditionalToy] = {

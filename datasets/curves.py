@@ -10,11 +10,8 @@ units from them, where log p is in the thousands.
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import erfcx, ndtr
 
-from cnf.datasets.toy import Array
-
-__all__ = ["Curve", "curve_nodes", "gaussian_mixture_log_prob", "smeared_mixture_log_prob"]
+from cnf.datasets.table import Array
 
 Curve = Callable[[Array], Array]
 """A plane curve: parameters of shape (n,) to points of shape (n, 2)."""
@@ -27,20 +24,12 @@ POLYLINE_POINTS = 2001  # of the polyline that measures a curve
 
 
 def curve_nodes(curve: Curve, interval: tuple[float, float], noise: float) -> tuple[Array, Array]:
-    """Return nodes and weights of composite Gauss–Legendre quadrature, ∫ f(t) dt ≈ Σ wₖ f(tₖ).
+    """Return nodes and weights (k,) of composite Gauss–Legendre quadrature, ∫ f(t) dt ≈ Σ wₖ f(tₖ).
 
     Panels have about equal length on the curve, a few standard deviations of the noise, so that
     N(x; c(t), noise² I) is smooth on each. Since a curve is not periodic, the trapezoid rule would
     be inaccurate; panels shrink towards the ends, where the integrand falls off steeply for distant
     points.
-
-    Args:
-        curve: Function c of parameters (n,) that returns points (n, 2).
-        interval: First and last parameter.
-        noise: Standard deviation of the noise.
-
-    Returns:
-        Nodes and weights, both of shape (k,).
 
     Example:
         >>> line = lambda t: np.column_stack([t, 0 * t])
@@ -48,22 +37,15 @@ def curve_nodes(curve: Curve, interval: tuple[float, float], noise: float) -> tu
         >>> round(float(w @ t**3), 12)
         4.0
     """
+    t = np.linspace(*interval, POLYLINE_POINTS)
+    arc_lengths = np.insert(np.hypot(*np.diff(curve(t), axis=0).T).cumsum(), 0, 0.0)
+    total = arc_lengths[-1]
+    cuts = np.linspace(0.0, total, int(np.ceil(total / (PANEL_LENGTH * noise))) + 1)
+    fine = cuts[1] * 0.5 ** np.arange(1, END_HALVINGS + 1)
+    edges = np.interp(np.sort(np.concatenate([cuts, fine, total - fine])), arc_lengths, t)
     nodes, weights = np.polynomial.legendre.leggauss(PANEL_NODES)
-    edges = _panel_edges(curve, interval, PANEL_LENGTH * noise)
     half, middle = np.diff(edges) / 2, (edges[1:] + edges[:-1]) / 2
     return (middle[:, None] + half[:, None] * nodes).ravel(), np.outer(half, weights).ravel()
-
-
-def _panel_edges(curve: Curve, interval: tuple[float, float], length: float) -> Array:
-    """Cut an interval so that pieces of its curve have equal lengths, halved towards the ends."""
-    t = np.linspace(*interval, POLYLINE_POINTS)
-    steps = np.hypot(*np.diff(curve(t), axis=0).T)
-    arc_lengths = np.concatenate([[0.0], np.cumsum(steps)])
-    total = arc_lengths[-1]
-    cuts = np.linspace(0.0, total, int(np.ceil(total / length)) + 1)
-    fine = cuts[1] * 0.5 ** np.arange(1, END_HALVINGS + 1)
-    cuts = np.sort(np.concatenate([cuts, fine, total - fine]))
-    return np.asarray(np.interp(cuts, arc_lengths, t))
 
 
 def gaussian_mixture_log_prob(x: Array, centers: Array, weights: Array, noise: float) -> Array:
@@ -74,9 +56,6 @@ def gaussian_mixture_log_prob(x: Array, centers: Array, weights: Array, noise: f
         centers: cₖ, shape (k, 2).
         weights: wₖ, shape (k,), positive, of sum one.
         noise: Standard deviation of each coordinate.
-
-    Returns:
-        Shape (n,).
 
     Example:
         >>> gaussian_mixture_log_prob(np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1), noise=1.0)
@@ -95,17 +74,8 @@ def smeared_mixture_log_prob(
     """Return the log-density of squares blurred by a Gaussian, log Σ wₖ Πᵢ s(xᵢ − cₖᵢ).
 
     s is the density of U[0, width) + N(0, noise²), in closed form,
-    s(d) = [Φ(d / noise) − Φ((d − width) / noise)] / width.
-
-    Args:
-        x: Points, shape (n, 2).
-        corners: The squares' lower left corners cₖ, shape (k, 2).
-        weights: wₖ, shape (k,), positive, of sum one.
-        width: The squares' side.
-        noise: Standard deviation of the Gaussian in each coordinate.
-
-    Returns:
-        Shape (n,).
+    s(d) = [Φ(d / noise) − Φ((d − width) / noise)] / width; the cₖ (k, 2) are the squares' lower
+    left corners, the wₖ (k,) positive, of sum one, and the points x of shape (n, 2).
 
     Example:
         >>> middle = np.full((1, 2), 0.5)
@@ -131,6 +101,8 @@ def _smear_factor(upper: Array, side: float) -> Array:
     By symmetry about the square's middle every difference of Φ can be taken on its left, where
     Φ(z) = erfcx(−z / √2) exp(−z² / 2) / 2 and erfcx does not underflow, since z is negative.
     """
+    from scipy.special import erfcx, ndtr  # here, since it takes long to import
+
     tail = np.minimum(upper, 0.0)
     ratio = np.exp(side * (tail - side / 2))  # of exp(-z² / 2) at the two ends, never above 1
     outside = 0.5 * (erfcx(-tail / np.sqrt(2)) - erfcx((side - tail) / np.sqrt(2)) * ratio)

@@ -15,13 +15,10 @@ from typing import IO, Any, Literal, get_args
 from uuid import uuid4
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from cnf.datasets.frames import MAX_CATEGORIES, frame_table, table_frame, too_many_categories
 from cnf.datasets.table import Table, closest
-
-__all__ = ["ENDINGS", "MISSING", "Missing", "check_writable", "read_table", "write_table"]
 
 ENDINGS = ".csv, .npy, .npz, .npz:ARRAY or .parquet"
 ARCHIVE_ENDING = ".npz"
@@ -38,8 +35,6 @@ MISSING_TEXTS = ("", "na", "n/a", "nan", "null", "none")  # in lower case
 Missing = Literal["refuse", "drop"]
 MISSING: tuple[Missing, ...] = get_args(Missing)
 """Treatments of missing values: refuse the table, or drop their rows."""
-
-Array = NDArray[np.float64]
 
 
 def read_table(path: str | os.PathLike[str], missing: Missing = "refuse") -> Table:
@@ -65,9 +60,8 @@ def read_table(path: str | os.PathLike[str], missing: Missing = "refuse") -> Tab
 
     Raises:
         ValueError: If there is no such file or array, it cannot be read, or it has no rows; if it
-            holds infinity, or text among numbers (the message names the first such row and
-            column); if a column has more than a hundred different texts; if values are missing (the
-            message counts them by column).
+            holds infinity, text among numbers, or missing values (the message says where); if a
+            column has more than a hundred different texts.
 
     Example:
         >>> import tempfile
@@ -146,13 +140,11 @@ def write_table(
 
     Args:
         path: The file; its ending, .csv, .npy, .npz or .parquet, determines the format. An .npy
-            file does not store the columns' names; an .npz file holds them as `columns`, and the
-            numbers as `values`.
+            file has no names; an .npz file holds `columns` and `values`.
         values: Real numbers of shape (rows, columns), or (rows,) for one column.
         columns: Names of the columns.
-        categories: Categories of columns that hold their codes; a .csv or .parquet file stores
-            them as text.
-        whole: Names of integer columns, which a .csv or .parquet file stores as integers.
+        categories: Categories of columns of codes, stored as text in .csv and .parquet.
+        whole: Names of columns that are stored as integers in .csv and .parquet.
 
     Raises:
         ValueError: If the path cannot be written to, or the names do not fit the values.
@@ -204,10 +196,7 @@ def _temporary(file: Path) -> Path:
 
 @contextmanager
 def _decoding(file: Path) -> Iterator[None]:
-    """Turn a library's error about a damaged file into one line; wrap only its calls.
-
-    A damaged file can raise anything: zipfile, zlib, struct and Arrow have their own errors.
-    """
+    """Turn a library's error about a damaged file into one line; wrap only its calls."""
     try:
         yield
     except MemoryError as error:
@@ -215,7 +204,7 @@ def _decoding(file: Path) -> Iterator[None]:
             f"{file} does not fit into memory, or is damaged ({error}): make it smaller, or write "
             "it again."
         ) from error
-    except Exception as error:
+    except Exception as error:  # zipfile, zlib, struct and Arrow have their own errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"Expected a readable {file.suffix} file; got {file} ({reason}): write it again."
@@ -223,7 +212,6 @@ def _decoding(file: Path) -> Iterator[None]:
 
 
 def _without_missing(file: Path, table: Table, missing: Missing) -> Table:
-    """Return a table without missing values, or raise a ValueError that counts them."""
     if missing not in MISSING:
         raise ValueError(
             f"Expected missing to be one of {', '.join(MISSING)}; got {missing!r}: choose one."
@@ -255,7 +243,6 @@ def _cell_error(file: Path, value: object, column: str, place: str) -> ValueErro
 
 
 def _check_finite(file: Path, cells: Callable[[int, int], object], table: Table) -> Table:
-    """Return a table without infinity; raise a ValueError that names the first infinite cell."""
     wrong = np.isinf(table.values)
     if not wrong.any():
         return table
@@ -270,7 +257,6 @@ def _check_finite(file: Path, cells: Callable[[int, int], object], table: Table)
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line on which each row ends, and the row's cells; skip blank lines."""
     with _decoding(file), file.open(newline="", encoding="utf-8-sig") as stream:
         # Strict, since text after a closing quote would become part of the cell.
         reader = csv.reader(_without_nul(stream), skipinitialspace=True, strict=True)
@@ -278,7 +264,6 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _without_nul(lines: Iterable[str]) -> Iterator[str]:
-    """Yield lines; raise on a NUL, a sign of damage or of another encoding than UTF-8."""
     for i, line in enumerate(lines, start=1):
         if "\0" in line:
             raise ValueError(f"a NUL on line {i}, which is not UTF-8's or not text")
@@ -290,41 +275,23 @@ def _read_csv(file: Path) -> Table:
     _, header = next(rows, (0, []))
     _check_header(file, header)
     numbers = array("d")  # eight bytes a cell, where a list of floats takes four times as many
-    texts = _Texts(file, header)
+    codes: dict[int, dict[str, float]] = {}  # of texts by column, in order of first appearance
     for row, (line, cells) in enumerate(rows, start=1):
-        numbers.extend(_csv_numbers(numbers, texts, cells, f"data row {row} (line {line})"))
+        place = f"data row {row} (line {line})"
+        if len(cells) != len(header):
+            raise ValueError(
+                f"Expected {len(header)} cells in each row of {file}, as in its header; "
+                f"got {len(cells)} at {place}: correct that row."
+            )
+        numbers.extend(_csv_numbers(file, header, numbers, codes, cells, place))
     values = np.array(numbers, dtype=np.float64).reshape(-1, len(header))
     categories = {}
-    for i, places in texts.columns.items():
-        values[:, i], categories[header[i]] = _alphabetical(values[:, i], list(places))
+    for i, known in codes.items():
+        texts = categories[header[i]] = tuple(sorted(known))
+        ranks = np.argsort([known[text] for text in texts])  # by code, the alphabetical place
+        here = ~np.isnan(values[:, i])
+        values[here, i] = ranks[values[here, i].astype(np.int64)]
     return Table(file.stem, values, tuple(header), categories=categories)
-
-
-class _Texts:
-    """The texts in a file's columns with codes in order of first appearance."""
-
-    def __init__(self, file: Path, header: Sequence[str]) -> None:
-        self.file, self.header = file, header
-        self.columns: dict[int, dict[str, float]] = {}
-
-    def code(self, i: int, cell: str, place: str) -> float:
-        """Return the code of the text in a cell of column i."""
-        known = self.columns.setdefault(i, {})
-        code = known.setdefault(cell.strip(), float(len(known)))
-        if len(known) > MAX_CATEGORIES:
-            raise too_many_categories(self.file, self.header[i], place)
-        return code
-
-
-def _alphabetical(codes: Array, texts: Sequence[str]) -> tuple[Array, tuple[str, ...]]:
-    """Return codes in the alphabetical order of the texts, and the sorted texts; NaN stays."""
-    order = sorted(range(len(texts)), key=lambda place: texts[place])
-    ranks = np.empty(len(texts))
-    ranks[order] = np.arange(len(texts))
-    sorted_codes = codes.copy()
-    present = ~np.isnan(codes)
-    sorted_codes[present] = ranks[codes[present].astype(np.int64)]
-    return sorted_codes, tuple(texts[place] for place in order)
 
 
 def _check_header(file: Path, header: Sequence[str]) -> None:
@@ -340,25 +307,27 @@ def _check_header(file: Path, header: Sequence[str]) -> None:
 
 
 def _csv_numbers(
-    above: Sequence[float], texts: _Texts, cells: list[str], place: str
+    file: Path,
+    header: Sequence[str],
+    above: Sequence[float],
+    codes: dict[int, dict[str, float]],
+    cells: Sequence[str],
+    place: str,
 ) -> list[float]:
     """Return the numbers of a row and the codes of its texts, given the values `above` it."""
-    file, header = texts.file, texts.header
-    if len(cells) != len(header):
-        raise ValueError(
-            f"Expected {len(header)} cells in each row of {file}, as in its header; "
-            f"got {len(cells)} at {place}: correct that row."
-        )
-    numbers = [_number(cell) for cell in cells]
+    numbers = [*map(_number, cells)]
     for i, (cell, number) in enumerate(zip(cells, numbers, strict=True)):
         if isnan(number):
             if cell.strip().lower() in MISSING_TEXTS:
                 continue
-            has_numbers = i not in texts.columns and not all(map(isnan, above[i :: len(header)]))
+            has_numbers = i not in codes and not all(map(isnan, above[i :: len(header)]))
             if has_numbers or FORMATTED_NUMBER.fullmatch(cell):
                 raise _cell_error(file, cell, header[i], place)
-            numbers[i] = texts.code(i, cell, place)
-        elif i in texts.columns:
+            known = codes.setdefault(i, {})
+            numbers[i] = known.setdefault(cell.strip(), float(len(known)))
+            if len(known) > MAX_CATEGORIES:
+                raise too_many_categories(file, header[i], place)
+        elif i in codes:
             raise ValueError(
                 f"Expected text in {file}, as above; got {cell!r} in column {header[i]!r} at "
                 f"{place}: correct it, or write numbers alone."
@@ -398,7 +367,8 @@ def _read_npz(file: Path, member: str) -> Table:
         foreign = [name for name, value in archive.items() if not isinstance(value, np.ndarray)]
         if foreign:
             raise ValueError(f"{foreign[0]} in it is no array")
-        names = _names(archive.pop(NAMES_ARRAY, None))
+    names = archive.pop(NAMES_ARRAY, np.array(()))
+    is_text = names.ndim == 1 and names.dtype.kind in "US"
     if not member and len(archive) == 1:
         member = next(iter(archive))
     if member not in archive:
@@ -406,25 +376,18 @@ def _read_npz(file: Path, member: str) -> Table:
         got = f"no array {member!r}" if member else f"{len(archive)} arrays"
         advice = f"choose from {near}" if archive else "write it again"
         raise ValueError(f"Expected {file}:ARRAY with an array it holds; got {got}: {advice}.")
-    return _from_array(file, archive[member], names)
+    return _from_array(file, archive[member], names.astype(str).tolist() if is_text else ())
 
 
-def _names(names: NDArray[Any] | None) -> tuple[str, ...] | None:
-    """Return the names of columns in an archive's array, if it is valid."""
-    if names is None or names.ndim != 1 or names.dtype.kind not in "US":
-        return None
-    return tuple(map(str, names.astype(str)))
-
-
-def _from_array(file: Path, values: NDArray[Any], columns: tuple[str, ...] | None = None) -> Table:
+def _from_array(file: Path, values: NDArray[Any], names: Sequence[str] = ()) -> Table:
     if values.ndim not in (1, 2):
         raise ValueError(
             f"Expected one or two dimensions in {file}; got shape {values.shape}: "
             "reshape to (rows, columns)."
         )
     matrix = values[:, None] if values.ndim == 1 else values
-    if columns is None or len(columns) != matrix.shape[1]:
-        columns = tuple(f"x{i}" for i in range(matrix.shape[1]))
+    named = len(names) == matrix.shape[1]
+    columns = tuple(names) if named else tuple(f"x{i}" for i in range(matrix.shape[1]))
     if matrix.dtype.kind not in "buif":
         got = matrix.ravel()[0] if matrix.size else matrix.dtype
         raise _cell_error(file, str(got), columns[0], "row 1")
@@ -441,6 +404,8 @@ def _write_npz(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
 
 
 def _read_parquet(file: Path) -> Table:
+    import pandas as pd  # here, since it takes long to import
+
     with _decoding(file):
         frame = pd.read_parquet(file)
     table = replace(frame_table(frame, os.fspath(file)), name=file.stem)

@@ -1,18 +1,18 @@
 """Conversion between data frames and tables of numbers."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from cnf.datasets.table import Table
+from cnf.datasets.table import Array, Table
 
-__all__ = ["MAX_CATEGORIES", "frame_table", "table_frame", "too_many_categories"]
-
-Array = NDArray[np.float64]
+if TYPE_CHECKING:  # functions import it, since it takes long
+    import pandas as pd
 
 MAX_CATEGORIES = 100  # columns of names and dates have more different texts
 
@@ -32,6 +32,7 @@ def frame_table(frame: pd.DataFrame, name: str = "frame") -> Table:
         ValueError: If a column has more than a hundred different texts.
 
     Example:
+        >>> import pandas as pd
         >>> table = frame_table(pd.DataFrame({"n": [1, 2], "colour": ["red", "blue"]}))
         >>> table.values.tolist(), table.categories
         ([[1.0, 1.0], [2.0, 0.0]], {'colour': ('blue', 'red')})
@@ -60,6 +61,8 @@ def table_frame(table: Table, whole: Collection[str] = ()) -> pd.DataFrame:
         >>> table_frame(table, whole=["n"]).to_dict("list")
         {'n': [1], 'c': ['b']}
     """
+    import pandas as pd
+
     columns: dict[str, NDArray[Any]] = {}
     for i, name in enumerate(table.columns):
         values = table.values[:, i]
@@ -78,8 +81,10 @@ def too_many_categories(name: object, column: str, place: str) -> ValueError:
     )
 
 
-def _texts(series: "pd.Series[Any]") -> pd.Categorical | None:
+def _texts(series: pd.Series[Any]) -> pd.Categorical | None:
     """Return a column of only text and missing values as categories; None for others."""
+    import pandas as pd
+
     if pd.api.types.is_numeric_dtype(series.dtype):
         return None
     try:
@@ -91,8 +96,10 @@ def _texts(series: "pd.Series[Any]") -> pd.Categorical | None:
     return pd.Categorical(series.astype(object), categories=sorted(known))
 
 
-def _numbers(series: "pd.Series[float]") -> Array:
-    """Return the numbers of a column: NaN for missing values, infinity for other objects."""
+def _numbers(series: pd.Series[float]) -> Array:
+    """Return a column's numbers: NaN for missing values, infinity for other objects."""
+    import pandas as pd
+
     if pd.api.types.is_numeric_dtype(series.dtype):
         return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
     missing = series.isna()

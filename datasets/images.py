@@ -10,21 +10,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import loadmat
 
-from cnf.datasets.benchmarks import DATA_DIR
+from cnf.datasets.benchmarks import Folder, published_files
 from cnf.datasets.files import REGULAR_FILE, path_kind
-from cnf.datasets.splits import split
-from cnf.datasets.table import closest
-
-__all__ = ["IMAGES", "Images", "load_images"]
+from cnf.datasets.table import closest, split
 
 Grey = NDArray[np.uint8]
 BYTE_WHITE = 255
 # A truncated or damaged file can raise anything: NumPy, SciPy, zipfile, zlib, struct and tokenize
 # have their own errors. Only their calls may stand where it is caught.
 ANY_READ_ERROR = Exception
-SPLIT_PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +28,8 @@ class Images:
 
     Attributes:
         name: A name in `IMAGES`, or the absolute path of a file.
-        train: Training images, shape (n, height, width), where 0 is black.
-        validation: Validation images, shape (n, height, width).
-        test: Test images, shape (n, height, width).
+        train: Training images, shape (n, height, width), where 0 is black; `validation` and `test`
+            likewise.
         white: Grey value of white.
     """
 
@@ -52,7 +46,7 @@ class Images:
         return height, width
 
 
-def load_images(data: str, data_dir: str | os.PathLike[str] | None = None, seed: int = 0) -> Images:
+def load_images(data: str, data_dir: Folder = None, seed: int = 0) -> Images:
     """Load images by their name in `IMAGES` or from a file.
 
     - `digits`: scikit-learn's 1797 of 8 x 8 with 17 levels; 1097, 200 and 500 of them at random.
@@ -96,23 +90,25 @@ comes from https://cs.nyu.edu/~roweis/data/frey_rawface.mat.
         )
     images = _as_bytes(_read(path, array or None), str(path))
     parts = split(len(images), seed)
-    train, validation, test = (images[getattr(parts, part)] for part in SPLIT_PARTS)
-    return Images(os.path.abspath(path) + (f":{array}" if array else ""), train, validation, test)
+    name = os.path.abspath(path) + (f":{array}" if array else "")
+    return Images(name, images[parts.train], images[parts.validation], images[parts.test])
 
 
-def _digits(_: str | os.PathLike[str] | None, seed: int) -> Images:
+def _digits(_: Folder, seed: int) -> Images:
     from sklearn.datasets import load_digits  # here, since it takes long to import
 
     images = load_digits().images.astype(np.uint8)
     return _divided("digits", images, (1097, 200, 500), seed, white=16)
 
 
-def _freyfaces(data_dir: str | os.PathLike[str] | None, seed: int) -> Images:
+def _freyfaces(data_dir: Folder, seed: int) -> Images:
     """Read Roweis' 560 x 1965 matrix, or an array `data` of its transpose."""
     source = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
     groups = (("freyfaces.npz",), ("frey_rawface.mat",))
-    path = _source_files("freyfaces", data_dir, groups, source)[0]
+    _, (path,) = published_files("freyfaces", data_dir, groups, source)
     if path.suffix == ".mat":
+        from scipy.io import loadmat  # here, since it takes long to import
+
         try:
             rows = loadmat(path)["ff"].T
         except ANY_READ_ERROR as error:
@@ -123,7 +119,7 @@ def _freyfaces(data_dir: str | os.PathLike[str] | None, seed: int) -> Images:
     return _divided("freyfaces", images, (1565, 200, 200), seed)
 
 
-def _mnist(data_dir: str | os.PathLike[str] | None, seed: int) -> Images:
+def _mnist(data_dir: Folder, seed: int) -> Images:
     """Read an .npz of the arrays train and test, or x_train and x_test; or LeCun's files."""
     idx = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
     source = (
@@ -131,11 +127,10 @@ def _mnist(data_dir: str | os.PathLike[str] | None, seed: int) -> Images:
         "of https://ossci-datasets.s3.amazonaws.com/mnist"
     )
     groups = (("mnist.npz",), idx, tuple(f"{name}.gz" for name in idx))
-    paths = _source_files("mnist", data_dir, groups, source)
+    _, paths = published_files("mnist", data_dir, groups, source)
     if len(paths) == 1:
-        names = ("train", "test"), ("x_train", "x_test")
-        present = next((pair for pair in names if pair[0] in _arrays(paths[0])), names[0])
-        train, test = (_read(paths[0], name) for name in present)
+        prefix = "x_" if "x_train" in _arrays(paths[0]) else ""
+        train, test = (_read(paths[0], prefix + part) for part in ("train", "test"))
     else:
         train, test = map(_read_idx, paths)
     train, test = (
@@ -146,7 +141,7 @@ def _mnist(data_dir: str | os.PathLike[str] | None, seed: int) -> Images:
     return Images("mnist", train[order[held_out:]], train[order[:held_out]], test)
 
 
-IMAGES: dict[str, Callable[[str | os.PathLike[str] | None, int], Images]] = {
+IMAGES: dict[str, Callable[[Folder, int], Images]] = {
     "digits": _digits,
     "mnist": _mnist,
     "freyfaces": _freyfaces,
@@ -157,7 +152,6 @@ IMAGES: dict[str, Callable[[str | os.PathLike[str] | None, int], Images]] = {
 def _divided(
     name: str, images: Grey, sizes: Sequence[int], seed: int, white: int = BYTE_WHITE
 ) -> Images:
-    """Shuffle images and divide them into parts of given sizes."""
     if len(images) != sum(sizes):
         raise ValueError(f"Expected {sum(sizes)} images of {name}; got {len(images)}: restore them")
     order = np.random.default_rng(seed).permutation(len(images))
@@ -165,31 +159,7 @@ def _divided(
     return Images(name, train, validation, test, white)
 
 
-def _source_files(
-    name: str,
-    data_dir: str | os.PathLike[str] | None,
-    groups: Sequence[Sequence[str]],
-    source: str,
-) -> list[Path]:
-    """Return the paths of the first group whose files all exist."""
-    folder = data_dir if data_dir is not None else os.environ.get(DATA_DIR)
-    if not folder:
-        raise ValueError(
-            f"Expected a folder with the files of {name}; got none: give --data-dir DIR, or set "
-            f"{DATA_DIR}. They come from {source}."
-        )
-    for group in groups:
-        paths = [Path(folder) / file for file in group]
-        if all(map(os.path.isfile, paths)):
-            return paths
-    wanted = " or ".join(" and ".join(group) for group in groups)
-    raise ValueError(
-        f"Expected {wanted} in {os.fspath(folder)}; got no such file: it comes from {source}."
-    )
-
-
 def _arrays(path: Path) -> list[str]:
-    """Return the names of the arrays in a file; none if it cannot be read."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return list(arrays)
@@ -198,7 +168,6 @@ def _arrays(path: Path) -> list[str]:
 
 
 def _read(path: Path, array: str | None) -> NDArray[Any]:
-    """Read an array of an .npz file, or that of an .npy file when None."""
     kind = path_kind(path)
     if kind != REGULAR_FILE:
         raise ValueError(f"Expected images in {path}; got {kind}: check the path")
@@ -231,7 +200,6 @@ def _read_idx(path: Path) -> NDArray[Any]:
 
 
 def _as_images(rows: NDArray[Any], size: tuple[int, int], path: Path) -> NDArray[Any]:
-    """Reshape rows of pixels to images."""
     try:
         return rows.reshape(-1, *size) if rows.ndim == 2 else rows.reshape(len(rows), *size)
     except (ValueError, TypeError):
@@ -242,7 +210,6 @@ def _as_images(rows: NDArray[Any], size: tuple[int, int], path: Path) -> NDArray
 
 
 def _as_bytes(images: NDArray[Any], where: str) -> Grey:
-    """Check that images are integers from 0 to 255, and convert them to bytes."""
     if images.ndim != 3 or 0 in images.shape:
         raise ValueError(
             f"Expected images of shape (n, height, width) in {where}; got an array of shape "

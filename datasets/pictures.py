@@ -6,28 +6,19 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path as Outline
-from matplotlib.textpath import text_to_path
-from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageOps
+from numpy.typing import ArrayLike
 
-from cnf.datasets.toy import Array, Toy
+from cnf.datasets.table import Array
+from cnf.datasets.toy import Toy
 
-__all__ = ["IMAGE_ENDINGS", "WORD_PREFIX", "Picture", "is_picture", "read_picture", "word_picture"]
+if TYPE_CHECKING:  # functions import it, and Matplotlib, since they take long
+    from PIL import Image
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-"""Endings of picture files."""
-
-WORD_PREFIX = "word:"
-"""Prefix of a name that is not a file but a word to be drawn."""
-
+WORD_PREFIX = "word:"  # of a name that is not a file but a word to be drawn
 MAX_PIXELS = 250_000  # of a picture; larger ones are averaged
 PICTURE_SIDE = 4.0  # longer side in the plane, so that columns have about unit deviation
 LETTER_PIXELS = 64  # height of a word's capitals
@@ -81,10 +72,8 @@ class Picture(Toy):
                 "draw something"
             )
         height, width = values.shape
-        side = PICTURE_SIDE / max(height, width)
-        half = (width * side / 2, height * side / 2)
-        bounds = ((-half[0], half[0]), (-half[1], half[1]))
-        return Picture(name=name, bounds=bounds, darkness=values)
+        x, y = (PICTURE_SIDE * side / max(height, width) / 2 for side in (width, height))
+        return Picture(name=name, bounds=((-x, x), (-y, y)), darkness=values)
 
     @property
     def side(self) -> float:
@@ -97,22 +86,17 @@ class Picture(Toy):
         pixels = np.searchsorted(mass, rng.uniform(0.0, mass[-1], n), side="right")
         row, column = np.divmod(pixels, self.darkness.shape[1])
         places = np.column_stack([column, row]) + rng.uniform(size=(n, 2))
-        return np.asarray(places * self.side + self._corner)
+        return np.asarray(places * self.side + np.array(self.bounds)[:, 0])
 
     def _log_prob(self, x: Array) -> Array:
         height, width = self.darkness.shape
-        column, row = np.floor((x - self._corner) / self.side).T
+        column, row = np.floor((x - np.array(self.bounds)[:, 0]) / self.side).T
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         log_prob = np.full(len(x), -np.inf)
         places = height - 1 - row[inside].astype(np.intp), column[inside].astype(np.intp)
         with np.errstate(divide="ignore"):  # log p of white is minus infinity
             log_prob[inside] = np.log(self.darkness[places])
         return np.asarray(log_prob - np.log(self.darkness.sum() * self.side**2))
-
-    @property
-    def _corner(self) -> Array:
-        (left, _), (bottom, _) = self.bounds
-        return np.array([left, bottom])
 
 
 def is_picture(name: str) -> bool:
@@ -158,6 +142,13 @@ def word_picture(word: str) -> Picture:
         >>> word_picture("FFJORD").darkness.shape
         (105, 370)
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+    from matplotlib.textpath import text_to_path
+
     # A $ in a word starts no formula.
     shown, font = word.replace("$", r"\$"), FontProperties(weight="bold")
     vertices, codes = text_to_path.get_text_path(font, shown)
@@ -170,12 +161,11 @@ def word_picture(word: str) -> Picture:
     size = LETTER_PIXELS * 4 / 3 / text_to_path.FONT_SCALE
     outline = Outline(np.array(vertices) * size, codes)
     (left, bottom), (right, top) = outline.get_extents().get_points()
-    sides = (right - left, top - bottom)
-    width, height = (int(np.ceil(side)) + 2 * MARGIN_PIXELS for side in sides)
+    width, height = (int(np.ceil(s)) + 2 * MARGIN_PIXELS for s in (right - left, top - bottom))
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     ax = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
-    ax.set(xlim=(left - MARGIN_PIXELS, left - MARGIN_PIXELS + width))
-    ax.set(ylim=(bottom - MARGIN_PIXELS, bottom - MARGIN_PIXELS + height))
+    x, y = left - MARGIN_PIXELS, bottom - MARGIN_PIXELS
+    ax.set(xlim=(x, x + width), ylim=(y, y + height))
     ax.add_patch(PathPatch(outline, facecolor="black", linewidth=0))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
@@ -185,6 +175,8 @@ def word_picture(word: str) -> Picture:
 
 def _darkness(file: Path) -> Array:
     """Return 255 minus the grey of a file's pixels, on white."""
+    from PIL import Image, ImageOps
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -206,6 +198,8 @@ def _darkness(file: Path) -> Array:
 
 
 def _on_white(picture: Image.Image) -> Array:
+    from PIL import Image
+
     if picture.mode.startswith(("I", "F")):  # 16-bit grey, which conversions would clip
         values = np.asarray(picture, dtype=np.float64)
         return np.asarray(255.0 * (1 - values / max(65535.0, values.max(initial=0.0))))
@@ -215,15 +209,16 @@ def _on_white(picture: Image.Image) -> Array:
 
 
 def _reduced(darkness: Array, file: Path) -> Array:
-    """Average over the smallest squares of pixels that leave few enough of them."""
+    from PIL import Image
+
     height, width = darkness.shape
     times = int(np.ceil(np.sqrt(height * width / MAX_PIXELS)))
     if times <= 1:
         return darkness
-    averaged: NDArray[Any] = np.asarray(Image.fromarray(darkness.astype(np.float32)).reduce(times))
+    averaged = np.asarray(Image.fromarray(darkness.astype(np.float32)).reduce(times), np.float64)
     warnings.warn(
         f"{file} has {width} x {height} pixels: averaged over squares of {times} x {times} to "
         f"{averaged.shape[1]} x {averaged.shape[0]}",
         stacklevel=3,
     )
-    return averaged.astype(np.float64)
+    return averaged

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cnf.datasets.toy import Array, Toy
-
-__all__ = ["Pinwheel"]
+from cnf.datasets.table import Array
+from cnf.datasets.toy import Toy
 
 PINWHEEL_SCALE = 2.0
 BISECTIONS = 54  # halve an arc of at most 2π down to float64's spacing
@@ -35,10 +34,6 @@ class Pinwheel(Toy):
         radial_noise: Standard deviation along an arm, before scaling.
         tangential_noise: Standard deviation across an arm, before scaling.
         twist: Rate at which the angle grows with eᵃ, in radians.
-
-    Example:
-        >>> Pinwheel(name="pinwheel").sample(3, seed=0).shape
-        (3, 2)
     """
 
     arms: int = 5
@@ -77,11 +72,9 @@ class Pinwheel(Toy):
         return np.asarray(-0.5 * exponent - np.log(normalizer * slope))
 
     def _preimages(self, radius: Array, angle: Array) -> tuple[NDArray[np.intp], Array]:
-        """Find all preimages as (row, ψ) with a = radius cos ψ, b = radius sin ψ.
-
-        The folds cut the circle of candidates into two arcs. Both begin at the first fold, the end
-        near the likeliest candidate, ψ = 0, and `_turns` increases along both.
-        """
+        """Find all preimages as (row, ψ) with a = radius cos ψ, b = radius sin ψ."""
+        # The folds cut the circle of candidates into two arcs. Both begin at the first fold, the
+        # end near the likeliest candidate, ψ = 0, and `_turns` increases along both.
         first, last = self._folds(radius)
         rows, psis = self._crossings(radius, angle, -first, 2 * np.pi - last)
         more_rows, more_psis = self._crossings(radius, angle, -first, -last)
@@ -92,22 +85,18 @@ class Pinwheel(Toy):
         distance = psi - self._angle(radius * np.cos(psi)) - angle
         return np.asarray(distance * self.arms / (2 * np.pi))
 
-    def _folds(self, radius: Array) -> tuple[Array, Array]:
-        """Find where `_turns` is stationary: ψ = −first and ψ = −last, 0 < first ≤ last < π.
+    def _folds(self, radius: Array) -> Array:
+        """Find where `_turns` is stationary, at ψ = −first and −last, 0 < first ≤ last < π.
 
         There 1 + b twist eᵃ = 0, that is radius sin(s) exp(radius cos(s)) = 1 / twist. The left
-        side rises to its peak, cos s = radius sin² s, and then falls. If the peak is too low, there
-        is no fold, both bisections end at the peak, and the backward arc is empty.
+        side rises to its peak, cos s = radius sin² s, and then falls. Without a fold both
+        bisections end at the peak, and the backward arc is empty.
         """
         peak = np.arccos(2 * radius / (1 + np.sqrt(1 + 4 * radius**2)))
-        first = self._fold(radius, np.zeros_like(peak), peak)
-        return first, self._fold(radius, np.full_like(peak, np.pi), peak)
-
-    def _fold(self, radius: Array, outside: Array, inside: Array) -> Array:
+        inside, outside = np.stack([peak, peak]), np.stack([0 * peak, 0 * peak + np.pi])
         for _ in range(BISECTIONS):
             middle = 0.5 * (outside + inside)
-            b, a = radius * np.sin(middle), radius * np.cos(middle)
-            low = b * self._angle(a) < 1
+            low = radius * np.sin(middle) * self._angle(radius * np.cos(middle)) < 1
             outside, inside = np.where(low, middle, outside), np.where(low, inside, middle)
         return inside
 

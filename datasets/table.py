@@ -1,4 +1,4 @@
-"""A table of numbers with named columns."""
+"""Tables of numbers with named columns, and their division into training and test rows."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,9 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Table", "closest"]
+Array = NDArray[np.float64]
+
+MIN_SPLIT_ROWS = 10  # a tenth of fewer rows would be empty
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,7 @@ class Table:
     """
 
     name: str
-    values: NDArray[np.float64]
+    values: Array
     columns: tuple[str, ...]
     dropped: int = 0
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -52,23 +54,48 @@ class Table:
             raise ValueError(
                 f"Expected distinct column names; got {repeated} repeated: rename them."
             )
-        if any(not name.strip() for name in self.columns):
-            blank = [i for i, name in enumerate(self.columns, start=1) if not name.strip()]
+        blank = [i for i, name in enumerate(self.columns, start=1) if not name.strip()]
+        if blank:
             raise ValueError(
                 f"Expected a name for every column; got blank names at columns {blank}: name them, "
                 "or drop a row index that was saved with the table."
             )
 
 
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Indices of training, validation and test rows, each part in random order."""
+
+    train: NDArray[np.intp]
+    validation: NDArray[np.intp]
+    test: NDArray[np.intp]
+
+
+def split(rows: int, seed: int) -> Split:
+    """Divide rows at random into 80 % training, 10 % validation and 10 % test, rounded down.
+
+    Raises:
+        ValueError: If there are fewer than ten rows, or the seed is negative.
+
+    Example:
+        >>> parts = split(25, seed=0)
+        >>> len(parts.train), len(parts.validation), len(parts.test)
+        (21, 2, 2)
+    """
+    if rows < MIN_SPLIT_ROWS:
+        raise ValueError(
+            f"Expected at least {MIN_SPLIT_ROWS} rows, to split them 80/10/10; got {rows}: add "
+            "rows."
+        )
+    if seed < 0:
+        raise ValueError(f"Expected a seed; got {seed}: give 0 or more.")
+    order = np.random.default_rng(seed).permutation(rows)
+    tenth = rows // 10
+    return Split(train=order[2 * tenth :], validation=order[tenth : 2 * tenth], test=order[:tenth])
+
+
 def closest(name: str, choices: Iterable[str]) -> list[str]:
-    """Find the names most similar to a misspelt one.
-
-    Args:
-        name: The misspelt name.
-        choices: The valid names.
-
-    Returns:
-        Up to three of the choices, the most similar first; case is ignored.
+    """Return up to three of the choices, the most similar to a misspelt name first.
 
     Example:
         >>> closest("Moon", ["circles", "moons", "wine", "rings"])

@@ -13,10 +13,6 @@ from cnf.datasets.files import ENDINGS, Missing, read_table
 from cnf.datasets.table import Table, closest
 from cnf.datasets.toys import TOYS
 
-__all__ = ["TABLES", "load"]
-
-DEQUANTISATION_SEED = 0
-
 
 def _features(name: str) -> Table:
     from sklearn import datasets  # here, since it takes long to import
@@ -33,7 +29,7 @@ def _digits() -> Table:
     https://arxiv.org/abs/1511.01844). The noise is fixed, so that scores are comparable.
     """
     table = _features("digits")
-    noise = np.random.default_rng(DEQUANTISATION_SEED).uniform(size=table.values.shape)
+    noise = np.random.default_rng(0).uniform(size=table.values.shape)
     return Table(table.name, table.values + noise, table.columns)
 
 
@@ -49,14 +45,7 @@ integer from 0 to 16. Diabetes is scaled by scikit-learn.
 
 
 def load(data: str, missing: Missing = "refuse") -> Table:
-    """Load a table by its name in `TABLES` or from a file.
-
-    Args:
-        data: A name, or a path that `read_table` takes.
-        missing: Treatment of missing values in a file: `"refuse"` it, or `"drop"` their rows.
-
-    Returns:
-        The table.
+    """Load a table by its name in `TABLES`, or from a file as `read_table` does.
 
     Raises:
         ValueError: If there is no such name or file, or the file is not a table of finite numbers.

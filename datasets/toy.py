@@ -4,11 +4,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-__all__ = ["Toy", "finite_rows", "generator_for"]
-
-Array = NDArray[np.float64]
+from cnf.datasets.table import Array
 
 # A density by quadrature holds a few (rows, nodes) arrays: chunks keep each of them at a few
 # megabytes, about the size of a cache.
@@ -16,19 +14,7 @@ LOG_PROB_CHUNK_ROWS = 512
 
 
 def generator_for(n: int, seed: int | np.random.Generator) -> np.random.Generator:
-    """Return a generator to draw `n` rows with.
-
-    Args:
-        n: Number of rows, zero or more.
-        seed: A seed, or a generator, which is returned.
-
-    Raises:
-        ValueError: If `n` or `seed` is negative.
-
-    Example:
-        >>> int(generator_for(1, seed=0).integers(100))
-        85
-    """
+    """Return a generator to draw `n` rows with; raise a ValueError if `n` or `seed` is negative."""
     if n < 0:
         raise ValueError(f"Expected a number of rows; got {n}: ask for 0 or more.")
     if not isinstance(seed, np.random.Generator) and seed < 0:
@@ -37,19 +23,10 @@ def generator_for(n: int, seed: int | np.random.Generator) -> np.random.Generato
 
 
 def finite_rows(quantity: str, values: ArrayLike, width: int) -> Array:
-    """Convert values to a float64 array of shape (n, width) and check it.
-
-    Args:
-        quantity: Name of the values, for error messages.
-        values: Array-like of shape (n, width).
-        width: Expected number of columns.
+    """Convert values to finite float64 rows (n, width); `quantity` names them in errors.
 
     Raises:
         ValueError: If the values have another shape, or hold NaN or infinity.
-
-    Example:
-        >>> finite_rows("points", [[1, 2]], width=2)
-        array([[1., 2.]])
     """
     rows = np.asarray(values, dtype=np.float64)
     if rows.ndim != 2 or rows.shape[1] != width:
@@ -91,33 +68,17 @@ class Toy(ABC):
     bounds: tuple[tuple[float, float], tuple[float, float]] = ((-4.0, 4.0), (-4.0, 4.0))
 
     def sample(self, n: int, seed: int | np.random.Generator) -> Array:
-        """Draw rows.
-
-        Args:
-            n: Number of rows, zero or more.
-            seed: A seed, or a generator, which is advanced.
-
-        Returns:
-            Float64 array of shape (n, 2).
+        """Draw rows (n, 2) with a seed, or with a generator, which is advanced.
 
         Raises:
             ValueError: If `n` or `seed` is negative.
-
-        Example:
-            >>> from cnf.datasets import TOYS
-            >>> bool((TOYS["rings"].sample(5, seed=1) == TOYS["rings"].sample(5, seed=1)).all())
-            True
         """
         return self._sample(n, generator_for(n, seed))
 
     def log_prob(self, x: ArrayLike) -> Array:
-        """Evaluate the log-density, in nats, in the units of the samples.
+        """Evaluate the log-density (n,) of points (n, 2), in nats, in the units of the samples.
 
-        Args:
-            x: Points of shape (n, 2), finite.
-
-        Returns:
-            Float64 array of shape (n,); minus infinity outside a bounded support.
+        It is minus infinity outside a bounded support.
 
         Raises:
             ValueError: If `x` has another shape, or holds NaN or infinity.

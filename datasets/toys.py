@@ -1,23 +1,8 @@
-"""The eight toys of FFJORD with exact log-densities, and their registry.
-
-Example:
-    >>> from cnf.datasets import TOYS
-    >>> for name in TOYS:
-    ...     print(name)
-    swissroll
-    circles
-    rings
-    moons
-    8gaussians
-    pinwheel
-    2spirals
-    checkerboard
-"""
+"""The eight toys of FFJORD with exact log-densities, and their registry."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import i0e
 
 from cnf.datasets.curves import (
     Curve,
@@ -26,23 +11,18 @@ from cnf.datasets.curves import (
     smeared_mixture_log_prob,
 )
 from cnf.datasets.pinwheel import Pinwheel
-from cnf.datasets.toy import Array, Toy
-
-__all__ = ["TOYS", "Checkerboard", "Circles", "Gaussians", "NoisyCurves", "Spirals"]
+from cnf.datasets.table import Array
+from cnf.datasets.toy import Toy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Circles(Toy):
     """A mixture of concentric circles blurred by a Gaussian.
 
-    x = R (cos θ, sin θ) + N(0, noise² I), θ ~ U(0, 2π), R drawn from the radii. Integrating θ out,
+    x = R (cos θ, sin θ) + N(0, noise² I), θ ~ U(0, 2π), R drawn from `radii`. Integrating θ out,
     with r = |x| and the modified Bessel function I₀,
 
         p(x) = mean over R of exp(−(r² + R²) / (2 noise²)) I₀(r R / noise²) / (2π noise²).
-
-    Attributes:
-        radii: The circles' radii.
-        noise: Standard deviation of each coordinate.
 
     Example:
         >>> circles = Circles(name="unit circle", radii=(1.0,), noise=0.1)
@@ -60,6 +40,8 @@ class Circles(Toy):
         return points + rng.normal(0.0, self.noise, (n, 2))
 
     def _log_prob(self, x: Array) -> Array:
+        from scipy.special import i0e  # here, since it takes long to import
+
         r, radii = np.hypot(x[:, :1], x[:, 1:]), np.array(self.radii)
         # i0e(z) = exp(-z) I₀(z), and the exponent -z completes the square.
         terms = np.log(i0e(r * radii / self.noise**2)) - 0.5 * ((r - radii) / self.noise) ** 2
@@ -73,11 +55,6 @@ class NoisyCurves(Toy):
 
     x = c(t) + N(0, noise² I), t ~ U(interval), c drawn from the curves, so
     p(x) = mean over c of ∫ N(x; c(t), noise² I) dt / |interval|, by quadrature.
-
-    Attributes:
-        curves: Functions of parameters (n,) that return points (n, 2).
-        interval: Interval on which the parameter is uniform.
-        noise: Standard deviation of each coordinate.
 
     Example:
         >>> line = lambda t: np.column_stack([t, 0 * t])
@@ -105,16 +82,7 @@ class NoisyCurves(Toy):
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussians(Toy):
-    """A mixture of isotropic Gaussians, p(x) = mean over k of N(x; cₖ, noise² I).
-
-    Attributes:
-        centers: The points cₖ.
-        noise: Standard deviation of each coordinate.
-
-    Example:
-        >>> Gaussians(name="normal", centers=((0.0, 0.0),), noise=1.0).log_prob([[0.0, 0.0]])
-        array([-1.83787707])
-    """
+    """A mixture of isotropic Gaussians, p(x) = mean over `centers` c of N(x; c, noise² I)."""
 
     centers: tuple[tuple[float, float], ...]
     noise: float
@@ -135,15 +103,6 @@ class Spirals(Toy):
     x = ± (t (−cos t, sin t) + U[0, 1/2)²) / 3 + N(0, noise² I) with t = 3π √U(0, 1), whose density
     is 2t / (3π)². The sign applies to the uniform noise as well, so with the first arm's density
     p₊, an integral over t by quadrature, p(x) = (p₊(x) + p₊(−x)) / 2.
-
-    Attributes:
-        noise: Standard deviation of each coordinate.
-
-    Example:
-        >>> spirals = Spirals(name="2spirals", noise=0.1)
-        >>> p = spirals.log_prob([[1.0, 2.0], [-1.0, -2.0]])
-        >>> bool(p[0] == p[1])
-        True
     """
 
     noise: float
@@ -170,10 +129,6 @@ class Checkerboard(Toy):
 
     x = 2 (u, v), u ~ U(−2, 2), v ~ U(0, 1) + (⌊u⌋ mod 2) − 2 Bernoulli(1/2): log p = −log 32 on
     the squares (u, v) with ⌊u⌋ + ⌊v⌋ even, and minus infinity elsewhere.
-
-    Example:
-        >>> Checkerboard(name="checkerboard").log_prob([[1.0, 1.0], [1.0, 3.0]])
-        array([-3.4657359,       -inf])
     """
 
     def _sample(self, n: int, rng: np.random.Generator) -> Array:

@@ -2,12 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from cnf.tables.schema import Column, Schema
-from cnf.utils.lazy import lazy_names
+from cnf.utils.lazy import lazy_package
 
 if TYPE_CHECKING:
     from cnf.tables.estimators import CNFDensity
-else:  # pandas and scikit-learn take long to import
-    __getattr__, __dir__ = lazy_names(__name__, {"CNFDensity": "cnf.tables.estimators:CNFDensity"})
+    from cnf.tables.schema import Column, Schema
+else:
+    __getattr__, __dir__ = lazy_package(
+        __name__, {"estimators": "CNFDensity", "schema": "Column Schema"}
+    )
 
 __all__ = ["CNFDensity", "Column", "Schema"]

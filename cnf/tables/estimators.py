@@ -37,8 +37,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     """A continuous normalizing flow as a scikit-learn density estimator.
 
     Fits log p(X), or log p(X | context), by `cnf.fit`, holding out a tenth of the rows to select
-    the best weights on. Densities are in the units of X; they are computed in float64, so that the
-    density of a row does not depend on the other rows.
+    the best weights on. Densities are in the units of X, in float64.
 
     Args:
         recipe: A `cnf.training.recipes.Recipe` or the name of one; chosen by the data's size and
@@ -120,11 +119,9 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.schema_.check_apart(rows)
         for found in degeneracies(*self.schema_.real(rows)):
             warn(str(found), stacklevel=2)
-        weight = None
-        if sample_weight is not None:
-            weight = _check_sample_weight(
-                sample_weight, rows, dtype=np.float64, ensure_non_negative=True
-            )
+        weight = sample_weight
+        if weight is not None:
+            weight = _check_sample_weight(weight, rows, dtype=np.float64, ensure_non_negative=True)
         given = None if context is None else _matrix(context, len(rows))
         self.n_context_features_in_ = 0 if given is None else given.shape[1]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -138,9 +135,9 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         flow = flow.to(self._device())
         self.history_ = fit(
             flow,
-            _tensor(rows),
-            context=None if given is None else _tensor(given),
-            weight=None if weight is None else _tensor(weight),
+            torch.tensor(rows),
+            context=None if given is None else torch.tensor(given),
+            weight=None if weight is None else torch.tensor(weight),
             objective=self.objective,
             recipe=recipe,
             budget=self.budget,
@@ -154,14 +151,18 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def score_samples(self, X: ArrayLike, context: ArrayLike | None = None) -> Array:
         """Return the log-densities log p(x | context) in nats, shape (n_samples,).
 
+        With whole numbers or categories it is a bound, by several draws of noise.
+
         Raises:
             ValueError: A shape does not fit, or a value is not finite.
             sklearn.exceptions.NotFittedError: There is no fit yet.
             cnf.SolveError: Rows lie where the flow cannot be integrated; the message names them.
         """
         flow, x, given = self._scored(X, context)
+        draws = NOISE_DRAWS if flow.noisy else 1
         with torch.no_grad(), seeded(0, flow.like.device):
-            return np.asarray(_bound(flow, x, given).cpu().numpy())
+            found = [flow.log_prob(x, given, max_batch=SOLVE_ROWS) for _ in range(draws)]
+        return np.asarray((torch.stack(found).logsumexp(0) - log(draws)).cpu().numpy())
 
     def score_samples_uncertainty(
         self, X: ArrayLike, context: ArrayLike | None = None
@@ -169,8 +170,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Return log-densities in nats and their uncertainty for 95 % of rows, each (n_samples,).
 
         They are the `log_prob` and `uncertainty` of `cnf.Scores`: NaN for rows that cannot be
-        integrated. With whole numbers or categories the noise is drawn separately from that of
-        `score_samples`. This takes about three times as long as `score_samples`.
+        integrated. This takes about three times as long as `score_samples`, and draws other noise.
 
         Raises:
             ValueError: A shape does not fit, or a value is not finite.
@@ -210,20 +210,14 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if n_samples < 1:
             raise ValueError(f"Expected n_samples of at least 1; got {n_samples}")
         given = self._context(context, None)
+        flow, schema, repeated = self._flow(), self.schema_, None
         if given is not None:
-            given = np.repeat(given, n_samples, axis=0)
-        total = n_samples if given is None else len(given)
-        flow = self._flow()
-        parts = []
+            repeated = torch.tensor(given).to(flow.like).repeat_interleave(n_samples, 0)
+        shape = n_samples if given is None else ()
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         with seeded(seed, flow.like.device):
-            for i in range(0, total, SOLVE_ROWS):
-                if given is None:
-                    parts.append(flow.sample(min(SOLVE_ROWS, total - i)))
-                else:
-                    parts.append(flow.sample((), _tensor_like(flow, given[i : i + SOLVE_ROWS])))
-        schema = self.schema_
-        drawn: Array = schema.tabled(torch.cat(parts).cpu().numpy())
+            x = flow.sample(shape, repeated, max_batch=SOLVE_ROWS)
+        drawn: Array = schema.tabled(x.cpu().numpy())
         if not self._frames:
             return drawn
         table = Table("draws", drawn, schema.names, categories=schema.texts)
@@ -232,25 +226,23 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _scored(
         self, X: ArrayLike, context: ArrayLike | None
     ) -> tuple[Flow, Tensor, Tensor | None]:
-        """Return the flow, and rows and their context as tensors for it."""
         check_is_fitted(self)
         numbers, texts = self._numbers(X)
         rows: Array = validate_data(self, numbers, dtype=np.float64, reset=False)
         rows = self.schema_.numbers(rows, texts)
-        given = self._context(context, len(rows))
-        flow = self._flow()
-        return flow, _tensor_like(flow, rows), None if given is None else _tensor_like(flow, given)
+        given, flow = self._context(context, len(rows)), self._flow()
+        contexts = None if given is None else torch.tensor(given).to(flow.like)
+        return flow, torch.tensor(rows).to(flow.like), contexts
 
     def _numbers(self, X: ArrayLike) -> tuple[ArrayLike, Mapping[str, tuple[str, ...]]]:
-        """Return X with text as the numbers of categories, and the categories."""
+        """Return X with text as the numbers of categories, and these."""
         if self.schema is None or not isinstance(X, pd.DataFrame):
             return X, {}
         table = frame_table(X, "X")
         return pd.DataFrame(table.values, X.index, X.columns), table.categories
 
     def _schema(self, rows: Array, texts: Mapping[str, tuple[str, ...]]) -> Schema:
-        """Return the schema of X."""
-        default = [f"x{i}" for i in range(rows.shape[1])]
+        default = (f"x{i}" for i in range(rows.shape[1]))
         names = [str(name) for name in getattr(self, "feature_names_in_", default)]
         if self.schema is None:
             return Schema(tuple(Column(name) for name in names))
@@ -259,14 +251,11 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         if not isinstance(self.schema, Schema):
             raise ValueError(f"Expected a Schema, 'infer' or None for schema; got {self.schema!r}")
         if list(self.schema.names) != names:
-            raise ValueError(
-                f"Expected a schema of X's columns, {', '.join(names[:10])}; got one of "
-                f"{', '.join(self.schema.names[:10])}"
-            )
+            wanted, got = (", ".join(each[:10]) for each in (names, self.schema.names))
+            raise ValueError(f"Expected a schema of X's columns, {wanted}; got one of {got}")
         return self.schema
 
     def _context(self, context: ArrayLike | None, rows: int | None) -> Array | None:
-        """Return the context as a matrix, which must be given if and only if the fit had one."""
         count = self.n_context_features_in_
         if (context is None) != (count == 0):
             wanted = f"a context of {count} columns" if count else "no context"
@@ -279,34 +268,15 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"Expected a context of {count} columns; got {matrix.shape[1]}")
         return matrix
 
-    def _device(self) -> str:
-        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    def _device(self) -> torch.device:
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def _flow(self) -> Flow:
-        """Return the flow on the device to compute on."""
-        device = torch.device(self._device())
+        device = self._device()
         return self.flow_ if device.type == "cpu" else copy.deepcopy(self.flow_).to(device)
 
 
-def _bound(flow: Flow, x: Tensor, context: Tensor | None) -> Tensor:
-    """Return log p of rows; with whole numbers or categories its bound, by several noise draws."""
-    draws = NOISE_DRAWS if flow.noisy else 1
-    found = torch.stack([flow.log_prob(x, context, max_batch=SOLVE_ROWS) for _ in range(draws)])
-    return found.logsumexp(0) - log(draws)
-
-
-def _tensor_like(flow: Flow, values: Array) -> Tensor:
-    """Return values in the flow's dtype, on its device."""
-    return _tensor(values).to(flow.like)
-
-
-def _tensor(values: Array) -> Tensor:
-    """Return a copy as a tensor, since PyTorch warns of arrays that are read-only."""
-    return torch.tensor(values)
-
-
 def _matrix(context: ArrayLike, rows: int | None) -> Array:
-    """Return a context as finite numbers of shape (rows, columns)."""
     found: Array = check_array(context, dtype=np.float64, ensure_2d=False, input_name="context")
     found = found.reshape(-1, 1) if found.ndim < 2 else found
     if rows is not None:

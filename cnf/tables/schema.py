@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,7 @@ class Column:
 
     Attributes:
         name: The column's name.
-        kind: A name in `cnf.tables.kinds.KINDS`: `"real"`, `"positive"`, `"bounded"`, `"circular"`,
-            `"integer"`, `"categorical"`, `"constant"`.
+        kind: A name in `cnf.tables.kinds.KINDS`.
         low: Lower bound, or the constant.
         high: Upper bound.
         categories: The categories' names, which the table has as their numbers, counted from 0; of
@@ -55,14 +54,8 @@ class Column:
 
     @staticmethod
     def infer(name: str, values: Array, categories: tuple[str, ...] = ()) -> Column:
-        """Return a column of the most special kind that values look like.
-
-        Args:
-            name: The column's name.
-            values: Shape (rows,).
-            categories: The categories' names where values are their numbers.
-        """
-        looks = ((kind, each.infer(values, categories)) for kind, each in reversed(KINDS.items()))
+        """Return a column of the most special kind that values (rows,) look like."""
+        looks = ((kind, each.infer(values, categories)) for kind, each in [*KINDS.items()][::-1])
         kind, found = next((kind, found) for kind, found in looks if found is not None)
         return Column(name, kind, *found)
 
@@ -114,22 +107,18 @@ class Schema:
     ) -> Schema:
         """Return the schema that a table looks to have.
 
-        A column of one value is constant. One with categories is categorical; one of whole numbers
-        is integer, from its smallest to its largest where these are few and all between them occur;
-        one above 0 with a long tail is positive where its logarithm is much less skewed; others
-        are real. No column is inferred to be bounded or circular.
+        A column of one value is constant; one with categories categorical; one of whole numbers
+        integer, from its smallest to its largest where these are few and all between them occur;
+        one above 0 with a long tail positive where its logarithm is much less skewed; others are
+        real. No column is inferred to be bounded or circular.
 
         Args:
             values: Shape (rows, columns).
             names: The columns' names.
-            categories: The categories' names of those columns that hold the numbers of categories.
+            categories: The categories' names of columns that hold the numbers of categories.
         """
-        named = categories or {}
-        columns = (
-            Column.infer(name, values[:, i], tuple(named.get(name, ())))
-            for i, name in enumerate(names)
-        )
-        return Schema(tuple(columns))
+        texts = [tuple((categories or {}).get(name, ())) for name in names]
+        return Schema(tuple(map(Column.infer, names, values.T, texts)))
 
     @staticmethod
     def of(entries: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, Column]:
@@ -138,7 +127,7 @@ class Schema:
         Raises:
             ValueError: The table has no such column, or an entry is not one of `Column`'s.
         """
-        found = {}
+        found: dict[str, Column] = {}
         if not isinstance(entries, Mapping):
             raise ValueError(f"Expected an object of columns; got {str(entries)[:40]}")
         for name, entry in entries.items():
@@ -148,8 +137,8 @@ class Schema:
                     f"none of {', '.join(names[:10])}"
                 )
             try:
-                known = {**entry, "categories": tuple(entry.get("categories", ()))}
-                found[name] = Column(name, **known)
+                categories = tuple(entry.get("categories", ()))
+                found[name] = Column(name, **{**entry, "categories": categories})
             except (AttributeError, OverflowError, TypeError):
                 raise ValueError(
                     f"Expected kind, low, high and categories for column {name!r}; got {entry!r}"
@@ -157,10 +146,9 @@ class Schema:
         return found
 
     def without_constants(self, values: Array) -> Schema:
-        """Return the schema with numbers that do not vary among rows as constants.
+        """Return the schema with numbers that do not vary, in single precision, as constants.
 
-        They are compared in single precision. Whole numbers and categories stay what they are,
-        since other rows may have others.
+        Whole numbers and categories stay what they are, since other rows may have others.
         """
         constant = constant_columns(torch.from_numpy(values).float())
         return self.with_columns(
@@ -172,11 +160,7 @@ class Schema:
         )
 
     def check_apart(self, values: Array) -> None:
-        """Check that single precision, in which flows compute, resolves numbers with a density.
-
-        Raises:
-            ValueError: It does not; the message names the column and says what to subtract.
-        """
+        """Raise a ValueError where single precision does not resolve numbers with a density."""
         for i, coarse in coarse_columns(torch.from_numpy(values)).items():
             if self.columns[i].of_kind.on_line:
                 raise ValueError(
@@ -194,8 +178,12 @@ class Schema:
         return Schema(tuple(self.columns[i] for i in places)), places
 
     def real(self, values: Array) -> tuple[Array, list[str]]:
-        """Return the values of the columns of real numbers, and their names."""
-        places = [i for i, column in enumerate(self.columns) if column.kind == "real"]
+        """Return the numbers with a density that are modelled as they are, and their names."""
+        places = [
+            i
+            for i, column in enumerate(self.columns)
+            if column.of_kind.on_line and isinstance(column.of_kind.continuous_layer(), Identity)
+        ]
         return values[:, places], [self.columns[i].name for i in places]
 
     @property
@@ -228,29 +216,22 @@ class Schema:
         return tuple(column.name for column in self.columns if column.of_kind.whole)
 
     def numbers(self, values: Array, categories: Mapping[str, Sequence[str]]) -> Array:
-        """Return a table's values with categories as their numbers in the schema.
-
-        Args:
-            values: Shape (rows, columns), in the schema's order.
-            categories: The categories' names of the table's columns of text.
+        """Return a table's values (rows, columns) with categories as their numbers in the schema.
 
         Raises:
             ValueError: A column is text in the table alone, or a category is unknown.
         """
-        found = values.copy()
-        for i, column in enumerate(self.columns):
-            found[:, i] = column.of_kind.numbers(values[:, i], categories.get(column.name))
-        return found
+        pairs = zip(self.columns, values.T, strict=True)
+        found = [each.of_kind.numbers(column, categories.get(each.name)) for each, column in pairs]
+        return np.column_stack(found)
 
     def tabled(self, values: Array) -> Array:
         """Return draws as a table has them: numeric categories as numbers, bounds to the digit.
 
         A flow computes in single precision, which rounds bounds and constants.
         """
-        found = np.empty(values.shape)
-        for i, column in enumerate(self.columns):
-            found[:, i] = column.of_kind.tabled(values[:, i])
-        return found
+        pairs = zip(self.columns, values.T.astype(np.float64), strict=True)
+        return np.column_stack([each.of_kind.tabled(column) for each, column in pairs])
 
     def with_columns(self, changes: Mapping[str, Column]) -> Schema:
         """Return the schema with some columns replaced, by name."""
@@ -266,17 +247,10 @@ class Schema:
         lines = []
         for kind in KINDS:
             texts = [column.describe(kind=False) for column in self.columns if column.kind == kind]
-            if texts:
-                hidden = len(texts) - MAX_SHOWN_COLUMNS
-                more = f" and {hidden} more" if hidden > 0 else ""
-                lines.append(f"{kind:<12}{'; '.join(texts[:MAX_SHOWN_COLUMNS])}{more}")
+            hidden = len(texts) - MAX_SHOWN_COLUMNS
+            more = f" and {hidden} more" if hidden > 0 else ""
+            lines += [f"{kind:<12}{'; '.join(texts[:MAX_SHOWN_COLUMNS])}{more}"] if texts else []
         return lines
-
-    @property
-    def circular(self) -> tuple[int, ...]:
-        """The modelled columns that are angles."""
-        angles = [column.of_kind.circular for column in self.columns for _ in range(column.width)]
-        return tuple(i for i, circular in enumerate(angles) if circular)
 
     def json(self) -> dict[str, dict[str, Any]]:
         """Return the entries that `of` reads, ready for JSON."""
@@ -286,31 +260,23 @@ class Schema:
         }
 
     def check(self, values: Array) -> None:
-        """Check that each column can have its values.
-
-        Raises:
-            ValueError: A column cannot; the message names the column, the value and the row.
-        """
-        for i, column in enumerate(self.columns):
-            out = column.of_kind.outside(values[:, i])
+        """Raise a ValueError with the column, the row and the value that a column cannot have."""
+        for column, given in zip(self.columns, values.T, strict=True):
+            out = column.of_kind.outside(given)
             if out.any():
                 row = int(out.argmax())
                 raise ValueError(
-                    f"Expected values of {column.describe()}; got {values[row, i]:g} in row "
-                    f"{row + 1} (counting from 1; {int(out.sum())} such rows). Correct it, or give "
-                    "the column another kind"
+                    f"Expected values of {column.describe()}; got {given[row]:g} in row {row + 1} "
+                    f"(counting from 1; {out.sum()} such rows). Correct it, or give the column "
+                    "another kind"
                 )
 
     def layers(self, values: Array) -> list[Layer]:
-        """Return the layers between the modelled columns and the table, the table's last.
-
-        Args:
-            values: The training rows, shape (rows, columns).
-        """
+        """Return the layers between the modelled columns and the table, for training rows."""
         inner = [column.of_kind.continuous_layer() for column in self.columns]
         outer = [column.of_kind.table_layer(values[:, i]) for i, column in enumerate(self.columns)]
-        starts = np.cumsum([0, *(column.width for column in self.columns)])
-        modelled = [list(range(a, b)) for a, b in pairwise(starts.tolist())]
+        starts = accumulate((column.width for column in self.columns), initial=0)
+        modelled = [list(range(a, b)) for a, b in pairwise(starts)]
         of_table = [[i] for i in range(len(self.columns))]
         pairs = ((inner, modelled), (outer, of_table))
         return [

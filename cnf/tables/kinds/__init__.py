@@ -1,24 +1,42 @@
 """The kinds of columns: a class for each, and their registry."""
 
-from cnf.tables.kinds.bounded import BoundedColumn
-from cnf.tables.kinds.categorical import CategoricalColumn
-from cnf.tables.kinds.circular import CircularColumn
-from cnf.tables.kinds.constant import ConstantColumn
-from cnf.tables.kinds.integer import IntegerColumn
-from cnf.tables.kinds.kind import ColumnKind, Looks
-from cnf.tables.kinds.positive import PositiveColumn
-from cnf.tables.kinds.real import RealColumn
+from typing import TYPE_CHECKING
 
-# From the most general to the most special: a column is inferred to be of the last that fits.
-KINDS: dict[str, type[ColumnKind]] = {
-    "real": RealColumn,
-    "positive": PositiveColumn,
-    "bounded": BoundedColumn,
-    "circular": CircularColumn,
-    "integer": IntegerColumn,
-    "categorical": CategoricalColumn,
-    "constant": ConstantColumn,
-}
+from cnf.utils.lazy import lazy_package
+from cnf.utils.registry import Registry
+
+if TYPE_CHECKING:
+    from cnf.tables.kinds.kind import ColumnKind, Looks
+    from cnf.tables.kinds.nominal import CategoricalColumn, ConstantColumn
+    from cnf.tables.kinds.numeric import (
+        BoundedColumn,
+        CircularColumn,
+        IntegerColumn,
+        PositiveColumn,
+        RealColumn,
+    )
+else:
+    __getattr__, __dir__ = lazy_package(
+        __name__,
+        {
+            "kind": "ColumnKind Looks",
+            "nominal": "CategoricalColumn ConstantColumn",
+            "numeric": "BoundedColumn CircularColumn IntegerColumn PositiveColumn RealColumn",
+        },
+    )
+
+KINDS: Registry[type["ColumnKind"]] = Registry(
+    {
+        "real": "cnf.tables.kinds.numeric:RealColumn",
+        "positive": "cnf.tables.kinds.numeric:PositiveColumn",
+        "bounded": "cnf.tables.kinds.numeric:BoundedColumn",
+        "circular": "cnf.tables.kinds.numeric:CircularColumn",
+        "integer": "cnf.tables.kinds.numeric:IntegerColumn",
+        "categorical": "cnf.tables.kinds.nominal:CategoricalColumn",
+        "constant": "cnf.tables.kinds.nominal:ConstantColumn",
+    }
+)
+"""The kinds of columns, from the most general on: a column is inferred to be of the last that fits."""
 
 __all__ = [
     "KINDS",

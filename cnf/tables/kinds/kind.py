@@ -38,9 +38,8 @@ class ColumnKind:
         bounds: The least and the most bounds that the kind has.
         category_counts: The least and the most categories that the kind has.
         discrete: Whether values have a probability mass rather than a density.
-        on_line: Whether values are numbers with a density on the line. A column of such a kind is
-            constant where it does not vary, and must be resolved by single precision.
-        circular: Whether the modelled columns are angles.
+        on_line: Whether values are numbers with a density on the line: constant where they do not
+            vary, and to be resolved by single precision.
     """
 
     name: str
@@ -53,29 +52,18 @@ class ColumnKind:
     category_counts: ClassVar[tuple[float, float]] = (0, 0)
     discrete: ClassVar[bool] = False
     on_line: ClassVar[bool] = False
-    circular: ClassVar[bool] = False
 
     @classmethod
     def infer(cls, values: Array, categories: tuple[str, ...]) -> Looks | None:
-        """Return the bounds and categories of values that look like this kind, None for others.
+        """Return the bounds and categories of values (rows,) of this kind, None for others.
 
-        Args:
-            values: Shape (rows,).
-            categories: The categories' names where values are their numbers, counted from 0.
+        Values of columns with categories are the numbers of these.
         """
         return None
 
     def check(self) -> None:
-        """Check the bounds and categories.
-
-        Raises:
-            ValueError: They are not those of the kind.
-        """
-        self._check_bounds()
-        self._check_categories()
-
-    def _check_bounds(self) -> None:
-        bounds = [bound for bound in (self.low, self.high) if bound is not None]
+        """Raise a ValueError unless the bounds and categories are those of the kind."""
+        bounds = self.given_bounds
         if not all(isfinite(bound) for bound in bounds):
             raise self.refusal("finite bounds", f"{self.low} and {self.high}")
         least, most = self.bounds
@@ -85,21 +73,22 @@ class ColumnKind:
             raise self.refusal(f"{wanted} for kind {self.kind}", str(len(bounds)))
         if self.high is not None and (self.low is None or not self.low < self.high):
             raise self.refusal("a lower bound below the upper one", f"{self.low}, {self.high}")
-
-    def _check_categories(self) -> None:
         texts = all(isinstance(name, str) for name in self.categories)
         if not texts or len(set(self.categories)) < len(self.categories):
             raise self.refusal("distinct texts for categories", repr(list(self.categories))[:80])
-        least, most = self.category_counts
-        if not least <= len(self.categories) <= most:
-            raise self.refusal(
-                "at least 2 categories for kind categorical, and none for another",
-                f"{len(self.categories)} for {self.kind}",
-            )
+        fewest, largest = self.category_counts
+        if not fewest <= len(self.categories) <= largest:
+            wanted = f"at least {fewest:g}" if fewest else f"at most {largest:g}"
+            wanted = f"{wanted} categories for kind {self.kind}"
+            raise self.refusal(wanted, str(len(self.categories)))
 
     def refusal(self, wanted: str, got: str) -> ValueError:
-        """Return the error of a column that is not as it must be."""
         return ValueError(f"Expected {wanted} in column {self.name!r}; got {got}")
+
+    @property
+    def given_bounds(self) -> list[float]:
+        """The bounds that are not None."""
+        return [bound for bound in (self.low, self.high) if bound is not None]
 
     @property
     def width(self) -> int:
@@ -126,11 +115,9 @@ class ColumnKind:
         return out
 
     def numbers(self, values: Array, categories: Sequence[str] | None) -> Array:
-        """Return a table's values with categories as their numbers in this column.
+        """Return a table's values (rows,) with categories as their numbers in this column.
 
-        Args:
-            values: Shape (rows,).
-            categories: The texts that the values are numbers of, None where the table has numbers.
+        The table's values are numbers of the table's categories, None where it has numbers.
 
         Raises:
             ValueError: The table has text and the column has none, or a category is unknown.
@@ -140,10 +127,7 @@ class ColumnKind:
         return values
 
     def tabled(self, values: Array) -> Array:
-        """Return draws, shape (rows,), as a table has them.
-
-        A flow computes in single precision, which rounds bounds.
-        """
+        """Return draws (rows,) as a table has them, within bounds that single precision rounds."""
         return values if self.low is None else np.asarray(np.clip(values, self.low, self.high))
 
     def text(self, value: float) -> str:
@@ -157,21 +141,15 @@ class ColumnKind:
 
     def describe(self, kind: bool = True) -> str:
         """Return the name, the kind if asked for, and the possible values, for display."""
-        can_be = self.values_text()
-        if not kind:
-            return f"{self.name} {can_be}".strip()
-        return f"{self.name}: {' '.join(part for part in (self.kind, can_be) if part)}"
+        prefix = f"{self.name}: {self.kind}" if kind else self.name
+        return f"{prefix} {self.values_text()}".strip()
 
     def continuous_layer(self) -> Layer:
         """Return the layer between the modelled columns and numbers with a density."""
         return Identity(self.width)
 
     def table_layer(self, values: Array) -> Layer:
-        """Return the layer between numbers with a density and the table's column.
-
-        Args:
-            values: The training rows' values, shape (rows,).
-        """
+        """Return the layer between numbers with a density and the column, of training rows."""
         return Identity(1)
 
 

@@ -6,16 +6,14 @@ They are written independently of the layers of columns, whose mistakes an integ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf, log, pi
-from typing import Any
+from math import inf, isfinite, log, pi
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnf.flow import Flow
-from cnf.layers import Bounded, Circular, Concatenate, Layer, Positive
+from cnf.layers.layer import ColumnRange
 
 Array = NDArray[np.float64]
 
@@ -63,15 +61,12 @@ class Line(Axis):
     scale: float
 
     def x(self, u: Array) -> Array:
-        """Return center + scale sinh u."""
         return self.center + self.scale * np.sinh(u)
 
     def u(self, x: Array) -> Array:
-        """Return arsinh((x − center) / scale)."""
         return np.arcsinh((x - self.center) / self.scale)
 
     def log_slope(self, u: Array) -> Array:
-        """Return log(scale cosh u)."""
         return log(self.scale) + np.logaddexp(u, -u) - log(2)
 
 
@@ -82,15 +77,12 @@ class HalfLine(Axis):
     low: float
 
     def x(self, u: Array) -> Array:
-        """Return low + e^u."""
         return self.low + np.exp(u)
 
     def u(self, x: Array) -> Array:
-        """Return log(x − low), finite at the bound."""
         return np.log(np.maximum(x - self.low, np.finfo(np.float32).tiny))
 
     def log_slope(self, u: Array) -> Array:
-        """Return u."""
         return u
 
 
@@ -102,16 +94,13 @@ class Interval(Axis):
     high: float
 
     def x(self, u: Array) -> Array:
-        """Return low + (high − low) / (1 + e^(−u))."""
         return self.low + (self.high - self.low) * np.exp(-np.logaddexp(0.0, -u))
 
     def u(self, x: Array) -> Array:
-        """Return the log odds of x, finite at the bounds."""
         share = np.clip((x - self.low) / (self.high - self.low), BOUND_MARGIN, 1 - BOUND_MARGIN)
         return np.log(share) - np.log1p(-share)
 
     def log_slope(self, u: Array) -> Array:
-        """Return the log of the logistic density times the width."""
         return log(self.high - self.low) - np.logaddexp(0.0, -u) - np.logaddexp(0.0, u)
 
 
@@ -124,67 +113,45 @@ class Circle(Axis):
 
     @property
     def period(self) -> float:
-        """The circumference."""
         return self.high - self.low
 
     def x(self, u: Array) -> Array:
-        """Return u."""
         return u
 
     def u(self, x: Array) -> Array:
-        """Return the values in the turn from low to high."""
         return self.low + np.remainder(x - self.low, self.period)
 
     def log_slope(self, u: Array) -> Array:
-        """Return zeros."""
         return np.zeros_like(u)
 
     def ends(self, u: Array, widen: float) -> tuple[float, float]:
-        """Return the bounds, whatever the values."""
         return self.low, self.high
 
 
-BOUNDED_AXES: dict[type[Layer], Callable[[Any], list[Axis]]] = {
-    Circular: lambda layer: [Circle(layer.low, layer.high) for _ in range(layer.dim)],
-    Positive: lambda layer: [HalfLine(low) for low in layer.low.tolist()],
-    Bounded: lambda layer: [
-        Interval(*ends) for ends in zip(layer.low.tolist(), layer.high.tolist(), strict=True)
-    ],
-}
-"""The axes of the columns that a layer bounds, on the data's side."""
-
-
 def axes_of(flow: Flow, values: Array) -> tuple[Axis, ...]:
-    """Return the axes of a flow's columns, as its layer next to the data bounds them.
+    """Return the axes of a flow's columns, by their ranges in the layer next to the data.
 
-    Args:
-        flow: The flow, whose columns all have a density.
-        values: Rows (rows, dim), for the scale of columns without bounds.
+    The scale of columns without bounds is that of values (rows, dim).
 
     Example:
         >>> from cnf.flow import ffjord
         >>> [type(axis).__name__ for axis in axes_of(ffjord(2, circular=(1,)), np.zeros((1, 2)))]
         ['Line', 'Circle']
     """
-    outermost = flow.layers[-1] if len(flow.layers) else None
-    known: dict[int, Axis] = {}
-    if isinstance(outermost, Concatenate):
-        for layer, columns in zip(outermost.layers, outermost.columns, strict=True):
-            known |= _bounded_axes(layer, columns)
-    elif outermost is not None:
-        known = _bounded_axes(outermost, list(range(flow.dim)))
-    if not any(isinstance(axis, Circle) for axis in known.values()):
-        known |= {column: Circle(-pi, pi) for column in flow.circular}
-    return tuple(known.get(i) or _line(values[:, i]) for i in range(flow.dim))
+    outermost = flow.layers[-1].ranges if len(flow.layers) else None
+    ranges = list(outermost or [ColumnRange()] * flow.dim)
+    if not any(each.circular for each in ranges):
+        for column in flow.circular:
+            ranges[column] = ColumnRange(-pi, pi, circular=True)
+    return tuple(_axis(*each) for each in zip(ranges, values.T, strict=True))
 
 
-def _bounded_axes(layer: Layer, columns: list[int]) -> dict[int, Axis]:
-    """Return the axes of a layer's columns, none where it does not bound them."""
-    axes = next((axes for kind, axes in BOUNDED_AXES.items() if isinstance(layer, kind)), None)
-    return {} if axes is None else dict(zip(columns, axes(layer), strict=True))
-
-
-def _line(x: Array) -> Line:
-    """Return an axis that is linear around the median, where 95 % of the values are."""
-    low, center, high = np.quantile(x, [0.025, 0.5, 0.975])
-    return Line(float(center), max(float(high - low) / 2, 1e-6 * max(1.0, abs(float(center)))))
+def _axis(values: ColumnRange, x: Array) -> Axis:
+    """Return the axis of a column: a line is linear in the middle 95 % of its values x."""
+    low, high, circular = values
+    if circular:
+        return Circle(low, high)
+    if isfinite(low):
+        return Interval(low, high) if isfinite(high) else HalfLine(low)
+    least, center, most = np.quantile(x, [0.025, 0.5, 0.975]).tolist()
+    return Line(center, max((most - least) / 2, 1e-6 * max(1.0, abs(center))))

@@ -12,40 +12,32 @@ from math import nan
 from torch import Tensor
 from tqdm import tqdm
 
-from cnf.diagnostics.context import CheckContext, context_of
-from cnf.diagnostics.densities import (
-    check_batch,
-    check_both_ways,
-    check_integral,
-    check_precision,
-    check_tolerance,
-)
-from cnf.diagnostics.derivatives import check_gradient, check_log_determinant, check_traces
+from cnf.diagnostics import MAX_CHECK_POINTS, MAX_CHECK_ROWS
+from cnf.diagnostics.context import CheckContext
 from cnf.diagnostics.report import Finding, Findings, Report
-from cnf.diagnostics.samples import check_noise, check_two_samples
-from cnf.diagnostics.solves import check_effort, check_round_trip, check_rows
+from cnf.diagnostics.solves import check_rows
 from cnf.flow import Flow
 from cnf.ode import SolveError
+from cnf.utils.registry import Registry
 
 Check = Callable[[CheckContext], Findings]
 
-CHECK_ROWS = 200  # of the data that are taken
-INTEGRAL_POINTS = 2**14  # at which the density is evaluated for its integral
-
-CHECKS: dict[str, Check] = {
-    "effort": check_effort,
-    "round trip": check_round_trip,
-    "noise": check_noise,
-    "log p there and back": check_both_ways,
-    "tolerance": check_tolerance,
-    "precision": check_precision,
-    "batch": check_batch,
-    "traces": check_traces,
-    "log-determinant": check_log_determinant,
-    "integral": check_integral,
-    "gradient": check_gradient,
-    "two-sample": check_two_samples,
-}
+CHECKS: Registry[Check] = Registry(
+    {
+        "effort": "cnf.diagnostics.solves:check_effort",
+        "round trip": "cnf.diagnostics.solves:check_round_trip",
+        "noise": "cnf.diagnostics.solves:check_noise",
+        "log p there and back": "cnf.diagnostics.densities:check_both_ways",
+        "tolerance": "cnf.diagnostics.densities:check_tolerance",
+        "precision": "cnf.diagnostics.densities:check_precision",
+        "batch": "cnf.diagnostics.densities:check_batch",
+        "traces": "cnf.diagnostics.densities:check_traces",
+        "log-determinant": "cnf.diagnostics.densities:check_log_determinant",
+        "integral": "cnf.diagnostics.densities:check_integral",
+        "gradient": "cnf.diagnostics.densities:check_gradient",
+        "two-sample": "cnf.diagnostics.solves:check_two_samples",
+    }
+)
 """The checks by name, in their order, after the one that every row has a log p."""
 
 
@@ -54,19 +46,17 @@ def check(
     data: Tensor,
     context: Tensor | None = None,
     *,
-    rows: int = CHECK_ROWS,
-    points: int = INTEGRAL_POINTS,
+    rows: int = MAX_CHECK_ROWS,
+    points: int = MAX_CHECK_POINTS,
     seed: int = 0,
 ) -> Report:
     """Put a flow through all checks, on rows of data that it was not trained on.
 
-    Round trips; log p against a solve at a hundredth of the tolerance in double precision, from
-    base to data and back, in both precisions and among other rows; log-determinants and gradients
-    against differences; traces against estimates; the integral of the density; samples against data
-    by a classifier; and the cost of the solves. The limits stand with each check.
-
-    In columns of whole numbers or categories the checks are of the density of the numbers beneath,
-    with noise drawn once by the seed.
+    Round trips; log p against a tight solve in double precision, from base to data and back, in
+    both precisions and among other rows; log-determinants and gradients against differences; traces
+    against estimates; the integral of the density; samples against data by a classifier; and the
+    cost of the solves. In columns of whole numbers or categories the checks are of the density of
+    the numbers beneath, with noise drawn once by the seed.
 
     Args:
         flow: The flow as it is used: with its solver settings, on its device, in its dtype.
@@ -88,22 +78,18 @@ def check(
         >>> report.verdict, report.findings[0].name
         ('pass', 'rows without a log p')
     """
-    ctx = context_of(flow, data, context, rows, seed, points)
+    ctx = CheckContext.of(flow, data, context, rows, seed, points)
     found: list[Finding | str] = list(check_rows(ctx))
     taken = len(ctx)
     ctx = ctx.with_log_prob()
     if len(ctx):
         for name, each in tqdm(CHECKS.items(), desc="checking", disable=None, leave=False):
-            found += _results(name, each, ctx)
+            try:
+                found += list(each(ctx))
+            except (SolveError, ValueError) as error:  # a ValueError: a number is not finite
+                sentence = f"It could not be carried out: {error}"
+                found.append(Finding(name, "fail", nan, nan, sentence))
     else:
         found.append("No row has a log p: nothing else was checked.")
     findings = tuple(each for each in found if isinstance(each, Finding))
     return Report(findings, tuple(each for each in found if isinstance(each, str)), taken)
-
-
-def _results(name: str, one: Check, ctx: CheckContext) -> list[Finding | str]:
-    """Return what a check yields, or a failed finding where it raises an error."""
-    try:
-        return list(one(ctx))
-    except (SolveError, ValueError) as error:  # a ValueError where a number is not finite
-        return [Finding(name, "fail", nan, nan, f"It could not be carried out: {error}")]

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cnf.diagnostics.axes import Axis, axes_of
+from cnf.diagnostics.report import MAX_NAMED_ROWS
 from cnf.fields import as_field
-from cnf.fields.divergence import Divergence, Hutchinson, choose_divergence
+from cnf.fields.divergence import Hutchinson, choose_divergence
 from cnf.flow import Flow
 from cnf.layers import CNF
 from cnf.ode import SolveError, Status
@@ -23,8 +24,6 @@ from cnf.training.data import Rows, rows_for
 from cnf.utils.random import seeded
 
 SEED_OFFSET = 2**30  # from users' seeds, by which the data may have been drawn
-REFERENCE_FACTOR = 0.01  # on the tolerance, of the solve that log p is compared with
-MIN_TOLERANCE = 1e-11  # in double precision, however tight the flow's own
 PRECISE_TOLERANCE = 1e-8  # of solves that are differentiated by differences
 SOLVE_PROBES = 4  # estimates of a trace where only the solve matters; Hutch++ halves them
 STEP_LIMIT_FACTOR = 20  # on the step limit, of tighter solves
@@ -35,44 +34,35 @@ MAX_EXACT_NUMBERS = 2**12  # in rows whose trace is exact where the flow's own i
 
 @dataclass(frozen=True, eq=False)
 class CheckContext:
-    """A flow and rows of data that it is checked on.
-
-    Attributes:
-        full_flow: The flow as its user has it.
-        flow: The part of it that has a density: without the layers next to the data that add noise.
-        data: All rows of the data.
-        seed: Seed of all random numbers.
-        points: The most points at which the density is evaluated for its integral.
-        table: The rows that were taken, as in the data.
-        index: Their places in the data, from 0.
-        rows: The rows as `flow` takes them, with one draw of noise.
-        log_prob: Log p of `rows` by `flow`, in double precision.
-        status: The status of each row's solves, an array of `cnf.ode.Status`.
-        evaluations: Evaluations in each row's solves.
-        accepted: Accepted steps in each row's solves.
-        rejected: Rejected steps in each row's solves.
-    """
+    """A flow and rows of data that it is checked on."""
 
     full_flow: Flow
-    flow: Flow
-    data: Rows
+    flow: Flow  # the part with a density: without the layers next to the data that add noise
+    data: Rows  # all of it
     seed: int
-    points: int
-    table: Rows
-    index: NDArray[np.int64]
-    rows: Rows
-    log_prob: Tensor
-    status: NDArray[np.object_]
-    evaluations: NDArray[np.int64]
-    accepted: NDArray[np.int64]
-    rejected: NDArray[np.int64]
+    points: int  # the most at which the density is evaluated for its integral
+    table: Rows  # those that were taken, as in the data
+    rows: Rows  # these as `flow` takes them, with one draw of noise
+    log_prob: Tensor  # of `rows` by `flow`, in double precision
+    solves: pd.DataFrame  # each row's status, evaluations and steps, by its place in the data
 
     @staticmethod
-    def of(flow: Flow, data: Rows, rows: int, seed: int, points: int) -> CheckContext:
-        """Return the context of a flow and random rows of the data, scored once."""
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    def of(
+        flow: Flow, data: Tensor, context: Tensor | None, rows: int, seed: int, points: int
+    ) -> CheckContext:
+        """Return the context of a flow and random rows of the data, scored once.
+
+        Raises:
+            ValueError: A shape does not fit, a value is not finite, or a number is not above 0.
+        """
+        for name, number in {"rows": rows, "points": points}.items():
+            if number < 1:
+                raise ValueError(f"Expected {name} of at least 1; got {number}")
+        flow = with_settings(flow, _without_generator)
+        every = rows_for(flow, "data", data, context)
+        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
         index = order[:rows].sort().values
-        table = data[index.to(data.x.device)]
+        table = every[index.to(every.x.device)]
         inner, noise = split_noise_layers(flow)
         with torch.no_grad(), seeded_for(flow, seed):
             x = table.x
@@ -83,44 +73,47 @@ class CheckContext:
                 inner.score(part.x, part.context, probes=SOLVE_PROBES)
                 for part in noisy.split(rows_in_solve(flow))
             ]
-        costs = [
-            np.concatenate(
-                [np.broadcast_to(getattr(each.stats, name), each.status.shape) for each in scores]
-            )
-            for name in ("evaluations", "accepted", "rejected")
+        costs = ("evaluations", "accepted", "rejected")
+        frames = [
+            pd.DataFrame({"status": one.status}).assign(**{k: getattr(one.stats, k) for k in costs})
+            for one in scores
         ]
+        solves = pd.concat(frames).set_index(index.numpy())
         log_prob = torch.cat([each.log_prob for each in scores]).double()
-        status = np.concatenate([each.status for each in scores])
-        scored = (table, index.numpy(), noisy, log_prob, status)
-        return CheckContext(flow, inner, data, seed, points, *scored, *costs)
+        return CheckContext(flow, inner, every, seed, points, table, noisy, log_prob, solves)
 
     def with_log_prob(self) -> CheckContext:
         """Return the context without rows that have no log p."""
-        scored = self.log_prob.isfinite().cpu() & torch.from_numpy(self.status == Status.FINISHED)
-        places = scored.to(self.log_prob.device)
+        finished = torch.tensor([*(self.solves["status"] == Status.FINISHED)])
+        scored = self.log_prob.isfinite() & finished.to(self.log_prob.device)
         return replace(
             self,
-            table=self.table[places],
-            rows=self.rows[places],
-            log_prob=self.log_prob[places],
-            **{
-                name: getattr(self, name)[scored.numpy()]
-                for name in ("index", "status", "evaluations", "accepted", "rejected")
-            },
+            table=self.table[scored],
+            rows=self.rows[scored],
+            log_prob=self.log_prob[scored],
+            solves=self.solves[scored.cpu().numpy()],
         )
+
+    def places(self, chosen: Tensor) -> list[int]:
+        """Return the places in the data of the first few chosen rows."""
+        found: list[int] = self.solves.index[chosen.cpu().numpy()][:MAX_NAMED_ROWS].tolist()
+        return found
+
+    def largest(self, sizes: Tensor) -> list[int]:
+        """Return the places in the data of the rows with the largest sizes, NaN first."""
+        return self.places(torch.argsort(sizes.nan_to_num(inf), descending=True))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @cached_property
     def layers(self) -> list[CNF]:
-        """The flow's CNF layers."""
         return [layer for layer in self.flow.layers if isinstance(layer, CNF)]
 
     @cached_property
     def estimated(self) -> bool:
         """Whether a trace is estimated."""
-        return any(not divergence_of(layer, self.flow).exact for layer in self.layers)
+        return any(estimates(layer, self.flow.base.event_shape[0]) for layer in self.layers)
 
     @cached_property
     def double(self) -> Flow:
@@ -139,7 +132,6 @@ class CheckContext:
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
-        """The columns' axes."""
         return axes_of(self.flow, self.rows.x.double().cpu().numpy())
 
     @cached_property
@@ -170,32 +162,13 @@ def seeded_for(flow: Flow, seed: int) -> AbstractContextManager[None]:
     return seeded(SEED_OFFSET + seed, flow.like.device)
 
 
-def context_of(
-    flow: Flow, data: Tensor, context: Tensor | None, rows: int, seed: int, points: int
-) -> CheckContext:
-    """Return the context of checks, whose flow takes all noise from PyTorch's generator.
-
-    Raises:
-        ValueError: A shape does not fit, a value is not finite, or a number is not above 0.
-    """
-    for name, number in {"rows": rows, "points": points}.items():
-        if number < 1:
-            raise ValueError(f"Expected {name} of at least 1; got {number}")
-    flow = with_settings(flow, _without_generator)
-    return CheckContext.of(flow, rows_for(flow, "data", data, context), rows, seed, points)
-
-
 def split_noise_layers(flow: Flow) -> tuple[Flow, list[Any]]:
     """Split a flow from the layers next to the data that add noise or change the columns."""
     layers = list(flow.layers)
-    changing = [
-        layer.stochastic or (layer.widths is not None and layer.widths[0] != layer.widths[1])
-        for layer in layers
-    ]
-    depth = changing.index(True) if True in changing else len(layers)
-    if depth == len(layers):
-        return flow, []
-    return type(flow)(flow.base, layers[:depth], flow.context), layers[depth:]
+    for depth, layer in enumerate(layers):
+        if layer.stochastic or (layer.widths is not None and layer.widths[0] != layer.widths[1]):
+            return type(flow)(flow.base, layers[:depth], flow.context), layers[depth:]
+    return flow, []
 
 
 def with_settings(flow: Flow, change: Callable[[CNF], dict[str, Any]]) -> Flow:
@@ -219,35 +192,22 @@ def tightened(flow: Flow, wanted: Callable[[float], float]) -> Flow:
     return with_settings(flow, change)
 
 
-def reference_tolerance(tolerance: float) -> float:
-    """Return a hundredth of a tolerance, or the least that double precision allows for."""
-    return max(REFERENCE_FACTOR * tolerance, MIN_TOLERANCE)
+def estimates(layer: CNF, dim: int) -> bool:
+    """Return whether a layer's trace is estimated."""
+    return not choose_divergence(layer.settings.divergence, as_field(layer.field), dim).exact
 
 
 def with_exact_traces(flow: Flow) -> Flow:
     """Return a flow with exact traces."""
-
-    def change(layer: CNF) -> dict[str, Any]:
-        return {} if divergence_of(layer, flow).exact else {"divergence": "exact"}
-
-    return with_settings(flow, change)
-
-
-def divergence_of(layer: CNF, flow: Flow) -> Divergence:
-    """Return the divergence that a layer's setting chooses."""
-    field = as_field(layer.field)
-    return choose_divergence(layer.settings.divergence, field, flow.base.event_shape[0])
+    dim, exact = flow.base.event_shape[0], {"divergence": "exact"}
+    return with_settings(flow, lambda layer: exact if estimates(layer, dim) else {})
 
 
 def log_probs(flow: Flow, rows: Rows, seed: int) -> Tensor:
-    """Return log p of rows in double precision, with the same probes for the same rows.
-
-    Raises:
-        SolveError: A solve failed.
-    """
+    """Return log p of rows in double precision, with the same probes for the same rows."""
     with torch.no_grad(), seeded_for(flow, seed):
-        parts = [flow.log_prob(part.x, part.context) for part in rows.split(rows_in_solve(flow))]
-    return torch.cat(parts).double().cpu()
+        found = flow.log_prob(rows.x, rows.context, max_batch=rows_in_solve(flow))
+    return found.double().cpu()
 
 
 def log_probs_or_nan(flow: Flow, rows: Rows, seed: int) -> Tensor:
@@ -271,6 +231,18 @@ def in_double(rows: Rows) -> Rows:
 def rows_in_solve(flow: Flow) -> int:
     """Return the number of rows in one solve, which bounds its memory."""
     return max(1, min(MAX_SOLVE_ROWS, MAX_SOLVE_NUMBERS // flow.base.event_shape[0]))
+
+
+def quantile(values: Tensor, share: float) -> float:
+    """Return the value that a share of all values do not exceed, NaN where one is NaN."""
+    return float(torch.quantile(values.double(), share, interpolation="higher"))
+
+
+def shortest_difference(difference: Tensor, periods: Tensor) -> Tensor:
+    """Return differences in double precision, of periodic columns along the shorter arc."""
+    difference = difference.double().cpu()
+    shorter = difference - periods * (difference / periods).round()
+    return torch.where(periods.isfinite(), shorter, difference)
 
 
 def _without_generator(layer: CNF) -> dict[str, Any]:

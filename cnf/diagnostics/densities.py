@@ -1,4 +1,4 @@
-"""Checks of log p: by other solves of the same rows, and by the integral of the density."""
+"""Checks of log p by other solves and by its integral, and of traces and derivatives."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from cnf.diagnostics.context import (
     CheckContext,
     in_double,
     log_probs,
     log_probs_or_nan,
-    reference_tolerance,
+    quantile,
     seeded_for,
+    shortest_difference,
     tightened,
     with_exact_traces,
+    with_settings,
 )
 from cnf.diagnostics.integral import Integral, integrate
-from cnf.diagnostics.report import Finding, Findings, Limit
-from cnf.diagnostics.statistics import (
-    FAIL_ERRORS,
-    WARN_ERRORS,
-    agreement,
-    largest,
-    nan_as_inf,
-)
+from cnf.diagnostics.report import FAIL_ERRORS, WARN_ERRORS, Finding, Findings, Limit
+from cnf.fields.divergence import Hutchinson
 from cnf.flow.flow import Flow
 from cnf.training.data import Rows
 
 Array = NDArray[np.float64]
+
+# Nats, of half of the rows: means over rows are reported to three digits.
+MEDIAN_LIMIT = Limit(1e-3, 1e-2)
+# Nats, of 99 % of the rows: ten times as much, for rows in the tails.
+TAIL_LIMIT = Limit(1e-2, 1e-1)
+
+REFERENCE_FACTOR = 0.01  # on the tolerance, of the solve that log p is compared with
+MIN_TOLERANCE = 1e-11  # in double precision, however tight the flow's own
 
 # Units of max(1, |log p|): rounding in single precision, a hundred times over. Up to a thousandth
 # the change is within what the tolerance allows; that of joint steps is more.
@@ -47,6 +52,33 @@ INTEGRAL_SAMPLES = 5000  # which show where the density's mass is
 MAX_POINT_PARAMETERS = 2**28  # parameters times points of importance sampling
 MIN_POINTS = 1024  # however many parameters there are
 MAX_EXACT_COLUMNS = 32  # of integrals with exact traces where the flow's are estimates
+
+# Standard errors: by chance beyond 4 in one run of 16,000, beyond 6 never.
+TRACES_LIMIT = Limit(4.0, 6.0)
+CHECK_PROBES = 64  # estimates of a trace
+MAX_TRACE_ROWS = 50
+
+DIFFERENCE_STEP = 1e-5  # of central differences, relative to the size of the variable
+
+# Nats, of each row: by differences, whose own error is below a tenth of it.
+LOG_DET_LIMIT = Limit(1e-3, 1e-2)
+LOG_DET_POINTS = 256  # of central differences
+SPREAD_DRAWS = 5000  # of the base, to measure its spread
+
+# A share of the gradient: optimizers tolerate far more, but an error in it is mostly about 1.
+GRADIENT_LIMIT = Limit(1e-3, 1e-2)
+MAX_DERIVATIVE_ROWS = 8
+DIRECTIONS = 3
+
+
+def agreement(
+    ctx: CheckContext, name: str, difference: Tensor, sentence: str, named: bool = True
+) -> Findings:
+    """Yield the findings of differences of log p in nats: their median and 99 % quantile."""
+    sizes, sentence = difference.abs(), f"In nats. {sentence}"
+    rows = ctx.largest(sizes) if named else []
+    yield Finding.of(f"{name}, median", quantile(sizes, 0.5), MEDIAN_LIMIT, sentence)
+    yield Finding.of(f"{name}, 99 %", quantile(sizes, 0.99), TAIL_LIMIT, sentence, rows)
 
 
 def check_both_ways(ctx: CheckContext) -> Findings:
@@ -67,7 +99,8 @@ def check_tolerance(ctx: CheckContext) -> Findings:
     Where traces are estimated, both solves are in double precision, so that the probes are equal.
     """
     rows = in_double(ctx.rows)
-    reference = log_probs(tightened(ctx.double, reference_tolerance), rows, ctx.seed)
+    tight = tightened(ctx.double, lambda own: max(REFERENCE_FACTOR * own, MIN_TOLERANCE))
+    reference = log_probs(tight, rows, ctx.seed)
     found = log_probs(ctx.double, rows, ctx.seed) if ctx.estimated else ctx.log_prob
     sentence = "At a hundredth of the tolerance, in double precision."
     yield from agreement(ctx, "log p against a tight solve", found.cpu() - reference, sentence)
@@ -106,7 +139,7 @@ def check_batch(ctx: CheckContext) -> Findings:
         changes.append((single - first).abs() / first.abs().clamp(min=1.0))
     yield Finding.of(
         "log p beside other rows",
-        largest(torch.cat(changes)),
+        float(torch.cat(changes).max()),
         BATCH_LIMIT,
         "The largest change in units of max(1, |log p|) when every second row is another"
         + (", or when a row is alone." if len(changes) > 1 else "."),
@@ -132,14 +165,14 @@ def check_integral(ctx: CheckContext) -> Findings:
         points = min(points, max(MIN_POINTS, MAX_POINT_PARAMETERS // max(size, 1)))
     count = INTEGRAL_SAMPLES // len(chosen)
     found = [_integral(ctx, flow, context, points, count) for context in chosen]
-    worst = max(found, key=lambda one: nan_as_inf(abs(one.value - 1) - WARN_ERRORS * one.stderr))
+    errors = [abs(one.value - 1) - WARN_ERRORS * one.stderr for one in found]
+    worst = found[np.nan_to_num(errors, nan=np.inf, posinf=np.inf).argmax()]
     yield _integral_finding(worst, dim, "" if contexts is None else f", the worst of {len(found)}")
 
 
 def _integral(
     ctx: CheckContext, flow: Flow, context: Tensor | None, points: int, count: int
 ) -> Integral:
-    """Return the integral of the density given a context."""
 
     def log_density(x: Array) -> Array:
         given = None if context is None else context.expand(len(x), -1)
@@ -170,3 +203,88 @@ def _integral_finding(found: Integral, dim: int, which: str) -> Finding:
         return finding
     too_few = "These are too few to tell: take more points."
     return replace(finding, verdict="warn", sentence=f"{sentence} {too_few}")
+
+
+def check_traces(ctx: CheckContext) -> Findings:
+    """Check log p with exact traces against log p with estimates of them."""
+    if not ctx.layers:
+        return
+    rows = ctx.first_rows(MAX_TRACE_ROWS)
+    exact = log_probs(ctx.exact, rows, ctx.seed)
+    flow = ctx.double
+    if not ctx.estimated:
+        flow = with_settings(flow, lambda layer: {"divergence": Hutchinson()})
+    generator = torch.Generator().manual_seed(ctx.seed)
+    scores = flow.score(rows.x, rows.context, probes=CHECK_PROBES, generator=generator)
+    # Where there is hardly any noise, as in one column, the solver's errors remain.
+    floor = torch.full_like(exact, MEDIAN_LIMIT.good)
+    difference = scores.log_prob.cpu() - exact
+    errors = torch.hypot(scores.stderr.cpu(), floor)
+    each = (difference / errors).square().mean().sqrt()
+    pooled = difference.sum().abs() / errors.square().sum().sqrt()
+    yield Finding.of(
+        "exact and estimated traces",
+        float(torch.maximum(pooled, each)),
+        TRACES_LIMIT,
+        f"Standard errors of {CHECK_PROBES} estimates between log p with exact traces and with "
+        f"estimates; {len(rows)} rows, the standard error of a row is "
+        f"{scores.stderr.mean():.2g} nats.",
+    )
+
+
+def check_log_determinant(ctx: CheckContext) -> Findings:
+    """Check log-determinants against those of Jacobians by central differences."""
+    flow, dim = ctx.precise, ctx.rows.x.shape[1]
+    rows = ctx.first_rows(max(1, min(MAX_DERIVATIVE_ROWS, LOG_DET_POINTS // dim)))
+    z = ctx.base_draws(flow, len(rows))
+    step = DIFFERENCE_STEP * ctx.base_draws(flow, SPREAD_DRAWS).std(0)
+    moves = torch.cat([torch.diag(step), -torch.diag(step)])
+    points = (z.unsqueeze(1) + moves).flatten(0, 1)
+    context = None if rows.context is None else rows.context.repeat_interleave(2 * dim, 0)
+    with torch.no_grad():
+        log_det = flow.push(z, rows.context).log_det
+        pushed = flow.transport(points, context).cpu().unflatten(0, (len(rows), 2, dim))
+    differences = shortest_difference(pushed[:, 0] - pushed[:, 1], ctx.periods)
+    jacobians = differences / (2 * step.cpu().unsqueeze(1))
+    yield Finding.of(
+        "log-determinant",
+        float((log_det.cpu() - torch.linalg.slogdet(jacobians).logabsdet).abs().max()),
+        LOG_DET_LIMIT,
+        f"The largest error in nats of {len(rows)} samples, against the determinant of a Jacobian "
+        "by differences.",
+    )
+
+
+def check_gradient(ctx: CheckContext) -> Findings:
+    """Check the gradient of the mean log p against central differences in random directions."""
+    flow = ctx.precise
+    parameters = [parameter for parameter in flow.parameters() if parameter.requires_grad]
+    if not parameters:
+        yield "No parameter wants a gradient: there is none to check."
+        return
+    rows = ctx.first_rows(MAX_DERIVATIVE_ROWS)
+    mean = flow.log_prob(rows.x, rows.context).mean()
+    grads = torch.autograd.grad(mean, parameters, allow_unused=True, materialize_grads=True)
+    gradient = torch.cat([grad.flatten() for grad in grads])
+    start, errors = parameters_to_vector(parameters).detach(), []
+    for number in range(DIRECTIONS):
+        with seeded_for(flow, ctx.seed + number):
+            direction = torch.randn_like(start)
+        means = []
+        for move in (DIFFERENCE_STEP * direction, -DIFFERENCE_STEP * direction):
+            vector_to_parameters(start + move, parameters)
+            with torch.no_grad():
+                means.append(flow.log_prob(rows.x, rows.context).mean())
+        slope = (means[0] - means[1]) / (2 * DIFFERENCE_STEP)
+        errors.append(slope - gradient @ direction)
+    vector_to_parameters(start, parameters)
+    # The root mean square of slopes in random directions is the gradient's norm.
+    share = torch.stack(errors).square().mean().sqrt() / gradient.norm().clamp(min=1e-2)
+    modes = sorted({layer.settings.gradient for layer in ctx.layers})
+    yield Finding.of(
+        "gradient",
+        float(share),
+        GRADIENT_LIMIT,
+        f"Its error as a share of it, against differences in {DIRECTIONS} random directions"
+        + (f", by {', '.join(modes)}." if modes else "."),
+    )

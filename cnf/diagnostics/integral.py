@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import inf, log, sqrt
+from math import inf, log
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from scipy.stats import multivariate_t
+from scipy.stats import multivariate_t, sem
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
@@ -53,9 +53,7 @@ class Integral:
 def integrate(
     log_density: LogDensity, axes: Sequence[Axis], samples: Array, points: int, seed: int = 0
 ) -> Integral:
-    """Return the integral of a density over its support.
-
-    It is computed by the midpoint rule in up to two columns, by importance sampling in more.
+    """Return the integral of a density, by quadrature in up to two columns, else by sampling.
 
     Args:
         log_density: Log p of rows.
@@ -76,13 +74,14 @@ def integrate(
     return importance(log_density, axes, samples, points, seed)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def quadrature(
     log_density: LogDensity, axes: Sequence[Axis], samples: Array, points: int
 ) -> Integral:
     """Return the integral by the midpoint rule, over a box that is wider than the samples' range.
 
-    Every second point along each axis makes a coarser grid; the spread of the integrals on these
-    grids shows whether the grid is fine enough.
+    The spread of the integrals on coarser grids, of every second point along each axis, shows
+    whether the grid is fine enough.
     """
     most = points if len(axes) > 1 else min(points, MAX_POINTS_ONE_AXIS)
     each = max(2, 2 * int(most ** (1 / len(axes)) / 2))
@@ -93,14 +92,14 @@ def quadrature(
     middles = (np.arange(each) + 0.5) / each
     ticks = [low + (high - low) * middles for low, high in ends]
     u = np.stack([grid.ravel() for grid in np.meshgrid(*ticks, indexing="ij")], 1)
-    masses = _exp(_log_density_of(log_density, axes, u)) * np.prod(steps)
+    masses = np.exp(_log_density_of(log_density, axes, u)) * np.prod(steps)
     on_grid = masses.reshape([each] * len(axes))
     shifts = product(*([slice(0, None, 2), slice(1, None, 2)] for _ in axes))
     coarser = np.array([on_grid[shift].sum() * 2 ** len(axes) for shift in shifts])
-    stderr = _stderr(coarser)
-    return Integral(float(masses.sum()), stderr, inf, len(u))
+    return Integral(float(masses.sum()), float(sem(coarser)), inf, len(u))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def importance(
     log_density: LogDensity, axes: Sequence[Axis], samples: Array, points: int, seed: int = 0
 ) -> Integral:
@@ -109,78 +108,56 @@ def importance(
     q is uniform on circles. In the other columns it is a mixture of t distributions, at the
     components of a Gaussian mixture that is fitted on the samples, and one as broad as all samples.
     """
-    rng = np.random.default_rng(seed)
-    proposal = _Proposal.fit(axes, samples, seed)
-    u, log_q = proposal.draw(points, rng)
-    ratios = _exp(_log_density_of(log_density, axes, u) - log_q)
+    u, log_q = _proposed(axes, samples, points, seed)
+    ratios = np.exp(_log_density_of(log_density, axes, u) - log_q)
     total = float(ratios.sum())
     shares = ratios / total if 0 < total < inf else np.full(points, inf)
     effective = 1 / float(np.square(shares).sum())
-    return Integral(total / points, _stderr(ratios), effective, points)
+    return Integral(total / points, float(sem(ratios)), effective, points)
 
 
-@dataclass(frozen=True, eq=False)
-class _Proposal:
-    """The proposal distribution of importance sampling, along the axes.
-
-    Attributes:
-        axes: The axes of all columns.
-        others: The columns that are not circles.
-        weights: The components' weights, shape (components,).
-        components: Distributions of `scipy.stats` over the columns of `others`.
-    """
-
-    axes: Sequence[Axis]
-    others: list[int]
-    weights: Array
-    components: list[Any]
-
-    @staticmethod
-    def fit(axes: Sequence[Axis], samples: Array, seed: int) -> _Proposal:
-        """Return a proposal that is broader than the samples."""
-        others = [i for i, axis in enumerate(axes) if not isinstance(axis, Circle)]
-        if not others:
-            return _Proposal(axes, others, np.empty(0), [])
-        u = np.stack([axes[i].u(samples[:, i]) for i in others], 1)
-        scale = np.maximum(u.std(0), 1e-6)
-        count = min(max(len(u) // (MIN_COMPONENT_SAMPLES * len(others)), 1), MAX_COMPONENTS)
-        mixture = GaussianMixture(count, random_state=seed, reg_covar=1e-4)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            mixture.fit(u / scale)
-        ridge = 1e-4 * np.eye(len(others))
-        broad = BROAD_FACTOR * (np.cov(u.T / scale[:, None]).reshape(len(others), -1) + ridge)
-        means = [*mixture.means_, (u / scale).mean(0)]
-        shapes = [*mixture.covariances_, broad]
-        components = [
-            multivariate_t(mean * scale, scale[:, None] * shape * scale, df=DEGREES_OF_FREEDOM)
-            for mean, shape in zip(means, shapes, strict=True)
+def _proposed(axes: Sequence[Axis], samples: Array, points: int, seed: int) -> tuple[Array, Array]:
+    """Return draws (points, dim) from the proposal along the axes, and their log q."""
+    rng = np.random.default_rng(seed)
+    u, log_q = np.empty((points, len(axes))), np.zeros(points)
+    others = []
+    for i, axis in enumerate(axes):
+        if isinstance(axis, Circle):
+            u[:, i] = rng.uniform(axis.low, axis.high, points)
+            log_q -= log(axis.period)
+        else:
+            others.append(i)
+    if others:
+        along = np.stack([axes[i].u(samples[:, i]) for i in others], 1)
+        weights, components = _components(along, seed)
+        counts = rng.multinomial(points, weights)
+        drawn = [
+            component.rvs(size=count, random_state=rng).reshape(count, len(others))
+            for component, count in zip(components, counts, strict=True)
+            if count
         ]
-        weights = np.append((1 - BROAD_WEIGHT) * mixture.weights_, BROAD_WEIGHT)
-        return _Proposal(axes, others, weights, components)
+        u[:, others] = np.concatenate(drawn)
+        each = np.stack([component.logpdf(u[:, others]) for component in components])
+        log_q += logsumexp(each, axis=0, b=weights[:, None])
+    return u, log_q
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
-        """Return draws (count, dim), and their log q."""
-        circles = [i for i in range(len(self.axes)) if i not in self.others]
-        u, log_q = np.empty((count, len(self.axes))), np.zeros(count)
-        for i in circles:
-            low, high = self.axes[i].ends(u[:, i], 0.0)
-            u[:, i] = rng.uniform(low, high, count)
-            log_q -= log(high - low)
-        if self.others:
-            counts = rng.multinomial(count, self.weights)
-            drawn = [
-                component.rvs(size=size, random_state=rng).reshape(size, len(self.others))
-                for component, size in zip(self.components, counts, strict=True)
-                if size
-            ]
-            u[:, self.others] = np.concatenate(drawn)
-            log_q += self._log_prob(u[:, self.others])
-        return u, log_q
 
-    def _log_prob(self, u: Array) -> Array:
-        each = np.stack([component.logpdf(u) for component in self.components])
-        return np.asarray(logsumexp(each, axis=0, b=self.weights[:, None]), np.float64)
+def _components(u: Array, seed: int) -> tuple[Array, list[Any]]:
+    """Return the weights and t distributions of a mixture that is broader than samples u."""
+    scale, dim = np.maximum(u.std(0), 1e-6), u.shape[1]
+    count = min(max(len(u) // (MIN_COMPONENT_SAMPLES * dim), 1), MAX_COMPONENTS)
+    mixture = GaussianMixture(count, random_state=seed, reg_covar=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(u / scale)
+    broad = BROAD_FACTOR * (np.cov(u.T / scale[:, None]).reshape(dim, -1) + 1e-4 * np.eye(dim))
+    means = [*mixture.means_, (u / scale).mean(0)]
+    shapes = [*mixture.covariances_, broad]
+    components = [
+        multivariate_t(mean * scale, scale[:, None] * shape * scale, df=DEGREES_OF_FREEDOM)
+        for mean, shape in zip(means, shapes, strict=True)
+    ]
+    return np.append((1 - BROAD_WEIGHT) * mixture.weights_, BROAD_WEIGHT), components
 
 
 def _log_density_of(log_density: LogDensity, axes: Sequence[Axis], u: Array) -> Array:
@@ -188,18 +165,5 @@ def _log_density_of(log_density: LogDensity, axes: Sequence[Axis], u: Array) -> 
     columns = list(zip(axes, u.T, strict=True))
     x = np.stack([axis.x(column) for axis, column in columns], 1)
     slopes = np.sum([axis.log_slope(column) for axis, column in columns], axis=0)
-    found: Array = np.nan_to_num(log_density(x), nan=-inf, posinf=inf, neginf=-inf) + slopes
-    return found
-
-
-def _exp(logs: Array) -> Array:
-    """Return exponentials, infinite without a warning where they overflow."""
-    with np.errstate(over="ignore"):
-        found: Array = np.exp(logs)
-    return found
-
-
-def _stderr(values: Array) -> float:
-    """Return the standard error of a mean, NaN where a value is infinite."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return float(values.std(ddof=1) / sqrt(len(values)))
+    known = np.nan_to_num(log_density(x), nan=-inf, posinf=inf, neginf=-inf)
+    return np.asarray(known + slopes)

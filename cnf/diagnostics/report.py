@@ -15,15 +15,13 @@ VERDICTS: tuple[Verdict, ...] = ("pass", "warn", "fail")
 """From the best to the worst."""
 
 MAX_NAMED_ROWS = 5  # in a line of a report
+WARN_ERRORS = 3.0  # standard errors that pass, where these exceed a limit
+FAIL_ERRORS = 5.0  # standard errors that do not fail yet
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A limit up to which a number passes, and one beyond which it fails; between, it warns.
-
-    Attributes:
-        good: The largest number that passes.
-        bad: The largest number that does not fail.
+    """The largest number that passes, `good`, and the largest that does not fail but warn, `bad`.
 
     Example:
         >>> [Limit(1e-3, 1e-2).verdict(value) for value in (1e-3, 2e-3, 0.1, float("nan"))]
@@ -50,8 +48,7 @@ class Finding:
         value: The number that was found, in the unit that the sentence names.
         limit: The largest number that would have passed.
         sentence: What the number means.
-        rows: The rows with the largest numbers, in decreasing order, by their place in the data,
-            from 0.
+        rows: The places in the data, from 0, of the rows with the largest numbers, these first.
     """
 
     name: str
@@ -124,6 +121,4 @@ class Report:
 
     def json(self) -> str:
         """Return one JSON object, with null for numbers that are not finite."""
-        entries = {"verdict": self.verdict, "rows": self.rows, "notes": self.notes}
-        findings = [asdict(found) for found in self.findings]
-        return json.dumps(json_value({**entries, "findings": findings}))
+        return json.dumps(json_value({"verdict": self.verdict, **asdict(self)}))

@@ -17,8 +17,7 @@ class TwoSample:
     """A classifier's accuracy in telling samples from data.
 
     Attributes:
-        accuracy: The share of held-out rows that are classified correctly: 0.5 by chance, 1 where
-            samples and data do not overlap.
+        accuracy: The share of held-out rows that are classified correctly, 0.5 by chance.
         stderr: The accuracy's binomial standard error.
         rows: Number of rows that were classified, half of them data.
     """
@@ -31,9 +30,9 @@ class TwoSample:
 def two_sample_test(data: Array, samples: Array, seed: int = 0) -> TwoSample:
     """Train a gradient-boosted classifier to tell samples from data, and test it on held-out rows.
 
-    The test takes equally many rows of each at random, and classifies each fifth of them by a
-    classifier that was trained on the others. Values in both, such as contexts that samples were
-    drawn at, reveal a row's label by that of its partner: the accuracy is then too low.
+    Equally many random rows of each are taken, and each fifth is classified by a classifier that
+    was trained on the others. Values in both, such as contexts that samples were drawn at, reveal
+    a row's label by that of its partner: the accuracy is then too low.
 
     Args:
         data: Shape (rows, columns).

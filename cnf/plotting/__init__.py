@@ -20,7 +20,6 @@ from cnf.plotting.density import (
 from cnf.plotting.evolution import base_rows, log_prob_at, log_prob_of, path_of, quick, velocity_at
 from cnf.plotting.film import FILMS, Film, check_film, write_film
 from cnf.plotting.flow_films import density_film, samples_film
-from cnf.plotting.image import png
 from cnf.plotting.learning_curve import (
     draw_evaluations,
     draw_learning_curve,
@@ -36,7 +35,6 @@ from cnf.plotting.motion import (
     grid_path,
     trajectories_figure,
 )
-from cnf.plotting.pairs import draw_contours, pairs_figure
 from cnf.plotting.panels import (
     DENSITY_PIXELS,
     SCATTER_POINTS,
@@ -46,8 +44,13 @@ from cnf.plotting.panels import (
     draw_samples,
     short_name,
 )
-from cnf.plotting.projection import draw_projection, projections_figure
-from cnf.plotting.style import DATA_COLOR, DENSITY_MAP, MODEL_COLOR, TIME_MAP, darken
+from cnf.plotting.scatter import (
+    draw_contours,
+    draw_projection,
+    pairs_figure,
+    projections_figure,
+)
+from cnf.plotting.style import DATA_COLOR, DENSITY_MAP, MODEL_COLOR, TIME_MAP, darken, png
 
 __all__ = [
     "DATA_COLOR",

@@ -1,21 +1,15 @@
 """Comparisons of data with a flow's samples: marginals, correlations, log-densities."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from cnf.plotting import DATA_COLOR, MODEL_COLOR, short_name
-from cnf.plotting.panels import legend_above
-
-Array = NDArray[np.float64]
+from cnf.plotting.panels import Array, legend_above, short_name
+from cnf.plotting.style import DATA_COLOR, MODEL_COLOR
 
 MAX_MARGINAL_PANELS = 64
 PANELS_PER_ROW = 4
@@ -30,15 +24,10 @@ MIN_DIFFERENCE_SCALE = 0.1  # range of the colours of differences, so that small
 def marginals_figure(
     data: Array, samples: Array, columns: Sequence[str], most: int = MAX_MARGINAL_PANELS
 ) -> Figure:
-    """Draw histograms of data and samples on common bins, one panel per column.
+    """Draw histograms of the first columns of data (n, columns) and samples (m, columns).
 
-    A column of at most twenty whole numbers is drawn as bars; its samples are rounded.
-
-    Args:
-        data: Rows (n, columns).
-        samples: Rows (m, columns) drawn from the flow.
-        columns: Names of the columns.
-        most: Maximum number of columns, of which the first ones are drawn.
+    They have common bins. A column of at most twenty whole numbers is drawn as bars; its samples
+    are rounded.
     """
     shown = min(most, len(columns))
     across = min(PANELS_PER_ROW, shown)
@@ -89,29 +78,24 @@ def correlations(rows: Array) -> Array:
 
 
 def correlations_figure(data: Array, samples: Array, columns: Sequence[str]) -> Figure:
-    """Draw three maps: correlations of data, of samples, and samples' minus data's.
+    """Draw three maps: `correlations` of data, of samples, and samples' minus data's.
 
-    Undefined correlations are grey.
-
-    Args:
-        data: Correlations (columns, columns) of the data, as returned by `correlations`.
-        samples: Correlations (columns, columns) of the samples.
-        columns: Names of the columns, drawn for up to forty columns.
+    Undefined correlations are grey, and up to forty columns are named.
     """
     difference = samples - data
     largest = np.abs(difference[np.isfinite(difference)]).max(initial=MIN_DIFFERENCE_SCALE)
+    maps = (
+        (data, 1.0, "data"),
+        (samples, 1.0, "flow: samples"),
+        (difference, largest, "samples minus data"),
+    )
     figure, axes = _map_axes(len(columns))
-    maps = [
-        _draw_map(ax, values, limit, title)
-        for ax, values, limit, title in (
-            (axes[0], data, 1.0, "data"),
-            (axes[1], samples, 1.0, "flow: samples"),
-            (axes[2], difference, largest, "samples minus data"),
-        )
-    ]
     # Side by side, the first two maps share a colour bar, and all share the names of the rows.
-    stacked = len(columns) > MAX_SIDE_BY_SIDE_COLUMNS and len(columns) <= MAX_NAMED_COLUMNS
-    for i, (ax, drawn) in enumerate(zip(axes, maps, strict=True)):
+    stacked = MAX_SIDE_BY_SIDE_COLUMNS < len(columns) <= MAX_NAMED_COLUMNS
+    for i, (ax, (values, limit, title)) in enumerate(zip(axes, maps, strict=True)):
+        drawn = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        ax.set_title(title, fontsize=10)
+        ax.set_facecolor("0.75")
         if stacked or i > 0:
             figure.colorbar(drawn, ax=ax, shrink=0.8, pad=0.02).ax.tick_params(labelsize=8)
         _name_map(ax, columns, rows=stacked or i == 0)
@@ -137,14 +121,11 @@ def log_prob_figure(data: Array, samples: Array) -> Figure:
 
 
 def _window(data: Array, samples: Array) -> tuple[float, float]:
-    """Return the limits of a histogram of data and samples without their outermost values.
-
-    Distant samples do not blur the data: they extend the limits by at most its width per side.
-    """
+    """Return the limits of a histogram of data and samples without their outermost values."""
     (low, high), (left, right) = _span(data), _span(samples)
     least = RELATIVE_ROUNDING * max(abs(low), abs(high))
     width = high - low
-    if width > least:
+    if width > least:  # distant samples must not blur the data
         left, right = max(left, low - width), min(right, high + width)
     low, high = min(low, left), max(high, right)
     margin = 0.02 * (max(high - low, least) or 1.0)
@@ -160,10 +141,7 @@ def _span(values: Array) -> tuple[float, float]:
 
 
 def _edges(low: float, high: float, rows: int, whole: bool) -> Array:
-    """Return the edges of bins by Rice's rule.
-
-    For whole numbers, each bin holds equally many of them.
-    """
+    """Return the edges of bins by Rice's rule; each holds equally many whole numbers."""
     bins = int(np.clip(2 * np.cbrt(rows), 12, 60))
     if not whole:
         return np.linspace(low, high, bins + 1)
@@ -200,12 +178,6 @@ def _map_axes(columns: int) -> tuple[Figure, Sequence[Axes]]:
     side = max(2.4, 0.2 * columns) if columns <= MAX_SIDE_BY_SIDE_COLUMNS else 3.2
     figure = Figure(figsize=(3 * side + names + 1.2, side + names), layout="compressed")
     return figure, figure.subplots(1, 3)
-
-
-def _draw_map(ax: Axes, values: Array, limit: float, title: str) -> AxesImage:
-    ax.set_title(title, fontsize=10)
-    ax.set_facecolor("0.75")
-    return ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
 
 
 def _name_map(ax: Axes, columns: Sequence[str], rows: bool) -> None:

@@ -1,7 +1,5 @@
 """Densities of 2-D flows: compared with data and truth, and over time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
@@ -9,14 +7,15 @@ from typing import cast
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from numpy.typing import NDArray
 
 from cnf.flow import Flow
 from cnf.plotting.evolution import base_rows, log_prob_at, log_prob_of, path_of, quick
 from cnf.plotting.panels import (
     DENSITY_PIXELS,
     SCATTER_POINTS,
+    Array,
     Bounds,
+    Density,
     GridSize,
     aspect_ratio,
     bright_density,
@@ -31,8 +30,6 @@ from cnf.plotting.panels import (
 )
 from cnf.plotting.style import MODEL_COLOR
 
-Array = NDArray[np.float64]
-
 STRIP_FRAMES = 5
 STRIP_PIXELS = 80  # pixels along each side of a small panel
 
@@ -40,7 +37,7 @@ STRIP_PIXELS = 80  # pixels along each side of a small panel
 def density_figure(
     flow: Flow,
     data: Array,
-    true_log_prob: Callable[[Array], Array] | None,
+    true_log_prob: Density | None,
     seed: int = 0,
     bounds: Bounds | None = None,
 ) -> Figure:
@@ -64,44 +61,33 @@ def density_figure(
     panels = upper.subplots(1, columns)
     draw_samples(panels[0], data, shown).set_title("data")
     draw_samples(panels[1], path[-1], shown, MODEL_COLOR).set_title("flow: samples")
-    ceiling = float(np.exp(log_prob(data[:SCATTER_POINTS])).max())
-    if true_log_prob:
-        ceiling = float(np.exp(true_log_prob(data[:SCATTER_POINTS])).max())
-        draw_density(panels[3], true_log_prob, shown, ceiling, grid).set_title("truth: density")
+    ceiling = float(np.exp((true_log_prob or log_prob)(data[:SCATTER_POINTS])).max())
     draw_density(panels[2], log_prob, shown, ceiling, grid).set_title("flow: density")
+    if true_log_prob:
+        draw_density(panels[3], true_log_prob, shown, ceiling, grid).set_title("truth: density")
     draw_samples_strip(lower.subplots(1, STRIP_FRAMES), path, shown)
     lower.suptitle("from base (t = 0) to data (t = 1)")
     return keep_proportions(figure, bounds)
 
 
 def strip_figure(
-    flow: Flow,
-    data: Array,
-    frames: int = 6,
-    seed: int = 0,
-    bounds: Bounds | None = None,
+    flow: Flow, data: Array, frames: int = 6, seed: int = 0, bounds: Bounds | None = None
 ) -> Figure:
     """Draw density and samples of a 2-D flow over time, from base to data, in data coordinates.
 
-    Args:
-        flow: A flow over two columns, without a context.
-        data: Rows (n, 2), by which the window is chosen.
-        frames: Number of times.
-        seed: Seed of the samples.
-        bounds: As in `density_figure`.
+    The arguments are those of `density_figure`, and the number of times.
     """
     flow = quick(flow)
     shown = bounds or data_bounds(data)
     path = path_of(flow, base_rows(flow, SCATTER_POINTS, seed), frames)
     size = (1.9 * frames, 2 * 1.9 * aspect_ratio(bounds) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(2, frames)
-    draw_density_strip(axes[0], partial(log_prob_at, flow), shown, grid_size(bounds, STRIP_PIXELS))
-    draw_samples_strip(axes[1], path, shown)
-    for ax in axes[1]:
+    upper, lower = figure.subplots(2, frames)
+    draw_density_strip(upper, partial(log_prob_at, flow), shown, grid_size(bounds, STRIP_PIXELS))
+    for ax in draw_samples_strip(lower, path, shown):
         ax.set_title("")
-    axes[0, 0].set_ylabel("density")
-    axes[1, 0].set_ylabel("samples")
+    upper[0].set_ylabel("density")
+    lower[0].set_ylabel("samples")
     return keep_proportions(figure, bounds)
 
 
@@ -111,20 +97,15 @@ def draw_density_strip(
     bounds: Bounds,
     grid: GridSize = STRIP_PIXELS,
 ) -> Sequence[Axes]:
-    """Shade the density at evenly spread times from base to data, one panel for each.
+    """Shade the density over `bounds` at evenly spread times from base to data, one for each panel.
 
-    Each panel has its own colour scale, since a wide base is much fainter than sharp data.
-
-    Args:
-        axes: Axes, one for each time.
-        log_prob: Function of a time from 0 to 1 and rows (n, 2) that returns log-densities (n,).
-        bounds: ((xmin, xmax), (ymin, ymax)).
-        grid: Pixels along each side.
+    `log_prob` is a function of a time from 0 to 1 and rows (n, 2). Each panel has its own colour
+    scale, since a wide base is much fainter than sharp data.
     """
     for ax, time in zip(axes, np.linspace(0, 1, len(axes)).tolist(), strict=True):
         density = density_on_grid(partial(log_prob, time), bounds, grid)
         draw_shades(ax, density, bounds, bright_density(density))
-        frame_panel(ax, bounds).set_title(_time_title(time))
+        frame_panel(ax, bounds).set_title(f"t = {time:.3g}")
     return axes
 
 
@@ -132,9 +113,5 @@ def draw_samples_strip(axes: Sequence[Axes], path: Array, bounds: Bounds) -> Seq
     """Scatter the states (frames, n, 2) of a path, one panel for each of its times."""
     times = np.linspace(0, 1, len(axes)).tolist()
     for ax, frame, time in zip(axes, path, times, strict=True):
-        draw_samples(ax, frame, bounds, MODEL_COLOR).set_title(_time_title(time))
+        draw_samples(ax, frame, bounds, MODEL_COLOR).set_title(f"t = {time:.3g}")
     return axes
-
-
-def _time_title(time: float) -> str:
-    return f"t = {time:.3g}"

@@ -5,49 +5,34 @@ on the data's side of the current position (standardisation, logarithms, …) ar
 as in `cnf.Flow.path`: results are in the data's coordinates, and at time 1 they are the flow's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cnf.flow import Flow
+from cnf.flow.batching import in_chunks
 from cnf.layers import CNF, Layer
+from cnf.plotting.panels import Array
 from cnf.utils.random import seeded
-
-Array = NDArray[np.float64]
 
 SOLVE_CHUNK_ROWS = 4096  # rows in one solve
 FIGURE_TOLERANCE = 1e-3  # finer than shades and dots can show
 
 
-@dataclass(frozen=True, eq=False)
-class FlowPosition:
-    """A position in a flow at a time.
+class FlowPosition(NamedTuple):
+    """A position in a flow at a time."""
 
-    Attributes:
-        before: Layers on the base's side.
-        layer: Current CNF layer.
-        time: Time within that layer, from 0 to 1.
-        after: Layers without time on the data's side.
-    """
-
-    before: Sequence[Layer]
+    before: Sequence[Layer]  # on the base's side
     layer: CNF
-    time: float
-    after: Sequence[Layer]
+    time: float  # within the layer, from 0 to 1
+    after: Sequence[Layer]  # without time, on the data's side
 
     @staticmethod
-    def of(flow: Flow, time: float) -> FlowPosition:
-        """Return the position of `flow` at a time from 0 to 1.
-
-        Raises:
-            ValueError: The time is out of range, or the flow has no CNF layer.
-        """
+    def of(flow: Flow, time: float) -> "FlowPosition":
+        """Return the position of `flow` at a time from 0 to 1."""
         places = [i for i, layer in enumerate(flow.layers) if isinstance(layer, CNF)]
         if not places or not 0 <= time <= 1:
             raise ValueError(
@@ -70,23 +55,23 @@ def quick(flow: Flow) -> Flow:
 def log_prob_of(flow: Flow, rows: Array, context: Array | None = None) -> Array:
     """Return log p (n,) of rows (n, dim), given contexts (n, context columns) if any."""
     with torch.no_grad():
-        parts = [flow.log_prob(*pair) for pair in _chunks(flow, rows, context)]
-    return torch.cat(parts).double().cpu().numpy()
+        found = flow.log_prob(*_tensors(flow, rows, context), max_batch=SOLVE_CHUNK_ROWS)
+    return found.double().cpu().numpy()
 
 
 def log_prob_at(flow: Flow, time: float, rows: Array, context: Array | None = None) -> Array:
     """Return the log-density at a time, in nats, of rows (n, dim).
 
     Example:
-        >>> import cnf
+        >>> import cnf, numpy as np
         >>> rows = np.zeros((1, 2))
         >>> print(f"{log_prob_at(cnf.ffjord(2), 0.0, rows)[0]:.4f}")  # -log 2 pi
         -1.8379
     """
-    position = FlowPosition.of(flow, time)
+    solve = partial(_log_prob_at, flow, FlowPosition.of(flow, time))
     with torch.no_grad():
-        parts = [_log_prob_at(flow, position, *pair) for pair in _chunks(flow, rows, context)]
-    return torch.cat(parts).double().cpu().numpy()
+        found = in_chunks(solve, *_tensors(flow, rows, context), SOLVE_CHUNK_ROWS)
+    return found.double().cpu().numpy()
 
 
 def velocity_at(flow: Flow, time: float, rows: Array, context: Array | None = None) -> Array:
@@ -96,13 +81,13 @@ def velocity_at(flow: Flow, time: float, rows: Array, context: Array | None = No
     them in one unit of time, so the velocity is k times that of the current layer.
 
     Example:
-        >>> import cnf
+        >>> import cnf, numpy as np
         >>> velocity_at(cnf.ffjord(2), 0.5, np.zeros((1, 2)))
         array([[0., 0.]])
     """
-    position = FlowPosition.of(flow, time)
-    parts = [_velocity_at(flow, position, *pair) for pair in _chunks(flow, rows, context)]
-    return flow.solves * torch.cat(parts).double().cpu().numpy()
+    solve = partial(_velocity_at, flow, FlowPosition.of(flow, time))
+    found = in_chunks(solve, *_tensors(flow, rows, context), SOLVE_CHUNK_ROWS)
+    return flow.solves * found.double().cpu().numpy()
 
 
 def base_rows(flow: Flow, n: int, seed: int = 0) -> Tensor:
@@ -112,19 +97,15 @@ def base_rows(flow: Flow, n: int, seed: int = 0) -> Tensor:
 
 
 def path_of(flow: Flow, z: Tensor, frames: int, context: Array | None = None) -> Array:
-    """Return the states of base points at evenly spread times, shape (frames, rows, dim).
+    """Return the states (frames, rows, dim) of base points (rows, dim) at times from 0 to 1.
 
-    The states at all times come from one solve by dense output; many rows are solved in chunks.
-
-    Args:
-        flow: The flow.
-        z: Base points (rows, dim).
-        frames: Number of times, from 0 to 1.
-        context: Context (context columns,) that all points share.
+    The times are evenly spread, and their states come from one solve by dense output; many rows are
+    solved in chunks. All points share a context (context columns,).
     """
+    given = None if context is None else torch.from_numpy(context).to(flow.like)
     with torch.no_grad():
         parts = [
-            flow.path(chunk, frames, _expanded(flow, context, len(chunk))).cpu()
+            flow.path(chunk, frames, None if given is None else given.expand(len(chunk), -1)).cpu()
             for chunk in z.split(4 * SOLVE_CHUNK_ROWS)
         ]
     return torch.cat(parts, 1).double().numpy()
@@ -132,15 +113,13 @@ def path_of(flow: Flow, z: Tensor, frames: int, context: Array | None = None) ->
 
 def _log_prob_at(flow: Flow, position: FlowPosition, x: Tensor, context: Tensor | None) -> Tensor:
     context = flow.standardized(context)
-    log_det = x.new_zeros(len(x))
-    for layer in reversed(position.after):
-        mapped = layer.pull(x, context)
-        x, log_det = mapped.value, log_det + mapped.log_det
+    pulls = [layer.pull for layer in (*position.before, *position.after)]
     if position.time > 0:
-        mapped = position.layer.between(x, position.time, 0.0, context)
-        x, log_det = mapped.value, log_det + mapped.log_det
-    for layer in reversed(position.before):
-        mapped = layer.pull(x, context)
+        partway = partial(position.layer.between, begin=position.time, end=0.0)
+        pulls.insert(len(position.before), partway)
+    log_det = x.new_zeros(len(x))
+    for pull in reversed(pulls):
+        mapped = pull(x, context=context)
         x, log_det = mapped.value, log_det + mapped.log_det
     log_prob: Tensor = flow.base.log_prob(x) + log_det
     return log_prob
@@ -162,17 +141,6 @@ def _velocity_at(flow: Flow, position: FlowPosition, x: Tensor, context: Tensor 
     return velocity
 
 
-def _chunks(
-    flow: Flow, rows: Array, context: Array | None
-) -> Sequence[tuple[Tensor, Tensor | None]]:
-    x = torch.from_numpy(rows).to(flow.like).split(SOLVE_CHUNK_ROWS)
-    if context is None:
-        return [(chunk, None) for chunk in x]
-    return list(
-        zip(x, torch.from_numpy(context).to(flow.like).split(SOLVE_CHUNK_ROWS), strict=True)
-    )
-
-
-def _expanded(flow: Flow, context: Array | None, rows: int) -> Tensor | None:
-    """Return the context repeated for each row."""
-    return None if context is None else torch.from_numpy(context).to(flow.like).expand(rows, -1)
+def _tensors(flow: Flow, rows: Array, context: Array | None) -> tuple[Tensor, Tensor | None]:
+    given = None if context is None else torch.from_numpy(context).to(flow.like)
+    return torch.from_numpy(rows).to(flow.like), given

@@ -1,7 +1,5 @@
 """Animations, written as GIF or MP4."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +18,7 @@ from tqdm import tqdm
 from cnf.utils.serialization import write_atomic
 
 GIF, MP4 = ".gif", ".mp4"
+FILMS = (GIF, MP4)
 MAX_GIF_BYTES = 1_500_000  # larger GIFs are scaled down
 GIF_COLORS = 96  # more are not visible and cost bytes
 PALETTE_FRAMES = 4  # frames from which the palette is computed
@@ -32,10 +31,8 @@ class Film:
     Attributes:
         figure: The figure.
         draw: Function that updates the figure to the frame of an index, from 0.
-        frames: Number of frames.
-        rate: Frames per second.
+        frames: Number of frames, shown at `rate` per second with `dpi` pixels per inch.
         hold: Seconds for which the last frame stays.
-        dpi: Pixels per inch.
 
     Example:
         >>> figure = Figure(figsize=(1, 1))
@@ -53,28 +50,25 @@ class Film:
     dpi: float = 100.0
 
     def images(self) -> Iterator[Image.Image]:
-        """Yield each frame as an image, with a progress bar on a terminal."""
+        """Yield each frame as an image."""
         self.figure.set_dpi(self.dpi)
         canvas = FigureCanvasAgg(self.figure)
-        for i in self._frame_indices():
+        for i in self.indices():
             self.draw(i)
             canvas.draw()  # type: ignore[no-untyped-call]
             pixels = np.array(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
             yield Image.fromarray(pixels).convert("RGB")
 
-    def _frame_indices(self) -> Iterator[int]:
-        bar = tqdm(range(self.frames), desc="filming", disable=None, leave=False)
-        yield from bar
+    def indices(self) -> Iterator[int]:
+        """Yield the frames' indices, with a progress bar on a terminal."""
+        return iter(tqdm(range(self.frames), desc="filming", disable=None, leave=False))
 
 
 def write_film(film: Film, path: str | os.PathLike[str], largest: int = MAX_GIF_BYTES) -> Path:
-    """Write a film atomically as .gif or .mp4, by the path's ending.
+    """Write a film atomically as .gif or .mp4, by the path's ending; return the path.
 
     Pillow encodes a GIF with one palette and without dithering, which keeps it small; it is scaled
     down until it takes at most `largest` bytes. An .mp4 requires ffmpeg on the PATH.
-
-    Returns:
-        The path.
 
     Raises:
         ValueError: The path has another ending, or ffmpeg is missing for an .mp4.
@@ -88,17 +82,12 @@ def write_film(film: Film, path: str | os.PathLike[str], largest: int = MAX_GIF_
             f"Expected a path that ends in {' or '.join(FILMS)}; got {file}: rename it"
         )
     check_film(ending)
-    content = _mp4(film) if ending == MP4 else _gif(film, largest)
-    write_atomic({file: content})
+    write_atomic({file: _mp4(film) if ending == MP4 else _gif(film, largest)})
     return file
 
 
 def check_film(ending: str) -> None:
-    """Check in advance that films with a file ending can be written.
-
-    Raises:
-        ValueError: The ending is .mp4 and ffmpeg is not on the PATH.
-    """
+    """Raise a ValueError if the ending is .mp4 and ffmpeg is not on the PATH."""
     if ending == MP4 and not FFMpegWriter.isAvailable():
         raise ValueError(
             "Expected ffmpeg on the PATH for an .mp4; got none: install it, or write a .gif, which "
@@ -121,29 +110,15 @@ def _gif(film: Film, largest: int) -> bytes:
 
 
 def _encoded(images: Sequence[Image.Image], durations: Sequence[int]) -> bytes:
-    palette = _palette(images)
+    # One palette for all frames, from a few of them, so that still parts do not flicker.
+    places = np.linspace(0, len(images) - 1, min(PALETTE_FRAMES, len(images))).round().astype(int)
+    sheet = Image.fromarray(np.vstack([np.asarray(images[place]) for place in places]))
+    palette = sheet.quantize(GIF_COLORS, method=Image.Quantize.MEDIANCUT)
     first, *rest = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     content = BytesIO()
-    first.save(
-        content,
-        format="GIF",
-        save_all=True,
-        append_images=rest,
-        duration=list(durations),
-        loop=0,
-        optimize=True,
-    )
+    options = {"duration": list(durations), "loop": 0, "optimize": True}
+    first.save(content, format="GIF", save_all=True, append_images=rest, **options)
     return content.getvalue()
-
-
-def _palette(images: Sequence[Image.Image]) -> Image.Image:
-    """Compute one palette for all frames from a few of them, so that still parts do not flicker."""
-    places = np.linspace(0, len(images) - 1, min(PALETTE_FRAMES, len(images))).round().astype(int)
-    width, height = images[0].size
-    sheet = Image.new("RGB", (width, height * len(places)))
-    for i, place in enumerate(places):
-        sheet.paste(images[place], (0, i * height))
-    return sheet.quantize(GIF_COLORS, method=Image.Quantize.MEDIANCUT)
 
 
 def _mp4(film: Film) -> bytes:
@@ -154,7 +129,7 @@ def _mp4(film: Film) -> bytes:
         file = Path(folder) / "film.mp4"
         try:
             with writer.saving(film.figure, str(file), film.dpi):
-                for i in film._frame_indices():
+                for i in film.indices():
                     film.draw(i)
                     for _ in range(1 + held * (i == film.frames - 1)):
                         writer.grab_frame()
@@ -163,6 +138,3 @@ def _mp4(film: Film) -> bytes:
             output = getattr(error, "stderr", None) or str(error)
             reason = (str(output).strip().splitlines() or ["no reason given"])[-1]
             raise RuntimeError(f"ffmpeg could not make the film: {reason}") from None
-
-
-FILMS = (GIF, MP4)

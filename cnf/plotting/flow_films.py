@@ -1,18 +1,15 @@
 """Films of a flow from base to data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from cnf.flow import Flow
 from cnf.plotting.evolution import base_rows, path_of, quick
 from cnf.plotting.film import Film
 from cnf.plotting.panels import (
     SCATTER_POINTS,
+    Array,
     Bounds,
     aspect_ratio,
     bright_density,
@@ -26,10 +23,8 @@ from cnf.plotting.panels import (
     short_name,
     smooth_histogram,
 )
-from cnf.plotting.projection import draw_projection, name_axes
+from cnf.plotting.scatter import draw_projection, name_axes
 from cnf.plotting.style import MODEL_COLOR, darken
-
-Array = NDArray[np.float64]
 
 FILM_FRAMES = 48
 DENSITY_FILM_ROWS = 60_000
@@ -53,9 +48,8 @@ def density_film(
 
     Args:
         flow: A flow over two columns or more, without a context.
-        data: Rows (n, columns), by which the window is chosen.
-        bounds: Window ((xmin, xmax), (ymin, ymax)), whose proportions the panel keeps; a square
-            window around the data when None.
+        data: Rows (n, columns), by which the window is chosen without `bounds`.
+        bounds: Window ((xmin, xmax), (ymin, ymax)), whose proportions the panel keeps.
         dark: Whether the page is dark.
         frames: Number of frames.
         rows: Number of samples.
@@ -68,16 +62,15 @@ def density_film(
     ceiling = bright_density(densities[-1])
     size = (FILM_INCHES, FILM_INCHES * aspect_ratio(bounds) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
-    ax = figure.subplots()
+    ax = frame_panel(figure.subplots(), shown)
     image = draw_shades(ax, densities[0], shown, ceiling)
-    title = frame_panel(ax, shown).set_title("t = 0.00", fontsize=10, family="monospace")
     keep_proportions(figure, bounds)
 
     def draw(i: int) -> None:
         image.set_data(densities[i])
-        title.set_text(_time_title(i, frames))
+        _title(figure, i, frames, dark)
 
-    return Film(_page(figure, dark), draw, frames)
+    return Film(figure, draw, frames)
 
 
 def samples_film(
@@ -91,16 +84,8 @@ def samples_film(
 ) -> Film:
     """Return a film of samples moving from base to data: the first two columns, or all three.
 
-    Three columns are projected from a rotating viewpoint.
-
-    Args:
-        flow: A flow over two columns or more, without a context.
-        data: Rows (n, columns), by which the window is chosen.
-        names: Names of the columns that are drawn.
-        dark: Whether the page is dark.
-        columns: Indices of the columns that are drawn; all when None.
-        frames: Number of frames.
-        seed: Seed of the samples.
+    Three columns are projected from a rotating viewpoint. The arguments are `density_film`'s, and
+    the names and the indices (all when None) of the columns that are drawn.
     """
     chosen = range(data.shape[1]) if columns is None else columns
     data = data[:, chosen]
@@ -112,14 +97,13 @@ def samples_film(
     ax = draw_samples(figure.subplots(), path[0, :, :2], shown, MODEL_COLOR)
     ax.set_xlabel(short_name(names[0]), parse_math=False)
     ax.set_ylabel(short_name(names[1]), parse_math=False)
-    title = ax.set_title(_time_title(0, frames), fontsize=10, family="monospace")
     (dots,) = ax.collections
 
     def draw(i: int) -> None:
         dots.set_offsets(path[i, :, :2])
-        title.set_text(_time_title(i, frames))
+        _title(figure, i, frames, dark)
 
-    return Film(_page(figure, dark), draw, frames)
+    return Film(figure, draw, frames)
 
 
 def _rotating_film(path: Array, data: Array, names: Sequence[str], dark: bool) -> Film:
@@ -131,15 +115,14 @@ def _rotating_film(path: Array, data: Array, names: Sequence[str], dark: bool) -
         ax.clear()
         view = (20.0, -60.0 + FILM_TURN_DEGREES * i / max(1, frames - 1))
         name_axes(draw_projection(ax, path[i], limits, MODEL_COLOR, view), names)
-        ax.set_title(_time_title(i, frames), fontsize=10, family="monospace")
-        _page(figure, dark)
+        _title(figure, i, frames, dark)
 
     return Film(figure, draw, frames)
 
 
-def _page(figure: Figure, dark: bool) -> Figure:
-    return darken(figure) if dark else figure
-
-
-def _time_title(i: int, frames: int) -> str:
-    return f"t = {i / max(1, frames - 1):.2f}"
+def _title(figure: Figure, i: int, frames: int, dark: bool) -> None:
+    """Write the time of a frame above it, and darken its page or not."""
+    time = f"t = {i / max(1, frames - 1):.2f}"
+    figure.axes[0].set_title(time, fontsize=10, family="monospace")
+    if dark:
+        darken(figure)

@@ -1,7 +1,5 @@
 """Learning curves: training loss, validation NLL, evaluations per solve."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +20,7 @@ def draw_learning_curve(
         best = int(np.nanargmin(validation_nll))
         ax.plot(seconds[best], validation_nll[best], "o", color=MODEL_COLOR, label="best")
     # The first losses are much larger than the rest: leave them outside the panel.
-    shown = np.concatenate([np.asarray(loss), np.asarray(validation_nll)])
+    shown = np.array([*loss, *validation_nll])
     shown = shown[np.isfinite(shown)]
     if shown.size:
         low, high = shown.min(), np.quantile(shown, 0.95)
@@ -55,11 +53,8 @@ def learning_curve_figure(
 ) -> Figure:
     """Plot losses above evaluations per solve; the losses alone where nothing was solved.
 
-    Args:
-        seconds: Seconds of training at each record.
-        loss: Training loss in nats; NaN for other objectives, such as flow matching.
-        validation_nll: Validation NLL in nats.
-        nfe: Evaluations per training solve; 0 where nothing was solved.
+    Losses are in nats, and NaN for other objectives, such as flow matching; the evaluations `nfe`
+    are 0 where nothing was solved.
 
     Example:
         >>> figure = learning_curve_figure([1, 2], [3.0, 2.0], [2.5, 2.1], [20, 26])

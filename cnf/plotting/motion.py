@@ -1,21 +1,20 @@
 """Motion of the plane under a 2-D flow: trajectories, vector field, warped grid."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from cnf.flow import Flow
 from cnf.plotting.evolution import base_rows, path_of, quick, velocity_at
 from cnf.plotting.panels import (
     SCATTER_POINTS,
+    Array,
     Bounds,
     GridSize,
     aspect_ratio,
@@ -28,8 +27,6 @@ from cnf.plotting.panels import (
     keep_proportions,
 )
 from cnf.plotting.style import DATA_COLOR, GRID_COLOR, INK, MODEL_COLOR, TIME_MAP
-
-Array = NDArray[np.float64]
 
 TRAJECTORIES = 120  # more would cover one another
 TRAJECTORY_TIMES = 60
@@ -61,17 +58,10 @@ def draw_field(
     color: str = INK,
     arrows: GridSize = FIELD_ARROWS,
 ) -> Axes:
-    """Draw a vector field as arrows, the longest as long as the distance between arrows.
+    """Draw the velocities (n, 2) of points (n, 2) as arrows over `bounds`.
 
-    The lengths of the fastest fifth are cut to that distance, since a field may be fast where
-    there is no density.
-
-    Args:
-        ax: Axes to draw on.
-        velocity: Function of rows (n, 2) that returns velocities (n, 2).
-        bounds: ((xmin, xmax), (ymin, ymax)).
-        color: Colour of the arrows.
-        arrows: Number of arrows along each side, or along x and along y.
+    The longest of the `arrows` along x and y are as long as the distance between them. The lengths
+    of the fastest fifth are cut to that, since a field may be fast where there is no density.
     """
     points = grid_points(bounds, arrows)
     cell = np.array([high - low for low, high in bounds]) / grid_sides(arrows)
@@ -80,19 +70,9 @@ def draw_field(
     speed = np.linalg.norm(along, axis=1, keepdims=True)
     fast = max(float(np.quantile(speed, 0.8)), 1e-12)
     u, v = (along / np.maximum(speed, fast) * cell).T
-    ax.quiver(
-        *points.T,
-        u,
-        v,
-        color=color,
-        angles="xy",
-        scale_units="xy",
-        scale=1,
-        pivot="mid",
-        width=0.06 / grid_sides(arrows)[0],
-        alpha=0.75,
-        headwidth=4,
-    )
+    width = 0.06 / grid_sides(arrows)[0]
+    plane: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1, "pivot": "mid"}
+    ax.quiver(*points.T, u, v, color=color, width=width, alpha=0.75, headwidth=4, **plane)
     return frame_panel(ax, bounds)
 
 
@@ -116,9 +96,9 @@ def base_grid(flow: Flow, lines: int = GRID_LINES, nodes: int = GRID_LINE_NODES)
     """
     drawn = base_rows(flow, 4 * SCATTER_POINTS).double().cpu().numpy()
     low, high = np.quantile(drawn, (0.001, 0.999), axis=0)
-    at, along = np.linspace(low, high, lines), np.linspace(low, high, nodes)
-    vertical = np.stack(np.broadcast_arrays(at[:, None, 0], along[None, :, 1]), -1)
-    horizontal = np.stack(np.broadcast_arrays(along[None, :, 0], at[:, None, 1]), -1)
+    at, along = np.linspace(low, high, lines).T, np.linspace(low, high, nodes).T
+    vertical = np.stack(np.meshgrid(at[0], along[1], indexing="ij"), -1)
+    horizontal = np.stack(np.meshgrid(along[0], at[1]), -1)
     return np.concatenate([vertical, horizontal])
 
 
@@ -134,15 +114,7 @@ def grid_path(
 def trajectories_figure(
     flow: Flow, data: Array, seed: int = 0, bounds: Bounds | None = None
 ) -> Figure:
-    """Draw trajectories of a 2-D flow from base to data.
-
-    Args:
-        flow: A flow over two columns, without a context.
-        data: Rows (n, 2), by which the window is chosen.
-        seed: Seed of the samples.
-        bounds: Window ((xmin, xmax), (ymin, ymax)), whose proportions the panel keeps; a square
-            window around the data when None.
-    """
+    """Draw trajectories of a 2-D flow from base to data; the arguments are `density_figure`'s."""
     flow, shown = quick(flow), bounds or data_bounds(data)
     path = path_of(flow, base_rows(flow, TRAJECTORIES, seed), TRAJECTORY_TIMES)
     figure = Figure(figsize=(5, 5 * aspect_ratio(bounds) + 0.3), layout="constrained")

@@ -1,7 +1,5 @@
 """Single panels: scatter plots, shaded densities, axis limits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +12,9 @@ from scipy.ndimage import gaussian_filter
 from cnf.plotting.style import DATA_COLOR, DENSITY_MAP
 
 Array = NDArray[np.float64]
+Density = Callable[[Array], Array]
+"""Log-density (n,) of rows (n, dim)."""
+
 Bounds = tuple[tuple[float, float], tuple[float, float]]
 
 GridSize = int | tuple[int, int]
@@ -32,19 +33,14 @@ def draw_samples(ax: Axes, samples: Array, bounds: Bounds, color: str = DATA_COL
 
 def draw_density(
     ax: Axes,
-    log_prob: Callable[[Array], Array],
+    log_prob: Density,
     bounds: Bounds,
     ceiling: float | None = None,
     grid: GridSize = DENSITY_PIXELS,
 ) -> Axes:
-    """Shade a density over `bounds`.
+    """Shade the density over `bounds` of a function of rows (n, 2) that returns log p (n,).
 
-    Args:
-        ax: Axes to draw on.
-        log_prob: Function of rows (n, 2) that returns log-densities (n,).
-        bounds: ((xmin, xmax), (ymin, ymax)).
-        ceiling: Density of the brightest colour; the largest on the grid when None.
-        grid: Pixels along each side, or along x and along y.
+    The brightest colour stands for the density `ceiling`; for the largest on the grid when None.
     """
     draw_shades(ax, density_on_grid(log_prob, bounds, grid), bounds, ceiling)
     return frame_panel(ax, bounds)
@@ -54,33 +50,22 @@ def draw_shades(
     ax: Axes, density: Array, bounds: Bounds, ceiling: float | None = None
 ) -> AxesImage:
     """Shade densities on a grid over `bounds`, the lowest row first."""
-    (x0, x1), (y0, y1) = bounds
-    return ax.imshow(
-        density,
-        extent=(x0, x1, y0, y1),
-        origin="lower",
-        aspect="auto",
-        cmap=DENSITY_MAP,
-        interpolation="bilinear",
-        vmin=0,
-        vmax=ceiling,
-    )
+    window = (*bounds[0], *bounds[1])
+    image = ax.imshow(density, DENSITY_MAP, origin="lower", extent=window, vmin=0, vmax=ceiling)
+    image.set_interpolation("bilinear")
+    ax.set_aspect("auto")
+    return image
 
 
-def density_on_grid(
-    log_prob: Callable[[Array], Array], bounds: Bounds, grid: GridSize = DENSITY_PIXELS
-) -> Array:
+def density_on_grid(log_prob: Density, bounds: Bounds, grid: GridSize = DENSITY_PIXELS) -> Array:
     """Return a density at the centres of cells, shape (along y, along x), the lowest row first."""
     across, up = grid_sides(grid)
     return np.asarray(np.exp(log_prob(grid_points(bounds, grid))).reshape(up, across))
 
 
 def bright_density(density: Array) -> float:
-    """Return the density of the brightest colour: its 99.5 % quantile over the pixels.
-
-    The maximum may be a spike that would leave the rest dark.
-    """
-    finite = density[np.isfinite(density)]
+    """Return the density of the brightest colour: its 99.5 % quantile over the pixels."""
+    finite = density[np.isfinite(density)]  # their maximum may be a spike that darkens the rest
     return float(np.quantile(finite, 0.995)) if finite.size else 1.0
 
 
@@ -89,8 +74,8 @@ def smooth_histogram(
 ) -> Array:
     """Return a smoothed histogram density of rows (n, 2), (along y, along x), lowest row first.
 
-    The counts are smoothed by a Gaussian whose standard deviation is `blur` cells. Rows outside the
-    grid count in the normalisation, so that the result is a density of all rows.
+    The counts are smoothed by a Gaussian of deviation `blur` cells. Rows outside the grid count in
+    the normalisation.
 
     Example:
         >>> rows = np.random.default_rng(0).uniform(size=(10_000, 2))
@@ -98,11 +83,9 @@ def smooth_histogram(
         >>> bool((abs(density - 1) < 0.2).all())
         True
     """
-    (x0, x1), (y0, y1) = bounds
-    across, up = grid_sides(grid)
-    edges = np.linspace(x0, x1, across + 1), np.linspace(y0, y1, up + 1)
-    counts = np.histogram2d(samples[:, 0], samples[:, 1], edges)[0].T
-    pixel = (x1 - x0) * (y1 - y0) / (across * up)
+    sides = grid_sides(grid)
+    counts = np.histogram2d(samples[:, 0], samples[:, 1], sides, bounds)[0].T
+    pixel = np.prod(np.diff(bounds)) / np.prod(sides)
     return np.asarray(gaussian_filter(counts, blur, mode="reflect") / (len(samples) * pixel))
 
 
@@ -122,29 +105,24 @@ def grid_points(bounds: Bounds, grid: GridSize) -> Array:
 
 def data_bounds(data: Array) -> Bounds:
     """Return a window a little wider than rows (n, 2) without the outermost 0.1 % per side."""
-    low, high = np.quantile(data, 0.001, axis=0), np.quantile(data, 0.999, axis=0)
-    half = 0.6 * (high - low)
-    half = np.where(half > 0, half, 0.5)  # a single row has no width
+    low, high = np.quantile(data, (0.001, 0.999), axis=0)
+    half = np.where(high > low, 0.6 * (high - low), 0.5)  # a single row has no width
     center = (low + high) / 2
     (x0, y0), (x1, y1) = (center - half).tolist(), (center + half).tolist()
     return (x0, x1), (y0, y1)
 
 
 def column_limits(data: Array) -> list[tuple[float, float]]:
-    """Return the limits of each column of rows (n, columns) without its outermost values.
-
-    A column that is nearly constant is given half a unit on each side.
-    """
+    """Return the limits of each column of rows (n, columns) without its outermost values."""
     low, high = np.quantile(data, (0.002, 0.998), axis=0)
-    margin = np.where(high > low, 0.05 * (high - low), 0.5)
+    margin = np.where(high > low, 0.05 * (high - low), 0.5)  # a constant column has no width
     return list(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
 
 
 def legend_above(figure: Figure, ax: Axes) -> None:
     """Place the legend of axes above the whole figure."""
-    figure.legend(
-        *ax.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
-    )
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
 
 
 def frame_panel(ax: Axes, bounds: Bounds) -> Axes:

@@ -1,30 +1,34 @@
-"""Colours that are safe in greyscale and for colour-blind readers; dark pages."""
+"""Colours that are safe in greyscale and for colour-blind readers; dark pages; PNG files."""
 
-from __future__ import annotations
+import warnings
+from io import BytesIO
 
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.quiver import Quiver
 from matplotlib.text import Text
 
-DENSITY_MAP = "magma"
-"""Colour map of densities, of increasing lightness, so that it prints in grey; dark is 0."""
+# Colour maps of increasing lightness, so that they print in grey.
+DENSITY_MAP = "magma"  # dark is 0
+TIME_MAP = "viridis"  # along a path, from base to data
 
-TIME_MAP = "viridis"
-"""Colour map of time along a path, from base to data, of increasing lightness."""
-
+# Distinct for all kinds of colour blindness and in greyscale.
 DATA_COLOR = "#3b6fb6"
 MODEL_COLOR = "#e07b39"
 GRID_COLOR = "#7f7f7f"
-"""Blue, orange and grey, distinct for all kinds of colour blindness and in greyscale."""
 
-INK = "black"
-PAGE = "white"
-DARK_INK = "#c9d1d9"
-DARK_PAGE = "#0d1117"
-"""Ink and page of a figure; the dark pair is that of GitHub's dark theme."""
+INK, PAGE = "black", "white"
+DARK_INK, DARK_PAGE = "#c9d1d9", "#0d1117"  # of GitHub's dark theme
+
+
+def png(figure: Figure, dpi: float = 110) -> bytes:
+    """Return a figure encoded as PNG."""
+    content = BytesIO()
+    with warnings.catch_warnings():  # names of columns may have letters that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(content, format="png", dpi=dpi)
+    return content.getvalue()
 
 
 def darken(figure: Figure) -> Figure:
@@ -39,24 +43,18 @@ def darken(figure: Figure) -> Figure:
         >>> darken(figure).get_facecolor() == to_rgba(DARK_PAGE)
         True
     """
-    figure.set_facecolor(DARK_PAGE)
-    for part in figure.subfigs:
+    for part in (figure, *figure.subfigs):
         part.set_facecolor(DARK_PAGE)
     for ax in figure.get_axes():
-        _darken_axes(ax)
+        if _is(ax.get_facecolor(), PAGE):
+            ax.set_facecolor(DARK_PAGE)
+        ax.spines[:].set_edgecolor(DARK_INK)
+        # Ticks are created when they are drawn, with these parameters.
+        ax.tick_params(which="both", colors=DARK_INK)
     for artist in figure.findobj():
         if isinstance(artist, Text | Line2D | Quiver) and _is(_color(artist), INK):
             artist.set_color(DARK_INK)
     return figure
-
-
-def _darken_axes(ax: Axes) -> None:
-    if _is(ax.get_facecolor(), PAGE):
-        ax.set_facecolor(DARK_PAGE)
-    for spine in ax.spines.values():
-        spine.set_edgecolor(DARK_INK)
-    # Ticks are created when they are drawn, with these parameters.
-    ax.tick_params(which="both", colors=DARK_INK)
 
 
 def _color(artist: Text | Line2D | Quiver) -> object:

@@ -1,141 +1,231 @@
-"""Flows behind one interface for timing: this library's, FFJORD's method, zuko's."""
+"""Flows with one interface for timing: this library's, FFJORD's method as published, zuko's.
+
+Each has a name, the module that is trained, `log_prob` of rows (rows, dim) in nats, and the number
+of evaluations of the field by the last `log_prob` and the backward pass after it.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
 
-from cnf.flow import Flow
-from cnf.scripts.benchmarks.ffjord import (
-    AugmentedDynamics,
-    ConcatSquashNetwork,
-    pull,
-    rademacher,
-)
+from cnf.datasets import TOYS
+from cnf.fields import ConcatSquash
+from cnf.fields.gated_linear import GatedLinear
+from cnf.flow import Flow, ffjord
+from cnf.layers import CNF
+from cnf.scripts.benchmarks.compared import peer
+from cnf.utils.random import seeded
 
-AGREEMENT_ROWS = 20  # rows whose log p is compared where comparing all would take minutes
+AGREEMENT_ROWS, AGREEMENT_TOLERANCES = 20, 20.0
+TRAINING_STEPS, TRAINING_BATCH, TRAINING_TOLERANCE = 300, 512, 1e-3
+ACTIVATION_MODULES: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "softplus": nn.Softplus}
 
 
-@dataclass(frozen=True)
-class CountedLogProb:
-    """Log-densities, with a count of the evaluations of the field.
+class Ours:
+    """This library's flow, with the network that it has."""
 
-    Attributes:
-        log_prob: Log p in nats, shape (rows,).
-        evaluations: Returns the evaluations of the solve so far, including those of the backward
-            pass after it.
+    def __init__(self, name: str, flow: Flow, network: BenchmarkNetwork) -> None:
+        self.name, self.module, self.network = name, flow, network
+
+    def solved(self, name: str, **changes: Any) -> Ours:
+        """Return the flow with other settings of the solver, on the same weights."""
+        return Ours(name, self.module.with_solver(**changes), self.network)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        scored = self.module.score_rows(x)
+        self.stats = scored.stats
+        return scored.log_prob
+
+    @property
+    def evaluations(self) -> int:
+        return int(self.stats.evaluations) + int(self.stats.backward)
+
+
+class ConcatSquashNetwork(nn.Module):
+    """A network f(t, x) of layers conditioned on the time, of which cnf's last is not gated.
+
+    Shapes: scalar t, x (rows, inputs) → (rows, outputs).
     """
 
-    log_prob: Tensor
-    evaluations: Callable[[], int]
+    def __init__(self, layers: Iterable[GatedLinear], activation: nn.Module) -> None:
+        super().__init__()
+        self.layers, self.activation = nn.ModuleList(layers), activation
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(x if i == 0 else self.activation(x), t.reshape(1))
+        return x
 
 
-class Contender(ABC):
-    """A flow with a solver.
+class FFJORD(nn.Module):
+    """FFJORD's method on a network, on torchdiffeq: dopri5 from t = `end` to 0, and its adjoint.
 
-    Attributes:
-        name: The name in tables.
-        module: The module that is trained.
-    """
+    State and log-determinant are integrated together, with the divergence by vector-Jacobian
+    products of autograd: `exact` by one for each dimension, otherwise Hutchinson's estimate with a
+    Rademacher probe for each solve. The adjoint has the tolerances of the solve and torchdiffeq's
+    default norm, which includes the gradient of the parameters.
 
-    name: str
-    module: nn.Module
-
-    @abstractmethod
-    def score(self, x: Tensor) -> CountedLogProb:
-        """Return log p of rows (rows, dim)."""
-
-
-class Ours(Contender):
-    """This library's flow."""
-
-    def __init__(self, name: str, flow: Flow) -> None:
-        self.name, self.module, self.flow = name, flow, flow
-
-    def score(self, x: Tensor) -> CountedLogProb:
-        """Return log p of rows."""
-        scored = self.flow.score_rows(x)
-        stats = scored.stats
-        return CountedLogProb(scored.log_prob, lambda: int(stats.evaluations) + int(stats.backward))
-
-
-class FFJORD(Contender):
-    """FFJORD's method on a network.
-
-    Args:
-        name: The name in tables.
-        network: The velocity.
-        rtol: Relative tolerance of the solve and its adjoint.
-        atol: Absolute tolerance of both.
-        exact: Whether the divergence is exact; otherwise Hutchinson's, with a probe for each solve.
-        end: End time of the flow.
+    Source: Grathwohl et al. (2019), FFJORD.
     """
 
     def __init__(
-        self,
-        name: str,
-        network: ConcatSquashNetwork,
-        rtol: float,
-        atol: float,
-        *,
-        exact: bool,
-        end: float = 1.0,
+        self, network: nn.Module, rtol: float, atol: float, *, exact: bool, end: float = 1.0
     ) -> None:
-        self.name, self.module, self.network = name, network, network
+        super().__init__()
+        self.name = "FFJORD's method" if exact else "FFJORD's, hutchinson"
+        self.module, self.evaluations = network, 0
         self.rtol, self.atol, self.exact, self.end = rtol, atol, exact, end
 
-    def score(self, x: Tensor) -> CountedLogProb:
+    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the derivatives of (x, log-determinant), with the published code's graph."""
+        self.evaluations += 1
+        x, _ = state
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            velocity = self.module(t, x)
+            if not self.exact:
+                (product,) = torch.autograd.grad(velocity, x, self.probe, create_graph=True)
+                return velocity, (product * self.probe).sum(1)
+            divergence = x.new_zeros(len(x))
+            for i in range(x.shape[1]):
+                (row,) = torch.autograd.grad(velocity[:, i].sum(), x, create_graph=True)
+                divergence = divergence + row[:, i]
+            return velocity, divergence
+
+    def log_prob(self, x: Tensor) -> Tensor:
         """Return log p of rows, or an estimate of it."""
-        dynamics = AugmentedDynamics(self.network, None if self.exact else rademacher(x))
-        z, log_det = pull(dynamics, x, self.rtol, self.atol, self.end)
-        base = Independent(Normal(torch.zeros_like(z[0]), torch.ones_like(z[0])), 1)
-        return CountedLogProb(base.log_prob(z) + log_det, lambda: dynamics.evaluations)
+        self.evaluations, self.probe = 0, torch.randint_like(x, 0, 2) * 2 - 1
+        z, log_det = peer("torchdiffeq").odeint_adjoint(
+            self,
+            (x, x.new_zeros(len(x))),
+            torch.tensor([self.end, 0.0], dtype=x.dtype),
+            rtol=self.rtol,
+            atol=self.atol,
+            method="dopri5",
+            adjoint_params=tuple(self.module.parameters()),
+        )
+        log_prob: Tensor = torch.distributions.Normal(0.0, 1.0).log_prob(z[-1]).sum(1) + log_det[-1]
+        return log_prob
 
 
-class Zuko(Contender):
+class Zuko:
     """zuko's continuous flow, `zuko.flows.CNF`, with its network and its adjoint."""
 
-    def __init__(self, name: str, flow: Any) -> None:
-        self.name, self.module, self.flow = name, flow, flow
-        self.calls = 0
+    def __init__(self, flow: Any) -> None:
+        self.name, self.module, self.evaluations = "zuko", flow, 0
         flow.transform.ode.register_forward_hook(self._count)
 
-    def score(self, x: Tensor) -> CountedLogProb:
-        """Return log p of rows."""
-        before = self.calls
-        log_prob: Tensor = self.flow().log_prob(x)
-        return CountedLogProb(log_prob, lambda: self.calls - before)
+    def log_prob(self, x: Tensor) -> Tensor:
+        self.evaluations = 0
+        log_prob: Tensor = self.module().log_prob(x)
+        return log_prob
 
     def _count(self, *_: object) -> None:
-        self.calls += 1
+        self.evaluations += 1
 
 
-def check_agreement(ours: Ours, theirs: FFJORD, x: Tensor, tolerance_factor: float = 20.0) -> None:
-    """Check that two contenders compute the same log p of rows.
+Contender = Ours | FFJORD | Zuko
+SomeContender = TypeVar("SomeContender", Ours, Zuko)
 
-    Args:
-        ours: This library's flow.
-        theirs: FFJORD's method, exact, on the same weights.
-        x: Rows.
-        tolerance_factor: The largest accepted difference in tolerances, as the root mean square
-            over the rows, which joint steps control: each step of both errs by up to one tolerance,
-            and the flow may amplify that. Measured: 1 at initial weights, 5 at trained ones.
 
-    Raises:
-        RuntimeError: The difference is larger.
+def check_agreement(ours: Contender, theirs: FFJORD, x: Tensor) -> None:
+    """Check that a flow and FFJORD's exact method compute the same log p of the first rows.
+
+    Joint steps control the root mean square of the difference. It may be several tolerances, since
+    the flow amplifies each step's error: 1 measured at initial weights, 5 at trained ones.
     """
     with torch.no_grad():
-        a, b = ours.score(x).log_prob, theirs.score(x).log_prob
-    units = (a - b) / (theirs.atol + theirs.rtol * a.abs())
-    excess = units.square().mean().sqrt().item()
-    if not excess <= tolerance_factor:
+        a, b = (each.log_prob(x[:AGREEMENT_ROWS]) for each in (ours, theirs))
+    excess = ((a - b) / (theirs.atol + theirs.rtol * a.abs())).square().mean().sqrt().item()
+    if not excess <= AGREEMENT_TOLERANCES:
         raise RuntimeError(
-            f"Expected {ours.name} and {theirs.name} to agree on log p within {tolerance_factor:g} "
-            f"tolerances; got {excess:.3g}: correct their fields, or the table compares two models"
+            f"Expected {ours.name} and {theirs.name} to agree on log p within "
+            f"{AGREEMENT_TOLERANCES:g} tolerances; got {excess:.3g}: correct their fields, or the "
+            "table compares two models"
         )
+
+
+@dataclass(frozen=True)
+class BenchmarkNetwork:
+    """The sizes of a network with an activation in `ACTIVATION_MODULES`, and its tolerances."""
+
+    dim: int
+    hidden: tuple[int, ...]
+    activation: str
+    rtol: float
+    atol: float
+
+    def __str__(self) -> str:
+        sizes = "-".join(map(str, (self.dim, *self.hidden, self.dim)))
+        return f"{sizes}, {self.activation}, rtol {self.rtol:g}, atol {self.atol:g}"
+
+    def rows(self, count: int, seed: int = 0) -> Tensor:
+        """Draw rows: of 8gaussians, standardised, in the plane; else standard normal ones."""
+        if self.dim != 2:
+            return torch.randn(count, self.dim, generator=torch.Generator().manual_seed(seed))
+        x = torch.from_numpy(TOYS["8gaussians"].sample(count, seed)).float()
+        return (x - x.mean(0)) / x.std(0)
+
+
+TOY_NETWORK = BenchmarkNetwork(2, (64, 64, 64), "tanh", rtol=1e-5, atol=1e-5)
+MINIBOONE_NETWORK = BenchmarkNetwork(43, (860, 860), "softplus", rtol=1e-6, atol=1e-8)
+
+
+def initial_flow(network: BenchmarkNetwork) -> Ours:
+    """Return this library's flow with PyTorch's default weights and no standardisation."""
+    with seeded(0):
+        flow = ffjord(
+            network.dim,
+            network.hidden,
+            activation=network.activation,
+            zero_last=False,
+            rtol=network.rtol,
+            atol=network.atol,
+            step="joint",
+            activation_bytes=2**28,  # the default of recipes
+        )
+    return Ours("cnf", flow, network)
+
+
+def initial_zuko(network: BenchmarkNetwork) -> Zuko:
+    """Return zuko's flow, with its time embedding and its default weights."""
+    with seeded(0):
+        flow = peer("zuko").flows.CNF(
+            network.dim,
+            hidden_features=network.hidden,
+            activation=ACTIVATION_MODULES[network.activation],
+            rtol=network.rtol,
+            atol=network.atol,
+            exact=True,
+        )
+    return Zuko(flow)
+
+
+def trained(
+    build: Callable[[BenchmarkNetwork], SomeContender], network: BenchmarkNetwork
+) -> SomeContender:
+    """Return a contender after steps of Adam on fresh rows, taken at a loose tolerance."""
+    loose = replace(network, rtol=TRAINING_TOLERANCE, atol=TRAINING_TOLERANCE)
+    fast, exact = build(loose), build(network)
+    optimizer = torch.optim.Adam(fast.module.parameters(), lr=3e-3)
+    for step in range(TRAINING_STEPS):
+        optimizer.zero_grad()
+        (-fast.log_prob(network.rows(TRAINING_BATCH, seed=step)).mean()).backward()
+        optimizer.step()
+    exact.module.load_state_dict(fast.module.state_dict())
+    return exact
+
+
+def same_field(ours: Ours, *, exact: bool) -> FFJORD:
+    """Return FFJORD's method on a copy of a flow's weights."""
+    (field,) = (layer.field for layer in ours.module.layers if isinstance(layer, CNF))
+    assert isinstance(field, ConcatSquash)
+    layers = copy.deepcopy([*field.layers, field.last])
+    twin = ConcatSquashNetwork(layers, ACTIVATION_MODULES[ours.network.activation]())
+    return FFJORD(twin, ours.network.rtol, ours.network.atol, exact=exact)

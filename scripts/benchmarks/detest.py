@@ -16,143 +16,63 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Array = NDArray[np.float64]
-# Namespace (the module numpy or torch), time and state in, the state's derivative out.
-RightHandSide = Callable[[Any, Any, Any], Any]
+from cnf.scripts.benchmarks.measure import Array
+
+DETEST_END = 20.0  # the final time of every problem
 
 
 @dataclass(frozen=True)
 class InitialValueProblem:
-    """One initial value problem dy/dt = f(t, y), y(0) = y0, to be solved up to t_end.
+    """One initial value problem dy/dt = f(t, y), y(0) = y0, to be solved up to `DETEST_END`."""
 
-    Attributes:
-        name: The class and number in DETEST.
-        about: A description.
-        rhs: The right-hand side, a function of the namespace, the time and the state.
-        y0: The initial state.
-        t_end: The final time.
-
-    Example:
-        >>> problem = DETEST["B1"]
-        >>> problem.numpy(0.0, np.array([1.0, 3.0])).tolist()
-        [-4.0, 0.0]
-        >>> problem.torch(torch.zeros(()), torch.tensor([1.0, 3.0])).tolist()
-        [-4.0, 0.0]
-    """
-
-    name: str
-    about: str
-    rhs: RightHandSide
     y0: tuple[float, ...]
-    t_end: float = 20.0
+    rhs: Callable[[Any, Any, Any], Any]  # of the module numpy or torch, the time and the state
 
     def numpy(self, t: float, y: Array) -> Array:
-        """Return the derivative, with the arguments that SciPy passes."""
-        derivative: Array = self.rhs(np, t, y)
-        return derivative
+        return np.asarray(self.rhs(np, t, y))
 
     def torch(self, t: Tensor, y: Tensor, args: Any = ()) -> Tensor:
-        """Return the derivative, with the arguments of `cnf.ode.solve` and torchdiffeq."""
         derivative: Tensor = self.rhs(torch, t, y)
         return derivative
 
 
-# --- A: single equations --------------------------------------------------------------------------
+def _scalars(y0: tuple[float, ...], f: Callable[..., list[Any]]) -> InitialValueProblem:
+    return InitialValueProblem(y0, lambda xp, t, y: xp.stack(f(xp, t, *y)))
 
 
-def _a1(xp: Any, t: Any, y: Any) -> Any:
-    return -y
-
-
-def _a2(xp: Any, t: Any, y: Any) -> Any:
-    return -(y**3) / 2
-
-
-def _a3(xp: Any, t: Any, y: Any) -> Any:
-    return y * xp.cos(t)
-
-
-def _a4(xp: Any, t: Any, y: Any) -> Any:
-    return y / 4 * (1 - y / 20)
-
-
-def _a5(xp: Any, t: Any, y: Any) -> Any:
-    return (y - t) / (y + t)
-
-
-# --- B: small systems -----------------------------------------------------------------------------
-
-
-def _b1(xp: Any, t: Any, y: Any) -> Any:
-    prey, predator = y
-    return xp.stack([2 * (prey - prey * predator), prey * predator - predator])
-
-
-def _b2(xp: Any, t: Any, y: Any) -> Any:
-    a, b, c = y
-    return xp.stack([b - a, a - 2 * b + c, b - c])
-
-
-def _b3(xp: Any, t: Any, y: Any) -> Any:
-    a, b, _ = y
-    return xp.stack([-a, a - b**2, b**2])
-
-
-def _b4(xp: Any, t: Any, y: Any) -> Any:
-    a, b, c = y
+def _torus(xp: Any, t: Any, a: Any, b: Any, c: Any) -> list[Any]:
     radius = (a**2 + b**2) ** 0.5
-    return xp.stack([-b - a * c / radius, a - b * c / radius, a / radius])
+    return [-b - a * c / radius, a - b * c / radius, a / radius]
 
 
-def _b5(xp: Any, t: Any, y: Any) -> Any:
-    a, b, c = y
-    return xp.stack([b * c, -a * c, -0.51 * a * b])
+def _bessel(xp: Any, t: Any, y: Any, v: Any) -> list[Any]:
+    return [v, -(v / (t + 1) + (1 - 0.25 / (t + 1) ** 2) * y)]
 
 
-# --- C: moderate systems --------------------------------------------------------------------------
-
-
-def _chain(rates: Any, y: Any, xp: Any) -> Any:
-    """Return the derivative of a decay chain, each member of which decays into the next."""
-    flow = rates * y[:-1]
+def _chain(xp: Any, flow: Any) -> Any:
     return xp.concatenate([-flow[:1], flow[:-1] - flow[1:], flow[-1:]])
 
 
-def _c1(xp: Any, t: Any, y: Any) -> Any:
-    return _chain(1.0, y, xp)
-
-
-def _c2(xp: Any, t: Any, y: Any) -> Any:
-    return _chain(xp.arange(1.0, 10.0), y, xp)
-
-
 def _diffusion(xp: Any, t: Any, y: Any) -> Any:
-    """Return second differences, with zero beyond both ends: C3 and C4."""
     return xp.concatenate([y[1:], 0 * y[:1]]) - 2 * y + xp.concatenate([0 * y[:1], y[:-1]])
 
 
 _GRAVITY = 2.95912208286
 _SUN = 1.00000597682  # with the inner planets
-_MASSES = np.array(  # Jupiter, Saturn, Uranus, Neptune, Pluto
-    [
-        0.000954786104043,
-        0.000285583733151,
-        0.0000437273164546,
-        0.0000517759138449,
-        0.00000277777777778,
-    ]
+# Jupiter, Saturn, Uranus, Neptune, Pluto
+_MASSES = 1e-4 * np.array(
+    [9.54786104043, 2.85583733151, 0.437273164546, 0.517759138449, 0.0277777777778]
 )
 
 
-def _c5(xp: Any, t: Any, y: Any) -> Any:
+def _planets(xp: Any, t: Any, y: Any) -> Any:
     places, speeds = y.reshape(2, 3, 5)
     masses = xp.asarray(_MASSES)
     cubes = (places**2).sum(0) ** 1.5
     gaps = places[:, None, :] - places[:, :, None]  # from planet j, second axis, to k, the third
-    # The distance of a planet from itself is set to 1, so that its zero gap stays zero.
+    # A planet's distance from itself is set to 1, so that its zero gap stays zero.
     distances = ((gaps**2).sum(0) + xp.eye(5)) ** 1.5
     between = (masses * gaps / distances).sum(-1)
     # The sun is pulled by all the planets; by planet j itself in the first term below.
@@ -161,7 +81,7 @@ def _c5(xp: Any, t: Any, y: Any) -> Any:
     return xp.concatenate([speeds.reshape(-1), forces.reshape(-1)])
 
 
-_C5_START = (
+_PLANETS_START = (
     *(3.42947415189, 6.64145542550, 11.2630437207, -30.1552268759, -21.1238353380),
     *(3.35386959711, 5.97156957878, 14.6952576794, 1.65699966404, 28.4465098142),
     *(1.35494901715, 2.18231499728, 6.27960525067, 1.43785752721, 15.3882659679),
@@ -171,75 +91,44 @@ _C5_START = (
 )
 
 
-# --- D: orbits ------------------------------------------------------------------------------------
+def _orbit(eccentricity: float) -> InitialValueProblem:
+    def slope(xp: Any, t: Any, x: Any, y: Any, u: Any, v: Any) -> list[Any]:
+        cube = (x**2 + y**2) ** 1.5
+        return [u, v, -x / cube, -y / cube]
+
+    speed = sqrt((1 + eccentricity) / (1 - eccentricity))
+    return _scalars((1 - eccentricity, 0.0, 0.0, speed), slope)
 
 
-def _orbit(xp: Any, t: Any, y: Any) -> Any:
-    cube = (y[0] ** 2 + y[1] ** 2) ** 1.5
-    return xp.concatenate([y[2:], -y[:2] / cube])
+_UNIT = (1.0, *[0.0] * 9)
 
 
-def _orbit_start(eccentricity: float) -> tuple[float, ...]:
-    return 1 - eccentricity, 0.0, 0.0, sqrt((1 + eccentricity) / (1 - eccentricity))
-
-
-# --- E: equations of second order, as systems of (y, y') -----------------------------------------
-
-
-def _e1(xp: Any, t: Any, y: Any) -> Any:
-    return xp.stack([y[1], -(y[1] / (t + 1) + (1 - 0.25 / (t + 1) ** 2) * y[0])])
-
-
-def _e2(xp: Any, t: Any, y: Any) -> Any:
-    return xp.stack([y[1], (1 - y[0] ** 2) * y[1] - y[0]])
-
-
-def _e3(xp: Any, t: Any, y: Any) -> Any:
-    return xp.stack([y[1], y[0] ** 3 / 6 - y[0] + 2 * xp.sin(2.78535 * t)])
-
-
-def _e4(xp: Any, t: Any, y: Any) -> Any:
-    return xp.stack([y[1], 0.032 - 0.4 * y[1] ** 2])
-
-
-def _e5(xp: Any, t: Any, y: Any) -> Any:
-    return xp.stack([y[1], (1 + y[1] ** 2) ** 0.5 / (25 - t)])
-
-
-def _unit(size: int) -> tuple[float, ...]:
-    return 1.0, *[0.0] * (size - 1)
-
-
-_PROBLEMS = (
-    InitialValueProblem("A1", "the negative exponential", _a1, (1.0,)),
-    InitialValueProblem("A2", "a special case of the Riccati equation", _a2, (1.0,)),
-    InitialValueProblem("A3", "an oscillatory problem", _a3, (1.0,)),
-    InitialValueProblem("A4", "a logistic curve", _a4, (1.0,)),
-    InitialValueProblem("A5", "a spiral curve", _a5, (4.0,)),
-    InitialValueProblem("B1", "the growth of two conflicting populations", _b1, (1.0, 3.0)),
-    InitialValueProblem("B2", "a linear chemical reaction", _b2, (2.0, 0.0, 1.0)),
-    InitialValueProblem("B3", "a nonlinear chemical reaction", _b3, (1.0, 0.0, 0.0)),
-    InitialValueProblem("B4", "the integral surface of a torus", _b4, (3.0, 0.0, 0.0)),
-    InitialValueProblem(
-        "B5", "Euler's equations of a rigid body without forces", _b5, (0.0, 1.0, 1.0)
-    ),
-    InitialValueProblem("C1", "a radioactive decay chain, all rates equal", _c1, _unit(10)),
-    InitialValueProblem("C2", "a radioactive decay chain, rates 1 to 9", _c2, _unit(10)),
-    InitialValueProblem("C3", "diffusion on 10 points", _diffusion, _unit(10)),
-    InitialValueProblem("C4", "diffusion on 51 points", _diffusion, _unit(51)),
-    InitialValueProblem("C5", "the motion of the five outer planets about the sun", _c5, _C5_START),
-    InitialValueProblem("D1", "an orbit of eccentricity 0.1", _orbit, _orbit_start(0.1)),
-    InitialValueProblem("D2", "an orbit of eccentricity 0.3", _orbit, _orbit_start(0.3)),
-    InitialValueProblem("D3", "an orbit of eccentricity 0.5", _orbit, _orbit_start(0.5)),
-    InitialValueProblem("D4", "an orbit of eccentricity 0.7", _orbit, _orbit_start(0.7)),
-    InitialValueProblem("D5", "an orbit of eccentricity 0.9", _orbit, _orbit_start(0.9)),
-    InitialValueProblem(
-        "E1", "Bessel's equation of order 1/2", _e1, (0.6713967071418030, 0.09540051444747446)
-    ),
-    InitialValueProblem("E2", "van der Pol's equation", _e2, (2.0, 0.0)),
-    InitialValueProblem("E3", "Duffing's equation", _e3, (0.0, 0.0)),
-    InitialValueProblem("E4", "a falling body", _e4, (30.0, 0.0)),
-    InitialValueProblem("E5", "a linear pursuit", _e5, (0.0, 0.0)),
-)
-
-DETEST: dict[str, InitialValueProblem] = {problem.name: problem for problem in _PROBLEMS}
+DETEST: dict[str, InitialValueProblem] = {
+    # Single equations: negative exponential, Riccati, oscillation, logistic and spiral curve.
+    "A1": _scalars((1.0,), lambda xp, t, y: [-y]),
+    "A2": _scalars((1.0,), lambda xp, t, y: [-(y**3) / 2]),
+    "A3": _scalars((1.0,), lambda xp, t, y: [y * xp.cos(t)]),
+    "A4": _scalars((1.0,), lambda xp, t, y: [y / 4 * (1 - y / 20)]),
+    "A5": _scalars((4.0,), lambda xp, t, y: [(y - t) / (y + t)]),
+    # Small systems: two populations, a linear and a nonlinear reaction, a torus, a rigid body.
+    "B1": _scalars((1.0, 3.0), lambda xp, t, a, b: [2 * (a - a * b), a * b - b]),
+    "B2": _scalars((2.0, 0.0, 1.0), lambda xp, t, a, b, c: [b - a, a - 2 * b + c, b - c]),
+    "B3": _scalars((1.0, 0.0, 0.0), lambda xp, t, a, b, c: [-a, a - b**2, b**2]),
+    "B4": _scalars((3.0, 0.0, 0.0), _torus),
+    "B5": _scalars((0.0, 1.0, 1.0), lambda xp, t, a, b, c: [b * c, -a * c, -0.51 * a * b]),
+    # Moderate systems: two decay chains, diffusion on 10 and on 51 points, the outer planets.
+    "C1": InitialValueProblem(_UNIT, lambda xp, t, y: _chain(xp, y[:-1])),
+    "C2": InitialValueProblem(_UNIT, lambda xp, t, y: _chain(xp, xp.arange(1.0, 10) * y[:-1])),
+    "C3": InitialValueProblem(_UNIT, _diffusion),
+    "C4": InitialValueProblem((*_UNIT, *[0.0] * 41), _diffusion),
+    "C5": InitialValueProblem(_PLANETS_START, _planets),
+    # Orbits of growing eccentricity.
+    **{f"D{i}": _orbit(e) for i, e in enumerate((0.1, 0.3, 0.5, 0.7, 0.9), 1)},
+    # Equations of second order, as systems of (y, v = y'): Bessel's of order 1/2, van der Pol's,
+    # Duffing's, a falling body, a linear pursuit.
+    "E1": _scalars((0.6713967071418030, 0.09540051444747446), _bessel),
+    "E2": _scalars((2.0, 0.0), lambda xp, t, y, v: [v, (1 - y**2) * v - y]),
+    "E3": _scalars((0.0, 0.0), lambda xp, t, y, v: [v, y**3 / 6 - y + 2 * xp.sin(2.78535 * t)]),
+    "E4": _scalars((30.0, 0.0), lambda xp, t, y, v: [v, 0.032 - 0.4 * v**2]),
+    "E5": _scalars((0.0, 0.0), lambda xp, t, y, v: [v, (1 + v**2) ** 0.5 / (25 - t)]),
+}

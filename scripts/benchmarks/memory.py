@@ -2,61 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
-from matplotlib.figure import Figure
 
 from cnf.ode import GRADIENTS, PIController, solve
-from cnf.scripts.benchmarks.processes import MIB, high_water, in_new_processes, skipped
-from cnf.scripts.plot import write_figure
+from cnf.scripts.benchmarks.measure import TableItem
+from cnf.scripts.benchmarks.options import BenchmarkOptions
 
+MIB = 2**20
+PROCESS_STATUS = Path("/proc/self/status")
 STEP_COUNTS = (10, 30, 100, 300, 1000)
 STATE_NUMBERS = 32_768  # float32 numbers: 128 KiB
 # Steps are never rejected, and their size never changes.
 CONSTANT_STEPS = PIController(safety=1.0, factor_min=1.0, factor_max=1.0, beta=0.0)
 
 
-@dataclass(frozen=True)
-class SolveMemory:
-    """Memory of a solve with its gradient.
-
-    Attributes:
-        gradient: Gradient mode.
-        steps: Accepted steps, all of one size except possibly the last two.
-        bytes: Peak resident memory of the process, less that after a solve of one step.
-    """
-
-    gradient: str
-    steps: int
-    bytes: int
-
-
-def measure_memory(steps: Iterable[int]) -> Iterator[SolveMemory]:
-    """Measure each gradient mode at each number of steps."""
-    points = [(gradient, count) for gradient in GRADIENTS for count in steps]
-    return in_new_processes(_peak, points)
-
-
-def _peak(gradient: str, steps: int) -> SolveMemory:
-    torch.set_num_threads(1)
-    _differentiate(gradient, 1)
-    before = high_water()
-    accepted = _differentiate(gradient, steps)
-    return SolveMemory(gradient, accepted, high_water() - before)
-
-
 def _differentiate(gradient: str, steps: int) -> int:
-    """Solve in steps of one size, back-propagate, and return the number of steps.
-
-    There is one step more where rounding leaves more than one step at the end, which is halved.
-    """
-    rate = torch.tensor(-1.0, requires_grad=True)
+    """Solve in steps of one size, one more where rounding halves the last, and back-propagate."""
+    rate, y0 = torch.tensor(-1.0, requires_grad=True), torch.linspace(-1, 1, STATE_NUMBERS)
     solution = solve(
         lambda t, y, args: args * torch.tanh(y),
-        torch.linspace(-1, 1, STATE_NUMBERS),
+        y0,
         [0.0, 1.0],
         rate,
         rtol=1e6,
@@ -69,39 +41,61 @@ def _differentiate(gradient: str, steps: int) -> int:
     return int(solution.stats.accepted)
 
 
-def lines(out: Path | None) -> Iterator[str]:
-    """Yield the lines of the table, and the path of its figure."""
-    if skipped():
-        yield skipped()
+def peak_above_one_step(gradient: str, steps: int) -> tuple[int, int]:
+    """Return the accepted steps, and by how much this process's peak grows beyond one step's."""
+    torch.set_num_threads(1)
+    _differentiate(gradient, 1)
+    before = _high_water()
+    return _differentiate(gradient, steps), _high_water() - before
+
+
+def measure_memory(gradient: str) -> dict[int, int]:
+    """Return the peaks in bytes by accepted steps, each of a new process."""
+    # Allocate tensors in separate pages: otherwise freed memory between live tensors counts too.
+    with (
+        patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536"),
+        ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes,
+    ):
+        peaks = [processes.submit(peak_above_one_step, gradient, n) for n in STEP_COUNTS]
+        return dict(peak.result() for peak in peaks)
+
+
+def _high_water() -> int:
+    """Return the peak from /proc, since `ru_maxrss` starts at the peak of the parent process."""
+    _, _, found = PROCESS_STATUS.read_text(encoding="ascii").partition("VmHWM:")
+    return 1024 * int(found.split()[0])
+
+
+def lines(options: BenchmarkOptions) -> Iterator[TableItem]:
+    """Yield the table, and the path of its figure."""
+    if not PROCESS_STATUS.exists():
+        yield "Memory: skipped; the peak of a process is read from /proc, which only Linux has"
         return
-    found = {(peak.gradient, peak.steps): peak.bytes for peak in measure_memory(STEP_COUNTS)}
-    steps = sorted({count for _, count in found})
+    found = {gradient: measure_memory(gradient) for gradient in GRADIENTS}
     yield (
         f"Memory: peak of a solve and its gradient in MiB, above one of one step; dopri5, a state "
         f"of {4 * STATE_NUMBERS / MIB:.3f} MiB, dy/dt = a tanh(y)"
     )
-    yield f"{'steps':<15}" + "".join(f"{gradient:>12}" for gradient in GRADIENTS)
-    for count in steps:
-        row = (found.get((gradient, count)) for gradient in GRADIENTS)
-        yield f"{count:<15}" + "".join(
-            f"{'':>12}" if b is None else f"{b / MIB:>12.1f}" for b in row
-        )
-    if out is not None:
-        yield str(_draw(found, out / "memory.png"))
+    for steps in sorted(set().union(*found.values())):
+        yield {"steps": steps} | {
+            name: peaks[steps] / MIB if steps in peaks else "" for name, peaks in found.items()
+        }
+    if options.out is not None:
+        yield str(_draw(found, options.out / "memory.png"))
 
 
-def _draw(found: dict[tuple[str, int], int], path: Path) -> Path:
+def _draw(found: Mapping[str, Mapping[int, int]], path: Path) -> Path:
+    from matplotlib.figure import Figure  # here, since each process imports this module
+
+    from cnf.scripts.figures import write_figure
+
     figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    state = 4 * STATE_NUMBERS
-    for gradient in GRADIENTS:
-        curve = [(steps, size / state) for (name, steps), size in found.items() if name == gradient]
-        axes.plot(*zip(*curve, strict=True), marker="o", label=gradient)
-    steps = sorted({count for _, count in found})
-    axes.plot(steps, steps, color="0.6", linestyle=":", zorder=0, label="one state a step")
-    axes.set_xscale("log")
+    axes, state = figure.subplots(subplot_kw={"xscale": "log"}), 4 * STATE_NUMBERS
     axes.set_yscale("symlog", linthresh=1)
-    axes.set(ylim=(-0.5, 2 * max(found.values()) / state), xlabel="accepted steps")
-    axes.set_ylabel("peak memory above one step's, in states")
+    for gradient, peaks in found.items():
+        axes.plot(list(peaks), [b / state for b in peaks.values()], marker="o", label=gradient)
+    steps = sorted(set().union(*found.values()))
+    axes.plot(steps, steps, color="0.6", linestyle=":", zorder=0, label="one state a step")
+    axes.set(xlabel="accepted steps", ylabel="peak memory above one step's, in states")
     axes.legend(frameon=False)
     return write_figure(figure, path)

@@ -1,59 +1,141 @@
-"""The options of the benchmarks, with the caches of their results."""
+"""The options of the benchmarks, and the cache of their finished measurements."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from cnf.scripts.benchmarks.result_cache import ResultCache
+from cnf.datasets import DATA_DIR, TOYS
+from cnf.scripts.benchmarks.compared import (
+    METHODS,
+    UCI_FILE,
+    UCI_TABLES,
+    VAE_POSTERIORS,
+    VAE_SETTINGS,
+)
+from cnf.scripts.program import positive_integer, positive_number
+from cnf.utils.serialization import write_atomic
 
-TOY_RESULTS = "toys.jsonl"
-TABLE_RESULTS = "tables.jsonl"
-VAE_RESULTS = "vae.jsonl"
+Row = dict[str, Any]
+"""A result by its columns' names, of which "note" has the reason of a failure, or is empty."""
+
+
+def _option(
+    subjects: str, default: Any, parse: Callable[[str], Any], metavar: str, text: str
+) -> Any:
+    usual = f" (default: {default:g})" if default else ""
+    metadata = {"type": parse, "metavar": metavar, "help": f"{subjects}: {text}{usual}"}
+    return field(default=default, metadata={"subjects": subjects, "argument": metadata})
+
+
+def _names(subject: str, what: str, known: Collection[str], usual: str = "all") -> Any:
+    """Return a field for a comma-separated list of known names, each kept once."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(text.split(",")))
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(
+                    f"expected {what} among {', '.join(known)}; got {name!r}"
+                )
+        return names
+
+    text = f"some of {', '.join(known)} (default: {usual})"
+    return _option(subject, (), parse, "NAME,NAME", text)
 
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """The options of the command line; each table reads those that concern it.
+    """The options of the command line; empty names stand for the default of a table."""
 
-    Attributes:
-        repeats: Repeats of every timing.
-        out: The folder for figures and results; None for none.
-        budget: Seconds of training for a flow, or for the method it is compared with.
-        toys: Names of toys; empty for the table's default.
-        cap: The longest training time of another method, in seconds.
-        data_dir: The folder with the data's files; the environment's CNF_DATA when None.
-        tables: Names of tables; empty for all.
-        methods: Names of methods; empty for all.
-        splits: Number of splits of each table into training, validation and test rows.
-        images: Names of sets of images; empty for all.
-        posteriors: Names of posteriors; empty for all.
+    subject: str
+    repeats: int = _option("solver, flow, vae", 7, positive_integer, "N", "repeats of every timing")
+    out: Path | None = _option(  # noqa: RUF009
+        "solver, flow, toys, tables, vae",
+        None,
+        Path,
+        "DIR",
+        "folder for figures and, of toys, tables and vae, finished results: after an interruption, "
+        "repeat the command to continue",
+    )
+    budget: float = _option("toys, tables", 60.0, positive_number, "SECONDS", "time of a method")
+    cap: float = _option("toys", 1800.0, positive_number, "SECONDS", "longest time of FFJORD's")
+    splits: int = _option("tables", 3, positive_integer, "N", "splits of each table")
+    data_dir: str | None = _option(
+        "tables, vae", None, str, "DIR", f"folder of {UCI_FILE} or images, else of {DATA_DIR}"
+    )
+    toys: tuple[str, ...] = _names("toys", "toys", TOYS, "all; two in seeds and ffjord")
+    tables: tuple[str, ...] = _names("tables", "tables", UCI_TABLES)
+    methods: tuple[str, ...] = _names("tables", "methods", METHODS)
+    images: tuple[str, ...] = _names("vae", "images", VAE_SETTINGS)
+    posteriors: tuple[str, ...] = _names("vae", "posteriors", VAE_POSTERIORS)
+
+    @cached_property
+    def results(self) -> ResultCache:
+        """The cached results, shared by all sections that receive these options."""
+        return ResultCache(self.out, f"{self.subject}.jsonl")
+
+
+class ResultCache:
+    """A cache of results by their keys in a file of a folder, one JSON object a line; or in memory.
+
+    Numbers that are not finite are written as Python's JSON does: NaN and Infinity.
     """
 
-    repeats: int = 7
-    out: Path | None = None
-    budget: float = 60.0
-    toys: tuple[str, ...] = ()
-    cap: float = 1800.0
-    data_dir: str | None = None
-    tables: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    splits: int = 3
-    images: tuple[str, ...] = ()
-    posteriors: tuple[str, ...] = ()
+    def __init__(self, folder: Path | None, name: str) -> None:
+        self.path = None if folder is None else folder / name
+        self._lines: list[str] = []
 
-    @cached_property
-    def toy_results(self) -> ResultCache:
-        """The cached results of toys, shared by all sections that receive these options."""
-        return ResultCache(self.out, TOY_RESULTS)
+    def recall(self, key: Mapping[str, Any], measure: Callable[[], Row]) -> Row:
+        """Return the result with this key, which is measured unless it is cached."""
+        entries = [self._entry(i, line) for i, line in enumerate(self._read(), 1)]
+        found: list[Row] = [each["result"] for each in entries if each.get("key") == key]
+        if found:
+            return found[0] | {"note": ", ".join(filter(None, (found[0]["note"], "cached")))}
+        row = measure()
+        self._lines = [*self._read(), json.dumps({"key": dict(key), "result": row})]
+        if self.path is not None:  # replaced atomically, so that it is always complete
+            write_atomic({self.path: "".join(f"{each}\n" for each in self._lines).encode()})
+        return row
 
-    @cached_property
-    def table_results(self) -> ResultCache:
-        """The cached results of tables."""
-        return ResultCache(self.out, TABLE_RESULTS)
+    def model_folder(self, key: Mapping[str, Any]) -> Path | None:
+        """Return the folder for the model of a key; None where there is no file."""
+        name = "-".join(map(str, key.values()))
+        return None if self.path is None else self.path.parent / "models" / name
 
-    @cached_property
-    def vae_results(self) -> ResultCache:
-        """The cached results of VAEs."""
-        return ResultCache(self.out, VAE_RESULTS)
+    def _read(self) -> list[str]:
+        """Read the current lines, some of which another process may have added."""
+        if self.path is None or not self.path.exists():
+            return self._lines
+        return self.path.read_text(encoding="utf-8").splitlines()
+
+    def _entry(self, number: int, line: str) -> Row:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"Expected a JSON object in line {number} of {self.path}; got "
+                f"{line[:40]!r}: remove the line, or give another --out"
+            )
+        return found
+
+
+def key_of(names: Mapping[str, Any], *settings: Any) -> Row:
+    """Return a result's key: names, threads, and a fingerprint of dataclasses, arrays and texts."""
+    import torch  # here, since the command line reads this module
+
+    def plain(value: Any) -> Any:
+        digest = getattr(value, "tobytes", None)
+        return asdict(value) if digest is None else hashlib.sha256(digest()).hexdigest()
+
+    text = json.dumps(settings, sort_keys=True, default=plain)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return {**names, "threads": torch.get_num_threads(), "settings": fingerprint}

@@ -2,147 +2,187 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from typing import Literal
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from inspect import getsource
+from math import inf, nan
+from time import perf_counter
 
+import numpy as np
+import pandas as pd
 import torch
 
-from cnf.scripts.benchmarks.methods import METHODS, warm_up_libraries
-from cnf.scripts.benchmarks.options import BenchmarkOptions
-from cnf.scripts.benchmarks.prepared import PreparedTable
-from cnf.scripts.benchmarks.ranking import (
-    Average,
-    Numbers,
-    best,
-    is_near_best,
-    is_worse,
-    mean_ranks,
-    ranks,
-)
-from cnf.scripts.benchmarks.trials import TableOutcome, TableTrial, outcome_of, trial_of
-from cnf.scripts.benchmarks.uci import UCI_TABLES, uci_file, uci_table
+from cnf.datasets import DATA_DIR, Table, collinear_columns, read_table, split
+from cnf.diagnostics.two_sample import two_sample_test
+from cnf.scripts.benchmarks.compared import METHOD_PEERS, METHODS, UCI_FILE, UCI_TABLES, peer
+from cnf.scripts.benchmarks.density import FittedDensity, StandardizedSplit
+from cnf.scripts.benchmarks.measure import Array, Average, TableItem, threads_used
+from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
+from cnf.training.recipes import choose_recipe
 
 OWN_METHOD, BASELINE_METHOD = "cnf", "gaussian"
+FAILURES = (RuntimeError, ValueError, ArithmeticError, MemoryError)  # noted, and the next one runs
 
 
-@dataclass(frozen=True)
-class TableMeasure:
-    """A measure by which methods are compared.
-
-    Attributes:
-        title: The title in tables.
-        attribute: The attribute of an outcome that holds the number.
-    """
-
-    title: str
-    attribute: Literal["nll", "accuracy"]
-
-    def of(self, outcome: TableOutcome) -> float:
-        """Return the measure of an outcome."""
-        return outcome.nll if self.attribute == "nll" else outcome.accuracy
-
-
-NLL = TableMeasure("Test NLL in nats, of standardised columns", "nll")
-ACCURACY = TableMeasure("Accuracy of a classifier that tells samples from test rows", "accuracy")
-
-
-def nll_lines(options: BenchmarkOptions) -> Iterator[str]:
-    """Yield the lines of the comparison by log-densities, with its summary."""
-    tables = yield from _compared(options, NLL)
-    yield from _summary(tables)
-
-
-def two_sample_lines(options: BenchmarkOptions) -> Iterator[str]:
-    """Yield the lines of the comparison by samples."""
-    yield from _compared(options, ACCURACY)
-
-
-def _compared(
-    options: BenchmarkOptions, measure: TableMeasure
-) -> Generator[str, None, dict[str, Numbers]]:
-    """Yield a line for each new trial and each finished table, then all tables; return them."""
-    methods = options.methods or tuple(METHODS)
-    path = uci_file(options.data_dir)
-    prepared = {
-        name: PreparedTable.of(uci_table(path, name)) for name in options.tables or UCI_TABLES
+def _compared(options: BenchmarkOptions, column: str) -> Iterator[TableItem]:
+    """Yield a row for each trial, then one for each table, and a summary."""
+    tables = {
+        name: prepare(uci_table(options.data_dir, name).values)
+        for name in options.tables or UCI_TABLES
     }
-    warm_up_libraries(methods)
+    methods = options.methods or tuple(METHODS)
+    _warm_up(methods)
     yield (
-        f"{measure.title}; {_averaged(options.splits)}; {options.budget:g} s each, "
-        f"threads: {torch.get_num_threads()}"
+        "Test NLL in nats, of standardised columns, and accuracy of a classifier that tells "
+        f"samples from test rows; {options.budget:g} s each, splits: {options.splits}, "
+        f"{threads_used()}"
     )
-    tables: dict[str, Numbers] = {}
-    for table, values in prepared.items():
-        yield from values.lines(table)
-        outcomes = yield from _outcomes(options, table, values, methods)
-        tables[table] = {
-            method: [measure.of(outcome) for outcome in found] for method, found in outcomes.items()
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for table, (values, description) in tables.items():
+        yield f"{table}: {description}"
+        for seed in range(options.splits):
+            found[table, seed] = {}
+            for method in methods:
+                trial = trial_of(options, table, values, seed, method)
+                found[table, seed][method] = trial[column]
+                yield {"split": seed, "method": method, **trial}
+        yield ""
+    yield from compare(pd.DataFrame(found).T, column)
+
+
+nll_lines = partial(_compared, column="NLL")
+two_sample_lines = partial(_compared, column="accuracy")
+
+
+def trial_of(options: BenchmarkOptions, table: str, values: Array, seed: int, method: str) -> Row:
+    """Return the trial of a method on a split of a table, run unless it is cached.
+
+    Returns:
+        The NLL and its standard error over the test rows; the accuracy of a classifier that tells
+        samples from test rows, and its standard error; the seconds of the fit, and its choices.
+        Numbers are NaN after a failure, which "note" describes.
+    """
+    parts, fit = standardized(values, seed), METHODS[method]
+    _, recipe = choose_recipe(None, *parts.train.shape)
+    names = {"table": table, "method": method, "split": seed, "budget": options.budget}
+    key = key_of(names, values, getsource(sys.modules[fit.__module__]), recipe)
+    return options.results.recall(key, partial(_run, parts, fit, options.budget, seed))
+
+
+def _run(
+    parts: StandardizedSplit, fit: Callable[..., FittedDensity], budget: float, seed: int
+) -> Row:
+    """Fit, score and sample; a failure is noted and does not end the table."""
+    row: Row = dict.fromkeys(("NLL", "± NLL", "accuracy", "± accuracy", "seconds"), nan)
+    row |= {"chosen": "", "note": ""}
+    begin = perf_counter()
+    try:
+        fitted = fit(parts, budget, seed)
+        row |= {"seconds": perf_counter() - begin, "chosen": fitted.chosen}
+        log_prob = fitted.log_prob(parts.test)
+        if not np.isfinite(log_prob).all():
+            raise ValueError(f"{(~np.isfinite(log_prob)).sum()} log-densities are not finite")
+        nll = Average.of(-log_prob)
+        row |= {"NLL": nll.mean, "± NLL": nll.stderr}
+        test = two_sample_test(parts.test, fitted.sample(len(parts.test), seed), seed)
+        row |= {"accuracy": test.accuracy, "± accuracy": test.stderr}
+    except FAILURES as error:
+        row["note"] = f"failed: {' '.join(str(error).split()) or type(error).__name__}"
+    return row
+
+
+def _warm_up(methods: tuple[str, ...]) -> None:
+    """Import the libraries of methods and take a step, which the first fit would pay for."""
+    for library in {METHOD_PEERS[method] for method in methods if method in METHOD_PEERS}:
+        peer(library)
+    weight = torch.zeros(1, requires_grad=True)
+    weight.sum().backward()
+    torch.optim.AdamW([weight]).step()
+
+
+def compare(found: pd.DataFrame, column: str) -> Iterator[TableItem]:
+    """Yield a row of means, standard errors and ranks for each table, and a summary of them.
+
+    The frame has a number for each method, the lower the better and NaN where it failed, in a row
+    for each table and split.
+    """
+    yield f"{column}, mean over splits ± standard error; the rank, with * for the best"
+    tables = {str(table): rows for table, rows in found.groupby(level=0, sort=False)}
+    means = pd.DataFrame({table: rows.mean(skipna=False) for table, rows in tables.items()}).T
+    ranks = means.rank(axis=1, na_option="bottom")  # failures share the last ranks
+    for table, rows in tables.items():
+        line = means.loc[table]
+        cells = {
+            str(method): f"{Average.of(rows[method])}  {'*' if mean == line.min() else ''}{rank:g}"
+            for (method, mean), rank in zip(line.items(), ranks.loc[table], strict=True)
         }
-        cached = sum(outcome.cached for found in outcomes.values() for outcome in found)
-        total = len(methods) * options.splits
-        yield _row(table, tables[table]) + (f"  cached: {cached} of {total}" if cached else "")
-    yield ""
-    yield f"{measure.title}, followed by the rank, with * for the best"
-    yield f"{'table':<14}" + "".join(f"{method:>24}" for method in methods)
-    yield from (_row(table, numbers) for table, numbers in tables.items())
-    found = mean_ranks(list(tables.values()))
-    yield f"{'mean rank':<14}" + "".join(f"{found[method]:>24.2f}" for method in methods)
-    return tables
+        yield {"table": table, **cells}
+    yield {"table": "mean rank", **ranks.mean().map("{:.2f}".format)}
+    if column == "NLL" and OWN_METHOD in means:
+        near = sum(is_near_best(rows, OWN_METHOD) for rows in tables.values())
+        yield (
+            f"{OWN_METHOD} is the best, or within one standard error of it, on {near} of "
+            f"{len(tables)} tables (the error of the difference from the best, split by split)"
+        )
+        worse = ~(means[OWN_METHOD] <= means.get(BASELINE_METHOD, means[OWN_METHOD]).fillna(inf))
+        beyond = f"worse than the {BASELINE_METHOD} or " if BASELINE_METHOD in means else ""
+        yield f"{OWN_METHOD} is {beyond}failed on {worse.sum()} of {len(tables)} tables"
 
 
-def _outcomes(
-    options: BenchmarkOptions, table: str, prepared: PreparedTable, methods: tuple[str, ...]
-) -> Generator[str, None, dict[str, list[TableOutcome]]]:
-    """Return the outcomes of all methods on all splits, and yield a line for each new one."""
-    outcomes: dict[str, list[TableOutcome]] = {method: [] for method in methods}
-    for split in range(options.splits):
-        for method in methods:
-            trial = trial_of(options, method, table, prepared, split)
-            outcome = outcome_of(options, trial, prepared)
-            outcomes[method].append(outcome)
-            if not outcome.cached:
-                yield _trial_line(trial, outcome)
-    return outcomes
+def is_near_best(numbers: pd.DataFrame, name: str) -> bool:
+    """Return whether a method is the best on a table, or within one standard error of it.
+
+    The standard error is that of the difference from the best over splits, if there are several.
+    """
+    means = numbers.mean(skipna=False).fillna(inf)
+    off = Average.of(numbers[name] - numbers[means.idxmin()])
+    return bool(means[name] < inf and (off.mean == 0 or off.mean <= off.stderr))
 
 
-def _averaged(splits: int) -> str:
-    if splits == 1:
-        return "one split"
-    return f"mean over {splits} splits ± their standard deviation / √{splits}"
+def uci_table(data_dir: str | None, name: str) -> Table:
+    """Read a table of `UCI_FILE` in a folder, the environment's CNF_DATA when None."""
+    folder = data_dir or os.environ.get(DATA_DIR)
+    if not folder or not os.path.isfile(os.path.join(folder, UCI_FILE)):
+        raise ValueError(
+            f"Expected a folder with {UCI_FILE}; got {folder or 'none'}: give --data-dir DIR, or "
+            f"set {DATA_DIR}; the file holds an array (rows, columns) for each of wine, housing, "
+            "…, regression tables of https://archive.ics.uci.edu with the target as last column"
+        )
+    return read_table(f"{os.path.join(folder, UCI_FILE)}:{name}")
 
 
-def _trial_line(trial: TableTrial, outcome: TableOutcome) -> str:
-    """Return the line of a trial."""
-    return (
-        f"  {trial.table} split {trial.split} {trial.method:<10}"
-        f"NLL {outcome.nll:.3f} ± {outcome.stderr:.3f}, "
-        f"classifier accuracy {outcome.accuracy:.3f} ± {outcome.accuracy_stderr:.3f}, "
-        f"{outcome.seconds:.1f} s; "
-        + "; ".join(each for each in (outcome.chosen, outcome.reason) if each)
+def prepare(table: Array, seed: int = 0) -> tuple[Array, str]:
+    """Give a table (rows, columns) a density, and describe the preparation.
+
+    Constant columns are left out, and so are linear combinations of the preceding columns. Noise
+    U[0, gap) is added to a column with repeated values, where gap is the smallest difference
+    between two distinct values.
+    """
+    constant = np.flatnonzero(np.ptp(table, 0) == 0)
+    varying = np.setdiff1d(np.arange(table.shape[1]), constant)
+    collinear = varying[sorted(collinear_columns(table[:, varying]))]
+    remaining = np.setdiff1d(varying, collinear)
+    values = table[:, remaining]
+    distinct = [np.unique(column) for column in values.T]
+    gaps = np.array([np.diff(each).min() if len(each) < len(values) else 0.0 for each in distinct])
+    widths = zip(remaining, gaps / values.std(0), strict=True)
+    description = (
+        f"{len(values)} rows, {len(remaining)} columns; constant: {_list(constant)}; "
+        f"collinear: {_list(collinear)}; noise, in deviations: "
+        + _list(f"{column}: {width:.2g}" for column, width in widths if width)
     )
+    return values + gaps * np.random.default_rng(seed).random(values.shape), description
 
 
-def _row(table: str, numbers: Numbers) -> str:
-    """Return the line of a table."""
-    found, leading = ranks(numbers), best(numbers)
-    shown = (
-        f"{Average.of(values)} {'*' if method in leading else ' '}{found[method]:g}"
-        for method, values in numbers.items()
-    )
-    return f"{table:<14}" + "".join(f"{text:>24}" for text in shown)
+def _list(items: Iterable[object]) -> str:
+    return ", ".join(map(str, items)) or "none"
 
 
-def _summary(tables: dict[str, Numbers]) -> Iterator[str]:
-    """Yield lines that summarize the results of this library's flow, if it was tried."""
-    all_numbers = list(tables.values())
-    if OWN_METHOD not in all_numbers[0]:
-        return
-    near = sum(is_near_best(numbers, OWN_METHOD) for numbers in all_numbers)
-    yield (
-        f"{OWN_METHOD} is the best, or within one standard error of it, on {near} of {len(tables)} "
-        "tables (the error of the difference from the best, split by split)"
-    )
-    worse = sum(is_worse(numbers, OWN_METHOD, BASELINE_METHOD) for numbers in all_numbers)
-    beyond = f"worse than the {BASELINE_METHOD} or " if BASELINE_METHOD in all_numbers[0] else ""
-    yield f"{OWN_METHOD} is {beyond}failed on {worse} of {len(tables)} tables"
+def standardized(values: Array, seed: int) -> StandardizedSplit:
+    """Split rows 80/10/10 by a seed, in units of the training rows' means and deviations."""
+    parts = split(len(values), seed)
+    standard = (values - values[parts.train].mean(0)) / values[parts.train].std(0)
+    indices = (parts.train, parts.validation, parts.test)
+    return StandardizedSplit(*(standard[each] for each in indices))

@@ -2,96 +2,241 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from math import isnan
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from math import isnan, nan
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from cnf.datasets import TOYS
-from cnf.scripts.benchmarks.contact_sheet import SheetPanel, contact_sheet
-from cnf.scripts.benchmarks.fits import ToyFit, ToyTrial, default_recipe, fit_of, trial_of
-from cnf.scripts.benchmarks.options import BenchmarkOptions
-from cnf.scripts.benchmarks.truth import BENCHMARK_CHUNK_ROWS, KL_ROWS, KL_TOLERANCE
-from cnf.scripts.data import TOY_ROWS
-from cnf.scripts.plot import write_figure
-from cnf.storage import load
+from cnf.flow import Flow
+from cnf.ode import SolveError
+from cnf.plotting import draw_density
+from cnf.plotting.evolution import log_prob_of, quick
+from cnf.scripts.benchmarks.density import trained_flow
+from cnf.scripts.benchmarks.measure import (
+    BENCHMARK_CHUNK_ROWS,
+    Array,
+    Average,
+    TableItem,
+    threads_used,
+)
+from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
+from cnf.scripts.data import TOY_ROWS, open_data
+from cnf.scripts.figures import write_figure
+from cnf.storage import load, save
+from cnf.training import History, TrainingError
+from cnf.training.recipes import Recipe, choose_recipe
 
+KL_ROWS = 20_000  # over which a KL divergence is estimated
+KL_TOLERANCE = 1e-6
+# Random streams of a seed beyond those that `cnf.scripts.data` draws from.
+KL_STREAM, BATCH_STREAM = len(TOY_ROWS) + 1, len(TOY_ROWS) + 2
 COMPARED_OBJECTIVES = ("hybrid", "matching", "mle")
 SEED_COUNT = 5  # odd, so that the median is one of them
 SEED_TOYS = ("8gaussians", "checkerboard")
-CACHED_NOTE = "  cached"
+FIT_COLUMNS = ("KL", "stderr", "seconds", "steps", "evals", "scoring")
+PANELS_IN_A_ROW = 4
+PANEL_PIXELS = 120  # along each side of a panel
+TRADE_OFF_TOY = "8gaussians"
+REGULARIZER_WEIGHTS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)
+TRADE_OFF_STEPS = 1000
+TRADE_OFF_RECIPE = Recipe(
+    objective="mle",
+    hidden=(64, 64, 64),
+    activation="tanh",
+    batch_size=512,
+    learning_rate=2e-2,
+    warmup=0.02,
+    max_grad_norm=5.0,
+    ema_decay=0.995,
+    method="dopri5",
+)
 
 
-def fit_lines(options: BenchmarkOptions) -> Iterator[str]:
+def fit_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
     """Yield the table of all toys by the default recipe, and the path of its contact sheet."""
-    name, recipe = default_recipe()
-    yield _title(f"Toys: recipe {name}, objective {recipe.objective}", options)
-    yield (
-        f"{'toy':<14}{'KL':>10}{'stderr':>10}{'seconds':>10}{'steps':>9}{'evals':>8}{'scoring':>9}"
-    )
-    fits: dict[ToyTrial, ToyFit] = {}
+    yield _title("Toys", options)
+    flows: dict[str, tuple[Flow | None, Average]] = {}
     for toy in options.toys or TOYS:
-        trial = trial_of(options, toy)
-        fits[trial] = fit = fit_of(options, trial)
-        yield f"{toy:<14}{_numbers(fit)}{CACHED_NOTE if fit.cached else ''}"
+        row = fit_of(options, toy)
+        yield {"toy": toy, **row}
+        folder = options.results.model_folder(fit_key(options, toy))
+        flow = None if folder is None or isnan(row["KL"]) else load(folder)
+        flows[toy] = (flow, Average(row["KL"], row["stderr"]))
     yield f"evals: of a training solve; scoring: of a solve of {BENCHMARK_CHUNK_ROWS} rows"
     if options.out is not None:
-        yield str(_sheet(fits, options.out))
+        yield str(write_figure(contact_sheet(flows), options.out / "toys.png"))
 
 
-def objective_lines(options: BenchmarkOptions) -> Iterator[str]:
+def objective_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
     """Yield the table that compares objectives."""
-    name, _ = default_recipe()
-    yield _title(f"Objectives: recipe {name}", options)
-    yield f"{'KL':<14}" + "".join(f"{objective:>20}" for objective in COMPARED_OBJECTIVES)
+    yield _title("Objectives", options)
     for toy in options.toys or TOYS:
-        fits = {each: fit_of(options, trial_of(options, toy, each)) for each in COMPARED_OBJECTIVES}
-        cached = [objective for objective, fit in fits.items() if fit.cached]
-        yield (
-            f"{toy:<14}"
-            + "".join(f"{fit.distance!s:>20}" for fit in fits.values())
-            + (f"{CACHED_NOTE}: {', '.join(cached)}" if cached else "")
-        )
+        fits = {each: fit_of(options, toy, each) for each in COMPARED_OBJECTIVES}
+        far = {each: Average(fit["KL"], fit["stderr"]) for each, fit in fits.items()}
+        yield {"KL": toy, **far, "note": _notes(list(fits.values()))}
 
 
-def seed_lines(options: BenchmarkOptions) -> Iterator[str]:
+def seed_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
     """Yield the table of the variation over seeds."""
-    name, recipe = default_recipe()
-    yield _title(f"Seeds: recipe {name}, objective {recipe.objective}, {SEED_COUNT} seeds", options)
-    yield f"{'KL':<14}{'median':>10}{'worst':>10}  all, sorted"
+    yield _title(f"{SEED_COUNT} seeds", options)
     for toy in options.toys or SEED_TOYS:
-        fits = [fit_of(options, trial_of(options, toy, seed=seed)) for seed in range(SEED_COUNT)]
-        each = sorted((fit.kl for fit in fits), key=lambda kl: (isnan(kl), kl))  # failed ones last
-        cached = sum(fit.cached for fit in fits)
-        yield (
-            f"{toy:<14}{each[SEED_COUNT // 2]:>10.4f}{each[-1]:>10.4f}  "
-            + " ".join(f"{kl:.4f}" for kl in each)
-            + (f"{CACHED_NOTE}: {cached}" if cached else "")
+        fits = [fit_of(options, toy, seed=seed) for seed in range(SEED_COUNT)]
+        each = np.sort([fit["KL"] for fit in fits]).tolist()  # NaN, where a fit failed, is last
+        shown = " ".join(f"{kl:.4f}" for kl in each)
+        median, worst = each[SEED_COUNT // 2], each[-1]
+        yield {"KL": toy, "median": median, "worst": worst, "all": shown, "note": _notes(fits)}
+
+
+def _title(subject: str, options: BenchmarkOptions) -> str:
+    name, recipe = toy_recipe()
+    return (
+        f"{subject}: recipe {name}, objective {recipe.objective} unless named; "
+        f"{options.budget:g} s each, {TOY_ROWS['train']} training rows, {threads_used()}; "
+        f"KL over {KL_ROWS} fresh rows, exact trace, rtol = atol = {KL_TOLERANCE:g}"
+    )
+
+
+def _notes(rows: Sequence[Row]) -> str:
+    return "; ".join(dict.fromkeys(row["note"] for row in rows if row["note"]))
+
+
+def toy_recipe(objective: str | None = None) -> tuple[str, Recipe]:
+    """Return the default recipe of toys with its name, and with another objective if given."""
+    name, recipe = choose_recipe(None, TOY_ROWS["train"], dim=2)
+    return name, replace(recipe, objective=objective or recipe.objective)
+
+
+def fit_key(
+    options: BenchmarkOptions, toy: str, objective: str | None = None, seed: int = 0
+) -> Row:
+    """Return the key of a fit, with the recipe's objective when None is given."""
+    _, recipe = toy_recipe(objective)
+    names = {"toy": toy, "objective": recipe.objective, "budget": options.budget, "seed": seed}
+    return key_of(names, recipe)
+
+
+def fit_of(options: BenchmarkOptions, toy: str, objective: str | None = None, seed: int = 0) -> Row:
+    """Return the fit of a flow to a toy, trained unless it is cached.
+
+    Returns:
+        `FIT_COLUMNS`: the KL divergence from the truth to the flow over fresh rows, in nats, with
+        its standard error; seconds and steps of training; mean evaluations of a training solve, 0
+        without any, and of a scoring solve. All are NaN where training or scoring failed.
+    """
+    key = fit_key(options, toy, objective, seed)
+    return options.results.recall(key, partial(_train, key, options.results.model_folder(key)))
+
+
+def _train(key: Row, folder: Path | None) -> Row:
+    """Train a flow on the programs' rows for its seed, score it on fresh rows, and save it."""
+    toy, seed, (_, recipe) = key["toy"], key["seed"], toy_recipe(key["objective"])
+    try:
+        flow, history = _fitted(recipe, toy, seed, budget=key["budget"])
+        far, scoring = distance_of(flow, toy, fresh_rows(toy, KL_ROWS, seed))
+    except (TrainingError, SolveError) as error:  # the table continues with its next row
+        return dict.fromkeys(FIT_COLUMNS, nan) | {"note": f"failed: {error}"}
+    if folder is not None:  # before the result, so that each result has its flow
+        save(flow, folder, {"result": dict(key)})
+    solved = history.nfe[np.nan_to_num(history.nfe) > 0]  # matching has no solves
+    training = float(solved.mean()) if len(solved) else 0.0
+    numbers = (far.mean, far.stderr, history.duration, history.steps, training, scoring)
+    return dict(zip(FIT_COLUMNS, numbers, strict=True)) | {"note": ""}
+
+
+def _fitted(recipe: Recipe, toy: str, seed: int, **length: Any) -> tuple[Flow, History]:
+    data = open_data(toy, seed)
+    return trained_flow(recipe, data.train.x, data.validation.x, seed, **length)
+
+
+def fresh_rows(toy: str, rows: int, seed: int, stream: int = KL_STREAM) -> Array:
+    """Draw rows (rows, 2) of a toy that the programs neither train nor select on."""
+    return TOYS[toy].sample(rows, np.random.default_rng([seed, stream]))
+
+
+@torch.no_grad()
+def distance_of(flow: Flow, toy: str, rows: Array) -> tuple[Average, float]:
+    """Return the KL divergence E_p[log p − log q] from a toy p to a flow q, in nats.
+
+    The mean is over rows (n, 2) drawn from the toy, by solves with exact traces at `KL_TOLERANCE`,
+    whose mean evaluations are returned as well.
+    """
+    tight = flow.with_solver(rtol=KL_TOLERANCE, atol=KL_TOLERANCE, step="joint", divergence="exact")
+    parts = torch.from_numpy(rows).to(flow.like).split(BENCHMARK_CHUNK_ROWS)
+    scored = [tight.score_rows(part) for part in parts]
+    log_prob = torch.cat([each.log_prob.double() for each in scored]).numpy()
+    evaluations = [np.mean(each.stats.evaluations) / max(1, flow.solves) for each in scored]
+    return Average.of(TOYS[toy].log_prob(rows) - log_prob), float(np.mean(evaluations))
+
+
+def contact_sheet(flows: Mapping[str, tuple[Flow | None, Average]]) -> Figure:
+    """Draw the true density of each toy above its flow's, which may be None, and the KL."""
+    columns = min(PANELS_IN_A_ROW, len(flows))
+    bands = -(-len(flows) // PANELS_IN_A_ROW)
+    figure = Figure(figsize=(2.3 * columns + 0.3, 5.0 * bands), layout="constrained")
+    bare = {"frame_on": False, "xticks": [], "yticks": []}
+    axes = figure.subplots(2 * bands, columns, squeeze=False, subplot_kw=bare)
+    for i, (name, (flow, distance)) in enumerate(flows.items()):
+        band, column = divmod(i, PANELS_IN_A_ROW)
+        (truth, model), toy = axes[2 * band : 2 * band + 2, column], TOYS[name]
+        draw_density(truth, toy.log_prob, toy.bounds, grid=PANEL_PIXELS).set_title(name)
+        model.set_xlabel("failed" if flow is None else f"KL {distance}")
+        if flow is not None:  # the largest true density is the brightest colour of both
+            ceiling = truth.get_images()[0].get_clim()[1]
+            log_prob = partial(log_prob_of, quick(flow))
+            draw_density(model, log_prob, toy.bounds, ceiling, PANEL_PIXELS)
+        if column == 0:
+            truth.set_ylabel("truth")
+            model.set_ylabel("flow")
+    return figure
+
+
+def regularizer_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
+    """Yield the table of a flow's KL and evaluations by weight, and the path of its figure.
+
+    Evaluations are the mean for a row in per-sample steps, and those of a batch in joint steps.
+    """
+    yield (
+        f"Regularization on {TRADE_OFF_TOY}: FFJORD's network, {TRADE_OFF_STEPS} steps, one weight "
+        f"for kinetic and Jacobian; KL over {KL_ROWS} fresh rows; solves at 1e-5"
+    )
+    points: list[Row] = []
+    rows = fresh_rows(TRADE_OFF_TOY, KL_ROWS, 0)
+    x = torch.from_numpy(rows[:BENCHMARK_CHUNK_ROWS]).float()
+    for weight in REGULARIZER_WEIGHTS:
+        recipe = replace(TRADE_OFF_RECIPE, regularizers={"kinetic": weight, "jacobian": weight})
+        flow, _ = _fitted(recipe, TRADE_OFF_TOY, 0, steps=TRADE_OFF_STEPS)
+        far, _ = distance_of(flow, TRADE_OFF_TOY, rows)
+        joint = flow.with_solver(step="joint")
+        with torch.no_grad():
+            stats, batch = flow.score_rows(x).stats, joint.score_rows(x[: recipe.batch_size]).stats
+        points.append(
+            {
+                "weight": weight,
+                "KL": far.mean,
+                "stderr": far.stderr,
+                "evals a row": float(np.mean(stats.evaluations)),
+                "joint": int(batch.evaluations),
+            }
         )
+        yield points[-1]
+    if options.out is not None:
+        yield str(_trade_off_figure(points, options.out / "trade_off.png"))
 
 
-def _title(what: str, options: BenchmarkOptions) -> str:
-    return (
-        f"{what}; {options.budget:g} s each, {TOY_ROWS['train']} training rows, "
-        f"threads: {torch.get_num_threads()}; KL over {KL_ROWS} fresh rows, exact trace, "
-        f"rtol = atol = {KL_TOLERANCE:g}"
-    )
-
-
-def _numbers(fit: ToyFit) -> str:
-    """Return the columns of a fit, followed by the reason of a failure."""
-    failed = f"  {fit.reason}" if fit.failed else ""
-    return (
-        f"{fit.kl:>10.4f}{fit.stderr:>10.4f}{fit.seconds:>10.1f}{fit.steps:>9}"
-        f"{fit.training:>8.1f}{fit.scoring:>9.1f}{failed}"
-    )
-
-
-def _sheet(fits: Mapping[ToyTrial, ToyFit], out: Path) -> Path:
-    """Draw the saved flows."""
-    panels = [
-        SheetPanel(trial.toy, None if fit.failed else load(trial.folder(out)), fit.distance)
-        for trial, fit in fits.items()
-    ]
-    return write_figure(contact_sheet(panels), out / "toys.png")
+def _trade_off_figure(points: Sequence[Row], path: Path) -> Path:
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    weights, kl, stderr, evaluations, _ = zip(*(point.values() for point in points), strict=True)
+    axes.errorbar(evaluations, kl, 2 * np.array(stderr), marker="o", capsize=3)
+    for weight, x, y in zip(weights, evaluations, kl, strict=True):
+        axes.annotate(f" {weight:g}", (x, y), (4, 6), textcoords="offset points")
+    axes.set(xlabel="evaluations of a row's solve", ylabel="KL to the truth, nats", ylim=(0, None))
+    axes.set_title("8gaussians: weight of kinetic and Jacobian regularization", fontsize=10)
+    return write_figure(figure, path)

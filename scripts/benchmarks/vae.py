@@ -2,146 +2,61 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import log, nan, prod
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
 from cnf.datasets import Images, load_images
-from cnf.scripts.benchmarks.options import BenchmarkOptions
-from cnf.scripts.benchmarks.overhead import one_thread
-from cnf.scripts.benchmarks.ranking import Average
-from cnf.scripts.benchmarks.vae_trials import (
-    IWAE_SAMPLES,
-    VAE_POSTERIORS,
-    VAE_SETTINGS,
-    VAEOutcome,
-    outcome_of,
-    trial_of,
-)
-from cnf.vae import VAE, Architecture
+from cnf.scripts import vae_training
+from cnf.scripts.benchmarks.compared import VAE_POSTERIORS, VAE_SETTINGS
+from cnf.scripts.benchmarks.measure import Array, Average, TableItem, median_seconds, threads_used
+from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
+from cnf.scripts.benchmarks.tables import FAILURES
+from cnf.vae import VAE, Architecture, Plan, score
 
+IWAE_SAMPLES = 1000  # for the importance-weighted bound
 BASELINE_POSTERIORS = ("gaussian", "planar")
 BITS_PER_PIXEL_IMAGES = ("freyfaces",)  # for which papers report bits per pixel
-COST_ARCHITECTURE = Architecture(
-    (28, 28), 255, network="conv", latent_dim=64
-)  # as in the Sylvester flows' paper
+# The architecture is that of the Sylvester flows' paper.
+COST_ARCHITECTURE = Architecture((28, 28), 255, network="conv", latent_dim=64)
 COST_BATCH = 100
 
 
-def bound_lines(options: BenchmarkOptions) -> Iterator[str]:
-    """Yield the tables of all images, each after a line for every VAE trained for it."""
-    every = [load_images(name, options.data_dir) for name in options.images or tuple(VAE_SETTINGS)]
-    for images in every:
-        found: dict[str, list[VAEOutcome]] = {}
-        for posterior in options.posteriors or tuple(VAE_POSTERIORS):
-            found[posterior] = yield from _outcomes(options, images, posterior)
+def bound_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
+    """Yield a row for each VAE, followed by the table of its images and a summary."""
+    for images in [load_images(name, options.data_dir) for name in options.images or VAE_SETTINGS]:
+        setting = VAE_SETTINGS[images.name]
+        yield (
+            f"{images.name}: {len(images.test[: vae_training.MAX_TEST_IMAGES])} test images, "
+            f"{setting.latent_dim} latents, {setting.plan['epochs']} epochs, seeds: "
+            f"{setting.seeds}; {threads_used()}; nats, ± standard errors over the images"
+        )
+        found: dict[str, list[Row]] = {each: [] for each in options.posteriors or VAE_POSTERIORS}
+        for posterior in found:
+            for seed in range(setting.seeds):
+                row = bounds_of(options, images, posterior, seed)
+                found[posterior].append(row)
+                yield {"posterior": posterior, "seed": seed, **_shown([row])}
         yield ""
-        yield from _table(images, found)
+        yield from compare(images, found)
         yield ""
-        yield from _summary(found)
 
 
-def cost_lines(repeats: int) -> Iterator[str]:
+def cost_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
     """Yield the table of the time of a training step, on the convolutional VAE."""
-    with one_thread():
-        steps = {name: _stepper(made) for name, made in VAE_POSTERIORS.items()}
-        taken: dict[str, list[float]] = {name: [] for name in steps}
-        for repeat in range(repeats + 2):  # the first two warm up
-            for name, step in steps.items():
-                begin = time.perf_counter()
-                step()
-                if repeat >= 2:
-                    taken[name].append(time.perf_counter() - begin)
-        latent_dim, threads = COST_ARCHITECTURE.latent_dim, torch.get_num_threads()
-        yield (
-            f"Training step of the convolutional VAE, {latent_dim} latents, {COST_BATCH} "
-            f"images of 28 x 28; threads: {threads}, median of {repeats}"
-        )
-    yield f"{'posterior':<14}{'seconds':>10}{'to gaussian':>14}"
-    first = median(taken["gaussian"])
-    for name, seconds in taken.items():
-        yield f"{name:<14}{median(seconds):>10.4f}{median(seconds) / first:>14.2f}"
-
-
-def _outcomes(
-    options: BenchmarkOptions, images: Images, posterior: str
-) -> Generator[str, None, list[VAEOutcome]]:
-    """Return the outcomes of a posterior for all seeds, and yield a line for each new one."""
-    outcomes = []
-    for seed in range(VAE_SETTINGS[images.name].seeds):
-        outcome = outcome_of(options, trial_of(images, posterior, seed), images)
-        outcomes.append(outcome)
-        if not outcome.cached:
-            nll, elbo = (Average.of(_over_seeds([each])) for each in (outcome.nll, outcome.elbo))
-            yield (
-                f"  {images.name} {posterior} seed {seed}: NLL {nll}, ELBO {elbo}, "
-                f"{outcome.seconds:.0f} s {outcome.reason}".rstrip()
-            )
-    return outcomes
-
-
-def _table(images: Images, found: Mapping[str, Sequence[VAEOutcome]]) -> Iterator[str]:
-    """Yield the table of the images, in Markdown."""
-    setting = VAE_SETTINGS[images.name]
-    count = max(len(outcome.nll) for outcomes in found.values() for outcome in outcomes)
+    height, width = COST_ARCHITECTURE.size
     yield (
-        f"{images.name}: {count} test images, {setting.latent_dim} latents, {setting.plan.epochs} "
-        f"epochs, seeds: {setting.seeds}; threads: {torch.get_num_threads()}; nats, ± standard "
-        "errors over the images"
+        f"Training step of the convolutional VAE, {COST_ARCHITECTURE.latent_dim} latents, "
+        f"{COST_BATCH} images of {height} x {width}; {threads_used(options.repeats)}"
     )
-    yield ""
-    bits = images.name in BITS_PER_PIXEL_IMAGES
-    rivals = [rival for rival in BASELINE_POSTERIORS if rival in found]
-    heads = ["posterior", "ELBO", f"NLL, IWAE-{IWAE_SAMPLES}", *(["bits / pixel"] if bits else [])]
-    heads += [*(f"below {rival}" for rival in rivals), "seconds"]
-    yield f"| {' | '.join(heads)} |"
-    yield f"|{'---|' * len(heads)}"
-    for name, outcomes in found.items():
-        nll = Average.of(_over_seeds([outcome.nll for outcome in outcomes]))
-        elbo = Average.of(_over_seeds([outcome.elbo for outcome in outcomes]))
-        cells = [name, str(elbo), str(nll)]
-        cells += [f"{nll.mean / (prod(images.size) * log(2)):.4f}"] if bits else []
-        cells += ["" if name == rival else str(_ahead(found, name, rival)) for rival in rivals]
-        cells.append(f"{np.mean([outcome.seconds for outcome in outcomes]):.0f}")
-        yield f"| {' | '.join(cells)} |"
-
-
-def _summary(found: Mapping[str, Sequence[VAEOutcome]]) -> Iterator[str]:
-    """Yield lines that compare this library's best-validating flow with the baselines."""
-    whole = [name for name, outcomes in found.items() if not any(each.reason for each in outcomes)]
-    ours = [name for name in whole if name not in BASELINE_POSTERIORS]
-    if not ours:
-        return
-    best = max(ours, key=lambda name: np.mean([each.validation for each in found[name]]))
-    for rival in (rival for rival in BASELINE_POSTERIORS if rival in whole):
-        ahead = _ahead(found, best, rival)
-        pairs = zip(found[best], found[rival], strict=True)
-        seeds = ", ".join(f"{np.mean(other.nll) - np.mean(own.nll):.3f}" for own, other in pairs)
-        yield (
-            f"{best}, which validates best of this library's, is {ahead} nats ahead of {rival}: "
-            f"{ahead.mean / ahead.stderr:.1f} standard errors of the difference image by image, "
-            f"of these trained VAEs; seed by seed {seeds}"
-        )
-
-
-def _ahead(found: Mapping[str, Sequence[VAEOutcome]], name: str, rival: str) -> Average:
-    """Return the mean difference of NLL from a rival to a posterior, over images."""
-    own, other = (_over_seeds([outcome.nll for outcome in found[each]]) for each in (name, rival))
-    return Average.of((np.asarray(other) - own).tolist())
-
-
-def _over_seeds(numbers: Sequence[Sequence[float]]) -> list[float]:
-    """Return the mean over seeds for each image; a single NaN where a seed failed."""
-    if not all(numbers):
-        return [nan]
-    means: list[float] = np.mean(numbers, axis=0).tolist()
-    return means
+    steps = {name: _stepper(made) for name, made in VAE_POSTERIORS.items()}
+    taken = median_seconds(steps, options.repeats)
+    for name, seconds in taken.items():
+        yield {"posterior": name, "seconds": seconds, "to gaussian": seconds / taken["gaussian"]}
 
 
 def _stepper(posterior: Mapping[str, Any]) -> Callable[[], None]:
@@ -157,3 +72,83 @@ def _stepper(posterior: Mapping[str, Any]) -> Callable[[], None]:
         optimizer.step()
 
     return step
+
+
+def bounds_of(options: BenchmarkOptions, images: Images, posterior: str, seed: int) -> Row:
+    """Return the bounds of a VAE, which is trained or resumed unless they are cached.
+
+    Returns:
+        The evidence lower bounds "elbo" of test images, and minus their importance-weighted ones
+        "nll", in nats, both empty after a failure; that of validation images; seconds of training.
+    """
+    setting = VAE_SETTINGS[images.name]
+    architecture = vae_training.architecture_of(
+        images, latent_dim=setting.latent_dim, **VAE_POSTERIORS[posterior]
+    )
+    plan = Plan(**setting.plan)
+    scored, parts = vae_training.MAX_TEST_IMAGES, (images.train, images.validation, images.test)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = {"images": images.name, "posterior": posterior, "seed": seed, "device": device}
+    key = key_of(names, architecture, plan, IWAE_SAMPLES, scored, *parts)
+
+    def measure() -> Row:
+        torch.manual_seed(seed)
+        vae = VAE(architecture).to(device)
+        try:
+            records = vae_training.train(vae, images, plan, seed, options.results.model_folder(key))
+            found = score(vae, vae_training.observed(vae, images), IWAE_SAMPLES)
+        except FAILURES as error:
+            note = " ".join(str(error).split())
+            return {"elbo": [], "nll": [], "validation": nan, "seconds": nan, "note": note}
+        selectable = [each for each in records if plan.is_selectable(each.epoch / plan.epochs)]
+        return {
+            "elbo": found.elbo.tolist(),
+            "nll": found.nll.tolist(),
+            "validation": max(each.validation_elbo for each in selectable),
+            "seconds": records[-1].seconds,
+            "note": "",
+        }
+
+    return options.results.recall(key, measure)
+
+
+def compare(images: Images, found: Mapping[str, Sequence[Row]]) -> Iterator[TableItem]:
+    """Yield a row for each posterior, and compare this library's best with the baselines."""
+    rivals = [rival for rival in BASELINE_POSTERIORS if rival in found]
+    nll = {name: over_seeds(rows, "nll") for name, rows in found.items()}
+    for name, rows in found.items():
+        row = {"posterior": name, **_shown(rows)}
+        if images.name in BITS_PER_PIXEL_IMAGES:
+            bits = Average.of(nll[name]).mean / (prod(images.size) * log(2))
+            row["bits / pixel"] = f"{bits:.4f}"
+        yield row | {f"below {rival}": Average.of(nll[rival] - nll[name]) for rival in rivals}
+    whole = [name for name, rows in found.items() if all(each["nll"] for each in rows)]
+    ours = [name for name in whole if name not in BASELINE_POSTERIORS]
+    if not ours:
+        return
+    best = max(ours, key=lambda name: np.mean([each["validation"] for each in found[name]]))
+    for rival in (rival for rival in rivals if rival in whole):
+        gain = Average.of(nll[rival] - nll[best])
+        pairs = zip(found[best], found[rival], strict=True)
+        seeds = (f"{np.mean(other['nll']) - np.mean(own['nll']):.3f}" for own, other in pairs)
+        yield (
+            f"{best}, which validates best of this library's, is {gain} nats ahead of {rival}: "
+            f"{gain.mean / gain.stderr:.1f} standard errors of the difference image by image, "
+            f"of these trained VAEs; seed by seed {', '.join(seeds)}"
+        )
+
+
+def over_seeds(rows: Sequence[Row], bound: str) -> Array:
+    """Return the mean of a bound over seeds for each image; a single NaN where a seed failed."""
+    whole = all(row[bound] for row in rows)
+    return np.mean([row[bound] for row in rows], axis=0) if whole else np.array([nan])
+
+
+def _shown(rows: Sequence[Row]) -> Row:
+    """Return the columns of the mean over seeds."""
+    return {
+        "ELBO": Average.of(over_seeds(rows, "elbo")),
+        f"NLL, IWAE-{IWAE_SAMPLES}": Average.of(over_seeds(rows, "nll")),
+        "seconds": f"{np.mean([row['seconds'] for row in rows]):.0f}",
+        "note": rows[0]["note"] if len(rows) == 1 else "",
+    }

@@ -1,0 +1,71 @@
+"""The methods, tables, VAEs and libraries that are compared: read without PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from cnf.utils.registry import Registry
+from cnf.variational import AMORTIZATIONS
+
+METHODS: Registry[Callable[..., Any]] = Registry(
+    {
+        "gaussian": "cnf.scripts.benchmarks.density:fit_gaussian",
+        "mixture": "cnf.scripts.benchmarks.density:fit_mixture",
+        "kernel": "cnf.scripts.benchmarks.density:fit_kernel",
+        "spline": "cnf.scripts.benchmarks.density:fit_spline",
+        "maf": "cnf.scripts.benchmarks.density:fit_maf",
+        "cnf": "cnf.scripts.benchmarks.density:fit_cnf",
+    }
+)
+"""Functions of a `StandardizedSplit`, a budget in seconds and a seed that fit a density."""
+METHOD_PEERS = {"spline": "zuko", "maf": "zuko"}  # the library that a method needs
+
+UCI_FILE = "uci_small.npz"  # regression tables of the UCI repository
+UCI_TABLES = (
+    *("wine", "housing", "concrete", "energy", "parkinsons", "protein", "elevators"),
+    *("bike", "pol", "kin40k", "breastcancer"),
+)
+
+# With per-row weights, one hidden layer does as well as two in a third of the time.
+POSTERIOR_FIELDS: dict[str, dict[str, Any]] = {"rank": {"field": (64,)}, "hyper": {"field": (64,)}}
+VAE_POSTERIORS: dict[str, dict[str, Any]] = {
+    "gaussian": {"posterior": "gaussian"},
+    "planar": {"posterior": "planar"},
+    **{
+        f"cnf-{name}": {"posterior": "cnf", "amortize": name, **POSTERIOR_FIELDS.get(name, {})}
+        for name in AMORTIZATIONS
+    },
+}
+"""The posteriors that are compared, as arguments of `Architecture` by name."""
+
+
+class VAESetting(NamedTuple):
+    """The latents of a VAE, the number of its seeds, and arguments of `cnf.vae.Plan`."""
+
+    latent_dim: int
+    seeds: int
+    plan: dict[str, Any]
+
+
+VAE_SETTINGS = {
+    # The images are so small that all latents are used, and no settling is needed.
+    "digits": VAESetting(16, 3, {"epochs": 500, "learning_rate": 2e-3, "settling": 0.0}),
+    "mnist": VAESetting(32, 1, {"epochs": 150, "batch_size": 256, "learning_rate": 2e-3}),
+    # Two runs of one posterior differ by some 15 nats, more than any posterior gains. So all share
+    # six tenths of the run: until a posterior has settled, each is the encoder's Gaussian.
+    "freyfaces": VAESetting(16, 1, {"epochs": 600, "settling": 0.6}),
+}
+
+
+def peer(name: str) -> Any:
+    """Import a module of another library, which the `bench` extra installs."""
+    try:
+        return import_module(name)
+    except ImportError:
+        library = name.partition(".")[0]
+        raise ValueError(
+            f"Expected {library} to compare with; got none installed: "
+            "run pip install 'cnf-flows[bench]'"
+        ) from None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 import cnf
-from cnf.datasets import closest
 from cnf.scripts.program import program, say
 
 PROGRAMS = {
@@ -20,22 +20,17 @@ PROGRAMS = {
     "plot": "draw a trained flow's figures",
     "benchmark": "measure the solver and the flow against other libraries",
 }
+OPTIONS = """
+  --version                 print the version
+  --print-completion SHELL  print a completion script for a shell"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program that the first argument names.
-
-    Example:
-        >>> main(["--help"])  # doctest: +ELLIPSIS
-        usage: cnf NAME ...
-        ...
-    """
+    """Run the program that the first argument names."""
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in ("-h", "--help"):
         programs = (f"  {program:<10}{purpose}" for program, purpose in PROGRAMS.items())
-        say("usage: cnf NAME ... (see cnf NAME --help)\n", *programs)
-        say("\n  --version                 print the version")
-        say("  --print-completion SHELL  print a completion script for a shell")
+        say("usage: cnf NAME ... (see cnf NAME --help)\n", *programs, OPTIONS)
         return 0
     if name == "--version":
         say(f"cnf-flows {cnf.__version__}")
@@ -43,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "--print-completion":
         return _print_completion(rest)
     if name not in PROGRAMS:
-        hint = ", ".join(closest(name, PROGRAMS) or PROGRAMS)
+        hint = ", ".join(get_close_matches(name.lower(), PROGRAMS, cutoff=0.0))
         print(f"cnf: expected the name of a program, such as {hint}; got {name!r}", file=sys.stderr)
         return 2
     status: int = import_module(f"cnf.scripts.{name.replace('-', '_')}").main(rest)

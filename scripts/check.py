@@ -7,34 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cnf.diagnostics.checks import CHECK_ROWS, INTEGRAL_POINTS, check
-from cnf.scripts.program import Parser, positive_integer, program, say, seed
-from cnf.scripts.trained import TrainedModel, add_row_options
+from cnf.diagnostics import MAX_CHECK_POINTS, MAX_CHECK_ROWS
+from cnf.scripts.options import add_options
+from cnf.scripts.program import Parser, positive_integer, program, say
 
 
 def parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser("check", description=__doc__)
-    add_row_options(parser, doing="check on")
-    parser.add_argument(
-        "--rows",
-        metavar="N",
-        type=positive_integer,
-        default=CHECK_ROWS,
-        help=f"largest number of data rows used (default {CHECK_ROWS})",
-    )
-    parser.add_argument(
-        "--points",
-        metavar="N",
-        type=positive_integer,
-        default=INTEGRAL_POINTS,
-        help="largest number of points at which the density is integrated "
-        f"(default {INTEGRAL_POINTS})",
-    )
-    parser.add_argument(
-        "--seed", metavar="N", type=seed, default=0, help="seed of all random draws (default 0)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    add_options(parser, "dir", "--data", "--context-data", "--missing", "--divergence")
+    for name, most, of in (
+        ("rows", MAX_CHECK_ROWS, "data rows used"),
+        ("points", MAX_CHECK_POINTS, "points at which the density is integrated"),
+    ):
+        text = f"largest number of {of} (default {most})"
+        parser.add_argument(
+            f"--{name}", metavar="N", type=positive_integer, default=most, help=text
+        )
+    add_options(parser, "--seed", "--json")
     return parser
 
 
@@ -42,8 +32,11 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
+    from cnf.diagnostics import check
+    from cnf.scripts.trained import TrainedModel
+
     trained = TrainedModel.read(arguments.dir, arguments.divergence)
-    rows, _ = trained.rows_or_held_out(
+    rows, _ = trained.rows(
         arguments.data, arguments.context_data, arguments.missing, doing="check on"
     )
     trained.schema.check(rows.x)

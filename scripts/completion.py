@@ -9,7 +9,6 @@ from importlib import import_module
 import shtab
 
 from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, IMAGES, TABLES, TOYS
-from cnf.scripts.program import Parser
 
 COMPLETION_SHELLS = tuple(shtab.SUPPORTED_SHELLS)
 DATA_NAMES = (*TOYS, *CONDITIONAL_TOYS, *TABLES, *BENCHMARKS)
@@ -17,11 +16,7 @@ PATH_COMPLETIONS = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}
 
 
 def completion(shell: str, programs: Mapping[str, str]) -> str:
-    """Return the script that makes a shell complete `cnf`.
-
-    Args:
-        shell: One of `COMPLETION_SHELLS`.
-        programs: The purpose of each program, by its name.
+    """Return the script that makes a shell complete `cnf`, given the purpose of each program.
 
     Raises:
         ValueError: The shell is unknown.
@@ -40,17 +35,12 @@ def completion(shell: str, programs: Mapping[str, str]) -> str:
     subcommands = command.add_subparsers()
     for name, purpose in programs.items():
         own = import_module(f"cnf.scripts.{name.replace('-', '_')}").parser()
-        _name_values(own, tuple(IMAGES) if name == "train-vae" else DATA_NAMES)
+        for action in own._actions:
+            if action.choices is not None:
+                action.choices = tuple(action.choices)  # a mapping would stand for subcommands
+            if action.metavar == "DATA":
+                action.choices = tuple(IMAGES) if name == "train-vae" else DATA_NAMES
+            elif action.metavar in PATH_COMPLETIONS:
+                action.complete = PATH_COMPLETIONS[action.metavar]
         subcommands.add_parser(name, parents=[own], add_help=False, help=purpose)
     return shtab.complete(command, shell)
-
-
-def _name_values(parser: Parser, data: tuple[str, ...]) -> None:
-    """Set the completion of arguments by their metavar: names of data, files or folders."""
-    for action in parser._actions:
-        if action.choices is not None:
-            action.choices = tuple(action.choices)  # a mapping would stand for subcommands
-        if action.metavar == "DATA":
-            action.choices = data
-        elif action.metavar in PATH_COMPLETIONS:
-            action.complete = PATH_COMPLETIONS[action.metavar]  # type: ignore[attr-defined]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,31 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy import format_float_positional
-from numpy.typing import NDArray
 
-from cnf.datasets import (
-    BENCHMARKS,
-    CONDITIONAL_TOYS,
-    TABLES,
-    TOYS,
-    ConditionalToy,
-    Missing,
-    Picture,
-    Table,
-    Toy,
-    closest,
-    is_picture,
-    load,
-    load_benchmark,
-    read_picture,
-    split,
-)
+import cnf.datasets as datasets
+from cnf.datasets import CONDITIONAL_TOYS, TOYS, ConditionalToy, Missing, Picture, Table, Toy
 from cnf.datasets.pictures import WORD_PREFIX
 from cnf.layers.scalings.scaling import constant_columns
-from cnf.scripts.rows import ContextRows, no_context
+from cnf.scripts.rows import Array, ContextRows, no_context
+from cnf.tables.kinds import KINDS
 from cnf.tables.schema import Column, Schema
 
-Array = NDArray[np.float64]
 AnyToy = Toy | ConditionalToy
 
 TOY_ROWS = {"train": 100_000, "validation": 5_000, "test": 10_000}
@@ -45,53 +28,30 @@ TOY_COLUMNS = ("x", "y")
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Rows for training, validation and testing.
+    """Rows for training, validation and testing."""
 
-    Attributes:
-        name: A registry's name, or the absolute path of a file.
-        schema: The modelled columns and their kinds.
-        context_columns: Names of the columns to condition on; usually empty.
-        train: Rows to train on.
-        validation: Rows to select on.
-        test: Rows held out from both.
-        toy: The toy that the rows are drawn from, with its true log-density; None where that is
-            unknown: for a table, or where columns of a plain toy are the context.
-        sha256: Checksum of the whole table's values, which identifies it; empty for a toy.
-        dropped: The number of the table's rows that were left out because of missing values.
-    """
-
-    name: str
-    schema: Schema
-    context_columns: tuple[str, ...]
+    name: str  # a registry's name, or the absolute path of a file
+    schema: Schema  # the modelled columns and their kinds
+    context_columns: tuple[str, ...]  # columns to condition on; usually empty
     train: ContextRows
     validation: ContextRows
     test: ContextRows
-    toy: AnyToy | None
-    sha256: str
-    dropped: int
+    toy: AnyToy | None  # with the rows' true log-density; None where that is unknown
+    sha256: str  # of the whole table's values; empty for a toy
+    dropped: int  # number of the table's rows left out because of missing values
 
 
 @dataclass(frozen=True)
 class ColumnChoices:
-    """The user's choices about a table's columns.
+    """The user's choices about a table's columns."""
 
-    Attributes:
-        context: Names of the columns to condition on.
-        left_out: Names of the columns that are left out.
-        missing: The treatment of missing values.
-        kinds: Entries of `Schema.of` for the columns whose kinds are not inferred.
-        schema: All modelled columns, where they are known; nothing is inferred then.
-        sha256: The expected checksum of the table; empty where any table is accepted.
-        advice: The alternative to restoring a table that has changed.
-    """
-
-    context: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()  # names of the columns to condition on
     left_out: tuple[str, ...] = ()
     missing: Missing = "refuse"
-    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    schema: Schema | None = None
-    sha256: str = ""
-    advice: str = "train again"
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # entries of `Schema.of`
+    schema: Schema | None = None  # all modelled columns, where nothing is to be inferred
+    sha256: str = ""  # the expected checksum of the table; empty where any is accepted
+    advice: str = "train again"  # the alternative to restoring a table that has changed
 
 
 def open_data(
@@ -106,13 +66,11 @@ def open_data(
         data_dir: The folder with the files of benchmarks.
 
     Raises:
-        ValueError: The data or the context does not exist, has changed, or cannot be fitted; the
-            message says why.
+        ValueError: The data or the context does not exist, has changed, or cannot be fitted.
     """
     choices = choices or ColumnChoices()
     sha256, dropped = "", 0
-    toy = known_toy(name)
-    if toy is not None:
+    if toy := known_toy(name):
         # One generator for each part, so that the size of one does not change the others.
         tables = {
             part: _draw(toy, rows, np.random.default_rng([seed, i]))
@@ -120,14 +78,17 @@ def open_data(
         }
         if isinstance(toy, Picture):
             sha256 = hashlib.sha256(toy.darkness.data).hexdigest()
-    elif name in BENCHMARKS:
-        tables = dict(vars(load_benchmark(name, data_dir)))
+    elif name in datasets.BENCHMARKS:
+        tables = dict(vars(datasets.load_benchmark(name, data_dir)))
         sha256 = _sha256(*tables.values())
     else:
-        table = load(name, choices.missing)
-        dropped = table.dropped
-        tables = _split(table, seed)
-        sha256 = _sha256(table)
+        table = datasets.load(name, choices.missing)
+        _check_single_precision(table.values, table, table.columns)
+        index = datasets.split(len(table.values), seed)
+        dropped, sha256 = table.dropped, _sha256(table)
+        tables = {
+            part: replace(table, values=table.values[getattr(index, part)]) for part in TOY_ROWS
+        }
     name = persistent_name(name)
     if choices.sha256 not in ("", sha256):
         raise ValueError(
@@ -136,10 +97,9 @@ def open_data(
         )
     if isinstance(toy, ConditionalToy):
         choices = replace(choices, context=toy.context_columns)
-    inferred = toy is None and name not in BENCHMARKS
     schema = choices.schema
     if schema is None:
-        schema = _schema(tables, choices, inferred)
+        schema = _schema(tables, choices, toy is None and name not in datasets.BENCHMARKS)
         _check_varying(tables["train"], choices.context)
     return Data(
         name,
@@ -171,23 +131,22 @@ def open_rows(
         schema: The modelled columns.
         context_columns: Names of the columns of the context.
         seed: Seed of a toy's rows.
-        context_data: The file that the context is read from; None where DATA holds it.
-        missing: The treatment of missing values in DATA; where the context is in another file no
-            row can be dropped, since the rows of both files correspond.
+        context_data: The file that the context is read from, whose rows correspond to DATA's, so
+            that none is dropped; None where DATA holds it.
+        missing: The treatment of missing values in DATA.
         data_dir: The folder with the files of benchmarks, whose test rows are read.
 
     Raises:
         ValueError: The data does not exist, its columns are not the model's, or the numbers of
             rows and contexts differ.
     """
-    toy = known_toy(name)
-    if toy is not None:
+    if toy := known_toy(name):
         # A separate stream: NumPy's generator of [seed, 0], the training rows', is that of seed.
         table = _draw(toy, TOY_ROWS["test"], np.random.default_rng([seed, len(TOY_ROWS)]))
-    elif name in BENCHMARKS:
-        table = load_benchmark(name, data_dir).test
+    elif name in datasets.BENCHMARKS:
+        table = datasets.load_benchmark(name, data_dir).test
     else:
-        table = load(name, missing if context_data is None else "refuse")
+        table = datasets.load(name, missing if context_data is None else "refuse")
     if context_data is None:
         rows = _rows(table, schema, context_columns)
         return rows, _toy_of(toy, table, schema.names, context_columns)
@@ -202,16 +161,12 @@ def open_rows(
 
 
 def open_context(name: str, context_columns: Sequence[str]) -> Array:
-    """Read contexts from a file or a bundled table, with columns matched as those of data are.
-
-    Raises:
-        ValueError: The model takes no context, or the file lacks its columns.
-    """
+    """Read contexts from a file or a bundled table, with columns matched as those of data are."""
     if not context_columns:
         raise ValueError(
             f"Expected no --context-data for a model that was trained without a context; got {name}"
         )
-    return _context(load(name), context_columns)
+    return _context(datasets.load(name), context_columns)
 
 
 def true_log_prob(toy: AnyToy, rows: ContextRows) -> Array:
@@ -222,19 +177,15 @@ def true_log_prob(toy: AnyToy, rows: ContextRows) -> Array:
 
 
 def known_toy(name: str) -> AnyToy | None:
-    """Return the toy or the picture of this name; None for any other name.
-
-    Raises:
-        ValueError: The picture cannot be read.
-    """
-    if is_picture(name):
-        return read_picture(name)
+    """Return the toy or the picture of this name; None for any other name."""
+    if datasets.is_picture(name):
+        return datasets.read_picture(name)
     return TOYS.get(name) or CONDITIONAL_TOYS.get(name)
 
 
 def persistent_name(name: str) -> str:
     """Return a name that is independent of the working folder: the absolute path of a file."""
-    known = (*TOYS, *CONDITIONAL_TOYS, *BENCHMARKS, *TABLES)
+    known = (*TOYS, *CONDITIONAL_TOYS, *datasets.BENCHMARKS, *datasets.TABLES)
     return name if name in known or name.startswith(WORD_PREFIX) else os.path.abspath(name)
 
 
@@ -256,33 +207,23 @@ def _toy_of(
     return toy if toy and (toy.columns, toy.context_columns) == names else None
 
 
-def _split(table: Table, seed: int) -> dict[str, Table]:
-    """Split a table into training, validation and test rows, checked for single precision."""
-    _check_single_precision(table.values, table, table.columns)
-    index = split(len(table.values), seed)
-    return {part: replace(table, values=table.values[getattr(index, part)]) for part in TOY_ROWS}
-
-
 def _schema(tables: Mapping[str, Table], choices: ColumnChoices, inferred: bool) -> Schema:
     """Return the schema of the modelled columns: as the user states it, or inferred from all rows.
 
-    Bounds and categories are those of all rows, since rows beyond them would have no density; a
-    column is constant if it does not vary among the training rows.
-
-    Raises:
-        ValueError: The table lacks a column, a column cannot be of its stated kind, or all modelled
-            columns are constant.
+    Rows beyond bounds and categories would have no density. Columns are constant in training rows.
     """
     train = tables["train"]
     names = _modelled(train, choices)
     places = [train.columns.index(name) for name in names]
     values = np.vstack([table.values[:, places] for table in tables.values()])
-    found = Schema(tuple(Column(name) for name in names))
+    found = Schema(tuple(map(Column, names)))
     if inferred:
         found = Schema.infer(values, names, train.categories)
     kinds = dict(choices.kinds)
     for i, name in enumerate(names):
-        if isinstance(kinds.get(name), Mapping) and kinds[name].get("kind") == "categorical":
+        entry = kinds.get(name)
+        kind = str(entry.get("kind")) if isinstance(entry, Mapping) else ""
+        if kind in KINDS and KINDS[kind].category_counts[0]:
             distinct = np.unique(values[:, i])
             texts = [format_float_positional(each, trim="-") for each in distinct]
             kinds[name] = {"categories": train.categories.get(name, texts), **kinds[name]}
@@ -305,8 +246,7 @@ def _check_varying(train: Table, context: Sequence[str]) -> None:
         return
     values = train.values[:, [train.columns.index(name) for name in context]]
     Schema(tuple(map(Column, context))).check_apart(values)
-    constant = constant_columns(torch.from_numpy(values).float())
-    if constant:
+    if constant := constant_columns(torch.from_numpy(values).float()):
         names = ", ".join(repr(context[i]) for i in constant)
         raise ValueError(
             f"Expected a context that varies among the training rows of {train.name}, in single "
@@ -325,19 +265,18 @@ def _sha256(*tables: Table) -> str:
 def _modelled(table: Table, choices: ColumnChoices) -> tuple[str, ...]:
     """Return the columns that are neither context nor left out, after checking all names."""
     for what, names in (("the context", choices.context), ("--drop", choices.left_out)):
-        for column, count in Counter(names).items():
+        for column in names:
             if column not in table.columns:
-                near = ", ".join(closest(column, table.columns))
+                near = ", ".join(datasets.closest(column, table.columns))
                 raise ValueError(
                     f"Expected {what} to name columns of {table.name}; got {column!r}: the closest "
                     f"names are {near}"
                 )
-            if count > 1:
+            if (count := names.count(column)) > 1:
                 raise ValueError(
                     f"Expected {what} to name each column once; got {column!r} {count} times"
                 )
-    both = set(choices.context) & set(choices.left_out)
-    if both:
+    if both := set(choices.context) & set(choices.left_out):
         raise ValueError(f"Expected no column of the context to be left out; got {min(both)!r}")
     excluded = {*choices.context, *choices.left_out}
     columns = tuple(column for column in table.columns if column not in excluded)
@@ -354,8 +293,7 @@ def _rows(table: Table, schema: Schema, context_columns: Sequence[str]) -> Conte
     if not context_columns:
         return ContextRows(_modelled_values(table, schema), no_context(len(table.values)))
     wanted = (*schema.varying, *context_columns)
-    missing = [name for name in wanted if name not in table.columns]
-    if missing:
+    if missing := [name for name in wanted if name not in table.columns]:
         raise ValueError(
             f"Expected the model's columns and its context, {', '.join(context_columns[:5])}, in "
             f"{table.name} (or the context in a separate file, with --context-data); got "
@@ -365,30 +303,22 @@ def _rows(table: Table, schema: Schema, context_columns: Sequence[str]) -> Conte
 
 
 def _modelled_values(table: Table, schema: Schema) -> Array:
-    """Return the columns of a model, with categories in the model's numbering.
-
-    Constant columns may be absent where the other columns are matched by name.
-    """
-    absent = [column for column in schema.columns if column.name not in table.columns]
-    if len(absent) < len(schema.columns) and not any(column.width for column in absent):
-        values = np.full((len(table.values), len(absent)), 0.0)
-        names = (*table.columns, *(column.name for column in absent))
-        table = replace(table, values=np.hstack([table.values, values]), columns=names)
-    values, places = _select(table, schema.names), _positions(table, schema.names)
-    known = {
-        name: table.categories[table.columns[place]]
-        for name, place in zip(schema.names, places, strict=True)
-        if table.columns[place] in table.categories
-    }
-    return schema.numbers(values, known)
+    """Return the columns of a model, with categories in the model's numbering."""
+    # Constant columns may be absent where the other columns are matched by name.
+    absent = [column.name for column in schema.columns if column.name not in table.columns]
+    if len(absent) < len(schema.columns) and not {*absent} & {*schema.varying}:
+        values = np.hstack([table.values, np.zeros((len(table.values), len(absent)))])
+        table = replace(table, values=values, columns=(*table.columns, *absent))
+    values, theirs = _select(table, schema.names)
+    names = dict(zip(schema.names, theirs, strict=True))
+    texts = {our: table.categories[name] for our, name in names.items() if name in table.categories}
+    return schema.numbers(values, texts)
 
 
 def _context(table: Table, columns: Sequence[str]) -> Array:
     """Return the columns of a context, which must be numbers."""
-    values = _select(table, columns)
-    text = [table.columns[place] for place in _positions(table, columns)]
-    text = [name for name in text if name in table.categories]
-    if text:
+    values, names = _select(table, columns)
+    if text := [name for name in names if name in table.categories]:
         raise ValueError(
             f"Expected numbers in the context; got text in column {text[0]!r} of {table.name}: "
             "encode it as columns of 0 and 1, one for each category but one"
@@ -396,11 +326,12 @@ def _context(table: Table, columns: Sequence[str]) -> Array:
     return values
 
 
-def _select(table: Table, columns: Sequence[str]) -> Array:
-    """Return columns of a table in row-major order, which later arithmetic depends on."""
-    rows = np.ascontiguousarray(table.values[:, _positions(table, columns)])
+def _select(table: Table, columns: Sequence[str]) -> tuple[Array, list[str]]:
+    """Return columns of a table, and the names that they have there."""
+    places = _positions(table, columns)  # row-major, since later arithmetic depends on the order
+    rows = np.ascontiguousarray(table.values[:, places])
     _check_single_precision(rows, table, columns)
-    return rows
+    return rows, [table.columns[place] for place in places]
 
 
 def _positions(table: Table, columns: Sequence[str]) -> list[int]:
@@ -408,24 +339,19 @@ def _positions(table: Table, columns: Sequence[str]) -> list[int]:
     missing = [column for column in columns if column not in table.columns]
     if not missing:
         return [table.columns.index(column) for column in columns]
-    if len(missing) == len(columns) == len(table.columns):
-        _check_order(table, columns)
-        return list(range(len(columns)))
-    raise ValueError(
-        f"Expected the {len(columns)} columns that the model was fitted on in {table.name}; got "
-        f"{len(table.columns)} columns, without {', '.join(missing[:5])}"
-    )
-
-
-def _check_order(table: Table, columns: Sequence[str]) -> None:
-    """Refuse names that differ from the model's in case and stand in another order."""
-    theirs, ours = ([name.strip().lower() for name in names] for names in (table.columns, columns))
-    for name, their, our in zip(table.columns, theirs, ours, strict=True):
-        if their != our and their in ours:
+    if not len(missing) == len(columns) == len(table.columns):
+        raise ValueError(
+            f"Expected the {len(columns)} columns that the model was fitted on in {table.name}; "
+            f"got {len(table.columns)} columns, without {', '.join(missing[:5])}"
+        )
+    ours = [name.strip().lower() for name in columns]
+    for i, name in enumerate(table.columns):
+        if (their := name.strip().lower()) != ours[i] and their in ours:
             raise ValueError(
                 f"Expected the columns {', '.join(columns[:5])} in {table.name}; got {name!r}, "
                 "which differs in case and stands elsewhere: spell the names as the model does"
             )
+    return list(range(len(columns)))
 
 
 def _check_single_precision(rows: Array, table: Table, columns: Sequence[str]) -> None:

@@ -38,13 +38,8 @@ def default_folder(data: str) -> str:
 def run_folder(out: str, resume: bool) -> Iterator[Path]:
     """Make and lock the folder of a run: a new or empty one, or one with a run to resume.
 
-    Args:
-        out: The path of the folder.
-        resume: Whether the folder may hold an unfinished run.
-
     Raises:
-        ValueError: The folder holds something else, cannot be written to, or is locked by another
-            run.
+        ValueError: The folder holds something else, cannot be written to, or is another run's.
     """
     folder = Path(out)
     lock = FileLock(folder / LOCK_FILE, blocking=False)
@@ -64,20 +59,17 @@ def _what_is_wrong(folder: Path, resume: bool, lock: FileLock) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        # A run that is killed during its first write leaves only such temporary files behind.
-        found = [
-            path
-            for path in folder.iterdir()
-            if path.name != LOCK_FILE and not (resume and is_temporary(path))
-        ]
+        found = [path for path in folder.iterdir() if path.name != LOCK_FILE]
+        if resume:  # a run that is killed during its first write leaves only temporary files
+            found = [path for path in found if not is_temporary(path)]
         if found and not (resume and (folder / STATE_FILE).exists()):
             hint = f"and holds no {STATE_FILE} to resume from" if resume else "(or --resume)"
             return f"Expected --out to be a new or empty folder; {folder} is not empty {hint}"
-        names = [
-            path.name for path in found if path.suffix in RUN_FILE_ENDINGS and not path.is_file()
-        ]
-        if names:
-            return f"Expected files in {folder}; {names[0]} is a folder or a pipe: move it away"
+        for path in found:
+            if path.suffix in RUN_FILE_ENDINGS and not path.is_file():
+                return (
+                    f"Expected files in {folder}; {path.name} is a folder or a pipe: move it away"
+                )
         with tempfile.TemporaryFile(dir=folder):
             pass
     except Timeout:

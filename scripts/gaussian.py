@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from cnf.scripts.rows import ContextRows
-
-Array = NDArray[np.float64]
+from cnf.scripts.rows import Array, ContextRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +21,8 @@ class GaussianBaseline:
     and without one the Gaussian of x itself.
 
     Attributes:
-        mean: The mean, shape (context columns + columns,), the context first.
-        covariance: The covariance, shape (context columns + columns, context columns + columns).
+        mean: Shape (context columns + columns,), the context first.
+        covariance: Shape (context columns + columns, context columns + columns).
 
     Example:
         >>> c = np.linspace(0.0, 1.0, 100)[:, None]
@@ -43,8 +39,7 @@ class GaussianBaseline:
     def fit(rows: ContextRows) -> GaussianBaseline:
         """Fit a Gaussian by maximum likelihood.
 
-        A billionth of each variance is added to the diagonal, so that exactly collinear columns,
-        whose Gaussian has no density, still give a finite number.
+        A billionth of each variance is added, so that collinear columns have a finite density too.
         """
         joined = rows.joined()
         covariance = np.atleast_2d(np.cov(joined.T, bias=True))
@@ -61,7 +56,3 @@ class GaussianBaseline:
         x = slice(rows.context.shape[1], None)
         scale = np.log(np.sqrt(2 * np.pi) * np.diag(cholesky)[x]).sum()
         return np.asarray(-0.5 * (white[x] ** 2).sum(0) - scale)
-
-    def json(self) -> dict[str, Any]:
-        """Return the mean and the covariance as values that JSON can hold."""
-        return {"mean": self.mean.tolist(), "covariance": self.covariance.tolist()}

@@ -1,4 +1,8 @@
-"""The frame of every program: one-line errors, exit statuses, printing, argument types."""
+"""The frame of every program: one-line errors, exit statuses, printing, argument types.
+
+A program's module imports only what its parser needs; `main` imports PyTorch's users after
+parsing, so that help and mistakes in the arguments are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +14,19 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TypeVar
 
-from tqdm import tqdm
-
-from cnf.datasets import check_writable
-from cnf.utils.distributed import is_alone, is_first, rank
+from cnf.utils.launch import is_alone, is_first
 
 MAX_MESSAGE_LENGTH = 2000  # characters
 
-
-class Main(Protocol):
-    """A program: a function of the arguments (the process's own if None) to the exit status."""
-
-    def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Run the program."""
-        ...
+N = TypeVar("N", int, float)
+Main = Callable[..., int]  # of the arguments (the process's own without any) to the exit status
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line without the usage, with exit status 2.
-
-    Args:
-        name: The program's name.
-        description: The module's docstring, which is shown as the description.
-        usage: The usage line, where there are too many options to list them.
-    """
+    """A parser, described by a docstring, whose errors are one line, with exit status 2."""
 
     def __init__(self, name: str, description: str | None, usage: str | None = None) -> None:
         text = (description or "").replace("`", "")
@@ -79,9 +69,11 @@ def program(name: str) -> Callable[[Main], Main]:
 
 @contextmanager
 def _warnings(name: str) -> Iterator[None]:
-    """Print warnings on one line, like errors, without the code that raised them."""
+    """Print warnings on one line, as errors are."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
+        from tqdm import tqdm
+
         with tqdm.external_write_mode():
             _print_error(name, f"warning: {message}", 0)
 
@@ -92,10 +84,7 @@ def _warnings(name: str) -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Make SIGTERM end a program as Ctrl-C does, which saves its progress.
-
-    One of several processes keeps the default handler: it would otherwise wait for the others.
-    """
+    """Make SIGTERM end a program as Ctrl-C does, unless it would wait for other processes."""
     if not is_alone() or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -107,11 +96,8 @@ def _terminable() -> Iterator[None]:
 
 
 def say(*lines: object) -> None:
-    """Print lines and flush them; of several processes only the first prints.
-
-    Where the reader has closed the pipe, continue in silence.
-    """
-    if rank() > 0:
+    """Print lines in the first process, and flush them; continue where the reader is gone."""
+    if not is_first():
         return
     try:
         text, encoding = "\n".join(map(str, lines)), sys.stdout.encoding or "utf-8"
@@ -122,55 +108,29 @@ def say(*lines: object) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def check_out(out: str, **inputs: str | None) -> None:
-    """Check, before any work is done, that --out is writable and differs from every input.
-
-    Args:
-        out: The file to write.
-        inputs: The files that the program reads, by their options' names with `_` for `-`.
-
-    Raises:
-        ValueError: The file cannot be written, or is an input.
-    """
-    check_writable(out)
-    for option, name in inputs.items():
-        if name and os.path.exists(name) and os.path.exists(out) and os.path.samefile(name, out):
-            raise ValueError(
-                f"Expected --out to be another file than --{option.replace('_', '-')}; got {out}"
-            )
-
-
 def positive_number(text: str) -> float:
     """Parse a finite number above 0."""
-    value = _number(float, text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0; got {text}")
-    return value
+    return _parsed(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
 def positive_integer(text: str) -> int:
     """Parse a whole number above 0."""
-    value = int(_number(int, text))
-    if not 0 < value < 2**63:
-        wanted = "a whole number above 0" + (" and below 2^63" if value > 0 else "")
-        raise argparse.ArgumentTypeError(f"expected {wanted}; got {text}")
-    return value
+    wanted = "a whole number above 0 and below 2^63"
+    return _parsed(int, text, lambda value: 0 < value < 2**63, wanted)
 
 
 def seed(text: str) -> int:
     """Parse a seed: a whole number from 0 to 2³² − 1."""
-    value = int(_number(int, text))
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^32 - 1; got {text}")
-    return value
+    wanted = "a whole number from 0 to 2^32 - 1"
+    return _parsed(int, text, lambda value: 0 <= value < 2**32, wanted)
 
 
-def _number(kind: type[int] | type[float], text: str) -> float:
-    try:
-        return kind(text)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"expected {what}; got {text!r}") from None
+def _parsed(kind: type[N], text: str, allowed: Callable[[N], bool], wanted: str) -> N:
+    with suppress(ValueError):
+        value = kind(text)
+        if allowed(value):
+            return value
+    raise argparse.ArgumentTypeError(f"expected {wanted}; got {text!r}")
 
 
 def _print_error(name: str, message: object, status: int) -> int:
@@ -179,7 +139,7 @@ def _print_error(name: str, message: object, status: int) -> int:
 
 
 def _one_line(message: object) -> str:
-    """Return a message on one line, with the middle of a long one left out."""
+    """Return a message on one line, without the middle of a long one."""
     line = " ".join(str(message).split()) or type(message).__name__
     half = MAX_MESSAGE_LENGTH // 2
     return line if len(line) <= MAX_MESSAGE_LENGTH else f"{line[:half]} … {line[-half:]}"

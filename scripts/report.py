@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -23,22 +23,11 @@ from cnf.plotting.comparison import (
     log_prob_figure,
     marginals_figure,
 )
-from cnf.scripts.rows import ContextRows
+from cnf.scripts.rows import Array, ContextRows
 from cnf.scripts.trained import TrainedModel
 from cnf.tables.schema import Schema
 from cnf.utils.distributed import gather, rank
 from cnf.utils.serialization import write_atomic
-
-Array = NDArray[np.float64]
-
-REPORT_FILE = "report.html"
-REPORT_OPTION: dict[str, Any] = {
-    "metavar": "FILE",
-    "nargs": "?",
-    "const": "",
-    "help": "write a page on the calibration of the flow, an .html file (default: "
-    f"DIR/{REPORT_FILE})",
-}
 
 REPORT_SEED = 0  # of the samples, and of the choice of rows to compare
 MIN_SAMPLES = 2_000  # for precise shares of samples, even with few rows
@@ -67,17 +56,7 @@ th { vertical-align: bottom; min-width: 4em; max-width: 12em; }
 
 @dataclass(frozen=True, eq=False)
 class SampleComparison:
-    """Rows and samples of a flow, with log p of both.
-
-    Attributes:
-        schema: The modelled columns.
-        context_columns: Names of the columns to condition on.
-        rows: The rows.
-        log_prob: Log p of the rows, shape (rows,).
-        samples: The samples, each at the context of one of the rows.
-        sample_log_prob: Log p of the samples, shape (samples,).
-        order: A permutation of the rows: sample i has the context of row order[i mod rows].
-    """
+    """Rows and samples of a flow, with log p of both."""
 
     schema: Schema
     context_columns: tuple[str, ...]
@@ -85,66 +64,48 @@ class SampleComparison:
     log_prob: Array
     samples: ContextRows
     sample_log_prob: Array
-    order: NDArray[np.intp]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of the modelled columns."""
-        return self.schema.names
+    order: NDArray[np.intp]  # sample i has the context of row order[i mod rows]
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all columns, in the order of `ContextRows.joined`."""
-        return (*self.context_columns, *self.columns)
+        return (*self.context_columns, *self.schema.names)
 
 
-def page_path(report: str | None, folder: Path) -> Path | None:
-    """Return the path of the page; None without --report.
-
-    Args:
-        report: The value of --report: None if absent, empty if it names no file.
-        folder: The folder of a page that is not named.
-
-    Raises:
-        ValueError: No page can be written at this path.
-    """
-    if report is None:
-        return None
-    path = Path(report or folder / REPORT_FILE)
-    wrong, *_ = gather("" if rank() > 0 else _unwritable(path))
+def check_page(path: Path) -> None:
+    """Raise a ValueError in every process unless a page can be written at this path."""
+    wrong = ""
+    try:
+        if rank() == 0:
+            check_writable(path, (".html",))
+    except ValueError as error:
+        wrong = str(error)
+    wrong, *_ = gather(wrong)
     if wrong:
         raise ValueError(wrong)
-    return path
 
 
 def write_report(
     path: Path,
     trained: TrainedModel,
     rows: ContextRows,
-    log_prob: Array,
-    data: str,
-    numbers: Sequence[str],
-    draws: int,
+    log_prob: Array,  # of the rows
+    data: str,  # the name of the rows; empty for the held-out ones
+    numbers: Sequence[str],  # lines that state the scores of the flow on the rows
+    draws: int,  # of noise for each row in its score
 ) -> None:
     """Write the page on a flow and rows that it has scored.
 
     With several processes all call this together: the first draws the samples, all score them, and
     the first writes the page.
 
-    Args:
-        path: The file to write.
-        trained: The model.
-        rows: The rows.
-        log_prob: Log p of the rows.
-        data: The name of the rows; empty for the held-out ones.
-        numbers: Lines that state the scores of the flow on the rows.
-        draws: Draws of noise for each row in its score.
-
     Raises:
         RuntimeError: The flow cannot be integrated at some of its samples.
         OSError: The page cannot be written.
     """
     order = np.random.default_rng(REPORT_SEED).permutation(len(rows))
-    context = rows.context[np.resize(order, _sample_count(len(rows)))]
+    # As many samples as rows, or a multiple where they are few.
+    count = min(len(rows) * max(1, -(-MIN_SAMPLES // len(rows))), MAX_SAMPLES)
+    context = rows.context[np.resize(order, count)]
     drawn, *_ = gather(trained.sample(context, REPORT_SEED) if rank() == 0 else None)
     samples = ContextRows(drawn, context)
     sample_log_prob, _ = trained.score(samples, draws)
@@ -155,41 +116,16 @@ def write_report(
     known = (schema, trained.context_columns)
     compared = SampleComparison(*known, rows, log_prob, samples, sample_log_prob, order)
     data = data or f"held-out rows of {trained.source}"
-    page = _page(
-        f"How calibrated is {trained.folder}?",
+    title = escape(f"How calibrated is {trained.folder}?")
+    parts = [
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        f"<title>{title}</title>\n<style>{PAGE_STYLE}</style>\n</head>\n<body>",
+        f"<h1>{title}</h1>",
         _header(compared, trained.folder, data, numbers),
-        _marginals(compared),
-        _correlations(compared),
-        _log_prob(compared),
-        _two_sample(compared),
-    )
-    write_atomic({path: page.encode("utf-8", "replace")})
-
-
-def _unwritable(path: Path) -> str:
-    """Return the reason why a page cannot be written; empty where it can."""
-    try:
-        check_writable(path, (".html",))
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _sample_count(rows: int) -> int:
-    """Return the number of samples: that of the rows, or a multiple where they are few."""
-    return min(rows * max(1, -(-MIN_SAMPLES // rows)), MAX_SAMPLES)
-
-
-def _page(title: str, *parts: str) -> str:
-    return "\n".join(
-        [
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f"<title>{escape(title)}</title>\n<style>{PAGE_STYLE}</style>\n</head>\n<body>",
-            f"<h1>{escape(title)}</h1>",
-            *parts,
-            "</body>\n</html>\n",
-        ]
-    )
+        *(part(compared) for part in (_marginals, _correlations, _log_prob, _two_sample)),
+        "</body>\n</html>\n",
+    ]
+    write_atomic({path: "\n".join(parts).encode("utf-8", "replace")})
 
 
 def _header(compared: SampleComparison, model: Path, data: str, numbers: Sequence[str]) -> str:
@@ -197,7 +133,7 @@ def _header(compared: SampleComparison, model: Path, data: str, numbers: Sequenc
         "model": str(model),
         "data": data,
         "rows": str(len(compared.rows)),
-        "columns": str(len(compared.columns)),
+        "columns": str(len(compared.schema.names)),
         "given": ", ".join(compared.context_columns),
         "samples": f"{len(compared.samples)} of the flow"
         + (", at the contexts of the rows" if compared.context_columns else ""),
@@ -208,9 +144,9 @@ def _header(compared: SampleComparison, model: Path, data: str, numbers: Sequenc
 
 def _marginals(compared: SampleComparison) -> str:
     figure = marginals_figure(
-        compared.rows.x, compared.samples.x, compared.columns, MAX_MARGINAL_PANELS
+        compared.rows.x, compared.samples.x, compared.schema.names, MAX_MARGINAL_PANELS
     )
-    left_out = len(compared.columns) - MAX_MARGINAL_PANELS
+    left_out = len(compared.schema.names) - MAX_MARGINAL_PANELS
     return _section(
         "Marginal distributions",
         "The share of the rows, and of the samples, in each bin. A column of a few whole numbers "
@@ -238,7 +174,6 @@ def _correlations(compared: SampleComparison) -> str:
 
 
 def _largest_difference(data: Array, samples: Array, names: Sequence[str]) -> str:
-    """Return a sentence on the pair of columns whose correlations differ most."""
     difference = np.triu(np.nan_to_num(np.abs(samples - data)))
     i, j = divmod(int(difference.argmax()), len(names))
     if not difference[i, j] > 0:
@@ -267,7 +202,6 @@ def _log_prob(compared: SampleComparison) -> str:
 
 
 def _lowest(compared: SampleComparison) -> str:
-    """Return an HTML table of the rows with the lowest log p."""
     lowest = np.argsort(compared.log_prob, kind="stable")[:LOWEST_ROWS_SHOWN]
     shares = _share_below(compared.log_prob[lowest], compared.sample_log_prob)
     rows, columns = compared.rows, compared.schema.columns
@@ -279,9 +213,9 @@ def _lowest(compared: SampleComparison) -> str:
         ]
         for row, share in zip(lowest.tolist(), shares, strict=True)
     ]
-    heads = _cells("th", ["row", "log p", "samples below", *compared.names()])
-    body = "\n".join(_cells("td", line) for line in lines)
-    return f'<div class="wide"><table>\n{heads}\n{body}\n</table></div>'
+    table = pd.DataFrame(lines, columns=["row", "log p", "samples below", *compared.names()])
+    with pd.option_context("display.max_colwidth", None):
+        return f'<div class="wide">{table.to_html(index=False, border=0)}</div>'
 
 
 def _share_below(log_prob: Array, samples: Array) -> Array:
@@ -319,7 +253,6 @@ def _two_sample(compared: SampleComparison) -> str:
 
 
 def _section(title: str, *parts: str) -> str:
-    """Return a heading with paragraphs, figures and tables; empty parts are left out."""
     blocks = (
         part if part.startswith(("<img", "<div")) else f"<p>{part}</p>" for part in parts if part
     )
@@ -331,7 +264,3 @@ def _image(figure: Figure, text: str) -> str:
     content = b64encode(png(figure, REPORT_DPI)).decode()
     width = round(figure.get_figwidth() * PIXELS_PER_INCH)
     return f'<img width="{width}" alt="{text}" src="data:image/png;base64,{content}">'
-
-
-def _cells(kind: str, texts: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<{kind}>{escape(text)}</{kind}>' for text in texts)}</tr>"

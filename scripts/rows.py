@@ -14,15 +14,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ContextRows:
-    """Rows and their contexts.
+    """Rows and their contexts."""
 
-    Attributes:
-        x: The modelled columns, shape (n, columns).
-        context: The context, shape (n, context columns): (n, 0) without a context.
-    """
-
-    x: Array
-    context: Array
+    x: Array  # the modelled columns, shape (n, columns)
+    context: Array  # shape (n, context columns): (n, 0) without a context
 
     def __len__(self) -> int:
         return len(self.x)
@@ -35,11 +30,7 @@ class ContextRows:
         return np.hstack([self.context, self.x])
 
     def tensors(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return x and the context as tensors, with None for an absent context.
-
-        Args:
-            like: A tensor of the wanted dtype, on the wanted device.
-        """
+        """Return x and the context as tensors like another one, with None for no context."""
         return torch.from_numpy(self.x).to(like), context_tensor(self.context, like)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -11,115 +10,60 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cnf.datasets import MISSING, Missing
 from cnf.fields import as_field
-from cnf.fields.divergence import DIVERGENCES, choose_divergence, with_count
+from cnf.fields.divergence import choose_divergence, with_count
 from cnf.flow import Flow
 from cnf.flow.scores import Scores, concatenate
 from cnf.layers import CNF
 from cnf.ode import SolveError
-from cnf.scripts.data import AnyToy, ColumnChoices, Data, open_data, open_rows
+from cnf.scripts.data import AnyToy, ColumnChoices, Data, open_context, open_data, open_rows
 from cnf.scripts.gaussian import GaussianBaseline
-from cnf.scripts.program import Parser, positive_integer
-from cnf.scripts.rows import ContextRows, context_tensor
+from cnf.scripts.rows import Array, ContextRows, context_tensor, no_context
 from cnf.storage import load, load_config
 from cnf.tables.schema import Column, Schema
 from cnf.utils.distributed import gather, local_slice, rank
 from cnf.utils.random import seeded
-from cnf.utils.serialization import json_value, write_atomic
-
-Array = NDArray[np.float64]
 
 SCORE_CHUNK_ROWS = 2000  # rows scored or drawn in one solve
 HUTCHINSON_PROBES = 16  # per row, where the trace is estimated
 ERROR_SAMPLE_ROWS = 1000  # rows that represent all, since errors cost several solves
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "training.safetensors"
-DIVERGENCE_OPTION: dict[str, Any] = {
-    "choices": ("auto", "exact", *DIVERGENCES),
-    "default": "auto",
-    "help": "method for the trace (default: auto, exact where that is cheap)",
-}
-MISSING_OPTION: dict[str, Any] = {
-    "choices": MISSING,
-    "default": "refuse",
-    "help": "treatment of missing values: refuse the table (the default), or drop their rows",
-}
-DEFAULT_NOISE_DRAWS = 8
-NOISE_DRAWS_OPTION: dict[str, Any] = {
-    "metavar": "K",
-    "type": positive_integer,
-    "default": DEFAULT_NOISE_DRAWS,
-    "help": "draws of noise for each row, where there are columns of whole numbers or categories: "
-    f"more draws tighten the bound on the log-mass (default {DEFAULT_NOISE_DRAWS})",
-}
-CONTEXT_DATA_HELP = (
-    "the contexts of a conditional model, one for each row (default: columns of --data)"
-)
-
-
-def add_row_options(parser: Parser, doing: str) -> None:
-    """Add the arguments that name a trained folder and rows for `TrainedModel.rows_or_held_out`.
-
-    Args:
-        parser: The parser of a program.
-        doing: The verb for the treatment of the rows, such as "score".
-    """
-    parser.add_argument("dir", metavar="DIR", help="a folder written by train")
-    parser.add_argument(
-        "--data", help=f"rows to {doing}: a name or a file (default: the held-out rows)"
-    )
-    parser.add_argument("--context-data", metavar="FILE", help=CONTEXT_DATA_HELP)
-    parser.add_argument("--missing", **MISSING_OPTION)
-    parser.add_argument("--divergence", **DIVERGENCE_OPTION)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A trained flow with a record of its training data.
-
-    Attributes:
-        folder: The folder of the model.
-        flow: The flow, on the CPU.
-        schema: The columns that the flow was fitted on, and their kinds.
-        context_columns: Names of the columns to condition on; usually empty.
-        source: The DATA argument of the training.
-        sha256: Checksum of DATA's values; empty for a toy.
-        seed: Seed of DATA's split, or of the toy's rows.
-        missing: The treatment of missing values.
-        data_dir: The folder with the files of benchmarks, where one was named.
-        gaussian: The baseline, fitted on the training rows.
-    """
+    """A trained flow, on the CPU, with a record of its training data."""
 
     folder: Path
     flow: Flow
-    schema: Schema
-    context_columns: tuple[str, ...]
-    source: str
-    sha256: str
-    seed: int
-    missing: Missing
-    data_dir: str | None
-    gaussian: GaussianBaseline
+    schema: Schema  # the columns that the flow was fitted on, and their kinds
+    context_columns: tuple[str, ...]  # columns to condition on; usually empty
+    source: str  # the DATA argument of the training
+    sha256: str  # of DATA's values; empty for a toy
+    seed: int  # of DATA's split, or of the toy's rows
+    missing: Missing  # the treatment of missing values
+    data_dir: str | None  # the folder with the files of benchmarks, where one was named
+    gaussian: GaussianBaseline  # fitted on the training rows
 
     @staticmethod
     def read(folder: str, divergence: str = "auto") -> TrainedModel:
-        """Read the model in a folder.
+        """Read the model in a folder, to be scored with a divergence by its name.
 
-        Args:
-            folder: The folder that `train` wrote.
-            divergence: A name for `cnf.fields.divergence.choose_divergence`; not part of the model.
+        An estimated divergence gets enough probes.
 
         Raises:
             ValueError: The folder holds no model that `train` wrote.
         """
-        metadata = load_config(folder)["metadata"]
-        flow = _with_divergence(load(folder), divergence)
+        metadata, flow = load_config(folder)["metadata"], load(folder)
+        layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
+        chosen = choose_divergence(divergence, as_field(layer.field), flow.base.event_shape[0])
+        flow = flow.with_solver(divergence=with_count(chosen, HUTCHINSON_PROBES))
         try:
-            return TrainedModel(Path(folder), flow, **_checked(metadata, flow))
+            return TrainedModel(Path(folder), flow, *_checked(metadata, flow))
         except (KeyError, TypeError, ValueError):
             raise ValueError(
                 f"Expected a folder written by train; the metadata in {folder}/config.json is not "
@@ -127,32 +71,12 @@ class TrainedModel:
             ) from None
 
     def data(self, advice: str = "train again") -> Data:
-        """Read the training data, with the same split.
-
-        Args:
-            advice: The alternative to restoring a table that has changed.
-
-        Raises:
-            ValueError: The data no longer exists, or has changed.
-        """
-        choices = ColumnChoices(
-            self.context_columns,
-            missing=self.missing,
-            schema=self.schema,
-            sha256=self.sha256,
-            advice=advice,
-        )
+        """Read the training data, with the same split, or advise where it has changed."""
+        known = (self.schema, self.sha256, advice)
+        choices = ColumnChoices(self.context_columns, (), self.missing, {}, *known)
         return open_data(self.source, self.seed, choices, self.data_dir)
 
     def rows(
-        self, data: str, context_data: str | None, missing: Missing = "refuse"
-    ) -> tuple[ContextRows, AnyToy | None]:
-        """Read the rows that --data and --context-data name, by `open_rows`."""
-        return open_rows(
-            data, self.schema, self.context_columns, self.seed, context_data, missing, self.data_dir
-        )
-
-    def rows_or_held_out(
         self,
         data: str | None,
         context_data: str | None,
@@ -161,47 +85,41 @@ class TrainedModel:
     ) -> tuple[ContextRows, AnyToy | None]:
         """Read the rows that --data and --context-data name, or the held-out rows without --data.
 
-        Args:
-            data: The value of --data.
-            context_data: The value of --context-data.
-            missing: The treatment of missing values.
-            doing: The verb for the treatment of the rows, such as "score".
-
-        Raises:
-            ValueError: The rows do not exist, or contexts are given without rows.
+        Where these have changed, the advice is to name the rows "to score", or what is `doing`.
         """
         if data is not None:
-            return self.rows(data, context_data, missing)
+            known = (self.schema, self.context_columns, self.seed)
+            return open_rows(data, *known, context_data, missing, self.data_dir)
         if context_data is not None:
             raise ValueError(
                 "Expected --data with --context-data; got none: give both, or neither for the "
                 "held-out rows, which have their own contexts"
             )
-        data_of_training = self.data(advice=f"name the rows to {doing} with --data")
-        return data_of_training.test, data_of_training.toy
+        trained_on = self.data(advice=f"name the rows to {doing} with --data")
+        return trained_on.test, trained_on.toy
 
     def score(self, rows: ContextRows, draws: int = 1) -> tuple[Array, float]:
         """Return log p of rows in nats, and the mean number of evaluations of a solve.
 
         With columns of whole numbers or categories log p is, on average, a lower bound on a row's
-        log-mass, which tightens with the number of draws of noise for each row. Several processes
-        share the chunks, and all return the same values.
+        log-mass, which tightens with the draws of noise for each row. Processes share the chunks.
 
         Raises:
             RuntimeError: The flow cannot be integrated at some rows; the message names them.
         """
-        starts = range(0, len(rows), SCORE_CHUNK_ROWS)
-        log_prob = []
-        evaluations = 0.0
+        log_prob, evaluations = [], 0.0
         with torch.no_grad(), torch.random.fork_rng():
-            for i in _chunks(starts[local_slice(len(starts))], "scoring"):
-                chunk = rows[i : i + SCORE_CHUNK_ROWS]
+            for i, chunk in _shared_chunks(rows):
                 # The probes of an estimated trace do not depend on which process scores the chunk.
                 torch.manual_seed(self.seed + i)
                 try:
                     found, mean = self._score(chunk, draws if self.flow.noisy else 1)
                 except SolveError as error:
-                    raise RuntimeError(_unscorable(error, i)) from None
+                    failed = ", ".join(str(i + row) for row in error.solution.rows[:5])
+                    raise RuntimeError(
+                        f"Rows {failed} (counted from 0) lie where the flow cannot be integrated, "
+                        f"perhaps far from its training data: leave them out. {error}"
+                    ) from None
                 log_prob.append(found)
                 evaluations += len(chunk) * mean
         parts = gather((log_prob, evaluations))
@@ -220,15 +138,13 @@ class TrainedModel:
     def score_with_errors(self, rows: ContextRows, draws: int = 1) -> Scores:
         """Return scores of rows with errors; NaN and a status where the flow cannot be integrated.
 
-        Exact log p equals that of `score`; estimates use other draws, at least two, since a single
-        draw has no standard error. This takes about three times as long. Several processes share
-        the chunks.
+        Exact log p equals that of `score`; estimates use other draws, at least two, for a standard
+        error. This takes about three times as long. Processes share the chunks.
         """
         probes = max(2, draws) if self.flow.noisy else HUTCHINSON_PROBES
-        starts = range(0, len(rows), SCORE_CHUNK_ROWS)
         parts = []
-        for i in _chunks(starts[local_slice(len(starts))], "scoring"):
-            tensors = rows[i : i + SCORE_CHUNK_ROWS].tensors(self.flow.like)
+        for i, chunk in _shared_chunks(rows):
+            tensors = chunk.tensors(self.flow.like)
             generator = torch.Generator().manual_seed(self.seed + i)
             parts.append(self.flow.score(*tensors, probes=probes, generator=generator))
         return concatenate([scores for part in gather(parts) for scores in part])
@@ -248,28 +164,30 @@ class TrainedModel:
         numbers, log_det = continuous_columns(self.flow, self.schema, rows, self.seed)
         return self.gaussian.log_prob(numbers) + log_det
 
+    def sample_contexts(self, n: int, context_data: str | None) -> Array:
+        """Return the contexts of `n` samples, or of `n` for each row of --context-data."""
+        if context_data is not None:
+            return np.repeat(open_context(context_data, self.context_columns), n, axis=0)
+        if self.context_columns:
+            raise ValueError(
+                "Expected --context-data, a file of the contexts to sample at, with columns "
+                f"{', '.join(self.context_columns)}; got none for a conditional model"
+            )
+        return no_context(n)
+
     def sample(self, context: Array, seed: int) -> Array:
         """Draw one sample of the flow for each context (n, context columns), shape (n, columns).
 
         Categories are numbers, as in the schema.
         """
         with seeded(seed, self.flow.like.device):
-            parts = [
-                self._draw(context[i : i + SCORE_CHUNK_ROWS])
-                for i in _chunks(range(0, len(context), SCORE_CHUNK_ROWS), "drawing")
-            ]
+            parts = []
+            for i in _chunks(range(0, len(context), SCORE_CHUNK_ROWS), "drawing"):
+                chunk = context[i : i + SCORE_CHUNK_ROWS]
+                given = context_tensor(chunk, self.flow.like)
+                drawn = self.flow.sample(len(chunk) if given is None else (), given)
+                parts.append(drawn.double().cpu().numpy())
         return np.concatenate(parts)
-
-    def _draw(self, context: Array) -> Array:
-        given = context_tensor(context, self.flow.like)
-        shape = () if given is not None else len(context)
-        return self.flow.sample(shape, given).double().cpu().numpy()
-
-
-def write_metrics(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write the records of a run, one line of JSON each."""
-    lines = "".join(json.dumps(json_value(record)) + "\n" for record in records)
-    write_atomic({path: lines.encode()})
 
 
 def continuous_columns(
@@ -287,70 +205,49 @@ def continuous_columns(
     return ContextRows(numbers, rows.context), mapped.log_det.double().cpu().numpy()
 
 
+def _shared_chunks(rows: ContextRows) -> Iterator[tuple[int, ContextRows]]:
+    """Iterate over this process's chunks of rows, each with the number of its first row."""
+    starts = range(0, len(rows), SCORE_CHUNK_ROWS)
+    for i in _chunks(starts[local_slice(len(starts))], "scoring"):
+        yield i, rows[i : i + SCORE_CHUNK_ROWS]
+
+
 def _chunks(starts: range, doing: str) -> Iterable[int]:
     """Iterate over the first rows of chunks, with a progress bar on the first process."""
     quiet = True if rank() > 0 else None  # None: quiet where there is no terminal
     return tqdm(starts, desc=doing, disable=quiet, leave=False)
 
 
-def _with_divergence(flow: Flow, name: str) -> Flow:
-    """Return the flow with a divergence of this name, with enough probes for an estimate."""
-    layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
-    chosen = choose_divergence(name, as_field(layer.field), flow.base.event_shape[0])
-    return flow.with_solver(divergence=with_count(chosen, HUTCHINSON_PROBES))
-
-
-def _checked(metadata: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
-    """Return the attributes that `train` wrote, or raise a KeyError, TypeError or ValueError."""
-    gaussian = GaussianBaseline(
-        np.array(metadata["gaussian"]["mean"], dtype=np.float64),
-        np.array(metadata["gaussian"]["covariance"], dtype=np.float64),
-    )
+def _checked(metadata: Mapping[str, Any], flow: Flow) -> Iterator[Any]:
+    """Yield the attributes that `train` wrote, or raise a KeyError, TypeError or ValueError."""
+    moments = (np.array(metadata["gaussian"][name], float) for name in ("mean", "covariance"))
+    gaussian = GaussianBaseline(*moments)
     columns, seed = metadata["columns"], metadata["seed"]
     context = metadata.get("context", [])  # absent from older folders
     missing, data_dir = metadata.get("missing", "refuse"), metadata.get("data_dir")
-    fits = (
-        isinstance(columns, list)
-        and isinstance(context, list)
-        and all(isinstance(name, str) and name.strip() for name in (*columns, *context))
-        and len({*columns, *context}) == len(context) + flow.dim
-        and isinstance(metadata["data"], str)
-        and isinstance(metadata["data_sha256"], str)
-        and isinstance(seed, int)
-        and seed >= 0
-        and missing in MISSING
-        and isinstance(data_dir, str | None)
+    _require(
+        isinstance(columns, list) and isinstance(context, list),
+        all(isinstance(name, str) and name.strip() for name in (*columns, *context)),
+        len({*columns, *context}) == len(context) + flow.dim,
+        isinstance(metadata["data"], str) and isinstance(metadata["data_sha256"], str),
+        isinstance(seed, int) and seed >= 0,
+        missing in MISSING,
+        isinstance(data_dir, str | None),
     )
-    if not fits:
-        raise ValueError
     kinds = Schema.of(metadata.get("schema", {}), columns)
     schema = Schema(tuple(kinds.get(name, Column(name)) for name in columns))
     size = len(context) + schema.width
-    fits = (
-        len(columns) == flow.dim
-        and schema.width == flow.base.event_shape[0]
-        and gaussian.mean.shape == (size,)
-        and gaussian.covariance.shape == (size, size)
-        and bool(np.isfinite(gaussian.mean).all())
+    _require(
+        len(columns) == flow.dim,
+        schema.width == flow.base.event_shape[0],
+        gaussian.mean.shape == (size,) and gaussian.covariance.shape == (size, size),
+        bool(np.isfinite(gaussian.mean).all()),
     )
-    if not fits:
-        raise ValueError
     np.linalg.cholesky(gaussian.covariance)  # a ValueError for a matrix that is no covariance
-    return {
-        "schema": schema,
-        "context_columns": tuple(context),
-        "source": metadata["data"],
-        "sha256": metadata["data_sha256"],
-        "seed": seed,
-        "missing": missing,
-        "data_dir": data_dir,
-        "gaussian": gaussian,
-    }
+    yield from (schema, tuple(context), metadata["data"], metadata["data_sha256"])
+    yield from (seed, missing, data_dir, gaussian)
 
 
-def _unscorable(error: SolveError, first: int) -> str:
-    rows = [first + row for row in error.solution.rows[:5]]
-    return (
-        f"Rows {', '.join(map(str, rows))} (counted from 0) lie where the flow cannot be "
-        f"integrated, perhaps far from its training data: leave them out. {error}"
-    )
+def _require(*conditions: bool) -> None:
+    if not all(conditions):
+        raise ValueError

@@ -1,0 +1,110 @@
+"""Options that several programs share, and numbers of a configuration as options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from cnf.datasets import DATA_DIR, MISSING
+from cnf.fields import DIVERGENCES
+from cnf.scripts.program import positive_integer, seed
+from cnf.training.numbers import Number
+
+DEFAULT_NOISE_DRAWS = 8
+BOOLEANS = ("false", "true")  # by their truth value, as spelt on the command line
+SHARED_OPTIONS: dict[str, dict[str, Any]] = {
+    "dir": {"metavar": "DIR", "help": "a folder written by train"},
+    "--data": {"help": "the rows: a name or a file (default: the held-out rows)"},
+    "--context-data": {
+        "metavar": "FILE",
+        "help": "the contexts of a conditional model, one for each row (default: columns of "
+        "--data)",
+    },
+    "--missing": {
+        "choices": MISSING,
+        "default": "refuse",
+        "help": "treatment of missing values: refuse the table (the default), or drop their rows",
+    },
+    "--data-dir": {
+        "metavar": "DIR",
+        "type": os.path.abspath,
+        "help": f"folder with the files of benchmarks or images (default: the value of {DATA_DIR})",
+    },
+    "--divergence": {
+        "choices": ("auto", *DIVERGENCES),
+        "default": "auto",
+        "help": "method for the trace (default: auto, exact where that is cheap)",
+    },
+    "--draws": {
+        "metavar": "K",
+        "type": positive_integer,
+        "default": DEFAULT_NOISE_DRAWS,
+        "help": "draws of noise for each row, where there are columns of whole numbers or "
+        "categories: more draws tighten the bound on the log-mass "
+        f"(default {DEFAULT_NOISE_DRAWS})",
+    },
+    "--seed": {"metavar": "N", "type": seed, "default": 0, "help": "seed of all draws (default 0)"},
+    "--json": {"action": "store_true", "help": "print one JSON object, nothing else"},
+    "--out": {
+        "metavar": "FILE",
+        "required": True,
+        "help": "the file to write: .csv, .npy, .npz or .parquet",
+    },
+}
+"""The arguments of `add_argument` for each option."""
+
+
+def add_options(parser: argparse._ActionsContainer, *names: str) -> None:
+    """Add some of the shared options to a parser."""
+    for name in names:
+        parser.add_argument(name, **SHARED_OPTIONS[name])
+
+
+def option_of(name: str) -> str:
+    """Return the option that sets a number."""
+    return f"--{name.replace('_', '-')}"
+
+
+def given_numbers(arguments: argparse.Namespace, numbers: Mapping[str, Number]) -> dict[str, Any]:
+    """Return the values of the numbers that the command line sets."""
+    return {
+        name: value_of(name, text, number.default)
+        for name, number in numbers.items()
+        if (text := getattr(arguments, name)) is not None
+    }
+
+
+def value_of(name: str, text: str, default: Any) -> Any:
+    """Parse a text as a value of the default's type; raise a ValueError for others.
+
+    Example:
+        >>> value_of("hidden", "64,64", (32,))
+        (64, 64)
+    """
+    kind = type(default)
+    try:
+        if kind is bool:
+            return bool(BOOLEANS.index(text.lower()))
+        if kind is tuple:
+            return tuple(_whole(part) for part in text.split(","))
+        return _whole(text) if kind is int else kind(text)
+    except (OverflowError, ValueError) as error:
+        wanted = " or ".join(BOOLEANS) if kind is bool else f"like {text_of(default)}"
+        wanted += " and below 2^63" if isinstance(error, OverflowError) else ""
+        raise ValueError(f"Expected {option_of(name)} to be {wanted}; got {text!r}") from None
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise OverflowError(text)
+    return value
+
+
+def text_of(value: object) -> str:
+    """Return a value as it is written on the command line."""
+    if isinstance(value, bool):
+        return BOOLEANS[value]
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

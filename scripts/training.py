@@ -1,0 +1,293 @@
+"""The work of `cnf train`: fit a flow, score it on held-out rows and draw its figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+import torch
+from tqdm import tqdm
+
+from cnf.datasets import CONDITIONAL_TOYS, TOYS, Picture, degeneracies, is_picture
+from cnf.fields import FIELDS, field_arguments
+from cnf.flow import Flow
+from cnf.layers import CNF
+from cnf.scripts.data import ColumnChoices, Data, open_data
+from cnf.scripts.evaluation import summarize
+from cnf.scripts.figures import plot
+from cnf.scripts.folder import default_folder, run_folder
+from cnf.scripts.gaussian import GaussianBaseline
+from cnf.scripts.options import DEFAULT_NOISE_DRAWS, given_numbers, option_of
+from cnf.scripts.program import say
+from cnf.scripts.train import PICTURE_BUDGET_SECONDS
+from cnf.scripts.trained import METRICS_FILE, STATE_FILE, TrainedModel, continuous_columns
+from cnf.storage import save
+from cnf.training.callbacks import ProgressBar, TensorBoard
+from cnf.training.checkpoint import TrainingState
+from cnf.training.history import Callback, Event, History, Record
+from cnf.training.loop import fit
+from cnf.training.recipes import RECIPES, Recipe, choose_recipe, recipe_of, unused
+from cnf.training.schedule import Stage, stages
+from cnf.utils.distributed import barrier, process_group, rank
+from cnf.utils.serialization import json_value, read_file, write_atomic
+
+STORED_ARGUMENTS = ("seed", "missing", "data_dir", "budget", "steps")
+MAX_EVALUATED_ROWS = 20_000  # largest number of held-out rows scored after training
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train a flow as the command line says, or show its recipe."""
+    with process_group():
+        if arguments.out is None:
+            arguments.out = default_folder(arguments.data)
+        resumed = _resumed_run(arguments)
+        choices = _choices(arguments)
+        data = open_data(arguments.data, arguments.seed, choices, arguments.data_dir)
+        if isinstance(data.toy, Picture) and arguments.budget is arguments.steps is None:
+            arguments.budget = PICTURE_BUDGET_SECONDS
+        name, recipe = _recipe(arguments, data, resumed)
+        if arguments.show_recipe:
+            say(json.dumps(recipe.entries(), indent=2))
+            return
+        with run_folder(arguments.out, arguments.resume) as out:
+            _run(arguments, data, name, recipe, out)
+
+
+def _run(arguments: argparse.Namespace, data: Data, name: str, recipe: Recipe, out: Path) -> None:
+    """Train a flow, score it and draw its figures, in a folder."""
+    torch.manual_seed(arguments.seed)
+    layers = data.schema.layers(data.train.x)
+    flow = recipe.flow(data.schema.width, len(data.context_columns), layers)
+    flow = flow.to("cuda" if torch.cuda.is_available() else "cpu")
+    say(*_summary(data, flow, name))
+    for found in degeneracies(*data.schema.real(data.train.x)):
+        option = f": --drop {found.column}" if found.column else ""
+        warn(f"{found}{option}", stacklevel=2)
+    history = _train(arguments, data, flow, recipe, out)
+    say(
+        f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept "
+        f"the averaged weights of step {history.best_step}"
+    )
+    trained = TrainedModel.read(str(out))
+    every = -(-len(data.test) // MAX_EVALUATED_ROWS)
+    rows, draws = data.test[::every], DEFAULT_NOISE_DRAWS
+    say(*summarize(trained, rows, data.toy, *trained.score(rows, draws), draws).lines())
+    if every > 1:
+        say(f"  one in {every} of {len(data.test)} held-out rows; cnf evaluate scores all")
+    if rank() == 0:
+        film = "gif" if isinstance(data.toy, Picture) else None
+        say(*(f"  {path}" for path in plot(trained, data, film=film)))
+
+
+class RunRecorder:
+    """A callback that writes metrics.jsonl and saves each model that improves, by a function.
+
+    A full disk does not end the run, whose end writes the files again.
+    """
+
+    def __init__(self, folder: Path, save: Callable[[Any], None]) -> None:
+        self.folder, self.save = folder, save
+
+    def __call__(self, event: Any) -> None:
+        """Write the records and the model after a validation."""
+        if event.record is None:
+            return
+        try:
+            write_records(self.folder, event.records)
+            if event.improved:
+                self.save(event)
+        except OSError as error:
+            warn(
+                f"{self.folder} cannot be written to ({error.strerror}): training continues, the "
+                "last complete files stay, and the end of the run tries again",
+                stacklevel=2,
+            )
+
+
+def write_records(folder: Path, records: Iterable[Any]) -> None:
+    """Write metrics.jsonl, one line of JSON for each record."""
+    lines = "".join(json.dumps(json_value(asdict(record))) + "\n" for record in records)
+    write_atomic({folder / METRICS_FILE: lines.encode()})
+
+
+def _stage_announcer(stages: int) -> Callback:
+    """Return a callback that prints the objective and the learning rate of each stage."""
+    announced: list[Stage] = []
+
+    def announce(event: Event) -> None:
+        stage = event.stage
+        if stage in announced or stages == 1:
+            return
+        announced.append(stage)
+        nll = f", validation NLL {event.records[-1].validation_nll:.4f}" if event.records else ""
+        with tqdm.external_write_mode():
+            say(
+                f"{stage.objective.name} from step {event.step}, {event.seconds:.1f} s{nll}: "
+                f"learning rate up to {stage.learning_rate:g}, {stage.batch_size} rows a step"
+            )
+
+    return announce
+
+
+def _choices(arguments: argparse.Namespace) -> ColumnChoices:
+    is_toy = arguments.data in (*TOYS, *CONDITIONAL_TOYS) or is_picture(arguments.data)
+    for option in ("drop", "schema"):
+        if is_toy and getattr(arguments, option) is not None:
+            raise ValueError(
+                f"Expected no --{option} with the toy {arguments.data}, whose columns are fixed; "
+                f"got {getattr(arguments, option)!r}"
+            )
+    if arguments.context is not None and arguments.data in CONDITIONAL_TOYS:
+        known = ", ".join(CONDITIONAL_TOYS[arguments.data].context_columns)
+        raise ValueError(
+            f"Expected no --context with {arguments.data}, whose context is {known}; got "
+            f"{arguments.context!r}"
+        )
+    context, left_out = (
+        () if names is None else tuple(names.split(","))
+        for names in (arguments.context, arguments.drop)
+    )
+    kinds = {} if arguments.schema is None else _read_json(Path(arguments.schema), "a schema")
+    if not isinstance(kinds, dict):
+        raise ValueError(
+            f"Expected {arguments.schema} to hold an object of columns, such as "
+            f'{{"age": {{"kind": "integer"}}}}; got {str(kinds)[:40]}'
+        )
+    return ColumnChoices(context, left_out, arguments.missing, kinds)
+
+
+def _resumed_run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+    """Return the configuration of the run to resume, if any; its options set the arguments."""
+    resumed = None
+    if arguments.resume:
+        path = Path(arguments.out) / STATE_FILE
+        resumed = TrainingState.read(path).run if path.exists() else None
+    for name, default in (("seed", 0), ("steps", None), ("budget", None)):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, resumed[name] if resumed else default)
+    return resumed
+
+
+def _recipe(
+    arguments: argparse.Namespace, data: Data, resumed: Mapping[str, Any] | None
+) -> tuple[str, Recipe]:
+    """Return the name of the recipe, and the recipe with the changes of the command line."""
+    given = arguments.recipe
+    if given is not None and given not in RECIPES and os.path.exists(given):
+        name, recipe = given, _read_recipe(Path(given))
+    elif given is None and resumed is not None:
+        name, recipe = "of the run in --out", recipe_of(resumed)
+    else:
+        conditional = bool(data.context_columns)
+        known = (len(data.train), data.schema.width, conditional, arguments.objective)
+        default = "picture" if isinstance(data.toy, Picture) else None
+        values = data.schema.real(data.train.x)[0] if data.toy is None else None
+        name, recipe = choose_recipe(given or default, *known, values)
+        if recipe.scaling != RECIPES[name].scaling:
+            name = f"{name} (scaling {recipe.scaling}, as columns are far from normal)"
+    changes = given_numbers(arguments, Recipe.numbers())
+    lost = {}
+    if changes.get("field") in FIELDS:  # whose features may not be the recipe's
+        taken = field_arguments(changes["field"])
+        lost = {name: 0 for name in ("time_features", "x_features") if name not in taken}
+    recipe = replace(recipe, **{**lost, **changes})
+    for useless, why in unused(recipe).items():
+        if useless in changes:
+            raise ValueError(f"Expected no {option_of(useless)} with {why}, which does not use it")
+    return name, recipe
+
+
+def _read_recipe(path: Path) -> Recipe:
+    """Read the recipe from a file that --show-recipe or train wrote."""
+    found = _read_json(path, "a recipe")
+    try:
+        return recipe_of(found["metadata"]["recipe"] if "metadata" in found else found)
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"Expected {path} to hold a recipe, as --show-recipe prints or train's config.json "
+            "has it; got something else"
+        ) from None
+
+
+def _read_json(path: Path, what: str) -> Any:
+    try:
+        return json.loads(read_file(path).decode())
+    except OSError as error:
+        raise ValueError(f"Expected {what} in {path}; got: {error.strerror}") from None
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"Expected {path} to hold {what} in JSON; got: {error}") from None
+
+
+def _summary(data: Data, flow: Flow, recipe: str) -> list[str]:
+    """Return lines that describe the data and the flow to be trained."""
+    given = f" given {', '.join(data.context_columns)}" if data.context_columns else ""
+    layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
+    left_out = f" ({data.dropped} rows with missing values left out)" if data.dropped else ""
+    columns = data.schema.columns
+    plain = all(column.kind == "real" for column in columns)
+    return [
+        f"{data.name}: {len(data.train)} training rows{left_out} of {len(columns)} columns{given}; "
+        f"recipe {recipe}, {sum(p.numel() for p in flow.parameters())} weights, "
+        f"divergence {layer.trace()}",
+        *([] if plain else (f"  {line}" for line in data.schema.summary())),
+    ]
+
+
+def _metadata(
+    arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe
+) -> dict[str, Any]:
+    """Return the metadata that the other programs and a repetition of the run need."""
+    numbers, _ = continuous_columns(flow, data.schema, data.train, arguments.seed)
+    gaussian = GaussianBaseline.fit(numbers)
+    return {
+        "data": data.name,
+        "data_sha256": data.sha256,
+        "columns": list(data.schema.names),
+        "schema": data.schema.json(),
+        "context": list(data.context_columns),
+        "gaussian": {name: moment.tolist() for name, moment in vars(gaussian).items()},
+        "objective": recipe.objective,
+        "recipe": recipe.entries(),
+        **{name: getattr(arguments, name) for name in STORED_ARGUMENTS},
+    }
+
+
+def _train(
+    arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe, out: Path
+) -> History:
+    x, context = data.train.tensors(flow.like)
+    held_out, held_out_context = data.validation.tensors(flow.like)
+    metadata = _metadata(arguments, data, flow, recipe)
+    callbacks: list[Callback] = []
+    if rank() == 0:
+        callbacks = [
+            ProgressBar(),
+            _stage_announcer(len(stages(recipe))),
+            RunRecorder(out, lambda event: save(event.flow, out, metadata)),
+        ]
+        callbacks += [TensorBoard(out / "tensorboard")] if arguments.tensorboard else []
+    given = ("budget", "steps", "seed", "state_seconds")
+    history = fit(
+        flow,
+        x,
+        context=context,
+        recipe=recipe,
+        validation=held_out if held_out_context is None else (held_out, held_out_context),
+        callbacks=callbacks,
+        state=out / STATE_FILE,
+        **{name: getattr(arguments, name) for name in given},
+    )
+    if rank() == 0:
+        save(flow, out, metadata)
+        columns = (getattr(history, field.name).tolist() for field in fields(Record))
+        records = [Record(*row) for row in zip(*columns, strict=True)]
+        if records:  # which a full disk or a killed process may have left unwritten
+            write_records(out, records)
+    barrier()
+    return history

@@ -1,192 +1,141 @@
-"""Trained folders with something wrong with them: damaged, cut off, foreign, edited by hand."""
+"""Trained folders, recipes and schemas: damaged, cut off, foreign, edited by hand."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from functools import cache
+import os
+from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
-from random import Random
 from shutil import copytree
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import safetensors.numpy
-from fuzz_files import bytes_changed
-from fuzzing import Case, Outcome, Place, chance, outcome, pipe
+from fuzzing import Case, Draw, Outcome, Place, changed_bytes, outcome
+from hypothesis import strategies as st
 
 from cnf.storage import with_checksum
 
-JUNK: tuple[Any, ...] = (
-    None, "", "junk", "os.system", -1, 0, 1, 2, 1.5, -0.0, 1e300, -1e300, 1e-320, float("nan"),
-    float("inf"), 10**9, 10**18, 10**30, 10**400, True, False, [], {}, [[]], [1], ["height"],
-    [None], {"a": 1}, [1e300], "ü", "\ud800", "a\nb", "\0", "x" * 5000, [1] * 1000, [[1, 2], [3]],
-    "1", "float64", "../rows.csv", "moons", "dopri8", "euler", "mle", [4, 4], [0], [-4], [4.0],
-    ["4"], "NaN",
-)  # fmt: skip
+special = st.sampled_from([
+    "os.system", 10**9, 10**18, 10**30, 10**400, -0.0, float("nan"), float("inf"), "\ud800", "\0",
+    "x" * 5000, [1] * 1000, ["height"], [[1, 2], [3]], "float64", "../rows.csv", "moons", "dopri8",
+    "euler", "mle", [4, 4], [0], [-4], [4.0], ["4"], "NaN",
+])  # fmt: skip
+junk = special | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
 FILES = ("config.json", "model.safetensors", "metrics.jsonl", "training.safetensors")
-DATA = {"evaluate": ("--json",), "check": ("--rows", "5", "--points", "5", "--json")}
 
 
-def entries(config: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where the entries of a configuration are, at every depth."""
-    inner: Any = ()
-    if isinstance(config, dict):
-        inner = config.items()
-    elif isinstance(config, list):
-        inner = enumerate(config)
-    for key, entry in inner:
-        yield (*path, key)
-        yield from entries(entry, (*path, key))
+def entries(config: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the container and key of each entry of a configuration, at every depth."""
+    if isinstance(config, dict | list):
+        for key in list(config) if isinstance(config, dict) else range(len(config)):
+            yield config, key
+            yield from entries(config[key])
 
 
-def edited(random: Random, config: dict[str, Any]) -> str:
-    """An entry that is another, gone, there twice, or a little off; tells which."""
-    path = random.choice(list(entries(config)))
-    place = config
-    for key in path[:-1]:
-        place = place[key]
-    last, old = path[-1], place[path[-1]]
-    what = random.choice(["junk"] * 4 + ["gone", "new", "near", "near", "wrapped"])
+def edit(draw: Draw, config: dict[str, Any]) -> None:
+    """Replace, remove, add or slightly change an entry."""
+    container, key = draw(st.sampled_from(list(entries(config))))
+    old = container[key]
+    near: list[Any] = [[old], str(old)]
+    if isinstance(old, int | float):
+        near += [old + 1, old - 1, old * 2, -old, float(old), old / 2]
+    elif isinstance(old, str):
+        near += [old + " ", old.upper(), old[:-1]]
+    elif isinstance(old, list):
+        near += [[*old, *old], old[::-1], old[:-1], [*old, "a"]]
+    what = draw(st.sampled_from(["junk", "junk", "near", "gone", "new"]))
     if what == "gone":
-        del place[last]
-    elif what == "new" and isinstance(place, dict):
-        place["bogus"] = random.choice(JUNK)
-    elif what == "near" and isinstance(old, int | float):
-        place[last] = random.choice(
-            [old + 1, old - 1, old * 2, -old, float(old), old / 2, str(old)]
-        )
-    elif what == "near" and isinstance(old, str):
-        place[last] = random.choice([old + " ", old.upper(), old[:-1], old + "x"])
-    elif what == "near" and isinstance(old, list):
-        place[last] = random.choice([[*old, *old], old[::-1], old[:-1], [*old, 1], [*old, "a"]])
-    elif what == "wrapped":
-        place[last] = random.choice([[old], {"value": old}, str(old)])
+        del container[key]
+    elif what == "new" and isinstance(container, dict):
+        container["bogus"] = draw(junk)
     else:
-        place[last] = random.choice(JUNK)
-    made = str(place.get(last))[:60] if isinstance(place, dict) else ""
-    return f"{what} {'.'.join(map(str, path))} {made!r}"
+        container[key] = draw(st.sampled_from(near) if what == "near" else junk)
 
 
-def config_edited(random: Random, folder: Path) -> str:
+def config_edited(draw: Draw, folder: Path) -> bool:
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    story = edited(random, config)
-    if random.random() < 0.2:
-        story += "; " + edited(random, config)
-    seal = random.random() < 0.5
+    for _ in range(draw(st.integers(0, 2))):
+        edit(draw, config)
+    config["format"] = draw(st.sampled_from([config.get("format")] * 4 + [2, -1, "1", 1.5, None]))
+    seal = draw(st.booleans())
     path.write_text(json.dumps(with_checksum(config) if seal else config, indent=2))
-    return f"{story}{', sealed' * seal}"
+    return seal
 
 
-def file_damaged(random: Random, folder: Path) -> str:
-    path = folder / random.choice([*FILES, "config.json", "config.json", "model.safetensors"])
-    content, story = bytes_changed(random, path.read_bytes())
-    path.write_bytes(content)
-    return f"{path.name}{story}"
-
-
-def file_cut(random: Random, folder: Path) -> str:
-    """At every KiB of every file, and a byte beside it."""
-    path = folder / random.choice(FILES)
-    content = path.read_bytes()
-    at = 1024 * random.randrange(len(content) // 1024 + 1) + random.choice([0, 0, -1, 1])
-    path.write_bytes(content[: max(at, 0)])
-    return f"{path.name} cut at {at}"
-
-
-def weights_foreign(random: Random, folder: Path) -> str:
-    """Weights of something else, or with another number in them, by their right checksum."""
-    path = folder / "model.safetensors"
-    tensors = dict(safetensors.numpy.load(path.read_bytes()))
-    name = random.choice(sorted(tensors))  # files have them in any order
-    own = tensors[name]
-    what = random.choice(
-        ["other", "none", "fewer", "more", "shape", "kind", "nan", "huge", "renamed"]
-    )
-    tensors |= {
-        "other": {"other": np.zeros(3)},
-        "more": {"bogus": np.zeros(3, np.float32)},
-        "shape": {name: np.zeros((*own.shape, 2), np.float32)},
-        "kind": {name: own.astype(np.int64)},
-        "nan": {name: np.full_like(own, np.nan)},
-        "huge": {name: np.full_like(own, 1e30)},
-        "renamed": {f"{name}x": own},
-    }.get(what, {})
-    if what in ("other", "none"):
-        tensors = {key: tensors[key] for key in tensors if key == what}
-    if what in ("fewer", "renamed"):
-        del tensors[name]
-    weights = safetensors.numpy.save(tensors)
-    path.write_bytes(weights)
-    if random.random() < 0.7:
-        config = json.loads((folder / "config.json").read_text())
-        config["sha256"] = hashlib.sha256(weights).hexdigest()
-        (folder / "config.json").write_text(json.dumps(with_checksum(config)))
-    return f"weights {what} {name}, sealed"  # by whoever made them
-
-
-def file_replaced(random: Random, folder: Path) -> str:
-    """A file that is gone, a folder, a pipe, empty, another's, or that may not be read."""
-    path = folder / random.choice(FILES)
-    what = random.choice(["gone", "folder", "pipe", "empty", "other", "device", "loop"])
-    path.unlink()
-    if what == "folder":
-        path.mkdir()
-    elif what == "pipe":
-        pipe(path)
-    elif what == "empty":
-        path.touch()
-    elif what == "other":
-        path.write_bytes((folder.parent.parent / "rows.csv").read_bytes())
-    elif what in ("device", "loop"):
-        path.symlink_to("/dev/zero" if what == "device" else path)
-    return f"{path.name} {what}"
-
-
-def version_newer(random: Random, folder: Path) -> str:
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["format"] = random.choice([2, 10, 0, -1, "1", 1.5, None, [1], "2.0"])
-    config |= random.choice([{}, {"layers": {}}, {"new": 1}])
-    path.write_text(json.dumps(with_checksum(config)))
-    return f"format {config['format']!r}, sealed"
-
-
-def metrics_edited(random: Random, folder: Path) -> str:
+def metrics_edited(draw: Draw, folder: Path) -> bool:
     path = folder / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    story = edited(random, lines[-1])
+    edit(draw, lines[-1])
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    return f"metrics {story}"
+    return False
 
 
-DAMAGES = (
-    *[config_edited] * 5, *[file_damaged] * 5, *[file_cut] * 3, *[weights_foreign] * 2,
-    *[file_replaced] * 2, version_newer, metrics_edited,
-)  # fmt: skip
+def file_damaged(draw: Draw, folder: Path) -> bool:
+    """Change bytes of a file, or cut it at a KiB or a byte next to it."""
+    path = folder / draw(st.sampled_from(FILES))
+    content = path.read_bytes()
+    at = 1024 * draw(st.integers(0, len(content) // 1024)) + draw(st.integers(-1, 1))
+    cut = draw(st.booleans())
+    path.write_bytes(content[: max(at, 0)] if cut else changed_bytes(draw, content))
+    return False
 
 
-def arguments(place: Place, program: str, model: Path) -> tuple[str, ...]:
-    """What a program is asked of a model."""
-    rows = str(place.folder / ("typed.csv" if model.name == "typed" else "rows.csv"))
-    out = str(place.work / "out.csv")
+def weights_foreign(draw: Draw, folder: Path) -> bool:
+    """Write other weights, most often with their right checksum."""
+    path = folder / "model.safetensors"
+    tensors = dict(safetensors.numpy.load(path.read_bytes()))
+    name = draw(st.sampled_from(sorted(tensors)))
+    own = tensors.pop(name)
+    others = (own[..., None], own.astype(np.int64), own * np.nan, np.full_like(own, 1e30))
+    added = [{}, {f"{name}x": own}, {name: own, "bogus": np.zeros(3)}, *({name: o} for o in others)]
+    weights = [{}, {"other": np.zeros(3)}, *(tensors | each for each in added)]
+    path.write_bytes(safetensors.numpy.save(draw(st.sampled_from(weights))))
+    if draw(st.booleans()):
+        config = json.loads((folder / "config.json").read_text())
+        config["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        (folder / "config.json").write_text(json.dumps(with_checksum(config)))
+    return True
+
+
+def file_replaced(draw: Draw, folder: Path) -> bool:
+    """Replace a file by nothing, a folder, a pipe, an empty file, a table, a device, a loop."""
+    path = folder / draw(st.sampled_from(FILES))
+    path.unlink()
+    makers = (path.mkdir, partial(os.mkfifo, path), path.touch, lambda: None,
+              partial(path.write_bytes, b"x,y\n1,2\n"), partial(path.symlink_to, "/dev/zero"),
+              partial(path.symlink_to, path))  # fmt: skip
+    draw(st.sampled_from(makers))()
+    return False
+
+
+DAMAGES = (config_edited, file_damaged, config_edited, file_damaged, weights_foreign, file_replaced,
+           metrics_edited)  # fmt: skip
+
+
+def arguments(place: Place, program: str, model: Path) -> tuple[Any, ...]:
+    data = ("--data", place.folder / ("typed.csv" if model.name == "typed" else "rows.csv"))
+    out = ("--out", place.work / "out.csv")
     return {
-        "sample": ("-n", "3", "--out", out),
-        "log-prob": ("--data", rows, "--out", out),
-        "plot": (),
-        "train": (),
-    }.get(program, ("--data", rows, *DATA.get(program, ())))
+        "evaluate": (*data, "--json"),
+        "check": (*data, "--rows", 5, "--points", 5, "--json"),
+        "sample": ("-n", 3, *out),
+        "log-prob": (*data, *out),
+    }.get(program, ())
 
 
 @cache
 def answer(place: Place, program: str, name: str) -> Any:
-    """What an undamaged model answers."""
+    """Return the answer of the undamaged model."""
     model = place.folder / name
-    came = outcome(program, (str(model), *arguments(place, program, model)), place.folder)
-    found = answered(place, came)
-    (place.work / "out.csv").unlink(missing_ok=True)
-    return found
+    case = Case(program, (model, *arguments(place, program, model)))
+    return answered(place, outcome(case, place))
 
 
 def answered(place: Place, came: Outcome) -> Any:
@@ -194,86 +143,52 @@ def answered(place: Place, came: Outcome) -> Any:
     return pd.read_csv(out).to_dict("list") if out.exists() else came.out
 
 
-def resumed(place: Place, random: Random, program: str) -> Case:
-    """A run that is to go on from a damaged folder."""
-    out = place.work / "out"
-    copytree(place.folder / "model", out)
-    story = random.choice([file_damaged, file_cut, file_replaced])(random, out)
-    if random.random() < 0.5:
-        (out / "training.safetensors").unlink(missing_ok=True) if not (
-            out / "training.safetensors"
-        ).is_dir() else None
-        content = (place.folder / "model" / "training.safetensors").read_bytes()
-        content, more = bytes_changed(random, content)
-        if not (out / "training.safetensors").exists():
-            (out / "training.safetensors").write_bytes(content)
-            story += f"; state {more}"
-    argv = (str(place.folder / "rows.csv"), "--out", str(out), "--resume")
-    return Case(program, argv, story, outs=(out,))
-
-
-def recipe(place: Place, random: Random, program: str) -> Case:
-    """A recipe from an edited or damaged config.json, or as --show-recipe prints it."""
-    config = json.loads((place.folder / "model" / "config.json").read_text())
-    path = place.work / "recipe.json"
-    found = config["metadata"]["recipe"]
-    story = edited(random, found)
-    content = json.dumps(random.choice([config, found])).encode()
-    if random.random() < 0.3:
-        content, more = bytes_changed(random, content)
-        story += more
-    path.write_bytes(content)
-    argv = (str(place.folder / "rows.csv"), "--show-recipe", "--recipe", str(path))
-    return Case(program, argv, f"recipe {story}")
-
-
-def kinds(place: Place, random: Random, program: str) -> Case:
-    """A schema of the typed table, edited or damaged."""
-    schema: dict[str, Any] = {
-        "x": {
-            "kind": random.choice(["real", "positive", "bounded", "circular"]),
-            "low": -1,
-            "high": 9,
-        },
-        "n": {"kind": "integer", "low": 0, "high": 20},
-        "colour": {"kind": "categorical", "categories": ["r", "g", "b"]},
-    }
-    story = edited(random, schema)
-    content = json.dumps(schema).encode()
-    if random.random() < 0.2:
-        content, more = bytes_changed(random, content)
-        story += more
-    path, out = place.work / "schema.json", place.work / "out"
-    path.write_bytes(content)
-    words = ("--out", str(out), "--steps", "1", "--hidden", "4") if random.random() < 0.05 else ()
-    words = words or ("--show-recipe",)
-    argv = (str(place.folder / "typed.csv"), *words, "--schema", str(path))
-    return Case(program, argv, f"schema {story}", outs=(out,))
-
-
-TRAINED = (resumed, recipe, kinds, recipe, kinds)
-
-
-def case(place: Place, program: str, number: int) -> Case:
-    """A damaged model for a program."""
-    random, work = chance("models", program, number), place.cleared()
-    if program == "train":
-        made: Callable[[Place, Random, str], Case] = random.choice(
-            [resumed, recipe, kinds, recipe, kinds]
-        )
-        return made(place, random, program)
-    name = "model" if program == "plot" else random.choice(["model", "model", "typed"])
+def model_case(draw: Draw, place: Place, program: str) -> Case:
+    """A damaged model answers as before, refuses, or says so, unless its checksum is right."""
+    name = draw(st.sampled_from(["model", "model", "typed"]))
+    place.cleared()
     wanted = answer(place, program, name)
-    folder = work / name
-    copytree(place.folder / name, folder)
-    story = random.choice(DAMAGES)(random, folder)
+    folder = copytree(place.folder / name, place.cleared() / name)
+    sealed = draw(st.sampled_from(DAMAGES))(draw, folder)
 
     def check(came: Outcome) -> str:
         same = answered(place, came) == wanted or "as it was written" in came.err
-        return "" if same or "sealed" in story or program == "plot" else "another answer, silently"
+        return "" if same or sealed or program == "plot" else "another answer, silently"
 
-    argv = (str(folder), *arguments(place, program, folder))
-    return Case(program, argv, story, check, (work / "out.csv", folder / "figures"))
+    argv = (folder, *arguments(place, program, folder))
+    return Case(program, argv, check, (place.work / "out.csv", folder / "figures"))
 
 
-CASES = ("train", "evaluate", "sample", "log-prob", "plot", "check")
+def train_case(draw: Draw, place: Place) -> Case:
+    """Resume from a damaged folder, or train by a damaged recipe or schema."""
+    work, rows = place.cleared(), place.folder / "rows.csv"
+    path, out = work / "it.json", work / "out"
+    what = draw(st.sampled_from(["resume", "recipe", "schema"]))
+    words: tuple[Any, ...] = ("--show-recipe",)
+    if what == "resume":
+        copytree(place.folder / "model", out)
+        draw(st.sampled_from([file_damaged, file_replaced]))(draw, out)
+        return Case("train", (rows, "--out", out, "--resume"), outs=(out,))
+    if what == "recipe":
+        whole = json.loads((place.folder / "model" / "config.json").read_text())
+        config = whole["metadata"]["recipe"]
+    else:
+        rows = place.folder / "typed.csv"
+        real = draw(st.sampled_from(["real", "positive", "bounded", "circular"]))
+        whole = config = {
+            "x": {"kind": real, "low": -1, "high": 9},
+            "n": {"kind": "integer", "low": 0, "high": 20},
+            "colour": {"kind": "categorical", "categories": ["r", "g", "b"]},
+        }
+        if draw(st.integers(0, 19)) == 7:
+            words = ("--out", out, "--steps", 1, "--hidden", 4)
+    edit(draw, config)
+    content = json.dumps(draw(st.sampled_from([config, whole]))).encode()
+    path.write_bytes(changed_bytes(draw, content) if draw(st.booleans()) else content)
+    return Case("train", (rows, *words, f"--{what}", path), outs=(out,))
+
+
+CASES = {"train": train_case} | {
+    program: partial(model_case, program=program)
+    for program in ("evaluate", "sample", "log-prob", "plot", "check")
+}

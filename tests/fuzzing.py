@@ -1,38 +1,43 @@
-"""What fuzz tests share: a program run on anything, what came of it, and what would be a fault.
+"""Programs run on drawn inputs: the folder of a case, its outcome, and what is a fault in it."""
 
-A case is made by its kind, its program and its number alone, so that it can be made again:
-`python tests/fuzz.py KIND PROGRAM NUMBER`.
-"""
-
+import json
 import os
 import re
 import resource
 import signal
 import stat
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
-from random import Random
-from shutil import rmtree
-from typing import NamedTuple
+from shutil import copytree, rmtree
+from typing import Any, NamedTuple
+from unittest import mock
+
+from hypothesis import strategies as st
+from test_scripts_running import COLUMNS, done, rows_of_table, write_csv
+
+from cnf.storage import with_checksum
 
 PATIENCE = 30  # seconds after which a program hangs
-ROOM = 4 * 2**30  # bytes that one may take beyond what the process has
+ROOM = 4 * 2**30  # bytes that a program may take on top of the process's
 HELPFUL = re.compile(r"[Ee]xpected |--help\)$")
-OUT_OF_MEMORY = re.compile(r"allocate|memory")
+# All that exit status 1 may report.
 FAILED = re.compile(
-    r"cannot be integrated|never finite|NaN or infinite|step limit was hit"
-)  # what status 1 may say as well
+    "allocate|memory|cannot be integrated|never finite|NaN or infinite|step limit was hit"
+)
+QUICK = ("--steps", "1", "--hidden", "4", "--objective", "mle", "--scaling", "standardize",
+         "--batch-size", "4")  # fmt: skip
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
 class Place(NamedTuple):
-    """A folder with what is valid, and the folder in it where each case has its files."""
+    """A folder of valid models and tables, and the folder in it that holds a case's files."""
 
     folder: Path
 
@@ -41,91 +46,101 @@ class Place(NamedTuple):
         return self.folder / "work"
 
     def cleared(self) -> Path:
-        """The folder of a case, empty."""
-        if self.work.exists():
-            for path in self.work.rglob("*"):
-                if path.is_dir():
-                    path.chmod(0o755)
-            rmtree(self.work)
+        """Empty the folder of the case."""
+        rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
         return self.work
 
 
+@contextmanager
+def place_in(folder: Path) -> Iterator[Place]:
+    """Train `model`, `given` (its first column), `typed` (integers and categories), and `sourced`
+    (a model whose table is in the case's folder); figures are not drawn, which takes long.
+    """
+    place = Place(folder)
+    write_csv(folder / "rows.csv", rows_of_table(12, seed=1).round(4))
+    typed = "x,n,colour\n" + "".join(f"{i / 7},{i},{'rgb'[i % 3]}\n" for i in range(12))
+    (folder / "typed.csv").write_text(typed)
+    with mock.patch("cnf.scripts.figures.png", return_value=b"drawn"):
+        for name, data, *words in (
+            ("model", "rows.csv"),
+            ("given", "rows.csv", "--context", COLUMNS[0]),
+            ("typed", "typed.csv"),
+        ):
+            done("train", folder / data, "--out", folder / name, *words, *QUICK)
+            rmtree(folder / name / "figures")
+        path = copytree(folder / "model", folder / "sourced") / "config.json"
+        config = json.loads(path.read_text())
+        config["metadata"]["data"] = str(place.work / "source.csv")
+        path.write_text(json.dumps(with_checksum(config)))
+        place.cleared()
+        yield place
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a program did."""
+    """The result of a program, and the files before and after it."""
 
     status: object
     out: str
     err: str
-    seconds: float
-    escaped: str  # the traceback of what it let through; "hang" where it did not end
+    escaped: str  # the end of a traceback; "hang" if the program did not end
     before: dict[Path, object]
     after: dict[Path, object]
 
-    @property
-    def taken(self) -> bool:
-        return self.status == 0
+
+Check = Callable[[Outcome], str]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A program's arguments, and what is wrong with what it makes of them; nothing where all is.
+    """A program's arguments, and a check of its answer that returns a fault or nothing.
 
-    `outs` are paths that it may write where it succeeds; what is beneath them counts as them.
+    `outs` are the paths that it may write, and all beneath them; `must_take`: nothing is wrong.
     """
 
     program: str
-    argv: tuple[str, ...]
-    story: str
-    check: Callable[[Outcome], str] = lambda _: ""
+    argv: tuple[Any, ...]
+    check: Check = lambda _: ""
     outs: tuple[Path, ...] = ()
     must_take: bool = False
 
-
-class Hanging(BaseException):
-    """What a program is ended with; nothing in it catches this."""
-
-
-def chance(kind: str, program: str, number: int) -> Random:
-    """The random numbers of a case."""
-    return Random(f"{kind} {program} {number}")
+    @property
+    def words(self) -> list[str]:
+        return [str(word) for word in self.argv]
 
 
-def outcome(program: str, argv: tuple[str, ...], watched: Path) -> Outcome:
-    """What `main(argv)` of a program does, in this process."""
-    main = import_module(f"cnf.scripts.{program.replace('-', '_')}").main
-    before = snapshot(watched)
+class HangingError(BaseException):
+    """The end of a program out of time; no program catches it."""
+
+
+def outcome(case: Case, place: Place) -> Outcome:
+    """Run a program in this process."""
+    main = import_module(f"cnf.scripts.{case.program.replace('-', '_')}").main
+    before = snapshot(place.folder)
     out = TextIOWrapper(BytesIO(), encoding="utf-8", write_through=True)  # strict, as a terminal's
     err, escaped, status = StringIO(), "", None
-    start = time.monotonic()
-    with (
-        redirect_stdout(out),
-        redirect_stderr(err),
-        chdir(watched / "work"),
-        limits(),
-        warnings.catch_warnings(),
-    ):
+    with redirect_stdout(out), redirect_stderr(err), chdir(place.work), warnings.catch_warnings():
         warnings.simplefilter("default")
         try:
-            status = main(list(argv))
+            with _limits():
+                status = main(case.words)
         except SystemExit as exited:
             status = exited.code
-        except Hanging:
+        except HangingError:
             escaped = "hang"
         except BaseException:
             escaped = " | ".join(traceback.format_exc().splitlines()[-5:])
-    seconds = time.monotonic() - start
     out.seek(0)
-    return Outcome(status, out.read(), err.getvalue(), seconds, escaped, before, snapshot(watched))
+    return Outcome(status, out.read(), err.getvalue(), escaped, before, snapshot(place.folder))
 
 
 @contextmanager
-def limits() -> Iterator[None]:
-    """An alarm, and an end to memory before the machine's."""
+def _limits() -> Iterator[None]:
+    """Set an alarm, and a limit of memory below the machine's."""
 
     def ring(*_: object) -> None:
-        raise Hanging
+        raise HangingError
 
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     space = resource.getrlimit(resource.RLIMIT_AS)
@@ -141,90 +156,55 @@ def limits() -> Iterator[None]:
 
 
 def snapshot(folder: Path) -> dict[Path, object]:
-    """All that is in a folder: what files hold, and of what kind the others are."""
-    found: dict[Path, object] = {}
-    for path in sorted(folder.rglob("*")):
-        mode = path.lstat().st_mode
-        found[path] = path.read_bytes() if stat.S_ISREG(mode) else stat.S_IFMT(mode)
-    return found
+    """Return all paths in a folder with their content, or their kind if they are no files."""
+    modes = {path: path.lstat().st_mode for path in sorted(folder.rglob("*"))}
+    return {
+        path: path.read_bytes() if stat.S_ISREG(mode) else stat.S_IFMT(mode)
+        for path, mode in modes.items()
+    }
 
 
 def fault(case: Case, came: Outcome) -> str:
-    """What is wrong with what came of a case; nothing where all is well."""
+    """Return what is wrong with an outcome; nothing if all is well."""
     if came.escaped:
         return came.escaped
-    lines = came.err.splitlines()
-    told = [line for line in lines if not line.startswith(f"cnf {case.program}: warning: ")]
     if "Traceback" in came.err or (came.err and not came.err.endswith("\n")):
-        return f"not lines of its own on standard error: {came.err!r}"
-    if came.taken:
-        own = {path for path in came.after if _is_of(path, case.outs)}
-        return (
-            (told and f"status 0, and yet {told}") or _changes(came, own) or case.check(came) or ""
-        )
+        return f"a traceback, or half a line: {came.err!r}"
+    warning = f"cnf {case.program}: warning: "
+    told = [line for line in came.err.splitlines() if not line.startswith(warning)]
+    written = {path for path in came.after if {path, *path.parents} & set(case.outs)}
+    if came.status == 0:
+        return f"status 0, but {told}" if told else _changes(came, written) or case.check(came)
     if case.must_take:
-        return f"refused, though nothing is wrong: {came.status} {came.err}"
-    is_answer = case.program == "check" and came.status == 1 and not told
-    if not is_answer and (came.status not in (1, 2) or len(told) != 1):
-        return f"status {came.status!r} and not one line: {came.err!r}"
-    return "" if is_answer else _refusal(case, came, told[0])
-
-
-def _refusal(case: Case, came: Outcome, line: str) -> str:
-    """What is wrong with how a case is refused, or fails."""
-    if len(line) > 3000:
-        return f"a line of {len(line)} characters: {line[:200]}"
-    if came.status == 1:  # what was finished before it failed stays
-        if not (OUT_OF_MEMORY.search(line) or FAILED.search(line)):
-            return f"status 1, though the world did not fail: {line}"
-        return _changes(came, {path for path in came.after if _is_of(path, case.outs)})
-    if not HELPFUL.search(line):
-        return f"a line that does not help: {line!r}"
+        return f"refused valid input: {came.status} {came.err}"
+    if case.program == "check" and came.status == 1 and not told:
+        return ""  # its answer is no
+    if came.status not in (1, 2) or len(told) != 1 or len(told[0]) > 3000:
+        return f"status {came.status!r}, and not one short line: {came.err[:5000]!r}"
+    if not (FAILED if came.status == 1 else HELPFUL).search(told[0]):
+        return f"status {came.status}, and not a line that helps: {told[0]!r}"
     empty = {path for path in case.outs if os.path.isdir(path) and not os.listdir(path)}
-    return _changes(came, empty | {parent for path in empty for parent in path.parents})
+    allowed = {parent for path in empty for parent in (path, *path.parents)}
+    return _changes(came, written if came.status == 1 else allowed)
 
 
-def _is_of(path: Path, outs: tuple[Path, ...]) -> bool:
-    return any(path == out or out in path.parents for out in outs)
-
-
-def _changes(came: Outcome, own: set[Path]) -> str:
-    """What was written, changed or lost beside what may be."""
+def _changes(came: Outcome, allowed: set[Path]) -> str:
+    """Return what was left over, written, changed or lost except for what may be."""
     left = [path.name for path in came.after if path.name.endswith((".tmp", ".lock"))]
-    paths = {*came.before, *came.after} - own
+    paths = {*came.before, *came.after} - allowed
     changed = [path for path in paths if came.before.get(path) != came.after.get(path)]
     return f"left over: {left}" if left else f"changed: {changed}" if changed else ""
 
 
-def verdict(kind: str, case: Case, number: int, watched: Path) -> tuple[str, bool]:
-    """A fault with the case that shows it and how to see it again, nothing where there is none;
-    and whether the case was taken.
-    """
-    came = outcome(case.program, case.argv, watched)
-    wrong = fault(case, came)
-    if not wrong:
-        return "", came.taken
-    words = " ".join(repr(word[:200]) for word in case.argv)
-    told = (
-        f"\n{kind} {case.program} {number}: {case.story}\n  cnf {case.program} {words}\n"
-        f"  {wrong}\n  again: python tests/fuzz.py {kind} {case.program} {number}\n"
+def changed_bytes(draw: Draw, content: bytes) -> bytes:
+    """Flip a bit, or put a piece in, cut, double, zero or lose bytes; most often in the header."""
+    at = draw(st.integers(0, min(len(content), 150)) | st.integers(0, len(content)))
+    end = at + draw(st.sampled_from([1, 4, 32]))
+    before, piece, after = content[:at], content[at:end], content[end:]
+    flipped = bytes([content[at] ^ 1 << draw(st.integers(0, 7))]) if at < len(content) else b"a"
+    new = draw(
+        st.sampled_from([b"\0", b"\r", b'"', b",", b"\xff", b"\x1a"]) | st.binary(max_size=4)
     )
-    return told, came.taken
-
-
-@contextmanager
-def drawing_nothing() -> Iterator[None]:
-    """Have figures made but not drawn, which takes longer than all that is fuzzed."""
-    plot = import_module("cnf.scripts.plot")
-    png, plot.png = plot.png, lambda figure: b"drawn"
-    try:
-        yield
-    finally:
-        plot.png = png
-
-
-def pipe(path: Path) -> Path:
-    """A pipe that nobody writes to."""
-    with suppress(FileExistsError):
-        os.mkfifo(path)
-    return path
+    made = (flipped + content[at + 1 :], new + piece + after, b"", piece * 2 + after,
+            bytes(len(piece)) + after, after)  # fmt: skip
+    return before + draw(st.sampled_from(made))

@@ -1,10 +1,12 @@
-"""Processes of their own for tests, which start at once and can be killed.
+"""Processes for tests, which start at once and can be killed.
 
 They are forked from a server that has imported the programs, seconds that each would take alone.
 """
 
+import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -16,14 +18,13 @@ import torch
 PATIENCE = 120  # seconds after which a process that should have ended hangs
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["pytest", "scipy.integrate", "cnf.scripts.train", "cnf.scripts.evaluate", "torch.distributed"]
-)
+_PROGRAMS = [f"cnf.scripts.{name}" for name in ("figures", "evaluation", "report", "training")]
+_CONTEXT.set_forkserver_preload(["pytest", "scipy.integrate", "torch.distributed", *_PROGRAMS])
 
 
-def start(target, *arguments) -> BaseProcess:
+def start(target, *arguments, context=_CONTEXT) -> BaseProcess:
     """A process that calls a function of a module; nothing else of this one is there."""
-    process = _CONTEXT.Process(target=target, args=arguments)
+    process = context.Process(target=target, args=arguments)
     process.start()
     return process
 
@@ -43,9 +44,13 @@ def wait(*processes: BaseProcess) -> list[int]:
     return statuses
 
 
-def program(folder: Path, *words: object) -> BaseProcess:
-    """`cnf …` in a process of its own; what it says is in FOLDER/out and FOLDER/err."""
-    return start(run_program, folder, [str(word) for word in words])
+def program(folder: Path, *words: object, fresh: bool = False) -> BaseProcess:
+    """`cnf …` in another process; what it says is in FOLDER/out and FOLDER/err.
+
+    A fresh process imports all that it needs.
+    """
+    context = multiprocessing.get_context("spawn") if fresh else _CONTEXT
+    return start(run_program, folder, [str(word) for word in words], context=context)
 
 
 def said(folder: Path) -> tuple[str, str]:
@@ -58,21 +63,46 @@ def together(target, folder: Path, *arguments) -> list[int]:
 
     Gives their exit statuses.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
+    processes, joined = [], {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     for rank in range(2):
         (folder / str(rank)).mkdir(parents=True)
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        process = start(_joined, target, environment, folder / str(rank), *arguments)
-        processes.append(process)
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, **joined}
+        processes.append(start(_joined, target, environment, folder / str(rank), *arguments))
     return wait(*processes)
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def run_program(folder: Path, words: list[str]) -> None:
-    """What `program` has a process do."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which `nohup … &` ignores
+    sys.exit(_called(folder, words))
+
+
+def both(folder: Path, *commands: tuple[object, ...]) -> list[tuple[list, list]]:
+    """Run `cnf …` commands one after the other, each in the same two joined processes.
+
+    Gives the status, the output and the errors of both processes for each command.
+    """
+    ports = [_free_port() for _ in commands]
+    words = [[str(word) for word in command] for command in commands]
+    assert together(_programs, folder, ports, words) == [0, 0]
+    found = (json.loads((folder / str(rank) / "found").read_text()) for rank in range(2))
+    return list(zip(*found, strict=True))
+
+
+def _programs(folder: Path, ports: list[int], commands: list[list[str]]) -> None:
+    found = []
+    for port, words in zip(ports, commands, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        found.append([_called(folder, words), *said(folder)])
+    (folder / "found").write_text(json.dumps(found))
+
+
+def _called(folder: Path, words: list[str]) -> int:
     from cnf.scripts.__main__ import main
 
     torch.set_num_threads(1)
@@ -83,7 +113,7 @@ def run_program(folder: Path, words: list[str]) -> None:
         except SystemExit as exited:
             status = exited.code
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    sys.exit(status)
+    return status
 
 
 def _joined(target, environment: dict, folder: Path, *arguments) -> None:

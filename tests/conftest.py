@@ -1,9 +1,11 @@
 """Fixtures that several test modules share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from test_scripts_running import SMALL, done, rows_of_table, write_csv
 from torch.distributions import Distribution
 
 import cnf
@@ -21,10 +23,65 @@ def _seeded() -> None:
 def fitted() -> cnf.Flow:
     """A flow fitted to moons: small and quick, with as many layers as the toy recipe has."""
     torch.manual_seed(0)
-    rows = torch.from_numpy(TOYS["moons"].sample(5000, seed=0))
-    flow = cnf.ffjord(2, hidden=(32, 32, 32))
-    cnf.fit(flow, rows, steps=200)
+    rows = torch.from_numpy(TOYS["moons"].sample(2000, seed=0))
+    flow = cnf.ffjord(2, hidden=(16, 16, 16))
+    cnf.fit(flow, rows, steps=100)
     return flow.double()
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Training that draws no figures, and few rows of toys: most of the time of a short run."""
+    rows = {"train": 20_000, "validation": 1_000, "test": 3_000}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cnf.scripts.data.TOY_ROWS", rows)
+        patch.setattr("cnf.scripts.figures._default_figures", lambda trained: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def coarse() -> Iterator[None]:
+    """Few rows of toys, coarse shades and short films."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cnf.scripts.data.TOY_ROWS", {"train": 2000, "validation": 200, "test": 200})
+        patch.setattr("cnf.plotting.density.DENSITY_PIXELS", 12)
+        patch.setattr("cnf.plotting.density.STRIP_PIXELS", 8)
+        patch.setattr("cnf.plotting.conditional.DENSITY_PIXELS", 12)
+        patch.setattr("cnf.plotting.flow_films.density_film.__defaults__", (None, False, 3, 500, 0))
+        patch.setattr("cnf.plotting.flow_films.samples_film.__defaults__", (False, None, 3, 0))
+        yield
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_csv(tmp_path / "rows.csv", rows_of_table())
+
+
+# Folders that the programs trained. A test that changes one copies it first.
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory) -> Path:
+    """A folder trained on `rows_of_table()`, which is in rows.csv next to it."""
+    out = tmp_path_factory.mktemp("table") / "out"
+    done("train", write_csv(out.parent / "rows.csv", rows_of_table()), "--out", out, *SMALL)
+    return out
+
+
+@pytest.fixture(scope="session")
+def given(table) -> Path:
+    """A folder trained on the same table with `width` as the context."""
+    out = table.parent / "given"
+    done("train", table.parent / "rows.csv", "--context", "width", "--out", out, *SMALL)
+    return out
+
+
+@pytest.fixture(scope="session")
+def moons(tmp_path_factory) -> Path:
+    """A folder trained on a toy."""
+    out = tmp_path_factory.mktemp("moons") / "out"
+    done("train", "moons", "--out", out, *SMALL)
+    return out
 
 
 @pytest.fixture

@@ -1,90 +1,116 @@
-"""The command as a shell sees it: completion, --version, `python -m cnf`, help on one screen."""
+"""The command in a shell: completion, --version, help on one screen, quick starts."""
 
+import json
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 
 import pytest
 from test_scripts_running import complaint, done, run
 
 import cnf
+from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS
 from cnf.scripts.__main__ import PROGRAMS
 from cnf.scripts.completion import COMPLETION_SHELLS, completion
-from cnf.scripts.train import RECIPE_GROUPS
 from cnf.training.recipes import Recipe
 
-bash = pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash")
+WORDS = {
+    "": set(PROGRAMS),
+    "eva": {"evaluate"},
+    "train --bud": {"--budget"},
+    "train --x-s": {"--x-scale"},
+    "train 8g": {"8gaussians"},
+    "check run": {"runs_of_mine"},
+}
 
 
-@pytest.fixture(scope="module")
-def script():
-    return completion("bash", PROGRAMS)
+SLOW = {"torch", "pandas", "scipy", "matplotlib", "sklearn"}
+ROOMS = ("fields", "layers", "ode", "training", "datasets", "tables", "variational")
+CALLS = f"""
+import json, sys
+from cnf.scripts.__main__ import main
+for words in json.loads(sys.argv[1]):
+    try:
+        status = main(words)
+    except SystemExit as exited:
+        status = exited.code
+    print("\\nended:", status, *({SLOW} & set(sys.modules)))
+"""
 
 
-def completed(script: str, *words: str) -> set[str]:
-    """What bash completes the last of some words to."""
-    asked = (
-        f"{script}\nCOMP_WORDS=({' '.join(map(repr, words))}) COMP_CWORD={len(words) - 1}\n"
-        'name=$(complete -p cnf | sed "s/.*-F \\([^ ]*\\) .*/\\1/")\n$name cnf\n'
-        'printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    told = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
-    return set(told.stdout.split())
+def python(code: str, *words: str) -> str:
+    """The standard output of a process of Python."""
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-@bash
-def test_the_script_is_valid(script):
-    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
-    assert (checked.returncode, checked.stderr) == (0, "")
-
-
-@bash
-def test_programs_options_and_data_are_completed(script):
-    assert set(PROGRAMS) <= completed(script, "cnf", "")
-    assert completed(script, "cnf", "eva") == {"evaluate"}
-    assert completed(script, "cnf", "train", "--bud") == {"--budget"}
-    assert completed(script, "cnf", "train", "--x-s") == {"--x-scale"}
-    assert completed(script, "cnf", "train", "8g") == {"8gaussians"}
-
-
-@bash
-def test_folders_are_completed(script, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash")
+def test_bash_completes_programs_options_data_and_folders(tmp_path):
+    """One bash sources the script, and completes the last of some words on each line."""
     (tmp_path / "runs_of_mine").mkdir()
-    assert completed(script, "cnf", "check", "run") == {"runs_of_mine"}
+    asked = completion("bash", PROGRAMS)
+    asked += '\nname=$(complete -p cnf | sed "s/.*-F \\([^ ]*\\) .*/\\1/")\n'
+    for words in WORDS:
+        quoted = " ".join(map(repr, ["cnf", *words.split(" ")]))
+        asked += f"COMP_WORDS=({quoted}) COMP_CWORD={len(words.split(' '))}\nCOMPREPLY=()\n"
+        asked += '$name cnf\necho "${COMPREPLY[@]}"\n'
+    told = subprocess.run(
+        ["bash", "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert told.stderr == ""
+    first, *others = (set(line.split()) for line in told.stdout.splitlines())
+    assert first >= set(PROGRAMS)
+    assert others == list(WORDS.values())[1:]
 
 
-@pytest.mark.parametrize("shell", COMPLETION_SHELLS)
-def test_each_shell_has_a_script(shell):
-    text = done("--print-completion", shell)
-    assert all(name in text for name in PROGRAMS)
+def test_each_shell_has_a_script_and_another_shell_none():
+    for shell in COMPLETION_SHELLS:
+        text = done("--print-completion", shell)
+        assert all(name in text for name in PROGRAMS)
+    for words in [[], ["csh"], ["bash", "zsh"]]:
+        assert "bash" in complaint("--print-completion", *words)
 
 
-@pytest.mark.parametrize("words", [[], ["csh"], ["bash", "zsh"]])
-def test_another_shell_is_refused(words):
-    assert "bash" in complaint("--print-completion", *words)
-
-
-def test_version():
-    assert done("--version") == f"cnf-flows {cnf.__version__}\n"
-
-
-def test_the_package_runs_as_the_command():
+def test_version_of_the_command_and_of_the_package():
     asked = [sys.executable, "-m", "cnf", "--version"]
     told = subprocess.run(asked, capture_output=True, text=True, check=True)
-    assert told.stdout == done("--version")
+    assert told.stdout == done("--version") == f"cnf-flows {cnf.__version__}\n"
 
 
-def test_help_of_train_is_one_screen(monkeypatch):
+def test_help_of_train_is_one_screen_and_the_full_one_has_each_number_of_a_recipe(monkeypatch):
     monkeypatch.setenv("COLUMNS", "102")  # argparse leaves two free
     text = run("train", "--help").out
     assert text.count("\n") <= 40
     assert max(map(len, text.splitlines())) <= 100
-    assert "--help-all" in text
+    assert all(name in text for name in (*TOYS, *CONDITIONAL_TOYS, *TABLES, "--help-all"))
     assert "--rtol" not in text
+    lines = [line.strip() for line in run("train", "--help-all").out.splitlines()]
+    for name in Recipe.numbers():
+        option = f"--{name.replace('_', '-')} X "
+        assert sum(f"{line} ".startswith(option) for line in lines) == 1, option
 
 
-def test_each_number_of_a_recipe_stands_in_one_group():
-    grouped = [name for names in RECIPE_GROUPS.values() for name in names.split()]
-    assert sorted(grouped) == sorted(field.name for field in fields(Recipe))
+def test_help_and_mistakes_need_no_pytorch():
+    """One process is asked for each in turn: the slow imports after each call are none."""
+    calls = [[name, option] for name in PROGRAMS for option in ("--help", "--no-such-option")]
+    calls += [["--help"], ["trian"], ["--version"]]
+    calls += [["sample", "out", "--out", "a.csv", "-n", "x"]]
+    said = python(CALLS, json.dumps(calls)).splitlines()
+    found = [line.removeprefix("ended: ") for line in said if line.startswith("ended: ")]
+    assert found == ["0", "2"] * (len(PROGRAMS) + 1) + ["0", "2"]
+
+
+def test_registries_need_no_pytorch():
+    """They are listed, and the methods that choose their steps."""
+    code = f"import sys, cnf, {', '.join(f'cnf.{room}' for room in ROOMS)}"
+    code += "; print(*cnf.ode.GRADIENTS, *[each.adaptive for each in cnf.ode.TABLEAUS.values()])"
+    listed, slow = python(f"{code}; print(*{SLOW} & set(sys.modules))").splitlines()
+    assert listed.split()[:3] == ["backprop", "checkpoint", "backsolve"]
+    assert "True" in listed
+    assert slow == ""
+
+
+def test_what_takes_long_to_import_is_imported_when_it_is_needed():
+    found = set(python("import sys, cnf; cnf.fit, cnf.ode.solve; print(*sys.modules)").split())
+    assert "torch" in found
+    assert not {*(SLOW - {"torch"}), "sympy", "torch._dynamo"} & found

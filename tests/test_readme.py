@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks").rglob("*.md"))]
 LISTED = "benchmarks.md"  # commands of hours, which test_site.py reads but does not run
 QUICK = {
-    "train": ("--steps", "5"),
-    "train-vae": ("--epochs", "1", "--samples", "10"),
-    "check": ("--points", "2000"),
+    "train": ("--steps", "2"),
+    "train-vae": ("--epochs", "1", "--samples", "2", "--hidden", "16"),
+    "check": ("--points", "100", "--rows", "5"),
 }
 
 
@@ -32,7 +32,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def shown(language: str) -> list[Path]:
-    """The pages that have such blocks of their own."""
+    """The pages with such blocks, except the one of long commands."""
     return [page for page in PAGES if page.name != LISTED and blocks(page, language)]
 
 
@@ -44,13 +44,14 @@ def test_python_examples_run_one_after_the_other(page, tmp_path, monkeypatch):
         exec(example, names)
 
 
-@pytest.mark.parametrize("page", shown("sh"), ids=lambda page: page.stem)
-def test_commands_run_on_a_table(page, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("undrawn", "coarse")
+def test_commands_run_on_a_table(tmp_path, monkeypatch):
+    """Each command line once, whichever pages show it."""
     monkeypatch.chdir(tmp_path)
     rows = np.random.default_rng(0).normal(size=(100, 3))
     for name in ("table.csv", "new.csv"):
         np.savetxt(name, rows, delimiter=",", header="a,b,c", comments="")
-    for arguments in commands(page):
+    for arguments in {tuple(each): each for page in shown("sh") for each in commands(page)}:
         assert main([*arguments, *QUICK.get(arguments[0], ())]) == 0
         for option, written in pairwise(arguments):
             assert option != "--out" or Path(written).exists()

@@ -1,167 +1,123 @@
-"""The benchmark of VAEs: what is trained, what is kept, what its tables say."""
+"""The benchmark of VAEs: what is trained, what is cached, and what its tables say."""
 
 import json
-import re
-import sys
 from dataclasses import replace
-from math import log
+from math import log, nan
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
-from test_scripts_running import complaint, done
+from test_scripts_running import done
 
 from cnf.datasets import load_images
-from cnf.scripts import train_vae
-from cnf.scripts.benchmarks import vae as tables
-from cnf.scripts.benchmarks import vae_trials
-from cnf.scripts.benchmarks.options import VAE_RESULTS, BenchmarkOptions
-from cnf.scripts.benchmarks.vae_trials import (
-    VAE_POSTERIORS,
-    VAEOutcome,
-    VAESetting,
-    outcome_of,
-    trial_of,
-)
-from cnf.vae import Architecture, Plan, load
-
-QUICK = VAESetting(2, Plan(epochs=1, batch_size=512), 2)
+from cnf.scripts import training, vae_training
+from cnf.scripts.benchmarks import vae
+from cnf.scripts.benchmarks.compared import VAE_POSTERIORS, VAE_SETTINGS, VAESetting
+from cnf.scripts.benchmarks.options import BenchmarkOptions, ResultCache
+from cnf.vae import Architecture, load
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Digits alone, trained for an epoch, with few samples."""
-    monkeypatch.setitem(vae_trials.VAE_SETTINGS, "digits", QUICK)
-    monkeypatch.setattr(vae_trials, "IWAE_SAMPLES", 5)
-    monkeypatch.setattr(train_vae, "MAX_TEST_IMAGES", 60)
+    """Digits alone, trained for an epoch, with few samples; a function changes the setting."""
+
+    def change(latents: int = 2, seeds: int = 1, **plan: float) -> None:
+        plan = {"epochs": 1, "batch_size": 512} | plan
+        monkeypatch.setitem(VAE_SETTINGS, "digits", VAESetting(latents, seeds, plan))
+
+    change()
+    monkeypatch.setattr(vae, "IWAE_SAMPLES", 5)
+    monkeypatch.setattr(vae_training, "MAX_TEST_IMAGES", 60)
+    return change
 
 
-def bounds(out, *arguments):
-    return done(
-        *("benchmark", "vae", "--section", "bounds", "--images", "digits", "--out", out),
-        *arguments,
-    )
+def bounds(out, posteriors):
+    given = ("benchmark", "vae", "--section", "bounds", "--images", "digits", "--out", out)
+    return done(*given, "--posteriors", posteriors)
 
 
-def test_the_table_has_a_row_for_each_posterior_and_is_made_once(tmp_path, quick):
-    text = bounds(tmp_path)
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert [row[0].strip("| ") for row in rows] == ["posterior", *VAE_POSTERIORS]
-    assert len(re.findall(r"^  digits ", text, re.MULTILINE)) == 2 * len(VAE_POSTERIORS)
-    assert "60 test images, 2 latents, 1 epochs, seeds: 2; threads: " in text
-    cells = [json.loads(line) for line in (tmp_path / VAE_RESULTS).read_text().splitlines()]
-    nll = {
-        name: np.mean([c["nll"] for c in cells if c["posterior"] == name])
-        for name in VAE_POSTERIORS
-    }
-    for row in rows[1:]:
-        assert float(row[2].split()[0]) == pytest.approx(nll[row[0].strip("| ")], abs=1e-3)
-    again = bounds(tmp_path)
-    assert "  digits" not in again
-    assert text.splitlines()[-9:] == again.splitlines()[-9:]
-    bound = {name: [c["validation"] for c in cells if c["posterior"] == name] for name in nll}
-    best = max((name for name in nll if name.startswith("cnf")), key=lambda n: np.mean(bound[n]))
+def test_table_has_a_row_for_each_posterior_and_is_made_once(tmp_path, quick):
+    names = ("gaussian", "planar", "cnf-none", "cnf-bias")
+    text = bounds(tmp_path, ",".join(names))
+    assert "60 test images, 2 latents, 1 epochs, seeds: 1; threads: " in text
+    rows = [line.split() for line in text.splitlines() if line.startswith(names)]
+    assert [row[0] for row in rows[:4]] == list(names)
+    lines = map(json.loads, (tmp_path / "vae.jsonl").read_text().splitlines())
+    found = {line["key"]["posterior"]: line["result"] for line in lines}
+    for row in rows[4:8]:
+        assert float(row[4]) == pytest.approx(np.mean(found[row[0]]["nll"]), abs=1e-3)
+    best = max((name for name in found if "cnf" in name), key=lambda n: found[n]["validation"])
     assert f"\n{best}, which validates best of this library's, is " in text
+    again = bounds(tmp_path, ",".join(names))
+    assert again.count("cached") == 2 * len(names)
+    assert again.replace("cached", "").split() == text.split()
+    part = bounds(tmp_path, "gaussian,cnf-bias")
+    assert "below planar" not in part
+    assert "cnf-bias, which validates best" in part
+    assert "ahead" not in bounds(tmp_path, "cnf-bias")
 
 
-def test_a_part_of_it(tmp_path, quick):
-    text = bounds(tmp_path, "--posteriors", "gaussian,cnf-bias")
-    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
-    assert rows == ["| posterior", "| gaussian", "| cnf-bias"]
-    assert "below planar" not in text
-    assert "cnf-bias, which validates best" in text
-    alone = bounds(tmp_path, "--posteriors", "cnf-bias")
-    assert "ahead" not in alone
-
-
-def test_an_interrupted_training_goes_on(tmp_path, quick, monkeypatch):
-    images = load_images("digits")
-    monkeypatch.setitem(vae_trials.VAE_SETTINGS, "digits", replace(QUICK, plan=Plan(3, 512)))
-    whole = outcome_of(BenchmarkOptions(), trial_of(images, "gaussian", 0), images)
-    options, trial = BenchmarkOptions(out=tmp_path), trial_of(images, "gaussian", 0)
-    write, calls = train_vae.write_metrics, []
+def test_interrupted_training_resumes(tmp_path, quick, monkeypatch):
+    quick(epochs=3)
+    given = (load_images("digits"), "gaussian", 0)
+    whole = vae.bounds_of(BenchmarkOptions("vae"), *given)
+    options, write = BenchmarkOptions("vae", out=tmp_path), training.write_records
 
     def interrupt(path, records):
-        calls.append(path)
         write(path, records)
-        if len(calls) == 2:
+        if spy.call_count == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_vae, "write_metrics", interrupt)
+    spy = Mock(side_effect=interrupt)
+    monkeypatch.setattr(training, "write_records", spy)
     with pytest.raises(KeyboardInterrupt):
-        outcome_of(options, trial, images)
-    found = outcome_of(options, trial, images)
-    assert len(calls) == 4  # two epochs before, one after, and all together at the end
-    assert found.nll == whole.nll
-    assert found.elbo == whole.elbo
-    assert load(trial.folder(tmp_path)).architecture.posterior == "gaussian"
-    assert outcome_of(options, trial, images).cached
+        vae.bounds_of(options, *given)
+    assert vae.bounds_of(options, *given) | {"seconds": 0} == whole | {"seconds": 0}
+    assert spy.call_count == 4  # two epochs; the second again and the third
+    (folder,) = (tmp_path / "models").iterdir()
+    assert load(folder).architecture.posterior == "gaussian"
+    assert vae.bounds_of(options, *given)["note"] == "cached"
 
 
-def test_what_fails_does_not_stop_the_others(tmp_path, quick, monkeypatch):
-    monkeypatch.setitem(
-        vae_trials.VAE_SETTINGS, "digits", replace(QUICK, plan=Plan(1, 512, learning_rate=1e30))
-    )
-    text = bounds(tmp_path, "--posteriors", "gaussian,cnf-none")
-    assert text.count("NLL failed") == 4
-    assert "finite" in text
-    assert "| gaussian | failed | failed |" in text
-    again = bounds(tmp_path, "--posteriors", "gaussian,cnf-none")
-    assert again.splitlines()[-4:] == text.splitlines()[-4:]
+def test_failure_does_not_stop_the_others(tmp_path, quick):
+    quick(seeds=2, learning_rate=1e30)
+    text, again = (bounds(tmp_path, "gaussian,cnf-none") for _ in range(2))
+    assert (text.count("finite"), text.count("ahead"), again.count("cached")) == (4, 0, 4)
 
 
-def test_what_is_made_otherwise_is_made_anew(monkeypatch):
-    images = load_images("digits")
-    trial = trial_of(images, "cnf-bias", 0)
-    assert trial_of(images, "cnf-bias", 0) == trial
-    assert trial_of(images, "cnf-rank", 0).settings != trial.settings
-    monkeypatch.setitem(vae_trials.VAE_SETTINGS, "digits", QUICK)
-    assert trial_of(images, "cnf-bias", 0).settings != trial.settings
+def test_another_posterior_or_setting_is_another_result(quick, monkeypatch):
+    images, keys = load_images("digits"), []
+    monkeypatch.setattr(ResultCache, "recall", lambda _, key, __: keys.append(str(key)))
+    for posterior, latents in (("cnf-bias", 2), ("cnf-bias", 2), ("cnf-rank", 2), ("cnf-bias", 3)):
+        quick(latents)
+        vae.bounds_of(BenchmarkOptions("vae"), images, posterior, 0)
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
 
 
 def test_differences_are_taken_image_by_image():
+    def row(nll, validation=nan):
+        return {"nll": nll, "elbo": nll, "validation": validation, "seconds": 1.0, "note": ""}
+
     nll = np.array([[10.0, 30.0, 20.0], [12.0, 32.0, 22.0]])  # two seeds of three images
     found = {
-        "gaussian": [VAEOutcome((0.0,) * 3, tuple(row + 1.5), -20.0, 1.0) for row in nll],
-        "cnf-bias": [
-            VAEOutcome((0.0,) * 3, tuple(row + np.array([0, 0.3, -0.3])), -19.0) for row in nll
-        ],
+        "gaussian": [row(list(each + 1.5)) for each in nll],
+        "cnf-bias": [row(list(each + np.array([0, 0.3, -0.3])), -19.0) for each in nll],
     }
-    ahead = tables._ahead(found, "cnf-bias", "gaussian")
-    assert ahead.mean == pytest.approx(1.5)
-    assert ahead.stderr == pytest.approx(0.3 / 3**0.5)
-    (line,) = tables._summary(found)
-    assert "is 1.500 ± 0.173 nats ahead of gaussian: 8.7 standard errors" in line
-    assert line.endswith("seed by seed 1.500, 1.500")
-    found["cnf-bias"][1] = VAEOutcome(reason="The bound was never finite.")
-    assert list(tables._summary(found)) == []
-    assert str(tables._ahead(found, "cnf-bias", "gaussian")) == "failed"
-
-
-def test_faces_are_told_in_bits():
     images = replace(load_images("digits"), name="freyfaces")
-    nll = 64 * log(2) * 5
-    lines = list(tables._table(images, {"gaussian": [VAEOutcome((-nll,) * 2, (nll,) * 2)]}))
-    assert "| bits / pixel |" in lines[2]
-    assert "| 5.0000 |" in lines[4]
+    *rows, line = vae.compare(images, found)
+    assert str(rows[1]["below gaussian"]) == "1.5000 ± 0.1732"
+    assert "is 1.5000 ± 0.1732 nats ahead of gaussian: 8.7 standard errors" in line
+    assert line.endswith("seed by seed 1.500, 1.500")
+    assert rows[0]["bits / pixel"] == f"{22.5 / (64 * log(2)):.4f}"
+    found["cnf-bias"][1] = row([])
+    _, failed = vae.compare(images, found)
+    assert str(failed["below gaussian"]) == "failed"
 
 
-def test_the_cost_is_told_beside_the_gaussians(monkeypatch):
-    monkeypatch.setattr(
-        tables, "COST_ARCHITECTURE", Architecture((8, 8), 255, network="conv", latent_dim=2)
-    )
-    monkeypatch.setattr(tables, "COST_BATCH", 4)
-    text = done("benchmark", "vae", "--section", "cost", "--repeats", 2)
-    rows = [line.split() for line in text.splitlines()[2:] if line]
-    assert [row[0] for row in rows] == list(VAE_POSTERIORS)
-    assert float(rows[0][2]) == 1
-    assert all(float(row[1]) > 0 for row in rows)
-
-
-def test_without_pyro_or_files_nothing_is_begun(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "outcome_of", None)
-    line = complaint("benchmark", "vae", "--data-dir", tmp_path)  # digits come first
-    assert "Expected mnist.npz" in line
-    assert "--budget" in complaint("benchmark", "vae", "--budget", 3)
-    assert "'mnits'" in complaint("benchmark", "vae", "--images", "mnits")
-    monkeypatch.setitem(sys.modules, "pyro", None)
-    assert "Expected pyro to compare with" in complaint("benchmark", "vae")
+def test_cost_is_relative_to_the_gaussians():
+    small = Architecture((8, 8), 255, network="conv", latent_dim=2)
+    with patch.multiple(vae, COST_ARCHITECTURE=small, COST_BATCH=4):
+        _, *rows = vae.cost_lines(BenchmarkOptions("vae", repeats=1))
+    assert [row["posterior"] for row in rows] == list(VAE_POSTERIORS)
+    assert (rows[0]["to gaussian"], min(row["seconds"] for row in rows) > 0) == (1, True)

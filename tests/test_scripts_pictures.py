@@ -1,5 +1,10 @@
-"""A density from a picture, by one command; figures and films of what is trained."""
+"""Densities from pictures, by one command; figures and films of trained flows."""
 
+import shutil
+from pathlib import Path
+from unittest.mock import Mock
+
+import matplotlib.image
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,58 +16,48 @@ from cnf.scripts.data import open_data, open_rows
 from cnf.scripts.plot import FIGURES
 from cnf.training.recipes import RECIPES
 
+pytestmark = pytest.mark.usefixtures("coarse")
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    """Few rows and coarse shades."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cnf.scripts.data.TOY_ROWS", {"train": 2000, "validation": 200, "test": 200})
-        patch.setattr("cnf.plotting.density.DENSITY_PIXELS", 12)
-        patch.setattr("cnf.plotting.density.STRIP_PIXELS", 8)
-        patch.setattr("cnf.plotting.flow_films.density_film.__defaults__", (None, False, 3, 500, 0))
-        patch.setattr("cnf.plotting.flow_films.samples_film.__defaults__", (False, None, 3, 0))
-        yield
+ROWS = rows_of_table()
+ODD_NAMES = ("$\\frac$", "a_{b}^", "100%", "x" * 300)
 
 
 def write_word(path, word="I"):
-    grey = 255 - word_picture(word).darkness
-    Image.fromarray(grey.astype(np.uint8)).save(path)
+    Image.fromarray((255 - word_picture(word).darkness).astype(np.uint8)).save(path)
     return path
+
+
+def trained(data, out):
+    done("train", data, "--out", out, *SMALL)
+    return out
 
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory):
-    """A folder trained on a picture."""
     place = tmp_path_factory.mktemp("picture")
-    done("train", write_word(place / "word.png"), "--out", place / "out", *SMALL)
-    return place / "out"
+    return trained(write_word(place / "word.png"), place / "out")
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """A folder trained on three columns."""
-    place = tmp_path_factory.mktemp("table")
-    done("train", write_csv(place / "rows.csv", rows_of_table()), "--out", place / "out", *SMALL)
-    return place / "out"
+def fan(tmp_path_factory):
+    return trained("fan", tmp_path_factory.mktemp("fan") / "out")
+
+
+def figures(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "figures").iterdir()}
 
 
 def test_training_on_a_picture_ends_with_figures_and_a_film(picture):
-    names = {path.name for path in (picture / "figures").iterdir()}
-    assert names == {"density.png", "strip.png", "learning_curve.png", "film.gif"}
+    assert figures(picture) == {"density.png", "strip.png", "learning_curve.png", "film.gif"}
     with Image.open(picture / "figures" / "film.gif") as film:
         assert film.n_frames > 1
-
-
-def test_pictures_density_is_known(picture):
-    numbers = evaluation(picture)
-    word = word_picture("I")
+    numbers, word = evaluation(picture), word_picture("I")
     entropy = -word.log_prob(word.sample(20_000, seed=3)).mean()
     assert numbers["entropy"] == pytest.approx(entropy, abs=0.1)
     assert numbers["kl"] > 0
 
 
 def test_word_is_the_picture_of_it(picture):
-    """Whether it is drawn or read from a file."""
     own, drawn = open_data(str(picture.parent / "word.png"), 0), open_data("word:I", 0)
     np.testing.assert_array_equal(own.train.x, drawn.train.x)
     assert own.sha256 == drawn.sha256 != ""
@@ -73,59 +68,67 @@ def test_word_is_the_picture_of_it(picture):
     assert evaluation(picture, "--data", "word:I")["n"] == 200
 
 
-def test_picture_has_its_recipe_and_budget(picture, tmp_path, monkeypatch):
+def test_picture_has_its_recipe_and_budget(tmp_path, monkeypatch):
     shown = done("train", "word:I", "--show-recipe")
     assert f'"x_features": {RECIPES["picture"].x_features}' in shown
-    given = {}
-
-    def fit(flow, *_, budget, steps, **__):
-        given.update(budget=budget, steps=steps)
-        raise RuntimeError("enough")
-
-    monkeypatch.setattr("cnf.scripts.train.fit", fit)
+    fit = Mock(side_effect=RuntimeError("enough"))
+    monkeypatch.setattr("cnf.scripts.training.fit", fit)
     complaint("train", "word:I", "--out", tmp_path / "one", status=1)
-    assert given == {"budget": 120, "steps": None}
     complaint("train", "word:I", "--steps", 3, "--out", tmp_path / "two", status=1)
-    assert given == {"budget": None, "steps": 3}
+    given = [(call.kwargs["budget"], call.kwargs["steps"]) for call in fit.call_args_list]
+    assert given == [(120, None), (None, 3)]
 
 
-def test_picture_that_has_changed_is_told_of(tmp_path):
-    path = write_word(tmp_path / "word.png")
-    done("train", path, "--out", tmp_path / "out", *SMALL)
+def test_changed_unreadable_and_white_pictures_are_refused_in_one_line(picture, tmp_path):
+    path = picture.parent / "word.png"
+    kept = path.read_bytes()
     write_word(path, "l")
-    assert "has changed since" in complaint("evaluate", tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("content", "told"), [(b"", "readable picture"), (None, "no such file"), ("white", "white")]
-)
-def test_what_is_no_picture_is_refused_in_one_line(content, told, tmp_path):
-    path = tmp_path / "a.png"
-    if content == "white":
-        Image.new("L", (5, 5), 255).save(path)
-    elif content is not None:
-        path.write_bytes(content)
-    assert told in complaint("train", path, "--out", tmp_path / "out")
+    assert "has changed since" in complaint("evaluate", picture)
+    path.write_bytes(kept)
+    (tmp_path / "empty.png").touch()
+    Image.new("L", (5, 5), 255).save(tmp_path / "white.png")
+    for name, told in (("empty", "readable picture"), ("no", "no such file"), ("white", "white")):
+        assert told in complaint("train", tmp_path / f"{name}.png", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.filterwarnings("default:.*averaged:UserWarning")
-def test_large_picture_is_averaged_and_trained_on(tmp_path, monkeypatch):
+def test_large_picture_is_averaged_with_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr("cnf.datasets.pictures.MAX_PIXELS", 500)
-    path = write_word(tmp_path / "word.png")
-    result = run("train", path, "--show-recipe")
-    assert result.status == 0
-    assert "averaged" in result.err
-    assert result.err.count("\n") == 1
+    status, _, told = run("train", write_word(tmp_path / "word.png"), "--show-recipe")
+    assert (status, told.count("\n"), "averaged" in told) == (0, 1, True)
 
 
-def test_pictures_columns_are_known(tmp_path):
-    line = complaint("train", "word:I", "--drop", "x", "--out", tmp_path / "out")
-    assert "Expected no --drop" in line
+@pytest.mark.parametrize(
+    ("model", "names"), [("moons", "density strip"), ("table", "pairs"), ("fan", "density")]
+)
+def test_default_figures_show_something(model, names, request, tmp_path):
+    folder, left_out = tmp_path / "copy", shutil.ignore_patterns("figures")
+    shutil.copytree(request.getfixturevalue(model), folder, ignore=left_out)
+    drawn = done("plot", folder).split()
+    assert {Path(path).stem for path in drawn} == {*names.split(), "learning_curve"}
+    assert {str(path) for path in (folder / "figures").iterdir()} == set(drawn)
+    for path in drawn:
+        image = matplotlib.image.imread(path)[..., :3]
+        assert 300 < min(image.shape[:2]) <= max(image.shape[:2]) < 3000
+        assert (image.min(-1) < 0.9).mean() > 0.005, "the figure is almost blank"
+
+
+@pytest.mark.parametrize(
+    ("context", "figure"),
+    [((), "pairs"), (ODD_NAMES[:3], "density"), (ODD_NAMES[:2], "density"), (("d",), "pairs")],
+)
+def test_figures_take_columns_of_any_number_and_name(context, figure, tmp_path):
+    rows = np.column_stack([ROWS, ROWS[::-1, 0]])
+    names = (*ODD_NAMES[:3], "d") if "d" in context else ODD_NAMES
+    data = write_csv(tmp_path / "rows.csv", rows, names)
+    given = ("--context", ",".join(context)) if context else ()
+    done("train", data, *given, "--out", tmp_path / "out", *SMALL)
+    assert figures(tmp_path / "out") == {f"{figure}.png", "learning_curve.png"}
 
 
 @pytest.mark.parametrize("dark", [[], ["--dark"]])
-def test_figures_that_are_asked_for_are_drawn(dark, picture):
+def test_figures_that_are_named_are_drawn(dark, picture):
     names = ["trajectories", "field", "grid", "pairs"]
     out = done("plot", picture, "--figures", ",".join(names), *dark)
     end = "_dark" if dark else ""
@@ -137,21 +140,17 @@ def test_figures_that_are_asked_for_are_drawn(dark, picture):
         assert corner == ((13, 17, 23) if dark else (255, 255, 255))
 
 
-def test_film_of_a_table_is_of_its_samples(table):
-    done("plot", table, "--figures", "projection", "--film", "gif", "--dark")
-    names = {path.name for path in (table / "figures").iterdir()}
-    assert {"projection_dark.png", "film_dark.gif"} <= names
+def test_film_of_a_table_is_of_its_samples(table, tmp_path):
+    shutil.copytree(table, tmp_path / "copy")
+    done("plot", tmp_path / "copy", "--figures", "projection", "--film", "gif", "--dark")
+    assert {"projection_dark.png", "film_dark.gif"} <= figures(tmp_path / "copy")
 
 
-def test_wrong_figures_are_refused(table, picture, monkeypatch):
+def test_wrong_figures_are_refused(table, picture, fan, monkeypatch):
     line = complaint("plot", picture, "--figures", "density,no")
     assert all(name in line for name in FIGURES)
     assert "two real columns" in complaint("plot", table, "--figures", "strip")
     assert "three columns" in complaint("plot", picture, "--figures", "projection")
+    assert "for a film" in complaint("plot", fan, "--film", "gif")
     monkeypatch.setenv("PATH", "")
     assert "ffmpeg" in complaint("plot", picture, "--film", "mp4")
-
-
-def test_film_of_a_conditional_flow_is_refused(tmp_path):
-    done("train", "fan", "--out", tmp_path / "out", *SMALL)
-    assert "for a film" in complaint("plot", tmp_path / "out", "--film", "gif")

@@ -24,19 +24,15 @@ def trained(callback):
 def test_tensorboard_has_the_curves(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    history = trained(TensorBoard(tmp_path))
-    found = EventAccumulator(str(tmp_path)).Reload()
-    assert len(found.Scalars("loss/flow matching")) == 3
-    assert len(found.Scalars("loss/maximum likelihood")) == 3
-    assert len(found.Scalars("evaluations")) == 6
+    callback = TensorBoard(tmp_path / "curves")
+    assert not (tmp_path / "curves").exists()  # before the first step
+    history = trained(callback)
+    found = EventAccumulator(str(tmp_path / "curves")).Reload()
+    lengths = {"loss/flow matching": 3, "loss/maximum likelihood": 3, "evaluations": 6}
+    assert {name: len(found.Scalars(name)) for name in lengths} == lengths
     validated = [(point.step, point.value) for point in found.Scalars("validation NLL")]
     assert [step for step, _ in validated] == history.step.tolist()
     assert [nll for _, nll in validated] == pytest.approx(history.validation_nll.tolist())
-
-
-def test_nothing_is_written_before_the_first_step(tmp_path):
-    TensorBoard(tmp_path / "curves")
-    assert not (tmp_path / "curves").exists()
 
 
 def test_a_full_disk_ends_the_curves_and_not_the_run(tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers import standard
+from torch.nn.utils import parameters_to_vector
 
 import cnf
 from cnf import vae
@@ -29,8 +31,8 @@ def flow_of(context_dim=0, **options):
     return flow
 
 
-def gradients(flow, x, context=None):
-    found = torch.autograd.grad(flow.log_prob(x, context).sum(), list(flow.parameters()))
+def gradients(flow, x):
+    found = torch.autograd.grad(flow.log_prob(x).sum(), list(flow.parameters()))
     return torch.cat([each.flatten() for each in found]).cpu()
 
 
@@ -40,11 +42,11 @@ def test_log_prob_and_its_gradient_are_the_cpus(gradient, step):
     flow = flow_of().with_solver(gradient=gradient, step=step, rtol=1e-8, atol=1e-8)
     x = torch.randn(50, 3, dtype=torch.float64)
     expected, expected_gradients = flow.log_prob(x).detach(), gradients(flow, x)
-    flow = flow.cuda()
-    found = flow.log_prob(x.cuda())
+    flow, x = flow.cuda(), x.cuda()
+    found = flow.log_prob(x)
     assert found.is_cuda
     torch.testing.assert_close(found.detach().cpu(), expected, rtol=0, atol=1e-9)
-    torch.testing.assert_close(gradients(flow, x.cuda()), expected_gradients, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(gradients(flow, x), expected_gradients, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("field", ["concat_squash", "residual", "hyper"])
@@ -63,11 +65,8 @@ def test_every_divergence_scores_and_draws_there(field, divergence):
 
 def test_columns_of_every_kind_are_modelled_there():
     kinds = [Positive([0.0]), Bounded([0.0], [1.0]), Dequantize(1), Argmax([0.5, 0.3, 0.2])]
-    base = torch.distributions.Independent(
-        torch.distributions.Normal(torch.zeros(6), torch.ones(6)), 1
-    )
-    columns = [[0], [1], [2], [3], [4]]
-    flow = cnf.Flow(base, [Whiten(6), Concatenate([Identity(1), *kinds], columns)]).cuda()
+    columns = Concatenate([Identity(1), *kinds], [[i] for i in range(5)])
+    flow = cnf.Flow(standard(6, torch.float32), [Whiten(6), columns]).cuda()
     x = flow.sample(100)
     assert x.is_cuda
     assert (x[:, 4] == x[:, 4].floor()).all()
@@ -88,27 +87,21 @@ def test_a_fit_there_is_saved_for_the_cpu(objective, tmp_path):
 
 def test_an_interrupted_fit_goes_on_there(tmp_path):
     data, whole = torch.randn(500, 2), cnf.ffjord(2, hidden=(16,)).cuda()
-    started = cnf.load(_saved(whole, tmp_path)).cuda()
-
-    class StopHereError(Exception):
-        pass
+    cnf.save(whole, tmp_path / "start")
+    started = cnf.load(tmp_path / "start").cuda()
 
     def stop(event):
         if event.step == 12:
-            raise StopHereError
+            raise InterruptedError
 
-    cnf.fit(whole, data, objective="mle", recipe=QUICK, steps=20)
-    options = {"objective": "mle", "recipe": QUICK, "steps": 20, "state": tmp_path / "state"}
-    with pytest.raises(StopHereError):
+    options = {"objective": "mle", "recipe": QUICK, "steps": 20}
+    cnf.fit(whole, data, **options)
+    options["state"] = tmp_path / "state"
+    with pytest.raises(InterruptedError):
         cnf.fit(started, data, **options, state_seconds=1e-9, callbacks=[stop])
     cnf.fit(started, data, **options)
-    for left, right in zip(whole.parameters(), started.parameters(), strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
-
-
-def _saved(flow, folder):
-    cnf.save(flow, folder / "start")
-    return folder / "start"
+    left, right = (parameters_to_vector(each.parameters()) for each in (whole, started))
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("with_gradient", [False, True])
@@ -125,8 +118,7 @@ def test_a_joint_step_waits_for_the_gpu_once(with_gradient):
                 scored.log_prob.sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    stats = scored.stats
-    steps = int(np.max(stats.accepted) + np.max(stats.rejected))
+    steps = int(np.max(scored.stats.accepted) + np.max(scored.stats.rejected))
     waits = sum("synchroniz" in str(warning.message) for warning in caught)
     # Beside the decision of each step: the first step's size, times, and checks at the ends.
     assert steps <= waits <= steps + 15, (steps, waits)
@@ -144,25 +136,24 @@ def test_the_estimator_computes_there():
 def test_a_vae_is_trained_resumed_scored_and_drawn(tmp_path, posterior):
     architecture = vae.Architecture((8, 8), 16, hidden=(16,), latent_dim=2, posterior=posterior)
     x, held_out = torch.rand(64, 64, device="cuda"), torch.rand(16, 64, device="cuda")
-    plan, found = vae.Plan(4, batch_size=32, settling=0.25, annealing=0.25), []
+    arguments = x, held_out, vae.Plan(4, batch_size=32, settling=0.25, annealing=0.25)
+    state = tmp_path / "state"
+
+    def started():
+        torch.manual_seed(0)
+        return vae.VAE(architecture).to("cuda")
 
     def stop(step):
         if step.progress > 0.6:
             raise KeyboardInterrupt
 
-    for callbacks in ([], [stop]):
-        torch.manual_seed(0)
-        model = vae.VAE(architecture).to("cuda")
-        if not callbacks:
-            vae.fit(model, x, held_out, plan)
-            found.append(model)
-            continue
-        with pytest.raises(KeyboardInterrupt):
-            vae.fit(model, x, held_out, plan, callbacks=callbacks, state=tmp_path / "state")
-        vae.fit(model, x, held_out, plan, state=tmp_path / "state")
-        found.append(model)
-    for one, other in zip(*(model.parameters() for model in found), strict=True):
-        torch.testing.assert_close(one, other)
+    whole = started()
+    vae.fit(whole, *arguments)
+    model = started()
+    with pytest.raises(KeyboardInterrupt):
+        vae.fit(model, *arguments, callbacks=[stop], state=state)
+    vae.fit(model, *arguments, state=state)
+    torch.testing.assert_close(*(parameters_to_vector(m.parameters()) for m in (whole, model)))
     observed = model.likelihood.observe(held_out)
     bounds = vae.score(model, observed, samples=10)
     assert bounds.nll.device.type == "cuda"

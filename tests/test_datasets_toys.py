@@ -2,37 +2,39 @@
 
 import dataclasses
 import importlib.util
-import itertools
 
 import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
-from scipy.stats import chi2, norm
+from scipy.stats import chi2, kstest, norm
 
 from cnf import datasets
-from cnf.datasets import TOYS, Toy, curves
+from cnf.datasets import CONDITIONAL_TOYS, TABLES, TOYS, ConditionalToy, Toy, curves
 from cnf.datasets.curves import smeared_mixture_log_prob
 from cnf.datasets.pinwheel import Pinwheel
 from cnf.datasets.toys import Circles, NoisyCurves, Spirals
 
 EDGES = np.linspace(-5.0, 5.0, 81)  # every second integer is an edge, as for the checkerboard
-NODES = 3
-ROWS = 100_000
+EVERY = {**TOYS, **CONDITIONAL_TOYS}
 
 
-@pytest.fixture(scope="module", params=TOYS)
-def toy_and_bins(request) -> tuple[Toy, np.ndarray]:
-    """A toy, and the probability of each bin: its density integrated by Gauss-Legendre."""
-    toy = TOYS[request.param]
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+def draw(toy: Toy | ConditionalToy, n: int, seed) -> tuple[np.ndarray, ...]:
+    """Rows, with their contexts where the toy is conditional."""
+    drawn = toy.sample(n, seed)
+    return drawn if isinstance(toy, ConditionalToy) else (drawn,)
+
+
+def bin_probabilities(toy: Toy) -> np.ndarray:
+    """Integrate a density over bins by Gauss-Legendre quadrature."""
+    nodes, weights = np.polynomial.legendre.leggauss(2)
     half, middle = np.diff(EDGES) / 2, (EDGES[1:] + EDGES[:-1]) / 2
     axis, weights = (middle[:, None] + half[:, None] * nodes).ravel(), np.outer(half, weights)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)
     density = np.exp(toy.log_prob(grid.reshape(-1, 2)))
     density = density.reshape(*weights.shape, *weights.shape)
-    return toy, np.einsum("iajb,ia,jb->ij", density, weights, weights)
+    return np.einsum("iajb,ia,jb->ij", density, weights, weights)
 
 
 def p_value(rows: np.ndarray, probability: np.ndarray) -> float:
@@ -48,81 +50,53 @@ def p_value(rows: np.ndarray, probability: np.ndarray) -> float:
     return float(chi2.sf(statistic, len(expected) - 1))
 
 
-def with_more_noise(toy: Toy) -> Toy:
-    name = "tangential_noise" if isinstance(toy, Pinwheel) else "noise"
-    return dataclasses.replace(toy, **{name: 1.1 * getattr(toy, name)})
-
-
-def test_density_integrates_to_one(toy_and_bins):
-    _, probability = toy_and_bins
+@pytest.mark.parametrize("name", TOYS)
+def test_density_integrates_to_one_and_is_that_of_the_sampler(name):
+    toy, probability = TOYS[name], bin_probabilities(TOYS[name])
     assert probability.sum() == pytest.approx(1.0, abs=2e-5)
+    assert p_value(toy.sample(100_000, seed=0), probability) > 1e-3
+    if toy.name != "checkerboard":  # which has no noise
+        name = "tangential_noise" if isinstance(toy, Pinwheel) else "noise"
+        noisier = dataclasses.replace(toy, **{name: 1.1 * getattr(toy, name)})
+        assert p_value(noisier.sample(100_000, seed=0), probability) < 1e-9
 
 
-def test_sampler_draws_from_the_density(toy_and_bins):
-    toy, probability = toy_and_bins
-    assert p_value(toy.sample(ROWS, seed=0), probability) > 1e-3
-
-
-def test_a_tenth_more_noise_is_noticed(toy_and_bins):
-    toy, probability = toy_and_bins
-    if toy.name == "checkerboard":
-        pytest.skip("it has no noise")
-    assert p_value(with_more_noise(toy).sample(ROWS, seed=0), probability) < 1e-9
-
-
-@pytest.mark.parametrize("name", TOYS)
-def test_most_rows_are_in_the_plot_window(name):
-    toy = TOYS[name]
-    low, high = np.array(toy.bounds).T
-    rows = toy.sample(10_000, seed=0)
-    assert ((rows >= low) & (rows <= high)).all(axis=1).mean() > 0.95
-
-
-@pytest.mark.parametrize("name", TOYS)
-def test_a_seed_gives_the_same_rows(name):
-    toy = TOYS[name]
-    rows = toy.sample(64, seed=3)
-    assert rows.shape == (64, 2)
-    assert rows.dtype == np.float64
-    np.testing.assert_array_equal(rows, toy.sample(64, np.random.default_rng(3)))
-    assert not np.array_equal(rows, toy.sample(64, seed=4))
-
-
-@pytest.mark.parametrize("name", TOYS)
-def test_a_generator_is_advanced(name):
-    rng = np.random.default_rng(0)
-    first, second = (TOYS[name].sample(64, rng) for _ in range(2))
-    assert not np.array_equal(first, second)
-
-
-@pytest.mark.parametrize("name", TOYS)
-def test_no_rows(name):
-    assert TOYS[name].sample(0, seed=0).shape == (0, 2)
-    assert TOYS[name].log_prob(np.empty((0, 2))).shape == (0,)
-
-
-@pytest.mark.parametrize("name", TOYS)
-def test_rows_do_not_depend_on_their_chunk(name, monkeypatch):
-    toy = TOYS[name]
-    rows = toy.sample(40, seed=0)
-    together = toy.log_prob(rows)
+@pytest.mark.parametrize("name", EVERY)
+def test_rows_depend_on_the_seed_alone_and_densities_on_their_rows(name, monkeypatch):
+    toy, rng = EVERY[name], np.random.default_rng(3)
+    rows = draw(toy, 1000, seed=3)
+    low, high = np.array(getattr(toy, "bounds", [(-4, 4)] * len(rows[0].T))).T
+    assert ((rows[0] >= low) & (rows[0] <= high)).all(axis=1).mean() > 0.95
+    assert (rows[0].shape, rows[0].dtype) == ((1000, len(low)), np.float64)
+    np.testing.assert_array_equal(rows[0], draw(toy, 1000, rng)[0])
+    np.testing.assert_array_equal(rows[-1], draw(toy, 1000, seed=3)[-1])
+    for other in (rng, 4):  # a generator is advanced
+        assert not np.isin(draw(toy, 1000, other)[0], rows[0]).any()
+    assert toy.log_prob(*draw(toy, 0, seed=0)).shape == (0,)
+    together = toy.log_prob(*rows)
     monkeypatch.setattr("cnf.datasets.toy.LOG_PROB_CHUNK_ROWS", 7)
-    np.testing.assert_allclose(toy.log_prob(rows), together, rtol=1e-12)
+    few = toy.log_prob(*(part[:40] for part in rows))
+    np.testing.assert_allclose(few, together[:40], rtol=1e-12)
+    assert toy.name == name
+    assert (name in TOYS) + (name in CONDITIONAL_TOYS) + (name in TABLES) == 1
+    for n, seed, message in ((-1, 0, "-1: ask for 0 or more"), (1, -2, "-2: give 0 or more")):
+        with pytest.raises(ValueError, match=f"got {message}"):
+            toy.sample(n, seed)
 
 
-@pytest.mark.parametrize("name", sorted(TOYS.keys() - {"checkerboard"}))
+@pytest.mark.parametrize("name", sorted(EVERY.keys() - {"checkerboard"}))
 def test_far_away_the_density_is_finite_and_falls(name):
-    distances = np.array([0.0, 10.0, 20.0, 40.0, 80.0])
-    log_p = TOYS[name].log_prob(np.outer(distances, [0.6, 0.8]))
+    toy = EVERY[name]
+    given, dim = ([np.full((5, 1), 0.5)], len(toy.columns)) if name in CONDITIONAL_TOYS else ([], 2)
+    log_p = toy.log_prob(np.outer([10.0, 20.0, 40.0, 80.0, 0.0], [0.6, 0.8][:dim]), *given)
     assert np.isfinite(log_p).all()
-    assert (np.diff(log_p[1:]) < -100).all()
+    assert (np.diff(log_p[:-1]) < -100).all()
 
 
 @pytest.mark.parametrize("name", ["swissroll", "moons", "2spirals"])
 def test_twice_the_nodes_change_nothing(name, monkeypatch):
-    toy = TOYS[name]
+    toy, far = TOYS[name], np.random.default_rng(0).uniform(-12, 12, (200, 2))
     rows = toy.sample(1000, seed=0)
-    far = np.random.default_rng(0).uniform(-12, 12, (200, 2))
     log_p, log_p_far = toy.log_prob(rows), toy.log_prob(far)
     monkeypatch.setattr(curves, "PANEL_NODES", 2 * curves.PANEL_NODES)
     np.testing.assert_allclose(toy.log_prob(rows), log_p, atol=1e-9)
@@ -130,21 +104,18 @@ def test_twice_the_nodes_change_nothing(name, monkeypatch):
 
 
 def test_curve_agrees_with_bessel():
-    circle = Circles(name="circle", radii=(2.0,), noise=0.2)
-    curve = NoisyCurves(
-        name="curve",
-        curves=(lambda t: np.column_stack([2 * np.cos(t), 2 * np.sin(t)]),),
-        interval=(0.0, 2 * np.pi),
-        noise=0.2,
-    )
+    def around(t):
+        return np.column_stack([2 * np.cos(t), 2 * np.sin(t)])
+
+    curve = NoisyCurves(name="curve", curves=(around,), interval=(0.0, 2 * np.pi), noise=0.2)
     points = np.random.default_rng(0).uniform(-4, 4, (100, 2))
-    np.testing.assert_allclose(curve.log_prob(points), circle.log_prob(points), rtol=1e-9)
+    expected = Circles(name="circle", radii=(2.0,), noise=0.2).log_prob(points)
+    np.testing.assert_allclose(curve.log_prob(points), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("noise", [1e-3, 0.1, 2.0])
 def test_smeared_square_against_log_ndtr(noise):
-    width = 0.5 / 3
-    x = np.linspace(-6.0, 6.0, 101)[:, None] * [1.0, 0.3]
+    width, x = 0.5 / 3, np.linspace(-6.0, 6.0, 101)[:, None] * [1.0, 0.3]
     upper = (width / 2 - np.abs(x - width / 2)) / noise
     near, far = log_ndtr(upper), log_ndtr(upper - width / noise)
     expected = (near + np.log1p(-np.exp(far - near)) - np.log(width)).sum(axis=1)
@@ -152,9 +123,9 @@ def test_smeared_square_against_log_ndtr(noise):
     np.testing.assert_allclose(log_p, expected, rtol=1e-11, atol=1e-11)
 
 
-def spiral_density(x: float, y: float, noise: float) -> float:
+def spiral_density(x: float, y: float) -> float:
     """The definition, by another quadrature: U(0, 1) itself is the variable."""
-    side = 0.5 / 3
+    side, noise = 0.5 / 3, 0.1
 
     def kernel(u: float, sign: float) -> float:
         t = 3 * np.pi * np.sqrt(u)
@@ -168,7 +139,7 @@ def spiral_density(x: float, y: float, noise: float) -> float:
 def test_spirals_against_adaptive_quadrature():
     toy = Spirals(name="2spirals", noise=0.1)
     rows = toy.sample(4, seed=0)
-    expected = [spiral_density(*row, noise=0.1) for row in rows]
+    expected = [spiral_density(*row) for row in rows]
     np.testing.assert_allclose(np.exp(toy.log_prob(rows)), expected, rtol=1e-7)
 
 
@@ -178,18 +149,16 @@ def pinwheel_density(x: np.ndarray) -> float:
     total = 0.0
     for arm in range(5):
 
-        def miss(psi: float, arm: int = arm) -> float:
+        def miss(psi, arm=arm):
             angle = psi - arm * 2 * np.pi / 5 - 0.25 * np.exp(r * np.cos(psi)) - alpha
-            return float(np.sin(angle / 2))  # zero where the angle is a multiple of 2 pi
+            return np.sin(angle / 2)  # zero where the angle is a multiple of 2 pi
 
-        grid = np.linspace(-np.pi, np.pi, 4001)
-        values = [miss(psi) for psi in grid]
-        for (p, f), (q, g) in itertools.pairwise(zip(grid, values, strict=True)):
-            if f * g < 0:
-                psi = brentq(miss, p, q, xtol=1e-15)
-                a, b = r * np.cos(psi), r * np.sin(psi)
-                slope = abs(1 + 0.25 * np.exp(a) * b)
-                total += norm.pdf(a, 1, 0.3) * norm.pdf(b, 0, 0.1) / (5 * 4 * slope)
+        grid = np.linspace(-np.pi, np.pi, 1001)
+        for i in np.flatnonzero(np.diff(np.sign(miss(grid)))):
+            psi = brentq(miss, grid[i], grid[i + 1], xtol=1e-15)
+            a, b = r * np.cos(psi), r * np.sin(psi)
+            slope = abs(1 + 0.25 * np.exp(a) * b)
+            total += norm.pdf(a, 1, 0.3) * norm.pdf(b, 0, 0.1) / (5 * 4 * slope)
     return total
 
 
@@ -197,24 +166,8 @@ def pinwheel_density(x: np.ndarray) -> float:
 def test_pinwheel_against_a_search_for_every_root(radius):
     angle = np.array([0.4, 2.0, 5.0])
     x = radius * np.column_stack([np.cos(angle), np.sin(angle)])
-    expected = [np.log(pinwheel_density(row)) for row in x]
+    expected = np.log([*map(pinwheel_density, x)])
     np.testing.assert_allclose(TOYS["pinwheel"].log_prob(x), expected, rtol=1e-8)
-
-
-def test_pinwheel_finds_every_preimage():
-    x = np.array([[4.0, 1.0], [-5.0, 2.0]])
-    radius, angle = np.hypot(*x.T) / 2, np.arctan2(x[:, 1], x[:, 0])
-    row, psi = TOYS["pinwheel"]._preimages(radius, angle)
-    turns = TOYS["pinwheel"]._turns(radius[row], angle[row], psi)
-    np.testing.assert_allclose(turns, turns.round(), atol=1e-12)
-    grid = np.linspace(-np.pi, np.pi, 100_001)
-    for i in range(2):
-        steps = np.diff(np.floor(TOYS["pinwheel"]._turns(radius[i], angle[i], grid)))
-        assert (row == i).sum() == np.abs(steps).sum()
-    assert (row == 1).sum() > 5  # the second point lies beyond a fold
-
-
-def test_pinwheel_at_the_origin():
     assert np.isfinite(TOYS["pinwheel"].log_prob(np.zeros((1, 2)))).all()
 
 
@@ -224,24 +177,50 @@ def test_checkerboard_is_uniform_on_its_squares():
     assert toy.log_prob([[-1.0, 1.0], [5.0, 5.0], [-4.1, -3.9]]).tolist() == [-np.inf] * 3
 
 
+def mixture_cdf(x, center, noise):
+    return (norm.cdf(x, center, noise) + norm.cdf(x, -center, noise)) / 2
+
+
+@pytest.mark.parametrize("c", [0.0, 0.3, 1.1, 2.0])
+def test_conditional_toys_are_two_gaussians_opposite_each_other(c):
+    for name, center, noise in (
+        ("rotor", [1.5 * np.cos(c), 1.5 * np.sin(c)], 0.2),
+        ("fan", [c], 0.1 + 0.05 * c**2),
+    ):
+        x = np.random.default_rng(0).normal(size=(50, len(center)))
+        parts = [norm.logpdf(x, np.multiply(sign, center), noise).sum(1) for sign in (-1, 1)]
+        log_p = CONDITIONAL_TOYS[name].log_prob(x, np.full((50, 1), c))
+        np.testing.assert_allclose(log_p, np.logaddexp(*parts) - np.log(2), rtol=1e-10)
+
+
+def test_rows_of_conditional_toys_are_those_of_their_densities():
+    """Through the distribution function of p(x | c) every row is uniform, whatever its context."""
+    x, c = (rows[:, 0] for rows in CONDITIONAL_TOYS["fan"].sample(20_000, seed=0))
+    pairs, angle = CONDITIONAL_TOYS["rotor"].sample(20_000, seed=0)
+    turned = pairs @ [1, 1j] * np.exp(-1j * angle[:, 0])  # back onto the first axis
+    fan, rotor = mixture_cdf(x, c, 0.1 + 0.05 * c**2), mixture_cdf(turned.real, 1.5, 0.2)
+    for uniform in (c / 2, fan, angle[:, 0] / np.pi, rotor, norm.cdf(turned.imag, 0, 0.2)):
+        assert kstest(uniform, "uniform").pvalue > 1e-3
+    assert kstest(mixture_cdf(x, c, 0.15 + 0.05 * c**2), "uniform").pvalue < 1e-6
+
+
 @pytest.mark.parametrize(
-    "x", [np.zeros(2), np.zeros((3, 3)), np.zeros((2, 3, 2)), [[0.0, np.nan]], [[np.inf, 0.0]]]
+    ("name", "rows", "message"),
+    [
+        *(("moons", [np.zeros(shape)], "points of shape") for shape in ((2,), (3, 3), (2, 3, 2))),
+        ("moons", [[[0.0, np.nan]]], "finite points"),
+        ("moons", [[[np.inf, 0.0]]], "finite points"),
+        ("rotor", [np.zeros(2), np.zeros((2, 1))], r"points of shape \(n, 2\)"),
+        ("rotor", [np.zeros((2, 1)), np.zeros((2, 1))], r"points of shape \(n, 2\)"),
+        ("rotor", [np.zeros((2, 2)), np.zeros(2)], r"contexts of shape \(n, 1\)"),
+        ("rotor", [np.zeros((2, 2)), np.zeros((3, 1))], "a context for each of 2 points"),
+        ("rotor", [[[0.0, np.nan]], [[0.0]]], "finite points"),
+        ("rotor", [[[0.0, 0.0]], [[np.inf]]], "finite contexts"),
+    ],
 )
-def test_wrong_points(x):
-    with pytest.raises(ValueError, match=r"^Expected (finite )?points.*; got .*"):
-        TOYS["moons"].log_prob(x)
-
-
-def test_negative_counts_and_seeds():
-    with pytest.raises(ValueError, match="got -1: ask for 0 or more"):
-        TOYS["moons"].sample(-1, seed=0)
-    with pytest.raises(ValueError, match="got -2: give 0 or more"):
-        TOYS["moons"].sample(1, seed=-2)
-
-
-def test_the_registry_knows_each_toy_by_its_name():
-    assert all(toy.name == name for name, toy in TOYS.items())
-    assert len(TOYS) == 8
+def test_wrong_points_and_contexts(name, rows, message):
+    with pytest.raises(ValueError, match=f"^Expected {message}.*; got"):
+        EVERY[name].log_prob(*rows)
 
 
 def test_the_bare_name_is_refused():

@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from children import run_program, said, together
-from helpers import max_difference
-from test_scripts_running import run
+from children import both, together
+from helpers import Stop, max_difference, stopping
+from test_scripts_running import complaint, done, write_csv
 
 import cnf
 from cnf.layers import MovingNorm
@@ -24,27 +23,18 @@ from cnf.utils.distributed import gather, local_slice, mean, process_group, rank
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 DATA = torch.randn(230, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 10
-RECIPE = Recipe(
-    objective="mle",
-    hidden=(8,),
-    matching_batch=16,
-    matching_rate=1e-2,
-    learning_rate=1e-2,
-    batch_size=16,
-    matching=0.5,
-    ema_decay=0.9,
-    validations=5,
-)
+MATCHED = {"matching_batch": 16, "matching_rate": 1e-2, "matching": 0.5, "validations": 5}
+NUMBERS = {"learning_rate": 1e-2, "batch_size": 16, "ema_decay": 0.9}
+RECIPE = Recipe(objective="mle", hidden=(8,), **MATCHED, **NUMBERS)
+STEPS = 10
 HYBRID = dataclasses.replace(RECIPE, objective="hybrid", coupling="optimal_transport")
-
-
-NORMALIZED = dataclasses.replace(RECIPE, blocks=2, batch_norm=True)
+STATISTICS = {"blocks": 2, "batch_norm": True}
+NORMALIZED = dataclasses.replace(RECIPE, **STATISTICS)
 EARLY = dataclasses.replace(HYBRID, patience=1, matching_rate=3.0, ema_decay=0.0)
+REGULARIZED = dataclasses.replace(RECIPE, kinetic=0.1)
 FREQUENCIES = {"x_features": 3, "x_scale": 1.0}
-
-
-class Stop(Exception):  # noqa: N818
-    """What a run is stopped with."""
+BOTH = ("mle", "hybrid", "regularized", "stack", "normalized", "other weights",
+        "other frequencies", "patience", "budget", "resumed", "nan", "solve")  # fmt: skip
 
 
 def flow_for(seed=0, step_size=0.25, **options):
@@ -53,117 +43,75 @@ def flow_for(seed=0, step_size=0.25, **options):
     return flow.with_solver(step_size=step_size)
 
 
-def normalized():
-    return flow_for(step_size=0.1, blocks=2, batch_norm=True)
-
-
 def trained(recipe=RECIPE, flow=None, **options):
-    """What a run of 20 steps comes to, as tensors."""
+    """The outcome of a run, as tensors."""
     flow, losses = flow or flow_for(), []
-    options = {"steps": 20, **options}
-    history = cnf.fit(
-        flow, DATA, recipe=recipe, callbacks=[lambda event: losses.append(event.loss)], **options
-    )
+    options = {"steps": STEPS, "callbacks": [lambda event: losses.append(event.loss)], **options}
+    history = cnf.fit(flow, DATA, recipe=recipe, **options)
     return {
         "losses": torch.tensor(losses, dtype=torch.float64),
         "weights": {name: tensor.clone() for name, tensor in flow.state_dict().items()},
         "validation": torch.from_numpy(history.validation_nll),
-        "step": torch.from_numpy(history.step),
-        "skipped": history.skipped,
-        "steps": history.steps,
-        "reason": history.reason,
-        "objective": history.objective.tolist(),
+        **{name: getattr(history, name).tolist() for name in ("objective", "step")},
+        **{name: getattr(history, name) for name in ("skipped", "steps", "reason")},
     }
-
-
-def statistics(rows):
-    """Of all processes' rows together."""
-    layer = MovingNorm(2).double()
-    layer.update(total(layer.sums(rows)))
-    return torch.stack([layer.mean, layer.variance])
 
 
 def failing(flow, how):
     """Have the third, fifth and sixth loss of this process fail."""
     original, calls = MaximumLikelihood.__call__, iter(range(1, 1000))
 
-    def objective(self, flow, x, context=None):
-        if next(calls) not in (3, 5, 6):
-            return original(self, flow, x, context)
-        if how == "nan":
-            return Loss(math.nan * original(self, flow, x, context).value)
-        return original(self, flow.with_solver(step_size=None, rtol=1e-14, max_steps=1), x, context)
+    def objective(self, flow, *rows):
+        fails = next(calls) in (3, 5, 6)
+        if fails and how == "solve":
+            flow = flow.with_solver(step_size=None, rtol=1e-14, max_steps=1)
+        loss = original(self, flow, *rows)
+        return Loss(math.nan * loss.value) if fails else loss
 
-    MaximumLikelihood.__call__ = objective
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MaximumLikelihood, "__call__", objective)
         return trained(flow=flow)
-    finally:
-        MaximumLikelihood.__call__ = original
 
 
-def stop_and_go_on(state):
-    """Stopped after steps 4, 10 and 15; the switch is after 10."""
-    for at in (4, 10, 15):
-
-        def stop(event, at=at):
-            if event.step == at:
-                raise Stop
-
-        try:
-            cnf.fit(
-                flow_for(),
-                DATA,
-                recipe=HYBRID,
-                steps=20,
-                callbacks=[stop],
-                state=state,
-                state_seconds=0,
-            )
-        except Stop:
-            continue
-        raise AssertionError("no stop")
+def stop_and_resume(state):
+    for at in (2, 5, 7):  # the switch is after 5
+        with pytest.raises(Stop):
+            trained(HYBRID, callbacks=[stopping(at)], state=state, state_seconds=0)
     return trained(HYBRID, flow_for(seed=5), state=state)
 
 
 def drawn():
-    """What PyTorch's generator gives in training."""
-    numbers = []
-    recipe = dataclasses.replace(RECIPE, objective="matching")
-    callbacks = [lambda event: numbers.append(torch.rand(3))]
-    cnf.fit(flow_for(), DATA, recipe=recipe, steps=1, callbacks=callbacks)
+    """What PyTorch's generator gives in training, which leaves this process's own as it was."""
+    numbers, recipe = [], dataclasses.replace(RECIPE, objective="matching")
+    flow, before = flow_for(), torch.get_rng_state()
+    trained(recipe, flow, steps=1, callbacks=[lambda event: numbers.append(torch.rand(3))])
+    assert torch.equal(torch.get_rng_state(), before)
     return numbers[0]
-
-
-def left_alone():
-    """Whether training leaves this process's generator as it was."""
-    flow = flow_for()
-    before = torch.get_rng_state()
-    cnf.fit(flow, DATA, recipe=RECIPE, steps=1)
-    return torch.equal(torch.get_rng_state(), before)
 
 
 def library(folder):
     """All that is asked of each of two processes, in one go: they take long to meet."""
     with process_group():
+        layer = MovingNorm(2).double()
+        layer.update(total(layer.sums(DATA[local_slice(101)])))
         found = {
             "who": (rank(), world_size()),
             "shares": [list(range(count)[local_slice(count)]) for count in (0, 1, 7, 10)],
             "mean": mean([1.0 + rank(), 5.0], DATA),
             "gather": gather({"rank": rank()}),
-            "statistics": statistics(DATA[local_slice(101)]),
+            "statistics": torch.stack([layer.mean, layer.variance]),
             "mle": trained(flow=flow_for(step_size=0.1)),
             "hybrid": trained(HYBRID),
-            "regularized": trained(dataclasses.replace(RECIPE, kinetic=0.1)),
+            "regularized": trained(REGULARIZED),
             "stack": trained(HYBRID, flow_for(blocks=2)),
-            "normalized": trained(NORMALIZED, normalized()),
+            "normalized": trained(NORMALIZED, flow_for(step_size=0.1, **STATISTICS)),
             "other weights": trained(flow=flow_for(seed=rank())),
             "other frequencies": trained(flow=flow_for(seed=rank(), field_options=FREQUENCIES)),
             "one row to validate": trained(validation=DATA[:1]),
-            "patience": trained(EARLY),
-            "budget": trained(HYBRID, steps=None, budget=0.7),
-            "resumed": stop_and_go_on(folder.parent / "state"),
+            "patience": trained(EARLY, steps=20),
+            "budget": trained(HYBRID, steps=None, budget=0.4),
+            "resumed": stop_and_resume(folder.parent / "state"),
             "drawn": drawn(),
-            "left alone": left_alone(),
         }
         for how in ("nan", "solve"):
             found[how] = failing(flow_for(), how) if rank() == 1 else trained()
@@ -179,247 +127,175 @@ def two(tmp_path_factory):
     return [torch.load(folder / str(process) / "found.pt") for process in range(2)], folder
 
 
-def doubled(recipe):
-    return dataclasses.replace(
-        recipe, matching_batch=2 * recipe.matching_batch, batch_size=2 * recipe.batch_size
-    )
-
-
 def assert_close(left, right, losses=1e-8, weights=1e-10):
     assert left["losses"].shape == right["losses"].shape
     assert max_difference(left["losses"], right["losses"]) <= losses
-    assert left["weights"].keys() == right["weights"].keys()
-    for name, tensor in left["weights"].items():
-        difference = (tensor.double() - right["weights"][name].double()).abs().max().item()
-        assert difference <= weights, name
+    torch.testing.assert_close(left["weights"], right["weights"], rtol=0, atol=weights)
     assert max_difference(left["validation"], right["validation"]) <= weights
     for name in ("step", "skipped", "steps", "reason"):
-        assert str(left[name]) == str(right[name])
+        assert left[name] == right[name]
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("mle", {"flow": flow_for(step_size=0.1)}),
-        ("regularized", {"recipe": dataclasses.replace(RECIPE, kinetic=0.1)}),
+        ("regularized", {"recipe": REGULARIZED}),
         ("one row to validate", {"validation": DATA[:1]}),
-        ("normalized", {"flow": normalized(), "recipe": NORMALIZED}),
+        ("normalized", {"flow": flow_for(step_size=0.1, **STATISTICS), "recipe": NORMALIZED}),
+        # Each process made another flow: training begins with the first's weights.
+        ("other weights", {}),
+        ("other frequencies", {"flow": flow_for(field_options=FREQUENCIES)}),
     ],
 )
 def test_two_processes_are_one_with_the_doubled_batch(name, options, two):
     """Loss curve, weights and validations: gradients and losses are means over the whole batch."""
-    one = trained(**{**options, "recipe": doubled(options.get("recipe", RECIPE))})
+    doubled = dataclasses.replace(options.get("recipe", RECIPE), matching_batch=32, batch_size=32)
+    one = trained(**{**options, "recipe": doubled})
     for found in two[0]:
         assert_close(found[name], one)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(
-            "mle",
-            "hybrid",
-            "regularized",
-            "stack",
-            "normalized",
-            "other weights",
-            "other frequencies",
-        ),
-        *("patience", "budget", "resumed", "nan", "solve"),
-    ],
-)
-def test_both_processes_come_to_the_same(name, two):
+@pytest.mark.parametrize("name", BOTH)
+def test_both_processes_have_the_same_run(name, two):
+    """A step that fails on one of them is skipped on both."""
     left, right = (found[name] | {"losses": found[name]["losses"].nan_to_num()} for found in two[0])
     assert_close(left, right, losses=0, weights=0)
+    if name in ("nan", "solve"):
+        assert (left["skipped"], left["steps"], left["reason"]) == (3, STEPS, "steps")
+        for found in two[0]:
+            assert found[name]["losses"].isnan().nonzero().flatten().tolist() == [2, 4, 5]
+        assert all(tensor.isfinite().all() for tensor in left["weights"].values())
 
 
-@pytest.mark.parametrize("name", ["other weights", "other frequencies"])
-def test_the_weights_of_the_first_process_are_begun_with(name, two):
-    """Each process made a flow of its own."""
-    options = {"field_options": FREQUENCIES} if name == "other frequencies" else {}
-    one = trained(doubled(RECIPE), flow_for(**options))
-    assert_close(two[0][0][name], one)
-
-
-@pytest.mark.parametrize("name", ["nan", "solve"])
-def test_a_step_that_fails_on_one_process_is_skipped_on_both(name, two):
+def test_a_resumed_run_is_the_uninterrupted_one_and_patience_ends_matching_on_both(two):
     for found in two[0]:
-        assert found[name]["skipped"] == 3
-        assert found[name]["losses"].isnan().nonzero().flatten().tolist() == [2, 4, 5]
-        assert (found[name]["steps"], found[name]["reason"]) == (20, "steps")
-        assert all(tensor.isfinite().all() for tensor in found[name]["weights"].values())
-
-
-def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(two):
-    for found in two[0]:
-        whole, resumed = dict(found["hybrid"]), dict(found["resumed"])
+        whole, resumed = dict(found["hybrid"]), found["resumed"]
         whole["losses"] = whole["losses"][-len(resumed["losses"]) :]
         assert_close(resumed, whole, losses=1e-12, weights=1e-12)
-
-
-def test_the_state_of_two_processes_is_not_ones_own(two):
+        steps = dict(zip(found["patience"]["objective"], found["patience"]["step"], strict=True))
+        assert steps["flow matching"] < 10  # where its share would end
+        assert "maximum likelihood" in steps
     with pytest.raises(ValueError, match="number of processes was 2, and now is 1"):
         trained(HYBRID, state=two[1] / "state")
 
 
-def test_patience_ends_matching_on_both_at_once(two):
-    for found in two[0]:
-        steps = dict(zip(found["patience"]["objective"], found["patience"]["step"], strict=True))
-        assert steps["flow matching"] < 10  # where its share would end
-        assert "maximum likelihood" in steps
-
-
 def test_processes_share_their_work_and_draw_on_their_own(two):
+    """Moving statistics are of the whole batch, also where the processes' shares differ."""
     left, right = two[0]
     assert (left["who"], right["who"]) == ((0, 2), (1, 2))
     for whole, a, b in zip((0, 1, 7, 10), left["shares"], right["shares"], strict=True):
         assert a + b == list(range(whole))
         assert abs(len(a) - len(b)) <= 1
+    statistics = torch.stack([DATA[:101].mean(0), DATA[:101].var(0, correction=0)])
     for found in (left, right):
         assert found["mean"] == [1.5, 5.0]
         assert found["gather"] == [{"rank": 0}, {"rank": 1}]
-        assert found["left alone"]
-    assert (left["drawn"] != right["drawn"]).all()
-
-
-def test_moving_statistics_are_of_the_whole_batch(two):
-    """Also where the processes' shares differ."""
-    rows = DATA[:101]
-    expected = torch.stack([rows.mean(0), rows.var(0, correction=0)])
-    for found in two[0]:
-        torch.testing.assert_close(found["statistics"], expected, rtol=1e-12, atol=0)
-
-
-def test_the_groups_threads_end_with_it(two):
-    """At the interpreter's end, a thread that still holds a tensor would abort the process."""
-    for found in two[0]:
+        torch.testing.assert_close(found["statistics"], statistics, rtol=1e-12, atol=0)
+        # At the interpreter's end, a thread that still holds a tensor would abort the process.
         assert not [name for name in found["threads"] if "gloo" in name]
+    assert (left["drawn"] != right["drawn"]).all()
 
 
 def test_one_process_alone_is_the_identity():
     assert (rank(), world_size(), local_slice(7)) == (0, 1, slice(0, 7))
-    assert mean([1.0, math.inf], DATA) == [1.0, math.inf]
-    assert gather("a") == ["a"]
+    assert (mean([1.0, math.inf], DATA), gather("a")) == ([1.0, math.inf], ["a"])
 
 
-# The programs.
-
-NUMBERS = ("--hidden", "8", "--matching-batch", "32", "--batch-size", "32", "--steps", "20")
+WORDS = ("--hidden", "8", "--matching-batch", "32", "--batch-size", "32", "--steps", "10")
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    path = tmp_path_factory.mktemp("rows") / "rows.csv"
-    numbers = np.random.default_rng(0).normal(size=(5003, 2))
-    pd.DataFrame(numbers @ [[2.0, 1.0], [0.0, 0.5]], columns=["a", "b"]).to_csv(path, index=False)
-    return path
+    numbers = np.random.default_rng(0).normal(size=(3003, 2)) @ [[2.0, 1.0], [0.0, 0.5]]
+    return write_csv(tmp_path_factory.mktemp("rows") / "rows.csv", numbers, ("a", "b"))
 
 
-def torchrun(*words):
-    """A script under two processes; its standard output, where it ends well."""
-    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    ended = subprocess.run(
-        [*command, *map(str, words)],
-        timeout=180,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "FutureWarning" not in ended.stderr
-    return ended.stdout
+COMMANDS = ("train", "resume", "auto", "hutchinson", "not empty", "no data", "other number")
 
 
 @pytest.fixture(scope="module")
-def folder(rows, tmp_path_factory):
-    """What `torchrun scripts/train.py` left, and what it said."""
-    out = tmp_path_factory.mktemp("torchrun") / "run"
-    return out, torchrun(SCRIPTS / "train.py", rows, "--out", out, *NUMBERS)
+def programs(rows, tmp_path_factory):
+    """The folder of a run of two processes, and the outcomes of commands by both."""
+    place = tmp_path_factory.mktemp("programs")
+    train, score = ("train", rows, "--out", place / "run"), ("evaluate", place / "run", "--json")
+    found = both(
+        place / "two",
+        (*train, *WORDS),
+        (*train, "--resume"),
+        (*score, "--divergence", "auto", "--data", rows),
+        (*score, "--divergence", "hutchinson"),
+        train,
+        ("train", rows.with_name("none.csv"), "--out", place / "new"),
+        (*train, "--resume", "--learning-rate", "0.5"),
+    )
+    return place / "run", dict(zip(COMMANDS, found, strict=True))
 
 
-def test_training_under_torchrun_is_one_run(folder):
+def assert_one_run(out, text):
     """One folder, each line once, and a model that one process can score."""
-    out, text = folder
     lines = text.splitlines()
     assert len(set(lines)) == len(lines)
-    assert sum("20 steps" in line for line in lines) == 1
-    assert sum("evaluations" in line for line in lines) == 1
-    assert sorted(path.name for path in out.iterdir()) == [
-        *("config.json", "figures", "metrics.jsonl", "model.safetensors", "training.safetensors")
-    ]
-    assert sorted(path.name for path in (out / "figures").iterdir()) == [
-        *("density.png", "learning_curve.png", "strip.png")
-    ]
+    assert (text.count("10 steps"), text.count("evaluations")) == (1, 1)
+    files = ["config.json", "figures", "metrics.jsonl", "model.safetensors", "training.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == files
+    drawn = ["density.png", "learning_curve.png", "strip.png"]
+    assert sorted(path.name for path in (out / "figures").iterdir()) == drawn
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [record["step"] for record in records]
-    assert steps == sorted(set(steps))
-    assert steps[-1] == 20
-    scores = run("evaluate", out).out.splitlines()
+    assert (steps, steps[-1]) == (sorted(set(steps)), 10)
+    scores = done("evaluate", out).splitlines()
     scores = [line for line in scores if "uncertainty" not in line]  # which evaluate alone finds
     assert lines[-len(scores) - 3 : -3] == scores  # then come the figures
 
 
-def numbers_of(text):
-    (line,) = text.splitlines()
-    return json.loads(line)
+def test_training_by_two_processes_is_one_run(rows, programs):
+    """A finished run is over at once; one process cannot resume it."""
+    out, found = programs
+    for name in COMMANDS[:4]:
+        (status, _, errors), silent = found[name]
+        assert (status, errors, silent) == (0, "", [0, "", ""]), name
+    assert_one_run(out, found["train"][0][1])
+    assert "10 steps" in found["resume"][0][1]
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert "number of processes was 2, and now is 1" in complaint(
+        "train", rows, "--out", out, "--resume"
+    )
+    assert {path: path.read_bytes() for path in before} == before
 
 
-def assert_same_numbers(found, expected):
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-10), name
-
-
-def both(place, *words):
-    """What a program says in two processes: statuses, and each one's output and errors."""
-    statuses = together(run_program, place, [str(word) for word in words])
-    return statuses, [said(place / str(process)) for process in range(2)]
-
-
-@pytest.mark.parametrize("divergence", ["auto", "hutchinson"])
-@pytest.mark.parametrize("many", [False, True])
-def test_evaluation_by_two_processes_has_the_numbers_of_one(
-    divergence, many, rows, folder, tmp_path
-):
-    """Also of rows that take several solves."""
-    words = ["evaluate", folder[0], "--json", "--divergence", divergence]
-    words += ["--data", rows] if many else []
-    statuses, ((text, errors), silent) = both(tmp_path / "two", *words)
-    assert (statuses, errors, silent) == ([0, 0], "", ("", ""))
-    assert_same_numbers(numbers_of(text), numbers_of(run(*words).out))
+@pytest.mark.parametrize("mistake", COMMANDS[4:])
+def test_mistakes_of_two_processes_are_one_line(mistake, programs):
+    (status, _, errors), silent = programs[1][mistake]
+    assert (status, errors.count("\n"), silent) == (2, 1, [2, "", ""])
 
 
 @pytest.mark.slow
-def test_evaluation_under_torchrun_has_the_numbers_of_one_process(folder):
-    found = numbers_of(torchrun(SCRIPTS / "evaluate.py", folder[0], "--json"))
-    assert_same_numbers(found, numbers_of(run("evaluate", folder[0], "--json").out))
+def test_scripts_run_under_torchrun(rows, tmp_path):
+    out = tmp_path / "run"
+
+    def torchrun(*words):
+        command = [sys.executable, *["-m", "torch.distributed.run", "--standalone"]]
+        command += ["--nproc-per-node=2", *map(str, words)]
+        options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "timeout": 180, "text": True}
+        ended = subprocess.run(command, capture_output=True, check=False, **options)
+        assert ended.returncode == 0, ended.stderr
+        assert "FutureWarning" not in ended.stderr
+        return ended.stdout
+
+    assert_one_run(out, torchrun(SCRIPTS / "train.py", rows, "--out", out, *WORDS))
+    found = torchrun(SCRIPTS / "evaluate.py", out, "--json")
+    assert_same_numbers(found, done("evaluate", out, "--json"))
 
 
-def test_training_by_two_processes_goes_on(rows, folder, tmp_path):
-    """A finished run is over at once; one process cannot go on with it."""
-    out = folder[0]
-    before = {name: (out / name).read_bytes() for name in ("model.safetensors", "metrics.jsonl")}
-    statuses, ((text, errors), silent) = both(
-        tmp_path / "two", "train", rows, "--out", out, "--resume"
-    )
-    assert (statuses, errors, silent) == ([0, 0], "", ("", ""))
-    assert "20 steps" in text
-    assert {name: (out / name).read_bytes() for name in before} == before
-    alone = run("train", rows, "--out", out, "--resume")
-    assert alone.status == 2
-    assert "number of processes was 2, and now is 1" in alone.err
+def assert_same_numbers(found, expected):
+    assert found.count("\n") == 1
+    assert json.loads(found) == pytest.approx(json.loads(expected), rel=1e-10)
 
 
-@pytest.mark.parametrize("mistake", ["not empty", "no data", "another number"])
-def test_a_mistake_ends_both_processes_with_one_line(mistake, rows, folder, tmp_path):
-    words = {
-        "not empty": (rows, "--out", folder[0]),
-        "no data": (rows.with_name("none.csv"), "--out", tmp_path / "new"),
-        "another number": (rows, "--out", folder[0], "--resume", "--learning-rate", "0.5"),
-    }[mistake]
-    before = {path: path.read_bytes() for path in folder[0].iterdir() if path.is_file()}
-    statuses, outputs = both(tmp_path / "two", "train", *words)
-    assert statuses == [2, 2]
-    assert outputs[0][1].count("\n") == 1
-    assert outputs[1][1] == ""
-    assert {path: path.read_bytes() for path in before} == before
+@pytest.mark.parametrize(("divergence", "many"), [("auto", True), ("hutchinson", False)])
+def test_evaluation_by_two_processes_has_the_numbers_of_one(divergence, many, rows, programs):
+    """Also of rows that take several solves."""
+    words = ["evaluate", programs[0], "--json", "--divergence", divergence]
+    alone = done(*words, "--data", rows) if many else done(*words)
+    assert_same_numbers(programs[1][divergence][0][1], alone)

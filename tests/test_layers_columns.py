@@ -5,39 +5,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import standard
+from helpers import DOUBLE, refused, standard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.integrate import quad
 from scipy.stats import chisquare, kstest
 from torch.distributions import Normal
+from torch.testing import assert_close
 
 import cnf
 from cnf.layers import Argmax, Bounded, Concatenate, Dequantize, Identity, Positive
 from cnf.training.recipes import Recipe
 
-DOUBLE = torch.float64
-
-
-@pytest.mark.parametrize(
-    ("layer", "low", "high"),
-    [(Positive([0.0]), 0, 50), (Bounded([-1.0], [2.0]), -1, 2)],
-)
-def test_densities_integrate_to_one_within_their_bounds(layer, low, high):
-    flow = cnf.Flow(standard(1), [layer.double()])
-
-    def density(x):
-        return flow.log_prob(torch.tensor([x], dtype=DOUBLE)).exp().item()
-
-    assert quad(density, low, high, limit=200)[0] == pytest.approx(1, abs=1e-3)
-    outside = torch.tensor([[low - 1.0], [low - 1e-6], [high + 0.1 if high < 50 else -5.0]])
-    assert (flow.log_prob(outside.double()) == -math.inf).all()
-    assert flow.score(outside.double()).log_prob.tolist() == [-math.inf] * 3
-
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, DOUBLE])
 @given(low=st.floats(-1e30, 1e30), z=st.floats(-1e4, 60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_is_pushed_above_a_bound_is_above_it(dtype, low, z):
     layer = Positive([low]).to(dtype)
     x, log_det = layer(torch.full((1, 1), z, dtype=dtype))
@@ -49,26 +31,21 @@ def test_what_is_pushed_above_a_bound_is_above_it(dtype, low, z):
     assert log_det_back == -back.sum()
 
 
-def test_draws_near_a_far_bound_have_a_density():
-    flow = cnf.Flow(standard(1, torch.float32), [Positive([1000.0])])
-    x, log_det = flow.layers[0](torch.tensor([[-12.0]]))
-    assert x.item() == pytest.approx(1000 + math.exp(-12), abs=1e-4)
-    assert log_det.item() == -12
-    assert flow.log_prob(x).isfinite().all()
-    assert flow.support().check(x).all()
+SINGLE = [(low, 1.0, torch.float32) for low in (0.0, 10.0, -1000.3)]
+DOUBLES = [(low, 0.2, DOUBLE) for low in (0.0, 0.1, 0.7, -1000.3)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
-def test_bounds_hold_and_their_ends_have_a_density(dtype):
-    layer = Bounded([0.0, 10.0], [1.0, 11.0]).to(dtype)
-    x, _ = layer(100 * torch.randn(1000, 2, dtype=dtype))
-    assert (x >= layer.low).all()
-    assert (x <= layer.high).all()
-    ends = torch.stack([layer.low, layer.high])
+@pytest.mark.parametrize(("low", "width", "dtype"), SINGLE + DOUBLES)
+def test_bounds_hold_and_their_ends_have_a_density(low, width, dtype):
+    layer = Bounded([low], [low + width]).to(dtype)
+    x, _ = layer(100 * torch.randn(1000, 1, dtype=dtype))
+    assert ((x >= layer.low) & (x <= layer.high)).all()
+    ends = torch.tensor([[low], [low + width]], dtype=dtype)
     z, log_det = layer.inverse(ends)
-    assert z.isfinite().all()
-    assert log_det.isfinite().all()
-    torch.testing.assert_close(layer(z)[0], ends)
+    assert all(each.isfinite().all() for each in (z, log_det))
+    assert_close(layer(z)[0], ends)
+    outside = ends + torch.tensor([[-0.01], [0.01]])
+    assert not layer.inverse(outside)[1].isfinite().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
@@ -88,16 +65,14 @@ def test_the_bound_of_a_whole_numbers_mass_tightens_to_it():
     x = torch.tensor([[-3.0], [0.0], [2.0]], dtype=DOUBLE)
     exact = (Normal(0.0, 1.0).cdf(x + 1) - Normal(0.0, 1.0).cdf(x)).log().flatten()
     generator = torch.Generator().manual_seed(0)
-
-    def mean_bound(probes):
+    bounds = []
+    for probes in (2, 8, 64):
         rows = x.repeat(20_000 // probes, 1)
         found = flow.score(rows, probes=probes, generator=generator).log_prob
-        return found.reshape(-1, 3).mean(0)
-
-    bounds = [mean_bound(probes) for probes in (2, 8, 64)]
+        bounds.append(found.reshape(-1, 3).mean(0))
     assert (bounds[0] < bounds[1]).all()
     assert (bounds[1] < exact + 5e-3).all()
-    torch.testing.assert_close(bounds[2], exact, rtol=0, atol=0.02)
+    assert_close(bounds[2], exact, rtol=0, atol=0.02)
     scores = flow.score(x, probes=400, generator=generator)
     assert ((scores.log_prob - exact).abs() < 4 * scores.stderr).all()
     assert flow.noisy
@@ -111,23 +86,19 @@ def test_the_noise_of_a_category_lies_where_it_is_the_largest(shares):
     assert z.shape == (len(x), len(shares) - 1)
     again, minus = layer(z)
     assert torch.equal(again, x)
-    torch.testing.assert_close(minus, -log_det)
+    assert_close(minus, -log_det)
 
 
 def test_the_noise_of_categories_is_a_density_over_their_region():
     """Each q(z | x) sums to 1 over the cells of a grid."""
-    layer = Argmax([0.2, 0.7, 0.1]).double()
-    ticks = torch.linspace(-20, 20, 1601, dtype=DOUBLE)
-    x, log_noise = layer(torch.cartesian_prod(ticks, ticks))
-    totals = torch.zeros(3, dtype=DOUBLE)
-    totals.index_add_(0, x.flatten().long(), log_noise.exp() * 0.025**2)
-    torch.testing.assert_close(totals, torch.ones(3, dtype=DOUBLE), rtol=0, atol=0.02)
-
-
-def test_categories_by_their_shares_have_noise_without_a_trace_of_them():
-    """x by its shares, z given x: each z is logistic, as differences of Gumbels are."""
     shares = torch.tensor([0.2, 0.7, 0.1], dtype=DOUBLE)
     layer = Argmax(shares.tolist()).double()
+    ticks = torch.linspace(-20, 20, 801, dtype=DOUBLE)
+    x, log_noise = layer(torch.cartesian_prod(ticks, ticks))
+    totals = torch.zeros(3, dtype=DOUBLE)
+    totals.index_add_(0, x.flatten().long(), log_noise.exp() * 0.05**2)
+    assert_close(totals, torch.ones(3, dtype=DOUBLE), rtol=0, atol=0.03)
+    # With x by its shares and z given x each z is logistic, as differences of Gumbels are.
     x = torch.multinomial(shares, 20_000, replacement=True).double().unsqueeze(1)
     z, _ = layer.inverse(x)
     for j in range(2):
@@ -137,46 +108,31 @@ def test_categories_by_their_shares_have_noise_without_a_trace_of_them():
 
 def test_a_flow_over_categories_draws_what_it_says():
     """Masses by importance sampling against the shares of draws."""
-    layer = Argmax([0.3, 0.3, 0.4]).double()
-    flow = cnf.Flow(standard(2), [layer])
-    torch.manual_seed(0)
-    drawn = flow.sample(40_000).flatten().long().bincount(minlength=3).double()
+    flow = cnf.Flow(standard(2), [Argmax([0.3, 0.3, 0.4]).double()])
+    drawn = flow.sample(10_000).flatten().long().bincount(minlength=3).double()
     categories = torch.arange(3, dtype=DOUBLE).unsqueeze(1)
-    scores = flow.score(categories, probes=4000, generator=torch.Generator().manual_seed(0))
+    scores = flow.score(categories, probes=1000, generator=torch.Generator().manual_seed(0))
     masses = scores.log_prob.exp()
-    assert masses.sum().item() == pytest.approx(1, abs=0.05)
+    assert masses.sum().item() == pytest.approx(1, abs=0.1)
     assert chisquare(drawn.numpy(), (masses / masses.sum() * drawn.sum()).numpy()).pvalue > 1e-6
 
 
-def test_numbers_of_no_cell_have_no_mass():
-    flow = cnf.Flow(standard(2), [Argmax([0.5, 0.3, 0.2]).double()])
-    none = torch.tensor([[3.0], [-1.0], [0.5]], dtype=DOUBLE)
-    assert flow.log_prob(none).tolist() == [-math.inf] * 3
-    whole = cnf.Flow(standard(1), [Dequantize(1)])
-    assert whole.log_prob(torch.tensor([[0.5]], dtype=DOUBLE)).item() == -math.inf
-
-
 def mixed():
-    return Concatenate(
-        [Identity(1), Argmax([0.5, 0.3, 0.2]), Positive([0.0]), Dequantize(1)], [[2], [0], [3], [1]]
-    ).double()
+    layers = [Identity(1), Argmax([0.5, 0.3, 0.2]), Positive([0.0]), Dequantize(1)]
+    return Concatenate(layers, [[2], [0], [3], [1]]).double()
 
 
-def test_layers_side_by_side_each_have_their_columns():
+def test_layers_side_by_side_have_columns_each_which_are_not_the_bases(tmp_path):
     layer = mixed()
     assert layer.widths == (5, 4)
     x = torch.tensor([[2.0, 7.0, -1.5, math.e], [0.0, -3.0, 0.0, 1.0]], dtype=DOUBLE)
     z, log_det = layer.inverse(x)
     assert z[:, 0].tolist() == [-1.5, 0.0]
-    torch.testing.assert_close(z[:, 3], torch.tensor([1.0, 0.0], dtype=DOUBLE))
+    assert_close(z[:, 3], torch.tensor([1.0, 0.0], dtype=DOUBLE))
     again, minus = layer(z)
-    torch.testing.assert_close(again, x)
-    torch.testing.assert_close(minus, -log_det)
-
-
-def test_a_flow_whose_columns_are_not_the_bases(tmp_path):
-    base, layer = standard(5), mixed()
-    flow = cnf.Flow(base, [cnf.Whiten(5).double(), layer])
+    assert_close(again, x)
+    assert_close(minus, -log_det)
+    flow = cnf.Flow(standard(5), [cnf.Whiten(5).double(), mixed()])
     assert flow.dim == 4
     x, log_prob = flow.sample_and_log_prob((3, 2))
     assert x.shape == (3, 2, 4)
@@ -184,53 +140,38 @@ def test_a_flow_whose_columns_are_not_the_bases(tmp_path):
     assert set(x[..., 0].flatten().tolist()) <= {0.0, 1.0, 2.0}
     assert (x[..., 1] == x[..., 1].floor()).all()
     cnf.save(flow, tmp_path)
-    again = cnf.load(tmp_path)
     one, other = (
         each.score(x, probes=3, generator=torch.Generator().manual_seed(1)).log_prob
-        for each in (flow, again)
+        for each in (flow, cnf.load(tmp_path))
     )
     assert torch.equal(one, other)
 
 
 def test_training_over_all_kinds_of_columns():
     rng = np.random.default_rng(0)
-    category = rng.choice(3, p=[0.6, 0.3, 0.1], size=2000)
+    category = rng.choice(3, p=[0.6, 0.3, 0.1], size=1000)
     count = rng.poisson(3 + 2 * category)
-    positive = np.exp(0.5 * rng.normal(size=2000) + category)
-    real = count + rng.normal(size=2000)
+    positive = np.exp(0.5 * rng.normal(size=1000) + category)
+    real = count + rng.normal(size=1000)
     data = torch.from_numpy(np.stack([category, count, real, positive], 1)).float()
-    recipe = Recipe(hidden=(32,), scaling="whiten")
-    layer = Concatenate(
-        [Argmax([0.6, 0.3, 0.1]), Dequantize(1), Identity(1), Positive([0.0])], [[0], [1], [2], [3]]
-    )
-    flow = recipe.flow(5, columns=[layer])
-    history = cnf.fit(flow, data, recipe=recipe, steps=150)
+    recipe = Recipe(hidden=(32,), scaling="whiten", objective="matching", validation_rows=100)
+    layers = [Argmax([0.6, 0.3, 0.1]), Dequantize(1), Identity(1), Positive([0.0])]
+    flow = recipe.flow(5, columns=[Concatenate(layers, [[0], [1], [2], [3]])])
+    history = cnf.fit(flow, data, recipe=recipe, steps=300)
     assert history.validation_nll[-1] < history.validation_nll[0]
     drawn = flow.sample(2000)
     shares = drawn[:, 0].long().bincount(minlength=3) / 2000
-    torch.testing.assert_close(shares, torch.tensor([0.6, 0.3, 0.1]), rtol=0, atol=0.06)
+    assert_close(shares, torch.tensor([0.6, 0.3, 0.1]), rtol=0, atol=0.06)
     assert torch.corrcoef(drawn[:, 1:3].T)[0, 1] > 0.8
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Argmax([1.0]), "at least 2 categories"),
-        (lambda: Argmax([0.5, 0.0]), "above 0"),
-        (lambda: Bounded([0.0], [0.0]), "lower bounds"),
-        (lambda: Bounded([0.0], [1.0, 2.0]), "lower bounds"),
-        (
-            lambda: Concatenate([Identity(1), Identity(1)], [[0], [0]]),
-            "each column to have one of 2 layers",
-        ),
-        (lambda: Concatenate([Identity(1)], [[1]]), "each column to have one of 1 layers"),
-        (lambda: Concatenate([Argmax([0.5, 0.5])], [[0, 1]]), "1 columns for Argmax"),
-        (
-            lambda: cnf.Flow(standard(3), [mixed()]),
-            "5 columns on the base's side of Concatenate; got 3",
-        ),
-    ],
-)
-def test_mistakes(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+def test_mistakes():
+    refused("at least 2 categories", Argmax, [1.0])
+    refused("above 0", Argmax, [0.5, 0.0])
+    refused("lower bounds", Bounded, [0.0], [0.0])
+    refused("lower bounds", Bounded, [0.0], [1.0, 2.0])
+    refused("each column to have one of 2 layers", Concatenate, [Identity(1)] * 2, [[0], [0]])
+    refused("each column to have one of 1 layers", Concatenate, [Identity(1)], [[1]])
+    refused("1 columns for Argmax", Concatenate, [Argmax([0.5, 0.5])], [[0, 1]])
+    told = "5 columns on the base's side of Concatenate; got 3"
+    refused(told, cnf.Flow, standard(3), [mixed()])

@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,21 +12,9 @@ import cnf
 
 ROOT = Path(__file__).parents[1]
 ROOMS = [
-    "cnf.utils",
-    "cnf.ode",
-    "cnf.fields",
-    "cnf.layers",
-    "cnf.flow",
-    "cnf.variational",
-    "cnf.storage",
-    "cnf.training",
-    "cnf.datasets",
-    "cnf.tables",
-    "cnf.diagnostics",
-    "cnf.plotting",
-    "cnf.vae",
-    "cnf",
-    "cnf.scripts",
+    *("cnf.utils", "cnf.ode", "cnf.fields", "cnf.layers", "cnf.flow", "cnf.variational"),
+    *("cnf.storage", "cnf.training", "cnf.datasets", "cnf.tables", "cnf.diagnostics"),
+    *("cnf.plotting", "cnf.vae", "cnf", "cnf.scripts"),
 ]
 FOLDERS = {"cnf": "cnf", "datasets": "cnf.datasets", "scripts": "cnf.scripts"}
 
@@ -72,38 +58,22 @@ def room(module: str) -> str:
     return next(name for name in sorted(ROOMS, reverse=True) if f"{module}.".startswith(f"{name}."))
 
 
-@pytest.mark.parametrize("name", ROOMS)
-def test_rooms_import_from_rooms_above_them(name):
-    above = {*ROOMS[: ROOMS.index(name) + 1]}
+def test_rooms_import_from_rooms_above_them():
+    """And datasets from none; fields know no tableau; the analytic path has an interface."""
+    analytic, outside = "cnf.fields.analytic", set()
     for module, path in sources().items():
-        if room(module) == name:
-            below = {each for each in imports(path) if room(each) not in above}
-            assert not below, f"{module} imports {', '.join(sorted(below))}"
-
-
-def test_fields_know_no_tableau():
-    for module, path in sources().items():
-        if room(module) == "cnf.fields":
+        name, found = room(module), [*imports(path)]
+        if name == "cnf":
+            outside.add(module)
+        above = {name} if name == "cnf.datasets" else {*ROOMS[: ROOMS.index(name) + 1]}
+        below = {each for each in found if room(each) not in above}
+        assert not below, f"{module} imports {', '.join(sorted(below))}"
+        if name == "cnf.fields":
             assert "tableau" not in path.read_text(encoding="utf-8").lower(), module
-
-
-def test_the_analytic_path_is_used_through_its_interface():
-    analytic = "cnf.fields.analytic"
-    for module, path in sources().items():
         if not f"{module}.".startswith(f"{analytic}."):
-            inside = [each for each in imports(path) if each.startswith(f"{analytic}.")]
+            inside = [each for each in found if each.startswith(f"{analytic}.")]
             assert not inside, f"{module} imports {', '.join(inside)}"
-
-
-def test_every_module_stands_in_a_room():
-    outside = {module for module in sources() if room(module) == "cnf"}
-    assert outside == {"cnf"}
-
-
-def test_datasets_import_nothing_else_of_cnf():
-    for module, path in sources().items():
-        if room(module) == "cnf.datasets":
-            assert all(room(each) == "cnf.datasets" for each in imports(path)), module
+    assert outside == {"cnf"}  # every other module stands in a room
 
 
 def test_every_package_is_installed():
@@ -112,15 +82,6 @@ def test_every_package_is_installed():
     assert set(installed) == {
         module for module, path in sources().items() if path.name == "__init__.py"
     }
-
-
-def test_what_takes_long_to_import_is_imported_when_it_is_needed():
-    code = "import sys, cnf; print('torch' in sys.modules); cnf.fit, cnf.ode; print(*sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    first, after = found.stdout.splitlines()
-    assert first == "False"
-    late = {"sklearn", "pandas", "matplotlib", "scipy.stats", "torch._dynamo"}
-    assert not late & set(after.split())
 
 
 def test_public_names_are_there():

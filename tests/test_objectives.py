@@ -8,29 +8,28 @@ On straight paths from N(a, b²) to N(m, s²) with independent ends, x_t is N(μ
 and what it leaves is Var[x − z | x_t] = b² s² / σ_t², over all times π b s / 2 for each column.
 """
 
-import dataclasses
 import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from helpers import max_difference, standard
+from helpers import DOUBLE, max_difference, scaled, standard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch.distributions import Normal
 
 import cnf
 from cnf.fields.regularizers import Regularization
 from cnf.layers import CNF
-from cnf.training.couplings import COUPLINGS, independent, optimal_transport
-from cnf.training.objectives import OBJECTIVES, FlowMatching, MaximumLikelihood
-from cnf.training.recipes import Recipe
+from cnf.training.couplings import optimal_transport
+from cnf.training.objectives import FlowMatching, MaximumLikelihood
+from cnf.training.recipes import COUPLINGS, Recipe
 
-ROWS = 100_000
-LOC = torch.tensor([1.5, -0.5], dtype=torch.float64)
-SCALE = torch.tensor([0.4, 2.0], dtype=torch.float64)
-ONE = torch.ones(2, dtype=torch.float64)
+ROWS = 20_000
+LOC, SCALE = torch.tensor([[1.5, -0.5], [0.4, 2.0]], dtype=DOUBLE)
+ONE = torch.ones(2, dtype=DOUBLE)
 
 
 class Exact(torch.nn.Module):
@@ -39,7 +38,7 @@ class Exact(torch.nn.Module):
     def __init__(self, loc=LOC, scale=SCALE, base=(0 * ONE, ONE), piece=(0, 1), added=None):
         super().__init__()
         self.loc, self.scale, self.base, self.piece, self.added = loc, scale, base, piece, added
-        self.dummy = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.dummy = torch.nn.Parameter(torch.zeros((), dtype=DOUBLE))
 
     def forward(self, t, x, context=None):
         k, count = self.piece
@@ -49,9 +48,13 @@ class Exact(torch.nn.Module):
         variance = ((1 - t) * width) ** 2 + (t * self.scale) ** 2
         slope = (t * self.scale**2 - (1 - t) * width**2) / variance
         whole = loc - start + slope * (x - (1 - t) * start - t * loc)
-        if self.added is not None:
-            whole = whole + self.added(t, x)
-        return whole / count + self.dummy
+        added = 0 if self.added is None else self.added(t, x)
+        return (whole + added) / count + self.dummy
+
+
+def exact(pieces, **options):
+    fields = [Exact(piece=(k, pieces), **options) for k in range(pieces)]
+    return [CNF(field, rtol=1e-9, atol=1e-9) for field in fields]
 
 
 def truth(x, loc=LOC):
@@ -59,12 +62,12 @@ def truth(x, loc=LOC):
 
 
 def gaussian(rows, loc=LOC):
-    return loc + SCALE * torch.randn(rows, 2, dtype=torch.float64)
+    return loc + SCALE * torch.randn(rows, 2, dtype=DOUBLE)
 
 
 def least(scales, base=ONE):
     """The least loss, and the standard error of what ROWS rows give for it."""
-    t = (torch.arange(10_000, dtype=torch.float64).unsqueeze(1) + 0.5) / 10_000
+    t = (torch.arange(10_000, dtype=DOUBLE).unsqueeze(1) + 0.5) / 10_000
     left = (base * scales) ** 2 / (((1 - t) * base) ** 2 + (t * scales) ** 2)
     loss = (math.pi / 2 * base * scales).sum().item()
     assert loss == pytest.approx(left.sum(1).mean().item(), rel=1e-6)  # the integral is right
@@ -83,22 +86,24 @@ def loss_of(flow, x, coupling="independent", context=None):
     return loss.value.item()
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3])
-def test_matching_of_the_exact_field_is_its_least(pieces):
-    flow = cnf.Flow(standard(), [CNF(Exact(piece=(k, pieces))) for k in range(pieces)])
-    loss, error = least(SCALE)
-    assert loss_of(flow, gaussian(ROWS)) == pytest.approx(loss, abs=5 * error)
-
-
-@pytest.mark.parametrize("pieces", [1, 3])
-def test_pieces_of_the_exact_field_are_the_gaussian(pieces):
-    """The very field that matching is least for is the density's, in its pieces' order."""
-    layers = [CNF(Exact(piece=(k, pieces)), rtol=1e-9, atol=1e-9) for k in range(pieces)]
-    flow, x = cnf.Flow(standard(), layers), gaussian(20)
-    assert max_difference(flow.log_prob(x).detach(), truth(x)) < 1e-6
-    turned = cnf.Flow(standard(), layers[::-1])
-    if pieces > 1:
-        assert max_difference(turned.log_prob(x).detach(), truth(x)) > 1e-2
+@pytest.mark.parametrize(("pieces", "fixed"), [(1, False), (3, False), (2, True)])
+def test_matching_is_least_for_the_field_of_the_density(pieces, fixed):
+    """Its pieces are the Gaussian in their order; fixed layers on both sides are passed."""
+    # Those of the base make it another base, those of the data other data.
+    before, after = [], []
+    options, volume, inner = {}, 0.0, gaussian(ROWS)
+    x, (loss, error) = inner, least(SCALE)
+    if fixed:
+        before, after = [scaled([3.0, -1.0], [0.5, 2.0])], [scaled([100.0, 10.0], [10.0, 0.1])]
+        options["base"] = before[0].loc.clone(), before[0].scale.clone()
+        x, volume = after[0].push(inner).value, after[0].scale.log().sum()
+        loss, error = least(SCALE, before[0].scale)
+    layers, expected = exact(pieces, **options), truth(inner[:10]) - volume
+    flow = cnf.Flow(standard(), [*before, *layers, *after])
+    assert loss_of(flow, x) == pytest.approx(loss, abs=5 * error)
+    assert max_difference(flow.log_prob(x[:10]).detach(), expected) < 1e-6
+    turned = cnf.Flow(standard(), [*before, *layers[::-1], *after])
+    assert pieces == 1 or max_difference(turned.log_prob(x[:10]).detach(), expected) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -117,48 +122,23 @@ def test_matching_grows_by_the_square_of_what_is_added_to_the_exact_field(added,
     x = gaussian(ROWS)
     losses = []
     for term in (None, added):
-        fields = [Exact(piece=(k, pieces), added=term) for k in range(pieces)]
         torch.manual_seed(1)
-        losses.append(loss_of(cnf.Flow(standard(), [CNF(field) for field in fields]), x))
-    t = torch.rand(ROWS, 1, dtype=torch.float64)
-    points = (1 - t) * torch.randn(ROWS, 2, dtype=torch.float64) + t * x
+        losses.append(loss_of(cnf.Flow(standard(), exact(pieces, added=term)), x))
+    t = torch.rand(ROWS, 1, dtype=DOUBLE)
+    points = (1 - t) * torch.randn(ROWS, 2, dtype=DOUBLE) + t * x
     grown = added(t, points).square().sum(1).mean().item()
     assert grown > 0
-    assert losses[1] - losses[0] == pytest.approx(grown, rel=0.2)
+    assert losses[1] - losses[0] == pytest.approx(grown, rel=0.3)
 
 
-def test_fixed_layers_on_both_sides_are_passed():
-    """The base's make it another base, the data's other data."""
-    before, after = cnf.Standardize(2).double(), cnf.Standardize(2).double()
-    before.loc.copy_(torch.tensor([3.0, -1.0]))
-    before.scale.copy_(torch.tensor([0.5, 2.0]))
-    after.loc.copy_(torch.tensor([100.0, 10.0]))
-    after.scale.copy_(torch.tensor([10.0, 0.1]))
-    base = before.loc.clone(), before.scale.clone()
-    layers = [CNF(Exact(base=base, piece=(k, 2)), rtol=1e-9, atol=1e-9) for k in range(2)]
-    flow = cnf.Flow(standard(), [before, *layers, after])
-    inner = gaussian(ROWS)
-    loss, error = least(SCALE, base[1])
-    found = loss_of(flow, after.push(inner).value)
-    assert found == pytest.approx(loss, abs=5 * error)
-    x = after.push(inner[:10]).value
-    expected = truth(inner[:10]) - after.scale.log().sum()
-    assert max_difference(flow.log_prob(x).detach(), expected) < 1e-6
-
-
-@pytest.mark.parametrize("standardized", [False, True])
-@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize(("standardized", "pieces"), [(False, 1), (True, 3)])
 def test_matching_of_a_conditional_flow(standardized, pieces):
     """x | c ~ N(c m, s²), where the layers see c or what standardising makes of it."""
-    context = 2 + 3 * torch.rand(ROWS, 1, dtype=torch.float64)
-    standardize = None
-    seen = context
-    if standardized:
-        standardize = cnf.Standardize(1).double().fit(context)
-        seen = standardize.pull(context).value
+    context = 2 + 3 * torch.rand(ROWS, 1, dtype=DOUBLE)
+    standardize = cnf.Standardize(1).double().fit(context) if standardized else None
+    seen = standardize.pull(context).value if standardized else context
     x = gaussian(ROWS, LOC * seen)
-    layers = [CNF(Exact(piece=(k, pieces)), rtol=1e-9, atol=1e-9) for k in range(pieces)]
-    flow = cnf.Flow(standard(), layers, standardize)
+    flow = cnf.Flow(standard(), exact(pieces), standardize)
     loss, error = least(SCALE)
     assert loss_of(flow, x, context=context) == pytest.approx(loss, abs=5 * error)
     shuffled = context[torch.randperm(ROWS)]
@@ -172,40 +152,28 @@ def test_matching_by_optimal_transport_leaves_next_to_nothing_in_one_dimension()
 
     class Sorted(torch.nn.Module):
         def forward(self, t, x):
-            width = 1 - t + t * 2
-            return 1 + (2 - 1) * (x - t * 1) / width
+            return 1 + (x - t) / (1 + t)  # m = 1 and s = 2
 
     flow = cnf.Flow(standard(1), [CNF(Sorted())])
-    x = 1 + 2 * torch.randn(1000, 1, dtype=torch.float64)
+    x = 1 + 2 * torch.randn(1000, 1, dtype=DOUBLE)
     left = loss_of(flow, x, "optimal_transport")
     assert left < 0.05
     assert loss_of(flow, x) > 20 * left
 
 
-def pairs(draw, rows, dim):
-    numbers = st.lists(
-        st.floats(-10, 10, allow_subnormal=False, width=32), min_size=dim, max_size=dim
-    )
-    both = [draw(st.lists(numbers, min_size=rows, max_size=rows)) for _ in range(2)]
-    return [torch.tensor(points, dtype=torch.float64) for points in both]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_optimal_transport_is_the_best_of_all_permutations(data):
-    rows, dim = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
-    z, x = pairs(data.draw, rows, dim)
-    before = z.clone(), x.clone()
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.integers(1, 6), st.integers(1, 3))
+def test_optimal_transport_is_the_best_of_all_permutations(data, rows, dim):
+    points = arrays(np.float64, (rows, dim), elements=st.floats(-10, 10, width=32))
+    z, x = (torch.from_numpy(data.draw(points)) for _ in range(2))
+    before = torch.stack([z, x])
     paired = optimal_transport(z, x)
-    assert torch.equal(z, before[0])
-    assert torch.equal(x, before[1])
+    assert torch.equal(torch.stack([z, x]), before)
     assert paired.dtype == z.dtype
     assert sorted(paired.tolist()) == sorted(z.tolist())
-    cost = (paired - x).square().sum().item()
-    best = min(
-        (z[list(order)] - x).square().sum().item() for order in itertools.permutations(range(rows))
-    )
-    assert cost == pytest.approx(best, rel=1e-9, abs=1e-9)
+    orders = itertools.permutations(range(rows))
+    best = min((z[list(order)] - x).square().sum().item() for order in orders)
+    assert (paired - x).square().sum().item() == pytest.approx(best, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("dim", [1, 3])
@@ -213,80 +181,42 @@ def test_optimal_transport_far_from_the_origin(dim):
     """Single precision holds the points, but not the products of such points."""
     z, x = torch.randn(64, dim) + 3e4, torch.randn(64, dim) + 3e4
     paired, wanted = optimal_transport(z, x), optimal_transport(z.double(), x.double())
+    assert COUPLINGS["independent"].pair(z, x, ()) is z
+    assert torch.equal(COUPLINGS["optimal_transport"].pair(z, x, ()), paired)
     costs = [(points.double() - x.double()).square().sum().item() for points in (paired, wanted)]
     assert costs[0] == pytest.approx(costs[1], rel=1e-9)
     if dim == 1:
         assert torch.equal(paired[x.argsort(0).flatten()], z.sort(0).values)
 
 
-def test_couplings_keep_the_base_points():
-    z, x = torch.randn(50, 2), torch.randn(50, 2)
-    assert independent(z, x) is z
-    for coupling in COUPLINGS.values():
-        paired = coupling.pair(z, x)
-        assert sorted(paired.tolist()) == sorted(z.tolist())
+@pytest.mark.parametrize(("rows", "blocks"), [(1, 3), (2, 3), (4, 3), (11, 2)])
+def test_matching_has_the_gradient_of_finite_differences(rows, blocks):
+    """Other layers are left alone."""
+    flow = cnf.ffjord(2, hidden=(3,), blocks=blocks, context_dim=1, zero_last=False).double()
+    x, context = gaussian(rows), torch.randn(rows, 1, dtype=DOUBLE)
+    scaling = flow.layers[-1].fit(gaussian(30))
+    before = torch.stack([scaling.loc, scaling.scale])
 
-
-def test_matching_with_weights_has_the_gradient_of_finite_differences():
-    flow = cnf.ffjord(2, hidden=(4,), blocks=2, context_dim=1, zero_last=False).double()
-    x, context = gaussian(11), torch.randn(11, 1, dtype=torch.float64)
-    flow.layers[-1].fit(x)
-
-    def loss():
+    def loss(*_):  # gradcheck moves the parameters in their place
         torch.manual_seed(3)
         return FlowMatching()(flow, x, context).value
 
-    parameters = list(flow.parameters())
-    gradients = torch.autograd.grad(loss(), parameters)
-    step = 1e-5
-    with torch.no_grad():
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            flat, wanted = parameter.view(-1), gradient.reshape(-1)
-            for i in range(len(flat)):
-                old, sides = flat[i].item(), []
-                for sign in (1, -1):
-                    flat[i] = old + sign * step
-                    sides.append(loss().item())
-                flat[i] = old
-                found = (sides[0] - sides[1]) / (2 * step)
-                assert found == pytest.approx(wanted[i].item(), rel=1e-5, abs=1e-7)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_a_batch_smaller_than_the_stack_is_matched(rows):
-    flow = cnf.ffjord(2, hidden=(4,), blocks=3)
-    loss = FlowMatching()(flow, torch.randn(rows, 2)).value
-    loss.backward()
-    assert loss.isfinite()
-
-
-def test_matching_leaves_layers_of_another_kind_alone():
-    flow = cnf.ffjord(2, hidden=(4,)).double()
-    x = gaussian(30)
-    flow.layers[-1].fit(x)
-    before = flow.layers[-1].loc.clone(), flow.layers[-1].scale.clone()
-    FlowMatching()(flow, x).value.backward()
-    assert torch.equal(flow.layers[-1].loc, before[0])
-    assert torch.equal(flow.layers[-1].scale, before[1])
+    assert torch.autograd.gradcheck(loss, [*flow.parameters()], eps=1e-5, atol=1e-7, rtol=1e-5)
+    assert torch.equal(torch.stack([scaling.loc, scaling.scale]), before)
     assert not x.requires_grad
 
 
 @pytest.mark.parametrize(
-    ("layers", "coupling", "conditional", "message"),
+    ("layers", "conditional", "message"),
     [
-        ([cnf.Standardize(2)], "independent", False, "CNF layer for flow matching; got one with"),
-        ([], "independent", False, "CNF layer for flow matching; got one without"),
-        (
-            [CNF(Exact()), cnf.Standardize(2), CNF(Exact())],
-            "independent",
-            False,
-            "follow one another.*got Standardize between.*mle",
-        ),
-        ([CNF(Exact())], "optimal_transport", True, "independent.*optimal_transport.*context"),
+        ([cnf.Standardize(2)], False, "CNF layer for flow matching; got one with"),
+        ([], False, "CNF layer for flow matching; got one without"),
+        ([*exact(1), cnf.Standardize(2), *exact(1)], False, "follow one.*got Standardize.*mle"),
+        (exact(1), True, "independent.*optimal_transport.*context"),
     ],
 )
-def test_what_matching_cannot_train_is_refused(layers, coupling, conditional, message):
-    flow = cnf.Flow(standard(), layers)
+def test_what_matching_cannot_train_is_refused(layers, conditional, message):
+    flow, coupling = cnf.Flow(standard(), layers), ("independent", "optimal_transport")[conditional]
     with pytest.raises(ValueError, match=message) as refused:
         FlowMatching(coupling).check(flow, conditional=conditional)
     assert "\n" not in str(refused.value)
@@ -297,47 +227,22 @@ def test_what_matching_cannot_train_is_refused(layers, coupling, conditional, me
             cnf.fit(flow, gaussian(40), context=context, recipe=recipe, steps=1)
 
 
-def test_what_matching_can_train_is_not_refused():
-    fixed = cnf.Standardize(2), cnf.Standardize(2)
-    flow = cnf.Flow(standard(), [fixed[0], CNF(Exact()), CNF(Exact()), fixed[1]])
-    FlowMatching("optimal_transport").check(flow, conditional=False)
-    FlowMatching().check(flow, conditional=True)
-    MaximumLikelihood().check(cnf.Flow(standard(), [*fixed]), conditional=False)
-
-
-@pytest.mark.parametrize("coupling", COUPLINGS)
-def test_a_flow_trained_by_matching_has_a_gaussians_density(coupling):
+@pytest.mark.parametrize(("coupling", "blocks"), [("independent", 3), ("optimal_transport", 1)])
+def test_a_flow_trained_by_matching_has_a_gaussians_density(coupling, blocks):
     mixing = torch.tensor([[3.0, 0.0], [2.0, 0.5]])
     wanted = torch.distributions.MultivariateNormal(torch.tensor([5.0, -7.0]), scale_tril=mixing)
-    recipe = Recipe(
-        objective="matching", coupling=coupling, hidden=(16, 16), matching_batch=128, validations=4
-    )
-    flow = recipe.flow(2)
-    x = wanted.sample((4000,))
+    numbers = {"hidden": (16, 16), "matching_batch": 128, "validations": 2}
+    recipe = Recipe(objective="matching", coupling=coupling, blocks=blocks, **numbers)
+    flow, x, fresh = recipe.flow(2), wanted.sample((2000,)), wanted.sample((500,))
     flow.layers[-1].fit(x)
-    before = (wanted.log_prob(x) - flow.log_prob(x).detach()).mean().item()
-    history = cnf.fit(flow, x, recipe=recipe, steps=400)
-    fresh = wanted.sample((2000,))
+    before = (wanted.log_prob(fresh) - flow.log_prob(fresh).detach()).mean().item()
+    history = cnf.fit(flow, x, recipe=recipe, steps=300)
     difference = wanted.log_prob(fresh) - flow.log_prob(fresh).detach()
     assert before > 0.3
-    assert difference.mean().item() < 0.03
-    assert difference.abs().mean().item() < 0.2
+    assert difference.mean().item() < 0.07
+    assert difference.abs().mean().item() < 0.25
     assert set(history.objective) == {"flow matching"}
     assert (history.nfe == 0).all()
-
-
-def test_a_stack_trained_by_matching_has_a_gaussians_density():
-    recipe = Recipe(
-        objective="matching", hidden=(16, 16), blocks=3, matching_batch=256, validations=4
-    )
-    wanted = torch.distributions.MultivariateNormal(
-        torch.zeros(2), torch.tensor([[1.0, 0.8], [0.8, 1.0]])
-    )
-    flow = recipe.flow(2)
-    cnf.fit(flow, wanted.sample((4000,)), recipe=recipe, steps=300)
-    fresh = wanted.sample((1000,))
-    difference = wanted.log_prob(fresh) - flow.log_prob(fresh).detach()
-    assert difference.mean().item() < 0.06
 
 
 class Constant(torch.nn.Module):
@@ -352,8 +257,7 @@ class Constant(torch.nn.Module):
 @pytest.mark.parametrize("kinetic", [0.0, 0.3])
 def test_maximum_likelihood_of_a_shift(kinetic):
     """log p(x) = log N(x − v); the kinetic energy is |v|²; the gradient is that of both."""
-    x = gaussian(50)
-    flow = cnf.Flow(standard(), [CNF(Constant(LOC))])
+    x, flow = gaussian(50), cnf.Flow(standard(), [CNF(Constant(LOC))])
     objective = MaximumLikelihood(Regularization(kinetic=kinetic) if kinetic else None)
     loss = objective(flow, x)
     nll = -standard().log_prob(x - LOC).mean()
@@ -363,12 +267,3 @@ def test_maximum_likelihood_of_a_shift(kinetic):
     wanted = (LOC - x).mean(0) + 2 * kinetic * LOC
     assert max_difference(gradient, wanted) < 1e-9
     assert np.sum(loss.stats.evaluations) > 0
-
-
-def test_every_objective_has_a_name_of_its_own():
-    names = [objective.name for objective in OBJECTIVES["hybrid"]]
-    assert names == ["flow matching", "maximum likelihood"]
-    assert OBJECTIVES["matching"] + OBJECTIVES["mle"] == OBJECTIVES["hybrid"]
-    for objective in OBJECTIVES:
-        recipe = dataclasses.replace(Recipe(), objective=objective, batch_size=32, hidden=(8,))
-        assert cnf.fit(recipe.flow(2), torch.randn(80, 2), recipe=recipe, steps=3).steps == 3

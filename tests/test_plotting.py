@@ -1,42 +1,23 @@
-"""Figures of densities, samples and motion."""
+"""Figures of densities, samples, motion and comparison, and their colours."""
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 
 import cnf
+from cnf import plotting
 from cnf.datasets import CONDITIONAL_TOYS, TOYS
-from cnf.plotting import (
-    SCATTER_POINTS,
-    base_grid,
-    conditional_figure,
-    data_bounds,
-    density_figure,
-    draw_contours,
-    draw_density,
-    draw_density_strip,
-    draw_evaluations,
-    draw_field,
-    draw_grid,
-    draw_learning_curve,
-    draw_projection,
-    draw_samples,
-    draw_trajectories,
-    field_figure,
-    grid_figure,
-    grid_path,
-    learning_curve_figure,
-    pairs_figure,
-    projections_figure,
-    spread_rows,
-    strip_figure,
-    trajectories_figure,
-)
-from cnf.plotting.pairs import highest_density_level
+from cnf.plotting import DATA_COLOR, DENSITY_MAP, MODEL_COLOR, TIME_MAP, comparison
 from cnf.plotting.panels import draw_shades, grid_size, smooth_histogram
+from cnf.plotting.scatter import highest_density_level
+from cnf.plotting.style import DARK_INK, DARK_PAGE
 
 BOUNDS = ((-4.0, 4.0), (-2.0, 6.0))
+RNG = np.random.default_rng(0)
+WIDE = ((-3.0, 3.0), (-1.0, 2.0))
 
 
 @pytest.fixture
@@ -44,47 +25,60 @@ def ax():
     return Figure().subplots()
 
 
-def test_density_is_drawn_the_right_way_up(ax):
-    draw_density(ax, lambda rows: -((rows - [3.0, 5.0]) ** 2).sum(1), BOUNDS)
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape)
+
+
+def pixels(monkeypatch, count, *constants):
+    for constant in constants:
+        monkeypatch.setattr(f"cnf.plotting.{constant}", count)
+
+
+def brightest(ax):
     (image,) = ax.get_images()
-    row, column = np.unravel_index(image.get_array().argmax(), image.get_array().shape)
-    height, width = image.get_array().shape
-    x = BOUNDS[0][0] + (column + 0.5) / width * 8
-    y = BOUNDS[1][0] + (row + 0.5) / height * 8
-    assert (x, y) == (pytest.approx(3.0, abs=0.05), pytest.approx(5.0, abs=0.05))
     assert image.origin == "lower"
-    assert image.get_extent() == [-4.0, 4.0, -2.0, 6.0]
+    x0, x1, y0, y1 = image.get_extent()
+    height, width = image.get_array().shape
+    row, column = np.unravel_index(image.get_array().argmax(), (height, width))
+    return x0 + (column + 0.5) / width * (x1 - x0), y0 + (row + 0.5) / height * (y1 - y0)
 
 
-def test_samples_are_where_they_are(ax):
-    rows = np.random.default_rng(0).normal(size=(3 * SCATTER_POINTS, 2))
-    draw_samples(ax, rows, BOUNDS)
-    np.testing.assert_array_equal(ax.collections[0].get_offsets(), rows[:SCATTER_POINTS])
+def texts(labels):
+    return [text.get_text() for text in labels]
+
+
+def test_densities_are_drawn_the_right_way_up(ax):
+    plotting.draw_density(ax, lambda rows: -((rows - [3.0, 5.0]) ** 2).sum(1), BOUNDS)
+    assert brightest(ax) == (pytest.approx(3.0, abs=0.05), pytest.approx(5.0, abs=0.05))
+    assert ax.get_images()[0].get_extent() == [-4.0, 4.0, -2.0, 6.0]
+    rows = 0.2 * normal(20_000, 2) + [3.0, 5.0]
+    other = Figure().subplots()
+    draw_shades(other, smooth_histogram(rows, BOUNDS), BOUNDS)
+    assert brightest(other) == (pytest.approx(3.0, abs=0.4), pytest.approx(5.0, abs=0.4))
+    density = smooth_histogram(rows, BOUNDS, (40, 20))
+    assert density.shape == (20, 40)
+    assert density.sum() * 0.2 * 0.4 == pytest.approx(1.0, abs=1e-3)
+
+    # Rows beyond the window count in the scale.
+    density = smooth_histogram(np.array([[0.0, 0.0], [99.0, 99.0]]), ((-1.0, 1.0), (-1.0, 1.0)), 8)
+    assert density.sum() / 16 == pytest.approx(0.5)
+
+
+def test_samples_are_dots_larger_where_there_are_few(ax):
+    for rows, size in ((100, 12), (500, 8), (2000, 2), (100_000, 2)):
+        drawn = normal(rows, 2)
+        plotting.draw_samples(ax, drawn, BOUNDS)
+        assert ax.collections[-1].get_sizes() == [size]
+        shown = ax.collections[-1].get_offsets()
+        np.testing.assert_array_equal(shown, drawn[: plotting.SCATTER_POINTS])
     assert ax.get_xlim() == BOUNDS[0]
-
-
-@pytest.mark.parametrize(("rows", "size"), [(100, 12), (500, 8), (2000, 2), (100_000, 2)])
-def test_few_rows_are_larger_dots(rows, size, ax):
-    draw_samples(ax, np.zeros((rows, 2)), BOUNDS)
-    (dots,) = ax.collections
-    assert dots.get_sizes() == [size]
-
-
-def test_learning_curve_marks_the_best(ax):
-    draw_learning_curve(ax, [1, 2, 3], [9.0, 2.0, 1.0], [8.0, 2.0, 2.5])
-    best = ax.get_lines()[-1]
-    assert (best.get_xdata()[0], best.get_ydata()[0]) == (2, 2.0)
-
-
-def test_learning_curve_without_a_finite_number(ax):
-    draw_learning_curve(ax, [1], [float("nan")], [float("inf")])
 
 
 @pytest.mark.parametrize("truth", [True, False])
 def test_density_figure_has_its_panels(truth):
     toy = TOYS["moons"]
-    data = toy.sample(500, seed=0)
-    figure = density_figure(cnf.ffjord(2, hidden=(8,)), data, toy.log_prob if truth else None)
+    data, true = toy.sample(500, seed=0), toy.log_prob if truth else None
+    figure = plotting.density_figure(cnf.ffjord(2, hidden=(8,)), data, true)
     titles = [ax.get_title() for ax in figure.get_axes()]
     assert titles[:3] == ["data", "flow: samples", "flow: density"]
     assert ("truth: density" in titles) == truth
@@ -92,261 +86,188 @@ def test_density_figure_has_its_panels(truth):
 
 
 @pytest.mark.parametrize("columns", [1, 3, 9])
-def test_pairs_figure_shows_the_first_columns(columns):
-    rows = np.random.default_rng(0).normal(size=(100, columns))
-    names = [f"c{i}" for i in range(columns)]
-    figure = pairs_figure(rows, rows, names, most=4)
+def test_pairs_have_dots_below_and_contours_above(columns):
+    rows, names = normal(100, columns), "abcdefghi"[:columns]
+    figure = plotting.pairs_figure(rows, rows + 0.5, [*names], most=4)
     shown = min(columns, 4)
-    assert len(figure.get_axes()) == shown**2
-    assert [ax.get_xlabel() for ax in figure.get_axes()[-shown:]] == names[:shown]
+    axes = np.array(figure.get_axes()).reshape(shown, shown)
+    assert [ax.get_xlabel() for ax in axes[-1]] == [*names[:shown]]
+    expected = {0: [], 1: ["PathCollection"] * 2, -1: ["QuadContourSet"] * 2}
+    for (i, j), ax in np.ndenumerate(axes):
+        assert [type(each).__name__ for each in ax.collections] == expected[int(np.sign(i - j))]
 
 
 def test_bounds_hold_the_data_but_its_outliers():
-    rows = np.random.default_rng(0).normal(size=(10_000, 2)) * [1, 10] + [0, 100]
+    rows = normal(10_000, 2) * [1, 10] + [0, 100]
     rows[0] = 1e6
-    (x0, x1), (y0, y1) = data_bounds(rows)
+    (x0, x1), (y0, y1) = plotting.data_bounds(rows)
     assert -6 < x0 < -3 < 3 < x1 < 6
     assert 40 < y0 < 70 < 130 < y1 < 160
 
 
 @pytest.mark.parametrize("truth", [True, False])
 @pytest.mark.parametrize("name", CONDITIONAL_TOYS)
-def test_conditional_figure_has_a_panel_for_each_context(name, truth, monkeypatch):
-    monkeypatch.setattr("cnf.plotting.conditional.DENSITY_PIXELS", 16)
+def test_conditional_figure_has_the_densities_given_each_panels_context(name, truth, monkeypatch):
+    pixels(monkeypatch, 16, "conditional.DENSITY_PIXELS")
     toy = CONDITIONAL_TOYS[name]
     x, context = toy.sample(500, seed=0)
-    flow = cnf.ffjord(len(toy.columns), hidden=(8,), context_dim=1)
+    flow = cnf.ffjord(len(toy.columns), hidden=(8,), context_dim=1, zero_last=False)
     names = (toy.columns, toy.context_columns)
-    figure = conditional_figure(flow, x, context, *names, toy.log_prob if truth else None)
-    axes = figure.get_axes()
-    assert len(axes) == (5 if name == "fan" else 5 * (2 + truth))
-    shown = [f"c = {value:.3g}" for value in context[spread_rows(context, 5), 0]]
-    assert [ax.get_title() for ax in axes[:5]] == shown
-    if name == "fan":
-        labels = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert labels == ["data nearby", "flow", "truth"][: 2 + truth]
-    else:
-        assert [ax.get_ylabel() for ax in axes[::5]] == [
-            f"{row}\ny" for row in ("data nearby", "flow", "truth")[: 2 + truth]
-        ]
+    figure = plotting.conditional_figure(flow, x, context, *names, toy.log_prob if truth else None)
+    axes, parts = figure.get_axes(), ["data nearby", "flow", "truth"][: 2 + truth]
+    chosen = context[plotting.spread_rows(context, 5)]
+    assert [ax.get_title() for ax in axes[:5]] == [f"c = {value:.3g}" for (value,) in chosen]
+    if name == "rotor":
+        assert [ax.get_ylabel() for ax in axes[::5]] == [f"{part}\ny" for part in parts]
+        # A flow that is not sharp enough is seen to be duller: it has the scale of the truth.
+        for own, true in zip(axes[5:10], axes[10:], strict=truth):
+            scale = true.get_images()[0].get_array().max()
+            assert {ax.get_images()[0].get_clim() for ax in (own, true)} == {(0, scale)}
+        return
+    assert len(axes) == 5
+    assert texts(figure.legends[0].get_texts()) == parts
+    for ax, row in zip(axes, chosen, strict=True):
+        own, *true = ax.get_lines()
+        at = own.get_xdata()[:, None]
+        given = np.broadcast_to(row, at.shape)
+        expected = flow.log_prob(*map(torch.Tensor, (at, given.copy()))).exp().detach()
+        np.testing.assert_allclose(own.get_ydata(), expected, atol=1e-4)
+        assert len(true) == truth
+        for line in true:
+            np.testing.assert_allclose(line.get_ydata(), np.exp(toy.log_prob(at, given)))
 
 
-def test_conditional_curves_are_the_densities_given_the_panels_context():
-    toy = CONDITIONAL_TOYS["fan"]
-    x, context = toy.sample(500, seed=0)
-    flow = cnf.ffjord(1, hidden=(8,), context_dim=1, zero_last=False)
-    figure = conditional_figure(flow, x, context, ("x",), ("c",), toy.log_prob)
-    for ax, row in zip(figure.get_axes(), spread_rows(context, 5), strict=True):
-        flows, truth = ax.get_lines()
-        at = flows.get_xdata()[:, None]
-        given = np.broadcast_to(context[row], at.shape)
-        np.testing.assert_allclose(truth.get_ydata(), np.exp(toy.log_prob(at, given)))
-        tensors = (torch.from_numpy(part.copy()).float() for part in (at, given))
-        expected = flow.log_prob(*tensors).exp().detach()
-        np.testing.assert_allclose(flows.get_ydata(), expected, atol=1e-4)
-
-
-def test_map_of_flow_has_the_scale_of_the_truth(monkeypatch):
-    """So that a flow that is not sharp enough is seen to be duller."""
-    monkeypatch.setattr("cnf.plotting.conditional.DENSITY_PIXELS", 32)
-    toy = CONDITIONAL_TOYS["rotor"]
-    flow = cnf.ffjord(2, hidden=(8,), context_dim=1)
-    names = (toy.columns, toy.context_columns)
-    axes = conditional_figure(flow, *toy.sample(99, seed=0), *names, toy.log_prob).get_axes()
-    flows, truths = ([ax.get_images()[0] for ax in axes[i : i + 5]] for i in (5, 10))
-    for own, truth in zip(flows, truths, strict=True):
-        assert own.get_clim() == truth.get_clim() == (0, truth.get_array().max())
-
-
-@pytest.mark.parametrize("rows", [1, 3, 15])
-@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize(("rows", "dim"), [(1, 2), (3, 1), (15, 2)])
 def test_conditional_figure_of_few_rows_and_many_contexts(rows, dim, monkeypatch):
-    monkeypatch.setattr("cnf.plotting.conditional.DENSITY_PIXELS", 8)
-    random = np.random.default_rng(0)
-    x, context = random.normal(size=(rows + 1, dim)), random.normal(size=(rows + 1, 4))
-    flow = cnf.ffjord(dim, hidden=(8,), context_dim=4)
+    pixels(monkeypatch, 8, "conditional.DENSITY_PIXELS")
     names = [f"${i}" + "x" * 50 for i in range(4)]
-    figure = conditional_figure(flow, x, context, names[:dim], names)
+    flow = cnf.ffjord(dim, hidden=(8,), context_dim=4)
+    x, context = normal(rows + 1, dim), normal(rows + 1, 4)
+    figure = plotting.conditional_figure(flow, x, context, names[:dim], names)
     figure.draw_without_rendering()
     title = figure.get_axes()[0].get_title()
     assert title.count("\n") == 3
     assert title.endswith("…")
 
 
-def test_spread_rows_are_quantiles_of_one_context():
-    context = np.random.default_rng(0).permutation(np.arange(101.0))[:, None]
-    assert context[spread_rows(context, 5), 0].tolist() == [5, 27, 50, 72, 95]
-
-
-def test_spread_rows_run_along_the_principal_axis():
-    """Whatever the columns' units."""
-    t = np.random.default_rng(0).permutation(np.arange(101.0))
-    context = np.stack([1e6 * t, -1e-6 * t, 0 * t], 1)
-    shown = t[spread_rows(context, 5)]
-    assert sorted(shown) == [5, 27, 50, 72, 95]
-    assert (np.diff(shown) > 0).all() or (np.diff(shown) < 0).all()
-
-
-def test_histogram_is_a_density_the_right_way_up(ax):
-    rows = np.random.default_rng(0).normal([3.0, 5.0], 0.2, (20_000, 2))
-    density = smooth_histogram(rows, BOUNDS, (40, 20))
-    assert density.shape == (20, 40)
-    assert density.sum() * 0.2 * 0.4 == pytest.approx(1.0, abs=1e-3)
-    draw_shades(ax, smooth_histogram(rows, BOUNDS), BOUNDS)
-    shades = ax.get_images()[0].get_array()
-    row, column = np.unravel_index(shades.argmax(), shades.shape)
-    assert BOUNDS[0][0] + column / 20 == pytest.approx(3.0, abs=0.4)
-    assert BOUNDS[1][0] + row / 20 == pytest.approx(5.0, abs=0.4)
-
-
-def test_rows_beyond_the_window_count_in_the_scale_of_a_histogram():
-    rows = np.array([[0.0, 0.0], [99.0, 99.0]])
-    density = smooth_histogram(rows, ((-1.0, 1.0), (-1.0, 1.0)), 8)
-    assert density.sum() / 16 == pytest.approx(0.5)
+def test_spread_rows_are_quantiles_along_the_principal_axis():
+    t, expected = RNG.permutation(np.arange(101.0)), [5, 27, 50, 72, 95]
+    assert t[plotting.spread_rows(t[:, None], 5)].tolist() == expected
+    several = t[plotting.spread_rows(t[:, None] * [1e6, -1e-6, 0.0], 5)].tolist()
+    assert several in (expected, expected[::-1])
 
 
 def test_strip_has_each_time_in_its_panel():
-    """A normal that moves to the right: bright where it is then."""
+    def moving(t, rows):
+        return -20 * ((rows - [6 * t - 3, 2.0]) ** 2).sum(1)
+
     axes = Figure().subplots(1, 3)
-    draw_density_strip(
-        axes, lambda t, rows: -20 * ((rows - [6 * t - 3, 2.0]) ** 2).sum(1), BOUNDS, grid=40
-    )
+    plotting.draw_density_strip(axes, moving, BOUNDS, grid=40)
     assert [ax.get_title() for ax in axes] == ["t = 0", "t = 0.5", "t = 1"]
     for ax, place in zip(axes, (-3, 0, 3), strict=True):
-        column = np.asarray(ax.get_images()[0].get_array()).sum(0).argmax()
-        assert -4 + (column + 0.5) / 5 == pytest.approx(place, abs=0.2)
+        assert brightest(ax)[0] == pytest.approx(place, abs=0.2)
 
 
 def test_trajectories_run_from_rings_to_dots(ax):
-    path = np.random.default_rng(0).normal(size=(4, 7, 2))
-    draw_trajectories(ax, path, BOUNDS)
+    path = normal(4, 7, 2)
+    plotting.draw_trajectories(ax, path, BOUNDS)
     lines, rings, dots = ax.collections
     np.testing.assert_array_equal(rings.get_offsets(), path[0])
     np.testing.assert_array_equal(dots.get_offsets(), path[-1])
-    segments = np.array(lines.get_segments())
-    np.testing.assert_array_equal(segments[7:14, 0], path[1])
-    np.testing.assert_array_equal(segments[7:14, 1], path[2])
+    np.testing.assert_array_equal(lines.get_segments()[7:14], path[1:3].swapaxes(0, 1))
     np.testing.assert_allclose(lines.get_array(), np.repeat([0, 0.5, 1], 7))
 
 
 def test_arrows_point_as_points_move(ax):
     bounds = ((0.0, 4.0), (0.0, 1.0))
-    draw_field(ax, lambda rows: rows * [1.0, -2.0], bounds, arrows=grid_size(bounds, 8))
+    plotting.draw_field(ax, lambda rows: rows * [1.0, -2.0], bounds, arrows=grid_size(bounds, 8))
     (arrows,) = ax.collections
     x, y = arrows.get_offsets().T
     assert len(x) == 8 * 2
     np.testing.assert_allclose(np.arctan2(arrows.V, arrows.U), np.arctan2(-2 * y, x))
     length = np.hypot(arrows.U, arrows.V)
     assert length.max() == pytest.approx(0.5)  # the distance between arrows
-    speed = np.hypot(x, 2 * y)
     slow = length < 0.499
     assert slow.sum() > 8
-    assert np.ptp(length[slow] / speed[slow]) < 1e-9
+    assert np.ptp(length[slow] / np.hypot(x, 2 * y)[slow]) < 1e-9
+    plotting.draw_field(ax, np.zeros_like, BOUNDS)
+    assert not ax.collections[1].U.any()
 
 
-def test_field_that_stands_still(ax):
-    draw_field(ax, np.zeros_like, BOUNDS)
-    assert not ax.collections[0].U.any()
-
-
-def test_grid_is_regular_at_the_base_and_carried_by_the_flow(fitted, ax):
-    grid = base_grid(fitted, lines=5, nodes=9)
-    assert np.ptp(grid[:5, :, 0], axis=1).max() == 0  # upright
-    assert np.ptp(grid[5:, :, 1], axis=1).max() == 0  # lying
-    assert grid.min() < -2.5
-    assert grid.max() > 2.5
-    path = grid_path(fitted, 3, lines=5, nodes=9)
-    carried = fitted.transport(torch.from_numpy(grid.reshape(-1, 2))).detach().numpy()
-    np.testing.assert_allclose(path[-1].reshape(-1, 2), carried, atol=1e-3)
-    draw_grid(ax, path[-1], BOUNDS)
+def test_grid_is_regular_at_the_base_and_transported_by_the_flow(fitted, ax):
+    grid = plotting.base_grid(fitted, lines=5, nodes=9)
+    upright, lying = grid[:5, :, 0], grid[5:, :, 1]
+    assert max(np.ptp(lines, axis=1).max() for lines in (upright, lying)) == 0
+    assert grid.min() < -2.5 < 2.5 < grid.max()
+    path = plotting.grid_path(fitted, 3, lines=5, nodes=9)
+    expected = fitted.transport(torch.from_numpy(grid.reshape(-1, 2))).detach().numpy()
+    np.testing.assert_allclose(path[-1].reshape(-1, 2), expected, atol=1e-3)
+    plotting.draw_grid(ax, path[-1], BOUNDS)
     assert [len(lines.get_segments()) for lines in ax.collections] == [5, 5]
 
 
 def test_contours_hold_their_shares_of_the_rows(ax):
     """Of a normal: discs, with radii by the chi distribution."""
-    rows = np.random.default_rng(0).normal(size=(50_000, 2))
-    draw_contours(ax, rows, ((-4.0, 4.0), (-4.0, 4.0)))
+    plotting.draw_contours(ax, normal(50_000, 2), ((-4.0, 4.0), (-4.0, 4.0)))
     for path, mass in zip(ax.collections[0].get_paths(), (0.9, 0.5), strict=True):
         radius = np.hypot(*path.vertices.T)
         assert radius.mean() == pytest.approx(np.sqrt(-2 * np.log(1 - mass)), rel=0.1)
         assert radius.std() < 0.15
-
-
-@pytest.mark.parametrize("rows", [0, 1, 2, 5])
-def test_contours_of_few_rows(ax, rows):
-    draw_contours(ax, np.zeros((rows, 2)), BOUNDS)
-    assert len(ax.collections) == (rows > 1)
-
-
-def test_contours_of_rows_beyond_the_window(ax):
-    draw_contours(ax, np.full((9, 2), 99.0), BOUNDS)
-    assert not ax.collections
-
-
-def test_level_of_a_flat_density_is_its_own():
     assert highest_density_level(np.ones((3, 3)), 0.5) == 1
 
 
-@pytest.mark.parametrize("columns", [1, 3])
-def test_pairs_have_dots_below_and_contours_above(columns):
-    rows = np.random.default_rng(0).normal(size=(300, columns))
-    figure = pairs_figure(rows, rows + 0.5, [f"c{i}" for i in range(columns)])
-    axes = np.array(figure.get_axes()).reshape(columns, columns)
-    for i in range(columns):
-        for j in range(columns):
-            kinds = [type(each).__name__ for each in axes[i, j].collections]
-            assert (
-                kinds
-                == {0: [], 1: ["PathCollection"] * 2, -1: ["QuadContourSet"] * 2}[
-                    int(np.sign(i - j))
-                ]
-            )
+def test_contours_of_few_rows_or_rows_beyond_the_window():
+    for rows, value, drawn in ((0, 0, 0), (1, 0, 0), (2, 0, 1), (5, 0, 1), (9, 99.0, 0)):
+        ax = Figure().subplots()
+        plotting.draw_contours(ax, np.full((rows, 2), value), BOUNDS)
+        assert len(ax.collections) == drawn
 
 
 def test_projection_shows_what_is_within_the_limits():
     ax = Figure().add_subplot(projection="3d")
     rows = np.array([[0.0, 1.0, 2.0], [0.5, 0.5, 0.5], [99.0, 0.0, 0.0]])
-    assert draw_projection(ax, rows, [(-1.0, 3.0)] * 3) is ax
+    assert plotting.draw_projection(ax, rows, [(-1.0, 3.0)] * 3) is ax
     np.testing.assert_array_equal(np.array(ax.collections[0]._offsets3d).T, rows[:2])
-
-
-def test_projections_figure_has_data_and_samples_from_three_sides():
-    rows = np.random.default_rng(0).normal(size=(50, 3))
-    axes = projections_figure(rows, rows, ["a", "b", "c"]).get_axes()
+    # A figure has data and samples from three sides.
+    rows = normal(50, 3)
+    axes = plotting.projections_figure(rows, rows, ["a", "b", "c"]).get_axes()
     assert len(axes) == 6
     assert [ax.get_title() for ax in axes[::3]] == ["data", "flow: samples"]
     assert len({(ax.elev, ax.azim) for ax in axes}) == 3
     with pytest.raises(ValueError, match="Expected rows of 3 columns"):
-        projections_figure(rows[:, :2], rows[:, :2], ["a", "b"])
+        plotting.projections_figure(rows[:, :2], rows[:, :2], ["a", "b"])
 
 
-def test_evaluations_of_matching_are_none(ax):
-    draw_evaluations(ax, [1, 2, 3], [0.0, 20.0, 30.0])
-    counts = ax.get_lines()[0].get_ydata()
-    assert np.isnan(counts[0])
-    assert list(counts[1:]) == [20, 30]
-
-
-@pytest.mark.parametrize(("nfe", "panels"), [([0, 0], 1), ([0, 9], 2)])
-def test_learning_curve_figure_has_evaluations_where_something_was_solved(nfe, panels):
-    nan = float("nan")
-    figure = learning_curve_figure([1, 2], [nan, nan], [3.0, 2.0], nfe)
-    axes = figure.get_axes()
-    assert len(axes) == panels
-    labels = [text.get_text() for text in axes[0].get_legend().get_texts()]
-    assert labels == ["validation NLL", "best"]
-
-
-@pytest.mark.parametrize("bounds", [None, ((-3.0, 3.0), (-1.0, 2.0))])
 @pytest.mark.parametrize(
-    ("draw", "panels"),
-    [(strip_figure, 12), (trajectories_figure, 1), (field_figure, 5), (grid_figure, 5)],
+    ("loss", "nll", "nfe", "labels", "counts"),
+    [
+        (np.nan, [3.0, 2.0], [0, 0], ["validation NLL", "best"], None),
+        (9.0, [3.0, 2.0], [0, 9], ["training loss", "validation NLL", "best"], [np.nan, 9]),
+        (np.nan, [np.nan, np.inf], [20, 30], ["validation NLL"], [20, 30]),
+    ],
+)
+def test_learning_curves_have_evaluations_where_they_were(loss, nll, nfe, labels, counts):
+    axes = plotting.learning_curve_figure([1, 2], [loss, loss], nll, nfe).get_axes()
+    assert texts(axes[0].get_legend().get_texts()) == labels
+    if "best" in labels:
+        assert axes[0].get_lines()[-1].get_xydata().tolist() == [[2, 2.0]]
+    drawn = [ax.get_lines()[0].get_ydata() for ax in axes[1:]]
+    np.testing.assert_array_equal(drawn, [] if counts is None else [counts])
+
+
+@pytest.mark.parametrize(
+    ("draw", "panels", "bounds"),
+    [
+        (plotting.strip_figure, 12, None),
+        (plotting.strip_figure, 12, WIDE),
+        (plotting.trajectories_figure, 1, WIDE),
+        (plotting.field_figure, 5, WIDE),
+        (plotting.grid_figure, 5, WIDE),
+    ],
 )
 def test_figures_of_motion_have_their_panels(draw, panels, bounds, fitted, monkeypatch):
-    monkeypatch.setattr("cnf.plotting.density.STRIP_PIXELS", 10)
-    monkeypatch.setattr("cnf.plotting.motion.GRID_LINE_NODES", 10)
-    figure = draw(fitted, TOYS["moons"].sample(500, seed=0), bounds=bounds)
-    axes = figure.get_axes()
+    pixels(monkeypatch, 10, "density.STRIP_PIXELS", "motion.GRID_LINE_NODES")
+    axes = draw(fitted, TOYS["moons"].sample(500, seed=0), bounds=bounds).get_axes()
     assert len(axes) == panels
     if bounds is not None:
         assert {(ax.get_xlim(), ax.get_ylim()) for ax in axes} == {bounds}
@@ -354,11 +275,169 @@ def test_figures_of_motion_have_their_panels(draw, panels, bounds, fitted, monke
 
 
 def test_strip_ends_with_the_flows_density(fitted, monkeypatch):
-    monkeypatch.setattr("cnf.plotting.density.STRIP_PIXELS", 10)
-    bounds = ((-3.0, 3.0), (-2.0, 2.0))
-    figure = strip_figure(fitted, TOYS["moons"].sample(500, seed=0), frames=2, bounds=bounds)
+    pixels(monkeypatch, 10, "density.STRIP_PIXELS")
+    data, bounds = TOYS["moons"].sample(500, seed=0), ((-3.0, 3.0), (-2.0, 2.0))
+    figure = plotting.strip_figure(fitted, data, frames=2, bounds=bounds)
     shades = figure.get_axes()[1].get_images()[0].get_array()
     assert shades.shape == (7, 10)
     at = torch.tensor([[-3 + 6 * 3.5 / 10, -2 + 4 * 4.5 / 7]], dtype=torch.float64)
     expected = fitted.log_prob(at).exp().item()
     assert shades[4, 3] == pytest.approx(expected, rel=0.02, abs=1e-3)
+
+
+def steps(ax):
+    """Return the shares and edges of the data's and of the samples' histogram."""
+    return [patch.get_data()[:2] for patch in ax.patches]
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(1, 1), (7, 6)])
+def test_there_is_a_panel_for_each_column_up_to_the_most(columns, shown):
+    rows, names = RNG.normal(size=(50, columns)), [f"${i}" + 40 * "x" for i in range(columns)]
+    figure = comparison.marginals_figure(rows, rows, names, most=6)
+    figure.draw_without_rendering()
+    titles = [ax.get_title() for ax in figure.get_axes() if ax.get_title()]
+    assert titles == [name[:29] + "…" for name in names[:shown]]
+    assert texts(figure.legends[0].get_texts()) == ["data", "flow"]
+
+
+def test_steps_are_the_shares_of_either_on_common_bins(ax):
+    data, samples = RNG.normal(size=1000), RNG.normal(0.5, 2.0, size=300)
+    comparison.draw_marginal(ax, data, samples)
+    (own, edges), (drawn, same) = steps(ax)
+    assert np.array_equal(edges, same)
+    for share, values in ((own, data), (drawn, samples)):
+        inside = (values[:, None] >= edges[:-1]) & (values[:, None] < edges[1:])
+        np.testing.assert_allclose(share, inside.mean(axis=0), atol=1e-12)
+    assert own.sum() > 0.99
+
+    # Distant samples do not blur the data.
+    comparison.draw_marginal(ax, RNG.uniform(size=1000), RNG.normal(size=1000) * 1e6)
+    low, high = ax.get_xlim()
+    assert -1.2 < low < high < 2.2
+
+
+def test_constant_data_are_visible_with_their_samples():
+    for value in (0.0, 0.3, 1e30):
+        samples = value + max(1.0, value) * RNG.normal(size=100)
+        ax = comparison.draw_marginal(Figure().subplots(), np.full(5, value), samples)
+        low, high = ax.get_xlim()
+        assert low < np.quantile(samples, 0.01) < np.quantile(samples, 0.99) < high
+    alone = comparison.draw_marginal(Figure().subplots(), np.full(5, 0.3), np.full(9, 0.3))
+    assert [share.sum() for share, _ in steps(alone)] == [1, 1]
+
+
+def test_a_few_whole_numbers_have_bars_side_by_side(ax):
+    data = np.array([0.0, 0.0, 1.0, 3.0])
+    comparison.draw_marginal(ax, data, np.array([0.2, 0.9, 1.4, 2.6, 1.0]))
+    own, drawn = ([(bar.get_x(), bar.get_height()) for bar in bars] for bars in ax.containers)
+    assert [height for _, height in own] == [0.5, 0.25, 0.0, 0.25]
+    assert [height for _, height in drawn] == [0.2, 0.6, 0.0, 0.2]
+    assert all(left < right for (left, _), (right, _) in zip(own, drawn, strict=True))
+
+
+def test_bins_of_many_whole_numbers_hold_equally_many(ax):
+    data = RNG.integers(0, 101, size=1000).astype(float)
+    comparison.draw_marginal(ax, data, data)
+    edges = steps(ax)[0][1]
+    assert np.unique(np.diff(edges)).tolist() == [5.0]
+    assert (edges % 1 == 0.5).all()
+
+
+def test_correlations_are_pearsons_and_unknown_for_constants():
+    rows = RNG.normal(size=(50, 4)) @ RNG.normal(size=(4, 4)) * [1e6, 1.0, 1e-6, 1.0]
+    rows += np.array([1.7e9, 7.0, 1e-5, 0.0])
+    np.testing.assert_allclose(comparison.correlations(rows), np.corrcoef(rows.T), atol=1e-9)
+    rows[:, 2:] = 0.1, 0.0
+    known = np.isfinite(comparison.correlations(rows))
+    np.testing.assert_array_equal(known, np.outer([1, 1, 0, 0], [1, 1, 0, 0]))
+
+
+@pytest.mark.parametrize("columns", [2, 16, 41])
+def test_maps_are_the_correlations_and_named_where_there_is_room(columns):
+    data, samples = (comparison.correlations(RNG.normal(size=(20, columns))) for _ in range(2))
+    names = [f"${i}" for i in range(columns)]
+    axes = comparison.correlations_figure(data, samples, names).get_axes()[:3]
+    largest = max(0.1, np.abs(samples - data).max())
+    drawn = ((data, 1), (samples, 1), (samples - data, largest))
+    shown = names if columns <= 40 else []
+    for ax, (expected, limit) in zip(axes, drawn, strict=True):
+        (image,) = ax.get_images()
+        np.testing.assert_array_equal(image.get_array(), expected)
+        assert image.get_clim() == (-limit, limit)
+        assert texts(ax.get_xticklabels()) == shown
+    assert texts(axes[0].get_yticklabels()) == shown
+
+
+def test_unknown_values_are_drawn():
+    unknown = np.full((3, 3), np.nan)
+    figure = comparison.correlations_figure(unknown, unknown, "abc")
+    figure.draw_without_rendering()
+    assert figure.get_axes()[2].get_images()[0].get_clim() == (-0.1, 0.1)
+    comparison.log_prob_figure(np.full(3, -np.inf), np.full(3, -np.inf)).draw_without_rendering()
+
+
+def test_log_p_outside_of_the_panel_is_counted():
+    inside = np.linspace(-3.0, -1.0, 1000)
+    data = np.append(inside, [-1e9, -np.inf])
+    (ax,) = comparison.log_prob_figure(data, np.append(inside, -1e3)).get_axes()
+    assert ax.get_title(loc="left").endswith("2 of the data, 1 of the samples")
+    assert -3.2 < ax.get_xlim()[0] < ax.get_xlim()[1] < -0.8
+    (own, _), (drawn, _) = steps(ax)
+    np.testing.assert_allclose([own.sum(), drawn.sum()], [1000 / 1002, 1000 / 1001])
+
+
+# Of linear RGB, by Machado, Oliveira & Fernandes (2009), at severity 1.
+EYES = {
+    "all cones": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def lightness(colors: np.ndarray, eyes: str = "all cones") -> np.ndarray:
+    """CIE L* of sRGB colours (n, 3)."""
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(EYES[eyes]), 0, 1)
+    y = seen @ [0.2126, 0.7152, 0.0722]
+    return np.where(y > 0.008856, 116 * np.cbrt(y) - 16, 903.3 * y)
+
+
+@pytest.mark.parametrize("eyes", EYES)
+def test_maps_only_get_lighter_and_data_and_model_differ_in_lightness(eyes):
+    for name in (DENSITY_MAP, TIME_MAP):  # which print in grey
+        shades = lightness(matplotlib.colormaps[name](np.linspace(0, 1, 64))[:, :3], eyes)
+        assert (np.diff(shades) > -0.05).all()
+        assert shades[-1] - shades[0] > 60
+    data, model = lightness(np.array([to_rgb(DATA_COLOR), to_rgb(MODEL_COLOR)]), eyes)
+    assert abs(model - data) > 6
+
+
+@pytest.mark.parametrize("page", ["white", DARK_PAGE])
+def test_data_and_model_are_seen_on_both_pages(page):
+    y = (lightness(np.array([to_rgb(c) for c in (DATA_COLOR, MODEL_COLOR, page)])) + 16) / 116
+    data, model, background = y**3
+    for own in (data, model):
+        ratio = (own + 0.05) / (background + 0.05)
+        assert max(ratio, 1 / ratio) > 2.8
+
+
+def test_dark_page_leaves_nothing_black_and_no_trace():
+    before = dict(matplotlib.rcParams)
+    figure = Figure()
+    ax, other = figure.subplots(1, 2)
+    ax.plot([0, 1], [0, 1], color="black", label="truth")
+    ax.plot([0, 1], [1, 0], color=DATA_COLOR)
+    ax.set(title="title", xlabel="x")
+    ax.legend(frameon=False)
+    plotting.draw_field(other, lambda rows: rows, ((-1.0, 1.0), (-1.0, 1.0)))
+    figure.suptitle("all")
+    plotting.darken(figure).draw_without_rendering()
+    assert figure.get_facecolor() == ax.get_facecolor() == to_rgba(DARK_PAGE)
+    texts = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+    assert len(texts) > 10
+    assert {to_rgba(text.get_color()) for text in texts} == {to_rgba(DARK_INK)}
+    assert [line.get_color() for line in ax.get_lines()] == [DARK_INK, DATA_COLOR]
+    assert to_rgba(other.collections[0].get_facecolor()[0])[:3] == to_rgba(DARK_INK)[:3]
+    assert {to_rgba(line.get_color()) for line in ax.xaxis.get_ticklines()} == {to_rgba(DARK_INK)}
+    assert dict(matplotlib.rcParams) == before

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
+from helpers import DOUBLE, near
 from test_scripts_running import done
 
 import cnf
@@ -22,14 +23,14 @@ FOLDERS = sorted(path.parent for path in Path(__file__).parent.glob("saved_model
 PROBES, SEED = 4, 0  # with which noise and estimates of the trace were drawn
 
 
+def expected(folder):
+    return json.loads((folder / "expected.json").read_text())
+
+
 def named(key):
     """The folders whose expectations have an entry of this name."""
     found = [folder for folder in FOLDERS if key in expected(folder)]
     return pytest.mark.parametrize("folder", found, ids=lambda folder: folder.name)
-
-
-def expected(folder):
-    return json.loads((folder / "expected.json").read_text())
 
 
 def test_every_folder_is_tested():
@@ -41,28 +42,24 @@ def test_every_folder_is_tested():
 @named("log_prob")
 def test_log_prob_is_what_it_was(folder):
     told = expected(folder)
-    rows = torch.tensor(told["x"], dtype=torch.float64)
-    context = told["context"] and torch.tensor(told["context"], dtype=torch.float64)
+    rows = torch.tensor(told["x"], dtype=DOUBLE)
+    context = told["context"] and torch.tensor(told["context"], dtype=DOUBLE)
     flow = cnf.load(folder).double().with_solver(**told["solver"])
     if told["method"] == "score":
         generator = torch.Generator().manual_seed(SEED)
         # Half as many by Hutch++, whose products were counted then, and its estimates are now.
-        probes = told.get("probes", PROBES)
-        found = flow.score(rows, context, probes=probes, generator=generator).log_prob
+        options = {"probes": told.get("probes", PROBES), "generator": generator}
+        found = flow.score(rows, context, **options).log_prob
     else:
         found = flow.log_prob(rows, context)
-    wanted = torch.tensor(told["log_prob"], dtype=torch.float64)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    near(found, torch.tensor(told["log_prob"], dtype=DOUBLE), 1e-6)
 
 
 @named("bound")
 def test_evidence_lower_bound_of_a_vae_is_what_it_was(folder):
-    told = expected(folder)
-    images = torch.tensor(told["x"], dtype=torch.float64)
+    images, bound = (torch.tensor(expected(folder)[each], dtype=DOUBLE) for each in ("x", "bound"))
     torch.manual_seed(SEED)
-    found = vae.load(folder).double().accurate().bound(images).value
-    wanted = torch.tensor(told["bound"], dtype=torch.float64)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    near(vae.load(folder).double().accurate().bound(images).value, bound, 1e-6)
 
 
 @named("nll")
@@ -73,7 +70,7 @@ def test_evaluation_of_a_run_is_what_it_was(folder, tmp_path):
         assert found[name] == pytest.approx(expected(folder)[name], abs=1e-5), name
 
 
-def test_a_run_goes_on_from_its_training_state(tmp_path):
+def test_a_run_resumes_from_its_training_state(tmp_path):
     """Its three steps are kept, and three more lead to the same weights but for rounding."""
     run = shutil.copytree(FOLDERS[0].parent / "run_iris", tmp_path / "run")
     before = cnf.load(run).state_dict()
@@ -87,7 +84,7 @@ def test_a_run_goes_on_from_its_training_state(tmp_path):
     torch.testing.assert_close(cnf.load(run).state_dict(), before, rtol=0, atol=1e-3)
 
 
-def test_a_vae_goes_on_from_its_training_state(tmp_path):
+def test_a_vae_resumes_from_its_training_state(tmp_path):
     run = shutil.copytree(FOLDERS[0].parent / "run_vae", tmp_path / "run")
     before = vae.load(run).state_dict()
     options = expected(run)["options"]

@@ -41,7 +41,12 @@ python_maximum_signature_line_length = 80
 html_theme = "furo"
 html_title = f"cnf-flows {release}"
 html_static_path = ["static"]
-html_css_files = ["site.css"]
+html_css_files = ["katex/katex.min.css", "site.css"]
+html_js_files = [("formulas.js", {"defer": "defer"})]
+mathjax_path = "katex/katex.min.js"  # on pages with formulas, which formulas.js hands to KaTeX
+mathjax_options = {"defer": "defer"}
+myst_update_mathjax = False
+html_show_copyright = False
 html_show_sourcelink = False
 
 

@@ -278,6 +278,9 @@ def test_samples_from_elsewhere_and_too_few_points(monkeypatch):
     for shift, verdict in ((0.0, "pass"), (3.0, "warn"), (50.0, "fail")):
         report = check(flow, data + torch.tensor([shift, 0.0, 0.0]), **SMALL)
         assert verdicts(report)["samples against data"] == report.verdict == verdict
+    wind = curved(2, circular=(0,))  # angles of another turn are the same rows
+    report = check(wind, drawn(wind) + torch.tensor([2 * torch.pi, 0.0]), **SMALL)
+    assert verdicts(report)["samples against data"] == "pass"
     only(monkeypatch, "integral")
     report = check(flow, data, rows=10, points=50)
     assert verdicts(report)["integral of the density"] == "warn"

@@ -139,6 +139,8 @@ def test_wrong_arguments():
     assert flow.with_solver(step="joint").log_prob(x[:0]).shape == (0,)  # no rows are no mistake
     refused(r"x of shape \(..., 2\); got \(5, 3\)", flow.log_prob, torch.zeros(5, 3))
     refused("blocks of at least 1", cnf.ffjord, 2, blocks=0)
+    refused("no batch_norm with angles", cnf.ffjord, 2, batch_norm=True, circular=(0,))
+    refused("scaling to be one of standardize", cnf.ffjord, 2, scaling="log")
     refused(r"context of shape \(rows, 3\); got \(5, 2\)", moving(context_dim=3).log_prob, x, x)
     x[3, 1] = math.nan
     with pytest.raises(cnf.SolveError, match="rows 3"):

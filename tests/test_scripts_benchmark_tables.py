@@ -211,7 +211,7 @@ def test_failures_are_noted_and_cached_and_do_not_end_the_table(folder, fitted, 
     given = command(folder, "--section", "nll", "--out", folder / "out")
     text = done(*given)
     assert "cnf is worse than the gaussian or failed on 2 of 2 tables" in text
-    assert "on 0 of 2 tables (the error" in text
+    assert "of it, on 0 of 2 tables\n" in text
     counts = text.count("failed: no such luck"), done(*given).count("luck, cached")
     assert counts == (4, 4)
 

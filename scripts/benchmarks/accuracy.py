@@ -102,7 +102,4 @@ def lines(_: BenchmarkOptions) -> Iterator[TableItem]:
         for tolerance in affordable(method):
             yield summarize(method, tolerance)
     yield "tdeq: torchdiffeq, evaluations summed over the problems; ratio: ours to theirs"
-    yield (
-        "whole: with the evaluation that torchdiffeq omits in each step of adaptive_heun and "
-        "fehlberg2, whose last stage is not the first of the next step"
-    )
+    yield "whole: with the evaluation that torchdiffeq omits in each step of methods without FSAL"

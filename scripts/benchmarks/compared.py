@@ -53,8 +53,7 @@ VAE_SETTINGS = {
     # The images are so small that all latents are used, and no settling is needed.
     "digits": VAESetting(16, 3, {"epochs": 500, "learning_rate": 2e-3, "settling": 0.0}),
     "mnist": VAESetting(32, 1, {"epochs": 150, "batch_size": 256, "learning_rate": 2e-3}),
-    # Two runs of one posterior differ by some 15 nats, more than any posterior gains. So all share
-    # six tenths of the run: until a posterior has settled, each is the encoder's Gaussian.
+    # Two runs differ by some 15 nats, more than any posterior gains: all share six tenths of it.
     "freyfaces": VAESetting(16, 1, {"epochs": 600, "settling": 0.6}),
 }
 

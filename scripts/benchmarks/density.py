@@ -33,12 +33,10 @@ RESTARTS = 3  # with other seeds, of the best number of components and of its ne
 LOOKS, LOOK_ITERATIONS = 60, 5  # at the validation rows, and steps of a fit between two of them
 BANDWIDTH_ROWS = 500  # validation rows that bandwidths are compared on
 FINEST_RATIO = 1.02  # of neighbouring bandwidths
-
 BATCH_ROWS = 256
 SMALL_TABLE_ROWS = 5000
 VALIDATION_STEPS = 20  # the fewest between two validations; an epoch where that is longer
 PATIENCE = 10  # validations without improvement before training returns to its best weights
-
 # The learning rates are above the published ones for many more steps than a minute's few hundred
 # (splines after 30 s on protein: validation NLL -1.23 with 1e-2 and -0.13 with 2e-3).
 NETWORK: dict[str, Any] = {"transforms": 5, "hidden_features": (128, 128)}

@@ -102,7 +102,6 @@ def _orbit(eccentricity: float) -> InitialValueProblem:
 
 _UNIT = (1.0, *[0.0] * 9)
 
-
 DETEST: dict[str, InitialValueProblem] = {
     # Single equations: negative exponential, Riccati, oscillation, logistic and spiral curve.
     "A1": _scalars((1.0,), lambda xp, t, y: [-y]),

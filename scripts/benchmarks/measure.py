@@ -30,11 +30,7 @@ TableItem = str | Mapping[str, Any]
 """A sentence, or a row of a table by its columns' names."""
 
 BENCHMARK_CHUNK_ROWS = 2000  # scored or drawn in one solve
-PAGE_OPENING = (
-    "# Benchmarks\n\n"
-    "Above each table is the command that makes it. With `--page FILE` the command also writes it\n"
-    "into a page such as this one, in place of its earlier version; other parts stay as they are."
-)
+PAGE_OPENING = "# Benchmarks\n\nAbove each table is the command that makes it."
 
 
 def median_seconds(

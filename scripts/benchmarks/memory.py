@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 from cnf.ode import GRADIENTS, PIController, solve
 from cnf.scripts.benchmarks.measure import TableItem
@@ -20,23 +22,21 @@ PROCESS_STATUS = Path("/proc/self/status")
 STEP_COUNTS = (10, 30, 100, 300, 1000)
 STATE_NUMBERS = 32_768  # float32 numbers: 128 KiB
 # Steps are never rejected, and their size never changes.
-CONSTANT_STEPS = PIController(safety=1.0, factor_min=1.0, factor_max=1.0, beta=0.0)
+CONSTANT_STEPS: dict[str, Any] = {
+    "controller": PIController(safety=1.0, factor_min=1.0, factor_max=1.0, beta=0.0),
+    **dict.fromkeys(("rtol", "atol"), 1e6),
+}
+
+
+def _growth(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
+    return rate * torch.tanh(y)
 
 
 def _differentiate(gradient: str, steps: int) -> int:
     """Solve in steps of one size, one more where rounding halves the last, and back-propagate."""
     rate, y0 = torch.tensor(-1.0, requires_grad=True), torch.linspace(-1, 1, STATE_NUMBERS)
-    solution = solve(
-        lambda t, y, args: args * torch.tanh(y),
-        y0,
-        [0.0, 1.0],
-        rate,
-        rtol=1e6,
-        atol=1e6,
-        first_step=1 / steps,
-        controller=CONSTANT_STEPS,
-        gradient=gradient,
-    )
+    steps_of = {"first_step": 1 / steps, "gradient": gradient, **CONSTANT_STEPS}
+    solution = solve(_growth, y0, [0.0, 1.0], rate, **steps_of)
     solution.ys[-1].sum().backward()
     return int(solution.stats.accepted)
 

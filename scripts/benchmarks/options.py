@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cnf.datasets import DATA_DIR, TOYS
-from cnf.scripts.benchmarks.compared import (
-    METHODS,
-    UCI_FILE,
-    UCI_TABLES,
-    VAE_POSTERIORS,
-    VAE_SETTINGS,
-)
+from cnf.scripts.benchmarks import compared
 from cnf.scripts.program import positive_integer, positive_number
 from cnf.utils.serialization import write_atomic
 
@@ -26,9 +20,7 @@ Row = dict[str, Any]
 """A result by its columns' names, of which "note" has the reason of a failure, or is empty."""
 
 
-def _option(
-    subjects: str, default: Any, parse: Callable[[str], Any], metavar: str, text: str
-) -> Any:
+def _option(subjects: str, default: Any, parse: Any, metavar: str, text: str) -> Any:
     usual = f" (default: {default:g})" if default else ""
     metadata = {"type": parse, "metavar": metavar, "help": f"{subjects}: {text}{usual}"}
     return field(default=default, metadata={"subjects": subjects, "argument": metadata})
@@ -57,24 +49,19 @@ class BenchmarkOptions:
     subject: str
     repeats: int = _option("solver, flow, vae", 7, positive_integer, "N", "repeats of every timing")
     out: Path | None = _option(  # noqa: RUF009
-        "solver, flow, toys, tables, vae",
-        None,
-        Path,
-        "DIR",
-        "folder for figures and, of toys, tables and vae, finished results: after an interruption, "
-        "repeat the command to continue",
+        "solver, flow, toys, tables, vae", None, Path, "DIR", "folder for figures and results"
     )
     budget: float = _option("toys, tables", 60.0, positive_number, "SECONDS", "time of a method")
     cap: float = _option("toys", 1800.0, positive_number, "SECONDS", "longest time of FFJORD's")
     splits: int = _option("tables", 3, positive_integer, "N", "splits of each table")
     data_dir: str | None = _option(
-        "tables, vae", None, str, "DIR", f"folder of {UCI_FILE} or images, else of {DATA_DIR}"
+        "tables, vae", None, str, "DIR", f"folder of {compared.UCI_FILE} or images, else {DATA_DIR}"
     )
     toys: tuple[str, ...] = _names("toys", "toys", TOYS, "all; two in seeds and ffjord")
-    tables: tuple[str, ...] = _names("tables", "tables", UCI_TABLES)
-    methods: tuple[str, ...] = _names("tables", "methods", METHODS)
-    images: tuple[str, ...] = _names("vae", "images", VAE_SETTINGS)
-    posteriors: tuple[str, ...] = _names("vae", "posteriors", VAE_POSTERIORS)
+    tables: tuple[str, ...] = _names("tables", "tables", compared.UCI_TABLES)
+    methods: tuple[str, ...] = _names("tables", "methods", compared.METHODS)
+    images: tuple[str, ...] = _names("vae", "images", compared.VAE_SETTINGS)
+    posteriors: tuple[str, ...] = _names("vae", "posteriors", compared.VAE_POSTERIORS)
 
     @cached_property
     def results(self) -> ResultCache:

@@ -85,11 +85,7 @@ def lines(options: BenchmarkOptions) -> Iterator[TableItem]:
         f"{options.budget:g} s; seconds of training, up to {options.cap:g}; {threads_used()}; KL "
         f"over {KL_ROWS} fresh rows"
     )
-    yield (
-        f"{'-'.join(map(str, (2, *chosen.hidden, 2)))} tanh, exact divergence, dopri5 with adjoint "
-        f"at {chosen.tolerance:g}, time to {chosen.end:g}; {chosen.batch} fresh rows a step, Adam "
-        f"at {chosen.learning_rate:g}, weight decay {chosen.weight_decay:g}"
-    )
+    yield f"tanh, exact divergence, dopri5 with adjoint, fresh rows, Adam; {chosen}"
     for toy, reference in published.items():
         ours = fit_of(options, toy)
         yield {"training": f"cnf, {toy}", **{name: ours[name] for name in RACE_COLUMNS}}
@@ -97,11 +93,10 @@ def lines(options: BenchmarkOptions) -> Iterator[TableItem]:
             yield f"{toy}: no race"
             continue
         names = {"toy": toy, "target": ours["KL"], "cap": options.cap, "every": MEASURE_SECONDS}
-        key = key_of(names, reference)
         # The KL is over the rows that the target was measured on.
         far = partial(reference.distance, fresh_rows(toy, KL_ROWS, seed=0))
         run = partial(race, reference.step, far, ours["KL"], options.cap)
-        theirs = options.results.recall(key, run)
+        theirs = options.results.recall(key_of(names, reference), run)
         yield {"training": f"FFJORD's, {toy}", **theirs}
         yield race_result(toy, ours, theirs)
 

@@ -122,10 +122,8 @@ def compare(found: pd.DataFrame, column: str) -> Iterator[TableItem]:
     yield {"table": "mean rank", **ranks.mean().map("{:.2f}".format)}
     if column == "NLL" and OWN_METHOD in means:
         near = sum(is_near_best(rows, OWN_METHOD) for rows in tables.values())
-        yield (
-            f"{OWN_METHOD} is the best, or within one standard error of it, on {near} of "
-            f"{len(tables)} tables (the error of the difference from the best, split by split)"
-        )
+        beside = "best, or within one standard error (of the difference, split by split) of it"
+        yield f"{OWN_METHOD} is the {beside}, on {near} of {len(tables)} tables"
         worse = ~(means[OWN_METHOD] <= means.get(BASELINE_METHOD, means[OWN_METHOD]).fillna(inf))
         beyond = f"worse than the {BASELINE_METHOD} or " if BASELINE_METHOD in means else ""
         yield f"{OWN_METHOD} is {beyond}failed on {worse.sum()} of {len(tables)} tables"
@@ -147,8 +145,7 @@ def uci_table(data_dir: str | None, name: str) -> Table:
     if not folder or not os.path.isfile(os.path.join(folder, UCI_FILE)):
         raise ValueError(
             f"Expected a folder with {UCI_FILE}; got {folder or 'none'}: give --data-dir DIR, or "
-            f"set {DATA_DIR}; the file holds an array (rows, columns) for each of wine, housing, "
-            "…, regression tables of https://archive.ics.uci.edu with the target as last column"
+            f"set {DATA_DIR}; the file has an array (rows, columns), the target last, of each table"
         )
     return read_table(f"{os.path.join(folder, UCI_FILE)}:{name}")
 

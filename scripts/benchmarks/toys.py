@@ -19,16 +19,11 @@ from cnf.ode import SolveError
 from cnf.plotting import draw_density
 from cnf.plotting.evolution import log_prob_of, quick
 from cnf.scripts.benchmarks.density import trained_flow
-from cnf.scripts.benchmarks.measure import (
-    BENCHMARK_CHUNK_ROWS,
-    Array,
-    Average,
-    TableItem,
-    threads_used,
-)
+from cnf.scripts.benchmarks.measure import BENCHMARK_CHUNK_ROWS, Average, TableItem, threads_used
 from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
 from cnf.scripts.data import TOY_ROWS, open_data
 from cnf.scripts.figures import write_figure
+from cnf.scripts.rows import Array
 from cnf.storage import load, save
 from cnf.training import History, TrainingError
 from cnf.training.recipes import Recipe, choose_recipe
@@ -46,6 +41,7 @@ PANEL_PIXELS = 120  # along each side of a panel
 TRADE_OFF_TOY = "8gaussians"
 REGULARIZER_WEIGHTS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1)
 TRADE_OFF_STEPS = 1000
+TRADE_OFF_COLUMNS = ("weight", "KL", "stderr", "evals a row", "joint")
 TRADE_OFF_RECIPE = Recipe(
     objective="mle",
     hidden=(64, 64, 64),
@@ -216,15 +212,9 @@ def regularizer_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
         joint = flow.with_solver(step="joint")
         with torch.no_grad():
             stats, batch = flow.score_rows(x).stats, joint.score_rows(x[: recipe.batch_size]).stats
-        points.append(
-            {
-                "weight": weight,
-                "KL": far.mean,
-                "stderr": far.stderr,
-                "evals a row": float(np.mean(stats.evaluations)),
-                "joint": int(batch.evaluations),
-            }
-        )
+        counts = float(np.mean(stats.evaluations)), int(batch.evaluations)
+        numbers = (weight, far.mean, far.stderr, *counts)
+        points.append(dict(zip(TRADE_OFF_COLUMNS, numbers, strict=True)))
         yield points[-1]
     if options.out is not None:
         yield str(_trade_off_figure(points, options.out / "trade_off.png"))

@@ -36,7 +36,7 @@ KINDS: Registry[type["ColumnKind"]] = Registry(
         "constant": "cnf.tables.kinds.nominal:ConstantColumn",
     }
 )
-"""The kinds of columns, from the most general on: a column is inferred to be of the last that fits."""
+"""The kinds of columns, general ones first: a column is inferred to be of the last that fits."""
 
 __all__ = [
     "KINDS",

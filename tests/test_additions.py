@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_scripts_running import SMALL, done, rows_of_table, write_csv
+from test_scripts_running import SMALL, complaint, done, rows_of_table, write_csv
 
 import cnf
 from cnf import CNFDensity
@@ -65,6 +65,12 @@ def test_additions_are_checked_and_drawn_from(runs, run, tmp_path):
     done("sample", runs / run, "-n", 20, "--out", tmp_path / "draws.npy")
     draws = np.load(tmp_path / "draws.npy")
     assert run == "toy" or (np.abs(draws[:, 2]) < 1).all()
+
+
+def test_a_number_that_the_field_does_not_take_is_refused(tmp_path):
+    given = ("train", "blob", "--out", tmp_path / "out", "--field", "linear", "--steps", "1")
+    assert "no --hidden with field linear, which does not use it" in complaint(*given, *SMALL[2:])
+    assert "no --x-features with field linear" in complaint(*given, "--x-features", "2")
 
 
 def test_help_names_additions():

@@ -61,8 +61,8 @@ class Recipe:
     """A configuration of a training run: all of it but the data, the seed and the time.
 
     Args:
-        regularizers: Weights of the regularizers of `cnf.fields.REGULARIZERS` in maximum
-            likelihood, 0 by default.
+        regularizers: Weights of regularizers, by their names in
+            `cnf.fields.regularizers.REGULARIZERS`, in maximum likelihood, 0 by default.
         numbers: Numbers that differ from their defaults; regularizers' weights may be among them.
 
     Raises:

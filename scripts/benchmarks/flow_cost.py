@@ -88,7 +88,7 @@ def log_prob_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
         for count, (name, taken) in zip(counts, seconds.items(), strict=True):
             ratio = taken / seconds[ours.name]
             yield {"": name, "evals": count, "seconds": taken, "to cnf": ratio}
-    yield "FFJORD's method: an exact evaluation's median of 3, times those of an estimate's solve"
+    yield "FFJORD's method: an exact evaluation's time, for as many as an estimate's solve takes"
 
 
 def step_parts(contender: Contender, x: Tensor) -> StepParts:

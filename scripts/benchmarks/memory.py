@@ -28,15 +28,15 @@ CONSTANT_STEPS: dict[str, Any] = {
 }
 
 
-def _growth(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
+def _slope(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
     return rate * torch.tanh(y)
 
 
 def _differentiate(gradient: str, steps: int) -> int:
     """Solve in steps of one size, one more where rounding halves the last, and back-propagate."""
     rate, y0 = torch.tensor(-1.0, requires_grad=True), torch.linspace(-1, 1, STATE_NUMBERS)
-    steps_of = {"first_step": 1 / steps, "gradient": gradient, **CONSTANT_STEPS}
-    solution = solve(_growth, y0, [0.0, 1.0], rate, **steps_of)
+    options = {"first_step": 1 / steps, "gradient": gradient, **CONSTANT_STEPS}
+    solution = solve(_slope, y0, [0.0, 1.0], rate, **options)
     solution.ys[-1].sum().backward()
     return int(solution.stats.accepted)
 

@@ -49,7 +49,7 @@ class BenchmarkOptions:
     subject: str
     repeats: int = _option("solver, flow, vae", 7, positive_integer, "N", "repeats of every timing")
     out: Path | None = _option(  # noqa: RUF009
-        "solver, flow, toys, tables, vae", None, Path, "DIR", "folder for figures and results"
+        "solver, flow, toys, tables, vae", None, Path, "DIR", "figures, and results to keep"
     )
     budget: float = _option("toys, tables", 60.0, positive_number, "SECONDS", "time of a method")
     cap: float = _option("toys", 1800.0, positive_number, "SECONDS", "longest time of FFJORD's")

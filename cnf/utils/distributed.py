@@ -42,6 +42,7 @@ def process_group() -> Iterator[None]:
     import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
+        barrier()  # one that fails and leaves while others still connect would have them hang
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Grad strides do not match")  # users cannot fix it
             yield

@@ -3,6 +3,7 @@
 They are forked from a server that has imported the programs, seconds that each would take alone.
 """
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -17,16 +18,30 @@ import torch
 
 PATIENCE = 120  # seconds after which a process that should have ended hangs
 
-_CONTEXT = multiprocessing.get_context("forkserver")
+FORKED = multiprocessing.get_context("forkserver")
 _PROGRAMS = [f"cnf.scripts.{name}" for name in ("figures", "evaluation", "report", "training")]
-_CONTEXT.set_forkserver_preload(["pytest", "scipy.integrate", "torch.distributed", *_PROGRAMS])
+_LATE = ("scipy.integrate", "torch.distributed", "torch._dynamo")  # an optimizer imports the last
+FORKED.set_forkserver_preload(["pytest", *_LATE, *_PROGRAMS])
 
 
-def start(target, *arguments, context=_CONTEXT) -> BaseProcess:
-    """A process that calls a function of a module; nothing else of this one is there."""
-    process = context.Process(target=target, args=arguments)
+def start(target, folder: Path, *arguments, context=FORKED) -> BaseProcess:
+    """A process that calls target(FOLDER, …), of a module; nothing else of this one is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stacks = folder / "stacks"
+    given = (stacks, target, folder, *arguments)
+    process = context.Process(target=_watched, args=given, name=str(stacks))
     process.start()
     return process
+
+
+def _watched(stacks: Path, target, *arguments) -> None:
+    """Call the target; if it hangs, the stacks of its threads are written before it is killed."""
+    with open(stacks, "w") as file:
+        faulthandler.dump_traceback_later(0.75 * PATIENCE, file=file)
+        try:
+            target(*arguments)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def wait(*processes: BaseProcess) -> list[int]:
@@ -36,11 +51,13 @@ def wait(*processes: BaseProcess) -> list[int]:
         for process in processes:
             process.join(max(0.0, end - time.monotonic()))
         statuses = [process.exitcode for process in processes]
+        hanging = [Path(each.name) for each in processes if each.exitcode is None]
     finally:
         for process in processes:
             process.kill()
             process.join()
-    assert None not in statuses, f"hanging after {PATIENCE} s: {statuses}"
+    told = (f"{stacks}:\n{stacks.read_text()}" for stacks in hanging)
+    assert None not in statuses, f"hanging after {PATIENCE} s: {statuses}\n" + "\n".join(told)
     return statuses
 
 
@@ -49,7 +66,7 @@ def program(folder: Path, *words: object, fresh: bool = False) -> BaseProcess:
 
     A fresh process imports all that it needs.
     """
-    context = multiprocessing.get_context("spawn") if fresh else _CONTEXT
+    context = multiprocessing.get_context("spawn") if fresh else FORKED
     return start(run_program, folder, [str(word) for word in words], context=context)
 
 
@@ -65,9 +82,8 @@ def together(target, folder: Path, *arguments) -> list[int]:
     """
     processes, joined = [], {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     for rank in range(2):
-        (folder / str(rank)).mkdir(parents=True)
         environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, **joined}
-        processes.append(start(_joined, target, environment, folder / str(rank), *arguments))
+        processes.append(start(_joined, folder / str(rank), target, environment, *arguments))
     return wait(*processes)
 
 
@@ -106,7 +122,6 @@ def _called(folder: Path, words: list[str]) -> int:
     from cnf.scripts.__main__ import main
 
     torch.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "out", "w") as sys.stdout, open(folder / "err", "w") as sys.stderr:
         try:
             status = main(words)
@@ -116,7 +131,7 @@ def _called(folder: Path, words: list[str]) -> int:
     return status
 
 
-def _joined(target, environment: dict, folder: Path, *arguments) -> None:
+def _joined(folder: Path, target, environment: dict, *arguments) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     torch.set_num_threads(1)
     target(folder, *arguments)

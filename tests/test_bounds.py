@@ -154,40 +154,43 @@ def test_a_gaussian_posterior():
     log_likelihood, evidences = likelihood(x, weight), evidence(x, weight)
     (exact,) = torch.autograd.grad(evidences.sum(), weight)
     evidences, best = evidences.detach(), best_factorised(x, weight.detach())
-    encoder = Encoder(3, hidden=(32,))
-    train(lambda: encoder(x), [*encoder.parameters()], log_likelihood, steps=200, samples=32)
-    bound = cnf.elbo(best, PRIOR32, log_likelihood, samples=1000)
+    encoder, numbers = Encoder(3, hidden=(16,)), {"steps": 120, "samples": 16, "rate": 3e-2}
+    train(lambda: encoder(x), [*encoder.parameters()], log_likelihood, **numbers)
+    bound = cnf.elbo(best, PRIOR32, log_likelihood, samples=500)
     assert (evidences - bound.value).mean() > 0.5
-    bound = cnf.elbo(encoder(x, accurate=True), PRIOR32, log_likelihood, samples=4000)
-    assert -0.002 < (evidences - bound.value).mean() < 0.01
+    bound = cnf.elbo(encoder(x, accurate=True), PRIOR32, log_likelihood, samples=2000)
+    assert -0.004 < (evidences - bound.value).mean() < 0.03
     # The gradient to the decoder is that of log p(x) where the posterior is the true one: it is
-    # off in the first order of what its bound is off in the second.
+    # off in the first order of what its bound is off in the second. By the Gaussian of the bound
+    # above it is off by 0.6, and by IWAE with 20 draws by 0.3.
     (found,) = torch.autograd.grad(bound.value.sum(), weight)
-    assert (found - exact).norm() < 0.08 * exact.norm()
-    many = cnf.iwae(encoder(x).expand((20, 8)), PRIOR32, log_likelihood, samples=200, rows=8000)
+    assert (found - exact).norm() < 0.15 * exact.norm()
+    many = cnf.iwae(encoder(x).expand((10, 8)), PRIOR32, log_likelihood, samples=200, rows=8000)
     (found,) = torch.autograd.grad(many.mean(0).sum(), weight)
-    assert (found - exact).norm() < 0.02 * exact.norm()
+    assert (found - exact).norm() < 0.06 * exact.norm()
     encoder.posterior = encoder.posterior.with_solver(rtol=1e-5, atol=1e-5)
     gaps = []
     with torch.no_grad():
-        for samples, times in ((1, 2000), (20, 100), (400, 5)):
+        for samples, times in ((1, 1000), (20, 50), (200, 5)):
             bounds = cnf.iwae(encoder(x).expand((times, 8)), PRIOR32, log_likelihood, samples)
             gaps.append((evidences - bounds).mean().item())
-    assert gaps[0] < 0.01
-    assert abs(gaps[2]) < 4e-3
-    # Gaps are positive and fall, up to noise of 1e-3 in the means.
-    assert all(-4e-3 < later < before + 4e-3 for before, later in pairwise(gaps))
+    assert gaps[0] < 0.03
+    assert abs(gaps[2]) < 8e-3
+    # Gaps are positive and fall, up to noise of 2e-3 in the means.
+    assert all(-8e-3 < later < before + 8e-3 for before, later in pairwise(gaps))
 
 
+# The mean and standard deviation of x given z, x, and how the posterior is trained.
 SHAPES = {
-    "banana": (lambda z: z[..., 1] + z[..., 0] ** 2 - 1, 0.0, 0.3),
-    "bimodal": (lambda z: z[..., 0] ** 2 + 0.5 * z[..., 1], 1.5, 0.6),
+    "banana": (lambda z: z[..., 1] + z[..., 0] ** 2 - 1, 0.3, 0.0, (32, 32), (200, 64, 2e-2)),
+    "bimodal": (lambda z: z[..., 0] ** 2 + 0.5 * z[..., 1], 0.6, 1.5, (16, 16), (120, 128, 3e-2)),
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_bent_and_a_split_posterior(shape):
-    mean, x, noise = SHAPES[shape]
+    mean, noise, x, hidden, numbers = SHAPES[shape]
+    numbers = dict(zip(("steps", "samples", "rate"), numbers, strict=True))
 
     def log_likelihood(z):
         return Normal(x, noise).log_prob(mean(z))
@@ -196,11 +199,11 @@ def test_a_bent_and_a_split_posterior(shape):
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
     joint = log_likelihood(grid) + PRIOR32.log_prob(grid)
     log_p = joint.double().logsumexp(0) + 2 * (axis[1] - axis[0]).double().log()
-    encoder, h = Encoder(4, hidden=(32, 32)), torch.ones(1, 4)
+    encoder, h = Encoder(4, hidden=hidden), torch.ones(1, 4)
     weights = [*encoder.parameters()]
-    train(lambda: encoder(h), weights, log_likelihood, steps=220, samples=128, start=0.1)
+    train(lambda: encoder(h), weights, log_likelihood, start=0.1, **numbers)
     with torch.no_grad():
-        bound = cnf.elbo(encoder(h, accurate=True), PRIOR32, log_likelihood, samples=4000)
+        bound = cnf.elbo(encoder(h, accurate=True), PRIOR32, log_likelihood, samples=2000)
     gap, gaps = (log_p - bound.value).item(), []
     for start in (0.0, 1.0):  # of Gaussians of any covariance
         loc = torch.tensor([[start, 0.0]], requires_grad=True)
@@ -210,12 +213,12 @@ def test_a_bent_and_a_split_posterior(shape):
             diagonal = tril.diagonal(dim1=1, dim2=2).abs() + 1e-4
             return MultivariateNormal(loc, scale_tril=tril.tril(-1) + diagonal.diag_embed())
 
-        train(gaussian, [loc, tril], log_likelihood, steps=120, samples=100, rate=3e-2)
+        train(gaussian, [loc, tril], log_likelihood, steps=60, samples=100, rate=5e-2)
         with torch.no_grad():
-            bound = cnf.elbo(gaussian(), PRIOR32, log_likelihood, samples=10_000)
+            bound = cnf.elbo(gaussian(), PRIOR32, log_likelihood, samples=4000)
         gaps.append((log_p - bound.value).item())
     assert min(gaps) > 0.5
-    assert -0.01 < gap < 0.1 * min(gaps)
+    assert -0.01 < gap < 0.2 * min(gaps)
 
 
 # The changes of a VAE in plain PyTorch.

@@ -15,6 +15,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.testing import assert_close
 
 import cnf
+from cnf.datasets import Table
 from cnf.fields import FIELDS, ConcatSquash, make_field
 from cnf.flow.cylinder import Cylinder
 from cnf.layers import LAYERS, SCALINGS, Circular, Concatenate, Identity, Positive
@@ -33,7 +34,7 @@ TRUTH = MixtureSameFamily(
     Categorical(torch.tensor([0.6, 0.4])),
     VonMises(torch.tensor([math.pi - 0.2, 0.5]), torch.tensor([8.0, 3.0])),
 )
-BATCHES = {"batch_size": 128, "matching_batch": 512, "validation_rows": 500}
+BATCHES = {"batch_size": 128, "matching_batch": 512, "validation_rows": 500, "validations": 4}
 RECIPE = Recipe(hidden=(32, 32), ema_decay=0.98, learning_rate=2e-2, **BATCHES)
 FIXED = {"method": "rk4", "step_size": 0.1, "step": "joint"}  # with no error of a tolerance
 
@@ -315,7 +316,8 @@ def test_a_circular_column_is_anything_finite_and_never_inferred():
     assert (angle.describe(), angle.width) == ("direction: circular from 0 to 360", 1)
     assert not angle.of_kind.outside(np.array([-720.0, 0.0, 360.0, 1e6])).any()
     assert Schema.of(Schema((angle,)).json(), ["direction"]) == {"direction": angle}
-    inferred = Schema.infer(np.random.default_rng(0).uniform(0, 360, (400, 1)), ["direction"], {})
+    angles = np.random.default_rng(0).uniform(0, 360, (400, 1))
+    inferred = Schema.infer(Table("angles", angles, ("direction",)))
     assert inferred.columns[0].kind != "circular"
     assert inferred.with_columns({"direction": angle}).columns == (angle,)
 

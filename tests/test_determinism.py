@@ -16,25 +16,26 @@ COMMANDS = (
 FILES = ("out/model.safetensors", "drawn.csv", "scores.csv", "estimates.csv")
 
 
-def run_commands(place, threads):
-    """Run the programs in a folder, without figures."""
+def run_commands(place):
+    """Run the programs by one thread and by two, each in a folder, without figures."""
     from cnf.scripts import training
     from cnf.scripts.__main__ import main
 
-    torch.set_num_threads(threads)
-    os.chdir(place)
     training.plot = lambda *_, **__: []
-    for words in COMMANDS:
-        assert main(words.split()) == 0
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        os.chdir(place / str(threads))
+        for words in COMMANDS:
+            assert main(words.split()) == 0
 
 
 def test_a_seed_gives_the_same_bits_in_every_process(tmp_path):
     """Of training, draws and scores, by one thread or two."""
-    places = {tmp_path / f"{threads}{name}": threads for threads in (1, 2) for name in "ab"}
-    for place in places:
-        place.mkdir()
-        write_csv(place / "rows.csv", rows_of_table(60))
-    assert wait(*(start(run_commands, *each) for each in places.items())) == [0] * 4
-    for threads, name in product((1, 2), FILES):
-        first, second = ((tmp_path / f"{threads}{side}" / name).read_bytes() for side in "ab")
+    places = [tmp_path / name for name in "ab"]
+    for place, threads in product(places, "12"):
+        (place / threads).mkdir(parents=True)
+        write_csv(place / threads / "rows.csv", rows_of_table(60))
+    assert wait(*(start(run_commands, place) for place in places)) == [0, 0]
+    for threads, name in product("12", FILES):
+        first, second = ((place / threads / name).read_bytes() for place in places)
         assert first == second, name

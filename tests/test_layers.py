@@ -100,7 +100,7 @@ def test_a_users_own_field_and_the_gradient_of_its_weights(divergence):
 @pytest.mark.parametrize(("divergence", "step"), [("exact", "per_sample"), ("autograd", "joint")])
 def test_gradients_reach_weights_and_context(gradient, divergence, step):
     field = ConcatSquash(2, (3, 3), context_dim=1).double()
-    layer = CNF(field, gradient=gradient, divergence=divergence, step=step, rtol=1e-8, atol=1e-8)
+    layer = CNF(field, gradient=gradient, divergence=divergence, step=step, rtol=1e-6, atol=1e-6)
     x = torch.randn(2, 2, dtype=DOUBLE, requires_grad=True)
     context = torch.randn(2, 1, dtype=DOUBLE, requires_grad=True)
 
@@ -108,7 +108,7 @@ def test_gradients_reach_weights_and_context(gradient, divergence, step):
         return layer.inverse(x, context)
 
     inputs = (x, context, *field.parameters())
-    assert torch.autograd.gradcheck(pull, inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(pull, inputs, atol=1e-4, fast_mode=True)
 
 
 def test_the_probe_is_fixed_for_one_solve_and_transport_has_none():
@@ -281,11 +281,13 @@ def test_what_is_kept_stays_within_its_bytes():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # by the compiler itself
-@pytest.mark.parametrize(("step", "hidden"), [("joint", (5, 6, 4)), ("per_sample", (5,))])
+@pytest.mark.parametrize(("step", "hidden"), [("joint", (5, 6)), ("per_sample", (5,))])
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiles")
 def test_compiled_code_gives_the_same(step, hidden):
     field, x = ConcatSquash(2, hidden), torch.randn(7, 2)
-    options = {"step": step, "method": "bosh3", "activation_bytes": 2**28 * (step == "joint")}
+    # The method of the fewest stages is compiled soonest.
+    options = {"step": step, "method": "adaptive_heun", "rtol": 1e-3, "atol": 1e-3}
+    options["activation_bytes"] = 2**28 * (step == "joint")
     eager, compiled = (
         pull_gradients(CNF(field, compile=compiled, **options), x)[1] for compiled in (False, True)
     )

@@ -201,7 +201,8 @@ def test_matching_has_the_gradient_of_finite_differences(rows, blocks):
         torch.manual_seed(3)
         return FlowMatching()(flow, x, context).value
 
-    assert torch.autograd.gradcheck(loss, [*flow.parameters()], eps=1e-5, atol=1e-7, rtol=1e-5)
+    numbers = {"eps": 1e-5, "atol": 1e-7, "rtol": 1e-5, "fast_mode": True}
+    assert torch.autograd.gradcheck(loss, [*flow.parameters()], **numbers)
     assert torch.equal(torch.stack([scaling.loc, scaling.scale]), before)
     assert not x.requires_grad
 
@@ -227,8 +228,10 @@ def test_what_matching_cannot_train_is_refused(layers, conditional, message):
             cnf.fit(flow, gaussian(40), context=context, recipe=recipe, steps=1)
 
 
-@pytest.mark.parametrize(("coupling", "blocks"), [("independent", 3), ("optimal_transport", 1)])
-def test_a_flow_trained_by_matching_has_a_gaussians_density(coupling, blocks):
+@pytest.mark.parametrize(
+    ("coupling", "blocks", "steps"), [("independent", 3, 300), ("optimal_transport", 1, 150)]
+)
+def test_a_flow_trained_by_matching_has_a_gaussians_density(coupling, blocks, steps):
     mixing = torch.tensor([[3.0, 0.0], [2.0, 0.5]])
     wanted = torch.distributions.MultivariateNormal(torch.tensor([5.0, -7.0]), scale_tril=mixing)
     numbers = {"hidden": (16, 16), "matching_batch": 128, "validations": 2}
@@ -236,11 +239,11 @@ def test_a_flow_trained_by_matching_has_a_gaussians_density(coupling, blocks):
     flow, x, fresh = recipe.flow(2), wanted.sample((2000,)), wanted.sample((500,))
     flow.layers[-1].fit(x)
     before = (wanted.log_prob(fresh) - flow.log_prob(fresh).detach()).mean().item()
-    history = cnf.fit(flow, x, recipe=recipe, steps=300)
+    history = cnf.fit(flow, x, recipe=recipe, steps=steps)
     difference = wanted.log_prob(fresh) - flow.log_prob(fresh).detach()
     assert before > 0.3
-    assert difference.mean().item() < 0.07
-    assert difference.abs().mean().item() < 0.25
+    assert difference.mean().item() < 0.1
+    assert difference.abs().mean().item() < 0.3
     assert set(history.objective) == {"flow matching"}
     assert (history.nfe == 0).all()
 

@@ -8,15 +8,17 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from cnf.scripts.benchmarks import accuracy
 from cnf.scripts.benchmarks.accuracy import affordable, compare_all, shared_methods, summarize
 from cnf.scripts.benchmarks.detest import _GRAVITY, _MASSES, _SUN, DETEST, DETEST_END
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
-# The tolerances of the methods; the others that they can reach run with -m slow.
-QUICK = {"dopri5": (1e-3, 1e-5), "adaptive_heun": ()}
+FIRST = {name: problem for name, problem in DETEST.items() if name[1] == "1"}  # of each class
+QUICK = [("dopri5", 1e-5), ("dopri8", 1e-3), ("bosh3", 1e-3), ("fehlberg2", 1e-3)]
+# All problems by dopri5 at one tolerance; the others that the methods can reach run with -m slow.
 CASES = [
-    pytest.param(name, each, marks=[] if each in QUICK.get(name, (1e-3,)) else pytest.mark.slow)
+    pytest.param(name, each, marks=[] if (name, each) == ("dopri5", 1e-3) else pytest.mark.slow)
     for name in shared_methods()
     for each in affordable(name)
 ]
@@ -82,8 +84,7 @@ def test_outer_planets_one_pair_at_a_time():
     np.testing.assert_allclose(found, _GRAVITY * expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("method", "tolerance"), CASES)
-def test_evaluations_of_torchdiffeq_and_accuracy_of_scipy_over_all_problems(method, tolerance):
+def assert_as_good(method, tolerance):
     """With no more evaluations than torchdiffeq (see `summarize`), dopri5 is as accurate as RK45.
 
     Errors below what is known of the truth (ten times the change from DOP853 at 1e-12 to one at
@@ -97,3 +98,18 @@ def test_evaluations_of_torchdiffeq_and_accuracy_of_scipy_over_all_problems(meth
         assert (found["error"] == found["resolution"]).sum() <= 1
         assert summary["mean"] <= 1.2
         assert summary["worst"] <= 10, summary
+
+
+@pytest.mark.parametrize(("method", "tolerance"), CASES)
+def test_evaluations_of_torchdiffeq_and_accuracy_of_scipy_over_all_problems(method, tolerance):
+    assert_as_good(method, tolerance)
+
+
+@pytest.mark.parametrize(("method", "tolerance"), QUICK)
+def test_evaluations_and_accuracy_over_a_problem_of_each_class(method, tolerance, monkeypatch):
+    monkeypatch.setattr(accuracy, "DETEST", FIRST)
+    compare_all.cache_clear()  # whose values depend on the problems
+    try:
+        assert_as_good(method, tolerance)
+    finally:
+        compare_all.cache_clear()

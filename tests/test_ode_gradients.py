@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from cnf.fields import ConcatSquash
-from cnf.ode import GRADIENTS, TABLEAUS, Backsolve, Checkpoint, PerRow, Status, solve
+from cnf.ode import (
+    GRADIENTS,
+    TABLEAUS,
+    Backsolve,
+    Checkpoint,
+    PerRow,
+    PIController,
+    Status,
+    solve,
+)
 
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
 STEPS = ["joint", "per_sample"]
@@ -58,15 +67,15 @@ def decay(rate, gradient, y0=None, **options):
 @pytest.mark.parametrize("gradient", [*MODES, Backsolve(norm="full"), Backsolve(method="dopri5")])
 def test_gradcheck_of_state_times_and_arguments(problem, step, gradient):
     def end(*inputs):
-        return outputs(gradient, step, *inputs, tolerance=1e-9)
+        return outputs(gradient, step, *inputs, tolerance=1e-7)
 
-    assert torch.autograd.gradcheck(end, problem, atol=1e-6, fast_mode=True)
+    assert torch.autograd.gradcheck(end, problem, atol=1e-5, fast_mode=True)
 
 
 @every_step
 @both_ways
 def test_the_modes_agree_on_a_network(step, reverse):
-    """The exact ones to 1e-12; with backsolve and a central difference to 1e-6.
+    """The exact ones to 1e-12; with backsolve and a central difference to 1e-4.
 
     The checkpoints keep nothing, everything, and what of it fits. The difference is along a
     direction of all inputs, with a time where a step ends, of a solve through two hidden layers.
@@ -81,14 +90,14 @@ def test_the_modes_agree_on_a_network(step, reverse):
         return torch.func.functional_call(field, parameters, (t, y, args[1]))
 
     def ends(y0, t, context, *values, gradient="checkpoint"):
-        options = {"rtol": 1e-9, "atol": 1e-9, "gradient": gradient, "step": step}
+        options = {"rtol": 1e-7, "atol": 1e-7, "gradient": gradient, "step": step}
         args = values, PerRow(context)
         return solve(f, y0, t, args, stops=[0.4], **options).ys[1:].square().sum()
 
     modes = [*MODES, Checkpoint(activation_bytes=200_000)]
     found = {mode: torch.autograd.grad(ends(*inputs, gradient=mode), inputs) for mode in modes}
     for mode, gradient in found.items():
-        close = 1e-6 if mode == "backsolve" else 1e-12
+        close = 1e-4 if mode == "backsolve" else 1e-12
         torch.testing.assert_close(gradient, found["backprop"], rtol=close, atol=close)
     direction = [torch.randn_like(value) for value in inputs]
     slope = sum((g * d).sum() for g, d in zip(found["backprop"], direction, strict=True))
@@ -97,14 +106,17 @@ def test_the_modes_agree_on_a_network(step, reverse):
             ends(*(value + h * d for value, d in zip(inputs, direction, strict=True)))
             for h in (1e-4, -1e-4)
         )
-    torch.testing.assert_close(slope, (ahead - behind) / 2e-4, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(slope, (ahead - behind) / 2e-4, rtol=1e-4, atol=1e-4)
 
 
 def test_second_derivatives_through_backprop(problem):
+    """In steps of one size, which are never rejected: differences have the error of rounding."""
     y0, t, *rest = problem
+    controller = PIController(safety=1.0, factor_min=1.0, factor_max=1.0, beta=0.0)
+    constant = {"controller": controller, "first_step": 0.3, "tolerance": 1e6}
 
     def end(y0, *rest):
-        return outputs("backprop", "joint", y0, t.detach(), *rest, tolerance=1e-9)[-1]
+        return outputs("backprop", "joint", y0, t.detach(), *rest, **constant)[-1]
 
     assert torch.autograd.gradgradcheck(end, (y0, *rest), fast_mode=True)
 
@@ -158,9 +170,14 @@ def test_the_graph_of_a_solve(gradient):
         gc.enable()
 
 
-@every_step
-@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", EVERYTHING])
-@pytest.mark.parametrize("method", TABLEAUS)
+@pytest.mark.parametrize(
+    ("method", "gradient", "step"),
+    [  # in turn by joint and by per-sample steps
+        (method, gradient, STEPS[(i + j) % 2])
+        for i, method in enumerate(TABLEAUS)
+        for j, gradient in enumerate(["backprop", "checkpoint", EVERYTHING])
+    ],
+)
 def test_gradcheck_of_fixed_steps(problem, gradient, step, method):
     """Which go with the times: t₀, t_T and one in between that a step ends at."""
     y0, t, *rest = problem
@@ -298,7 +315,7 @@ FAILING = {
     "state": (shrink, [1.0, math.nan, 1.0], [1.0] * 3, {}),
     "argument": (shrink, [1.0] * 3, [1.0, math.nan, 2.0], {}),
     "blow-up": (burst, [1.0, 1.3, 0.5], [1.0] * 3, {}),
-    "fixed": (grow, [1.0, 1e160, 0.5], [1.0] * 3, {"step_size": 0.01}),
+    "fixed": (grow, [1.0, 1e160, 0.5], [1.0] * 3, {"step_size": 0.05}),
 }
 
 
@@ -310,7 +327,7 @@ FAILING = {
 )
 def test_a_row_that_fails_leaves_the_others_their_gradient(case, gradient, step):
     f, y0, factors, options = FAILING[case]
-    options = {"rtol": 1e-7, "atol": 1e-7, "gradient": gradient, "step": step} | options
+    options = {"rtol": 1e-5, "atol": 1e-5, "gradient": gradient, "step": step} | options
     found = []
     for rows in ([0, 1, 2], [0, 2]):
         start = torch.tensor(y0, dtype=torch.float64)[rows, None].requires_grad_()
@@ -322,7 +339,7 @@ def test_a_row_that_fails_leaves_the_others_their_gradient(case, gradient, step)
         rate_grad, start_grad = torch.autograd.grad(good.sum(), (args[0], start))
         assert start_grad.isfinite().all()
         found.append((rate_grad, start_grad[[0, -1]]))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("gradient", SOLVED_BACK)

@@ -486,13 +486,14 @@ class Field(nn.Module):
         ({}, False),
         ({"adjoint_options": {"norm": "seminorm"}}, True),
         ({"adjoint_rtol": 1e-10, "adjoint_atol": 1e-11}, False),
-        ({"adjoint_method": "bosh3", "adjoint_rtol": 1e-8, "adjoint_atol": 1e-9}, True),
+        ({"adjoint_method": "bosh3", "adjoint_rtol": 1e-7, "adjoint_atol": 1e-8}, True),
         ({"options": {"first_step": 0.05, "max_step": 0.2}}, True),
         ({"rtol": 1e-5, "atol": 1e-6}, False),
     ],
 )
 def test_adjoint_gradients(keywords, reverse):
-    dtype, close = (torch.float32, 1e-4) if "rtol" in keywords else (torch.float64, 1e-6)
+    dtype = torch.float32 if "rtol" in keywords else torch.float64
+    close = 1e-4 if "rtol" in keywords else 1e-5 if "adjoint_method" in keywords else 1e-6
     field, y0, t = Field(dtype), wanting(4, 2, dtype=dtype), times(reverse, dtype=dtype)
     inputs, keywords = (y0, t, *field.net.parameters()), TIGHT | keywords
     assert_same_calls(field, y0, t, inputs, ALL, close, params=None, **keywords)

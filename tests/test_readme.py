@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import cnf
 from cnf.scripts.__main__ import PROGRAMS, main
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,11 @@ def shown(language: str) -> list[Path]:
 
 @pytest.mark.parametrize("page", shown("python"), ids=lambda page: page.stem)
 def test_python_examples_run_one_after_the_other(page, tmp_path, monkeypatch):
+    """With fits of five steps."""
     monkeypatch.chdir(tmp_path)
+    fit = cnf.fit
+    for place in ("cnf.fit", "cnf.tables.estimators.fit"):
+        monkeypatch.setattr(place, lambda *given, **named: fit(*given, **named | {"steps": 5}))
     names: dict[str, object] = {}
     for example in blocks(page, "python"):
         exec(example, names)

@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from children import FORKED
 from test_scripts_running import complaint, done
 
 from cnf.ode import GRADIENTS
@@ -78,7 +79,7 @@ def test_detest_has_a_line_for_each_method_and_tolerance():
         assert sum(line.startswith(method) for line in lines) == 2
 
 
-@patch.multiple(solves, BATCH_ROWS=6, CURVED_ROWS=1)
+@patch.multiple(solves, BATCH_ROWS=4, CURVED_ROWS=1, ROW_TOLERANCE=1e-4)
 def test_rows_do_not_pay_for_one_another():
     table = table_of("rows", "--repeats", "1")
     (step, own, _, influence), (other, joint, _, more) = (line.split() for line in table[2:4])
@@ -100,7 +101,7 @@ def test_memory_is_printed_and_drawn_without_other_libraries(tmp_path, monkeypat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@patch.object(memory, "STEP_COUNTS", (100,))
+@patch.multiple(memory, STEP_COUNTS=(100,), get_context=lambda method: FORKED)
 def test_states_that_a_step_costs():
     for gradient, least, most in (("checkpoint", 0.8, 1.5), ("backsolve", -0.01, 0.1)):
         ((steps, peak),) = memory.measure_memory(gradient).items()

@@ -11,14 +11,20 @@ from pathlib import Path
 import pytest
 import torch
 from children import PATIENCE, program, said, wait
-from test_scripts_running import SMALL, complaint, done, rows_of_table
+from test_scripts_running import COLUMNS, SMALL, complaint, done, rows_of_table, write_csv
 
 import cnf
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CNF = (str(Path(sysconfig.get_path("scripts")) / "cnf"),)
-ROWS = rows_of_table()
-TRAINING = ("--hidden", 8, "--budget", 60)
+ROWS = rows_of_table()[:, :1]  # one column, whose figure is quick
+# The first validation, which writes the first model, is soon, and none ends the run.
+TRAINING = ("--hidden", 8, "--budget", 60, "--validations", 500, "--patience", 500)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_csv(tmp_path / "rows.csv", ROWS, COLUMNS[:1])
 
 
 def options(cwd: Path, **pipes: object) -> dict:

@@ -30,7 +30,7 @@ RECIPES = {
     "patience": replace(BASE, patience=1, **FAST),
 }
 DATA = torch.randn(210, 2, generator=torch.Generator().manual_seed(0)) * 3 + 10
-STEPS = 20
+STEPS = 10
 
 
 def flow_for(recipe, seed=0):
@@ -81,13 +81,13 @@ def assert_resumes(name, state, whole, first=None):
 @pytest.mark.parametrize(
     ("name", "stops"),
     [
-        *(("hybrid", [at]) for at in (1, 9, 10, 11, 20)),
-        ("hybrid", [2, 3, 3, 10, 15]),
-        *(("noisy", [7]), ("normalized", [2]), ("matching", [9])),
+        *(("hybrid", [at]) for at in (1, 4, 5, 6, 10)),
+        ("hybrid", [2, 3, 3, 5, 8]),
+        *(("noisy", [4]), ("normalized", [2]), ("matching", [5])),
     ],
 )
 def test_a_stopped_run_resumes_bit_for_bit(name, stops, whole, tmp_path):
-    """Also where it stops at the switch to maximum likelihood, after step 10 of 20."""
+    """Also where it stops at the switch to maximum likelihood, after step 5 of 10."""
     for at in stops:
         stopped(RECIPES[name], tmp_path / "state", at)
     assert_resumes(name, tmp_path / "state", whole, first=at)  # the state is of the step before
@@ -96,9 +96,9 @@ def test_a_stopped_run_resumes_bit_for_bit(name, stops, whole, tmp_path):
 def test_a_run_is_the_same_with_a_state_and_from_its_first_and_after_ctrl_c(whole, tmp_path):
     flow, recipe = flow_for(RECIPES["hybrid"]), RECIPES["hybrid"]
     assert_whole(flow, fit(flow, recipe, state=tmp_path / "a", state_seconds=0), whole["hybrid"])
-    stopped(recipe, tmp_path / "b", 15, state_seconds=1e9)  # the state is of the start alone
+    stopped(recipe, tmp_path / "b", 8, state_seconds=1e9)  # the state is of the start alone
     assert_resumes("hybrid", tmp_path / "b", whole, first=1)
-    options = {"state_seconds": 0, "callbacks": [stopping(13, KeyboardInterrupt)]}
+    options = {"state_seconds": 0, "callbacks": [stopping(7, KeyboardInterrupt)]}
     history = fit(flow_for(recipe), recipe, state=tmp_path / "c", **options)
     assert history.reason == "interrupted"
     assert_resumes("hybrid", tmp_path / "c", whole)
@@ -107,7 +107,7 @@ def test_a_run_is_the_same_with_a_state_and_from_its_first_and_after_ctrl_c(whol
 def test_a_switch_by_patience_is_survived(whole, tmp_path):
     history = whole["patience"][1]
     last = history.step[history.objective == "flow matching"][-1].item()
-    assert last < 10  # where the share would end: otherwise it would test nothing
+    assert last < 5  # where the share would end: otherwise it would test nothing
     assert "maximum likelihood" in history.objective
     for at in (last, last + 1):
         stopped(RECIPES["patience"], tmp_path / str(at), at)
@@ -122,7 +122,7 @@ def test_a_conditional_run_resumes(tmp_path):
         flows.append(recipe.flow(2, 1))
     history = fit(flows[0], recipe, context=context)
     with pytest.raises(Stop):
-        fit(flows[1], recipe, callbacks=[stopping(12)], **options)
+        fit(flows[1], recipe, callbacks=[stopping(6)], **options)
     assert_whole(flows[2], fit(flows[2], recipe, **options), (flows[0], history))
     with pytest.raises(ValueError, match="training rows"):
         fit(flows[0], recipe, **options | {"context": context + 1})
@@ -149,7 +149,7 @@ def test_user_defined_fields_with_weights_in_any_layout(tmp_path):
     flow, other, state = flow_of(0), flow_of(1), tmp_path / "state"
     history = fit(flow, BASE)
     with pytest.raises(Stop):
-        fit(flow_of(0), BASE, state=state, state_seconds=0, callbacks=[stopping(14)])
+        fit(flow_of(0), BASE, state=state, state_seconds=0, callbacks=[stopping(7)])
     assert_whole(other, fit(other, BASE, state=state), (flow, history))
 
 
@@ -164,7 +164,7 @@ def test_the_state_is_there_from_the_start_and_written_every_state_seconds(tmp_p
     assert set(standing["records"][0]) == {field.name for field in fields(Record)}
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     state = str(tmp_path / "other")
-    options = {"steps": None, "budget": 0.5, "state": state, "state_seconds": 0.1}
+    options = {"steps": None, "budget": 0.3, "state": state, "state_seconds": 0.06}
     callbacks = [lambda event: times.append(os.stat(state).st_mtime_ns)]
     fit(flow_for(BASE), BASE, **options, callbacks=callbacks)
     assert 2 <= len(set(times)) <= min(6, len(times) - 1)
@@ -190,7 +190,7 @@ def test_a_finished_run_is_over_at_once(recipe, reason, tmp_path):
 
 def test_the_callers_generator_is_left_alone_and_does_not_matter(whole, tmp_path):
     again, state = flow_for(RECIPES["noisy"], seed=5), tmp_path / "state"
-    flow, callbacks = flow_for(RECIPES["noisy"]), [stopping(7)]
+    flow, callbacks = flow_for(RECIPES["noisy"]), [stopping(4)]
     torch.manual_seed(1234)
     before = torch.get_rng_state()
     with pytest.raises(Stop):
@@ -288,11 +288,11 @@ class HalfWritten(io.FileIO):
     ("name", "failing"), [("open", HalfWritten), ("os.fsync", full), ("os.replace", full)]
 )
 def test_a_full_disk_ends_no_run_and_spoils_no_state(name, failing, monkeypatch, whole, tmp_path):
-    """From step 5 on nothing can be written: the run ends well, and the older state is whole."""
+    """From step 3 on nothing can be written: the run ends well, and the older state is whole."""
     recipe, state = RECIPES["hybrid"], tmp_path / "state"
 
     def fill(event):
-        if event.step == 5:
+        if event.step == 3:
             monkeypatch.setattr(f"cnf.utils.serialization.{name}", failing, raising=False)
 
     flow = flow_for(recipe)
@@ -302,7 +302,7 @@ def test_a_full_disk_ends_no_run_and_spoils_no_state(name, failing, monkeypatch,
     assert_whole(flow, history, whole["hybrid"])
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
-    assert TrainingState.read(state).progress["step"] == 4
+    assert TrainingState.read(state).progress["step"] == 2
     assert_resumes("hybrid", state, whole)
 
 
@@ -310,9 +310,9 @@ def test_a_disk_that_has_room_again_has_the_state_again(monkeypatch, tmp_path):
     """And a folder that is not there is a warning."""
 
     def fill(event):
-        if event.step == 5:
+        if event.step == 3:
             monkeypatch.setattr("cnf.utils.serialization.os.replace", full)
-        if event.step == 15:
+        if event.step == 8:
             monkeypatch.undo()
 
     for state, message in ((tmp_path / "state", "No space"), (tmp_path / "none" / "state", "such")):

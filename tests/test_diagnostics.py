@@ -15,7 +15,7 @@ from cnf.diagnostics.checks import CHECKS, check
 from cnf.diagnostics.context import CheckContext
 from cnf.diagnostics.report import Finding, Limit, Report
 from cnf.diagnostics.solves import check_effort
-from cnf.diagnostics.two_sample import two_sample_test
+from cnf.diagnostics.two_sample import TwoSample, two_sample_test
 from cnf.fields.divergence import Hutchinson, TangentTrace
 from cnf.fields.field import Traced
 from cnf.layers import Bounded, Concatenate, Dequantize, Layer, Positive, Standardize
@@ -23,7 +23,7 @@ from cnf.layers.layer import TransformResult
 from cnf.tables.schema import Column, Schema
 from cnf.training.recipes import RECIPES
 
-SMALL = {"rows": 15, "points": 900}
+SMALL = {"rows": 10, "points": 500}
 FAST = ("toy", "table-tiny")  # of the recipes
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in FAST]
 
@@ -120,7 +120,7 @@ def test_every_recipes_flow_passes(name):
     recipe = replace(RECIPES[name], batch_size=64, matching_batch=64)
     flow = recipe.flow(rows.shape[1])
     cnf.fit(flow, rows, recipe=recipe, steps=3)
-    report = check(flow, rows, rows=20, points=2500)
+    report = check(flow, rows, rows=15, points=1500)
     found = verdicts(report)
     assert found.pop("samples against data") != "fail"  # after three steps
     assert set(found.values()) == {"pass"}, str(report)
@@ -244,7 +244,7 @@ BROKEN = {
     "loose solves": ("tolerance, round trip", lambda: solved(rtol=1e-1, atol=1e-1), LOOSE),
     "batch's mean": ("batch", lambda: scaled_by("pull", lambda x: x - 0.01 * x.mean(0)), BESIDE),
     "loose joint steps": ("batch", lambda: solved(step="joint", rtol=1e-3, atol=1e-3), BESIDE),
-    "lost digits": ("precision", lambda: scaled_by("pull", lambda x: (x + 3e6) - 3e6), PRECISION),
+    "lost digits": ("precision", lambda: scaled_by("pull", lambda x: (x + 2e7) - 2e7), PRECISION),
     "lost gradient": ("gradient", lambda: followed_by(Detached()), {"gradient"}),
     "whole numbers": ("noise", lambda: followed_by(Dequantize(2), WHOLE), set()),
     "whole numbers one too large": ("noise", lambda: followed_by(Above(2), WHOLE), {NOISE}),
@@ -343,6 +343,8 @@ def test_notes_say_what_was_not_checked():
 
 
 def test_the_flow_and_the_random_numbers_are_left_alone(monkeypatch):
+    # The classifier, which takes long, has a seed: it is tested below.
+    monkeypatch.setattr("cnf.diagnostics.solves.two_sample_test", lambda *_: TwoSample(0.5, 0.1, 9))
     flow = curved(2)
     data = drawn(flow, 60)
     before = {name: value.clone() for name, value in flow.state_dict().items()}
@@ -372,15 +374,15 @@ def test_mistakes():
 
 def test_two_samples():
     rng = np.random.default_rng(0)
-    data, samples = rng.normal(size=(500, 3)), rng.normal(size=(700, 3))
+    data, samples = rng.normal(size=(150, 3)), rng.normal(size=(200, 3))
     found = two_sample_test(data, samples)
     assert abs(found.accuracy - 0.5) < 4 * found.stderr
-    assert found.stderr == pytest.approx(0.5 / np.sqrt(1000), rel=0.05)
-    assert found.rows == 1000
+    assert found.stderr == pytest.approx(0.5 / np.sqrt(300), rel=0.05)
+    assert found.rows == 300
     assert two_sample_test(data, samples) == found
     # The best rule is right with probability Φ(‖μ‖ / 2), here Φ(√3 / 2) = 0.807.
-    shifted = two_sample_test(*(rng.normal(loc, size=(1500, 3)) for loc in (0.0, 1.0)))
-    assert 0.76 < shifted.accuracy < 0.83
+    shifted = two_sample_test(*(rng.normal(loc, size=(400, 3)) for loc in (0.0, 1.0)))
+    assert 0.7 < shifted.accuracy < 0.85
     for shape in ((100, 2), (4, 3)):
         with pytest.raises(ValueError, match="same columns and at least 5 rows each; got shapes"):
             two_sample_test(data, np.zeros(shape))

@@ -195,3 +195,84 @@ def test_an_array_is_told_from_a_tensor_in_one_line(name, call):
     told = rf"Expected {name} to be a tensor; got ndarray: pass torch\.as_tensor\({name}\)"
     with pytest.raises(TypeError, match=told):
         call(cnf.ffjord(2, (4,)), torch.zeros(10, 2))
+
+
+CALLERS = [torch.float16, torch.float32, DOUBLE]
+
+
+@pytest.mark.parametrize("own", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("given", CALLERS)
+def test_any_floating_dtype_goes_in_and_comes_out(own, given):
+    torch.manual_seed(0)
+    flow = moving(context_dim=1).to(own)
+    x, context = (torch.randn(5, size).to(given).requires_grad_() for size in (2, 1))
+    inside = x.detach().to(own), context.detach().to(own)
+    p, expected = flow.distribution(context), flow.log_prob(*inside)
+    for found in (flow.log_prob(x, context), p.log_prob(x), flow.log_prob(x, context, seed=1)):
+        assert found.dtype == given
+        assert torch.equal(found, expected.to(given))
+        slopes = torch.autograd.grad(found.sum(), [x, context])
+        assert all(slope.dtype == given and slope.any() for slope in slopes)
+    scores, same = flow.score(x, context), flow.score(*inside)
+    for name in ("log_prob", "stderr", "solver_error", "tighter"):
+        assert torch.equal(getattr(scores, name), getattr(same, name).to(getattr(scores, name)))
+    assert scores.uncertainty.dtype == given
+    assert scores.tighter.dtype == DOUBLE
+    draws = {"sample": (2, context), "rsample": (2, context)}
+    for name, arguments in draws.items():
+        drawn = seeded_draw(flow, *arguments, draw=name)
+        assert drawn.dtype == given
+        assert torch.equal(drawn, seeded_draw(flow, 2, inside[1], draw=name).to(given))
+        pair = seeded_draw(p, 2, draw=f"{name}_and_log_prob")
+        assert [each.dtype for each in pair] == [given, given]
+    transform = flow.transform_given(context)
+    z = transform.inv(x)
+    log_det = transform.log_abs_det_jacobian(z, x)
+    assert transform(z) is x
+    assert z.dtype == log_det.dtype == transform.with_cache(0)(z).dtype == given
+    assert torch.autograd.grad(log_det.sum(), x)[0].any()
+    pulled = flow.pull(*inside)
+    assert torch.equal(z, pulled.value.to(given))
+    assert torch.equal(log_det, -pulled.log_det.to(given))
+
+
+def test_a_support_takes_any_dtype_through_a_solve():
+    base = Independent(pytorch.Uniform(-3 * torch.ones(2), 3 * torch.ones(2)), 1)
+    flow = flow_over(base)
+    x = torch.tensor([[0.1, 0.2], [90.0, 0.0]], dtype=DOUBLE)
+    assert flow.support().check(x).tolist() == flow.support().check(x.float()).tolist()
+    p = flow.distribution(validate_args=True)
+    assert p.log_prob(x[:1]).dtype == DOUBLE
+    refused("support", p.log_prob, x)
+    context = torch.zeros(2, 1, dtype=DOUBLE)
+    flow = cnf.Flow(base, moving(context_dim=1).layers)
+    assert flow.support(context).check(x).tolist() == [True, False]
+
+
+def test_a_flow_without_parameters_has_its_bases_dtype():
+    for dtype in CALLERS:
+        flow = cnf.Flow(Independent(Normal(torch.zeros(2, dtype=dtype), 1.0), 1), [])
+        assert flow.like.dtype == dtype
+    assert cnf.Flow(Independent(Normal(torch.zeros(2), 1.0), 1), []).sample((3,)).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("told", "change"),
+    [
+        (
+            r"{} of a floating dtype; got torch\.int64: pass {}\.to\(torch\.float32\)",
+            torch.Tensor.long,
+        ),
+        (r"{} of a floating dtype; got torch\.complex64", lambda x: x + 0j),
+        (r"{} on the flow's device, cpu; got meta: pass {}\.to\('cpu'\)", lambda x: x.to("meta")),
+    ],
+)
+def test_tensors_that_no_cast_serves_are_told_in_one_line(told, change):
+    flow, x, context = moving(context_dim=1), torch.zeros(5, 2), torch.zeros(5, 1)
+    wrong, p = change(x), flow.distribution(context, validate_args=False)
+    for call in (flow.log_prob, flow.score):
+        refused(told.format("x", "x"), call, wrong, context)
+        refused(told.format("context", "context"), call, x, change(context))
+    refused(told.format("x", "x"), p.log_prob, wrong)
+    refused(told.format("x", "x"), flow.transform_given(context), wrong)
+    refused(told.format("context", "context"), flow.sample, (), change(context))

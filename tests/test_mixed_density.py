@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 import cnf
+from cnf.datasets import ColumnType, Table
 from cnf.tables.schema import Column, Schema
 from cnf.training.recipes import choose_recipe
 
@@ -52,7 +53,9 @@ def test_a_table_of_all_kinds_is_within_a_tenth_of_a_nat():
         "percent": Column("percent", "bounded", 0.0, 100.0),
         "direction": Column("direction", "circular", 0.0, 360.0),
     }
-    schema = Schema.infer(values, NAMES, {"colour": ("red", "green", "blue")}).with_columns(kinds)
+    colours = {"colour": ("red", "green", "blue")}
+    table = Table("mixed", values, tuple(NAMES), 0, colours, {"colour": ColumnType("str")})
+    schema = Schema.infer(table).with_columns(kinds)
     found = [column.kind for column in schema.columns]
     assert found == ["real", "positive", "bounded", "circular", "integer", "integer", "categorical"]
     _, recipe = choose_recipe(None, len(values), schema.width)
@@ -64,6 +67,6 @@ def test_a_table_of_all_kinds_is_within_a_tenth_of_a_nat():
     gaps = true_log_prob(fresh) - scored.logsumexp(0).numpy() + np.log(DRAWS)
     print(f"KL {gaps.mean():.4f} ± {gaps.std() / len(gaps) ** 0.5:.4f} nats")
     assert gaps.mean() < 0.1
-    drawn = schema.tabled(flow.sample(5000).double().numpy())
+    drawn = schema.table(flow.sample(5000).numpy()).values
     schema.check(drawn)
     assert ((drawn[:, 3] >= 0) & (drawn[:, 3] < 360)).all()

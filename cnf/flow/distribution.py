@@ -27,6 +27,7 @@ class FlowDistribution(Distribution):
 
     For whole numbers and categories log p is a lower bound on average, by noise that is drawn anew
     each time, and there is no `rsample`. `kl_divergence` has no closed form: average over draws.
+    Points and contexts may have any floating dtype, in which log p and draws are returned.
 
     Args:
         flow: The flow, whose parameters it shares.
@@ -40,7 +41,8 @@ class FlowDistribution(Distribution):
 
     Raises:
         ValueError: A context holds NaN, where that is checked. From a method: x is of the wrong
-            shape or, where that is checked, not in the support; or there is no `rsample`.
+            shape or dtype, on another device or, where that is checked, not in the support; or
+            there is no `rsample`.
         SolveError: From any method: a solve failed.
 
     Example:

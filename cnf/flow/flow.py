@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from math import log
 from typing import Any, Self, cast
 
 import torch
@@ -13,6 +15,7 @@ from cnf.fields import TracedField
 from cnf.fields.regularizers import Regularization
 from cnf.flow.base_config import map_tensors
 from cnf.flow.batching import in_chunks
+from cnf.flow.casting import cast_points, cast_tensor, tensors_of
 from cnf.flow.cylinder import Cylinder
 from cnf.flow.distribution import FlowDistribution
 from cnf.flow.scores import RowLogProbs, Scores, base_log_prob, score_rows
@@ -20,7 +23,8 @@ from cnf.flow.support import reach
 from cnf.flow.transform import FlowTransform
 from cnf.layers import CNF, Layer, Standardize, TransformResult
 from cnf.ode import Stats
-from cnf.utils.shapes import Shape, as_rows, check_tensors, per_row, sizes
+from cnf.utils.random import RowNoise
+from cnf.utils.shapes import Shape, as_rows, per_row, sizes
 
 
 class Flow(nn.Module):
@@ -42,6 +46,8 @@ class Flow(nn.Module):
         dim: Size of x; the base's, but for layers that make one column of several.
 
     Shapes: x is (*batch, dim) and a context (*batch, context_dim); their batch shapes broadcast.
+        Both may have any floating dtype, in which results are returned: of x, or of the context
+        that draws are given. Computed is in the flow's.
 
     Example:
         >>> from torch.distributions import Independent, Normal
@@ -94,8 +100,9 @@ class Flow(nn.Module):
     @property
     def like(self) -> Tensor:
         """An empty tensor of the flow's dtype on its device."""
-        tensors = (t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
-        return next(tensors, torch.empty(0)).new_empty(0)
+        tensors = chain(self.parameters(), self.buffers(), tensors_of(self.base))
+        found = (each for each in tensors if each.is_floating_point())
+        return next(found, torch.empty(0)).new_empty(0)
 
     @property
     def context_dim(self) -> int | None:
@@ -163,11 +170,12 @@ class Flow(nn.Module):
             >>> flow.support().check(torch.tensor([[0.5], [1.5]]))
             tensor([ True, False])
         """
+        like = self.like
         if context is not None:
             batch = context.shape[:-1]
-            rows = self.standardized(per_row(context, batch))
+            rows = self.standardized(per_row(cast_tensor(like, "context", context), batch))
             context = None if rows is None else rows.reshape(context.shape)
-        return reach(self.base, self.layers, context)
+        return reach(self.base, self.layers, context, like.dtype)
 
     @property
     def solves(self) -> int:
@@ -175,7 +183,13 @@ class Flow(nn.Module):
         return sum(isinstance(layer, CNF) for layer in self.layers)
 
     def log_prob(
-        self, x: Tensor, context: Tensor | None = None, *, max_batch: int | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        max_batch: int | None = None,
+        seed: int | None = None,
+        draws: int = 1,
     ) -> Tensor:
         """Return the log-density log p(x | context) in nats, shape (*batch).
 
@@ -184,10 +198,18 @@ class Flow(nn.Module):
             context: Shape (*batch, context_dim).
             max_batch: The most rows in one solve, which bounds its memory; all when None. It
                 changes only rounding, except where steps are joint, or where PyTorch's generator
-                draws probes or noise on the way: by `score` these are each row's own.
+                draws probes or noise on the way.
+            seed: Makes the probes of an estimated trace, and the noise of whole numbers and
+                categories, functions of the seed and of each row's own values and context, so that
+                a row has one log p in any batch, and equal rows have the same. They come from
+                PyTorch's generator when None.
+            draws: Draws of noise for each row, where columns are whole numbers or categories: log p
+                is that of the mean mass, a lower bound on average, which tightens with them. A flow
+                without such columns takes one.
 
         Raises:
-            ValueError: A shape does not fit, or `max_batch` is below 1.
+            ValueError: A shape does not fit, a dtype is not floating, a tensor is on another device
+                than the flow, or `max_batch` or `draws` is below 1.
             TypeError: x or the context is no tensor.
 
         Example:
@@ -196,19 +218,22 @@ class Flow(nn.Module):
             >>> torch.allclose(flow.log_prob(x, max_batch=2), flow.log_prob(x), atol=1e-5)
             True
         """
+        if draws < 1:
+            raise ValueError(f"Expected draws of at least 1; got {draws}")
         rows, context, batch = self._rows(x, context)
 
         def solve(rows: Tensor, context: Tensor | None) -> Tensor:
-            return self.score_rows(rows, context).log_prob
+            return self.score_draws(rows, context, seed, draws).log_prob
 
-        return in_chunks(solve, rows, context, max_batch).reshape(batch)
+        return in_chunks(solve, rows, context, max_batch).reshape(batch).to(x.dtype)
 
     def sample(
         self, shape: Shape = (), context: Tensor | None = None, *, max_batch: int | None = None
     ) -> Tensor:
         """Return draws, shape (*shape, *context's batch, dim), without a gradient.
 
-        With `max_batch` that many in one solve, as in `log_prob`; they are the same.
+        They have the context's dtype, the flow's without one. With `max_batch` that many in one
+        solve, as in `log_prob`; they are the same.
         """
         with torch.no_grad():
             return self._draw(self.base.sample, shape, context, self.transport, max_batch)
@@ -240,6 +265,7 @@ class Flow(nn.Module):
         probes: int = 16,
         generator: torch.Generator | None = None,
         max_batch: int | None = None,
+        seed: int | None = None,
     ) -> Scores:
         """Return log p(x | context) with its errors, without a gradient; never raises for a row.
 
@@ -253,12 +279,14 @@ class Flow(nn.Module):
             probes: Estimates of the trace for each row, where it is estimated (Hutch++ takes up to
                 as many products more), and draws of noise, where columns are whole numbers or
                 categories: log p is then a lower bound on average, which tightens with them.
-            generator: Source of the seed of probes and noise, which depend on a row's number in x
-                too; PyTorch's on the CPU when None.
+            generator: Source of the seed of probes and noise, which are functions of it and of each
+                row's own values and context; PyTorch's on the CPU when None.
             max_batch: As in `log_prob`; probes and noise are the same for any.
+            seed: The seed itself, in place of a generator's: noise is then that of `log_prob`.
 
         Raises:
-            ValueError: A shape does not fit, or there is no probe, or `max_batch` is below 1.
+            ValueError: A shape does not fit, a dtype is not floating, a tensor is on another device
+                than the flow, or `probes` or `max_batch` is below 1.
             TypeError: x or the context is no tensor.
 
         Example:
@@ -272,19 +300,52 @@ class Flow(nn.Module):
         if probes < 1:
             raise ValueError(f"Expected probes of at least 1; got {probes}")
         rows, context, batch = self._rows(x, context)
-        scores = score_rows(self, rows, context, probes, generator, max_batch)
-        return scores.reshape(batch)
+        if seed is None:
+            device = torch.device("cpu") if generator is None else generator.device
+            seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+        scores = score_rows(self, rows, context, probes, seed, max_batch)
+        return scores.reshape(batch).to(x.dtype)
 
     def score_rows(
-        self, x: Tensor, context: Tensor | None = None, regularization: Regularization | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        regularization: Regularization | None = None,
+        noise: RowNoise | None = None,
     ) -> RowLogProbs:
         """Return log p of rows (rows, dim) given a context (rows, context_dim), and the cost.
 
-        A regularization adds its penalties, and may move the base's time.
+        A regularization adds its penalties, and may move the base's time. Without one, random
+        numbers come from `noise`, and from PyTorch's generator when None.
         """
-        pulled, inputs = self._pull(x, context, regularization)
+        pulled, inputs = self._pull(x, context, regularization, noise)
         log_prob = base_log_prob(self.base, pulled.value) + pulled.log_det
         return RowLogProbs(log_prob, pulled.stats, pulled.penalties, inputs)
+
+    def score_draws(
+        self, x: Tensor, context: Tensor | None = None, seed: int | None = None, draws: int = 1
+    ) -> RowLogProbs:
+        """Return log p of rows by the mean mass over draws of noise, and the cost of all draws.
+
+        Shapes are those of `score_rows`, the other arguments those of `log_prob`.
+        """
+        noise = None if seed is None else self.row_noise(seed, x, context)
+        count = draws if self.noisy else 1
+        scored = [self.score_rows(x, context, noise=noise) for _ in range(count)]
+        if count == 1:
+            return scored[0]
+        log_prob = torch.stack([each.log_prob for each in scored]).logsumexp(0) - log(count)
+        return RowLogProbs(log_prob, sum((each.stats for each in scored), start=Stats()))
+
+    def row_noise(self, seed: int, x: Tensor, context: Tensor | None = None) -> RowNoise:
+        """Return random numbers of rows, functions of the seed and of what the layers read.
+
+        Shapes: (rows, dim), (rows, context_dim).
+        """
+        unread = self.layers[-1].unread if len(self.layers) else ()
+        if unread:
+            x = x[:, [column for column in range(self.dim) if column not in unread]]
+        return RowNoise(seed, x, context)
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the value of `push` alone, which is cheaper."""
@@ -317,10 +378,14 @@ class Flow(nn.Module):
             >>> torch.equal(flow.base.log_prob(pulled.value) + pulled.log_det, flow.log_prob(x))
             True
         """
-        return self._pull(x, context, None)[0]
+        return self._pull(x, context)[0]
 
     def _pull(
-        self, x: Tensor, context: Tensor | None, regularization: Regularization | None
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        regularization: Regularization | None = None,
+        noise: RowNoise | None = None,
     ) -> tuple[TransformResult, list[Tensor]]:
         """Pull with the penalties of a regularization, and return the input of each layer too."""
         context = self.standardized(context)
@@ -329,10 +394,12 @@ class Flow(nn.Module):
         base_time = 0.0 if regularization is None else regularization.base_time()
         for layer in reversed(self.layers):
             inputs.insert(0, x.detach())
-            if regularization is None:
-                mapped = layer.pull(x, context)
-            else:
+            if regularization is not None:
                 mapped = layer.pull_regularized(x, context, regularization, base_time)
+            elif noise is not None:
+                mapped = layer.pull_with_noise(x, context, noise)
+            else:
+                mapped = layer.pull(x, context)
             x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
             for name, penalty in mapped.penalties.items():
                 penalties[name] = penalties[name] + penalty if name in penalties else penalty
@@ -399,10 +466,10 @@ class Flow(nn.Module):
         return self
 
     def _rows(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None, torch.Size]:
-        check_tensors(x=x, context=context)
+        points, context = cast_points(self.like, x, context)
         if x.ndim < 1 or x.shape[-1] != self.dim:
             raise ValueError(f"Expected x of shape (..., {self.dim}); got {tuple(x.shape)}")
-        return as_rows(x, context)
+        return as_rows(points, context)
 
     def _check_context(self, context: Tensor | None, call: str) -> None:
         size = self.context_dim
@@ -434,10 +501,12 @@ class Flow(nn.Module):
         carry: Callable[[Tensor, Tensor | None], Tensor],
         max_batch: int | None = None,
     ) -> Tensor:
-        batch = () if context is None else context.shape[:-1]
+        given = None if context is None else cast_tensor(self.like, "context", context)
+        batch = () if given is None else given.shape[:-1]
         z = base_sample(torch.Size((*sizes(shape), *batch)))
-        rows, context, batch = as_rows(z, context)
-        drawn = in_chunks(carry, rows, context, max_batch)
+        rows, given, batch = as_rows(z, given)
+        drawn = in_chunks(carry, rows, given, max_batch)
+        drawn = drawn if context is None else drawn.to(context.dtype)
         return drawn.reshape(*batch, drawn.shape[1])
 
     def _joint(self, z: Tensor, context: Tensor | None) -> Tensor:

@@ -18,7 +18,6 @@ from cnf.flow.batching import chunks
 from cnf.layers import ScoringOptions
 from cnf.ode import Stats, Status
 from cnf.ode.solution import Count
-from cnf.utils.random import RowNoise
 
 if TYPE_CHECKING:
     from cnf.flow.flow import Flow
@@ -87,6 +86,11 @@ class Scores:
         factor = float(stdtrit(self.probes - 1, 0.975)) if self.probes > 1 else 1.0
         return torch.hypot(factor * self.stderr, 2 * self.solver_error)
 
+    def to(self, dtype: torch.dtype) -> Scores:
+        """Return the scores in another dtype, but for `tighter`."""
+        names = ("log_prob", "stderr", "solver_error")
+        return replace(self, **{name: getattr(self, name).to(dtype) for name in names})
+
     def reshape(self, batch: Sequence[int]) -> Scores:
         """Return the scores with another batch shape; `stats` stays that of the rows."""
         names = ("log_prob", "stderr", "solver_error", "status", "tighter")
@@ -117,17 +121,15 @@ def score_rows(
     x: Tensor,
     context: Tensor | None,
     probes: int,
-    generator: torch.Generator | None,
+    seed: int,
     max_batch: int | None,
 ) -> Scores:
     """Return the scores of rows (rows, dim); arguments as in `cnf.Flow.score`."""
-    device = torch.device("cpu") if generator is None else generator.device
-    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
     double = flow.in_double() if x.dtype != torch.float64 else flow
     parts = []
     for chunk in chunks(len(x), max_batch):
-        part, noise = None if context is None else context[chunk], (seed, x.dtype, chunk.start)
-        parts.append(_score_chunk(flow, double, x[chunk], part, probes, noise))
+        part = None if context is None else context[chunk]
+        parts.append(_score_chunk(flow, double, x[chunk], part, probes, seed))
     scores = concatenate(parts)
     if scores.stderr.isnan().all() and not scores.log_prob.isnan().all():
         warnings.warn(
@@ -148,13 +150,13 @@ def _score_chunk(
     x: Tensor,
     context: Tensor | None,
     probes: int,
-    noise: tuple[int, torch.dtype, int],
+    seed: int,
 ) -> Scores:
     """Return the scores of rows few enough for one solve; each solve draws their noise anew."""
-    options = ScoringOptions(probes, RowNoise(*noise))
+    options = ScoringOptions(probes, flow.row_noise(seed, x, context))
     log_prob, variance, status, stats = _estimate(flow, x, context, options)
+    options = replace(options, noise=flow.row_noise(seed, x, context), tolerance_factor=TIGHTER)
     context = None if context is None else context.double()
-    options = ScoringOptions(probes, RowNoise(*noise), tolerance_factor=TIGHTER)
     tighter, *_ = _estimate(double, x.double(), context, options)
     change = (log_prob - tighter).abs().masked_fill(log_prob == tighter, 0.0)
     return Scores(log_prob, variance.sqrt(), change.to(log_prob), status, stats, tighter, probes)

@@ -12,7 +12,12 @@ from cnf.layers import CNF, Layer
 from cnf.utils.shapes import as_rows
 
 
-def reach(base: Distribution, layers: Sequence[Layer], context: Tensor | None = None) -> Constraint:
+def reach(
+    base: Distribution,
+    layers: Sequence[Layer],
+    context: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Constraint:
     """Return the points that layers take a base's support to.
 
     `constraints.real_vector` where these are all, as for columns of real numbers and for angles.
@@ -26,9 +31,11 @@ def reach(base: Distribution, layers: Sequence[Layer], context: Tensor | None = 
         (Reach(positive(low=[2.0])), tensor([False,  True]))
     """
     if not _everywhere(base.support):
-        return Reach(base, layers, context)
+        return Reach(base, layers, context, dtype)
     limits = [i for i, layer in enumerate(layers) if not layer.surjective]
-    return Reach(None, layers[limits[0] :], context) if limits else constraints.real_vector
+    if not limits:
+        return constraints.real_vector
+    return Reach(None, layers[limits[0] :], context, dtype)
 
 
 class Reach(Constraint):
@@ -41,6 +48,7 @@ class Reach(Constraint):
         base: The base; None for one that is everywhere.
         layers: The layers, the one next to the data last.
         context: As the layers get it, shape (*batch, context_dim).
+        dtype: The layers' dtype, to which points are cast; they stay as they are when None.
 
     Raises:
         SolveError: From `check`: a solve failed.
@@ -49,9 +57,13 @@ class Reach(Constraint):
     event_dim = 1
 
     def __init__(
-        self, base: Distribution | None, layers: Sequence[Layer], context: Tensor | None
+        self,
+        base: Distribution | None,
+        layers: Sequence[Layer],
+        context: Tensor | None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.base, self.layers = base, list(layers)
+        self.base, self.layers, self.dtype = base, list(layers), dtype
         solves = any(isinstance(layer, CNF) for layer in self.layers)
         self.context = context if solves else None
         self.is_discrete = any(layer.stochastic for layer in self.layers)
@@ -59,7 +71,7 @@ class Reach(Constraint):
 
     @torch.no_grad()
     def check(self, value: Tensor) -> Tensor:
-        rows, context, batch = as_rows(value, self.context)
+        rows, context, batch = as_rows(value.to(self.dtype or value.dtype), self.context)
         inside = ~rows.isnan().any(1)
         for i, layer in enumerate(reversed(self.layers), 1):
             inside = inside.masked_scatter(inside, layer.in_range(rows[inside]))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.distributions.constraints import Constraint
 
+from cnf.flow.casting import cast_points
 from cnf.utils.angles import wrap_columns
 from cnf.utils.shapes import as_rows
 
@@ -45,10 +46,12 @@ class FlowTransform(Transform):
         cache_size: 1, or 0 to keep nothing: then the log-determinant takes another solve,
             and x = T(z) costs the velocity alone.
 
-    Shapes: z (*batch, columns) → x (*batch, dim), with a log-determinant (*batch).
+    Shapes: z (*batch, columns) → x (*batch, dim), with a log-determinant (*batch); any floating
+        dtype, in which results are returned. Computed is in the flow's.
 
     Raises:
-        ValueError: From any method: points have another number of columns.
+        ValueError: From any method: points have another number of columns, no floating dtype, or
+            are on another device than the flow.
         SolveError: From any method: a solve failed.
 
     Example:
@@ -88,7 +91,8 @@ class FlowTransform(Transform):
     def __call__(self, z: Tensor) -> Tensor:
         if not self._cache_size:
             rows, context, batch = self._rows(z, self._base_columns)
-            return self.flow.transport(rows, context).reshape(*batch, self.flow.dim)
+            x = self.flow.transport(rows, context)
+            return x.reshape(*batch, self.flow.dim).to(z.dtype)
         last = self._cached()
         if last is None or last.z is not z:
             last = self._last = self._pushed(z)
@@ -135,14 +139,15 @@ class FlowTransform(Transform):
     def _pushed(self, z: Tensor) -> _CachedSolve:
         rows, context, batch = self._rows(z, self._base_columns)
         mapped = self.flow.push(rows, context)
-        x = mapped.value.reshape(*batch, self.flow.dim)
-        return self._remember(z, x, mapped.log_det.reshape(batch))
+        x = mapped.value.reshape(*batch, self.flow.dim).to(z.dtype)
+        return self._remember(z, x, mapped.log_det.reshape(batch).to(z.dtype))
 
     def _pulled(self, x: Tensor) -> _CachedSolve:
         rows, context, batch = self._rows(x, self.flow.dim)
         mapped = self.flow.pull(rows, context)
         z = wrap_columns(mapped.value, self.flow.circular)
-        return self._remember(z.reshape(*batch, z.shape[1]), x, -mapped.log_det.reshape(batch))
+        z = z.reshape(*batch, self._base_columns).to(x.dtype)
+        return self._remember(z, x, -mapped.log_det.reshape(batch).to(x.dtype))
 
     def _remember(self, z: Tensor, x: Tensor, log_det: Tensor) -> _CachedSolve:
         tensors = self._tensors(z, x)
@@ -154,7 +159,7 @@ class FlowTransform(Transform):
             raise ValueError(
                 f"Expected points of shape (..., {columns}); got {tuple(points.shape)}"
             )
-        return as_rows(points, self.context)
+        return as_rows(*cast_points(self.flow.like, points, self.context))
 
     def _cached(self) -> _CachedSolve | None:
         """Return the last solve, if another one would give the same."""

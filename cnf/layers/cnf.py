@@ -17,6 +17,7 @@ from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformRe
 from cnf.layers.padding import drop_padding, pad_batch
 from cnf.layers.settings import STEP_NORMS, SolverSettings
 from cnf.ode import Solution, SolveError, solve
+from cnf.utils.random import RowNoise
 from cnf.utils.registry import name_of
 
 
@@ -67,11 +68,24 @@ class CNF(Layer):
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
         return self.between(x, 1.0, 0.0, context)
 
-    def between(
-        self, x: Tensor, begin: float, end: float, context: Tensor | None = None
+    def pull_with_noise(
+        self, x: Tensor, context: Tensor | None, noise: RowNoise
     ) -> TransformResult:
-        """Transport states at time `begin` to time `end`, with the log-determinant."""
-        dynamics = DensityDynamics(*self._field_and_divergence(x, context))
+        return self.between(x, 1.0, 0.0, context, noise)
+
+    def between(
+        self,
+        x: Tensor,
+        begin: float,
+        end: float,
+        context: Tensor | None = None,
+        noise: RowNoise | None = None,
+    ) -> TransformResult:
+        """Transport states at time `begin` to time `end`, with the log-determinant.
+
+        The probes of an estimated trace come from `noise`, from the divergence's source when None.
+        """
+        dynamics = DensityDynamics(*self._field_and_divergence(x, context, noise))
         return _final_result(dynamics, self._solve(dynamics, x, context, (begin, end)))
 
     def pull_regularized(
@@ -84,12 +98,11 @@ class CNF(Layer):
     def pull_scored(
         self, x: Tensor, context: Tensor | None, options: ScoringOptions
     ) -> ScoredTransform:
-        field, divergence, dim = self._field_and_divergence(x, context)
+        field, divergence, dim = self._field_and_divergence(x, context, options.noise)
         estimates = 0
         if isinstance(divergence, Hutchinson):
             estimates = options.probes
             divergence = divergence.with_estimates(estimates, dim)
-            divergence = replace(divergence, generator=options.noise)
         dynamics = DensityDynamics(field, divergence, dim, estimates=estimates)
         layer = self.with_solver(**self.settings.tightened(options.tolerance_factor))
         solution = layer._solve(dynamics, x, context, (1.0, 0.0), on_failure="return")
@@ -145,13 +158,16 @@ class CNF(Layer):
         return str(self.settings.divergence)
 
     def _field_and_divergence(
-        self, x: Tensor, context: Tensor | None
+        self, x: Tensor, context: Tensor | None, noise: RowNoise | None = None
     ) -> tuple[VectorField, Divergence, int]:
         """Return the field, its divergence and the dimension, once the inputs are checked."""
         self._check(x, context)
         dim = x.shape[1]
         field = as_field(self.field, self.settings.compile_sizes)
-        return field, choose_divergence(self.settings.divergence, field, dim), dim
+        divergence = choose_divergence(self.settings.divergence, field, dim)
+        if noise is not None and isinstance(divergence, Hutchinson):
+            divergence = replace(divergence, generator=noise)
+        return field, divergence, dim
 
     def _solve(
         self,

@@ -99,12 +99,14 @@ class Layer(nn.Module, ABC):
         circular: The columns on the base's side that are angles in radians; None for a layer that
             does not distinguish angles from other columns.
         surjective: Whether every row of real numbers on the data's side has a preimage.
+        unread: The columns on the data's side that the layer drops, whatever they hold.
     """
 
     stochastic: bool = False
     widths: tuple[int, int] | None = None
     circular: tuple[int, ...] | None = None
     surjective: bool = True
+    unread: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -144,11 +146,17 @@ class Layer(nn.Module, ABC):
         """Pull x with the penalties of a regularization; a layer without a solve has none."""
         return self.pull(x, context)
 
+    def pull_with_noise(
+        self, x: Tensor, context: Tensor | None, noise: RowNoise
+    ) -> TransformResult:
+        """Pull x with random numbers of its rows, where the layer takes any."""
+        return self.pull(x, context)
+
     def pull_scored(
         self, x: Tensor, context: Tensor | None, options: ScoringOptions
     ) -> ScoredTransform:
         """Pull x with errors and statuses; never raises for a row."""
-        return ScoredTransform.exact(self.pull(x, context))
+        return ScoredTransform.exact(self.pull_with_noise(x, context, options.noise))
 
     def transport(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Push z without the log-determinant, which may be cheaper."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cnf.layers import LAYERS
-from cnf.layers.layer import ColumnRange, Layer, ScoredTransform, ScoringOptions, TransformResult
+from cnf.layers.layer import ColumnRange, Layer, TransformResult
+from cnf.utils.random import RowNoise
 
 
 class Concatenate(Layer):
@@ -56,6 +57,8 @@ class Concatenate(Layer):
         self.widths = sum(self.base_widths), len(order)
         self.positions = [order.index(column) for column in range(len(order))]
         self.circular = tuple(angles) or None
+        pairs = zip(built, self.columns, strict=True)
+        self.unread = tuple(group[i] for layer, group in pairs for i in layer.unread)
         self.surjective = all(layer.surjective for layer in built)
         self.stochastic = any(layer.stochastic for layer in built)
 
@@ -75,12 +78,10 @@ class Concatenate(Layer):
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
         return self._pull(x, lambda layer, part: layer.pull(part))
 
-    def pull_scored(
-        self, x: Tensor, context: Tensor | None, options: ScoringOptions
-    ) -> ScoredTransform:
-        return ScoredTransform.exact(
-            self._pull(x, lambda layer, part: layer.pull_scored(part, None, options).result)
-        )
+    def pull_with_noise(
+        self, x: Tensor, context: Tensor | None, noise: RowNoise
+    ) -> TransformResult:
+        return self._pull(x, lambda layer, part: layer.pull_with_noise(part, None, noise))
 
     def in_range(self, x: Tensor) -> Tensor:
         pairs = zip(self.layers, self.columns, strict=True)

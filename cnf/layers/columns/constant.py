@@ -40,6 +40,7 @@ class Constant(Layer):
             )
         self.numbers = [float(value) for value in values]
         self.widths = 0, len(values)
+        self.unread = tuple(range(len(values)))
         self.register_buffer("values", torch.tensor(self.numbers))
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:

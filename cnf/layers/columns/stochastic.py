@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformResult
+from cnf.layers.layer import Layer, TransformResult
 from cnf.utils.random import RowNoise
 
 
@@ -24,10 +24,10 @@ class StochasticLayer(Layer):
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
         return self._pull(x, None)
 
-    def pull_scored(
-        self, x: Tensor, context: Tensor | None, options: ScoringOptions
-    ) -> ScoredTransform:
-        return ScoredTransform.exact(self._pull(x, options.noise))
+    def pull_with_noise(
+        self, x: Tensor, context: Tensor | None, noise: RowNoise
+    ) -> TransformResult:
+        return self._pull(x, noise)
 
     @abstractmethod
     def _pull(self, x: Tensor, noise: RowNoise | None) -> TransformResult:

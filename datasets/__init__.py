@@ -18,13 +18,17 @@ if __name__ != "cnf.datasets":
     )
 
 from cnf.datasets.benchmarks import BENCHMARKS, DATA_DIR, load_benchmark
+from cnf.datasets.column_types import ColumnType
+from cnf.datasets.columns import decode_column, encode_column
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS, ConditionalToy
 from cnf.datasets.degenerate import Degeneracy, collinear_columns, degeneracies
 from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
-from cnf.datasets.frames import frame_table, table_frame
+from cnf.datasets.frames import frame_table, from_any, table_frame
 from cnf.datasets.images import IMAGES, Images, load_images
 from cnf.datasets.pictures import Picture, is_picture, read_picture, word_picture
-from cnf.datasets.table import Split, Table, closest, split
+from cnf.datasets.reading import ReadOptions
+from cnf.datasets.splitting import Split, repeated_rows, row_groups, split
+from cnf.datasets.table import Table, closest
 from cnf.datasets.tables import TABLES, load
 from cnf.datasets.toy import Toy
 from cnf.datasets.toys import TOYS
@@ -37,25 +41,32 @@ __all__ = [
     "MISSING",
     "TABLES",
     "TOYS",
+    "ColumnType",
     "ConditionalToy",
     "Degeneracy",
     "Images",
     "Missing",
     "Picture",
+    "ReadOptions",
     "Split",
     "Table",
     "Toy",
     "check_writable",
     "closest",
     "collinear_columns",
+    "decode_column",
     "degeneracies",
+    "encode_column",
     "frame_table",
+    "from_any",
     "is_picture",
     "load",
     "load_benchmark",
     "load_images",
     "read_picture",
     "read_table",
+    "repeated_rows",
+    "row_groups",
     "split",
     "table_frame",
     "word_picture",

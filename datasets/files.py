@@ -1,89 +1,99 @@
-"""Tables in files: .csv, .npy, .npz and .parquet, read strictly and written atomically."""
+"""Tables in files: text, .xlsx, .npy, .npz and .parquet, read strictly and written atomically."""
 
-import csv
 import errno
 import os
-import re
 import stat
-from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from math import isfinite, isinf, isnan
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 from uuid import uuid4
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from cnf.datasets.frames import MAX_CATEGORIES, frame_table, table_frame, too_many_categories
+from cnf.datasets.cells import parsed_table
+from cnf.datasets.delimited import check_header, read_delimited
+from cnf.datasets.excel import read_excel
+from cnf.datasets.frames import frame_table, table_frame
+from cnf.datasets.reading import ReadOptions, cell_error, decoding, file_ending, table_name
 from cnf.datasets.table import Table, closest
 
-ENDINGS = ".csv, .npy, .npz, .npz:ARRAY or .parquet"
+TEXT_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+ENDINGS = ".csv, .tsv, .txt (or .csv.gz, …), .xlsx, .npy, .npz, .npz:ARRAY or .parquet"
 ARCHIVE_ENDING = ".npz"
 NAMES_ARRAY = "columns"  # array of an archive with the names of the others' columns
-BOOLEAN_VALUES = {"true": 1.0, "false": 0.0}
-# Formatted numbers: with commas, spaces or apostrophes, a Unicode minus, or a unit.
-FORMATTED_NUMBER = re.compile(
-    r"\s*[$€£¥]?[-+\u2212]?[$€£¥]?[\d_.,;'\u2019\s]*\d[\d_.,;'\u2019\s]*[%$€£¥]?\s*"
-)
 REGULAR_FILE = "a file"
 NO_FILE = "no such file"
-MISSING_TEXTS = ("", "na", "n/a", "nan", "null", "none")  # in lower case
 
-Missing = Literal["refuse", "drop"]
-MISSING: tuple[Missing, ...] = get_args(Missing)
-"""Treatments of missing values: refuse the table, or drop their rows."""
+Missing = Literal["refuse", "drop", "keep"]
+MISSING: tuple[Missing, ...] = ("refuse", "drop")
+"""Treatments of missing values by the programs: refuse the table, or drop their rows."""
 
 
-def read_table(path: str | os.PathLike[str], missing: Missing = "refuse") -> Table:
-    r"""Read a table of finite numbers and of categories from a file.
+def read_table(
+    path: str | os.PathLike[str],
+    missing: Missing = "refuse",
+    options: ReadOptions | None = None,
+) -> Table:
+    r"""Read a table of numbers, booleans, dates and categories from a file.
 
-    - `.csv`: UTF-8, separated by commas, with a header; blank lines are skipped.
+    - `.csv`, `.tsv` and `.txt`, also with `.gz`: text with a header. The separator (comma,
+      semicolon, tab or bar), the decimal mark, marks of thousands and the encoding (UTF-8, UTF-16
+      or Windows-1252) are found out. Blank lines and comments, which begin with "#", are skipped.
+    - `.xlsx`: the first sheet, by openpyxl.
     - `.npy`: a one- or two-dimensional array, mapped into memory; its columns are x0, x1, …
     - `.npz`, or `FILE.npz:ARRAY` where it holds several arrays. An array of text called `columns`
       names the columns. Pickled objects are never loaded.
     - `.parquet`.
 
-    Integers become floats, and so do booleans, as 0 and 1. A column of .csv or .parquet that holds
-    text and no numbers is categorical: its values are the categories' codes in alphabetical order,
-    from 0. NaN and null are missing values, and so are cells of .csv that are empty or contain na,
-    n/a, nan, null or none, in any case.
+    In text, a column of whole numbers is int64 and other numbers are float64; True and False, in
+    any case, are booleans; digits with leading zeros are text. Missing values are NaN, null and, in
+    text, cells that pandas takes for them, and `?` and `.` among numbers. A row index that pandas
+    wrote without a name is left out, and so are empty columns without a name.
 
     Args:
         path: The file; its ending determines the format.
-        missing: Treatment of missing values: `"refuse"` the table, or `"drop"` their rows.
+        missing: Treatment of missing values: `"refuse"` the table, `"drop"` their rows, or `"keep"`
+            them as NaN.
+        options: Choices about separators and columns; those that are None are found out.
 
     Returns:
-        The table, named as the file without the ending.
+        The table, named as the file without the ending. Its note says what was found out where that
+        is not the plain case.
 
     Raises:
         ValueError: If there is no such file or array, it cannot be read, or it has no rows; if it
-            holds infinity, text among numbers, or missing values (the message says where); if a
-            column has more than a hundred different texts.
+            holds infinity, text among numbers, or missing values (the message says where); if the
+            separator or the decimal mark is not clear.
 
     Example:
         >>> import tempfile
         >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder) / "pairs.csv"
-        ...     _ = file.write_text("x,y\n1,2.5\n3,4.5\n")
+        ...     _ = file.write_text("x;y\n1;2,5\n3;4,5\n")
         ...     table = read_table(file)
-        >>> table.name, table.columns, table.values.tolist()
-        ('pairs', ('x', 'y'), [[1.0, 2.5], [3.0, 4.5]])
+        >>> table.name, table.columns, table.values.tolist(), table.notes
+        ('pairs', ('x', 'y'), [[1.0, 2.5], [3.0, 4.5]], ("separated by ';', decimal comma",))
     """
+    options = options or ReadOptions()
     stem, separator, member = os.fspath(path).partition(f"{ARCHIVE_ENDING}:")
     file = Path(stem + ARCHIVE_ENDING if separator else stem)
-    ending = file.suffix.lower()
+    ending = file_ending(file)
     got = path_kind(file)
     if got != REGULAR_FILE:
         raise ValueError(f"Expected a file at {file}; got {got}: check the path.")
-    if ending not in WRITERS:
+    if ending not in (*READERS, ARCHIVE_ENDING):
         raise ValueError(f"Expected a path that ends in {ENDINGS}; got {file}: convert the file.")
-    table = _read_npz(file, member) if ending == ARCHIVE_ENDING else READERS[ending](file)
+    if ending not in (*TEXT_ENDINGS, ".xlsx"):
+        options.check_text(file)
+    if ending == ARCHIVE_ENDING:
+        table = _read_npz(file, member, options)
+    else:
+        table = READERS[ending](file, options)
     if not table.values.size:
-        raise ValueError(f"Expected rows in {file}; got an empty table: check how it was written.")
+        raise _empty_table(file)
     return _without_missing(file, table, missing)
 
 
@@ -127,13 +137,7 @@ def check_writable(path: str | os.PathLike[str], endings: Collection[str] | None
         ) from error
 
 
-def write_table(
-    path: str | os.PathLike[str],
-    values: ArrayLike,
-    columns: Sequence[str],
-    categories: Mapping[str, Sequence[str]] | None = None,
-    whole: Collection[str] = (),
-) -> None:
+def write_table(path: str | os.PathLike[str], table: Table) -> None:
     """Write a table to a file such that `read_table` returns the same float64 numbers.
 
     The file is written atomically: under a temporary name in the same folder, then renamed.
@@ -141,33 +145,27 @@ def write_table(
     Args:
         path: The file; its ending, .csv, .npy, .npz or .parquet, determines the format. An .npy
             file has no names; an .npz file holds `columns` and `values`.
-        values: Real numbers of shape (rows, columns), or (rows,) for one column.
-        columns: Names of the columns.
-        categories: Categories of columns of codes, stored as text in .csv and .parquet.
-        whole: Names of columns that are stored as integers in .csv and .parquet.
+        table: The table; .csv and .parquet have its values in the columns' types.
 
     Raises:
-        ValueError: If the path cannot be written to, or the names do not fit the values.
+        ValueError: If the path cannot be written to, or all names of columns are numbers in .csv.
         OSError: If writing fails, as on a full disk.
 
     Example:
         >>> import tempfile
         >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_table(Path(folder) / "scores.npz", [0.5, 0.1], ["log_prob"])
+        ...     table = Table("scores", np.array([[0.5], [0.1]]), ("log_prob",))
+        ...     write_table(Path(folder) / "scores.npz", table)
         ...     read_table(Path(folder) / "scores.npz").values.tolist()
         [[0.5], [0.1]]
     """
     check_writable(path)
     file = Path(path)
-    numbers = np.asarray(values, dtype=np.float64)
-    matrix = numbers[:, None] if numbers.ndim == 1 else numbers
-    categorical = {name: tuple(texts) for name, texts in (categories or {}).items()}
-    table = Table(file.stem, matrix, tuple(columns), categories=categorical)
     temporary = _temporary(file)
     try:
         with temporary.open("wb") as stream:
-            WRITERS[file.suffix.lower()](stream, table, whole)
+            WRITERS[file.suffix.lower()](stream, table)
         temporary.replace(file)
     except OSError as error:  # NumPy's errors do not name the file
         raise OSError(f"Could not write {file} ({error}): is the disk full?") from error
@@ -194,175 +192,68 @@ def _temporary(file: Path) -> Path:
     return file.with_name(f".{uuid4().hex}.tmp")
 
 
-@contextmanager
-def _decoding(file: Path) -> Iterator[None]:
-    """Turn a library's error about a damaged file into one line; wrap only its calls."""
-    try:
-        yield
-    except MemoryError as error:
-        raise MemoryError(
-            f"{file} does not fit into memory, or is damaged ({error}): make it smaller, or write "
-            "it again."
-        ) from error
-    except Exception as error:  # zipfile, zlib, struct and Arrow have their own errors
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"Expected a readable {file.suffix} file; got {file} ({reason}): write it again."
-        ) from error
+def _empty_table(file: Path) -> ValueError:
+    return ValueError(f"Expected rows in {file}; got an empty table: check how it was written.")
 
 
 def _without_missing(file: Path, table: Table, missing: Missing) -> Table:
-    if missing not in MISSING:
+    if missing not in get_args(Missing):
         raise ValueError(
-            f"Expected missing to be one of {', '.join(MISSING)}; got {missing!r}: choose one."
+            f"Expected missing to be one of {', '.join(get_args(Missing))}; got {missing!r}: "
+            "choose one."
         )
     absent = np.isnan(table.values)
-    if not absent.any():
+    if missing == "keep" or not absent.any():
         return table
     complete = np.asarray(~absent.any(1))
     if missing == "drop" and complete.any():
         dropped = len(complete) - int(complete.sum())
-        return Table(table.name, table.values[complete], table.columns, dropped, table.categories)
-    counts = zip(absent.sum(0).tolist(), table.columns, strict=True)
-    columns = [f"{count} in column {column!r}" for count, column in counts if count]
+        return replace(table, values=table.values[complete], dropped=dropped)
+    counts = [each for each in zip(absent.sum(0).tolist(), table.columns, strict=True) if each[0]]
+    columns = [f"{count} in column {column!r}" for count, column in counts]
+    drop = ",".join(column for _, column in counts[:10])
     more = f" and {len(columns) - 10} more columns" if len(columns) > 10 else ""
     rows = f"rows without any: {int(complete.sum())} of {len(complete)}"
     raise ValueError(
         f"Expected no missing values in {file}; got {', '.join(columns[:10])}{more}, the first in "
-        f"row {int(complete.argmin()) + 1} ({rows}): fill them, or drop their rows, as train and "
-        "evaluate do with --missing drop."
+        f"row {int(complete.argmin()) + 1} ({rows}): fill them, drop their rows with "
+        f"--missing drop, or leave columns out (--drop {drop})."
     )
 
 
-def _cell_error(file: Path, value: object, column: str, place: str) -> ValueError:
-    plain = value.item() if isinstance(value, np.generic) else value
-    return ValueError(
-        f"Expected finite numbers in {file}; got {plain!r} in column {column!r} at {place}: "
-        "correct or drop it."
-    )
+# --- text and Excel -------------------------------------------------------------------------------
 
 
-def _check_finite(file: Path, cells: Callable[[int, int], object], table: Table) -> Table:
-    wrong = np.isinf(table.values)
-    if not wrong.any():
-        return table
-    row, column = divmod(int(wrong.argmax()), wrong.shape[1])
-    place = f"row {row + 1} (counting from 1)"
-    raise _cell_error(file, cells(row, column), table.columns[column], place)
+def _read_text(file: Path, options: ReadOptions) -> Table:
+    return parsed_table(read_delimited(file, options), options)
 
 
-# --- csv ------------------------------------------------------------------------------------------
-# Python's own reader and float(): pandas is about as fast at exact parsing, but cannot report the
-# line of a cell, and pads ragged rows.
+def _read_excel(file: Path, options: ReadOptions) -> Table:
+    return parsed_table(read_excel(file, options), options)
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    with _decoding(file), file.open(newline="", encoding="utf-8-sig") as stream:
-        # Strict, since text after a closing quote would become part of the cell.
-        reader = csv.reader(_without_nul(stream), skipinitialspace=True, strict=True)
-        yield from ((reader.line_num, row) for row in reader if row)
-
-
-def _without_nul(lines: Iterable[str]) -> Iterator[str]:
-    for i, line in enumerate(lines, start=1):
-        if "\0" in line:
-            raise ValueError(f"a NUL on line {i}, which is not UTF-8's or not text")
-        yield line
-
-
-def _read_csv(file: Path) -> Table:
-    rows = _csv_rows(file)
-    _, header = next(rows, (0, []))
-    _check_header(file, header)
-    numbers = array("d")  # eight bytes a cell, where a list of floats takes four times as many
-    codes: dict[int, dict[str, float]] = {}  # of texts by column, in order of first appearance
-    for row, (line, cells) in enumerate(rows, start=1):
-        place = f"data row {row} (line {line})"
-        if len(cells) != len(header):
-            raise ValueError(
-                f"Expected {len(header)} cells in each row of {file}, as in its header; "
-                f"got {len(cells)} at {place}: correct that row."
-            )
-        numbers.extend(_csv_numbers(file, header, numbers, codes, cells, place))
-    values = np.array(numbers, dtype=np.float64).reshape(-1, len(header))
-    categories = {}
-    for i, known in codes.items():
-        texts = categories[header[i]] = tuple(sorted(known))
-        ranks = np.argsort([known[text] for text in texts])  # by code, the alphabetical place
-        here = ~np.isnan(values[:, i])
-        values[here, i] = ranks[values[here, i].astype(np.int64)]
-    return Table(file.stem, values, tuple(header), categories=categories)
-
-
-def _check_header(file: Path, header: Sequence[str]) -> None:
-    if not header:
-        raise ValueError(
-            f"Expected a header and rows in {file}; got an empty file: write it again."
-        )
-    if all(isfinite(_number(cell)) for cell in header):
-        raise ValueError(
-            f"Expected a header in {file}; got only numbers, {', '.join(header)[:40]}: "
-            "put the columns' names on the first line."
-        )
-
-
-def _csv_numbers(
-    file: Path,
-    header: Sequence[str],
-    above: Sequence[float],
-    codes: dict[int, dict[str, float]],
-    cells: Sequence[str],
-    place: str,
-) -> list[float]:
-    """Return the numbers of a row and the codes of its texts, given the values `above` it."""
-    numbers = [*map(_number, cells)]
-    for i, (cell, number) in enumerate(zip(cells, numbers, strict=True)):
-        if isnan(number):
-            if cell.strip().lower() in MISSING_TEXTS:
-                continue
-            has_numbers = i not in codes and not all(map(isnan, above[i :: len(header)]))
-            if has_numbers or FORMATTED_NUMBER.fullmatch(cell):
-                raise _cell_error(file, cell, header[i], place)
-            known = codes.setdefault(i, {})
-            numbers[i] = known.setdefault(cell.strip(), float(len(known)))
-            if len(known) > MAX_CATEGORIES:
-                raise too_many_categories(file, header[i], place)
-        elif i in codes:
-            raise ValueError(
-                f"Expected text in {file}, as above; got {cell!r} in column {header[i]!r} at "
-                f"{place}: correct it, or write numbers alone."
-            )
-        elif isinf(number):
-            raise _cell_error(file, cell, header[i], place)
-    return numbers
-
-
-def _number(cell: str) -> float:
-    """Parse a cell; return NaN for text. float() alone would parse 2024_05 as 202405."""
-    try:
-        return float("nan") if "_" in cell else float(cell)
-    except ValueError:
-        return BOOLEAN_VALUES.get(cell.strip().lower(), float("nan"))
-
-
-def _write_csv(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
-    _check_header(Path(f"{table.name}.csv"), table.columns)
-    frame = table_frame(table, whole)
+def _write_csv(stream: IO[bytes], table: Table) -> None:
+    check_header(Path(f"{table.name}.csv"), table.columns)
+    frame = table_frame(table)
+    for name, kind in table.types.items():
+        if kind.family == "boolean" and kind.format:
+            true, false = kind.format.split("/")
+            frame[name] = frame[name].astype(object).map({True: true, False: false})
     frame.to_csv(stream, index=False, na_rep="nan", lineterminator="\n")
 
 
 # --- npy and npz ----------------------------------------------------------------------------------
 
 
-def _read_npy(file: Path) -> Table:
-    with _decoding(file):
+def _read_npy(file: Path, options: ReadOptions) -> Table:
+    with decoding(file):
         # Copy on write: rows are read on use, and changes do not reach the file.
         values = np.lib.format.open_memmap(file, mode="c")
-    return _from_array(file, values)
+    return _from_array(file, values, options)
 
 
-def _read_npz(file: Path, member: str) -> Table:
-    with _decoding(file), file.open("rb") as stream:
+def _read_npz(file: Path, member: str, options: ReadOptions) -> Table:
+    with decoding(file), file.open("rb") as stream:
         archive = dict(np.load(stream, allow_pickle=False))
         foreign = [name for name, value in archive.items() if not isinstance(value, np.ndarray)]
         if foreign:
@@ -376,54 +267,73 @@ def _read_npz(file: Path, member: str) -> Table:
         got = f"no array {member!r}" if member else f"{len(archive)} arrays"
         advice = f"choose from {near}" if archive else "write it again"
         raise ValueError(f"Expected {file}:ARRAY with an array it holds; got {got}: {advice}.")
-    return _from_array(file, archive[member], names.astype(str).tolist() if is_text else ())
+    texts = names.astype(str).tolist() if is_text else ()
+    return _from_array(file, archive[member], options, texts)
 
 
-def _from_array(file: Path, values: NDArray[Any], names: Sequence[str] = ()) -> Table:
+def _from_array(
+    file: Path, values: NDArray[Any], options: ReadOptions, names: Sequence[str] = ()
+) -> Table:
     if values.ndim not in (1, 2):
         raise ValueError(
             f"Expected one or two dimensions in {file}; got shape {values.shape}: "
             "reshape to (rows, columns)."
         )
+    if not values.size:
+        raise _empty_table(file)
     matrix = values[:, None] if values.ndim == 1 else values
     named = len(names) == matrix.shape[1]
-    columns = tuple(names) if named else tuple(f"x{i}" for i in range(matrix.shape[1]))
+    columns = list(names) if named else [f"x{i}" for i in range(matrix.shape[1])]
     if matrix.dtype.kind not in "buif":
-        got = matrix.ravel()[0] if matrix.size else matrix.dtype
-        raise _cell_error(file, str(got), columns[0], "row 1")
+        raise cell_error(file, str(matrix.ravel()[0]), columns[0], "row 1")
+    kept = options.kept_columns(file, columns)
+    if len(kept) < len(columns):  # indexing would copy an array that is mapped into memory
+        matrix, columns = matrix[:, kept], [columns[i] for i in kept]
     with np.errstate(over="ignore"):  # numbers beyond float64 become infinite, and are refused
-        table = Table(file.stem, np.asarray(matrix, dtype=np.float64), columns)
-    return _check_finite(file, lambda *cell: table.values[cell], table)
+        table = Table(table_name(file), np.asarray(matrix, dtype=np.float64), tuple(columns))
+    wrong = np.isinf(table.values)
+    if wrong.any():
+        row, column = divmod(int(wrong.argmax()), wrong.shape[1])
+        got = float(table.values[row, column])
+        raise cell_error(file, got, columns[column], f"row {row + 1} (counting from 1)")
+    return table
 
 
-def _write_npz(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
+def _write_npz(stream: IO[bytes], table: Table) -> None:
     np.savez(stream, values=table.values, columns=np.array(table.columns))
 
 
 # --- parquet --------------------------------------------------------------------------------------
 
 
-def _read_parquet(file: Path) -> Table:
+def _read_parquet(file: Path, options: ReadOptions) -> Table:
     import pandas as pd  # here, since it takes long to import
+    from pyarrow.parquet import read_schema
 
-    with _decoding(file):
-        frame = pd.read_parquet(file)
-    table = replace(frame_table(frame, os.fspath(file)), name=file.stem)
-    return _check_finite(file, lambda *cell: frame.iat[cell], table)
+    with decoding(file):
+        stored = read_schema(file).names
+        dropped = [name for name in stored if name in options.drop]
+        parsed = [name for name in stored if name not in dropped] if dropped else None
+        frame = pd.read_parquet(file, columns=parsed)
+    names = [f"x{label}" if isinstance(label, int) else str(label) for label in frame]
+    kept = options.kept_columns(file, [*names, *dropped])
+    table = frame_table(frame.iloc[:, kept], os.fspath(file), options.types)
+    return replace(table, name=table_name(file))
 
 
-def _write_parquet(stream: IO[bytes], table: Table, whole: Collection[str]) -> None:
-    table_frame(table, whole).to_parquet(stream, index=False)
+def _write_parquet(stream: IO[bytes], table: Table) -> None:
+    table_frame(table).to_parquet(stream, index=False)
 
 
-READERS: dict[str, Callable[[Path], Table]] = {
-    ".csv": _read_csv,
+READERS: dict[str, Callable[[Path, ReadOptions], Table]] = {
+    **dict.fromkeys(TEXT_ENDINGS, _read_text),
+    ".xlsx": _read_excel,
     ".npy": _read_npy,
     ".parquet": _read_parquet,
 }
-WRITERS: dict[str, Callable[[IO[bytes], Table, Collection[str]], None]] = {
+WRITERS: dict[str, Callable[[IO[bytes], Table], None]] = {
     ".csv": _write_csv,
-    ".npy": lambda stream, table, _: np.save(stream, table.values),
+    ".npy": lambda stream, table: np.save(stream, table.values),
     ".npz": _write_npz,
     ".parquet": _write_parquet,
 }

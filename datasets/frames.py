@@ -2,109 +2,187 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from numbers import Real
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cnf.datasets.table import Array, Table
+from cnf.datasets.column_types import ColumnType
+from cnf.datasets.columns import decode_column, encode_column
+from cnf.datasets.dtypes import arrow_pandas_dtype
+from cnf.datasets.table import Table
 
-if TYPE_CHECKING:  # functions import it, since it takes long
+if TYPE_CHECKING:  # functions import them, since they take long
     import pandas as pd
+    import pyarrow as pa
 
-MAX_CATEGORIES = 100  # columns of names and dates have more different texts
+NOT_IN_ARROW = ("Int128", "UInt128", "Object")  # narwhals' names
+Restore = Callable[["pd.DataFrame"], Any]
 
 
-def frame_table(frame: pd.DataFrame, name: str = "frame") -> Table:
+def frame_table(
+    frame: pd.DataFrame, name: str = "frame", types: Mapping[str, ColumnType] | None = None
+) -> Table:
     """Convert a frame to a table of numbers.
 
-    Integers become floats, and so do booleans, as 0 and 1. A column that holds only text and
-    missing values is categorical, with codes in alphabetical order. Missing values become NaN, and
-    values that are not numbers become infinity.
+    Columns are encoded by `cnf.datasets.encode_column`: text and categories as codes, dates as
+    counts of a unit since the first, missing values as NaN. The table's types restore them.
 
     Args:
         frame: The frame; a column labelled with an integer n is named xn in the table.
         name: Name of the table.
+        types: A model's types by column: dates are counted from its origins in its units.
 
     Raises:
-        ValueError: If a column has more than a hundred different texts.
+        ValueError: If a column holds anything else, or names are repeated or blank.
 
     Example:
         >>> import pandas as pd
         >>> table = frame_table(pd.DataFrame({"n": [1, 2], "colour": ["red", "blue"]}))
-        >>> table.values.tolist(), table.categories
-        ([[1.0, 1.0], [2.0, 0.0]], {'colour': ('blue', 'red')})
+        >>> table.values.tolist(), table.categories, table.types["n"].dtype
+        ([[1.0, 1.0], [2.0, 0.0]], {'colour': ('blue', 'red')}, 'int64')
     """
-    columns = tuple(f"x{label}" if isinstance(label, int) else str(label) for label in frame)
+    columns = _names(frame.columns)
     values = np.empty(frame.shape)
-    categories = {}
+    categories, found = {}, {}
     for i, column in enumerate(columns):
-        series = frame.iloc[:, i]
-        texts = _texts(series)
-        if texts is None:
-            values[:, i] = _numbers(series)
-        elif len(texts.categories) > MAX_CATEGORIES:
-            raise too_many_categories(name, column, "its end")
-        else:
-            values[:, i] = np.where(texts.codes < 0, np.nan, texts.codes)
-            categories[column] = tuple(map(str, texts.categories))
-    return Table(name, values, columns, categories=categories)
+        series = frame.iloc[:, i].rename(column)
+        try:
+            values[:, i], texts, type = encode_column(series, (types or {}).get(column))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        if texts is not None:
+            categories[column] = texts
+        if type != ColumnType():
+            found[column] = type
+    return Table(name, values, columns, categories=categories, types=found)
 
 
-def table_frame(table: Table, whole: Collection[str] = ()) -> pd.DataFrame:
-    """Convert a table to a frame with categories as text and the columns `whole` as integers.
+def table_frame(table: Table) -> pd.DataFrame:
+    """Convert a table to a frame of its types: the inverse of `frame_table`.
+
+    Columns of codes without a type become text. Numbers that a type cannot hold become the nearest
+    that it can, as `cnf.datasets.decode_column` says.
 
     Example:
-        >>> table = Table("t", np.array([[1.0, 1.0]]), ("n", "c"), categories={"c": ("a", "b")})
-        >>> table_frame(table, whole=["n"]).to_dict("list")
+        >>> types = {"n": ColumnType("int64")}
+        >>> table = Table("t", np.array([[1.0, 1]]), ("n", "c"), 0, {"c": ("a", "b")}, types)
+        >>> table_frame(table).to_dict("list")
         {'n': [1], 'c': ['b']}
     """
     import pandas as pd
 
-    columns: dict[str, NDArray[Any]] = {}
-    for i, name in enumerate(table.columns):
-        values = table.values[:, i]
-        if name in table.categories:
-            columns[name] = np.array(table.categories[name], dtype=object)[values.astype(np.int64)]
-        else:
-            columns[name] = values.astype(np.int64) if name in whole else values
-    return pd.DataFrame(columns)
+    columns = [
+        decode_column(column, table.categories.get(name), table.types.get(name, ColumnType()))
+        for name, column in zip(table.columns, table.values.T, strict=True)
+    ]
+    frame = pd.concat(columns, axis=1) if columns else pd.DataFrame(index=range(len(table.values)))
+    return frame.set_axis(list(table.columns), axis=1)
 
 
-def too_many_categories(name: object, column: str, place: str) -> ValueError:
-    """Return the error for a column with too many different texts."""
-    return ValueError(
-        f"Expected at most {MAX_CATEGORIES} categories in a column of text in {name}; got more in "
-        f"column {column!r} by {place}: leave it out, or merge categories."
+def from_any(X: Any) -> tuple[pd.DataFrame, Restore]:
+    """Convert a pandas, polars or pyarrow table to a frame with columns named by text.
+
+    Args:
+        X: The table; its columns may have any labels: integers n become xn, tuples of several
+            levels are joined by points.
+
+    Returns:
+        The frame; a function that converts a frame of these columns to the kind of table that came,
+        with its labels and types.
+
+    Raises:
+        ValueError: If it is no such table, names are repeated, or Arrow cannot hold a column.
+
+    Example:
+        >>> import datetime
+        >>> import polars
+        >>> days = polars.DataFrame({"day": [datetime.date(2024, 2, 29)]})
+        >>> frame, restore = from_any(days)
+        >>> restore(table_frame(frame_table(frame))).equals(days)
+        True
+    """
+    import pandas as pd
+
+    if isinstance(X, pd.DataFrame):
+        labels = X.columns
+        return X.set_axis(_distinct(_names(labels)), axis=1), lambda frame: _cast(frame, X)
+    import narwhals as nw
+
+    _distinct(getattr(X, "column_names", ()))  # of Arrow, before narwhals refuses them
+    table = nw.from_native(X, eager_only=True, pass_through=True)
+    kind = table.implementation if isinstance(table, nw.DataFrame) else nw.Implementation.UNKNOWN
+    if not (kind.is_polars() or kind.is_pyarrow()):
+        got = f"{X.__class__.__module__}.{X.__class__.__name__}"
+        raise ValueError(
+            f"Expected a table of pandas, polars or pyarrow; got {got}: convert it, or collect a "
+            "lazy one."
+        )
+    for name, dtype in table.schema.items():
+        if str(dtype) in NOT_IN_ARROW:
+            raise ValueError(
+                f"Expected values that Arrow holds; got {dtype} in column {name!r}: cast it, or "
+                "leave the column out."
+            )
+    arrow = table.to_arrow()
+
+    def restore(frame: pd.DataFrame) -> Any:
+        import pyarrow as pa
+
+        named = frame.set_axis(arrow.column_names, axis=1)
+        drawn = pa.Table.from_pandas(named, schema=arrow.schema, preserve_index=False)
+        return drawn if kind.is_pyarrow() else X.__class__(drawn).cast(X.schema)
+
+    return _arrow_frame(arrow), restore
+
+
+def _cast(frame: pd.DataFrame, like: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame with another's labels and, where gaps allow, its dtypes."""
+    import pandas as pd
+
+    columns = []
+    for i, dtype in enumerate(like.dtypes):
+        column = frame.iloc[:, i]
+        gaps = dtype.kind in "biu" and isinstance(dtype, np.dtype) and column.hasnans
+        columns.append(column if gaps or column.dtype == dtype else column.astype(dtype))
+    return pd.concat(columns, axis=1).set_axis(like.columns, axis=1) if columns else frame
+
+
+def _arrow_frame(table: pa.Table) -> pd.DataFrame:
+    """Convert an Arrow table such that gaps and types stay: whole numbers nullable, for one."""
+    import pandas as pd
+
+    types = {kind: pd.ArrowDtype(kind) for kind in table.schema.types if _only_arrow(kind)}
+    frame: pd.DataFrame = table.to_pandas(
+        types_mapper=lambda kind: types.get(kind) or arrow_pandas_dtype(kind),
+        date_as_object=False,
+        ignore_metadata=True,  # by which pandas would take columns for the index
+    )
+    return frame
+
+
+def _only_arrow(kind: pa.DataType) -> bool:
+    """Return whether only pandas' Arrow dtype holds a type, as decimals with their precision."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_decimal(kind) or pa.types.is_nested(kind) or pa.types.is_time(kind))
+
+
+def _names(labels: Iterable[Any]) -> tuple[str, ...]:
+    """Return the names of columns in tables."""
+    return tuple(
+        f"x{label}"
+        if isinstance(label, int | np.integer)
+        else ".".join(map(str, label))
+        if isinstance(label, tuple)
+        else str(label)
+        for label in labels
     )
 
 
-def _texts(series: pd.Series[Any]) -> pd.Categorical | None:
-    """Return a column of only text and missing values as categories; None for others."""
-    import pandas as pd
-
-    if pd.api.types.is_numeric_dtype(series.dtype):
-        return None
-    try:
-        known = series.dropna().unique()
-    except TypeError:  # unhashable objects, such as lists
-        return None
-    if not len(known) or not all(isinstance(cell, str) for cell in known):
-        return None
-    return pd.Categorical(series.astype(object), categories=sorted(known))
-
-
-def _numbers(series: pd.Series[float]) -> Array:
-    """Return a column's numbers: NaN for missing values, infinity for other objects."""
-    import pandas as pd
-
-    if pd.api.types.is_numeric_dtype(series.dtype):
-        return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
-    missing = series.isna()
-    numbers = [
-        np.nan if absent else float(cell) if isinstance(cell, Real) else np.inf
-        for cell, absent in zip(series, missing, strict=True)
-    ]
-    return np.array(numbers, dtype=np.float64)
+def _distinct(names: Sequence[str]) -> list[str]:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"Expected distinct column names; got {repeated} repeated: rename them.")
+    return list(names)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from cnf.datasets.benchmarks import Folder, published_files
 from cnf.datasets.files import REGULAR_FILE, path_kind
-from cnf.datasets.table import closest, split
+from cnf.datasets.splitting import split
+from cnf.datasets.table import closest
 
 Grey = NDArray[np.uint8]
 BYTE_WHITE = 255

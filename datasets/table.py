@@ -1,16 +1,18 @@
-"""Tables of numbers with named columns, and their division into training and test rows."""
+"""Tables of numbers with named columns."""
+
+from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from cnf.datasets.column_types import ColumnType
 
-MIN_SPLIT_ROWS = 10  # a tenth of fewer rows would be empty
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +25,8 @@ class Table:
         columns: Names of the columns, distinct and not blank.
         dropped: Number of rows that were dropped because of missing values.
         categories: Texts of the codes 0, 1, … of each categorical column, by the column's name.
+        types: Types of the columns that hold anything but float64 numbers, by the column's name.
+        notes: Lines on how the table was read, where that is not the plain case.
 
     Raises:
         ValueError: If the values have another shape or type, or names do not fit.
@@ -37,6 +41,8 @@ class Table:
     columns: tuple[str, ...]
     dropped: int = 0
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    types: Mapping[str, ColumnType] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or self.values.dtype != np.float64:
@@ -61,37 +67,23 @@ class Table:
                 "or drop a row index that was saved with the table."
             )
 
+    def select(self, names: Sequence[str]) -> Table:
+        """Return the table of some columns, in their order.
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Indices of training, validation and test rows, each part in random order."""
-
-    train: NDArray[np.intp]
-    validation: NDArray[np.intp]
-    test: NDArray[np.intp]
-
-
-def split(rows: int, seed: int) -> Split:
-    """Divide rows at random into 80 % training, 10 % validation and 10 % test, rounded down.
-
-    Raises:
-        ValueError: If there are fewer than ten rows, or the seed is negative.
-
-    Example:
-        >>> parts = split(25, seed=0)
-        >>> len(parts.train), len(parts.validation), len(parts.test)
-        (21, 2, 2)
-    """
-    if rows < MIN_SPLIT_ROWS:
-        raise ValueError(
-            f"Expected at least {MIN_SPLIT_ROWS} rows, to split them 80/10/10; got {rows}: add "
-            "rows."
+        Example:
+            >>> Table("pairs", np.array([[1.0, 2.0]]), ("x", "y")).select(["y"]).values.tolist()
+            [[2.0]]
+        """
+        if tuple(names) == self.columns:
+            return self
+        values = self.values[:, [self.columns.index(name) for name in names]]
+        return replace(
+            self,
+            values=values,
+            columns=tuple(names),
+            categories={name: self.categories[name] for name in names if name in self.categories},
+            types={name: self.types[name] for name in names if name in self.types},
         )
-    if seed < 0:
-        raise ValueError(f"Expected a seed; got {seed}: give 0 or more.")
-    order = np.random.default_rng(seed).permutation(rows)
-    tenth = rows // 10
-    return Split(train=order[2 * tenth :], validation=order[tenth : 2 * tenth], test=order[:tenth])
 
 
 def closest(name: str, choices: Iterable[str]) -> list[str]:

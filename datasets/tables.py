@@ -10,6 +10,7 @@ import numpy as np
 
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS
 from cnf.datasets.files import ENDINGS, Missing, read_table
+from cnf.datasets.reading import ReadOptions
 from cnf.datasets.table import Table, closest
 from cnf.datasets.toys import TOYS
 
@@ -44,8 +45,10 @@ integer from 0 to 16. Diabetes is scaled by scikit-learn.
 """
 
 
-def load(data: str, missing: Missing = "refuse") -> Table:
+def load(data: str, missing: Missing = "refuse", options: ReadOptions | None = None) -> Table:
     """Load a table by its name in `TABLES`, or from a file as `read_table` does.
+
+    The options `drop` and `only` also hold for the columns of bundled tables.
 
     Raises:
         ValueError: If there is no such name or file, or the file is not a table of finite numbers.
@@ -56,9 +59,13 @@ def load(data: str, missing: Missing = "refuse") -> Table:
         ((178, 13), 'alcohol')
     """
     if data in TABLES:
-        return TABLES[data]()
+        table, options = TABLES[data](), options or ReadOptions()
+        options.check_text(Path(data))
+        return table.select(
+            [table.columns[i] for i in options.kept_columns(Path(data), table.columns)]
+        )
     if Path(data).suffix or sep in data or exists(data):
-        return read_table(data, missing)
+        return read_table(data, missing, options)
     for registry, toys in (("TOYS", TOYS), ("CONDITIONAL_TOYS", CONDITIONAL_TOYS)):
         if data in toys:
             raise ValueError(

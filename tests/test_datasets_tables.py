@@ -1,12 +1,10 @@
-"""The bundled tables, names, splits, and collinear columns."""
+"""The bundled tables, names, and collinear columns."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn.datasets import load_digits, load_wine
 
-from cnf.datasets import TABLES, Table, collinear_columns, load, split
+from cnf.datasets import TABLES, Table, collinear_columns, load
 
 RNG = np.random.default_rng(0)
 A, B, C = RNG.normal(size=(3, 400)) * [[1.0], [1e3], [1e-3]] + [[0.0], [5e4], [1.0]]
@@ -66,25 +64,6 @@ def test_names_and_paths_that_are_no_tables(name, message):
 def test_a_table_checks_itself(values, columns, message):
     with pytest.raises(ValueError, match=message):
         Table("table", values, columns)
-
-
-@settings(max_examples=30)
-@given(rows=st.integers(10, 500), seed=st.integers(0, 2**32))
-def test_split_is_disjoint_exhaustive_and_repeatable(rows, seed):
-    parts, again = split(rows, seed), split(rows, seed)
-    together = np.concatenate([parts.train, parts.validation, parts.test])
-    np.testing.assert_array_equal(np.sort(together), np.arange(rows))
-    assert len(parts.validation) == len(parts.test) == rows // 10
-    np.testing.assert_array_equal(parts.train, again.train)
-    np.testing.assert_array_equal(parts.test, again.test)
-    if rows >= 100:
-        assert not np.array_equal(parts.test, split(rows, seed + 1).test)
-
-
-def test_split_refuses():
-    for rows, seed, message in ((9, 0, "10 rows, .*; got 9: add"), (10, -1, "a seed; got -1")):
-        with pytest.raises(ValueError, match=message):
-            split(rows, seed)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import cnf
 
 ROOT = Path(__file__).parents[1]
 ROOMS = [
-    *("cnf.utils", "cnf.ode", "cnf.fields", "cnf.layers", "cnf.flow", "cnf.variational"),
-    *("cnf.storage", "cnf.training", "cnf.datasets", "cnf.tables", "cnf.diagnostics"),
+    *("cnf.datasets", "cnf.utils", "cnf.ode", "cnf.fields", "cnf.layers", "cnf.flow"),
+    *("cnf.variational", "cnf.storage", "cnf.training", "cnf.tables", "cnf.diagnostics"),
     *("cnf.plotting", "cnf.vae", "cnf", "cnf.scripts"),
 ]
 FOLDERS = {"cnf": "cnf", "datasets": "cnf.datasets", "scripts": "cnf.scripts"}

@@ -17,7 +17,9 @@ import cnf
 from cnf.datasets import BENCHMARKS
 from cnf.fields.regularizers import REGULARIZERS, Regularizer
 from cnf.layers import MovingNorm
+from cnf.tables.schema import Column, Schema
 from cnf.training.checkpoint import TrainingState
+from cnf.training.data import uneven_columns
 from cnf.training.recipes import OLD_NAMES, RECIPES, Recipe, choose_recipe, recipe_of, unused
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -130,6 +132,19 @@ def test_the_recipe_is_chosen_by_size_and_dimension():
     uneven = np.random.default_rng(0).standard_cauchy((500, 1))
     assert choose_recipe(None, 1000, 2, values=uneven)[1].scaling == "gaussianize"
     assert choose_recipe("toy", 1000, 2, values=uneven)[1].scaling == "standardize"
+    # Whole numbers, positive and bounded ones are judged as they are modelled; angles are not.
+    rng = np.random.default_rng(0)
+    spread, even = np.round(1000 * rng.standard_cauchy(500)), rng.poisson(30, 500)
+    columns = np.stack([spread, even, even / 100, rng.random(500) < 0.5, rng.random(500)], 1)
+    kinds = ("integer", {}), ("integer", {"low": 0}), ("bounded", {"low": 0, "high": 1})
+    kinds += ("categorical", {"categories": ("a", "b")}), ("circular", {"low": 0, "high": 1})
+    schema = Schema(tuple(Column(f"x{i}", kind, **given) for i, (kind, given) in enumerate(kinds)))
+    found = schema.continuous(columns)
+    assert found.shape == (500, 4)
+    assert np.array_equal(np.floor(found[:, 0]), spread)
+    assert np.array_equal(np.floor(np.exp(found[:, 1])), even)
+    assert [uneven_columns(column[:, None]) for column in found.T] == [True, False, False, False]
+    assert np.array_equal(found, schema.continuous(columns))
     # Matching goes without a recipe's regularizers.
     own = RECIPES["table-small"]
     assert own.regularization

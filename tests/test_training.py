@@ -10,6 +10,7 @@ import torch
 from helpers import stopping
 
 import cnf
+from cnf.datasets import Table
 from cnf.fields.divergence import AutogradTrace, TangentTrace
 from cnf.ode import Stats, backsolve, solve
 from cnf.tables.schema import Schema
@@ -282,7 +283,10 @@ def test_weights_reach_scaling_and_training():
 def test_a_run_is_its_seeds_bit_for_bit_and_leaves_the_generator_alone(objective):
     """The noise of columns too."""
     values = np.random.default_rng(0).poisson(5.0, size=(300, 2)).astype(float)
-    schema, options = Schema.infer(values, ["a", "b"]), {"objective": objective, "recipe": QUICK}
+    schema, options = (
+        Schema.infer(Table("counts", values, ("a", "b"))),
+        {"objective": objective, "recipe": QUICK},
+    )
 
     def fitted(seed):
         torch.manual_seed(0)

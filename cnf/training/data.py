@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnf.datasets.splitting import divide, row_groups
 from cnf.flow import Flow
 from cnf.layers.scalings.quantiles import gaussianization_gain
 from cnf.training.checkpoint import sha256
@@ -145,15 +146,21 @@ def _weighted(rows: Rows, name: str, weight: Tensor) -> Rows:
 
 
 def hold_out(rows: Rows, generator: torch.Generator) -> tuple[Rows, Rows]:
-    """Split rows at random into nine tenths and one tenth; raise a ValueError below three rows."""
+    """Split rows at random into nine tenths and one tenth; raise a ValueError below three rows.
+
+    Rows that repeat each other, in the sense of `cnf.datasets.row_groups`, stay together.
+    """
     if len(rows) < 3:
         raise ValueError(
             "Expected at least 3 rows, two to train on and one that is held out for validation; "
             f"got {len(rows)}"
         )
-    order = torch.randperm(len(rows), generator=generator).to(rows.x.device)
-    tenth = max(1, len(rows) // 10)
-    return rows[order[tenth:]], rows[order[:tenth]]
+    joined = rows.x if rows.context is None else torch.cat([rows.x, rows.context], 1)
+    groups = row_groups(joined.double().cpu().numpy())
+    order = torch.randperm(len(rows), generator=generator).numpy()
+    held_out, rest = divide(order, [max(1, len(rows) // 10)], groups)
+    train, validation = (torch.from_numpy(part).to(rows.x.device) for part in (rest, held_out))
+    return rows[train], rows[validation]
 
 
 def _check_finite(name: str, values: Tensor) -> None:

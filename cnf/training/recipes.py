@@ -333,8 +333,8 @@ def choose_recipe(
         dim: The number of columns that are modelled.
         conditional: Whether there is a context: a coupling that breaks the condition is replaced.
         objective: The objective, the recipe's when None; matching loses its regularizers.
-        values: Rows of the columns of real numbers: where `uneven_columns` finds them uneven, a
-            recipe that is chosen by the data gaussianizes.
+        values: Rows of the numbers that are modelled, such as `Schema.continuous` returns: where
+            `uneven_columns` finds them uneven, a recipe that is chosen by the data gaussianizes.
 
     Raises:
         ValueError: The name, or that of the objective, is unknown.

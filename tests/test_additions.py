@@ -11,7 +11,7 @@ from test_scripts_running import SMALL, complaint, done, rows_of_table, write_cs
 
 import cnf
 from cnf import CNFDensity
-from cnf.datasets import TOYS
+from cnf.datasets import TOYS, Table
 from cnf.diagnostics.axes import Interval, axes_of
 from cnf.fields import FIELDS
 from cnf.fields.regularizers import REGULARIZERS
@@ -81,12 +81,12 @@ def test_help_names_additions():
 
 
 def test_a_kind_of_column_works_in_schemas_and_estimators(monkeypatch):
-    def infer(values, categories):
-        return Looks(-1.0, 1.0) if np.abs(values).max() < 1 else None
+    def infer(column):
+        return Looks(-1.0, 1.0) if np.abs(column.known).max() < 1 else None
 
     monkeypatch.setattr(KINDS["arctan"], "infer", infer)
     rows = np.tanh(np.random.default_rng(0).normal(size=(300, 2))) * [1.0, 5.0]
-    schema = Schema.infer(rows, ["x", "y"])
+    schema = Schema.infer(Table("t", rows, ("x", "y")))
     assert schema.summary() == ["real        y", "arctan      x from -1 to 1"]
     assert schema.real(rows)[1] == ["y"]
     with pytest.raises(ValueError, match="both bounds for kind arctan in column 'x'; got 1"):

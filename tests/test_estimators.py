@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import polars
+import pyarrow
 import pytest
 import sklearn
 import torch
@@ -156,10 +158,25 @@ def test_mistakes_in_a_fit():
         ({"recipe": "toys"}, {}, "a recipe among toy"),
         ({"objective": "mel"}, {}, "objective to be one of"),
         ({}, {"context": X[:5]}, "inconsistent numbers of samples"),
-        ({}, {"context": np.full(300, np.nan)}, "context contains NaN"),
+        ({}, {"context": np.where(X > 5, np.nan, X)}, r"NaN\) in column 'c0' of context, row"),
+        ({}, {"context": [["a"]] * 300}, "could not convert string to float: 'a'"),
+        ({}, {"X": [["a", 1.0]] * 300}, "numbers in an array; got text, 'a': .*schema=\"infer\""),
+        ({}, {"X": np.where(X > 9, np.inf, X)}, "infinity in column 'x1' of X, row"),
+        ({}, {"X": np.where(X > 9, np.nan, X)}, r"NaN\) in column 'x1' of X, row .*missing=\"drop"),
+        (
+            {"missing": "drop"},
+            {"X": np.where(X[:, [0]] > X[:, 0].min(), [np.nan, 1.0], X)},
+            "3 rows without gaps; got 1 of 300: leave out column 'x0', which has 299",
+        ),
+        ({"missing": "keep"}, {}, "missing among refuse, drop; got 'keep'"),
         ({}, {"sample_weight": np.zeros(300)}, "zero"),
         ({}, {"sample_weight": -np.ones(300)}, "[Nn]egative"),
-        ({}, {"X": np.ones((50, 2))}, "constant: column 0, 1"),
+        (
+            {},
+            {"X": np.ones((50, 2))},
+            "'x0', which is constant, 1 in every row .and 1 more.: leave",
+        ),
+        ({"schema": "infer"}, {"X": np.ones((50, 2))}, "'x0', which is constant, 1 in every row"),
         ({"schema": "guess"}, {}, "a Schema, 'infer' or None for schema; got 'guess'"),
         ({"schema": named}, {}, "a schema of X's columns, x0, x1; got one of a, b"),
         ({"schema": whole}, {}, "of x0: integer; got"),
@@ -181,24 +198,133 @@ def test_mistakes_after_a_fit(density):
             act()
 
 
-def test_inferred_columns_are_drawn_in_their_kinds():
-    rng = np.random.default_rng(0)
-    colours = np.array(["red", "green", "blue"])[rng.choice(3, p=[0.6, 0.3, 0.1], size=300)]
-    columns = {"colour": colours, "count": rng.poisson(30, 300), "share": rng.beta(2, 2, 300)}
-    frame = pd.DataFrame({**columns, "unit": "cm"})
-    density = small(schema="infer", max_steps=2).fit(frame)
-    kinds = [column.kind for column in density.schema_.columns]
-    assert kinds == ["categorical", "integer", "real", "constant"]
-    drawn = density.sample(50, random_state=0)
-    assert list(drawn.columns) == list(frame.columns)
+@pytest.fixture(scope="module")
+def frame():
+    """Columns of many types."""
+    rng, rows = np.random.default_rng(0), 300
+    times = pd.date_range("2024-01-01", periods=rows, freq="90min", tz="Asia/Tokyo")
+    return pd.DataFrame(
+        {
+            "colour": np.array(["red", "green", "blue"])[
+                rng.choice(3, p=[0.6, 0.3, 0.1], size=rows)
+            ],
+            "count": pd.array(rng.poisson(30, rows), "Int64"),
+            "size": pd.Categorical(rng.choice([3, 1], rows), categories=[3, 2, 1], ordered=True),
+            "share": rng.beta(2, 2, rows).astype("float32"),
+            "flag": rng.random(rows) < 0.3,
+            "when": times[rng.permutation(rows)],
+            "price": rng.integers(100, 900, rows) * 100,
+            "unit": "cm",
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def inferred(frame):
+    return small(schema="infer", recipe=MATCHING, max_steps=2).fit(frame)
+
+
+def test_inferred_columns_are_drawn_in_their_types(inferred, frame):
+    kinds = " ".join(column.kind for column in inferred.schema_.columns)
+    assert kinds == "categorical integer categorical real boolean datetime grid constant"
+    drawn = pickle.loads(pickle.dumps(inferred)).sample(50, random_state=0)
+    pd.testing.assert_frame_equal(drawn.head(0), frame.head(0))
     assert set(drawn["colour"]) <= {"red", "green", "blue"}
-    assert drawn["count"].dtype == np.int64
     assert (drawn["unit"] == "cm").all()
+    assert (drawn["price"] % 100 == 0).all()
+    assert np.isfinite(inferred.score_samples(drawn)).all()
+    again = clone(inferred).fit(frame)
+    np.testing.assert_array_equal(again.score_samples(drawn), inferred.score_samples(drawn))
+
+
+def test_a_row_has_its_score_in_any_table(inferred, frame):
+    """With other origins of dates and other codes of categories, too."""
+    whole = inferred.score_samples(frame)
+    assert inferred.score(frame) == whole.mean()
+    for some in (frame.index[frame["colour"] != "blue"][::7], [3], [200]):
+        found = inferred.score_samples(frame.loc[some])
+        np.testing.assert_allclose(found, whole[some], rtol=0, atol=1e-9)
+    gaps = frame.iloc[:5].convert_dtypes().astype({"size": frame["size"].dtype})
+    gaps.loc[2, "flag"] = None
+    with pytest.raises(ValueError, match=r"NaN\) in column 'flag' of X, row 3"):
+        inferred.score_samples(gaps)
+    dropping = pickle.loads(pickle.dumps(inferred)).set_params(missing="drop")
+    found = dropping.score_samples(gaps)
+    np.testing.assert_allclose(found, np.where(np.arange(5) == 2, np.nan, whole[:5]), atol=1e-9)
+    assert dropping.score(gaps) == pytest.approx(np.nanmean(found))
+    assert np.isnan(dropping.score_samples(gaps[2:3])).all()
+
+
+@pytest.mark.parametrize("kind", [polars.from_pandas, pyarrow.Table.from_pandas])
+def test_tables_of_other_libraries(kind, frame):
+    table = kind(frame.drop(columns="size"))
+    density = small(schema="infer", recipe=MATCHING, max_steps=2).fit(table)
+    assert list(density.feature_names_in_) == list(frame.drop(columns="size"))
+    drawn = pickle.loads(pickle.dumps(density)).sample(3, random_state=0)
+    assert (type(drawn), drawn.schema) == (type(table), table.schema)
     assert np.isfinite(density.score_samples(drawn)).all()
-    few = drawn[drawn["colour"] != "green"]  # whose categories have other numbers
-    assert np.isfinite(density.score_samples(few)).all()
-    again = clone(density).fit(frame)
-    np.testing.assert_array_equal(again.score_samples(drawn), density.score_samples(drawn))
+
+
+@pytest.mark.parametrize("labels", [[0, 1], pd.MultiIndex.from_tuples([("a", 1), ("a", "b")])])
+def test_any_labels(labels):
+    frame = pd.DataFrame(X.astype("float32")).set_axis(labels, axis=1)
+    density = matched(2).fit(frame)
+    assert not hasattr(density, "feature_names_in_")
+    pd.testing.assert_frame_equal(density.sample(3).head(0), frame.head(0))
+    np.testing.assert_array_equal(
+        density.score_samples(frame), density.score_samples(frame.to_numpy())
+    )
+
+
+def test_columns_that_are_no_numbers_are_named_without_a_schema(frame):
+    for column, held in (
+        ("colour", "text"),
+        ("size", "categories"),
+        ("flag", "booleans"),
+        ("when", "dates"),
+    ):
+        message = f"column '{column}', which holds {held}: pass schema=\"infer\", or leave it out"
+        with pytest.raises(ValueError, match=message):
+            small().fit(frame[["share", column]])
+    with pytest.raises(ValueError, match="column 'colour', which holds text: encode it"):
+        small().fit(frame[["share"]], context=frame[["colour"]])
+
+
+def test_gaps_masks_and_weights():
+    """Their rows are left out, of weights and contexts, too."""
+    masked = np.ma.masked_greater(X, 9)
+    weight, context = np.arange(300.0), np.where(X[:, 0] < 4, np.nan, X[:, 0])
+    keep = ~masked.mask.any(1) & ~np.isnan(context)
+    dropping, plain = (
+        small(recipe=MATCHING, max_steps=2, missing=how) for how in ("drop", "refuse")
+    )
+    dropping.fit(masked, sample_weight=weight, context=context)
+    plain.fit(X[keep], sample_weight=weight[keep], context=context[keep])
+    np.testing.assert_array_equal(
+        dropping.score_samples(masked, context=context)[keep],
+        plain.score_samples(X[keep], context=context[keep]),
+    )
+    with pytest.raises(ValueError, match="NaN"):
+        dropping.sample(1, context=context)
+
+
+def test_a_constant_context_is_ignored():
+    context = np.stack([np.ones(300), X[:, 0]], axis=1)
+    both = small(recipe=MATCHING, max_steps=2).fit(X, context=polars.DataFrame(context))
+    one = small(recipe=MATCHING, max_steps=2).fit(X, context=X[:, 0])
+    np.testing.assert_array_equal(
+        both.score_samples(X, context=context), one.score_samples(X, context=X[:, 0])
+    )
+    none = small(recipe=MATCHING, max_steps=2).fit(X, context=np.ones(300))
+    assert none.sample(2, context=[1.0, 1.0, 1.0]).shape == (6, 2)
+    assert none.score_samples(X[:4], context=np.ones(4)).shape == (4,)
+
+
+def test_warnings_name_columns():
+    columns = {"x": X[:, 0], "spend": np.where(X[:, 1] < 6, 0.0, X[:, 1])}
+    for schema in (None, "infer"):
+        with pytest.warns(UserWarning, match=r"column 'spend' is 0 in \d+ % of rows: no density"):
+            small(schema=schema, recipe=MATCHING, max_steps=1).fit(pd.DataFrame(columns))
 
 
 def test_a_given_schema():

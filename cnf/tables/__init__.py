@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 from cnf.utils.lazy import lazy_package
 
 if TYPE_CHECKING:
+    from cnf.tables.dates import date_parts
     from cnf.tables.estimators import CNFDensity
     from cnf.tables.schema import Column, Schema
 else:
     __getattr__, __dir__ = lazy_package(
-        __name__, {"estimators": "CNFDensity", "schema": "Column Schema"}
+        __name__, {"dates": "date_parts", "estimators": "CNFDensity", "schema": "Column Schema"}
     )
 
-__all__ = ["CNFDensity", "Column", "Schema"]
+__all__ = ["CNFDensity", "Column", "Schema", "date_parts"]

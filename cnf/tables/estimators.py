@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from math import log
-from typing import Self
+from dataclasses import replace
+from typing import Any, Self
 from warnings import warn
 
 import numpy as np
@@ -13,12 +12,22 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
-from cnf.datasets import Table, degeneracies, frame_table, table_frame
+from cnf.datasets import (
+    MISSING,
+    Missing,
+    Table,
+    degeneracies,
+    frame_table,
+    from_any,
+    table_frame,
+)
 from cnf.flow import Flow
+from cnf.layers.scalings.scaling import constant_columns
+from cnf.tables.inputs import check_numbers, complete_rows, context_table, is_frame, unmasked
 from cnf.tables.schema import Column, Schema
 from cnf.training.callbacks import ProgressBar
 from cnf.training.loop import fit
@@ -31,13 +40,15 @@ State = int | np.random.RandomState | None
 SOLVE_ROWS = 1000  # rows in one solve
 TRACE_PROBES = 16  # for each row, to estimate the error of an estimated trace
 NOISE_DRAWS = 8  # for each row, where there are whole numbers or categories
+MIN_ROWS = 3
 
 
 class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     """A continuous normalizing flow as a scikit-learn density estimator.
 
     Fits log p(X), or log p(X | context), by `cnf.fit`, holding out a tenth of the rows to select
-    the best weights on. Densities are in the units of X, in float64.
+    the best weights on. Densities are in the units of X, in float64. X may be an array, or a table
+    of pandas, polars or pyarrow, and samples are of the same kind and types.
 
     Args:
         recipe: A `cnf.training.recipes.Recipe` or the name of one; chosen by the data's size and
@@ -45,6 +56,8 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         schema: The columns of X, a `cnf.tables.schema.Schema` with their names (x0, x1, … where X
             has none); `"infer"` for the kinds that they look like, text for categories; all are
             real numbers when None.
+        missing: The treatment of missing values, which are NaN, null or masked: `"refuse"` them, or
+            `"drop"` their rows, whose scores are NaN.
         objective: `"hybrid"`, `"mle"` or `"matching"`; the recipe's when None.
         budget: Seconds of training, None for no limit on them.
         max_steps: The most optimizer steps. A fit that they end, and not the budget, depends on
@@ -73,6 +86,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         *,
         recipe: str | Recipe | None = None,
         schema: Schema | str | None = None,
+        missing: Missing = "refuse",
         objective: str | None = None,
         budget: float | None = 60,
         max_steps: int | None = None,
@@ -82,6 +96,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.recipe = recipe
         self.schema = schema
+        self.missing = missing
         self.objective = objective
         self.budget = budget
         self.max_steps = max_steps
@@ -91,52 +106,70 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(
         self,
-        X: ArrayLike,
+        X: Any,
         y: object = None,
         sample_weight: ArrayLike | None = None,
-        context: ArrayLike | None = None,
+        context: Any = None,
     ) -> Self:
         """Fit the flow to X, given a context where there is one.
 
         Args:
-            X: Shape (n_samples, n_features), finite; after a DataFrame, samples are one too.
+            X: Shape (n_samples, n_features), finite.
             y: Not used.
             sample_weight: Shape (n_samples,), at least 0: how often each row is repeated. Only
                 their ratios matter.
-            context: Shape (n_samples, n_context_features) or (n_samples,), finite.
+            context: Shape (n_samples, n_context_features) or (n_samples,), finite. A column that
+                does not vary is ignored.
 
         Raises:
             ValueError: A shape does not fit, a value is not finite or not allowed in its column,
                 a column of real numbers is constant, or a parameter is out of range.
             cnf.training.TrainingError: Every step failed.
+
+        Warns:
+            UserWarning: A column is redundant, looks like an id, or has no density.
         """
-        self._frames = isinstance(X, pd.DataFrame)
-        numbers, texts = self._numbers(X)
-        rows: Array = validate_data(self, numbers, dtype=np.float64, ensure_min_samples=3)
-        self.schema_ = self._schema(rows, texts)
-        rows = self.schema_.numbers(rows, texts)
-        self.schema_.check(rows)
-        self.schema_.check_apart(rows)
-        for found in degeneracies(*self.schema_.real(rows)):
-            warn(str(found), stacklevel=2)
+        if self.missing not in MISSING:
+            raise ValueError(f"Expected missing among {', '.join(MISSING)}; got {self.missing!r}")
+        self._like = X[:0] if is_frame(X) else None  # restores the kind and the types of X
+        table = self._table(X, reset=True)
+        given = [] if context is None else [context_table(context)]
+        for each in given:
+            check_consistent_length(table.values, each.values)
+        self.n_context_features_in_ = sum(len(each.columns) for each in given)
+        complete = complete_rows(table, *given, drop=self.missing == "drop")
+        if complete.sum() < MIN_ROWS:
+            gaps = np.isnan(table.values).sum(0)
+            raise ValueError(
+                f"Expected at least {MIN_ROWS} rows without gaps; got {complete.sum()} of "
+                f"{len(complete)}: leave out column {table.columns[gaps.argmax()]!r}, which has "
+                f"{gaps.max()} gaps"
+            )
         weight = sample_weight
         if weight is not None:
-            weight = _check_sample_weight(weight, rows, dtype=np.float64, ensure_non_negative=True)
-        given = None if context is None else _matrix(context, len(rows))
-        self.n_context_features_in_ = 0 if given is None else given.shape[1]
+            options = {"dtype": np.float64, "ensure_non_negative": True}
+            weight = _check_sample_weight(weight, table.values, **options)[complete]
+        table = replace(table, values=table.values[complete])
+        self.schema_ = self._schema(table)
+        rows = self.schema_.numbers(table.values, table.categories, table.types)
+        self._check(rows)
+        contexts = given[0].values[complete] if given else np.empty((len(rows), 0))
+        constant = constant_columns(torch.from_numpy(contexts).float()) if contexts.size else []
+        self._context_kept = [i for i in range(contexts.shape[1]) if i not in constant]
+        contexts = contexts[:, self._context_kept]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         recipe = self.recipe
         if not isinstance(recipe, Recipe):
-            known = (len(rows), self.schema_.width, given is not None, self.objective)
-            _, recipe = choose_recipe(recipe, *known, self.schema_.real(rows)[0])
+            known = (len(rows), self.schema_.width, bool(contexts.size), self.objective)
+            _, recipe = choose_recipe(recipe, *known, self.schema_.continuous(rows))
         with seeded(seed):
             layers = self.schema_.layers(rows)
-            flow = recipe.flow(self.schema_.width, self.n_context_features_in_, layers)
+            flow = recipe.flow(self.schema_.width, len(self._context_kept), layers)
         flow = flow.to(self._device())
         self.history_ = fit(
             flow,
             torch.tensor(rows),
-            context=None if given is None else torch.tensor(given),
+            context=torch.tensor(contexts) if contexts.size else None,
             weight=None if weight is None else torch.tensor(weight),
             objective=self.objective,
             recipe=recipe,
@@ -148,25 +181,24 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.flow_ = flow.cpu().double()
         return self
 
-    def score_samples(self, X: ArrayLike, context: ArrayLike | None = None) -> Array:
+    def score_samples(self, X: Any, context: Any = None) -> Array:
         """Return the log-densities log p(x | context) in nats, shape (n_samples,).
 
-        With whole numbers or categories it is a bound, by several draws of noise.
+        With whole numbers or categories it is a bound, by several draws of noise that depend on the
+        row alone. A row with missing values, where `missing` is `"drop"`, has NaN.
 
         Raises:
             ValueError: A shape does not fit, or a value is not finite.
             sklearn.exceptions.NotFittedError: There is no fit yet.
             cnf.SolveError: Rows lie where the flow cannot be integrated; the message names them.
         """
-        flow, x, given = self._scored(X, context)
+        flow, x, given, complete = self._scored(X, context)
         draws = NOISE_DRAWS if flow.noisy else 1
-        with torch.no_grad(), seeded(0, flow.like.device):
-            found = [flow.log_prob(x, given, max_batch=SOLVE_ROWS) for _ in range(draws)]
-        return np.asarray((torch.stack(found).logsumexp(0) - log(draws)).cpu().numpy())
+        with torch.no_grad():
+            found = flow.log_prob(x, given, max_batch=SOLVE_ROWS, seed=0, draws=draws)
+        return _spread(found, complete)
 
-    def score_samples_uncertainty(
-        self, X: ArrayLike, context: ArrayLike | None = None
-    ) -> tuple[Array, Array]:
+    def score_samples_uncertainty(self, X: Any, context: Any = None) -> tuple[Array, Array]:
         """Return log-densities in nats and their uncertainty for 95 % of rows, each (n_samples,).
 
         They are the `log_prob` and `uncertainty` of `cnf.Scores`: NaN for rows that cannot be
@@ -176,22 +208,22 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: A shape does not fit, or a value is not finite.
             sklearn.exceptions.NotFittedError: There is no fit yet.
         """
-        flow, x, given = self._scored(X, context)
+        flow, x, given, complete = self._scored(X, context)
         generator = torch.Generator().manual_seed(0)
         probes = NOISE_DRAWS if flow.noisy else TRACE_PROBES
         scores = flow.score(x, given, probes=probes, generator=generator, max_batch=SOLVE_ROWS)
-        return scores.log_prob.cpu().numpy(), scores.uncertainty.cpu().numpy()
+        return _spread(scores.log_prob, complete), _spread(scores.uncertainty, complete)
 
-    def score(self, X: ArrayLike, y: object = None, context: ArrayLike | None = None) -> float:
-        """Return the mean log-density of the rows, in nats, as `GaussianMixture` does."""
-        return float(self.score_samples(X, context).mean())
+    def score(self, X: Any, y: object = None, context: Any = None) -> float:
+        """Return the mean log-density of the complete rows, in nats, as `GaussianMixture` does."""
+        return float(np.nanmean(self.score_samples(X, context)))
 
     def sample(
         self,
         n_samples: int = 1,
         random_state: State = None,
-        context: ArrayLike | None = None,
-    ) -> Array | pd.DataFrame:
+        context: Any = None,
+    ) -> Any:
         """Draw samples from the density.
 
         Args:
@@ -201,7 +233,8 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns:
             Shape (n_samples, n_features), or (n_contexts · n_samples, n_features) in the
-            order of the contexts; a DataFrame where the flow was fitted to one.
+            order of the contexts; an array, or a table of the kind and the types that the flow was
+            fitted to.
 
         Raises:
             ValueError: The number is not positive, or a shape does not fit.
@@ -209,64 +242,103 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         if n_samples < 1:
             raise ValueError(f"Expected n_samples of at least 1; got {n_samples}")
-        given = self._context(context, None)
-        flow, schema, repeated = self._flow(), self.schema_, None
-        if given is not None:
-            repeated = torch.tensor(given).to(flow.like).repeat_interleave(n_samples, 0)
-        shape = n_samples if given is None else ()
+        given, flow = self._context(context), self._flow()
+        total = n_samples if context is None else n_samples * len(given.values)
+        complete_rows(given, drop=False)
+        contexts = self._contexts(given.values, flow)
+        if contexts is not None:
+            contexts = contexts.repeat_interleave(n_samples, 0)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         with seeded(seed, flow.like.device):
-            x = flow.sample(shape, repeated, max_batch=SOLVE_ROWS)
-        drawn: Array = schema.tabled(x.cpu().numpy())
-        if not self._frames:
-            return drawn
-        table = Table("draws", drawn, schema.names, categories=schema.texts)
-        return table_frame(table, schema.whole).set_axis(self.feature_names_in_, axis=1)
+            shape = total if contexts is None else ()
+            x = flow.sample(shape, contexts, max_batch=SOLVE_ROWS)
+        drawn = self.schema_.table(x.cpu().numpy())
+        return drawn.values if self._like is None else from_any(self._like)[1](table_frame(drawn))
 
     def _scored(
-        self, X: ArrayLike, context: ArrayLike | None
-    ) -> tuple[Flow, Tensor, Tensor | None]:
+        self, X: Any, context: Any
+    ) -> tuple[Flow, Tensor, Tensor | None, NDArray[np.bool_]]:
+        """Return the flow, the complete rows and contexts as its tensors, and which these are."""
         check_is_fitted(self)
-        numbers, texts = self._numbers(X)
-        rows: Array = validate_data(self, numbers, dtype=np.float64, reset=False)
-        rows = self.schema_.numbers(rows, texts)
-        given, flow = self._context(context, len(rows)), self._flow()
-        contexts = None if given is None else torch.tensor(given).to(flow.like)
-        return flow, torch.tensor(rows).to(flow.like), contexts
+        table, given, flow = self._table(X, reset=False), self._context(context), self._flow()
+        if context is None:
+            given = replace(given, values=np.empty((len(table.values), 0)))
+        check_consistent_length(table.values, given.values)
+        complete = complete_rows(table, given, drop=self.missing == "drop")
+        rows = self.schema_.numbers(table.values[complete], table.categories, table.types)
+        contexts = self._contexts(given.values[complete], flow)
+        return flow, torch.tensor(rows).to(flow.like), contexts, complete
 
-    def _numbers(self, X: ArrayLike) -> tuple[ArrayLike, Mapping[str, tuple[str, ...]]]:
-        """Return X with text as the numbers of categories, and these."""
-        if self.schema is None or not isinstance(X, pd.DataFrame):
-            return X, {}
-        table = frame_table(X, "X")
-        return pd.DataFrame(table.values, X.index, X.columns), table.categories
+    def _table(self, X: Any, reset: bool) -> Table:
+        """Return X as a table, after scikit-learn's checks of its shape and names."""
+        options: dict[str, Any] = {"dtype": np.float64, "reset": reset, "ensure_all_finite": False}
+        options |= {"ensure_min_samples": MIN_ROWS} if reset else {}
+        if not is_frame(X):
+            try:
+                rows: Array = validate_data(self, unmasked(X), **options)
+            except ValueError as error:
+                if "could not convert string" not in str(error):
+                    raise
+                reason = str(error).partition(": ")[2]
+                raise ValueError(
+                    f"Expected numbers in an array; got text, {reason}: pass a table, such as "
+                    'pandas.DataFrame(X), with schema="infer"'
+                ) from None
+            names = [f"x{i}" for i in range(rows.shape[1])] if reset else self.schema_.names
+            return Table("X", rows, tuple(names))
+        frame, _ = from_any(X)
+        table = frame_table(frame, "X", None if reset else self.schema_.types)
+        labels = X.columns if isinstance(X, pd.DataFrame) else frame.columns
+        named = all(isinstance(label, str) for label in labels)  # as scikit-learn demands
+        validate_data(self, pd.DataFrame(table.values, None, labels if named else None), **options)
+        return table
 
-    def _schema(self, rows: Array, texts: Mapping[str, tuple[str, ...]]) -> Schema:
-        default = (f"x{i}" for i in range(rows.shape[1]))
-        names = [str(name) for name in getattr(self, "feature_names_in_", default)]
+    def _schema(self, table: Table) -> Schema:
+        """Return the schema of a table without missing values, as the parameter says."""
+        if isinstance(self.schema, str) and self.schema == "infer":
+            found = Schema.infer(table)
+            return found.without_constants(
+                found.numbers(table.values, table.categories, table.types)
+            )
+        columns = [Column(name, type=table.types.get(name)) for name in table.columns]
         if self.schema is None:
-            return Schema(tuple(Column(name) for name in names))
-        if self.schema == "infer":
-            return Schema.infer(rows, names, texts)
+            check_numbers(table, 'pass schema="infer", or leave it out')
+            return Schema(tuple(columns))
         if not isinstance(self.schema, Schema):
             raise ValueError(f"Expected a Schema, 'infer' or None for schema; got {self.schema!r}")
-        if list(self.schema.names) != names:
-            wanted, got = (", ".join(each[:10]) for each in (names, self.schema.names))
+        if self.schema.names != table.columns:
+            wanted, got = (", ".join(each[:10]) for each in (table.columns, self.schema.names))
             raise ValueError(f"Expected a schema of X's columns, {wanted}; got one of {got}")
-        return self.schema
+        return Schema(tuple(columns)).with_columns(
+            {each.name: each for each in self.schema.columns}
+        )
 
-    def _context(self, context: ArrayLike | None, rows: int | None) -> Array | None:
+    def _check(self, rows: Array) -> None:
+        """Refuse rows that have no density, and warn of those that seem to have none."""
+        self.schema_.check(rows)
+        self.schema_.check_varying(rows)
+        self.schema_.check_apart(rows)
+        for found in (*degeneracies(*self.schema_.real(rows)), *self.schema_.remarks(rows)):
+            warn(str(found), stacklevel=3)
+
+    def _context(self, context: Any) -> Table:
+        """Return a context as a table, of no columns for None."""
         count = self.n_context_features_in_
         if (context is None) != (count == 0):
             wanted = f"a context of {count} columns" if count else "no context"
             got = "none" if context is None else "one"
             raise ValueError(f"Expected {wanted}, as in fit; got {got}")
-        if context is None:
-            return None
-        matrix = _matrix(context, rows)
-        if matrix.shape[1] != count:
-            raise ValueError(f"Expected a context of {count} columns; got {matrix.shape[1]}")
-        return matrix
+        given = (
+            Table("context", np.empty((1, 0)), ()) if context is None else context_table(context)
+        )
+        if len(given.columns) != count:
+            raise ValueError(f"Expected a context of {count} columns; got {len(given.columns)}")
+        return given
+
+    def _contexts(self, values: Array, flow: Flow) -> Tensor | None:
+        """Return the columns of a context that varied in fit as a tensor; None where none did."""
+        kept = self._context_kept
+        return torch.tensor(values[:, kept]).to(flow.like) if kept else None
 
     def _device(self) -> torch.device:
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -276,9 +348,8 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         return self.flow_ if device.type == "cpu" else copy.deepcopy(self.flow_).to(device)
 
 
-def _matrix(context: ArrayLike, rows: int | None) -> Array:
-    found: Array = check_array(context, dtype=np.float64, ensure_2d=False, input_name="context")
-    found = found.reshape(-1, 1) if found.ndim < 2 else found
-    if rows is not None:
-        check_consistent_length(found, np.empty((rows, 0)))
+def _spread(scores: Tensor, complete: NDArray[np.bool_]) -> Array:
+    """Return the scores of complete rows at their places among all, NaN for the others."""
+    found = np.full(len(complete), np.nan)
+    found[complete] = scores.double().cpu().numpy()
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
@@ -12,13 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cnf.datasets.column_types import ColumnType
+from cnf.datasets.table import Table
 from cnf.layers import Concatenate, Identity, Layer
 from cnf.layers.scalings.scaling import coarse_columns, constant_columns
-from cnf.tables.kinds import KINDS, ColumnKind
+from cnf.tables.kinds import KINDS, Atoms, ColumnKind, ColumnValues, Unknown
+from cnf.tables.remarks import remarks_on
+from cnf.utils.random import seeded
 
 Array = NDArray[np.float64]
 
 MAX_SHOWN_COLUMNS = 8  # of a kind, in a summary
+MAX_MODELLED_NUMBERS = 1_000_000  # of the rows that show the modelled columns' distributions
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,15 @@ class Column:
         kind: A name in `cnf.tables.kinds.KINDS`.
         low: Lower bound, or the constant.
         high: Upper bound.
-        categories: The categories' names, which the table has as their numbers, counted from 0; of
-            a constant that is text, that text.
+        categories: The categories' names, which the table has as their numbers, counted from 0.
+        step: The step that values are multiples of: for kinds with a mass the distance of values,
+            for those with a density that of draws.
+        origin: The value that multiples of the step are counted from; None for `low`, or for 0.
+        atoms: The values that occur with a mass beside a density, each with its share of the rows.
+        type: The values' type in tables; None for one that suits the kind.
 
     Raises:
-        ValueError: The kind is unknown, or has other bounds or categories than are given, or these
+        ValueError: The kind is unknown, or has other attributes than are given, or the categories
             are not distinct texts.
     """
 
@@ -43,6 +52,10 @@ class Column:
     low: float | None = None
     high: float | None = None
     categories: tuple[str, ...] = ()
+    step: float | None = None
+    origin: float | None = None
+    atoms: Atoms = ()
+    type: ColumnType | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -53,16 +66,30 @@ class Column:
         self.of_kind.check()
 
     @staticmethod
-    def infer(name: str, values: Array, categories: tuple[str, ...] = ()) -> Column:
-        """Return a column of the most special kind that values (rows,) look like."""
-        looks = ((kind, each.infer(values, categories)) for kind, each in [*KINDS.items()][::-1])
+    def infer(given: ColumnValues) -> Column:
+        """Return a column of the most special kind that values look like.
+
+        Raises:
+            ValueError: All values are missing, or there are too many categories.
+        """
+        if not len(given.known):
+            raise ValueError(
+                f"Expected values in column {given.name!r}; got none: leave it out "
+                f"(--drop {given.name})"
+            )
+        looks = ((kind, each.infer(given)) for kind, each in [*KINDS.items()][::-1])
         kind, found = next((kind, found) for kind, found in looks if found is not None)
-        return Column(name, kind, *found)
+        return Column(given.name, kind, **found._asdict()).with_type(given.type)
+
+    def with_type(self, type: ColumnType) -> Column:
+        """Return the column with a type, None where it is the one that suits the kind."""
+        plain = replace(self, type=None)
+        return plain if plain.of_kind.table_type == type else replace(self, type=type)
 
     @cached_property
     def of_kind(self) -> ColumnKind:
         """The column as one of its kind."""
-        return KINDS[self.kind](self.name, self.kind, self.low, self.high, self.categories)
+        return KINDS[self.kind](**vars(self))
 
     @property
     def width(self) -> int:
@@ -86,12 +113,12 @@ class Schema:
         columns: At least one, their names distinct.
 
     Example:
-        >>> rows = np.array([[0.5, 3.0], [-1.5, 7.0], [0.25, 1e3]])
-        >>> schema = Schema.infer(rows, ["x", "n"])
+        >>> table = Table("t", np.array([[0.5, 3.0], [-1.5, 7.0], [0.25, 1e3]]), ("x", "n"))
+        >>> schema = Schema.infer(table)
         >>> [column.describe() for column in schema.columns]
-        ['x: real', 'n: integer']
-        >>> [type(layer).__name__ for layer in schema.layers(rows)]
-        ['Concatenate']
+        ['x: real', 'n: integer from 0']
+        >>> [type(layer).__name__ for layer in schema.layers(schema.numbers(table.values))]
+        ['Concatenate', 'Concatenate']
     """
 
     columns: tuple[Column, ...]
@@ -102,26 +129,45 @@ class Schema:
             raise ValueError(f"Expected columns with distinct names; got {names}")
 
     @staticmethod
-    def infer(
-        values: Array, names: Sequence[str], categories: Mapping[str, Sequence[str]] | None = None
-    ) -> Schema:
-        """Return the schema that a table looks to have.
+    def infer(table: Table, rounded: bool = True) -> Schema:
+        """Return the schema that a table looks to have; missing values are left out.
 
-        A column of one value is constant; one with categories categorical; one of whole numbers
-        integer, from its smallest to its largest where these are few and all between them occur;
-        one above 0 with a long tail positive where its logarithm is much less skewed; others are
-        real. No column is inferred to be bounded or circular.
+        - A column of one value is constant.
+        - One with categories, whatever these are, is categorical, and booleans are boolean.
+        - Dates are datetimes, of the greatest step between them.
+        - Decimals are a spike where single values have many rows and nearly all others are
+          different; and a grid where they are multiples of a step and a tenth of them are ties. A
+          density of other multiples of a step has its draws rounded to it.
+        - Whole numbers are integers, and a grid where they are multiples of a step above 1 or
+          beyond 2^18. They are bounded where they are few and all between them occur, and from 0
+          where they are counts, which begin near 0 and are not negative.
+        - Numbers above 0 with a long tail are positive where their logarithm is much less skewed.
+        - All others are real. No column is inferred to be bounded or circular.
 
         Args:
-            values: Shape (rows, columns).
-            names: The columns' names.
-            categories: The categories' names of columns that hold the numbers of categories.
+            table: The table.
+            rounded: Whether to look for steps and spikes.
+
+        Raises:
+            ValueError: A column has more than a hundred categories, or no value.
         """
-        texts = [tuple((categories or {}).get(name, ())) for name in names]
-        return Schema(tuple(map(Column.infer, names, values.T, texts)))
+        return Schema(
+            tuple(
+                Column.infer(
+                    ColumnValues(
+                        name,
+                        values,
+                        table.categories.get(name),
+                        table.types.get(name, ColumnType()),
+                        rounded,
+                    )
+                )
+                for name, values in zip(table.columns, table.values.T, strict=True)
+            )
+        )
 
     @staticmethod
-    def of(entries: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> dict[str, Column]:
+    def of(entries: Mapping[str, Mapping[str, Any]], names: Collection[str]) -> dict[str, Column]:
         """Return columns in JSON by name: {"age": {"kind": "integer", "low": 0}, …}.
 
         Raises:
@@ -134,38 +180,60 @@ class Schema:
             if name not in names:
                 raise ValueError(
                     f"Expected columns of the table in the schema; got {name!r}, which is "
-                    f"none of {', '.join(names[:10])}"
+                    f"none of {', '.join([*names][:10])}"
                 )
             try:
-                categories = tuple(entry.get("categories", ()))
-                found[name] = Column(name, **{**entry, "categories": categories})
+                found[name] = Column(name, **_attributes(entry))
             except (AttributeError, OverflowError, TypeError):
                 raise ValueError(
-                    f"Expected kind, low, high and categories for column {name!r}; got {entry!r}"
+                    f"Expected kind, low, high and categories for column {name!r}, or step, "
+                    f"origin, atoms and type; got {entry!r}"
                 ) from None
         return found
 
-    def without_constants(self, values: Array) -> Schema:
+    def without_constants(self, numbers: Array) -> Schema:
         """Return the schema with numbers that do not vary, in single precision, as constants.
 
         Whole numbers and categories stay what they are, since other rows may have others.
         """
-        constant = constant_columns(torch.from_numpy(values).float())
+        constant = constant_columns(torch.from_numpy(numbers).float())
         return self.with_columns(
             {
-                column.name: Column(column.name, "constant", float(values[0, i]))
+                column.name: Column(column.name, "constant", float(numbers[0, i]))
                 for i, column in enumerate(self.columns)
                 if i in constant and column.of_kind.on_line
             }
         )
 
-    def check_apart(self, values: Array) -> None:
+    def check_varying(self, numbers: Array) -> None:
+        """Raise a ValueError where numbers with a density do not vary, or where nothing does."""
+        constant = constant_columns(torch.from_numpy(numbers))
+        found = [i for i in constant if self.columns[i].of_kind.on_line]
+        found = found or ([] if self.width else [*range(len(self.columns))])
+        if found:
+            i = found[0]
+            others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise ValueError(
+                f"Expected columns that vary; got column {self.columns[i].name!r}, which is "
+                f"constant, {self.columns[i].text(numbers[0, i])} in every row{others}: leave it "
+                f"out (--drop {self.columns[i].name}), since a constant has no density"
+            )
+
+    def check_apart(self, numbers: Array) -> None:
         """Raise a ValueError where single precision does not resolve numbers with a density."""
-        for i, coarse in coarse_columns(torch.from_numpy(values)).items():
+        for i, coarse in coarse_columns(torch.from_numpy(numbers)).items():
             if self.columns[i].of_kind.on_line:
                 raise ValueError(
                     f"Expected columns of numbers apart; got {self.columns[i].name!r}, {coarse}"
                 )
+
+    def remarks(self, numbers: Array) -> list[str]:
+        """Return a line on each column of numbers (rows, columns) that is better left out.
+
+        These are ids, and numbers with a density of which some occur with a mass.
+        """
+        pairs = zip(self.columns, numbers.T, strict=True)
+        return [line for column, each in pairs for line in remarks_on(column.of_kind, each)]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -177,14 +245,28 @@ class Schema:
         places = [i for i, column in enumerate(self.columns) if column.name not in names]
         return Schema(tuple(self.columns[i] for i in places)), places
 
-    def real(self, values: Array) -> tuple[Array, list[str]]:
+    def real(self, numbers: Array) -> tuple[Array, list[str]]:
         """Return the numbers with a density that are modelled as they are, and their names."""
         places = [
             i
             for i, column in enumerate(self.columns)
             if column.of_kind.on_line and isinstance(column.of_kind.continuous_layer(), Identity)
         ]
-        return values[:, places], [self.columns[i].name for i in places]
+        return numbers[:, places], [self.columns[i].name for i in places]
+
+    def continuous(self, values: Array) -> Array:
+        """Return the numbers that are modelled for the first rows, but those of angles.
+
+        They are what a scaling is fitted to: positive and bounded numbers through their layers,
+        whole numbers and categories with noise, which is the same in every call.
+        """
+        x = values[: max(1, MAX_MODELLED_NUMBERS // max(1, self.width))]
+        layers, found = self.layers(x), torch.tensor(x)
+        with torch.no_grad(), seeded(0):
+            for layer in reversed(layers):
+                found = layer.pull(found).value
+        angles = (layers[0].circular if layers else None) or ()
+        return np.delete(found.numpy(), angles, axis=1)
 
     @property
     def noisy(self) -> bool:
@@ -202,40 +284,66 @@ class Schema:
         return tuple(column.name for column in self.columns if not column.width)
 
     @property
-    def texts(self) -> dict[str, tuple[str, ...]]:
-        """The categories' names of the columns that hold text in tables."""
-        return {
-            column.name: column.categories
-            for column in self.columns
-            if column.categories and not column.of_kind.numeric_categories
-        }
+    def types(self) -> dict[str, ColumnType]:
+        """The columns' types in tables."""
+        return {column.name: column.of_kind.table_type for column in self.columns}
 
-    @property
-    def whole(self) -> tuple[str, ...]:
-        """The columns that hold whole numbers in tables."""
-        return tuple(column.name for column in self.columns if column.of_kind.whole)
+    def numbers(
+        self,
+        values: Array,
+        categories: Mapping[str, Sequence[str]] | None = None,
+        types: Mapping[str, ColumnType] | None = None,
+        unknown: Unknown = "raise",
+    ) -> Array:
+        """Return the numbers (rows, columns) of a table's values, as a flow models them.
 
-    def numbers(self, values: Array, categories: Mapping[str, Sequence[str]]) -> Array:
-        """Return a table's values (rows, columns) with categories as their numbers in the schema.
+        They are the numbers of categories in the schema, and the counts of the steps of grids.
+
+        Args:
+            values: Shape (rows, columns); NaN, for missing values, stays NaN.
+            categories: The texts of codes, by column.
+            types: The types of the values, by column; the schema's when None.
+            unknown: Whether to `"raise"` an error for a category that the schema does not have, or
+                to `"keep"` it as −1.
 
         Raises:
             ValueError: A column is text in the table alone, or a category is unknown.
         """
-        pairs = zip(self.columns, values.T, strict=True)
-        found = [each.of_kind.numbers(column, categories.get(each.name)) for each, column in pairs]
+        types = self.types if types is None else types
+        found = []
+        for column, each in zip(self.columns, values.T, strict=True):
+            texts = (categories or {}).get(column.name)
+            type = types.get(column.name, ColumnType())
+            given = ColumnValues(column.name, each, None if texts is None else tuple(texts), type)
+            found.append(column.of_kind.numbers(given, unknown))
         return np.column_stack(found)
 
-    def tabled(self, values: Array) -> Array:
-        """Return draws as a table has them: numeric categories as numbers, bounds to the digit.
+    def table(self, numbers: Array, name: str = "draws") -> Table:
+        """Return a table of numbers (rows, columns) that were drawn, with its types.
 
-        A flow computes in single precision, which rounds bounds and constants.
+        A flow computes in single precision, which rounds bounds, steps and constants.
         """
-        pairs = zip(self.columns, values.T.astype(np.float64), strict=True)
-        return np.column_stack([each.of_kind.tabled(column) for each, column in pairs])
+        pairs = zip(self.columns, numbers.T.astype(np.float64), strict=True)
+        return Table(
+            name,
+            np.column_stack([each.of_kind.tabled(column) for each, column in pairs]),
+            self.names,
+            categories={each.name: each.categories for each in self.columns if each.of_kind.coded},
+            types=self.types,
+        )
 
     def with_columns(self, changes: Mapping[str, Column]) -> Schema:
-        """Return the schema with some columns replaced, by name."""
-        return Schema(tuple(changes.get(column.name, column) for column in self.columns))
+        """Return the schema with some columns replaced, by name; their types stay unless given."""
+        return Schema(
+            tuple(
+                changes[column.name].with_type(
+                    changes[column.name].type or column.of_kind.table_type
+                )
+                if column.name in changes
+                else column
+                for column in self.columns
+            )
+        )
 
     @property
     def width(self) -> int:
@@ -254,27 +362,26 @@ class Schema:
 
     def json(self) -> dict[str, dict[str, Any]]:
         """Return the entries that `of` reads, ready for JSON."""
-        return {
-            column.name: {k: v for k, v in asdict(column).items() if k != "name"}
-            for column in self.columns
-        }
+        return {column.name: _entry(column) for column in self.columns}
 
-    def check(self, values: Array) -> None:
+    def check(self, numbers: Array) -> None:
         """Raise a ValueError with the column, the row and the value that a column cannot have."""
-        for column, given in zip(self.columns, values.T, strict=True):
-            out = column.of_kind.outside(given)
-            if out.any():
+        for column, given in zip(self.columns, numbers.T, strict=True):
+            kind = column.of_kind
+            out = kind.outside(given) | ~np.isfinite(given)
+            if kind.width and out.any():
                 row = int(out.argmax())
+                got = "a gap (NaN)" if np.isnan(given[row]) else kind.foreign_text(given[row])
                 raise ValueError(
-                    f"Expected values of {column.describe()}; got {given[row]:g} in row {row + 1} "
-                    f"(counting from 1; {out.sum()} such rows). Correct it, or give the column "
-                    "another kind"
+                    f"Expected values of {column.describe()}; got {got} in row {row + 1} "
+                    f"(counting from 1; {out.sum()} such rows): {kind.advice}, or give it another "
+                    "kind"
                 )
 
-    def layers(self, values: Array) -> list[Layer]:
+    def layers(self, numbers: Array) -> list[Layer]:
         """Return the layers between the modelled columns and the table, for training rows."""
         inner = [column.of_kind.continuous_layer() for column in self.columns]
-        outer = [column.of_kind.table_layer(values[:, i]) for i, column in enumerate(self.columns)]
+        outer = [column.of_kind.table_layer(numbers[:, i]) for i, column in enumerate(self.columns)]
         starts = accumulate((column.width for column in self.columns), initial=0)
         modelled = [list(range(a, b)) for a, b in pairwise(starts)]
         of_table = [[i] for i in range(len(self.columns))]
@@ -284,3 +391,27 @@ class Schema:
             for layers, columns in pairs
             if not all(isinstance(layer, Identity) for layer in layers)
         ]
+
+
+def _entry(column: Column) -> dict[str, Any]:
+    """Return a column for JSON, without attributes that are as those of its kind."""
+    entry = {name: getattr(column, name) for name in ("kind", "low", "high", "categories")}
+    entry |= {
+        name: value for name in ("step", "origin", "atoms") if (value := getattr(column, name))
+    }
+    if column.type is not None:
+        default, type = asdict(ColumnType()), asdict(column.type)
+        entry["type"] = {name: value for name, value in type.items() if value != default[name]}
+    return entry
+
+
+def _attributes(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a column from JSON, which has lists for tuples."""
+    found = {
+        **entry,
+        "categories": tuple(entry.get("categories", ())),
+        "atoms": tuple((float(value), float(share)) for value, share in entry.get("atoms", ())),
+    }
+    if isinstance(entry.get("type"), Mapping):
+        found["type"] = ColumnType(**entry["type"])
+    return found

@@ -6,22 +6,26 @@ from cnf.utils.lazy import lazy_package
 from cnf.utils.registry import Registry
 
 if TYPE_CHECKING:
-    from cnf.tables.kinds.kind import ColumnKind, Looks
-    from cnf.tables.kinds.nominal import CategoricalColumn, ConstantColumn
+    from cnf.tables.kinds.column_values import Atoms, ColumnValues, Looks, find_atoms
+    from cnf.tables.kinds.grid import DatetimeColumn, GridColumn, IntegerColumn
+    from cnf.tables.kinds.kind import ColumnKind, Unknown
+    from cnf.tables.kinds.nominal import BooleanColumn, CategoricalColumn, ConstantColumn
     from cnf.tables.kinds.numeric import (
         BoundedColumn,
         CircularColumn,
-        IntegerColumn,
         PositiveColumn,
         RealColumn,
+        SpikeColumn,
     )
 else:
     __getattr__, __dir__ = lazy_package(
         __name__,
         {
-            "kind": "ColumnKind Looks",
-            "nominal": "CategoricalColumn ConstantColumn",
-            "numeric": "BoundedColumn CircularColumn IntegerColumn PositiveColumn RealColumn",
+            "column_values": "Atoms ColumnValues Looks find_atoms",
+            "grid": "DatetimeColumn GridColumn IntegerColumn",
+            "kind": "ColumnKind Unknown",
+            "nominal": "BooleanColumn CategoricalColumn ConstantColumn",
+            "numeric": "BoundedColumn CircularColumn PositiveColumn RealColumn SpikeColumn",
         },
     )
 
@@ -31,7 +35,11 @@ KINDS: Registry[type["ColumnKind"]] = Registry(
         "positive": "cnf.tables.kinds.numeric:PositiveColumn",
         "bounded": "cnf.tables.kinds.numeric:BoundedColumn",
         "circular": "cnf.tables.kinds.numeric:CircularColumn",
-        "integer": "cnf.tables.kinds.numeric:IntegerColumn",
+        "integer": "cnf.tables.kinds.grid:IntegerColumn",
+        "grid": "cnf.tables.kinds.grid:GridColumn",
+        "spike": "cnf.tables.kinds.numeric:SpikeColumn",
+        "datetime": "cnf.tables.kinds.grid:DatetimeColumn",
+        "boolean": "cnf.tables.kinds.nominal:BooleanColumn",
         "categorical": "cnf.tables.kinds.nominal:CategoricalColumn",
         "constant": "cnf.tables.kinds.nominal:ConstantColumn",
     }
@@ -40,13 +48,21 @@ KINDS: Registry[type["ColumnKind"]] = Registry(
 
 __all__ = [
     "KINDS",
+    "Atoms",
+    "BooleanColumn",
     "BoundedColumn",
     "CategoricalColumn",
     "CircularColumn",
     "ColumnKind",
+    "ColumnValues",
     "ConstantColumn",
+    "DatetimeColumn",
+    "GridColumn",
     "IntegerColumn",
     "Looks",
     "PositiveColumn",
     "RealColumn",
+    "SpikeColumn",
+    "Unknown",
+    "find_atoms",
 ]

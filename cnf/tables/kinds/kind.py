@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cnf.datasets.column_types import ColumnType
 from cnf.layers import Identity, Layer
+from cnf.tables.dates import date_text, recount
+from cnf.tables.kinds.column_values import MAX_WHOLE, Atoms, ColumnValues, Looks
+from cnf.tables.kinds.lattice import Array, Lattice
 
-Array = NDArray[np.float64]
+Unknown = Literal["raise", "keep"]
 
-
-class Looks(NamedTuple):
-    """The bounds and categories that a column's values look like."""
-
-    low: float | None = None
-    high: float | None = None
-    categories: tuple[str, ...] = ()
+UNKNOWN_CODE = -1.0  # of a category that a column does not have
 
 
 @dataclass(frozen=True)
 class ColumnKind:
     """A kind of column with its bounds and categories, and no limits unless a subclass has them.
 
-    A new kind is a subclass, entered in `cnf.tables.kinds.KINDS`.
+    A new kind is a subclass, entered in `cnf.tables.kinds.KINDS`. A column's *values* are those of
+    tables; its *numbers*, which `numbers` and `tabled` map them to and back, those of flows.
 
     Attributes:
         name: The column's name.
         kind: The kind's name in the registry.
-        low: Lower bound, None for no bound.
-        high: Upper bound, None for no bound.
+        low: Lower bound of the values, None for no bound.
+        high: Upper bound of the values, None for no bound.
         categories: The categories' names.
+        step: The values are multiples of it, from `origin`; None where they are not.
+        origin: The value that multiples of the step are counted from; None for `low`, or for 0.
+        atoms: Values that occur with a mass beside a density, each with its share.
+        type: The values' type in tables, None where it is unknown.
         bounds: The least and the most bounds that the kind has.
         category_counts: The least and the most categories that the kind has.
+        steps: The least and the most steps that the kind has.
+        atom_counts: The least and the most atoms that the kind has.
         discrete: Whether values have a probability mass rather than a density.
         on_line: Whether values are numbers with a density on the line: constant where they do not
             vary, and to be resolved by single precision.
@@ -47,22 +52,39 @@ class ColumnKind:
     low: float | None = None
     high: float | None = None
     categories: tuple[str, ...] = ()
+    step: float | None = None
+    origin: float | None = None
+    atoms: Atoms = ()
+    type: ColumnType | None = None
 
     bounds: ClassVar[tuple[int, int]] = (0, 0)
     category_counts: ClassVar[tuple[float, float]] = (0, 0)
+    steps: ClassVar[tuple[int, int]] = (0, 0)
+    atom_counts: ClassVar[tuple[float, float]] = (0, 0)
     discrete: ClassVar[bool] = False
     on_line: ClassVar[bool] = False
 
     @classmethod
-    def infer(cls, values: Array, categories: tuple[str, ...]) -> Looks | None:
-        """Return the bounds and categories of values (rows,) of this kind, None for others.
-
-        Values of columns with categories are the numbers of these.
-        """
+    def infer(cls, column: ColumnValues) -> Looks | None:
+        """Return the attributes of a column whose values look like this kind, None for others."""
         return None
 
     def check(self) -> None:
-        """Raise a ValueError unless the bounds and categories are those of the kind."""
+        """Raise a ValueError unless the attributes are those of the kind."""
+        self._check_numbers()
+        texts = all(isinstance(name, str) for name in self.categories)
+        if not texts or len(set(self.categories)) < len(self.categories):
+            raise self.refusal("distinct texts for categories", repr(list(self.categories))[:80])
+        for what, (least, most), count in (
+            ("categories", self.category_counts, len(self.categories)),
+            ("steps", self.steps, int(self.step is not None)),
+            ("atoms", self.atom_counts, len(self.atoms)),
+        ):
+            if not least <= count <= most:
+                wanted = f"at least {least:g}" if least else f"at most {most:g}"
+                raise self.refusal(f"{wanted} {what} for kind {self.kind}", str(count))
+
+    def _check_numbers(self) -> None:
         bounds = self.given_bounds
         if not all(isfinite(bound) for bound in bounds):
             raise self.refusal("finite bounds", f"{self.low} and {self.high}")
@@ -73,17 +95,18 @@ class ColumnKind:
             raise self.refusal(f"{wanted} for kind {self.kind}", str(len(bounds)))
         if self.high is not None and (self.low is None or not self.low < self.high):
             raise self.refusal("a lower bound below the upper one", f"{self.low}, {self.high}")
-        texts = all(isinstance(name, str) for name in self.categories)
-        if not texts or len(set(self.categories)) < len(self.categories):
-            raise self.refusal("distinct texts for categories", repr(list(self.categories))[:80])
-        fewest, largest = self.category_counts
-        if not fewest <= len(self.categories) <= largest:
-            wanted = f"at least {fewest:g}" if fewest else f"at most {largest:g}"
-            wanted = f"{wanted} categories for kind {self.kind}"
-            raise self.refusal(wanted, str(len(self.categories)))
+        if self.step is not None and not (isfinite(self.step) and self.step > 0):
+            raise self.refusal("a step above 0", f"{self.step}")
+        if self.origin is not None and not isfinite(self.origin):
+            raise self.refusal("a finite origin", f"{self.origin}")
 
     def refusal(self, wanted: str, got: str) -> ValueError:
         return ValueError(f"Expected {wanted} in column {self.name!r}; got {got}")
+
+    @property
+    def advice(self) -> str:
+        """The remedy for values that the column cannot have."""
+        return f"correct them, or leave the column out (--drop {self.name})"
 
     @property
     def given_bounds(self) -> list[float]:
@@ -96,48 +119,95 @@ class ColumnKind:
         return 1
 
     @property
-    def whole(self) -> bool:
-        """Whether tables have whole numbers in the column."""
-        return False
+    def table_type(self) -> ColumnType:
+        """The type of the values in tables."""
+        return self.type or ColumnType()
 
     @property
-    def numeric_categories(self) -> bool:
-        """Whether the categories' names are numbers, which tables have in their place."""
-        return bool(self.categories) and all(map(_is_number, self.categories))
+    def coded(self) -> bool:
+        """Whether tables have codes of the categories in the column."""
+        return bool(self.categories)
 
-    def outside(self, values: Array) -> NDArray[np.bool_]:
-        """Return which values the column cannot have, shape (rows,)."""
-        out = np.zeros(len(values), dtype=bool)
+    @cached_property
+    def lattice(self) -> Lattice | None:
+        """The values that the column can have, where it has a step."""
+        if self.step is None:
+            return None
+        return Lattice((self.low or 0.0) if self.origin is None else self.origin, self.step)
+
+    def number(self, value: float) -> float:
+        """Return the number of a value."""
+        return value
+
+    def outside(self, numbers: Array) -> NDArray[np.bool_]:
+        """Return which numbers the column cannot have, shape (rows,)."""
+        out = np.zeros(len(numbers), dtype=bool)
         if self.low is not None:
-            out |= values < self.low
+            out |= numbers < self.number(self.low)
         if self.high is not None:
-            out |= values > self.high
+            out |= numbers > self.number(self.high)
         return out
 
-    def numbers(self, values: Array, categories: Sequence[str] | None) -> Array:
-        """Return a table's values (rows,) with categories as their numbers in this column.
+    def numbers(self, column: ColumnValues, unknown: Unknown = "raise") -> Array:
+        """Return the numbers (rows,) of a table's column: of categories, their places in this one.
 
-        The table's values are numbers of the table's categories, None where it has numbers.
+        Dates and durations are counted as this column does. NaN stays NaN.
+
+        Args:
+            column: The table's column.
+            unknown: Whether to `"raise"` an error for a category that this column does not have, or
+                to `"keep"` it as −1.
 
         Raises:
-            ValueError: The table has text and the column has none, or a category is unknown.
+            ValueError: The table has text, dates or durations and this column has none, or a
+                category is unknown.
         """
-        if categories is not None:
-            raise self.refusal(f"numbers ({self.describe()})", f"text, {categories[0]!r}")
-        return values
+        if column.categories is not None:
+            text = repr(column.categories[0]) if column.categories else "none"
+            raise self.refusal(f"numbers ({self.describe()})", f"text, {text}: {self.advice}")
+        if not column.type.unit:
+            return column.values
+        if column.type.family != self.table_type.family:
+            raise self.refusal(
+                f"numbers ({self.describe()})", f"{column.type.family}s: {self.advice}"
+            )
+        return recount(column.values, column.type, self.table_type)
 
-    def tabled(self, values: Array) -> Array:
-        """Return draws (rows,) as a table has them, within bounds that single precision rounds."""
-        return values if self.low is None else np.asarray(np.clip(values, self.low, self.high))
+    def tabled(self, numbers: Array) -> Array:
+        """Return numbers (rows,) that were drawn as a table's values.
 
-    def text(self, value: float) -> str:
-        """Return a value for display."""
+        They are rounded to the step or to whole numbers, and are within bounds, which single
+        precision rounds.
+        """
+        if self.lattice is not None:
+            return self.allowed(self.lattice.nearest(numbers))
+        return self.allowed(numbers if self.table_type.family == "real" else np.rint(numbers))
+
+    def allowed(self, values: Array) -> Array:
+        """Return the nearest values within the bounds, and within those of the type."""
+        limits = type_limits(self.table_type)
+        values = values if limits is None else np.clip(values, *limits)
+        return values if self.low is None else np.clip(values, self.low, self.high)
+
+    def text(self, number: float) -> str:
+        """Return a number's value for display."""
+        return self.value_text(number)
+
+    def foreign_text(self, number: float) -> str:
+        """Return a number that the column cannot have, as a value for display."""
+        return f"{number:g}"
+
+    def value_text(self, value: float) -> str:
+        """Return a value for display: a date by its name."""
+        if self.table_type.family == "date" and isfinite(value):
+            return date_text(value, self.table_type)
         return f"{value:.6g}"
 
     def values_text(self) -> str:
         """Return the values that the column can have, for display."""
         bounds = (("from", self.low), ("to", self.high))
-        return " ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        given = [(word, bound) for word, bound in bounds if bound is not None]
+        return " ".join(f"{word} {self.value_text(bound)}" for word, bound in given)
 
     def describe(self, kind: bool = True) -> str:
         """Return the name, the kind if asked for, and the possible values, for display."""
@@ -148,13 +218,22 @@ class ColumnKind:
         """Return the layer between the modelled columns and numbers with a density."""
         return Identity(self.width)
 
-    def table_layer(self, values: Array) -> Layer:
-        """Return the layer between numbers with a density and the column, of training rows."""
+    def table_layer(self, numbers: Array) -> Layer:
+        """Return the layer between numbers with a density and the column's, of training rows."""
         return Identity(1)
 
 
-def _is_number(name: str) -> bool:
-    try:
-        return isfinite(float(name))
-    except ValueError:
-        return False
+def type_limits(type: ColumnType) -> tuple[float, float] | None:
+    """Return the least and the greatest value of a type of whole numbers or of booleans.
+
+    Example:
+        >>> type_limits(ColumnType("UInt8")), type_limits(ColumnType("float64"))
+        ((0.0, 255.0), None)
+    """
+    if type.family == "boolean":
+        return 0.0, 1.0
+    name = type.dtype.lower().partition("[")[0]
+    if type.family != "whole" or not name.strip("u").startswith("int"):
+        return None
+    limits = np.iinfo(name)
+    return max(float(limits.min), -MAX_WHOLE), min(float(limits.max), MAX_WHOLE)

@@ -1,4 +1,4 @@
-"""Kinds of columns of numbers."""
+"""Kinds of columns of numbers with a density."""
 
 from __future__ import annotations
 
@@ -7,36 +7,42 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cnf.layers import Bounded, Circular, Dequantize, Identity, Layer, Positive
-from cnf.tables.kinds.kind import Array, ColumnKind, Looks
+from cnf.layers import Bounded, Circular, Layer, Positive
+from cnf.tables.kinds.column_values import ColumnValues, Looks
+from cnf.tables.kinds.kind import ColumnKind
+from cnf.tables.kinds.lattice import Array
 
 MIN_SKEWNESS = 1.0  # of positive numbers: an exponential distribution has twice this
 MAX_SKEWNESS_ROWS = 1_000_000  # from which the skewness is computed
-
-MAX_DISTINCT = 20  # whole numbers between which none is missing, whose range becomes the bounds
-MAX_INTEGER = 2**18  # beyond, single precision leaves little room for noise
+MAX_SHOWN_ATOMS = 3  # in a line
 
 
 class RealColumn(ColumnKind):
-    """A column of real numbers."""
+    """A column of real numbers, whose draws are rounded to the step where there is one."""
 
     on_line: ClassVar[bool] = True
+    steps: ClassVar[tuple[int, int]] = (0, 1)
 
     @classmethod
-    def infer(cls, values: Array, categories: tuple[str, ...]) -> Looks | None:
+    def infer(cls, column: ColumnValues) -> Looks | None:
         """Return no bounds: any values may be real numbers."""
-        return Looks()
+        return stepped(column)
 
 
 class PositiveColumn(ColumnKind):
-    """A column of numbers above `low`, 0 when None, modelled by their logarithm."""
+    """A column of numbers above `low`, 0 when None, modelled by their logarithm.
+
+    Draws are rounded to the step where there is one.
+    """
 
     bounds: ClassVar[tuple[int, int]] = (0, 1)
     on_line: ClassVar[bool] = True
+    steps: ClassVar[tuple[int, int]] = (0, 1)
 
     @classmethod
-    def infer(cls, values: Array, categories: tuple[str, ...]) -> Looks | None:
+    def infer(cls, column: ColumnValues) -> Looks | None:
         """Return no bounds for values above 0 whose logarithm is much less skewed."""
+        values = column.known
         if values.min() <= 0:
             return None
         from scipy.stats import skew  # here, since it takes long to import
@@ -44,11 +50,19 @@ class PositiveColumn(ColumnKind):
         values = values[:: -(-len(values) // MAX_SKEWNESS_ROWS)]
         skewness = float(skew(values))
         if skewness > MIN_SKEWNESS and abs(float(skew(np.log(values)))) < skewness / 2:
-            return Looks()
+            return stepped(column)
         return None
 
-    def outside(self, values: Array) -> NDArray[np.bool_]:
-        return np.asarray(values <= (self.low or 0.0))
+    def outside(self, numbers: Array) -> NDArray[np.bool_]:
+        return np.asarray(numbers <= (self.low or 0.0))
+
+    def tabled(self, numbers: Array) -> Array:
+        """Return draws as a table's values, of which none is rounded to the bound."""
+        values = super().tabled(numbers)
+        if self.lattice is None:
+            return values
+        above = np.floor(self.lattice.counts(np.array([self.low or 0.0]))) + 1
+        return np.maximum(values, self.lattice.values(above))
 
     def continuous_layer(self) -> Layer:
         return Positive([self.low or 0.0])
@@ -59,6 +73,7 @@ class BoundedColumn(ColumnKind):
 
     bounds: ClassVar[tuple[int, int]] = (2, 2)
     on_line: ClassVar[bool] = True
+    steps: ClassVar[tuple[int, int]] = (0, 1)
 
     def continuous_layer(self) -> Layer:
         low, high = self.given_bounds
@@ -73,52 +88,37 @@ class CircularColumn(ColumnKind):
 
     bounds: ClassVar[tuple[int, int]] = (2, 2)
 
-    def outside(self, values: Array) -> NDArray[np.bool_]:
-        """Return False for all values, since there are those of every turn."""
-        return np.zeros(len(values), dtype=bool)
+    def outside(self, numbers: Array) -> NDArray[np.bool_]:
+        """Return False for all numbers, since there are those of every turn."""
+        return np.zeros(len(numbers), dtype=bool)
 
     def continuous_layer(self) -> Layer:
         return Circular(1, *self.given_bounds)
 
 
-class IntegerColumn(ColumnKind):
-    """A column of whole numbers, from `low` and to `high` where these are given."""
+class SpikeColumn(RealColumn):
+    """A column of real numbers of which some, its `atoms`, occur with a mass beside a density.
 
-    bounds: ClassVar[tuple[int, int]] = (0, 2)
-    discrete: ClassVar[bool] = True
+    It is modelled as real numbers, whose density grows at the atoms for as long as one trains.
+    """
+
+    atom_counts: ClassVar[tuple[float, float]] = (1, np.inf)
 
     @classmethod
-    def infer(cls, values: Array, categories: tuple[str, ...]) -> Looks | None:
-        """Return the range of a few whole numbers, no bounds for many or with some missing."""
-        if (values != np.floor(values)).any() or np.abs(values).max() >= MAX_INTEGER:
+    def infer(cls, column: ColumnValues) -> Looks | None:
+        """Return the values that occur too often for the density of the others."""
+        if not column.atoms:
             return None
-        distinct = np.unique(values)
-        low, high = float(distinct[0]), float(distinct[-1])
-        complete = len(distinct) == high - low + 1
-        return Looks(low, high) if len(distinct) <= MAX_DISTINCT and complete else Looks()
+        return stepped(column)._replace(atoms=column.atoms)
 
-    def check(self) -> None:
-        """Check that bounds are whole numbers, too."""
-        super().check()
-        if not all(float(bound).is_integer() for bound in self.given_bounds):
-            raise self.refusal("whole bounds for kind integer", f"{self.low} and {self.high}")
+    def values_text(self) -> str:
+        shares = [f"{value:g} ({100 * share:.0f} %)" for value, share in self.atoms]
+        more = ", …" if len(shares) > MAX_SHOWN_ATOMS else ""
+        return f"at {', '.join(shares[:MAX_SHOWN_ATOMS])}{more}"
 
-    @property
-    def whole(self) -> bool:
-        """Whether tables have whole numbers in the column: always."""
-        return True
 
-    def outside(self, values: Array) -> NDArray[np.bool_]:
-        return np.asarray(super().outside(values) | (values != np.floor(values)))
-
-    def continuous_layer(self) -> Layer:
-        """Return the map to numbers from `low` to below `high` + 1, with noise in them."""
-        if self.low is None:
-            return Identity(1)
-        if self.high is None:
-            return Positive([self.low])
-        return Bounded([self.low], [self.high + 1])
-
-    def table_layer(self, values: Array) -> Layer:
-        """Return the map that rounds down, and adds noise in the other direction."""
-        return Dequantize(1)
+def stepped(column: ColumnValues) -> Looks:
+    """Return the step of rounded numbers, none for others."""
+    if column.lattice is None:
+        return Looks()
+    return Looks(step=column.lattice.step, origin=column.lattice.origin)

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cnf.diagnostics import MAX_CHECK_POINTS, MAX_CHECK_ROWS
-from cnf.scripts.options import add_options
+from cnf.scripts.options import READ_OPTIONS, add_options, read_options
 from cnf.scripts.program import Parser, positive_integer, program, say
 
 
 def parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser("check", description=__doc__)
-    add_options(parser, "dir", "--data", "--context-data", "--missing", "--divergence")
+    add_options(parser, "dir", "--data", "--context-data", "--missing", *READ_OPTIONS)
+    add_options(parser, "--divergence")
     for name, most, of in (
         ("rows", MAX_CHECK_ROWS, "data rows used"),
         ("points", MAX_CHECK_POINTS, "points at which the density is integrated"),
@@ -36,9 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cnf.scripts.trained import TrainedModel
 
     trained = TrainedModel.read(arguments.dir, arguments.divergence)
-    rows, _ = trained.rows(
-        arguments.data, arguments.context_data, arguments.missing, doing="check on"
-    )
+    files = (arguments.data, arguments.context_data, arguments.missing)
+    rows, _ = trained.rows(*files, doing="check on", reading=read_options(arguments))
     trained.schema.check(rows.x)
     numbers = {"rows": arguments.rows, "points": arguments.points, "seed": arguments.seed}
     report = check(trained.flow, *rows.tensors(trained.flow.like), **numbers)

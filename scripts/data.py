@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,21 @@ import torch
 from numpy import format_float_positional
 
 import cnf.datasets as datasets
-from cnf.datasets import CONDITIONAL_TOYS, TOYS, ConditionalToy, Missing, Picture, Table, Toy
+from cnf.datasets import (
+    CONDITIONAL_TOYS,
+    TOYS,
+    ColumnType,
+    ConditionalToy,
+    Missing,
+    Picture,
+    ReadOptions,
+    Table,
+    Toy,
+)
 from cnf.datasets.pictures import WORD_PREFIX
 from cnf.layers.scalings.scaling import constant_columns
 from cnf.scripts.rows import Array, ContextRows, no_context
+from cnf.tables.dates import date_parts, dates_of
 from cnf.tables.kinds import KINDS
 from cnf.tables.schema import Column, Schema
 
@@ -24,6 +36,7 @@ AnyToy = Toy | ConditionalToy
 
 TOY_ROWS = {"train": 100_000, "validation": 5_000, "test": 10_000}
 TOY_COLUMNS = ("x", "y")
+FOUND_OUT = ReadOptions()  # all that there is to know about how a file is read
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +51,11 @@ class Data:
     test: ContextRows
     toy: AnyToy | None  # with the rows' true log-density; None where that is unknown
     sha256: str  # of the whole table's values; empty for a toy
-    dropped: int  # number of the table's rows left out because of missing values
+    dropped: int = 0  # number of the table's rows left out because of missing values
+    repeated: int = 0  # number of the table's rows that equal one above them
+    notes: tuple[str, ...] = ()  # on how the file was read
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    context_types: Mapping[str, ColumnType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,10 +63,12 @@ class ColumnChoices:
     """The user's choices about a table's columns."""
 
     context: tuple[str, ...] = ()  # names of the columns to condition on
-    left_out: tuple[str, ...] = ()
     missing: Missing = "refuse"
+    # Of a file, with the columns to leave out.
+    reading: ReadOptions = field(default_factory=ReadOptions)
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # entries of `Schema.of`
     schema: Schema | None = None  # all modelled columns, where nothing is to be inferred
+    grouped: bool = True  # whether equal rows stay in one part; not in older folders
     sha256: str = ""  # the expected checksum of the table; empty where any is accepted
     advice: str = "train again"  # the alternative to restoring a table that has changed
 
@@ -69,7 +88,8 @@ def open_data(
         ValueError: The data or the context does not exist, has changed, or cannot be fitted.
     """
     choices = choices or ColumnChoices()
-    sha256, dropped = "", 0
+    known: dict[str, Any] = {"sha256": ""}
+    whole = None  # the table of a file, whose kinds of columns are inferred
     if toy := known_toy(name):
         # One generator for each part, so that the size of one does not change the others.
         tables = {
@@ -77,20 +97,21 @@ def open_data(
             for i, (part, rows) in enumerate(TOY_ROWS.items())
         }
         if isinstance(toy, Picture):
-            sha256 = hashlib.sha256(toy.darkness.data).hexdigest()
+            known = {"sha256": hashlib.sha256(toy.darkness.data).hexdigest()}
     elif name in datasets.BENCHMARKS:
         tables = dict(vars(datasets.load_benchmark(name, data_dir)))
-        sha256 = _sha256(*tables.values())
+        known = {"sha256": _sha256(*tables.values())}
+        choices.reading.check_text(Path(name))
+        columns = tables["train"].columns
+        kept = [columns[i] for i in choices.reading.kept_columns(Path(name), columns)]
+        tables = {part: table.select(kept) for part, table in tables.items()}
     else:
-        table = datasets.load(name, choices.missing)
-        _check_single_precision(table.values, table, table.columns)
-        index = datasets.split(len(table.values), seed)
-        dropped, sha256 = table.dropped, _sha256(table)
-        tables = {
-            part: replace(table, values=table.values[getattr(index, part)]) for part in TOY_ROWS
-        }
+        whole = datasets.load(name, choices.missing, choices.reading)
+        asked = choices.kinds if choices.schema is None else choices.schema.names
+        whole = date_parts(whole, (*asked, *choices.context))
+        tables, known = _parts(whole, seed, choices.grouped)
     name = persistent_name(name)
-    if choices.sha256 not in ("", sha256):
+    if choices.sha256 not in ("", known["sha256"]):
         raise ValueError(
             f"Expected the data that the model was trained on; {name} has changed since, so its "
             f"held-out rows are no longer known: restore it, or {choices.advice}"
@@ -99,17 +120,34 @@ def open_data(
         choices = replace(choices, context=toy.context_columns)
     schema = choices.schema
     if schema is None:
-        schema = _schema(tables, choices, toy is None and name not in datasets.BENCHMARKS)
-        _check_varying(tables["train"], choices.context)
+        schema = _schema(tables["train"], whole, choices)
+        _check_context(tables["train"], choices.context)
+    types = tables["train"].types
+    rows = {part: _rows(table, schema, choices.context) for part, table in tables.items()}
     return Data(
         name,
         schema,
         choices.context,
         toy=_toy_of(toy, tables["train"], schema.names, choices.context),
-        sha256=sha256,
-        dropped=dropped,
-        **{part: _rows(table, schema, choices.context) for part, table in tables.items()},
+        reading=choices.reading,
+        context_types={name: types[name] for name in choices.context if name in types},
+        train=rows["train"],
+        validation=rows["validation"],
+        test=rows["test"],
+        **known,
     )
+
+
+def _parts(table: Table, seed: int, grouped: bool) -> tuple[dict[str, Table], dict[str, Any]]:
+    """Split a file's table, and return the parts and what is known of the whole."""
+    _check_single_precision(table.values, table, table.columns)
+    groups = datasets.row_groups(table.values) if grouped else None
+    index = datasets.split(len(table.values), seed, groups)
+    repeated = 0 if groups is None else datasets.repeated_rows(table.values)
+    known = {"sha256": _sha256(table), "dropped": table.dropped, "notes": table.notes}
+    parts = TOY_ROWS
+    rows = {part: replace(table, values=table.values[getattr(index, part)]) for part in parts}
+    return rows, {**known, "repeated": repeated}
 
 
 def open_rows(
@@ -120,6 +158,7 @@ def open_rows(
     context_data: str | None = None,
     missing: Missing = "refuse",
     data_dir: str | None = None,
+    reading: ReadOptions = FOUND_OUT,
 ) -> tuple[ContextRows, AnyToy | None]:
     """Read rows to score, in the columns of a model, with the toy that gives their true density.
 
@@ -133,8 +172,10 @@ def open_rows(
         seed: Seed of a toy's rows.
         context_data: The file that the context is read from, whose rows correspond to DATA's, so
             that none is dropped; None where DATA holds it.
-        missing: The treatment of missing values in DATA.
+        missing: The treatment of missing values in DATA; with `"keep"` they are NaN, and unknown
+            categories −1.
         data_dir: The folder with the files of benchmarks, whose test rows are read.
+        reading: How a file is read, of which only the model's columns are.
 
     Raises:
         ValueError: The data does not exist, its columns are not the model's, or the numbers of
@@ -146,12 +187,16 @@ def open_rows(
     elif name in datasets.BENCHMARKS:
         table = datasets.load_benchmark(name, data_dir).test
     else:
-        table = datasets.load(name, missing if context_data is None else "refuse")
+        names = (*schema.names, *context_columns)
+        reading = replace(reading, only=(*names, *dates_of(names)))
+        treatment = "refuse" if context_data and missing == "drop" else missing
+        table = date_parts(datasets.load(name, treatment, reading), names)
     if context_data is None:
-        rows = _rows(table, schema, context_columns)
+        rows = _rows(table, schema, context_columns, missing, reading.types)
         return rows, _toy_of(toy, table, schema.names, context_columns)
-    context = open_context(context_data, context_columns)
-    x = _modelled_values(table, schema)
+    kept: Missing = "keep" if missing == "keep" else "refuse"
+    context, _ = open_context(context_data, context_columns, reading, kept)
+    x = _modelled_values(table, schema, missing)
     if len(x) != len(context):
         raise ValueError(
             f"Expected a context for each of the {len(x)} rows of {table.name}; got {len(context)} "
@@ -160,13 +205,26 @@ def open_rows(
     return ContextRows(x, context), None
 
 
-def open_context(name: str, context_columns: Sequence[str]) -> Array:
-    """Read contexts from a file or a bundled table, with columns matched as those of data are."""
-    if not context_columns:
+def open_context(
+    name: str,
+    columns: Sequence[str],
+    reading: ReadOptions = FOUND_OUT,
+    missing: Missing = "refuse",
+) -> tuple[Array, dict[str, ColumnType]]:
+    """Read contexts from a file or a bundled table, and the types that they have there.
+
+    Columns are matched as those of data are.
+    """
+    if not columns:
         raise ValueError(
             f"Expected no --context-data for a model that was trained without a context; got {name}"
         )
-    return _context(datasets.load(name), context_columns)
+    table = datasets.load(name, missing, replace(reading, only=(*columns, *dates_of(columns))))
+    table = date_parts(table, columns)
+    named = zip(columns, _positions(table, columns), strict=True)
+    theirs = {ours: table.types.get(table.columns[place]) for ours, place in named}
+    context = _context(table, columns, reading.types)
+    return context, {ours: kind for ours, kind in theirs.items() if kind}
 
 
 def true_log_prob(toy: AnyToy, rows: ContextRows) -> Array:
@@ -207,44 +265,46 @@ def _toy_of(
     return toy if toy and (toy.columns, toy.context_columns) == names else None
 
 
-def _schema(tables: Mapping[str, Table], choices: ColumnChoices, inferred: bool) -> Schema:
+def _schema(train: Table, whole: Table | None, choices: ColumnChoices) -> Schema:
     """Return the schema of the modelled columns: as the user states it, or inferred from all rows.
 
     Rows beyond bounds and categories would have no density. Columns are constant in training rows.
     """
-    train = tables["train"]
     names = _modelled(train, choices)
-    places = [train.columns.index(name) for name in names]
-    values = np.vstack([table.values[:, places] for table in tables.values()])
-    found = Schema(tuple(map(Column, names)))
-    if inferred:
-        found = Schema.infer(values, names, train.categories)
+    schema = Schema(tuple(map(Column, names)))
+    table = train.select(names)
+    if whole is not None:
+        table = whole.select(names)
+        # The densities of bundled tables, whose numbers are rounded, are known as densities.
+        schema = Schema.infer(table, rounded=whole.name not in datasets.TABLES)
     kinds = dict(choices.kinds)
     for i, name in enumerate(names):
         entry = kinds.get(name)
         kind = str(entry.get("kind")) if isinstance(entry, Mapping) else ""
         if kind in KINDS and KINDS[kind].category_counts[0]:
-            distinct = np.unique(values[:, i])
+            distinct = np.unique(table.values[:, i])
             texts = [format_float_positional(each, trim="-") for each in distinct]
-            kinds[name] = {"categories": train.categories.get(name, texts), **kinds[name]}
-    found = found.with_columns(Schema.of(kinds, names))
-    found.check(found.numbers(values, train.categories))
-    found.check_apart(values)
-    found = found.without_constants(train.values[:, places])
-    if found.width == 0:
-        constant = "; ".join(column.describe(kind=False) for column in found.columns)
+            kinds[name] = {"categories": table.categories.get(name, texts), **kinds[name]}
+    schema = schema.with_columns(Schema.of(kinds, names))
+    numbers = schema.numbers(table.values, table.categories, table.types)
+    schema.check(numbers)
+    schema.check_apart(numbers)
+    mine = train.select(names)
+    schema = schema.without_constants(schema.numbers(mine.values, mine.categories, mine.types))
+    if schema.width == 0:
+        constant = "; ".join(column.describe(kind=False) for column in schema.columns)
         raise ValueError(
             f"Expected columns that vary among the training rows of {train.name}, in single "
             f"precision; constant: {constant}: rescale them, or check the table"
         )
-    return found
+    return schema
 
 
-def _check_varying(train: Table, context: Sequence[str]) -> None:
+def _check_context(train: Table, context: Sequence[str]) -> None:
     """Refuse a context that is constant, or nearly so, in the flow's precision."""
     if not context:
         return
-    values = train.values[:, [train.columns.index(name) for name in context]]
+    values = train.select(context).values
     Schema(tuple(map(Column, context))).check_apart(values)
     if constant := constant_columns(torch.from_numpy(values).float()):
         names = ", ".join(repr(context[i]) for i in constant)
@@ -263,46 +323,51 @@ def _sha256(*tables: Table) -> str:
 
 
 def _modelled(table: Table, choices: ColumnChoices) -> tuple[str, ...]:
-    """Return the columns that are neither context nor left out, after checking all names."""
-    for what, names in (("the context", choices.context), ("--drop", choices.left_out)):
-        for column in names:
-            if column not in table.columns:
-                near = ", ".join(datasets.closest(column, table.columns))
-                raise ValueError(
-                    f"Expected {what} to name columns of {table.name}; got {column!r}: the closest "
-                    f"names are {near}"
-                )
-            if (count := names.count(column)) > 1:
-                raise ValueError(
-                    f"Expected {what} to name each column once; got {column!r} {count} times"
-                )
-    if both := set(choices.context) & set(choices.left_out):
-        raise ValueError(f"Expected no column of the context to be left out; got {min(both)!r}")
-    excluded = {*choices.context, *choices.left_out}
-    columns = tuple(column for column in table.columns if column not in excluded)
+    """Return the columns that are not context, after checking the context's names."""
+    for column in choices.context:
+        if column in choices.reading.drop:
+            raise ValueError(f"Expected no column of the context to be left out; got {column!r}")
+        if column not in table.columns:
+            near = ", ".join(datasets.closest(column, table.columns))
+            raise ValueError(
+                f"Expected the context to name columns of {table.name}; got {column!r}: the "
+                f"closest names are {near}"
+            )
+        if (count := choices.context.count(column)) > 1:
+            raise ValueError(
+                f"Expected the context to name each column once; got {column!r} {count} times"
+            )
+    columns = tuple(column for column in table.columns if column not in choices.context)
     if not columns:
         raise ValueError(
-            f"Expected {'the context' if choices.context else '--drop'} to leave a column of "
-            f"{table.name} to model; got all {len(excluded)} of them"
+            f"Expected the context to leave a column of {table.name} to model; got all "
+            f"{len(table.columns)} of them"
         )
     return columns
 
 
-def _rows(table: Table, schema: Schema, context_columns: Sequence[str]) -> ContextRows:
+def _rows(
+    table: Table,
+    schema: Schema,
+    context_columns: Sequence[str],
+    missing: Missing = "refuse",
+    known: Mapping[str, ColumnType] | None = None,
+) -> ContextRows:
     """Return the rows of a table that holds x and, where the model has one, the context."""
     if not context_columns:
-        return ContextRows(_modelled_values(table, schema), no_context(len(table.values)))
+        return ContextRows(_modelled_values(table, schema, missing), no_context(len(table.values)))
     wanted = (*schema.varying, *context_columns)
-    if missing := [name for name in wanted if name not in table.columns]:
+    if absent := [name for name in wanted if name not in table.columns]:
         raise ValueError(
             f"Expected the model's columns and its context, {', '.join(context_columns[:5])}, in "
             f"{table.name} (or the context in a separate file, with --context-data); got "
-            f"{len(table.columns)} columns, without {', '.join(missing[:5])}"
+            f"{len(table.columns)} columns, without {', '.join(absent[:5])}"
         )
-    return ContextRows(_modelled_values(table, schema), _context(table, context_columns))
+    context = _context(table, context_columns, known)
+    return ContextRows(_modelled_values(table, schema, missing), context)
 
 
-def _modelled_values(table: Table, schema: Schema) -> Array:
+def _modelled_values(table: Table, schema: Schema, missing: Missing) -> Array:
     """Return the columns of a model, with categories in the model's numbering."""
     # Constant columns may be absent where the other columns are matched by name.
     absent = [column.name for column in schema.columns if column.name not in table.columns]
@@ -312,12 +377,25 @@ def _modelled_values(table: Table, schema: Schema) -> Array:
     values, theirs = _select(table, schema.names)
     names = dict(zip(schema.names, theirs, strict=True))
     texts = {our: table.categories[name] for our, name in names.items() if name in table.categories}
-    return schema.numbers(values, texts)
+    types = {our: table.types[name] for our, name in names.items() if name in table.types}
+    return schema.numbers(values, texts, types, "keep" if missing == "keep" else "raise")
 
 
-def _context(table: Table, columns: Sequence[str]) -> Array:
-    """Return the columns of a context, which must be numbers."""
+def _context(
+    table: Table, columns: Sequence[str], known: Mapping[str, ColumnType] | None = None
+) -> Array:
+    """Return the columns of a context, which must be numbers, or dates as the known types are."""
     values, names = _select(table, columns)
+    for column, name in zip(columns, names, strict=True):
+        given, wanted = (
+            (types or {}).get(each, ColumnType()).family
+            for types, each in ((table.types, name), (known, column))
+        )
+        if known is not None and given != wanted and {given, wanted} & {"date", "duration"}:
+            raise ValueError(
+                f"Expected the context's column {column!r} to hold {wanted} values, as in "
+                f"training; got {given} values in {table.name}: correct them"
+            )
     if text := [name for name in names if name in table.categories]:
         raise ValueError(
             f"Expected numbers in the context; got text in column {text[0]!r} of {table.name}: "
@@ -357,9 +435,10 @@ def _positions(table: Table, columns: Sequence[str]) -> list[int]:
 def _check_single_precision(rows: Array, table: Table, columns: Sequence[str]) -> None:
     """Refuse numbers that are infinite in the flow's precision."""
     largest = np.finfo(np.float32).max
-    if np.abs(rows).max(initial=0.0) <= largest:
+    beyond = np.abs(rows) > largest
+    if not beyond.any():
         return
-    row, column = np.argwhere(np.abs(rows) > largest)[0].tolist()
+    row, column = np.argwhere(beyond)[0].tolist()
     raise ValueError(
         f"Expected numbers up to {largest:.2g} in {table.name}; got {rows[row, column]:.3g} in "
         f"row {row} (counted from 0), column {columns[column]!r}: rescale it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnf.scripts.options import add_options
+from cnf.scripts.options import READ_OPTIONS, add_options, read_options
 from cnf.scripts.program import Parser, program, say
 
 REPORT_FILE = "report.html"
@@ -14,7 +14,7 @@ REPORT_FILE = "report.html"
 def parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser("evaluate", description=__doc__)
-    add_options(parser, "dir", "--data", "--context-data", "--missing")
+    add_options(parser, "dir", "--data", "--context-data", "--missing", *READ_OPTIONS)
     add_options(parser, "--divergence", "--draws", "--json")
     parser.add_argument(
         "--report",
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cnf.utils.distributed import process_group
 
     trained = TrainedModel.read(arguments.dir, arguments.divergence)
-    rows, toy = trained.rows(arguments.data, arguments.context_data, arguments.missing)
+    files = (arguments.data, arguments.context_data, arguments.missing)
+    rows, toy = trained.rows(*files, reading=read_options(arguments))
     trained.schema.check(rows.x)
     with process_group():
         page = Path(arguments.report or trained.folder / REPORT_FILE)

@@ -6,7 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cnf.datasets import row_groups
 from cnf.flow.scores import Scores
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.rows import Array, ContextRows
@@ -18,6 +20,7 @@ class EvaluationResult:
     """The scores of a flow on held-out rows, in nats unless stated otherwise.
 
     Standard errors are None for a single row; those of differences are from the rows' differences.
+    Rows that repeat each other count as one observation.
     """
 
     n: int  # number of rows
@@ -83,16 +86,16 @@ def summarize(
     With a context every number refers to p(x | c), averaged over the rows' contexts. The parts of
     the NLL's uncertainty come from `with_errors`, the scores of some of the rows.
     """
-    nll = -float(log_prob.mean())
+    nll, groups = -float(log_prob.mean()), row_groups(rows.joined())
     known: dict[str, float | None] = {}
     if toy is not None:
         truth = true_log_prob(toy, rows)
         known = {
             "entropy": -float(truth.mean()),
             "kl": float((truth - log_prob).mean()),
-            "kl_stderr": _stderr(truth - log_prob),
+            "kl_stderr": clustered_stderr(truth - log_prob, groups),
         }
-    stderr = _stderr(log_prob)
+    stderr = clustered_stderr(log_prob, groups)
     gaussian = trained.gaussian_log_prob(rows)
     if with_errors is not None:
         known |= _errors(stderr, with_errors, len(rows))
@@ -103,7 +106,7 @@ def summarize(
         nll_standardized=nll - 0.5 * float(np.log(_variances(trained)).sum()),
         bits_per_dim=nll / (len(trained.schema.columns) * float(np.log(2))),
         gaussian_nll=-float(gaussian.mean()),
-        gain_stderr=_stderr(log_prob - gaussian),
+        gain_stderr=clustered_stderr(log_prob - gaussian, groups),
         nfe=nfe,
         draws=draws if trained.flow.noisy else None,
         **known,
@@ -113,7 +116,8 @@ def summarize(
 def _errors(stderr: float | None, with_errors: Scores, n: int) -> dict[str, float]:
     probes = float(with_errors.stderr.double().square().mean().sqrt()) / np.sqrt(n)
     change = (with_errors.tighter - with_errors.log_prob).double()
-    solver, spread = float(change.mean()), _stderr(change.cpu().numpy()) or 0.0
+    each = np.arange(len(change))
+    solver, spread = float(change.mean()), clustered_stderr(change.cpu().numpy(), each) or 0.0
     found = {"probe_stderr": probes, "solver_error": solver}
     found = {name: value for name, value in found.items() if np.isfinite(value)}
     if stderr is not None and len(found) == 2:
@@ -128,8 +132,31 @@ def _variances(trained: TrainedModel) -> Array:
     return variances[[not column.categories for column in columns]]
 
 
-def _stderr(values: Array) -> float | None:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+def clustered_stderr(values: Array, groups: NDArray[np.intp]) -> float | None:
+    """Return the standard error of a mean of values that are independent between groups alone.
+
+        √(G / (G − 1) · Σ_g (Σ_{i in g} (vᵢ − v̄))²) / n
+
+    for n values in G groups; None for a single group.
+
+    Args:
+        values: Shape (rows,).
+        groups: Numbers of the rows' groups, shape (rows,).
+
+    Source: Liang and Zeger (1986), Longitudinal data analysis using generalized linear models.
+
+    Example:
+        >>> values, each = np.array([1.0, 2.0, 6.0]), np.arange(3)
+        >>> twice = clustered_stderr(np.tile(values, 2), np.tile(each, 2))
+        >>> np.isclose(twice, clustered_stderr(values, each))
+        np.True_
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    sums = np.bincount(group, values - values.mean())
+    count = len(sums)
+    if count < 2:
+        return None
+    return float(np.sqrt(count / (count - 1) * (sums @ sums)) / len(values))
 
 
 def _error(stderr: float | None) -> str:

@@ -148,11 +148,13 @@ def projection(trained: TrainedModel, data: Data) -> Figure:
 
 def _rows_and_samples(trained: TrainedModel, data: Data) -> tuple[Array, Array, tuple[str, ...]]:
     (names, varying), given = _varying(trained), trained.context_columns
+    as_table = trained.schema.table  # with steps and dates in their units
     rows = data.test[:SCATTER_POINTS] if given else data.test
     samples = trained.sample(rows.context if given else no_context(SCATTER_POINTS), seed=0)
     # The context, equal in both, comes last, where there is room to show the dependence on it.
-    drawn = np.hstack([samples[:, varying], rows.context]) if given else samples[:, varying]
-    return np.hstack([rows.x[:, varying], rows.context]), drawn, (*names, *given)
+    drawn = as_table(samples).values[:, varying]
+    drawn = np.hstack([drawn, rows.context]) if given else drawn
+    return np.hstack([as_table(rows.x).values[:, varying], rows.context]), drawn, (*names, *given)
 
 
 def _varying(trained: TrainedModel) -> tuple[tuple[str, ...], list[int]]:

@@ -9,6 +9,11 @@ from scipy.linalg import solve_triangular
 
 from cnf.scripts.rows import Array, ContextRows
 
+SHRINKAGES: Array = np.append(0.0, np.geomspace(1e-6, 1.0, 61))
+FOLDS = 5
+COLLINEAR_VARIANCE = 1e-9  # added to that of standardised columns
+MIN_GAIN = 0.01  # nats a row, without which the covariance is not shrunk
+
 
 @dataclass(frozen=True, eq=False)
 class GaussianBaseline:
@@ -37,13 +42,18 @@ class GaussianBaseline:
 
     @staticmethod
     def fit(rows: ContextRows) -> GaussianBaseline:
-        """Fit a Gaussian by maximum likelihood.
+        """Fit a Gaussian by maximum likelihood, with a shrunk correlation where rows are few.
 
-        A billionth of each variance is added, so that collinear columns have a finite density too.
+        The correlation R becomes (1 − s) R + s I, by the s of highest likelihood in
+        cross-validation where that is higher than at 0. A billionth of each variance is added, so
+        that collinear columns have a finite density too.
         """
         joined = rows.joined()
+        mean, scale = joined.mean(0), joined.std(0)
         covariance = np.atleast_2d(np.cov(joined.T, bias=True))
-        return GaussianBaseline(joined.mean(0), covariance + 1e-9 * np.diag(np.diag(covariance)))
+        diagonal = np.diag(np.diag(covariance))
+        s = _shrinkage(joined, mean, np.where(scale > 0, scale, 1.0))
+        return GaussianBaseline(mean, (1 - s) * covariance + (s + COLLINEAR_VARIANCE) * diagonal)
 
     def log_prob(self, rows: ContextRows) -> Array:
         """Return log p(x | c) of rows, in nats.
@@ -56,3 +66,22 @@ class GaussianBaseline:
         x = slice(rows.context.shape[1], None)
         scale = np.log(np.sqrt(2 * np.pi) * np.diag(cholesky)[x]).sum()
         return np.asarray(-0.5 * (white[x] ** 2).sum(0) - scale)
+
+
+def _shrinkage(rows: Array, mean: Array, scale: Array) -> float:
+    """Return the shrinkage of rows' correlation with the highest likelihood in cross-validation.
+
+    It is 0 where no other raises the log-likelihood of a row by a hundredth of a nat. Rows are in
+    random order.
+    """
+    folds = np.array_split(rows, FOLDS)
+    moments = [white.T @ white for white in ((fold - mean) / scale for fold in folds)]
+    total, scores = np.sum(moments, axis=0), np.zeros(len(SHRINKAGES))
+    for fold, moment in zip(folds, moments, strict=True):
+        values, vectors = np.linalg.eigh((total - moment) / max(1, len(rows) - len(fold)))
+        s = SHRINKAGES[:, None]
+        variances = (1 - s) * values.clip(0) + s + COLLINEAR_VARIANCE
+        squares = (vectors * (moment @ vectors)).sum(0)
+        scores -= 0.5 * (len(fold) * np.log(variances) + squares / variances).sum(1)
+    best = int(scores.argmax())
+    return float(SHRINKAGES[best]) if scores[best] > scores[0] + MIN_GAIN * len(rows) else 0.0

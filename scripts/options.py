@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from cnf.datasets import DATA_DIR, MISSING
+from cnf.datasets import DATA_DIR, MISSING, ReadOptions
 from cnf.fields import DIVERGENCES
 from cnf.scripts.program import positive_integer, seed
 from cnf.training.numbers import Number
@@ -26,6 +26,29 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         "choices": MISSING,
         "default": "refuse",
         "help": "treatment of missing values: refuse the table (the default), or drop their rows",
+    },
+    "--sep": {
+        "metavar": "CHAR",
+        "help": "the separator of cells in a text file: , ; | tab or another character (default: "
+        "found out)",
+    },
+    "--decimal": {
+        "metavar": "CHAR",
+        "help": "the decimal mark in a text file: . or , (default: found out)",
+    },
+    "--thousands": {
+        "metavar": "CHAR",
+        "help": "the mark between thousands in a text file: , . ' or a space (default: found out)",
+    },
+    "--encoding": {
+        "metavar": "NAME",
+        "help": "the encoding of a text file, such as latin-1 (default: UTF-8, UTF-16 or "
+        "Windows-1252, found out)",
+    },
+    "--na-values": {
+        "metavar": "TEXT,TEXT",
+        "help": "cells of a text file that are missing values, in addition to those that pandas "
+        "takes for them",
     },
     "--data-dir": {
         "metavar": "DIR",
@@ -55,11 +78,32 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
 }
 """The arguments of `add_argument` for each option."""
 
+READ_OPTIONS = ("--sep", "--decimal", "--thousands", "--encoding", "--na-values")
+"""The shared options about how a text file is read."""
+
 
 def add_options(parser: argparse._ActionsContainer, *names: str) -> None:
     """Add some of the shared options to a parser."""
     for name in names:
         parser.add_argument(name, **SHARED_OPTIONS[name])
+
+
+def read_options(
+    arguments: argparse.Namespace,
+    drop: Collection[str] = (),
+    only: Collection[str] | None = None,
+) -> ReadOptions:
+    """Return the choices about how a file is read that the command line makes."""
+    absent = arguments.na_values
+    return ReadOptions(
+        arguments.sep,
+        arguments.decimal,
+        arguments.thousands,
+        arguments.encoding,
+        () if absent is None else tuple(absent.split(",")),
+        drop,
+        only,
+    )
 
 
 def option_of(name: str) -> str:

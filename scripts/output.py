@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cnf.datasets import check_writable, write_table
+from cnf.datasets import ColumnType, Table, check_writable, write_table
 from cnf.ode import Status
 from cnf.scripts.rows import Array, ContextRows
 from cnf.scripts.trained import TrainedModel
 
-MAX_EXACT_INTEGER = 2.0**53  # float64 represents every whole number up to this
-STATUS_NAMES = tuple(status.name for status in Status)
+# What a row's status can be, beyond how its solve went: a gap makes it NaN, and a category that the
+# model does not know, or a value out of a column's bounds, −∞.
+STATUS_NAMES = (*(status.name for status in Status), "MISSING", "IMPOSSIBLE")
 TEXT_ENDINGS = (".csv", ".parquet")  # of files that can hold text as well as numbers
 
 
@@ -28,39 +31,61 @@ def check_out(out: str, **inputs: str | None) -> None:
             )
 
 
-def write_samples(out: str, trained: TrainedModel, context: Array, seed: int) -> str:
+def write_samples(
+    out: str, trained: TrainedModel, context: Array, types: Mapping[str, ColumnType], seed: int
+) -> str:
     """Write a sample for each context, with the context in the first columns; return a summary."""
     schema, given = trained.schema, trained.context_columns
-    rows = ContextRows(schema.tabled(trained.sample(context, seed)), context)
-    whole = (*whole_contexts(context, given), *schema.whole)
-    write_table(out, rows.joined(), (*given, *schema.names), schema.texts, whole)
-    return f"{len(rows)} rows in {out}"
-
-
-def whole_contexts(context: Array, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the context columns that hold whole numbers only."""
-    whole = ((context % 1 == 0) & (np.abs(context) < MAX_EXACT_INTEGER)).all(axis=0)
-    return tuple(name for name, is_whole in zip(names, whole, strict=True) if is_whole)
+    drawn = schema.table(trained.sample(context, seed))
+    values, columns = np.hstack([context, drawn.values]), (*given, *drawn.columns)
+    write_table(out, replace(drawn, values=values, columns=columns, types={**types, **drawn.types}))
+    return f"{len(values)} rows in {out}"
 
 
 def write_log_prob(out: str, trained: TrainedModel, rows: ContextRows, draws: int) -> str:
-    """Write log p of rows, and return a summary."""
-    log_prob, _ = trained.score(rows, draws)
-    write_table(out, log_prob[:, None], ["log_prob"])
+    """Write log p of rows in double precision, and return a summary.
+
+    In single precision a row alone differs by some 1e-6 nats from the same row among others.
+    """
+    log_prob, _ = trained.in_double().score(rows, draws)
+    write_table(out, Table("scores", log_prob[:, None], ("log_prob",)))
     return f"{len(rows)} rows in {out}, mean log p {log_prob.mean():.4f}"
 
 
 def write_scores(out: str, trained: TrainedModel, rows: ContextRows, draws: int) -> str:
     """Write log p of rows with its errors and, where text fits, its status; return a summary."""
-    scores = trained.score_with_errors(rows, draws)
+    scores = trained.in_double().score_with_errors(rows, draws)
     names = ["log_prob", "stderr", "solver_error", "uncertainty"]
     columns = [getattr(scores, name).double().cpu().numpy() for name in names]
-    done = scores.status == Status.FINISHED
+    status = _status_codes(scores.status, columns[0], rows)
     text = Path(out).suffix.lower() in TEXT_ENDINGS
     if text:
         names.append("status")
-        columns.append(np.array([STATUS_NAMES.index(status.name) for status in scores.status]))
-    write_table(out, np.stack(columns, 1), names, {"status": STATUS_NAMES} if text else None)
+        columns.append(status)
+    categories = {"status": STATUS_NAMES} if text else {}
+    write_table(out, Table("scores", np.stack(columns, 1), tuple(names), categories=categories))
+    done = status == STATUS_NAMES.index("FINISHED")
     mean = f"mean log p {columns[0][done].mean():.4f}" if done.any() else "no row has a log p"
-    failed = f", {np.count_nonzero(~done)} failed and are NaN" if not done.all() else ""
-    return f"{len(done)} rows in {out}, {mean}{failed}"
+    return ", ".join([f"{len(done)} rows in {out}", mean, *_unscored(status)])
+
+
+def _status_codes(statuses: NDArray[np.object_], log_prob: Array, rows: ContextRows) -> Array:
+    """Return the positions in `STATUS_NAMES` of rows' statuses."""
+    codes = np.array([STATUS_NAMES.index(status.name) for status in statuses], dtype=np.float64)
+    gaps = np.isnan(rows.joined()).any(axis=1)
+    codes[gaps & np.isnan(log_prob)] = STATUS_NAMES.index("MISSING")
+    codes[log_prob == -np.inf] = STATUS_NAMES.index("IMPOSSIBLE")
+    return codes
+
+
+def _unscored(status: Array) -> list[str]:
+    """Return the numbers of rows without a log p, with the reasons, for display."""
+    names = np.array(STATUS_NAMES)[status.astype(np.int64)]
+    gaps, impossible = (np.count_nonzero(names == name) for name in STATUS_NAMES[-2:])
+    failed = np.count_nonzero(names != "FINISHED") - gaps - impossible
+    counts = {
+        "failed and are NaN": failed,
+        "with a gap are NaN": gaps,
+        "of unknown categories or out of bounds are -inf": impossible,
+    }
+    return [f"{count} {reason}" for reason, count in counts.items() if count]

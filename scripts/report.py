@@ -143,9 +143,9 @@ def _header(compared: SampleComparison, model: Path, data: str, numbers: Sequenc
 
 
 def _marginals(compared: SampleComparison) -> str:
-    figure = marginals_figure(
-        compared.rows.x, compared.samples.x, compared.schema.names, MAX_MARGINAL_PANELS
-    )
+    schema = compared.schema
+    rows, samples = (schema.table(each.x).values for each in (compared.rows, compared.samples))
+    figure = marginals_figure(rows, samples, schema.names, MAX_MARGINAL_PANELS)
     left_out = len(compared.schema.names) - MAX_MARGINAL_PANELS
     return _section(
         "Marginal distributions",

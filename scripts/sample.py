@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cnf.scripts.options import add_options
+from cnf.scripts.options import READ_OPTIONS, add_options, read_options
 from cnf.scripts.program import Parser, positive_integer, program, say
 
 
@@ -20,7 +20,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--context-data", metavar="FILE", help="contexts at which to sample a conditional model"
     )
-    add_options(parser, "--out", "--seed")
+    add_options(parser, *READ_OPTIONS, "--out", "--seed")
     return parser
 
 
@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check_out(arguments.out, context_data=arguments.context_data)
     trained = TrainedModel.read(arguments.dir)
-    context = trained.sample_contexts(arguments.n, arguments.context_data)
-    say(write_samples(arguments.out, trained, context, arguments.seed))
+    reading = read_options(arguments)
+    contexts = trained.sample_contexts(arguments.n, arguments.context_data, reading)
+    say(write_samples(arguments.out, trained, *contexts, arguments.seed))
     return 0
 
 

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Collection, Sequence
 
 from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, TABLES, TOYS
-from cnf.scripts.options import add_options, option_of, text_of
+from cnf.datasets.files import ENDINGS
+from cnf.scripts.options import READ_OPTIONS, SHARED_OPTIONS, add_options, option_of, text_of
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, seed
 from cnf.tables.kinds import KINDS
 from cnf.training.recipes import RECIPES, Recipe
@@ -28,11 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser(everything: bool = True) -> Parser:
-    """Return the parser of the command line, with the recipe's options shown or hidden."""
+    """Return the parser of the command line, with all options shown, or the usual ones."""
     parser = Parser("train", __doc__, usage="cnf train DATA [option ...]")
-    _add_data(parser.add_argument_group("data"))
+    _add_data(parser.add_argument_group("data"), everything)
     _add_run(parser.add_argument_group("the run"))
-    parser.add_argument("--help-all", action="help", help="show the recipe's options as well")
+    parser.add_argument(
+        "--help-all", action="help", help="show the options of reading and of the recipe as well"
+    )
     groups = {}
     for name, number in Recipe.numbers().items():
         if number.group not in groups:
@@ -44,14 +47,14 @@ def parser(everything: bool = True) -> Parser:
     return parser
 
 
-def _add_data(data: argparse._ArgumentGroup) -> None:
+def _add_data(data: argparse._ArgumentGroup, everything: bool) -> None:
     data.add_argument(
         "data",
         metavar="DATA",
         help=f"a toy ({', '.join(TOYS)}), a conditional toy ({', '.join(CONDITIONAL_TOYS)}), a "
         f"bundled table ({', '.join(TABLES)}), a benchmark ({', '.join(BENCHMARKS)}), or a file: "
-        ".csv with a header, .npy, .parquet, .npz or FILE.npz:ARRAY; or a picture (.png, .jpg, …), "
-        "or word:TEXT for a picture of a word, as a density: dark is dense, and a film is written",
+        f"{ENDINGS}; or a picture (.png, .jpg, …), "
+        "or word:TEXT for a word's, as a density that is filmed: dark is dense",
     )
     data.add_argument(
         "--context",
@@ -59,6 +62,9 @@ def _add_data(data: argparse._ArgumentGroup) -> None:
         help="columns of DATA to condition on: the model is the density of the others given these",
     )
     data.add_argument("--drop", metavar="COL,COL", help="columns of DATA to leave out")
+    for name in READ_OPTIONS:
+        hidden = {} if everything else {"help": argparse.SUPPRESS}
+        data.add_argument(name, **{**SHARED_OPTIONS[name], **hidden})
     data.add_argument(
         "--schema",
         metavar="FILE",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from math import log
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cnf.datasets import MISSING, Missing
+from cnf.datasets import MISSING, ColumnType, Missing, ReadOptions
 from cnf.fields import as_field
 from cnf.fields.divergence import choose_divergence, with_count
 from cnf.flow import Flow
 from cnf.flow.scores import Scores, concatenate
 from cnf.layers import CNF
 from cnf.ode import SolveError
-from cnf.scripts.data import AnyToy, ColumnChoices, Data, open_context, open_data, open_rows
+from cnf.scripts.data import (
+    FOUND_OUT,
+    AnyToy,
+    ColumnChoices,
+    Data,
+    open_context,
+    open_data,
+    open_rows,
+)
 from cnf.scripts.gaussian import GaussianBaseline
 from cnf.scripts.rows import Array, ContextRows, context_tensor, no_context
 from cnf.storage import load, load_config
@@ -47,6 +54,9 @@ class TrainedModel:
     seed: int  # of DATA's split, or of the toy's rows
     missing: Missing  # the treatment of missing values
     data_dir: str | None  # the folder with the files of benchmarks, where one was named
+    reading: ReadOptions  # how the training's file was read
+    context_types: Mapping[str, ColumnType]  # the types of the context's columns
+    grouped: bool  # whether equal rows stay in one part of the split
     gaussian: GaussianBaseline  # fitted on the training rows
 
     @staticmethod
@@ -70,10 +80,26 @@ class TrainedModel:
                 "as train writes it: restore it, or train again"
             ) from None
 
+    def in_double(self) -> TrainedModel:
+        """Return the model in double precision, where log p is free of the order of rounding."""
+        return replace(self, flow=self.flow.in_double())
+
+    @property
+    def _types(self) -> dict[str, ColumnType]:
+        """The types of all columns in training."""
+        return {**self.schema.types, **self.context_types}
+
     def data(self, advice: str = "train again") -> Data:
         """Read the training data, with the same split, or advise where it has changed."""
-        known = (self.schema, self.sha256, advice)
-        choices = ColumnChoices(self.context_columns, (), self.missing, {}, *known)
+        choices = ColumnChoices(
+            self.context_columns,
+            self.missing,
+            replace(self.reading, types=self._types),
+            schema=self.schema,
+            sha256=self.sha256,
+            advice=advice,
+            grouped=self.grouped,
+        )
         return open_data(self.source, self.seed, choices, self.data_dir)
 
     def rows(
@@ -82,6 +108,7 @@ class TrainedModel:
         context_data: str | None,
         missing: Missing = "refuse",
         doing: str = "score",
+        reading: ReadOptions | None = None,
     ) -> tuple[ContextRows, AnyToy | None]:
         """Read the rows that --data and --context-data name, or the held-out rows without --data.
 
@@ -89,12 +116,15 @@ class TrainedModel:
         """
         if data is not None:
             known = (self.schema, self.context_columns, self.seed)
-            return open_rows(data, *known, context_data, missing, self.data_dir)
+            files = (context_data, missing, self.data_dir)
+            reading = replace(reading or FOUND_OUT, types=self._types)
+            return open_rows(data, *known, *files, reading)
         if context_data is not None:
             raise ValueError(
                 "Expected --data with --context-data; got none: give both, or neither for the "
                 "held-out rows, which have their own contexts"
             )
+        _check_unused(reading, "--data")
         trained_on = self.data(advice=f"name the rows to {doing} with --data")
         return trained_on.test, trained_on.toy
 
@@ -102,18 +132,17 @@ class TrainedModel:
         """Return log p of rows in nats, and the mean number of evaluations of a solve.
 
         With columns of whole numbers or categories log p is, on average, a lower bound on a row's
-        log-mass, which tightens with the draws of noise for each row. Processes share the chunks.
+        log-mass, which tightens with the draws of noise for each row. Noise and probes are
+        functions of the model's seed and of the row itself. Processes share the chunks.
 
         Raises:
             RuntimeError: The flow cannot be integrated at some rows; the message names them.
         """
         log_prob, evaluations = [], 0.0
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad():
             for i, chunk in _shared_chunks(rows):
-                # The probes of an estimated trace do not depend on which process scores the chunk.
-                torch.manual_seed(self.seed + i)
                 try:
-                    found, mean = self._score(chunk, draws if self.flow.noisy else 1)
+                    found, mean = self._score(chunk, draws)
                 except SolveError as error:
                     failed = ", ".join(str(i + row) for row in error.solution.rows[:5])
                     raise RuntimeError(
@@ -127,26 +156,25 @@ class TrainedModel:
         return scores, sum(total for _, total in parts) / len(scores)
 
     def _score(self, rows: ContextRows, draws: int) -> tuple[Array, float]:
-        """Return log p of the rows of one solve, as the log-mean-exp over draws of noise."""
-        scored = [self.flow.score_rows(*rows.tensors(self.flow.like)) for _ in range(draws)]
-        log_probs = torch.stack([each.log_prob.double() for each in scored])
-        found = log_probs.logsumexp(0) - log(draws)
-        solves = draws * max(1, self.flow.solves)
-        evaluations = sum(float(np.mean(each.stats.evaluations)) for each in scored) / solves
-        return found.cpu().numpy(), evaluations
+        """Return log p of the rows of one solve, and the mean number of evaluations of a solve."""
+        scored = self.flow.score_draws(*rows.tensors(self.flow.like), self.seed, draws)
+        solves = max(1, self.flow.solves) * (draws if self.flow.noisy else 1)
+        evaluations = float(np.mean(scored.stats.evaluations)) / solves
+        return scored.log_prob.double().cpu().numpy(), evaluations
 
     def score_with_errors(self, rows: ContextRows, draws: int = 1) -> Scores:
         """Return scores of rows with errors; NaN and a status where the flow cannot be integrated.
 
-        Exact log p equals that of `score`; estimates use other draws, at least two, for a standard
-        error. This takes about three times as long. Processes share the chunks.
+        Log p equals that of `score` with as many draws; there are at least two, for a standard
+        error, and more probes of an estimated trace. A row with NaN is NaN, one with an unknown
+        category, −1, or a value out of a column's bounds −∞. This takes about three times as long.
+        Processes share the chunks.
         """
         probes = max(2, draws) if self.flow.noisy else HUTCHINSON_PROBES
         parts = []
-        for i, chunk in _shared_chunks(rows):
+        for _, chunk in _shared_chunks(rows):
             tensors = chunk.tensors(self.flow.like)
-            generator = torch.Generator().manual_seed(self.seed + i)
-            parts.append(self.flow.score(*tensors, probes=probes, generator=generator))
+            parts.append(self.flow.score(*tensors, probes=probes, seed=self.seed))
         return concatenate([scores for part in gather(parts) for scores in part])
 
     def error_sample(self, rows: ContextRows) -> ContextRows:
@@ -164,16 +192,25 @@ class TrainedModel:
         numbers, log_det = continuous_columns(self.flow, self.schema, rows, self.seed)
         return self.gaussian.log_prob(numbers) + log_det
 
-    def sample_contexts(self, n: int, context_data: str | None) -> Array:
-        """Return the contexts of `n` samples, or of `n` for each row of --context-data."""
+    def sample_contexts(
+        self, n: int, context_data: str | None, reading: ReadOptions | None = None
+    ) -> tuple[Array, Mapping[str, ColumnType]]:
+        """Return the contexts of `n` samples, or of `n` for each row of --context-data.
+
+        Their columns' types are those of the file, but for dates, which count as in training.
+        """
         if context_data is not None:
-            return np.repeat(open_context(context_data, self.context_columns), n, axis=0)
+            dates = {name: kind for name, kind in self._types.items() if kind.family == "date"}
+            reading = replace(reading or FOUND_OUT, types=dates)
+            contexts, types = open_context(context_data, self.context_columns, reading)
+            return np.repeat(contexts, n, axis=0), types
         if self.context_columns:
             raise ValueError(
                 "Expected --context-data, a file of the contexts to sample at, with columns "
                 f"{', '.join(self.context_columns)}; got none for a conditional model"
             )
-        return no_context(n)
+        _check_unused(reading, "--context-data")
+        return no_context(n), {}
 
     def sample(self, context: Array, seed: int) -> Array:
         """Draw one sample of the flow for each context (n, context columns), shape (n, columns).
@@ -191,16 +228,21 @@ class TrainedModel:
 
 
 def continuous_columns(
-    flow: Flow, schema: Schema, rows: ContextRows, seed: int
+    flow: Flow, schema: Schema, rows: ContextRows, seed: int, to_fit: bool = False
 ) -> tuple[ContextRows, Array]:
     """Return rows with whole numbers and categories dequantized, and the log |det| of that map.
 
-    Constant columns are left out. The noise depends on the seed alone.
+    Constant columns are left out. The noise depends on the seed and on each row itself; `to_fit`
+    gives equal rows different noise, without which a few distinct ones would have no covariance.
     """
     if not schema.noisy and not schema.constant:
         return rows, np.zeros(len(rows))
+    x, context = rows.tensors(flow.like)
     with torch.no_grad(), seeded(seed, flow.like.device):
-        mapped = flow.layers[-1].pull(rows.tensors(flow.like)[0])
+        if to_fit:
+            mapped = flow.layers[-1].pull(x)
+        else:
+            mapped = flow.layers[-1].pull_with_noise(x, None, flow.row_noise(seed, x, context))
     numbers = mapped.value.double().cpu().numpy()
     return ContextRows(numbers, rows.context), mapped.log_det.double().cpu().numpy()
 
@@ -225,6 +267,8 @@ def _checked(metadata: Mapping[str, Any], flow: Flow) -> Iterator[Any]:
     columns, seed = metadata["columns"], metadata["seed"]
     context = metadata.get("context", [])  # absent from older folders
     missing, data_dir = metadata.get("missing", "refuse"), metadata.get("data_dir")
+    reading = ReadOptions(**metadata.get("reading", {}))
+    types = {name: ColumnType(**each) for name, each in metadata.get("context_types", {}).items()}
     _require(
         isinstance(columns, list) and isinstance(context, list),
         all(isinstance(name, str) and name.strip() for name in (*columns, *context)),
@@ -245,7 +289,15 @@ def _checked(metadata: Mapping[str, Any], flow: Flow) -> Iterator[Any]:
     )
     np.linalg.cholesky(gaussian.covariance)  # a ValueError for a matrix that is no covariance
     yield from (schema, tuple(context), metadata["data"], metadata["data_sha256"])
-    yield from (seed, missing, data_dir, gaussian)
+    yield from (seed, missing, data_dir, reading, types, "reading" in metadata, gaussian)
+
+
+def _check_unused(reading: ReadOptions | None, option: str) -> None:
+    """Raise a ValueError for choices about a file where there is none."""
+    if reading not in (None, FOUND_OUT):
+        raise ValueError(
+            f"Expected {option} FILE with options on how a file is read; got none: leave them out"
+        )
 
 
 def _require(*conditions: bool) -> None:

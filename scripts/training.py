@@ -23,7 +23,13 @@ from cnf.scripts.evaluation import summarize
 from cnf.scripts.figures import plot
 from cnf.scripts.folder import default_folder, run_folder
 from cnf.scripts.gaussian import GaussianBaseline
-from cnf.scripts.options import DEFAULT_NOISE_DRAWS, given_numbers, option_of
+from cnf.scripts.options import (
+    DEFAULT_NOISE_DRAWS,
+    READ_OPTIONS,
+    given_numbers,
+    option_of,
+    read_options,
+)
 from cnf.scripts.program import say
 from cnf.scripts.train import PICTURE_BUDGET_SECONDS
 from cnf.scripts.trained import METRICS_FILE, STATE_FILE, TrainedModel, continuous_columns
@@ -69,6 +75,8 @@ def _run(arguments: argparse.Namespace, data: Data, name: str, recipe: Recipe, o
     for found in degeneracies(*data.schema.real(data.train.x)):
         option = f": --drop {found.column}" if found.column else ""
         warn(f"{found}{option}", stacklevel=2)
+    for remark in data.schema.remarks(data.train.x):
+        warn(remark, stacklevel=2)
     history = _train(arguments, data, flow, recipe, out)
     say(
         f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept "
@@ -137,11 +145,12 @@ def _stage_announcer(stages: int) -> Callback:
 
 def _choices(arguments: argparse.Namespace) -> ColumnChoices:
     is_toy = arguments.data in (*TOYS, *CONDITIONAL_TOYS) or is_picture(arguments.data)
-    for option in ("drop", "schema"):
+    text = (option[2:].replace("-", "_") for option in READ_OPTIONS)
+    for option in ("drop", "schema", *text):
         if is_toy and getattr(arguments, option) is not None:
             raise ValueError(
-                f"Expected no --{option} with the toy {arguments.data}, whose columns are fixed; "
-                f"got {getattr(arguments, option)!r}"
+                f"Expected no {option_of(option)} with the toy {arguments.data}, whose columns are "
+                f"fixed; got {getattr(arguments, option)!r}"
             )
     if arguments.context is not None and arguments.data in CONDITIONAL_TOYS:
         known = ", ".join(CONDITIONAL_TOYS[arguments.data].context_columns)
@@ -149,17 +158,15 @@ def _choices(arguments: argparse.Namespace) -> ColumnChoices:
             f"Expected no --context with {arguments.data}, whose context is {known}; got "
             f"{arguments.context!r}"
         )
-    context, left_out = (
-        () if names is None else tuple(names.split(","))
-        for names in (arguments.context, arguments.drop)
-    )
+    context = () if arguments.context is None else tuple(arguments.context.split(","))
     kinds = {} if arguments.schema is None else _read_json(Path(arguments.schema), "a schema")
     if not isinstance(kinds, dict):
         raise ValueError(
             f"Expected {arguments.schema} to hold an object of columns, such as "
             f'{{"age": {{"kind": "integer"}}}}; got {str(kinds)[:40]}'
         )
-    return ColumnChoices(context, left_out, arguments.missing, kinds)
+    drop = () if arguments.drop is None else tuple(arguments.drop.split(","))
+    return ColumnChoices(context, arguments.missing, read_options(arguments, drop), kinds)
 
 
 def _resumed_run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
@@ -187,7 +194,7 @@ def _recipe(
         conditional = bool(data.context_columns)
         known = (len(data.train), data.schema.width, conditional, arguments.objective)
         default = "picture" if isinstance(data.toy, Picture) else None
-        values = data.schema.real(data.train.x)[0] if data.toy is None else None
+        values = data.schema.continuous(data.train.x) if data.toy is None else None
         name, recipe = choose_recipe(given or default, *known, values)
         if recipe.scaling != RECIPES[name].scaling:
             name = f"{name} (scaling {recipe.scaling}, as columns are far from normal)"
@@ -229,12 +236,15 @@ def _summary(data: Data, flow: Flow, recipe: str) -> list[str]:
     given = f" given {', '.join(data.context_columns)}" if data.context_columns else ""
     layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
     left_out = f" ({data.dropped} rows with missing values left out)" if data.dropped else ""
+    if data.repeated:
+        left_out += f" ({data.repeated} rows of the table repeat others, and stay with them)"
     columns = data.schema.columns
     plain = all(column.kind == "real" for column in columns)
     return [
         f"{data.name}: {len(data.train)} training rows{left_out} of {len(columns)} columns{given}; "
         f"recipe {recipe}, {sum(p.numel() for p in flow.parameters())} weights, "
         f"divergence {layer.trace()}",
+        *(f"  {note}" for note in data.notes),
         *([] if plain else (f"  {line}" for line in data.schema.summary())),
     ]
 
@@ -243,7 +253,7 @@ def _metadata(
     arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe
 ) -> dict[str, Any]:
     """Return the metadata that the other programs and a repetition of the run need."""
-    numbers, _ = continuous_columns(flow, data.schema, data.train, arguments.seed)
+    numbers, _ = continuous_columns(flow, data.schema, data.train, arguments.seed, to_fit=True)
     gaussian = GaussianBaseline.fit(numbers)
     return {
         "data": data.name,
@@ -251,6 +261,8 @@ def _metadata(
         "columns": list(data.schema.names),
         "schema": data.schema.json(),
         "context": list(data.context_columns),
+        "context_types": {name: asdict(each) for name, each in data.context_types.items()},
+        "reading": asdict(data.reading),
         "gaussian": {name: moment.tolist() for name, moment in vars(gaussian).items()},
         "objective": recipe.objective,
         "recipe": recipe.entries(),

@@ -1,7 +1,9 @@
 """Files of tables, valid and damaged, for every program; pandas and NumPy read them, too."""
 
+import csv
 import io
 import json
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -204,9 +206,7 @@ def reading(file: Path) -> pd.DataFrame | None:
 
 def _read(file: Path) -> pd.DataFrame:
     if file.suffix == ".csv":
-        options = {"keep_default_na": False, "skipinitialspace": True, "index_col": False}
-        cells = pd.read_csv(file, header=None, dtype=object, encoding="utf-8-sig", **options)
-        return cells.set_axis(cells.iloc[0], axis=1).iloc[1:].apply(_numbers)
+        return _named(_cells(_text(file.read_bytes()))).apply(_numbers)
     if file.suffix == ".parquet":
         frame = pd.read_parquet(file)
         frame.columns = [f"x{name}" if isinstance(name, int) else name for name in frame.columns]
@@ -226,6 +226,36 @@ def _read(file: Path) -> pd.DataFrame:
     return frame
 
 
+def _text(content: bytes) -> str:
+    for code in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"):
+        with suppress(UnicodeError):
+            text = content.decode(code)
+            if "\0" not in text and 2 * sum(map(str.isascii, text)) > len(text):
+                return text
+    raise ValueError
+
+
+def _cells(text: str) -> pd.DataFrame:
+    """Return the cells of a text, separated by the mark that its header has most of."""
+    written = [line for line in io.StringIO(text, newline="") if line.strip('" ,;|\t\r\n')]
+    lines = [line for line in written if line[0] != "#"]
+    found = {sep: next(csv.reader(lines, delimiter=sep, skipinitialspace=True)) for sep in ",;\t|"}
+    sep = max(found, key=lambda sep: len(found[sep]))
+    options = {"keep_default_na": False, "skipinitialspace": True, "index_col": False}
+    return pd.read_csv(io.StringIO("".join(lines)), header=None, dtype=object, sep=sep, **options)
+
+
+def _named(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return cells below their names, without a row index and empty columns without a name."""
+    names = [name if name.strip() else f"Unnamed: {i}" for i, name in enumerate(cells.iloc[0])]
+    frame = cells.set_axis(names, axis=1).iloc[1:]
+    first = frame.iloc[:, 0]
+    index = names[0] == "Unnamed: 0" and first.is_unique and first.str.fullmatch(r"\d+").all()
+    empty = [not own.strip() and (frame.iloc[:, i] == "").all() for i, own in cells.iloc[0].items()]
+    left_out = [bool(index) or empty[0], *empty[1:]]
+    return frame if all(left_out) else frame.loc[:, np.invert(left_out)]
+
+
 def _cast(column: pd.Series) -> pd.Series:
     """Return a column of a Parquet file, numbers and categories of numbers as float64."""
     if isinstance(column.dtype, pd.CategoricalDtype):
@@ -233,10 +263,18 @@ def _cast(column: pd.Series) -> pd.Series:
     return column.astype(np.float64) if pd.api.types.is_numeric_dtype(column) else column
 
 
+def _ungrouped(number: re.Match[str]) -> str:
+    return number[1] + re.sub(r"\D", "", number[2])
+
+
 def _numbers(cells: pd.Series) -> pd.Series:
     """Return the numbers in cells, booleans as 0 and 1; texts as they are, gaps as NaN."""
     texts = cells.str.strip().str.lower().str.normalize("NFKC").replace({"true": "1", "false": "0"})
     texts = texts.mask(texts.isin(MISSING), "nan").str.replace("_", "no number")
+    texts = texts.str.replace(
+        r"^([+-]?\d{1,3})((?:[,' \u2019]\d{3})+)(?=\.|$)", _ungrouped, regex=True
+    )
+    texts = texts.str.replace(r"^([+-]?\d*),(\d+(?:e[+-]?\d+)?)$", r"\1.\2", regex=True)
     try:
         return texts.map(float)
     except ValueError:
@@ -280,7 +318,8 @@ def scored_case(draw: Draw, place: Place, program: str) -> Case:
         if program == "check":
             return ""
         flow = cnf.load(model)
-        wanted = flow.log_prob(torch.tensor(rows).to(flow.like)).detach().double().numpy()
+        flow = flow.in_double() if program == "log-prob" else flow
+        wanted = flow.log_prob(torch.tensor(rows)).detach().numpy()
         if program == "log-prob":
             return "" if same(np.load(out)[:, 0], wanted) else "wrong log p"
         said, right = json.loads(came.out), [len(rows), -wanted.mean()]

@@ -59,7 +59,7 @@ def place_in(folder: Path) -> Iterator[Place]:
     """
     place = Place(folder)
     write_csv(folder / "rows.csv", rows_of_table(12, seed=1).round(4))
-    typed = "x,n,colour\n" + "".join(f"{i / 7},{i},{'rgb'[i % 3]}\n" for i in range(12))
+    typed = "x,n,colour\n" + "".join(f"{i / 7},{i % 7},{'rgb'[i % 3]}\n" for i in range(12))
     (folder / "typed.csv").write_text(typed)
     with mock.patch("cnf.scripts.figures.png", return_value=b"drawn"):
         for name, data, *words in (

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_scripts_running import done, write_csv
+from test_scripts_running import complaint, done, write_csv
 
 import cnf
+from cnf.scripts.output import write_scores
 from cnf.scripts.rows import ContextRows
 from cnf.scripts.trained import ERROR_SAMPLE_ROWS, TrainedModel
 from cnf.tables.schema import Column, Schema
@@ -52,19 +53,19 @@ def test_errors_are_written_with_log_p(place):
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "npy", "npz"])
-def test_a_failing_row_is_nan_in_its_place_and_ends_nothing(ending, place):
-    failed = np.arange(6) == 2
-    out, said = written(place, np.where(failed[:, None], 1e30, ROWS[:6]), ending)
+def test_a_row_with_a_gap_is_nan_in_its_place_and_ends_nothing(ending, place):
+    missing = np.arange(6) == 2
+    out, said = written(place, np.where(missing[:, None], np.nan, ROWS[:6]), ending)
     if ending in ("csv", "parquet"):
         frame = pd.read_csv(out) if ending == "csv" else pd.read_parquet(out)
-        assert frame["status"].tolist() == ["FINISHED"] * 2 + ["NOT_FINITE"] + ["FINISHED"] * 3
+        assert frame["status"].tolist() == ["FINISHED"] * 2 + ["MISSING"] + ["FINISHED"] * 3
         log_prob = frame["log_prob"]
     else:
         stored = np.load(out)
         assert ending == "npy" or stored["columns"].tolist() == ERRORS
         log_prob = (stored if ending == "npy" else stored["values"])[:, 0]
-    assert np.isnan(log_prob).tolist() == failed.tolist()
-    assert "1 failed" in said
+    assert np.isnan(log_prob).tolist() == missing.tolist()
+    assert "1 with a gap are NaN" in said
 
 
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
@@ -116,6 +117,99 @@ def test_one_draw_of_noise_is_assessed_by_two(tmp_path):
     assert 0 < numbers["probe_stderr"] < sqrt(2) * numbers["stderr"]
 
 
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """A model of a category, a count from 0 to 4, a bounded and a real column, and its rows."""
+    place, rng = tmp_path_factory.mktemp("kinds"), np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "colour": rng.choice(["blue", "green", "red"], size=300),
+            "count": rng.binomial(4, 0.5, size=300),
+            "share": rng.uniform(size=300),
+            "x": rng.normal(size=300),
+        }
+    )
+    table.to_csv(place / "rows.csv", index=False)
+    schema = place / "schema.json"
+    schema.write_text(json.dumps({"share": {"kind": "bounded", "low": 0, "high": 1}}))
+    words = ("--schema", schema, "--steps", 20, "--hidden", 8, "--seed", 1)
+    done("train", place / "rows.csv", "--out", place / "out", *words)
+    trained = TrainedModel.read(str(place / "out"))
+    return place, trained, trained.rows(str(place / "rows.csv"), None)[0]
+
+
+def test_a_row_scores_the_same_alone_and_among_others(kinds, monkeypatch):
+    """With noise in its columns, of which only its values and the seed decide."""
+    place, trained, rows = kinds
+    rows = rows[:60]
+    assert trained.flow.noisy
+    double, probed = trained.in_double(), TrainedModel.read(str(place / "out"), "hutchinson")
+    ways = {  # and what rounding may change
+        "log p": (lambda chosen: double.score(chosen, 4)[0], 1e-9),
+        "with errors": (lambda chosen: double.score_with_errors(chosen, 4).log_prob.numpy(), 1e-9),
+        "in single precision": (lambda chosen: trained.score(chosen, 4)[0], 1e-5),
+        "with probes": (lambda chosen: probed.score(chosen, 4)[0], 1e-5),
+        "gaussian": (trained.gaussian_log_prob, 1e-5),
+    }
+    whole = {name: find(rows) for name, (find, _) in ways.items()}
+    assert np.allclose(whole["log p"], whole["with errors"], rtol=0, atol=1e-9)
+    assert np.allclose(whole["log p"], whole["in single precision"], rtol=0, atol=1e-4)
+    monkeypatch.setattr("cnf.scripts.trained.SCORE_CHUNK_ROWS", 17)
+    backwards = ContextRows(rows.x[::-1].copy(), rows.context)
+    for name, (find, close) in ways.items():
+        assert np.abs(find(backwards)[::-1] - whole[name]).max() < close
+        for i in (0, 59):
+            assert abs(find(rows[i : i + 1])[0] - whole[name][i]) < close
+
+
+def test_bad_rows_have_a_status_each_and_leave_the_others_their_scores(kinds):
+    place, trained, rows = kinds
+    bad = {  # row: column, value, log p and status
+        1: (3, np.nan, np.nan, "MISSING"),
+        2: (0, np.nan, np.nan, "MISSING"),
+        3: (1, np.nan, np.nan, "MISSING"),
+        4: (2, np.nan, np.nan, "MISSING"),
+        5: (0, -1.0, -np.inf, "IMPOSSIBLE"),
+        6: (1, 1.5, -np.inf, "IMPOSSIBLE"),
+        7: (1, 5.0, -np.inf, "IMPOSSIBLE"),
+        8: (2, 1.01, -np.inf, "IMPOSSIBLE"),
+        9: (3, np.inf, np.nan, "NOT_FINITE"),
+    }
+    x = rows.x[:12].copy()
+    for row, (column, value, *_) in bad.items():
+        x[row, column] = value
+    x[4, 0] = -1.0  # a gap and an unknown category are a gap
+    out = place / "scores.csv"
+    said = write_scores(str(out), trained, ContextRows(x, rows.context[:12]), 2)
+    found, good = pd.read_csv(out), trained.in_double().score(rows[:12], 2)[0]
+    expected = [bad.get(i, (0, 0, good[i], "FINISHED"))[2:] for i in range(12)]
+    assert found["status"].tolist() == [status for _, status in expected]
+    log_probs = [log_prob for log_prob, _ in expected]
+    assert np.allclose(found["log_prob"], log_probs, rtol=0, atol=1e-9, equal_nan=True)
+    fine = [0, 10, 11]
+    assert found["uncertainty"][fine].notna().all()
+    assert f"12 rows in {out}, mean log p {good[fine].mean():.4f}, 1 failed and are NaN" in said
+    assert "4 with a gap are NaN, 4 of unknown categories or out of bounds are -inf" in said
+
+
+def test_what_cannot_be_read_names_the_errors_that_would_read_it(place, monkeypatch):
+    rows = ContextRows(np.array([[0.1, np.nan], [0.2, 0.3]]), np.empty((2, 0)))
+
+    def read(model, data, context_data, missing="refuse", reading=None):
+        if missing != "keep":
+            raise ValueError("Expected no missing values: fill them.")
+        return rows, None
+
+    monkeypatch.setattr(TrainedModel, "rows", read)
+    words = ("log-prob", place / "out", "--data", place / "rows.csv", "--out", place / "o.csv")
+    assert "fill them; or score the other rows with --errors" in complaint(*words)
+    done(*words, "--errors")
+    assert pd.read_csv(place / "o.csv")["status"].tolist() == ["MISSING", "FINISHED"]
+    monkeypatch.undo()
+    wrong = ("log-prob", place / "out", "--data", place / "none.csv", "--out", place / "o.csv")
+    assert "--errors" not in complaint(*wrong)
+
+
 def test_an_estimator_tells_how_far_it_may_be_off():
     density = cnf.CNFDensity(max_steps=3, random_state=0).fit(ROWS)
     log_prob, uncertainty = density.score_samples_uncertainty(ROWS)
@@ -128,5 +222,7 @@ def test_bounds_that_single_precision_rounds_are_in_a_fitted_density():
     """A row on a bound has a density in double precision too, in which the estimator scores."""
     X = np.clip(np.random.default_rng(0).normal(0.5, 0.3, size=(100, 1)), 0.1, 0.9)
     schema = Schema((Column("x0", "bounded", low=0.1, high=0.9),))
-    density = cnf.CNFDensity(max_steps=2, random_state=0, schema=schema).fit(X)
+    density = cnf.CNFDensity(max_steps=2, random_state=0, schema=schema)
+    with pytest.warns(UserWarning, match="column 'x0' is 0.9 in 13 % of rows: no density"):
+        density.fit(X)
     assert np.isfinite(density.score_samples(X)).all()

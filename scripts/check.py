@@ -6,6 +6,7 @@ The exit status is 1 where a check fails.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cnf.diagnostics import MAX_CHECK_POINTS, MAX_CHECK_ROWS
 from cnf.scripts.options import READ_OPTIONS, add_options, read_options
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained.schema.check(rows.x)
     numbers = {"rows": arguments.rows, "points": arguments.points, "seed": arguments.seed}
     report = check(trained.flow, *rows.tensors(trained.flow.like), **numbers)
+    report = replace(report, notes=(*report.notes, *trained.schema.remarks(rows.x)))
     say(*([report.json()] if arguments.json else report.lines()))
     return 1 if report.verdict == "fail" else 0
 

@@ -97,12 +97,13 @@ def test_what_is_dropped_or_no_column_of_the_model_is_never_read(tmp_path):
 def test_equal_rows_stay_in_one_part_and_unlikely_columns_are_named(tmp_path):
     few = frame().head(40)
     spent = np.where(np.arange(ROWS) % 4 > 0, 0.0, np.random.default_rng(3).uniform(1, 9, ROWS))
-    for table, words in (
-        (pd.concat([few] * 3), ["80 rows of the table repeat others"]),
-        (frame(spent=spent), ["column 'spent' is 0 in 75 % of rows: no density"]),
-        (frame(key=np.arange(ROWS)), ["'key'", "row numbers", "--drop key"]),
+    for name, table, words in (
+        ("few", pd.concat([few] * 3), ["80 rows of the table repeat others"]),
+        ("spike", frame(spent=spent), ["column 'spent' is 0 in 75 % of rows: no density"]),
+        ("id", frame(key=np.arange(ROWS)), ["'key'", "row numbers", "--drop key"]),
     ):
-        table.to_csv(tmp_path / "rows.csv", index=False)
-        said = run("train", tmp_path / "rows.csv", "--out", tmp_path / str(len(words[0])), *FAST)
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+        said = run("train", tmp_path / f"{name}.csv", "--out", tmp_path / name, *FAST)
         assert said.status == 0
         assert all(word in said.out + said.err for word in words)
+    assert "note  column 'spent' is 0 in" in run("check", tmp_path / "spike", "--rows", 20).out

@@ -103,7 +103,7 @@ def test_memory_is_printed_and_drawn_without_other_libraries(tmp_path, monkeypat
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @patch.multiple(memory, STEP_COUNTS=(100,), get_context=lambda method: FORKED)
 def test_states_that_a_step_costs():
-    for gradient, least, most in (("checkpoint", 0.8, 1.5), ("backsolve", -0.01, 0.1)):
+    for gradient, least, most in (("checkpoint", 0.8, 2.5), ("backsolve", -0.01, 0.1)):
         ((steps, peak),) = memory.measure_memory(gradient).items()
         assert steps in (100, 101)
         assert least < peak / (steps * 4 * memory.STATE_NUMBERS) < most

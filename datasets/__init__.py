@@ -27,7 +27,7 @@ from cnf.datasets.frames import frame_table, from_any, table_frame
 from cnf.datasets.images import IMAGES, Images, load_images
 from cnf.datasets.pictures import Picture, is_picture, read_picture, word_picture
 from cnf.datasets.reading import ReadOptions
-from cnf.datasets.splitting import Split, repeated_rows, row_groups, split
+from cnf.datasets.splitting import Split, row_groups, split
 from cnf.datasets.table import Table, closest
 from cnf.datasets.tables import TABLES, load
 from cnf.datasets.toy import Toy
@@ -65,7 +65,6 @@ __all__ = [
     "load_images",
     "read_picture",
     "read_table",
-    "repeated_rows",
     "row_groups",
     "split",
     "table_frame",

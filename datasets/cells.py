@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnf.datasets.column_types import ColumnType
+from cnf.datasets.column_types import LARGEST_EXACT, ColumnType
+from cnf.datasets.dates import parse_dates
 from cnf.datasets.frames import frame_table
 from cnf.datasets.reading import (
     DECIMAL_MARKS,
     FINITE,
+    MAX_SHOWN,
     ReadOptions,
     cell_error,
     drop_option,
@@ -37,7 +39,7 @@ GAP_TEXTS = frozenset(
     )
     for form in (text, text.lower(), text.upper())
 )  # fmt: skip
-NUMBER_GAPS = ("?", ".")  # missing values where all other cells are numbers
+NUMBER_GAPS = ("?", ".", "-", "--")  # missing values where other cells are numbers or dates
 SPACES = " \u00a0\u202f"
 APOSTROPHES = "'\u2019"
 BOOLEANS = ("True", "False")
@@ -49,7 +51,6 @@ FORMATTED = "^[$€£¥]?[-+\u2212]?[$€£¥]?[{0}]*\\d[{0}]*[%$€£¥]?$".rep
     "{0}", r"\d_.,;\s" + SPACES + APOSTROPHES
 )
 DOTTED = r"^\d+(?:\.\d+){2,}$"
-MAX_EXACT_INTEGER = 2.0**53
 
 
 def number_pattern(decimal: str, marks: str) -> str:
@@ -195,11 +196,29 @@ class CellParser:
 
         gaps = pc.is_in(cells, pa.array(NUMBER_GAPS))
         others = len(cells) - cells.null_count - pc.sum(gaps).as_py()
-        if 2 * pc.sum(numbers).as_py() > others:
-            for mark in pc.unique(cells.filter(gaps)).to_pylist():
-                self._note(f"{mark!r} for missing values")
-            cells = _nulled(cells, gaps)
-        return cells
+        return self._without_marked(cells, gaps) if 2 * pc.sum(numbers).as_py() > others else cells
+
+    def _without_date_gaps(self, name: str, cells: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Return cells in which "?" is a gap if all others are dates."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        gaps = pc.is_in(cells, pa.array(NUMBER_GAPS))
+        if not pc.any(gaps).as_py():
+            return cells
+        are_dates = self._options.types.get(name, ColumnType()).family == "date"
+        if not are_dates:
+            others = pc.unique(cells.filter(pc.invert(gaps)).drop_null()).to_pylist()
+            with suppress(ValueError):  # of an order of days and months that is not clear
+                are_dates = parse_dates(others) is not None
+        return self._without_marked(cells, gaps) if are_dates else cells
+
+    def _without_marked(self, cells: pa.ChunkedArray, gaps: pa.ChunkedArray) -> pa.ChunkedArray:
+        import pyarrow.compute as pc
+
+        for mark in pc.unique(cells.filter(gaps)).to_pylist():
+            self._note(f"{mark!r} for missing values")
+        return _nulled(cells, gaps)
 
     def _found_decimal(self) -> str:
         """Return the decimal mark that the file's numbers agree on."""
@@ -280,6 +299,7 @@ class CellParser:
             self._note(f"column {name!r} is text, with leading zeros")
             return _series(cells)
         if not is_number:
+            cells = self._without_date_gaps(name, cells)
             self._check_text(name, cells)
             return _series(cells)
         if odd:
@@ -295,7 +315,7 @@ class CellParser:
         whole = not pc.any(pc.match_substring_regex(texts, "[.eE]")).as_py()
         if self._absent:
             values = _nulled(values, pc.is_in(values, pa.array(self._absent)))
-        large = pc.greater_equal(pc.abs(values), MAX_EXACT_INTEGER if whole else np.inf)
+        large = pc.greater_equal(pc.abs(values), LARGEST_EXACT if whole else np.inf)
         if pc.any(large).as_py():
             kind = "whole numbers below 2^53" if whole else FINITE
             raise self._error(name, cells, large, kind)
@@ -339,7 +359,8 @@ class CellParser:
             text = cells.filter(pc.invert(numbers))[0].as_py()
             row = numbers.index(True).as_py()
             raise ValueError(
-                f"Expected text in {self._raw.file}, such as {text!r}; got {cells[row].as_py()!r} "
+                f"Expected text in {self._raw.file}, such as {repr(text)[:MAX_SHOWN]}; got "
+                f"{cells[row].as_py()!r} "
                 f"in column {name!r} at {self._raw.place(row)}: write all cells as text or as "
                 f"numbers, or leave the column out with {drop_option(name)}."
             )
@@ -367,10 +388,7 @@ class CellParser:
     ) -> ValueError:
         row = wrong.index(True).as_py()
         place = self._raw.place(row)
-        error: ValueError = cell_error(
-            self._raw.file, cells[row].as_py(), name, place, kind, remedy
-        )
-        return error
+        return cell_error(self._raw.file, cells[row].as_py(), name, place, kind, remedy)
 
 
 def _is_text(column: pa.ChunkedArray | pd.Series[Any]) -> bool:

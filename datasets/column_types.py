@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
+LARGEST_EXACT = 2**53  # float64 holds all whole numbers up to it
+
 Family = Literal["real", "whole", "boolean", "text", "category", "date", "duration"]
 
 FAMILIES: tuple[tuple[str, Family], ...] = (  # all other names are real numbers
@@ -66,3 +70,19 @@ class ColumnType:
             return "date" if self.origin else "duration"
         name = self.dtype.lower().removeprefix("object[").removeprefix("sparse[")
         return next((family for pattern, family in FAMILIES if re.match(pattern, name)), "real")
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The least and the greatest number of booleans and whole numbers, None for others.
+
+        Example:
+            >>> ColumnType("UInt8").limits
+            (0.0, 255.0)
+        """
+        if self.family == "boolean":
+            return 0.0, 1.0
+        name = self.dtype.lower().partition("[")[0]
+        if self.family != "whole" or not name.strip("u").startswith("int"):
+            return None
+        found = np.iinfo(name)
+        return float(max(found.min, -LARGEST_EXACT)), float(min(found.max, LARGEST_EXACT))

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnf.datasets.column_types import ColumnType
+from cnf.datasets.column_types import LARGEST_EXACT, ColumnType
 from cnf.datasets.dates import (
-    LARGEST_EXACT,
     Times,
     decode_times,
     encode_times,
@@ -23,6 +22,7 @@ from cnf.datasets.dates import (
     parse_dates,
 )
 from cnf.datasets.dtypes import arrow_pandas_dtype, dtype_name, named_dtype, string_dtype
+from cnf.datasets.reading import drop_option
 from cnf.datasets.table import Array
 
 if TYPE_CHECKING:  # functions import them, since they take long
@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # functions import them, since they take long
 Encoded = tuple[Array, tuple[str, ...] | None, ColumnType]
 TAKEN = "finite numbers, text, booleans, dates or durations"
 EXACT = "whole numbers up to 2^53, which float64 holds"
-ADVICE = "correct it, or leave the column out (--drop)"
 NULLABLE_PREFIX = {"i": "Int", "u": "UInt"}
 MANY_TEXTS = 100  # more are hardly categories
 TIMES = ("date", "datetime", "datetime64", "timedelta", "timedelta64")  # pandas' words
@@ -153,16 +152,13 @@ def _decode_numbers(values: Array, name: str) -> pd.Series[Any]:
         largest = float(np.finfo(plain).max)
         held = np.where(np.isinf(values), values, np.clip(values, -largest, largest))
         return pd.Series(held).astype(dtype)
-    if dtype.kind == "b":
-        low, high = 0, 1
-    else:
-        limits = np.iinfo(plain)
-        low, high = max(limits.min, -LARGEST_EXACT), min(limits.max, LARGEST_EXACT)
+    limits = ColumnType(name).limits
+    assert limits is not None  # of whole numbers and booleans
     if plain is dtype and np.isnan(values).any():
         dtype = (
             "boolean" if dtype.kind == "b" else NULLABLE_PREFIX[dtype.kind] + name.lstrip("uint")
         )
-    return pd.Series(np.clip(np.rint(values), low, high)).astype(dtype)
+    return pd.Series(np.clip(np.rint(values), *limits)).astype(dtype)
 
 
 def _encode_decimals(series: pd.Series[Any]) -> Encoded:
@@ -224,7 +220,8 @@ def _parse(
     try:
         dates = parse_dates(texts, "" if type is None else type.format)
     except ValueError as error:
-        raise ValueError(f"Column {series.name!r}: {error}") from error
+        reason = str(error).rstrip(".")
+        raise ValueError(f"Column {series.name!r}: {reason}, or {_left_out(series)}.") from error
     if dates is not None:
         return dates
     if type is None:
@@ -235,7 +232,9 @@ def _parse(
             )
         return None
     alone = (parse_dates([text], type.format or "%d%m") for text in texts)
-    wrong = next((text for text, date in zip(texts, alone, strict=True) if date is None), texts[0])
+    wrong = next((text for text, date in zip(texts, alone, strict=True) if date is None), None)
+    if wrong is None:  # each is a date, but they are not in one format
+        wrong = (odd_date(texts) or texts)[0]
     example = format_dates(np.array([type.origin], dtype="M8[us]"), type.format or "%Y-%m-%d")[0]
     raise _refusal(series, _row(series, wrong), f"dates such as {example}")
 
@@ -303,10 +302,14 @@ def _odd(series: pd.Series[Any]) -> ValueError:
             return _refusal(series, i)
     if not cells:
         return _refusal(series)
-    first = cells[0][1].__class__
-    other = next((i for i, cell in cells if cell.__class__ is not first), cells[0][0])
-    wanted = f"values of one class and time zone ({first.__name__} in row {cells[0][0] + 1})"
+    row, first = cells[0]
+    other = next((i for i, cell in cells if _class_and_zone(cell) != _class_and_zone(first)), row)
+    wanted = f"values of one class and time zone ({first.__class__.__name__} in row {row + 1})"
     return _refusal(series, other, wanted)
+
+
+def _class_and_zone(cell: object) -> tuple[type, object]:
+    return cell.__class__, getattr(cell, "tzinfo", None)
 
 
 def _present(cell: object) -> bool:
@@ -481,13 +484,17 @@ def _decode_arrow(
 
 def _refusal(series: pd.Series[Any], row: int | None = None, wanted: str = TAKEN) -> ValueError:
     """Return the error for the value in a row; for a column's dtype where no row is named."""
-    name = f"column {series.name!r}"
+    name, advice = f"column {series.name!r}", f"correct it, or {_left_out(series)}"
     if row is None:
         present = series.notna().to_numpy()
         if not present.any():
-            return ValueError(f"Expected {wanted} in {name}; got {series.dtype}: {ADVICE}.")
+            return ValueError(f"Expected {wanted} in {name}; got {series.dtype}: {advice}.")
         row = int(present.argmax())
     value = series.iloc[row]
     shown = repr(value.item() if isinstance(value, np.generic) else value)[:80]
     place = f"row {row + 1} (counting from 1)"
-    return ValueError(f"Expected {wanted} in {name}; got {shown} in {place}: {ADVICE}.")
+    return ValueError(f"Expected {wanted} in {name}; got {shown} in {place}: {advice}.")
+
+
+def _left_out(series: pd.Series[Any]) -> str:
+    return f"leave the column out ({drop_option(str(series.name))})"

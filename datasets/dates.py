@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnf.datasets.column_types import LARGEST_EXACT
 from cnf.datasets.table import Array
 
 Times = NDArray[Any]  # NumPy's dates, or durations, whose stubs know no units
@@ -23,8 +24,8 @@ UNITS = {  # nanoseconds, from the coarsest to the finest
     "us": 10**3,
     "ns": 1,
 }
-NUMPY_UNITS = {"min": "m"}  # where NumPy has another word
-LARGEST_EXACT = 2**53  # whole number in float64
+MONTH = "month"  # the unit of dates that all begin a month; no other is of varying length
+NUMPY_UNITS = {"min": "m", MONTH: "M"}  # where NumPy has another word
 LARGEST = 9 * 10**18  # about the largest in 64 bits
 DAY_LIMITS = {  # of dates and durations, in days since 1970, with the second one left out
     "M8": (-719_162, 2_932_897),  # the years 1 to 9999
@@ -37,10 +38,14 @@ DATE = re.compile(
     r"(?P<half> ?(?:[AP]M|[ap]m))?(?P<zone>Z|[+-]\d{2}:?\d{2})?)?",
     re.ASCII,
 )
+YEAR_MONTH = re.compile(r"\d{4}-\d{2}", re.ASCII)
+YEAR_MONTH_FORMAT = "%Y-%m"
+MONTH_NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+NAMED = re.compile(rf"(?<=\d)([-/ ])({'|'.join(MONTH_NAMES)})\1(?=\d)")
 ORDERS = {"Ymd": ("Y", "m", "d"), "dmY": ("d", "m", "Y"), "mdY": ("m", "d", "Y")}
 ZONE = re.compile(r"(Z|[+-]\d{2}:?\d{2})$")
-DIRECTIVE = re.compile(r"%(-?[YymdHIMS]|[pP]|[1-9?]f)")
-DATE_ADVICE = "write them as 2024-12-31, or leave the column out (--drop)"
+DIRECTIVE = re.compile(r"%(-?[YymdHIMS]|[bpP]|[1-9?]f)")
+DATE_ADVICE = "write them as 2024-12-31"
 CENTURY = 69  # two-digit years from here on belong to 19xx, as in POSIX
 
 
@@ -49,8 +54,8 @@ def encode_times(times: Times, unit: str = "", origin: str = "") -> tuple[Array,
 
     Args:
         times: NumPy's dates or durations, in any unit from days on.
-        unit: The unit to count in; the coarsest that holds all when empty, but none so fine that
-            counts exceed 2^53.
+        unit: The unit to count in; the coarsest that holds all when empty, months included, but
+            none so fine that counts exceed 2^53.
         origin: The date to count from; the first one when empty. Durations have none.
 
     Returns:
@@ -64,6 +69,8 @@ def encode_times(times: Times, unit: str = "", origin: str = "") -> tuple[Array,
     present = ~np.isnat(times)
     ticks = times[present].astype(np.int64)
     is_date = times.dtype.kind == "M"
+    if unit == MONTH or (not unit and is_date and _begin_months(times[present])):
+        return _encode_months(times, origin)
     first = int(ticks.min()) if is_date and len(ticks) else 0
     unit = unit or _coarsest(ticks, resolution, first)
     if is_date and not origin:
@@ -92,6 +99,8 @@ def decode_times(values: Array, unit: str, origin: str, resolution: str) -> Time
         >>> decode_times(np.array([11.8, np.nan]), "h", "2024-03-01T12:00:00", "s").tolist()
         [datetime.datetime(2024, 3, 2, 0, 0), None]
     """
+    if unit == MONTH:
+        return _decode_months(values, origin, resolution)
     coarse = max(unit, resolution, key=UNITS.__getitem__)
     kind = "M8" if origin else "m8"
     start = _ticks(origin, coarse)
@@ -107,12 +116,40 @@ def decode_times(values: Array, unit: str, origin: str, resolution: str) -> Time
     return times
 
 
+def _begin_months(dates: Times) -> bool:
+    """Return whether dates are first days of several months."""
+    months = dates.astype("M8[M]")
+    return bool(len(dates) and (months == dates).all() and (months != months[0]).any())
+
+
+def _encode_months(dates: Times, origin: str) -> tuple[Array, str, str]:
+    """Count dates in months from an origin, with the elapsed share of their month."""
+    months = dates.astype("M8[M]")
+    start = np.datetime64(origin, "M") if origin else np.nanmin(months)
+    first, following = (each.astype("M8[us]") for each in (months, months + 1))
+    share = (dates - first) / (following - first)
+    counts = np.where(np.isnat(months), np.nan, (months - start).astype(np.float64))
+    return counts + share, MONTH, str(start)
+
+
+def _decode_months(values: Array, origin: str, resolution: str) -> Times:
+    """Return the first days of months that were counted from an origin."""
+    start = np.datetime64(origin, "M")
+    years = ("1678", "2261") if resolution == "ns" else ("0001", "9999")
+    low, high = ((np.datetime64(f"{year}-01", "M") - start).astype(int) for year in years)
+    present = ~np.isnan(values)
+    months = np.full(len(values), "NaT", dtype="M8[M]")
+    months[present] = start + np.rint(np.clip(values[present], low, high)).astype(np.int64)
+    return months.astype(f"M8[{_word(resolution)}]")
+
+
 def parse_dates(texts: Sequence[str], format: str = "") -> tuple[Times, str] | None:
     """Parse dates in text, all in one format.
 
     Formats: year first, as in ISO, day first or month first, with -, / or . between; then perhaps a
     time, with seconds, fractions, AM or PM, and an offset from UTC. A column whose offsets differ
-    is converted to UTC.
+    is converted to UTC. Months may have English names, as in 31-Dec-2024; those without a day, such
+    as 2024-12, stand for their first days.
 
     Args:
         texts: Distinct texts.
@@ -130,13 +167,38 @@ def parse_dates(texts: Sequence[str], format: str = "") -> tuple[Times, str] | N
               dtype='datetime64[us]'), '%-d.%-m.%Y')
         >>> parse_dates(["tomorrow"])
     """
-    found = []
-    for text in texts:
-        match = DATE.fullmatch(text)
-        if match is None:
-            return None
-        found.append(match.groupdict(default=""))
-    if not found:
+    if texts and all(map(YEAR_MONTH.fullmatch, texts)):
+        return _parse_months(texts, format or YEAR_MONTH_FORMAT)
+    if texts and all(map(NAMED.search, texts)):
+        return _parse_named(texts, format)
+    return _parse_numbers(texts, format)
+
+
+def _parse_months(texts: Sequence[str], format: str) -> tuple[Times, str] | None:
+    """Parse months as their first days; return None where one is impossible."""
+    first = _parse_numbers([f"{text}-01" for text in texts])
+    return None if first is None else (first[0], format)
+
+
+def _parse_named(texts: Sequence[str], format: str) -> tuple[Times, str] | None:
+    """Parse dates with names of months between day and year; return None unless all are."""
+    found = [NAMED.split(text) for text in texts]
+    sep = found[0][1]
+    if any(len(parts) != 4 or parts[1] != sep or len(parts[0]) > 2 for parts in found):
+        return None
+    numbered = [f"{a:0>2}.{MONTH_NAMES.index(name) + 1:02d}.{c}" for a, _, name, c in found]
+    dates = _parse_numbers(numbered, format.replace(f"{sep}%b{sep}", ".%m."))
+    if dates is None:
+        return None
+    day = "%-d" if any(len(parts[0]) == 1 for parts in found) else "%d"
+    return dates[0], format or dates[1].replace("%d.%m.", f"{day}{sep}%b{sep}")
+
+
+def _parse_numbers(texts: Sequence[str], format: str = "") -> tuple[Times, str] | None:
+    """Parse dates whose months are numbers."""
+    matches = [*map(DATE.fullmatch, texts)]
+    found = [match.groupdict(default="") for match in matches if match]
+    if not found or len(found) < len(texts):
         return None
     fields = {key: [each[key] for each in found] for key in found[0]}
     shapes = {(each["sep"], each["gap"], bool(each["S"]), bool(each["half"])) for each in found}
@@ -173,6 +235,8 @@ def odd_date(texts: Sequence[str]) -> tuple[str, str] | None:
     if 2 * len(dates) <= len(texts):
         return None
     usual = dates[len(dates) // 2]
+    if not _in_one_format(usual, usual):
+        return None
     return next(((text, usual) for text in texts if not _in_one_format(usual, text)), None)
 
 
@@ -186,7 +250,7 @@ def _in_one_format(date: str, text: str) -> bool:
 def format_dates(dates: Times, format: str) -> list[str]:
     """Write dates by strftime's directives; NaT must be left out.
 
-    Besides %Y %y %m %d %H %I %M %S %p there are %P (am, pm), %-d and the like without leading
+    Besides %Y %y %m %b %d %H %I %M %S %p there are %P (am, pm), %-d and the like without leading
     zeros, %3f for a fraction of three digits, and %?f for one of six that is left out, with its
     point, where it is zero.
 
@@ -221,7 +285,9 @@ def _written(directive: str, numbers: dict[str, NDArray[np.int64]]) -> list[str]
     if name in "pP":
         halves = ("AM", "PM") if name == "p" else ("am", "pm")
         return [halves[hour >= 12] for hour in numbers["H"].tolist()]
-    values = numbers[name].tolist()
+    values = numbers["m" if name == "b" else name].tolist()
+    if name == "b":
+        return [MONTH_NAMES[value - 1] for value in values]
     if directive == "?f":
         return [f".{value // 1000:06d}" if value else "" for value in values]
     if name == "f":
@@ -283,14 +349,21 @@ def _ordered(
     first, last = ({len(text) for text in fields[key]} for key in "ac")
     if first == {4}:
         possible = ["Ymd"] if 4 not in last else []
-    elif 4 in first or not (last == {4} or (last == {2} and set(fields["sep"]) == {"/"})):
-        possible = []  # version numbers have points
+    elif 4 in first or not (last == {4} or (last == {2} and _are_short_dates(fields))):
+        possible = []
     elif format and not format.startswith("%Y"):
         possible = ["dmY" if "d" in format.split("m")[0] else "mdY"]
     else:
         return _proven(texts, fields)
     days = [(_days(fields, order), order) for order in possible]
     return next((each for each in days if not np.isnat(each[0]).any()), None)
+
+
+def _are_short_dates(fields: dict[str, list[str]]) -> bool:
+    """Return whether numbers with a year of two digits are no version, such as 1.10.24."""
+    padded = all(len(text) == 2 for key in "ab" for text in fields[key])
+    separators = set(fields["sep"])
+    return separators == {"/"} or (padded and separators == {"."})
 
 
 def _proven(texts: Sequence[str], fields: dict[str, list[str]]) -> tuple[Times, str] | None:
@@ -301,14 +374,14 @@ def _proven(texts: Sequence[str], fields: dict[str, list[str]]) -> tuple[Times, 
         return None
     if wrong["mdY"].any() and wrong["dmY"].any():
         both = " and ".join(repr(texts[int(each.argmax())]) for each in wrong.values())
-        raise ValueError(f"Expected one order of day and month; got {both}: {DATE_ADVICE}.")
+        raise ValueError(f"Expected one order of day and month; got {both}: {DATE_ADVICE}")
     if wrong["dmY"].any():
         return days["mdY"], "mdY"
     is_proven = wrong["mdY"].any() or set(fields["sep"]) == {"."} or fields["a"] == fields["b"]
     if not is_proven:  # with points, the day is first
         raise ValueError(
             "Expected dates that show whether the day or the month is first; got none like "
-            f"31/12/2024, but {texts[0]!r}: {DATE_ADVICE}."
+            f"31/12/2024, but {texts[0]!r}: {DATE_ADVICE}"
         )
     return days["dmY"], "dmY"
 

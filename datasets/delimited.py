@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'", " ": "spaces"}
 FOUND_SEPARATORS = (",", ";", "\t", "|")  # spaces stand in names and numbers too often
 SAMPLE_BYTES = 2**20
+MAX_CELL_CHARACTERS = 2**31 - 1  # in place of the csv module's 131,072; C's long limits it
 SAMPLE_ROWS = 1000
 CHUNK_ROWS = 20_000
+MIN_COUNTED_ROWS = 10  # the first cells of fewer may be 1, 2, … by chance
 BYTE_ORDER_MARKS = (  # those of UTF-32 begin as those of UTF-16 do
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -216,9 +218,21 @@ def _named_layout(file: Path, sep: str, rows: list[list[str]], lines: _Lines) ->
     if by_comment := headless and not any(map(is_number, above)):
         names, below = [name.strip() for name in above], rows
     check_header(file, names)
+    names = _with_unnamed(names, below)
     first = [row[0] for row in below if row[0].strip()]
     is_text = sum(map(is_number, first)) * 2 <= len(first)
     return Layout(sep, tuple(names), by_comment, is_text and lines.comments >= len(first))
+
+
+def _with_unnamed(names: list[str], rows: list[list[str]]) -> list[str]:
+    """Return a header with the name that it lacks where all rows have one cell more."""
+    if not rows or any(len(row) != len(names) + 1 for row in rows):
+        return names
+    if not any(row[-1].strip() for row in rows):  # they end with a separator
+        return [*names, ""]
+    numbers = [str(i + 1) for i in range(len(rows))]
+    counted = len(rows) >= MIN_COUNTED_ROWS and [row[0] for row in rows] == numbers
+    return ["", *names] if counted else names  # R leaves out the name of its row numbers
 
 
 def check_header(file: Path, names: Sequence[str]) -> None:
@@ -262,6 +276,7 @@ def _numbers(rows: Sequence[Sequence[str]]) -> float:
 def _reader(lines: Iterable[str], sep: str) -> Any:
     if sep == " ":  # spaces at the end of lines separate nothing
         lines = (line.rstrip() + "\n" for line in lines)
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
     # Strict, since text after a closing quote would become part of the cell.
     return csv.reader(lines, delimiter=sep, skipinitialspace=True, strict=True)
 

@@ -9,7 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnf.datasets.cells import MAX_EXACT_INTEGER, RawTable
+from cnf.datasets.cells import RawTable
+from cnf.datasets.column_types import LARGEST_EXACT
 from cnf.datasets.delimited import check_header
 from cnf.datasets.reading import ReadOptions, decoding, numbered_names
 
@@ -73,7 +74,7 @@ def _column(cells: Sequence[Any]) -> pa.ChunkedArray | pd.Series[Any]:
     kinds, gaps = {type(cell) for cell in present}, len(present) < len(cells)
     if kinds == {bool}:
         return pd.Series(cells, dtype="boolean" if gaps else "bool")
-    if kinds == {int} and max(map(abs, present)) <= MAX_EXACT_INTEGER:
+    if kinds == {int} and max(map(abs, present)) <= LARGEST_EXACT:
         return pd.Series(cells, dtype="Int64" if gaps else "int64")
     if kinds in ({float}, {int, float}):
         return pd.Series(cells, dtype="float64")

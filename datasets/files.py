@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 from cnf.datasets.cells import parsed_table
 from cnf.datasets.delimited import check_header, read_delimited
 from cnf.datasets.excel import read_excel
-from cnf.datasets.frames import frame_table, table_frame
-from cnf.datasets.reading import ReadOptions, cell_error, decoding, file_ending, table_name
+from cnf.datasets.frames import column_names, frame_table, table_frame
+from cnf.datasets.reading import (
+    ReadOptions,
+    cell_error,
+    decoding,
+    drop_option,
+    file_ending,
+    table_name,
+)
 from cnf.datasets.table import Table, closest
 
 TEXT_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
@@ -49,8 +56,8 @@ def read_table(
 
     In text, a column of whole numbers is int64 and other numbers are float64; True and False, in
     any case, are booleans; digits with leading zeros are text. Missing values are NaN, null and, in
-    text, cells that pandas takes for them, and `?` and `.` among numbers. A row index that pandas
-    wrote without a name is left out, and so are empty columns without a name.
+    text, cells that pandas takes for them, and `?`, `.` and `-` among numbers and dates. A row
+    index that pandas wrote without a name is left out, and so are empty columns without a name.
 
     Args:
         path: The file; its ending determines the format.
@@ -211,13 +218,13 @@ def _without_missing(file: Path, table: Table, missing: Missing) -> Table:
         return replace(table, values=table.values[complete], dropped=dropped)
     counts = [each for each in zip(absent.sum(0).tolist(), table.columns, strict=True) if each[0]]
     columns = [f"{count} in column {column!r}" for count, column in counts]
-    drop = ",".join(column for _, column in counts[:10])
+    drop = drop_option(*(column for _, column in counts[:10]))
     more = f" and {len(columns) - 10} more columns" if len(columns) > 10 else ""
     rows = f"rows without any: {int(complete.sum())} of {len(complete)}"
     raise ValueError(
         f"Expected no missing values in {file}; got {', '.join(columns[:10])}{more}, the first in "
         f"row {int(complete.argmin()) + 1} ({rows}): fill them, drop their rows with "
-        f"--missing drop, or leave columns out (--drop {drop})."
+        f"--missing drop, or leave columns out ({drop})."
     )
 
 
@@ -315,8 +322,7 @@ def _read_parquet(file: Path, options: ReadOptions) -> Table:
         dropped = [name for name in stored if name in options.drop]
         parsed = [name for name in stored if name not in dropped] if dropped else None
         frame = pd.read_parquet(file, columns=parsed)
-    names = [f"x{label}" if isinstance(label, int) else str(label) for label in frame]
-    kept = options.kept_columns(file, [*names, *dropped])
+    kept = options.kept_columns(file, [*column_names(frame), *dropped])
     table = frame_table(frame.iloc[:, kept], os.fspath(file), options.types)
     return replace(table, name=table_name(file))
 

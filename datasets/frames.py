@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from cnf.datasets.column_types import ColumnType
 from cnf.datasets.columns import decode_column, encode_column
 from cnf.datasets.dtypes import arrow_pandas_dtype
-from cnf.datasets.table import Table
+from cnf.datasets.table import Table, check_distinct
 
 if TYPE_CHECKING:  # functions import them, since they take long
     import pandas as pd
@@ -43,7 +42,7 @@ def frame_table(
         >>> table.values.tolist(), table.categories, table.types["n"].dtype
         ([[1.0, 1.0], [2.0, 0.0]], {'colour': ('blue', 'red')}, 'int64')
     """
-    columns = _names(frame.columns)
+    columns = column_names(frame.columns)
     values = np.empty(frame.shape)
     categories, found = {}, {}
     for i, column in enumerate(columns):
@@ -93,7 +92,8 @@ def from_any(X: Any) -> tuple[pd.DataFrame, Restore]:
         with its labels and types.
 
     Raises:
-        ValueError: If it is no such table, names are repeated, or Arrow cannot hold a column.
+        ValueError: If it is no such table, it has no columns, names are repeated, or Arrow cannot
+            hold a column.
 
     Example:
         >>> import datetime
@@ -106,11 +106,20 @@ def from_any(X: Any) -> tuple[pd.DataFrame, Restore]:
     import pandas as pd
 
     if isinstance(X, pd.DataFrame):
-        labels = X.columns
-        return X.set_axis(_distinct(_names(labels)), axis=1), lambda frame: _cast(frame, X)
+        names = column_names(X.columns)
+        check_distinct(names)
+        frame, restore = X.set_axis(list(names), axis=1), lambda drawn: _cast(drawn, X)
+    else:
+        frame, restore = _from_narwhals(X)
+    if not frame.shape[1]:
+        raise ValueError("Expected a table with columns; got one without any: pass its columns.")
+    return frame, restore
+
+
+def _from_narwhals(X: Any) -> tuple[pd.DataFrame, Restore]:
     import narwhals as nw
 
-    _distinct(getattr(X, "column_names", ()))  # of Arrow, before narwhals refuses them
+    check_distinct(getattr(X, "column_names", ()))  # of Arrow, before narwhals refuses them
     table = nw.from_native(X, eager_only=True, pass_through=True)
     kind = table.implementation if isinstance(table, nw.DataFrame) else nw.Implementation.UNKNOWN
     if not (kind.is_polars() or kind.is_pyarrow()):
@@ -132,6 +141,7 @@ def from_any(X: Any) -> tuple[pd.DataFrame, Restore]:
 
         named = frame.set_axis(arrow.column_names, axis=1)
         drawn = pa.Table.from_pandas(named, schema=arrow.schema, preserve_index=False)
+        drawn = drawn.replace_schema_metadata(arrow.schema.metadata)
         return drawn if kind.is_pyarrow() else X.__class__(drawn).cast(X.schema)
 
     return _arrow_frame(arrow), restore
@@ -169,8 +179,13 @@ def _only_arrow(kind: pa.DataType) -> bool:
     return bool(pa.types.is_decimal(kind) or pa.types.is_nested(kind) or pa.types.is_time(kind))
 
 
-def _names(labels: Iterable[Any]) -> tuple[str, ...]:
-    """Return the names of columns in tables."""
+def column_names(labels: Iterable[Any]) -> tuple[str, ...]:
+    """Return the names in tables of a frame's columns, which have any labels.
+
+    Example:
+        >>> column_names([0, "b", ("c", 1)])
+        ('x0', 'b', 'c.1')
+    """
     return tuple(
         f"x{label}"
         if isinstance(label, int | np.integer)
@@ -179,10 +194,3 @@ def _names(labels: Iterable[Any]) -> tuple[str, ...]:
         else str(label)
         for label in labels
     )
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise ValueError(f"Expected distinct column names; got {repeated} repeated: rename them.")
-    return list(names)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,11 +13,12 @@ from pathlib import Path
 from shlex import quote
 
 from cnf.datasets.column_types import ColumnType
-from cnf.datasets.table import closest
+from cnf.datasets.table import Table, closest
 
 DECIMAL_MARKS = (".", ",")
 THOUSANDS_MARKS = (",", ".", " ", "'")
 COMPRESSED = ".gz"
+MAX_SHOWN = 80  # characters of a cell
 FINITE = "finite numbers"
 TAB_NAMES = ("tab", "\\t")
 
@@ -73,7 +76,7 @@ class ReadOptions:
             ) from None
 
     def check_text(self, file: Path) -> None:
-        """Raise a ValueError for choices about text where a file is none.
+        """Raise a ValueError for choices about text for a file that holds no text.
 
         Example:
             >>> ReadOptions(sep=";").check_text(Path("rows.npy"))
@@ -86,6 +89,12 @@ class ReadOptions:
                     f"Expected no --{name.replace('_', '-')} with {file}, which is no text; got "
                     f"{given!r}: leave it out."
                 )
+
+    def select(self, table: Table) -> Table:
+        """Return the columns of a bundled table that are kept, after `check_text`."""
+        file = Path(table.name)
+        self.check_text(file)
+        return table.select([table.columns[i] for i in self.kept_columns(file, table.columns)])
 
     def kept_columns(self, file: Path, names: Sequence[str]) -> list[int]:
         """Return the positions of the columns that are read, after checking `drop`."""
@@ -129,9 +138,11 @@ def numbered_names(names: Sequence[str]) -> list[str]:
     return [name if name.strip() else f"Unnamed: {i}" for i, name in enumerate(names)]
 
 
-def drop_option(column: str) -> str:
-    """Return the option that leaves a column out, as a shell takes it."""
-    return f"--drop {quote(column)}"
+def drop_option(*columns: str) -> str:
+    """Return the option that leaves columns out, as a shell takes it."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(columns)
+    return f"--drop {quote(line.getvalue())}"
 
 
 def cell_error(
@@ -144,8 +155,8 @@ def cell_error(
 ) -> ValueError:
     """Return the error for a cell that is not a number of the kind."""
     return ValueError(
-        f"Expected {kind} in {file}; got {cell!r} in column {column!r} at {place}: {remedy}, or "
-        f"leave the column out with {drop_option(column)}."
+        f"Expected {kind} in {file}; got {repr(cell)[:MAX_SHOWN]} in column {column!r} at {place}: "
+        f"{remedy}, or leave the column out with {drop_option(column)}."
     )
 
 

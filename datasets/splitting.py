@@ -120,8 +120,8 @@ def row_groups(values: Array) -> Index:
         >>> row_groups(np.vstack([rows, rows])).tolist()
         [0, 1, 2, 0, 1, 2]
         >>> dice = np.random.default_rng(0).integers(1, 7, size=(1000, 2)).astype(float)
-        >>> repeated_rows(dice)
-        0
+        >>> len(np.unique(row_groups(dice)))
+        1000
     """
     hashes, every = _hashes(values), np.arange(len(values))
     if len(np.unique(hashes)) == len(values):
@@ -135,17 +135,6 @@ def row_groups(values: Array) -> Index:
     if equal_pairs <= MIN_EXCESS * pairs * _coincidence(values, first):
         return every
     return np.where(mass[group], every, first[group])
-
-
-def repeated_rows(values: Array) -> int:
-    """Return how many rows repeat one before them, in the sense of `row_groups`.
-
-    Example:
-        >>> rows = np.random.default_rng(0).normal(size=(50, 2))
-        >>> repeated_rows(np.vstack([rows, rows[:20]]))
-        20
-    """
-    return int((row_groups(values) != np.arange(len(values))).sum())
 
 
 def _hashes(values: Array) -> NDArray[np.uint64]:

@@ -55,11 +55,7 @@ class Table:
                 f"Expected a name for each of {self.values.shape[1]} columns; "
                 f"got {len(self.columns)} names: give one a column."
             )
-        repeated = [name for name, count in Counter(self.columns).items() if count > 1]
-        if repeated:
-            raise ValueError(
-                f"Expected distinct column names; got {repeated} repeated: rename them."
-            )
+        check_distinct(self.columns)
         blank = [i for i, name in enumerate(self.columns, start=1) if not name.strip()]
         if blank:
             raise ValueError(
@@ -84,6 +80,13 @@ class Table:
             categories={name: self.categories[name] for name in names if name in self.categories},
             types={name: self.types[name] for name in names if name in self.types},
         )
+
+
+def check_distinct(names: Iterable[str]) -> None:
+    """Raise a ValueError where names of columns are repeated."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"Expected distinct column names; got {repeated} repeated: rename them.")
 
 
 def closest(name: str, choices: Iterable[str]) -> list[str]:

@@ -59,11 +59,7 @@ def load(data: str, missing: Missing = "refuse", options: ReadOptions | None = N
         ((178, 13), 'alcohol')
     """
     if data in TABLES:
-        table, options = TABLES[data](), options or ReadOptions()
-        options.check_text(Path(data))
-        return table.select(
-            [table.columns[i] for i in options.kept_columns(Path(data), table.columns)]
-        )
+        return (options or ReadOptions()).select(TABLES[data]())
     if Path(data).suffix or sep in data or exists(data):
         return read_table(data, missing, options)
     for registry, toys in (("TOYS", TOYS), ("CONDITIONAL_TOYS", CONDITIONAL_TOYS)):

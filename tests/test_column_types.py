@@ -1,6 +1,6 @@
 import datetime
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from decimal import Decimal
 
 import drawn_columns
@@ -106,6 +106,11 @@ def test_numbers_of_columns(column, numbers, expected):
         (["12/31/24 2:05 PM", "1/1/25 12:05 AM"], [0, 600], "min", "%-m/%-d/%y %-I:%M %p"),
         (["31-12-1999", "13-12-1999"], [18, 0], "D", "%d-%m-%Y"),
         (["9999-12-31", "2024-01-01"], [2913173, 0], "D", "%Y-%m-%d"),
+        (["31.12.99", "01.02.01"], [0, 398], "D", "%d.%m.%y"),
+        (["02-Feb-2024", "01-Jan-2024"], [32, 0], "D", "%d-%b-%Y"),
+        (["2 Feb 24 10:30", "13 Jan 24 09:00"], [28890, 0], "min", "%-d %b %y %H:%M"),
+        (["2024-12", "2023-11"], [13, 0], "month", "%Y-%m"),
+        (["01.02.2024", "01.01.2024"], [1, 0], "month", "%d.%m.%Y"),
     ],
 )  # fmt: skip
 def test_dates_in_text_keep_their_format(texts, numbers, unit, form):
@@ -144,6 +149,10 @@ def test_dates_of_several_offsets_become_utc():
         ["1-2-2024", "2024-2-1"],
         ["2024-1-2024"],
         ["10:30"],
+        ["2019-20", "2020-21"],
+        ["02-Feb-2024", "02 Feb 2024"],
+        ["32-Feb-2024"],
+        ["2024-Feb-03"],
     ],
 )
 def test_other_texts_are_categories(texts):
@@ -161,6 +170,23 @@ def test_an_odd_cell_among_many_dates_is_named(odd, at):
     few = [*texts[:50], "soon"]  # which may be categories, as may be many other texts
     for names in (few, [*texts[:50], *map(str, range(100))]):
         assert encode_column(pd.Series(names))[1] == tuple(sorted(set(names)))
+
+
+def test_months_are_counted_between_their_first_days_and_beyond():
+    days = pd.Series(pd.to_datetime(["2024-03-01", "2024-01-01", None]))
+    values, _, type = encode_column(days)
+    np.testing.assert_array_equal(values, [2, 0, np.nan])
+    assert (type.unit, type.origin) == ("month", "2024-01")
+    assert encode_column(pd.Series(pd.to_datetime(["2024-04-16"])), type)[0].tolist() == [3.5]
+    drawn = decode_column(np.array([1.4, 1e9, np.nan]), None, replace(type, dtype="datetime64[ns]"))
+    assert drawn.astype("str").tolist()[:2] == ["2024-02-01", "2261-01-01"]
+    assert drawn.isna().tolist() == [False, False, True]
+
+
+def test_a_date_of_another_form_than_the_models_is_named():
+    type = encode_column(pd.Series(["31.12.2024", "1.1.2024"]))[2]
+    with pytest.raises(ValueError, match=r"got '2024-01-05' in row 3.*--drop day"):
+        encode_column(pd.Series(["2.1.2024", "3.1.2024", "2024-01-05"], name="day"), type)
 
 
 def test_an_odd_cell_among_dates_of_either_order_is_named():
@@ -274,3 +300,4 @@ def test_other_values_are_refused_by_row(values, message):
     with pytest.raises(ValueError, match=message) as caught:
         encode_column(pd.Series(values, dtype=dtype, name="c"))
     assert "'c'" in str(caught.value)
+    assert str(caught.value).endswith("leave the column out (--drop c).")

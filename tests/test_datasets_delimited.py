@@ -78,6 +78,13 @@ def reading(file, content, code="utf-8", **options):
         (",x\n5,1\n5,2\n", "", {"Unnamed: 0": [5, 5], "x": [1, 2]}),
         (",x\na,1\nb,2\n", "", {"Unnamed: 0": ["a", "b"], "x": [1, 2]}),
         ("x,,y,\n1,,2,\n3,,4,\n", "empty columns without a name left out", XY),
+        ("x,y\n1,2,\n3,4,\n", "empty columns without a name left out", XY),
+        ("x\n" + "".join(f'"{i}",7\n' for i in range(1, 13)), "row index left out",
+         {"x": [7] * 12}),
+        ("d,t\n2024-01-02,-\n-,a\n", "'-' for missing values",
+         {"d": ["2024-01-02", None], "t": ["-", "a"]}),
+        ("x\n-\n1.5\n2.5\n", "'-' for missing values", {"x": [NAN, 1.5, 2.5]}),
+        (f"t,n\n{'long ' * 40_000}end,1\n", "", {"t": ["long " * 40_000 + "end"], "n": [1]}),
     ],
 )  # fmt: skip
 def test_what_is_found_out_is_said(text, note, columns, tmp_path):
@@ -227,8 +234,8 @@ def test_command_line():
     add_options(parser, *READ_OPTIONS)
     assert read_options(parser.parse_args([])) == ReadOptions()
     words = ["--sep", "\\t", "--decimal", ",", "--thousands", " ", "--na-values=-9,x"]
-    chosen = read_options(parser.parse_args([*words, "--encoding", "cp1252"]), ("a",), ("b",))
-    assert chosen == ReadOptions("\t", ",", " ", "cp1252", ("-9", "x"), ("a",), ("b",))
+    chosen = read_options(parser.parse_args([*words, "--encoding", "cp1252"]), ("a",))
+    assert chosen == ReadOptions("\t", ",", " ", "cp1252", ("-9", "x"), ("a",))
 
 
 LETTERS = st.text("abc ,;|\"'äé\n", min_size=1, max_size=6).map(lambda text: f"t{text}t")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnf.datasets import load, repeated_rows, row_groups, split
+from cnf.datasets import load, row_groups, split
 from cnf.training.data import Rows, hold_out
 
 RNG = np.random.default_rng(0)
@@ -98,7 +98,6 @@ def test_split_refuses():
     ],
 )
 def test_rows_repeat_each_other_unless_by_chance(values, repeated):
-    assert repeated_rows(values) == repeated
     groups = row_groups(values)
     assert (groups <= np.arange(len(values))).all()
     np.testing.assert_array_equal(values[groups], values)  # NaN and −0 included

@@ -180,6 +180,10 @@ def test_mistakes_in_a_fit():
         ({"schema": "guess"}, {}, "a Schema, 'infer' or None for schema; got 'guess'"),
         ({"schema": named}, {}, "a schema of X's columns, x0, x1; got one of a, b"),
         ({"schema": whole}, {}, "of x0: integer; got"),
+        ({}, {"X": X[:, 0]}, r"^Expected 2D array, got 1D .*array.reshape\(-1, 1\) .* sample.$"),
+        ({}, {"X": X.astype(int).astype("M8[s]")}, "an array; got datetime64.s.: pass a table"),
+        ({}, {"X": X * [1, 1e300]}, r"up to 3.4e\+38 in X; got .* column 'x1': rescale it"),
+        ({}, {"X": pd.DataFrame(index=range(9))}, "a table with columns; got one without any"),
     ):
         with pytest.raises(ValueError, match=message):
             small(**options).fit(**{"X": X, **arguments})
@@ -192,7 +196,8 @@ def test_mistakes_after_a_fit(density):
         (lambda: given.sample(2), "a context of 2 columns, as in fit; got none"),
         (lambda: given.sample(2, context=X[:, :1]), "2 columns; got 1"),
         (lambda: density.score_samples([[np.nan, 0.0]]), "NaN"),
-        (lambda: density.sample(0), "n_samples of at least 1; got 0"),
+        (lambda: density.sample(0), "n_samples, a whole number of at least 1; got 0"),
+        (lambda: density.sample(2.5), "n_samples, a whole number of at least 1; got 2.5"),
     ):
         with pytest.raises(ValueError, match=message):
             act()
@@ -241,9 +246,15 @@ def test_a_row_has_its_score_in_any_table(inferred, frame):
     """With other origins of dates and other codes of categories, too."""
     whole = inferred.score_samples(frame)
     assert inferred.score(frame) == whole.mean()
+    found, uncertainty = inferred.score_samples_uncertainty(frame[:5])
+    np.testing.assert_allclose(found, whole[:5], rtol=0, atol=1e-9)
+    assert (uncertainty > 0).all()
     for some in (frame.index[frame["colour"] != "blue"][::7], [3], [200]):
         found = inferred.score_samples(frame.loc[some])
         np.testing.assert_allclose(found, whole[some], rtol=0, atol=1e-9)
+    for column in ("colour", "when"):
+        with pytest.raises(ValueError, match=f"in column '{column}'; got int64: correct them"):
+            inferred.score_samples(frame.assign(**{column: 1}))
     gaps = frame.iloc[:5].convert_dtypes().astype({"size": frame["size"].dtype})
     gaps.loc[2, "flag"] = None
     with pytest.raises(ValueError, match=r"NaN\) in column 'flag' of X, row 3"):
@@ -262,6 +273,7 @@ def test_tables_of_other_libraries(kind, frame):
     assert list(density.feature_names_in_) == list(frame.drop(columns="size"))
     drawn = pickle.loads(pickle.dumps(density)).sample(3, random_state=0)
     assert (type(drawn), drawn.schema) == (type(table), table.schema)
+    assert getattr(drawn.schema, "metadata", None) == getattr(table.schema, "metadata", None)
     assert np.isfinite(density.score_samples(drawn)).all()
 
 
@@ -274,6 +286,8 @@ def test_any_labels(labels):
     np.testing.assert_array_equal(
         density.score_samples(frame), density.score_samples(frame.to_numpy())
     )
+    with pytest.raises(ValueError, match=r"columns of X as in fit, \S+, \S+; got"):
+        density.score_samples(frame.iloc[:, ::-1])
 
 
 def test_columns_that_are_no_numbers_are_named_without_a_schema(frame):
@@ -318,6 +332,15 @@ def test_a_constant_context_is_ignored():
     none = small(recipe=MATCHING, max_steps=2).fit(X, context=np.ones(300))
     assert none.sample(2, context=[1.0, 1.0, 1.0]).shape == (6, 2)
     assert none.score_samples(X[:4], context=np.ones(4)).shape == (4,)
+
+
+def test_contexts_are_frames_of_numbers_and_booleans():
+    frame = pd.DataFrame({"width": X[:, 0], "wide": X[:, 0] > 4})
+    density = small(recipe=MATCHING, max_steps=2).fit(X, context=frame)
+    found = density.score_samples(X[:9], context=frame[:9])
+    np.testing.assert_array_equal(density.score_samples(X[:9], context=frame[:9].to_numpy()), found)
+    with pytest.raises(ValueError, match="columns of context as in fit, width, wide; got wide"):
+        density.score_samples(X, context=frame[["wide", "width"]])
 
 
 def test_warnings_name_columns():

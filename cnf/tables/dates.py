@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cnf.datasets.column_types import ColumnType
-from cnf.datasets.dates import UNITS, decode_times, encode_times
+from cnf.datasets.dates import MONTH, UNITS, decode_times, encode_times
 from cnf.datasets.table import Array, Table
 
 if TYPE_CHECKING:  # functions import it, since it takes long
@@ -32,7 +32,8 @@ def date_text(value: float, type: ColumnType) -> str:
     """
     (date,) = decode_times(np.array([value]), type.unit, type.origin, type.unit)
     minute = date.astype("datetime64[m]")
-    return str(minute if type.unit != "D" and minute == date else date).replace("T", " ")
+    timed = type.unit not in ("D", MONTH) and minute == date
+    return str(minute if timed else date).replace("T", " ")
 
 
 def recount(values: Array, given: ColumnType, wanted: ColumnType) -> Array:
@@ -45,7 +46,7 @@ def recount(values: Array, given: ColumnType, wanted: ColumnType) -> Array:
     """
     if (given.unit, given.origin) == (wanted.unit, wanted.origin):
         return values
-    finer = min(given.unit, wanted.unit, key=UNITS.__getitem__)
+    finer = min(given.unit, wanted.unit, key=[MONTH, *UNITS][::-1].index)
     times = decode_times(values, given.unit, given.origin, finer)
     return encode_times(times, wanted.unit, wanted.origin)[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Self
 from warnings import warn
 
@@ -27,8 +28,16 @@ from cnf.datasets import (
 )
 from cnf.flow import Flow
 from cnf.layers.scalings.scaling import constant_columns
-from cnf.tables.inputs import check_numbers, complete_rows, context_table, is_frame, unmasked
-from cnf.tables.schema import Column, Schema
+from cnf.tables.inputs import (
+    PASS_TABLE,
+    check_columns,
+    check_numbers,
+    complete_rows,
+    context_table,
+    is_frame,
+    unmasked,
+)
+from cnf.tables.schema import Column, Schema, check_single_precision
 from cnf.training.callbacks import ProgressBar
 from cnf.training.loop import fit
 from cnf.training.recipes import Recipe, choose_recipe
@@ -131,13 +140,13 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """
         if self.missing not in MISSING:
             raise ValueError(f"Expected missing among {', '.join(MISSING)}; got {self.missing!r}")
-        self._like = X[:0] if is_frame(X) else None  # restores the kind and the types of X
         table = self._table(X, reset=True)
-        given = [] if context is None else [context_table(context)]
-        for each in given:
-            check_consistent_length(table.values, each.values)
-        self.n_context_features_in_ = sum(len(each.columns) for each in given)
-        complete = complete_rows(table, *given, drop=self.missing == "drop")
+        self._like = X[:0] if is_frame(X) else None  # restores the kind and the types of X
+        given = context_table(context, len(table.values))
+        check_consistent_length(table.values, given.values)
+        self.n_context_features_in_ = len(given.columns)
+        self._context_columns = given.columns if is_frame(context) else None
+        complete = complete_rows(table, given, drop=self.missing == "drop")
         if complete.sum() < MIN_ROWS:
             gaps = np.isnan(table.values).sum(0)
             raise ValueError(
@@ -145,6 +154,8 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 f"{len(complete)}: leave out column {table.columns[gaps.argmax()]!r}, which has "
                 f"{gaps.max()} gaps"
             )
+        for each in (table, given):
+            check_single_precision(each)
         weight = sample_weight
         if weight is not None:
             options = {"dtype": np.float64, "ensure_non_negative": True}
@@ -153,10 +164,14 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.schema_ = self._schema(table)
         rows = self.schema_.numbers(table.values, table.categories, table.types)
         self._check(rows)
-        contexts = given[0].values[complete] if given else np.empty((len(rows), 0))
+        contexts = given.values[complete]
         constant = constant_columns(torch.from_numpy(contexts).float()) if contexts.size else []
         self._context_kept = [i for i in range(contexts.shape[1]) if i not in constant]
-        contexts = contexts[:, self._context_kept]
+        self._train(rows, contexts[:, self._context_kept], weight)
+        return self
+
+    def _train(self, rows: Array, contexts: Array, weight: Array | None) -> None:
+        """Fit the flow to rows, given contexts where these have columns."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         recipe = self.recipe
         if not isinstance(recipe, Recipe):
@@ -164,7 +179,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             _, recipe = choose_recipe(recipe, *known, self.schema_.continuous(rows))
         with seeded(seed):
             layers = self.schema_.layers(rows)
-            flow = recipe.flow(self.schema_.width, len(self._context_kept), layers)
+            flow = recipe.flow(self.schema_.width, contexts.shape[1], layers)
         flow = flow.to(self._device())
         self.history_ = fit(
             flow,
@@ -179,7 +194,6 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             callbacks=[ProgressBar()] if self.verbose else [],
         )
         self.flow_ = flow.cpu().double()
-        return self
 
     def score_samples(self, X: Any, context: Any = None) -> Array:
         """Return the log-densities log p(x | context) in nats, shape (n_samples,).
@@ -193,25 +207,23 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             cnf.SolveError: Rows lie where the flow cannot be integrated; the message names them.
         """
         flow, x, given, complete = self._scored(X, context)
-        draws = NOISE_DRAWS if flow.noisy else 1
         with torch.no_grad():
-            found = flow.log_prob(x, given, max_batch=SOLVE_ROWS, seed=0, draws=draws)
+            found = flow.log_prob(x, given, max_batch=SOLVE_ROWS, seed=0, draws=NOISE_DRAWS)
         return _spread(found, complete)
 
     def score_samples_uncertainty(self, X: Any, context: Any = None) -> tuple[Array, Array]:
         """Return log-densities in nats and their uncertainty for 95 % of rows, each (n_samples,).
 
         They are the `log_prob` and `uncertainty` of `cnf.Scores`: NaN for rows that cannot be
-        integrated. This takes about three times as long as `score_samples`, and draws other noise.
+        integrated. This takes about three times as long as `score_samples`, with the same noise.
 
         Raises:
             ValueError: A shape does not fit, or a value is not finite.
             sklearn.exceptions.NotFittedError: There is no fit yet.
         """
         flow, x, given, complete = self._scored(X, context)
-        generator = torch.Generator().manual_seed(0)
         probes = NOISE_DRAWS if flow.noisy else TRACE_PROBES
-        scores = flow.score(x, given, probes=probes, generator=generator, max_batch=SOLVE_ROWS)
+        scores = flow.score(x, given, probes=probes, seed=0, max_batch=SOLVE_ROWS)
         return _spread(scores.log_prob, complete), _spread(scores.uncertainty, complete)
 
     def score(self, X: Any, y: object = None, context: Any = None) -> float:
@@ -237,20 +249,19 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             fitted to.
 
         Raises:
-            ValueError: The number is not positive, or a shape does not fit.
+            ValueError: The number is not whole and positive, or a shape does not fit.
         """
         check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"Expected n_samples of at least 1; got {n_samples}")
-        given, flow = self._context(context), self._flow()
-        total = n_samples if context is None else n_samples * len(given.values)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise ValueError(f"Expected n_samples, a whole number of at least 1; got {n_samples}")
+        given, flow = self._context(context, 1), self._flow()
         complete_rows(given, drop=False)
         contexts = self._contexts(given.values, flow)
         if contexts is not None:
             contexts = contexts.repeat_interleave(n_samples, 0)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         with seeded(seed, flow.like.device):
-            shape = total if contexts is None else ()
+            shape = n_samples * len(given.values) if contexts is None else ()
             x = flow.sample(shape, contexts, max_batch=SOLVE_ROWS)
         drawn = self.schema_.table(x.cpu().numpy())
         return drawn.values if self._like is None else from_any(self._like)[1](table_frame(drawn))
@@ -260,9 +271,8 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     ) -> tuple[Flow, Tensor, Tensor | None, NDArray[np.bool_]]:
         """Return the flow, the complete rows and contexts as its tensors, and which these are."""
         check_is_fitted(self)
-        table, given, flow = self._table(X, reset=False), self._context(context), self._flow()
-        if context is None:
-            given = replace(given, values=np.empty((len(table.values), 0)))
+        table, flow = self._table(X, reset=False), self._flow()
+        given = self._context(context, len(table.values))
         check_consistent_length(table.values, given.values)
         complete = complete_rows(table, given, drop=self.missing == "drop")
         rows = self.schema_.numbers(table.values[complete], table.categories, table.types)
@@ -274,16 +284,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         options: dict[str, Any] = {"dtype": np.float64, "reset": reset, "ensure_all_finite": False}
         options |= {"ensure_min_samples": MIN_ROWS} if reset else {}
         if not is_frame(X):
-            try:
-                rows: Array = validate_data(self, unmasked(X), **options)
-            except ValueError as error:
-                if "could not convert string" not in str(error):
-                    raise
-                reason = str(error).partition(": ")[2]
-                raise ValueError(
-                    f"Expected numbers in an array; got text, {reason}: pass a table, such as "
-                    'pandas.DataFrame(X), with schema="infer"'
-                ) from None
+            rows = self._numbers(X, options)
             names = [f"x{i}" for i in range(rows.shape[1])] if reset else self.schema_.names
             return Table("X", rows, tuple(names))
         frame, _ = from_any(X)
@@ -291,7 +292,21 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         labels = X.columns if isinstance(X, pd.DataFrame) else frame.columns
         named = all(isinstance(label, str) for label in labels)  # as scikit-learn demands
         validate_data(self, pd.DataFrame(table.values, None, labels if named else None), **options)
+        if not reset and self._like is not None:
+            check_columns(table, self.schema_.names)
         return table
+
+    def _numbers(self, X: Any, options: dict[str, Any]) -> Array:
+        """Return an array after scikit-learn's checks, whose errors become one line."""
+        try:
+            return np.asarray(validate_data(self, unmasked(X), **options))
+        except ValueError as error:
+            first, *others = str(error).splitlines()
+            if "could not convert string" in first:
+                text = first.partition(": ")[2]
+                first = f"Expected numbers in an array; got text, {text}: {PASS_TABLE}"
+            advice = (line for line in others if line.startswith("Reshape"))
+            raise ValueError(" ".join([first, *advice])) from None
 
     def _schema(self, table: Table) -> Schema:
         """Return the schema of a table without missing values, as the parameter says."""
@@ -321,18 +336,18 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         for found in (*degeneracies(*self.schema_.real(rows)), *self.schema_.remarks(rows)):
             warn(str(found), stacklevel=3)
 
-    def _context(self, context: Any) -> Table:
-        """Return a context as a table, of no columns for None."""
+    def _context(self, context: Any, rows: int) -> Table:
+        """Return a context as a table, of so many rows without columns for None."""
         count = self.n_context_features_in_
         if (context is None) != (count == 0):
             wanted = f"a context of {count} columns" if count else "no context"
             got = "none" if context is None else "one"
             raise ValueError(f"Expected {wanted}, as in fit; got {got}")
-        given = (
-            Table("context", np.empty((1, 0)), ()) if context is None else context_table(context)
-        )
+        given, known = context_table(context, rows), self._context_columns
         if len(given.columns) != count:
             raise ValueError(f"Expected a context of {count} columns; got {len(given.columns)}")
+        if is_frame(context) and known is not None:
+            check_columns(given, known)
         return given
 
     def _contexts(self, values: Array, flow: Flow) -> Tensor | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from cnf.datasets.reading import drop_option
 from cnf.tables.kinds import ColumnKind, find_atoms
 from cnf.tables.kinds.lattice import Array
 from cnf.tables.kinds.numeric import MAX_SHOWN_ATOMS
@@ -30,7 +31,7 @@ def remarks_on(column: ColumnKind, numbers: Array) -> Iterator[str]:
         )
     if len(distinct) < rows or rows < MIN_ID_ROWS:
         return
-    advice = f"Leave it out (--drop {name})"
+    advice = f"Leave it out ({drop_option(name)})"
     if column.coded:
         yield f"column {name!r} holds {rows} different texts in {rows} rows: an id? {advice}"
     elif _row_numbers(column, distinct):

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnf.datasets.column_types import ColumnType
+from cnf.datasets.reading import drop_option
 from cnf.datasets.table import Table
 from cnf.layers import Concatenate, Identity, Layer
 from cnf.layers.scalings.scaling import coarse_columns, constant_columns
@@ -75,7 +76,7 @@ class Column:
         if not len(given.known):
             raise ValueError(
                 f"Expected values in column {given.name!r}; got none: leave it out "
-                f"(--drop {given.name})"
+                f"({drop_option(given.name)})"
             )
         looks = ((kind, each.infer(given)) for kind, each in [*KINDS.items()][::-1])
         kind, found = next((kind, found) for kind, found in looks if found is not None)
@@ -211,12 +212,12 @@ class Schema:
         found = [i for i in constant if self.columns[i].of_kind.on_line]
         found = found or ([] if self.width else [*range(len(self.columns))])
         if found:
-            i = found[0]
+            i, name = found[0], self.columns[found[0]].name
             others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise ValueError(
-                f"Expected columns that vary; got column {self.columns[i].name!r}, which is "
-                f"constant, {self.columns[i].text(numbers[0, i])} in every row{others}: leave it "
-                f"out (--drop {self.columns[i].name}), since a constant has no density"
+                f"Expected columns that vary; got column {name!r}, which is constant, "
+                f"{self.columns[i].text(numbers[0, i])} in every row{others}: leave it out "
+                f"({drop_option(name)}), since a constant has no density"
             )
 
     def check_apart(self, numbers: Array) -> None:
@@ -318,14 +319,14 @@ class Schema:
             found.append(column.of_kind.numbers(given, unknown))
         return np.column_stack(found)
 
-    def table(self, numbers: Array, name: str = "draws") -> Table:
+    def table(self, numbers: Array) -> Table:
         """Return a table of numbers (rows, columns) that were drawn, with its types.
 
         A flow computes in single precision, which rounds bounds, steps and constants.
         """
         pairs = zip(self.columns, numbers.T.astype(np.float64), strict=True)
         return Table(
-            name,
+            "draws",
             np.column_stack([each.of_kind.tabled(column) for each, column in pairs]),
             self.names,
             categories={each.name: each.categories for each in self.columns if each.of_kind.coded},
@@ -391,6 +392,19 @@ class Schema:
             for layers, columns in pairs
             if not all(isinstance(layer, Identity) for layer in layers)
         ]
+
+
+def check_single_precision(table: Table) -> None:
+    """Raise a ValueError where a number of a table is infinite in single precision."""
+    largest = np.finfo(np.float32).max
+    beyond = np.abs(table.values) > largest
+    if not beyond.any():
+        return
+    row, column = np.argwhere(beyond)[0].tolist()
+    raise ValueError(
+        f"Expected numbers up to {largest:.2g} in {table.name}; got {table.values[row, column]:.3g}"
+        f" in row {row + 1} (counting from 1), column {table.columns[column]!r}: rescale it"
+    )
 
 
 def _entry(column: Column) -> dict[str, Any]:

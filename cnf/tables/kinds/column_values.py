@@ -9,11 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cnf.datasets.column_types import ColumnType
+from cnf.datasets.column_types import LARGEST_EXACT, ColumnType
 from cnf.tables.kinds.lattice import EPSILON, Array, Lattice
 
 MIN_LATTICE_ROWS = 10  # fewer numbers may be multiples of a step by chance
-MAX_WHOLE = 2.0**53  # float64 represents every whole number below
 MAX_WHOLE_REAL = 1e12  # larger real numbers have few digits after the point
 
 MAX_COUNT = 2.0**22  # of steps, to which single precision leaves room for noise
@@ -78,7 +77,7 @@ class ColumnValues:
         exact = self.type.family in ("whole", "date", "duration")
         largest = np.abs(self.known).max(initial=0.0)
         return bool(
-            largest < (MAX_WHOLE if exact else MAX_WHOLE_REAL)
+            largest < (LARGEST_EXACT if exact else MAX_WHOLE_REAL)
             and (self.known == np.floor(self.known)).all()
         )
 

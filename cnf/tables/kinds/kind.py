@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnf.datasets.column_types import ColumnType
+from cnf.datasets.reading import drop_option
 from cnf.layers import Identity, Layer
 from cnf.tables.dates import date_text, recount
-from cnf.tables.kinds.column_values import MAX_WHOLE, Atoms, ColumnValues, Looks
+from cnf.tables.kinds.column_values import Atoms, ColumnValues, Looks
 from cnf.tables.kinds.lattice import Array, Lattice
 
 Unknown = Literal["raise", "keep"]
@@ -106,7 +107,7 @@ class ColumnKind:
     @property
     def advice(self) -> str:
         """The remedy for values that the column cannot have."""
-        return f"correct them, or leave the column out (--drop {self.name})"
+        return f"correct them, or leave the column out ({drop_option(self.name)})"
 
     @property
     def given_bounds(self) -> list[float]:
@@ -151,7 +152,8 @@ class ColumnKind:
     def numbers(self, column: ColumnValues, unknown: Unknown = "raise") -> Array:
         """Return the numbers (rows,) of a table's column: of categories, their places in this one.
 
-        Dates and durations are counted as this column does. NaN stays NaN.
+        Dates and durations are counted as this column does; real numbers may be such counts, and
+        numbers of categories. NaN stays NaN.
 
         Args:
             column: The table's column.
@@ -159,19 +161,19 @@ class ColumnKind:
                 to `"keep"` it as −1.
 
         Raises:
-            ValueError: The table has text, dates or durations and this column has none, or a
-                category is unknown.
+            ValueError: The table has text, dates or durations and this column has none, or the
+                other way round, or a category is unknown.
         """
         if column.categories is not None:
             text = repr(column.categories[0]) if column.categories else "none"
             raise self.refusal(f"numbers ({self.describe()})", f"text, {text}: {self.advice}")
-        if not column.type.unit:
-            return column.values
-        if column.type.family != self.table_type.family:
-            raise self.refusal(
-                f"numbers ({self.describe()})", f"{column.type.family}s: {self.advice}"
-            )
-        return recount(column.values, column.type, self.table_type)
+        given, mine = column.type, self.table_type
+        counted = given.unit or (mine.unit and given.family != "real")
+        if counted and given.family != mine.family:
+            wanted = f"{mine.family}s" if mine.unit else "numbers"
+            got = f"{given.family}s" if given.unit else given.dtype
+            raise self.refusal(f"{wanted} ({self.describe()})", f"{got}: {self.advice}")
+        return recount(column.values, given, mine) if given.unit else column.values
 
     def tabled(self, numbers: Array) -> Array:
         """Return numbers (rows,) that were drawn as a table's values.
@@ -185,7 +187,7 @@ class ColumnKind:
 
     def allowed(self, values: Array) -> Array:
         """Return the nearest values within the bounds, and within those of the type."""
-        limits = type_limits(self.table_type)
+        limits = self.table_type.limits
         values = values if limits is None else np.clip(values, *limits)
         return values if self.low is None else np.clip(values, self.low, self.high)
 
@@ -221,19 +223,3 @@ class ColumnKind:
     def table_layer(self, numbers: Array) -> Layer:
         """Return the layer between numbers with a density and the column's, of training rows."""
         return Identity(1)
-
-
-def type_limits(type: ColumnType) -> tuple[float, float] | None:
-    """Return the least and the greatest value of a type of whole numbers or of booleans.
-
-    Example:
-        >>> type_limits(ColumnType("UInt8")), type_limits(ColumnType("float64"))
-        ((0.0, 255.0), None)
-    """
-    if type.family == "boolean":
-        return 0.0, 1.0
-    name = type.dtype.lower().partition("[")[0]
-    if type.family != "whole" or not name.strip("u").startswith("int"):
-        return None
-    limits = np.iinfo(name)
-    return max(float(limits.min), -MAX_WHOLE), min(float(limits.max), MAX_WHOLE)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnf.datasets.column_types import ColumnType
+from cnf.datasets.reading import drop_option
 from cnf.layers import Argmax, Constant, Layer
 from cnf.tables.kinds.column_values import ColumnValues, Looks
 from cnf.tables.kinds.kind import UNKNOWN_CODE, ColumnKind, Unknown
@@ -17,6 +18,7 @@ from cnf.tables.kinds.lattice import Array
 
 MAX_CATEGORIES = 100  # columns of names and ids have more
 MAX_SHOWN_CATEGORIES = 8  # in a description
+MAX_SHOWN_LETTERS = 40  # of a category
 MAX_LISTED_CATEGORIES = 10  # in an error
 
 BOOLEAN_TEXTS = ("false", "true")  # texts of 0 and 1
@@ -40,8 +42,8 @@ class CategoricalColumn(ColumnKind):
             unlike = " (all different: an id?)" if len(names) == len(column.known) else ""
             raise ValueError(
                 f"Expected at most {MAX_CATEGORIES} categories in column {column.name!r}; got "
-                f"{len(names)} in {len(column.known)} rows{unlike}: leave it out (--drop "
-                f"{column.name}), or merge rare categories"
+                f"{len(names)} in {len(column.known)} rows{unlike}: leave it out "
+                f"({drop_option(column.name)}), or merge rare categories"
             )
         return Looks(categories=names) if names else None
 
@@ -79,6 +81,8 @@ class CategoricalColumn(ColumnKind):
 
     def numbers(self, column: ColumnValues, unknown: Unknown = "raise") -> Array:
         if column.categories is None and not self._numeric:
+            if self.coded and column.type.family not in ("real", self.table_type.family):
+                raise self.refusal(self._listed, f"{column.type.dtype}: {self.advice}")
             return column.values
         names: Sequence[object] = self.names
         gaps = np.isnan(column.values)
@@ -97,11 +101,15 @@ class CategoricalColumn(ColumnKind):
             first = distinct[codes[row]]
             got = f"{first:g}" if isinstance(first, float) else repr(first)
             raise self.refusal(
-                f"one of {', '.join(self.names[:MAX_LISTED_CATEGORIES])}",
+                self._listed,
                 f"{got} in row {row + 1} (counting from 1; {foreign.sum()} such rows): "
                 f"{self.advice}",
             )
         return found
+
+    @property
+    def _listed(self) -> str:
+        return f"one of {_shown(self.names[:MAX_LISTED_CATEGORIES])}"
 
     def _name(self, text: object) -> object:
         """Return a category of a table by its name in the column."""
@@ -119,7 +127,7 @@ class CategoricalColumn(ColumnKind):
 
     def values_text(self) -> str:
         more = ", …" if len(self.names) > MAX_SHOWN_CATEGORIES else ""
-        return f"one of {', '.join(self.names[:MAX_SHOWN_CATEGORIES])}{more}"
+        return f"one of {_shown(self.names[:MAX_SHOWN_CATEGORIES])}{more}"
 
     def describe(self, kind: bool = True) -> str:
         """Return the name and the categories, which say the kind, for display."""
@@ -225,6 +233,11 @@ class ConstantColumn(ColumnKind):
 
     def table_layer(self, numbers: Array) -> Layer:
         return Constant([self.value])
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Return names for display, in one line."""
+    return ", ".join(" ".join(name.split())[:MAX_SHOWN_LETTERS] for name in names)
 
 
 def _is_number(name: str) -> bool:

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from cnf.layers.scalings.scaling import constant_columns
 from cnf.scripts.rows import Array, ContextRows, no_context
 from cnf.tables.dates import date_parts, dates_of
 from cnf.tables.kinds import KINDS
-from cnf.tables.schema import Column, Schema
+from cnf.tables.schema import Column, Schema, check_single_precision
 
 AnyToy = Toy | ConditionalToy
 
@@ -54,7 +53,7 @@ class Data:
     dropped: int = 0  # number of the table's rows left out because of missing values
     repeated: int = 0  # number of the table's rows that equal one above them
     notes: tuple[str, ...] = ()  # on how the file was read
-    reading: ReadOptions = field(default_factory=ReadOptions)
+    reading: ReadOptions = FOUND_OUT
     context_types: Mapping[str, ColumnType] = field(default_factory=dict)
 
 
@@ -64,8 +63,7 @@ class ColumnChoices:
 
     context: tuple[str, ...] = ()  # names of the columns to condition on
     missing: Missing = "refuse"
-    # Of a file, with the columns to leave out.
-    reading: ReadOptions = field(default_factory=ReadOptions)
+    reading: ReadOptions = FOUND_OUT  # of a file, with the columns to leave out
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # entries of `Schema.of`
     schema: Schema | None = None  # all modelled columns, where nothing is to be inferred
     grouped: bool = True  # whether equal rows stay in one part; not in older folders
@@ -91,20 +89,13 @@ def open_data(
     known: dict[str, Any] = {"sha256": ""}
     whole = None  # the table of a file, whose kinds of columns are inferred
     if toy := known_toy(name):
-        # One generator for each part, so that the size of one does not change the others.
-        tables = {
-            part: _draw(toy, rows, np.random.default_rng([seed, i]))
-            for i, (part, rows) in enumerate(TOY_ROWS.items())
-        }
+        tables = _toy_parts(toy, seed)
         if isinstance(toy, Picture):
             known = {"sha256": hashlib.sha256(toy.darkness.data).hexdigest()}
     elif name in datasets.BENCHMARKS:
         tables = dict(vars(datasets.load_benchmark(name, data_dir)))
         known = {"sha256": _sha256(*tables.values())}
-        choices.reading.check_text(Path(name))
-        columns = tables["train"].columns
-        kept = [columns[i] for i in choices.reading.kept_columns(Path(name), columns)]
-        tables = {part: table.select(kept) for part, table in tables.items()}
+        tables = {part: choices.reading.select(table) for part, table in tables.items()}
     else:
         whole = datasets.load(name, choices.missing, choices.reading)
         asked = choices.kinds if choices.schema is None else choices.schema.names
@@ -138,16 +129,26 @@ def open_data(
     )
 
 
+def _toy_parts(toy: AnyToy, seed: int) -> dict[str, Table]:
+    # One generator for each part, so that the size of one does not change the others.
+    return {
+        part: _draw(toy, rows, np.random.default_rng([seed, i]))
+        for i, (part, rows) in enumerate(TOY_ROWS.items())
+    }
+
+
 def _parts(table: Table, seed: int, grouped: bool) -> tuple[dict[str, Table], dict[str, Any]]:
     """Split a file's table, and return the parts and what is known of the whole."""
-    _check_single_precision(table.values, table, table.columns)
+    check_single_precision(table)
     groups = datasets.row_groups(table.values) if grouped else None
     index = datasets.split(len(table.values), seed, groups)
-    repeated = 0 if groups is None else datasets.repeated_rows(table.values)
-    known = {"sha256": _sha256(table), "dropped": table.dropped, "notes": table.notes}
-    parts = TOY_ROWS
-    rows = {part: replace(table, values=table.values[getattr(index, part)]) for part in parts}
-    return rows, {**known, "repeated": repeated}
+    rows = {part: replace(table, values=table.values[getattr(index, part)]) for part in TOY_ROWS}
+    return rows, {
+        "sha256": _sha256(table),
+        "dropped": table.dropped,
+        "notes": table.notes,
+        "repeated": 0 if groups is None else len(groups) - len(np.unique(groups)),
+    }
 
 
 def open_rows(
@@ -408,7 +409,7 @@ def _select(table: Table, columns: Sequence[str]) -> tuple[Array, list[str]]:
     """Return columns of a table, and the names that they have there."""
     places = _positions(table, columns)  # row-major, since later arithmetic depends on the order
     rows = np.ascontiguousarray(table.values[:, places])
-    _check_single_precision(rows, table, columns)
+    check_single_precision(Table(table.name, rows, tuple(columns)))
     return rows, [table.columns[place] for place in places]
 
 
@@ -430,16 +431,3 @@ def _positions(table: Table, columns: Sequence[str]) -> list[int]:
                 "which differs in case and stands elsewhere: spell the names as the model does"
             )
     return list(range(len(columns)))
-
-
-def _check_single_precision(rows: Array, table: Table, columns: Sequence[str]) -> None:
-    """Refuse numbers that are infinite in the flow's precision."""
-    largest = np.finfo(np.float32).max
-    beyond = np.abs(rows) > largest
-    if not beyond.any():
-        return
-    row, column = np.argwhere(beyond)[0].tolist()
-    raise ValueError(
-        f"Expected numbers up to {largest:.2g} in {table.name}; got {rows[row, column]:.3g} in "
-        f"row {row} (counted from 0), column {columns[column]!r}: rescale it"
-    )

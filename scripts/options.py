@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -88,11 +89,7 @@ def add_options(parser: argparse._ActionsContainer, *names: str) -> None:
         parser.add_argument(name, **SHARED_OPTIONS[name])
 
 
-def read_options(
-    arguments: argparse.Namespace,
-    drop: Collection[str] = (),
-    only: Collection[str] | None = None,
-) -> ReadOptions:
+def read_options(arguments: argparse.Namespace, drop: Collection[str] = ()) -> ReadOptions:
     """Return the choices about how a file is read that the command line makes."""
     absent = arguments.na_values
     return ReadOptions(
@@ -100,10 +97,19 @@ def read_options(
         arguments.decimal,
         arguments.thousands,
         arguments.encoding,
-        () if absent is None else tuple(absent.split(",")),
+        () if absent is None else listed(absent),
         drop,
-        only,
     )
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Return the names of a list with commas, in which names with commas are quoted.
+
+    Example:
+        >>> listed('a,"b, c"')
+        ('a', 'b, c')
+    """
+    return tuple(next(csv.reader([text])) or [""])
 
 
 def option_of(name: str) -> str:

@@ -108,7 +108,7 @@ class TrainedModel:
         context_data: str | None,
         missing: Missing = "refuse",
         doing: str = "score",
-        reading: ReadOptions | None = None,
+        reading: ReadOptions = FOUND_OUT,
     ) -> tuple[ContextRows, AnyToy | None]:
         """Read the rows that --data and --context-data name, or the held-out rows without --data.
 
@@ -117,7 +117,7 @@ class TrainedModel:
         if data is not None:
             known = (self.schema, self.context_columns, self.seed)
             files = (context_data, missing, self.data_dir)
-            reading = replace(reading or FOUND_OUT, types=self._types)
+            reading = replace(reading, types=self._types)
             return open_rows(data, *known, *files, reading)
         if context_data is not None:
             raise ValueError(
@@ -193,7 +193,7 @@ class TrainedModel:
         return self.gaussian.log_prob(numbers) + log_det
 
     def sample_contexts(
-        self, n: int, context_data: str | None, reading: ReadOptions | None = None
+        self, n: int, context_data: str | None, reading: ReadOptions = FOUND_OUT
     ) -> tuple[Array, Mapping[str, ColumnType]]:
         """Return the contexts of `n` samples, or of `n` for each row of --context-data.
 
@@ -201,7 +201,7 @@ class TrainedModel:
         """
         if context_data is not None:
             dates = {name: kind for name, kind in self._types.items() if kind.family == "date"}
-            reading = replace(reading or FOUND_OUT, types=dates)
+            reading = replace(reading, types=dates)
             contexts, types = open_context(context_data, self.context_columns, reading)
             return np.repeat(contexts, n, axis=0), types
         if self.context_columns:
@@ -292,9 +292,9 @@ def _checked(metadata: Mapping[str, Any], flow: Flow) -> Iterator[Any]:
     yield from (seed, missing, data_dir, reading, types, "reading" in metadata, gaussian)
 
 
-def _check_unused(reading: ReadOptions | None, option: str) -> None:
-    """Raise a ValueError for choices about a file where there is none."""
-    if reading not in (None, FOUND_OUT):
+def _check_unused(reading: ReadOptions, option: str) -> None:
+    """Raise a ValueError for choices about a file that is not given."""
+    if reading != FOUND_OUT:
         raise ValueError(
             f"Expected {option} FILE with options on how a file is read; got none: leave them out"
         )

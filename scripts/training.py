@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from cnf.datasets import CONDITIONAL_TOYS, TOYS, Picture, degeneracies, is_picture
+from cnf.datasets.reading import drop_option
 from cnf.fields import FIELDS, field_arguments
 from cnf.flow import Flow
 from cnf.layers import CNF
@@ -27,6 +28,7 @@ from cnf.scripts.options import (
     DEFAULT_NOISE_DRAWS,
     READ_OPTIONS,
     given_numbers,
+    listed,
     option_of,
     read_options,
 )
@@ -73,7 +75,7 @@ def _run(arguments: argparse.Namespace, data: Data, name: str, recipe: Recipe, o
     flow = flow.to("cuda" if torch.cuda.is_available() else "cpu")
     say(*_summary(data, flow, name))
     for found in degeneracies(*data.schema.real(data.train.x)):
-        option = f": --drop {found.column}" if found.column else ""
+        option = f": {drop_option(found.column)}" if found.column else ""
         warn(f"{found}{option}", stacklevel=2)
     for remark in data.schema.remarks(data.train.x):
         warn(remark, stacklevel=2)
@@ -158,14 +160,14 @@ def _choices(arguments: argparse.Namespace) -> ColumnChoices:
             f"Expected no --context with {arguments.data}, whose context is {known}; got "
             f"{arguments.context!r}"
         )
-    context = () if arguments.context is None else tuple(arguments.context.split(","))
+    context = () if arguments.context is None else listed(arguments.context)
     kinds = {} if arguments.schema is None else _read_json(Path(arguments.schema), "a schema")
     if not isinstance(kinds, dict):
         raise ValueError(
             f"Expected {arguments.schema} to hold an object of columns, such as "
             f'{{"age": {{"kind": "integer"}}}}; got {str(kinds)[:40]}'
         )
-    drop = () if arguments.drop is None else tuple(arguments.drop.split(","))
+    drop = () if arguments.drop is None else listed(arguments.drop)
     return ColumnChoices(context, arguments.missing, read_options(arguments, drop), kinds)
 
 

@@ -37,6 +37,11 @@ FILES = {
     "days first": (frame(when=dates("%d.%m.%Y")), {}, ""),
     "leading zeros": (frame(zip=choice("01234", "10115", "02134")), {}, ""),
     "hundreds": (frame(price=np.random.default_rng(2).integers(1, 9999, ROWS) * 700), {}, ""),
+    "months": (
+        frame(when=pd.date_range("2014-01", periods=ROWS, freq="MS").strftime("%Y-%m")),
+        {},
+        "",
+    ),
     "counts": (frame(n=choice(0, 1, 2, 5, 9)), {}, ""),
 }
 
@@ -55,6 +60,8 @@ def test_a_text_file_is_read_trained_on_scored_and_drawn_in_its_types(name, tmp_
             assert set(draws[column]) <= set(table[column])
     if name == "hundreds":
         assert (draws["price"] % 700 == 0).all()
+    if name == "months":
+        assert draws["when"].str.fullmatch(r"\d{4}-\d\d").all()
     if name in ("dates", "days first"):
         form = "%d.%m.%Y" if name == "days first" else "%Y-%m-%d %H:%M:%S"
         read = pd.to_datetime(draws["when"], format=form)
@@ -77,14 +84,15 @@ def test_options_of_reading_without_a_file_of_text_are_refused(table, tmp_path):
 
 def test_what_is_dropped_or_no_column_of_the_model_is_never_read(tmp_path):
     """A half-empty column and one of names would be refused; the folder knows what was dropped."""
-    table = frame(half=[np.nan, 1.0] * (ROWS // 2), name=[f"name {i}" for i in range(ROWS)])
+    names = [f"name {i}" for i in range(ROWS)]
+    table = frame(half=[np.nan, 1.0] * (ROWS // 2), **{"last, first": names})
     data, out = tmp_path / "rows.csv", tmp_path / "run"
     table.to_csv(data, index=False)
     assert "--drop half" in complaint("train", data, "--out", out, *FAST)
-    words = ("train", data, "--out", out, "--drop", "half,name", *FAST)
+    words = ("train", data, "--out", out, "--drop", 'half,"last, first"', *FAST)
     assert f"{ROWS * 8 // 10} training rows of 2 columns" in done(*words)
     done("evaluate", out)
-    for scored in (table, table.assign(x=table.x.astype(str), name="?")):
+    for scored in (table, table.assign(**{"x": table.x.astype(str), "last, first": "?"})):
         scored.to_csv(tmp_path / "raw.csv", index=False)
         done("log-prob", out, "--data", tmp_path / "raw.csv", "--out", tmp_path / "scores.csv")
         assert np.isfinite(pd.read_csv(tmp_path / "scores.csv")["log_prob"]).all()

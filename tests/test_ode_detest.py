@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from cnf.ode import solve
 from cnf.scripts.benchmarks import accuracy
 from cnf.scripts.benchmarks.accuracy import affordable, compare_all, shared_methods, summarize
 from cnf.scripts.benchmarks.detest import _GRAVITY, _MASSES, _SUN, DETEST, DETEST_END
@@ -82,6 +83,15 @@ def test_outer_planets_one_pair_at_a_time():
                 expected[j] += _MASSES[k] * (pull - other / np.linalg.norm(other) ** 3)
     found = DETEST["C5"].numpy(0.0, y)[15:].reshape(3, 5).T
     np.testing.assert_allclose(found, _GRAVITY * expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("tolerance", "evaluations"), [(1e-3, 248), (1e-5, 578), (1e-8, 1784)])
+def test_start_from_rest(tolerance, evaluations):
+    """E3 starts from zero at a slope of zero: no more evaluations than from a step of 1e-6."""
+    y0 = torch.tensor(DETEST["E3"].y0, dtype=torch.float64)
+    solution = solve(DETEST["E3"].torch, y0, [0, DETEST_END], rtol=tolerance, atol=tolerance)
+    assert solution.stats.evaluations <= evaluations
+    assert np.abs(solution.ys[-1].numpy() - end(DETEST["E3"])).max() < 200 * tolerance
 
 
 def assert_as_good(method, tolerance):

@@ -232,6 +232,38 @@ def test_gradients_around_jumps(gradient, step, reverse):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_kept_evaluations_of_rows_that_fail_retry_and_finish_one_by_one():
+    """The gradient of the others is backprop's: the first slope of one row is NaN, others retry."""
+    w, y0 = torch.tensor(0.15, **DOUBLE), torch.tensor([[1.0], [-1.0], [0.01], [4.0]], **DOUBLE)
+    options = {"rtol": 1e-6, "atol": 1e-6, "first_step": 1.0, "step": "per_sample"}
+    options |= {"on_failure": "return"}
+    w.requires_grad_()
+    y0.requires_grad_()
+    rows = torch.tensor([[1.0], [1.0], [2.0], [9.0]], **DOUBLE)
+    expected = None
+    for gradient in ("backprop", EVERYTHING, Checkpoint(activation_bytes=2000)):
+        weights = (w, PerRow(w * rows))
+        solved = solve(
+            lambda t, y, args: -args[0] * args[1] * y.sqrt() + torch.sin(9 * args[1] * y),
+            y0,
+            [0.0, 1.0],
+            weights,
+            gradient=gradient,
+            **options,
+        )
+        assert [status is Status.FINISHED for status in solved.row_status] == [
+            True,
+            False,
+            True,
+            True,
+        ]
+        assert len({*solved.stats.accepted.tolist()}) > 2
+        found = torch.autograd.grad(solved.ys[-1, [0, 2, 3]].square().sum(), (w, y0))
+        expected = expected or found
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert not solved.stats.backward.all()
+
+
 @every_mode
 def test_a_row_whose_step_was_too_long_leaves_the_others_their_gradient(gradient):
     """y' = −w √y: the first step of the second row looks below zero, the first's is accepted."""

@@ -55,6 +55,34 @@ def test_as_accurate_as_scipy_for_the_same_evaluations(tolerance):
     assert ours.stats.evaluations < 1.2 * theirs.nfev
 
 
+def kick(t, y, args):
+    return torch.exp(-((t - 5) ** 2) / 0.02) + 0 * y
+
+
+def wake(t, y, args):
+    return torch.where(t > 0.4, torch.cos(3 * t), 0 * t) + 0 * y
+
+
+@pytest.mark.parametrize("step", ["joint", "per_sample"])
+@pytest.mark.parametrize(
+    ("f", "end", "method", "exact", "error", "evaluations"),
+    [
+        (kick, 20.0, "dopri8", 1 + math.sqrt(0.02 * math.pi), 1e-5, 282),
+        (wake, 1.0, "dopri5", 1 + (math.sin(3) - math.sin(1.2)) / 3, 2.3e-3, 176),
+        (wake, 1.0, "bosh3", 1 + (math.sin(3) - math.sin(1.2)) / 3, 2e-5, 146),
+    ],
+)
+def test_dynamics_that_rest_and_then_wake(f, end, method, exact, error, evaluations, step):
+    """As well as after a first step of 1e-6, by about as many evaluations at most."""
+    solution = solve(f, ONE.view(1, 1), [0.0, end], method=method, step=step)
+    assert solution.ys[-1].item() == pytest.approx(exact, abs=error)
+    assert np.all(np.asarray(solution.stats.evaluations) <= evaluations)
+
+
+def test_dynamics_at_rest_take_few_steps():
+    assert solve(lambda t, y, args: 0 * y, ONE, [0.0, 20.0]).stats.evaluations <= 32
+
+
 def test_close_output_times_do_not_shrink_the_steps_after_them():
     sparse, dense = (solve(decay, ONE, [0.0, *inside, 5.0]) for inside in ([], [1.0, 1.0 + 1e-9]))
     assert dense.stats.accepted <= sparse.stats.accepted + 3

@@ -99,12 +99,9 @@ class _CheckpointedSolve:
         self.inputs = [leaf for leaf in (self.leaves.ts, self.knots) if leaf.requires_grad]
         self.inputs += self.leaves.differentiable
         self.lengths = self.knots.detach().double().diff().tolist()
-        # The step's adjoint serves joint steps without a gradient to times or states inside them.
+        # The step's adjoint serves steps without a gradient to times or states inside them.
         self.by_adjoint = (
-            not self.knots.requires_grad
-            and len(ts) == 2
-            and not self.options.per_sample
-            and self.options.jumps is None
+            not self.knots.requires_grad and len(ts) == 2 and self.options.jumps is None
         )
         self.steps: list[StepRecord] = []
         self.calls = BackwardCount()
@@ -121,7 +118,10 @@ class _CheckpointedSolve:
             # The rows that failed are part of every step.
             self.failed = result.failed
             self.substitutes = substitute_rows(self.failed)
-            self.steps = [replace(step, graph=None, tape=None) for step in self.steps]
+            self.steps = [
+                replace(step, graph=None, tape=None, row_tape=None) for step in self.steps
+            ]
+        self.first, self.first_rows = tape.first, tape.first_rows
         return result
 
     def backward(self, grad_ys: Tensor) -> Tensor:
@@ -134,28 +134,53 @@ class _CheckpointedSolve:
                 return first
             grad_ys = grad_ys.masked_fill(self.failed.view(-1, *(1,) * (adjoint.ndim - 1)), 0.0)
         if self.by_adjoint:
+            if self.options.per_sample:
+                return self._backward_by_row_adjoints(grad_ys[1]) + first
             return self._backward_by_adjoint(grad_ys[1]) + first
         for step in reversed(self.steps):
-            graph = step.graph or self._replay(step)
-            cotangents = [_take(adjoint, step.rows)]
-            cotangents += [
+            outputs = [
                 _take(_take(grad_ys[output.index], step.rows), output.rows)
                 for output in step.outputs
             ]
-            y = graph.y
-            y.grad = None
-            torch.autograd.backward(
-                graph.ends,
-                cotangents,
-                inputs=[y, *self.inputs],
-                retain_graph=graph is step.graph,
-            )
-            assert y.grad is not None
-            before = _take(y.grad, graph.rows)
-            adjoint = before if step.rows is None else adjoint.index_copy(0, step.rows, before)
+            before = self._vjp(step, [_take(adjoint, step.rows), *outputs])
+            adjoint = _put(adjoint, step.rows, before)
         if self.knots.grad is not None:
             torch.autograd.backward(self.knots_of_times, self.knots.grad, retain_graph=True)
         return adjoint + first
+
+    def _vjp(self, step: StepRecord, cotangents: list[Tensor]) -> Tensor:
+        """Return the cotangent of a step's start for those of its end and outputs, by autograd."""
+        graph = step.graph or self._replay(step)
+        y = graph.y
+        y.grad = None
+        torch.autograd.backward(
+            graph.ends,
+            cotangents,
+            inputs=[y, *self.inputs],
+            retain_graph=graph is step.graph,
+        )
+        assert y.grad is not None
+        return _take(y.grad, graph.rows)
+
+    def _backward_by_row_adjoints(self, cotangent: Tensor) -> Tensor:
+        """Return the cotangent of the first state for that of each row's last, step by step."""
+        slope: Tensor | None = None  # the cotangent of the slopes that the next steps start with
+        for step in reversed(self.steps):
+            own = _take(cotangent, step.rows)
+            if step.row_tape is None:
+                before = self._vjp(replace(step, outputs=()), [own])
+            else:
+                own_slope = None if slope is None else _take(slope, step.rows)
+                before, start = step.row_tape.vjp(self.options.tableau, own, own_slope)
+                slope = torch.zeros_like(cotangent) if slope is None else slope
+                slope = _put(slope, step.rows, start)
+            cotangent = _put(cotangent, step.rows, before)
+        if slope is None:
+            return cotangent
+        assert self.first is not None
+        start = self.first.vjp(_take(slope, self.first_rows))
+        self.first.linearization.finish()
+        return _put(cotangent, self.first_rows, _take(cotangent, self.first_rows) + start)
 
     def _backward_by_adjoint(self, cotangent: Tensor) -> Tensor:
         """Return the cotangent of the first state for that of the last, by the steps' adjoints."""
@@ -204,6 +229,10 @@ class _CheckpointedSolve:
 
 def _take(whole: Tensor, rows: Tensor | None) -> Tensor:
     return whole if rows is None else whole.index_select(0, rows)
+
+
+def _put(whole: Tensor, rows: Tensor | None, part: Tensor) -> Tensor:
+    return part if rows is None else whole.index_copy(0, rows, part)
 
 
 CHECKPOINT = Checkpoint()  # the mode of the solver's default

@@ -227,10 +227,21 @@ def first_step_size(
     y: Tensor,
     slope: Tensor,
     order: int,
+    span: float,
+    rest_share: float,
 ) -> Array:
     """Return a first step size of about the right magnitude, by one evaluation.
 
-    Source: Hairer, Nørsett & Wanner (1993), section II.4, "Starting step size".
+    With the norms d₀ of the state and d₁ of its slope, and d₂ that of the second derivative, found
+    by an Euler step over a guess h₀,
+
+        h = min(100 h₀, (0.01 / max(d₁, d₂))^(1 / order)),   h₀ = 0.01 d₀ / d₁.
+
+    A slope that moves the state by less than 1e-5 of the tolerance over the whole span has no such
+    scale: h₀ is a share of the span, and h at most that.
+
+    Source: Hairer, Nørsett & Wanner (1993), section II.4, "Starting step size", but for the slope
+    of zero, where theirs is 1e-6.
 
     Args:
         size: Returns the norm of a vector in units of the tolerance: one entry, or one for each row
@@ -239,15 +250,18 @@ def first_step_size(
         y: First state.
         slope: Its slope.
         order: Order of the error estimate plus one.
+        span: Distance from the first time to the last.
+        rest_share: The share of the span where the slope is zero; see `StagedDynamics`.
     """
     d0, d1 = size(y), size(slope)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        small = (d0 < 1e-5) | (d1 < 1e-5)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        rests = d1 * span < 1e-5
         # In units of a tolerance of zero even a moderate slope is infinitely large.
-        unknown = small | ~np.isfinite(d0) | ~np.isfinite(d1)
-        guess = np.where(unknown, 1e-6, 0.01 * d0 / d1)
-        d2 = size(change(guess)) / guess
-        largest = np.maximum(d1, d2)
+        unknown = (d0 < 1e-5) | ~np.isfinite(d0) | ~np.isfinite(d1)
+        guess = np.where(unknown, 1e-6, np.minimum(0.01 * d0 / d1, span))
+        guess = np.where(rests, rest_share * span, guess)
+        largest = np.maximum(d1, size(change(guess)) / guess)
         step = np.minimum(100 * guess, (0.01 / largest) ** (1 / order))
-    step = np.where(largest <= 1e-15, np.maximum(1e-6, guess * 1e-3), step)
-    return np.where(np.isfinite(largest), step, guess)
+    limit = np.where(rests, rest_share * span, inf)
+    cautious = np.where(rests, np.minimum(guess, 1e-6), guess)
+    return np.where(np.isfinite(largest), np.minimum(step, limit), cautious)

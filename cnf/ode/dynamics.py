@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ class StagedDynamics(ABC):
     depends on, such as a log-density. A subclass that overrides `__call__` takes the keyword
     `unweighted` too.
 
+    Attributes:
+        rest_share: Share of the span between the first time and the last that the first step may
+            have where the slope is zero. It is small, as dynamics may rest at first and move later;
+            1 saves the steps up to there for dynamics that are smooth over the whole span.
+
     Example:
         >>> class Rotation(StagedDynamics):
         ...     def prepare(self, times, args):
@@ -37,6 +42,8 @@ class StagedDynamics(ABC):
         >>> Rotation()(torch.tensor(0.0), torch.ones(2), torch.tensor(3.0))
         tensor([1., 1.])
     """
+
+    rest_share: ClassVar[float] = 0.0005
 
     @abstractmethod
     def prepare(self, times: Tensor, args: Any) -> Sequence[Any]:

@@ -132,8 +132,9 @@ class _Loop:
         error = self._errors(result)
         accept = control.acceptable(size, error)
         self.accepted = int(np.count_nonzero(accept))
-        if self.accepted and torch.is_grad_enabled() and not np.isfinite(error).all():
+        if self.accepted and self._recording and not np.isfinite(error).all():
             # Zero times NaN is NaN in a backward pass: the others' graph must not depend on NaN.
+            self.stepper.stages.clean = False
             step = self._plan(np.where(np.isfinite(error), size, 0.0))
             result = self.stepper.step(step, slope)
             result.error()
@@ -148,6 +149,12 @@ class _Loop:
             self.slope = result.stages[0]
         self.attempts += 1  # of every active sequence
         self.last = error, accept
+
+    @property
+    def _recording(self) -> bool:
+        """Whether a backward pass reads the evaluations of all rows that try a step."""
+        kept = self.tape is not None and self.tape.keeps_evaluations
+        return torch.is_grad_enabled() or (self.per_sample and kept)
 
     def end(self) -> Solution:
         """Return the solution."""
@@ -208,7 +215,9 @@ class _Loop:
             h = self.y.new_tensor(direction) * self._to_state(step)
             return self.stepper.bound(self.ts[0] + h, self.y + h * self.slope) - self.slope
 
-        return first_step_size(size, change, self.y, self.slope, self.control.options.order)
+        order, span = self.control.options.order, self.scale.length
+        share = self.stepper.rest_share
+        return first_step_size(size, change, self.y, self.slope, order, span, share)
 
     def _errors(self, result: StepResult) -> Array:
         """Return the errors of the steps in units of the tolerance."""

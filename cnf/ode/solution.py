@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Self
 
 import numpy as np
 import torch
@@ -33,6 +34,15 @@ class Status(Enum):
         "The norm of the error is NaN or infinite although the state and its derivative are "
         "finite: norm returned it, the tolerance is 0 where the error is not, or the error "
         "overflows the dtype. Check norm, pass atol above 0, or solve in float64."
+    )
+    FOLDED = (
+        "The explicit steps fold space here: the determinant of one is not positive, and there is "
+        "no density. Train the steps by cnf.distil, which penalises folds, take more steps, or use "
+        "the adaptive flow for such rows."
+    )
+    NO_INVERSE = (
+        "No state was found that the explicit steps map to this one: Newton's method did not "
+        "converge. Take more steps, train them by cnf.distil, or use the adaptive flow."
     )
 
 
@@ -128,6 +138,14 @@ class Solution:
     rows: tuple[int, ...]
     last_times: NDArray[np.float64]
     last_states: Tensor
+
+    @classmethod
+    def unsolved(cls, start: Tensor, status: NDArray[np.object_], stats: Stats) -> Self:
+        """Return the solution of a map without steps in time, whose failed rows stay at 0."""
+        lost = status != Status.FINISHED
+        rows, times = tuple(np.flatnonzero(lost).tolist()), np.where(lost, 0.0, 1.0)
+        ts, ys = start.new_tensor([0.0, 1.0]), torch.stack([start, start])
+        return cls(ts, ys, status, stats, rows, times, start.detach())
 
     @property
     def status(self) -> Status:

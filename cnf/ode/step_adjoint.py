@@ -72,6 +72,49 @@ class StepTape:
         return start
 
 
+@dataclass(frozen=True, eq=False)
+class RowStepTape:
+    """The evaluations of a per-sample step, for its adjoint.
+
+    Its rows may have accepted their last steps at different tries. So the slope at a step's start
+    is an input like the state, and the one at its end, of which it is the next start, an output:
+    with its cotangent κ the equations of `StepTape` start with λ + (∂k/∂y₁)ᵀ κ, and end at k̄_0.
+    """
+
+    stages: tuple[StageEvaluation, ...]  # all after the first that the end depends on
+    end: StageEvaluation  # of the slope at the end
+    size: Tensor  # h, one for each row
+    linearization: Linearization
+    accepted: Tensor | None  # the rows that accept the step; None for all
+
+    def vjp(
+        self, tableau: Tableau, cotangent: Tensor, slope_cotangent: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the cotangents of state and slope at the start for those at the end.
+
+        Rows that have rejected the step have no part in them; a slope without a cotangent has none.
+        """
+        cotangent = self._tried(cotangent)
+        if slope_cotangent is not None:
+            cotangent = cotangent + self.end.vjp(self._tried(slope_cotangent))
+        adjoint = StepAdjoint(tableau, cotangent)
+        slope = adjoint.stages_vjp(self.stages, cotangent, self.size)
+        self.linearization.finish()
+        start = adjoint.buffer.sum(0)
+        return (
+            (start, slope)
+            if self.accepted is None
+            else (start[self.accepted], slope[self.accepted])
+        )
+
+    def _tried(self, cotangent: Tensor) -> Tensor:
+        """Return the cotangents of all rows that tried the step for those that accept it."""
+        if self.accepted is None:
+            return cotangent
+        whole = cotangent.new_zeros(len(self.size), *cotangent.shape[1:])
+        return whole.index_copy(0, self.accepted, cotangent)
+
+
 class StepAdjoint:
     """The cotangents of a step's states, of y's shape, in one buffer, and weighted sums of them."""
 
@@ -89,9 +132,20 @@ class StepAdjoint:
 
     def vjp(self, evaluations: Sequence[StageEvaluation], cotangent: Tensor, size: float) -> Tensor:
         """Return the cotangent of the step's first state for that of its end."""
+        first, *stages = evaluations
+        self.cotangents[0].copy_(first.vjp(self.stages_vjp(stages, cotangent, size)))
+        return self.buffer.sum(0)
+
+    def stages_vjp(
+        self, stages: Sequence[StageEvaluation], cotangent: Tensor, size: float | Tensor
+    ) -> Tensor:
+        """Return the cotangent of the first slope, with those of the other stages' states."""
         self.buffer.zero_()  # entries of the step before need not be finite
         self.cotangents[-1].copy_(cotangent)
-        for i in reversed(range(len(evaluations))):
-            slope = torch.mv(self.matrix, self.weights[i]).mul_(size).view(self.shape)
-            self.cotangents[i].copy_(evaluations[i].vjp(slope))
-        return self.buffer.sum(0)
+        for i in reversed(range(1, len(stages) + 1)):
+            self.cotangents[i].copy_(stages[i - 1].vjp(self._slope(i, size)))
+        return self._slope(0, size)
+
+    def _slope(self, i: int, size: float | Tensor) -> Tensor:
+        """Return the cotangent of the slope at stage i, of those of later states."""
+        return torch.mv(self.matrix, self.weights[i]).view(self.shape).mul_(size)

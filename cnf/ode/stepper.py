@@ -60,13 +60,21 @@ class Stepper:
 
     def use_arguments(self, rows: Tensor | None) -> None:
         """Use the arguments of some rows (None: all)."""
-        self.rows, self.active_args = rows, take_rows(self.args, rows)
+        self.rows = rows
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self.tape is not None):
+            self.active_args = take_rows(self.args, rows)
 
     def bound(self, t: Tensor, y: Tensor, **unweighted: bool) -> Tensor:
         """Evaluate the dynamics with the active arguments; staged ones may get `unweighted`."""
         self.calls += 1
         slope: Tensor = self.f(t, y, self.active_args, **unweighted)
         return slope
+
+    @property
+    def rest_share(self) -> float:
+        """The largest share of the span that the first step of dynamics at rest may take."""
+        f = self.f if isinstance(self.f, StagedDynamics) else StagedDynamics
+        return f.rest_share
 
     @property
     def keeps_graphs(self) -> bool:
@@ -85,7 +93,7 @@ class Stepper:
             with self.tape.measure():
                 at = self._counted(self.tape.evaluations(t.unsqueeze(0), self.active_args))
                 slope = at(0, y)
-            self.tape.keep_first()
+            self.tape.keep_first(self.rows)
             return slope.clone()
         return f(t, y).clone()
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from cnf.ode.dynamics import StagedDynamics, StageEvaluation
 from cnf.ode.step import StepResult
-from cnf.ode.step_adjoint import StageRecorder, StepTape
+from cnf.ode.step_adjoint import RowStepTape, StageRecorder, StepTape
 
 HEAP_BLOCK = 2**25 - 2**16  # bytes; a little less than the largest that glibc has in its heap
 
@@ -54,7 +54,9 @@ class StepRecord:
     y: Tensor  # the states that it starts from
     outputs: tuple[StepOutput, ...] = ()
     graph: StepGraph | None = None  # where that is kept
-    tape: StepTape | None = None  # where the evaluations are kept for the backward pass
+    # Where the evaluations are kept for the backward pass, of joint or of per-sample steps.
+    tape: StepTape | None = None
+    row_tape: RowStepTape | None = None
 
     def interval(self, knots: Tensor) -> tuple[Tensor, Tensor]:
         """Return the knots before and after the step."""
@@ -132,7 +134,9 @@ class Tape:
         self.steps: list[StepRecord] = []
         self.saved = SavedBytes(self.excluded)
         self.recorder: StageRecorder | None = None  # of the step being tried
-        self.first: StageEvaluation | None = None  # of the slope that the next step starts with
+        # Of the slope that the next joint step starts with, or the first per-sample steps.
+        self.first: StageEvaluation | None = None
+        self.first_rows: Tensor | None = None
 
     @property
     def keeps_graphs(self) -> bool:
@@ -154,10 +158,10 @@ class Tape:
         self.recorder = StageRecorder(self.dynamics.linearize(times, args))
         return self.recorder
 
-    def keep_first(self) -> None:
-        """Keep the evaluation just made as that of the first slope."""
+    def keep_first(self, rows: Tensor | None) -> None:
+        """Keep the evaluation just made, of some rows, as that of the first slope."""
         assert self.recorder is not None
-        self.first = self.recorder.evaluations[0]
+        self.first, self.first_rows = self.recorder.evaluations[0], rows
         self.room -= self.saved.bytes + self.recorder.linearization.bytes
 
     def add(
@@ -168,7 +172,7 @@ class Tape:
         The result is of all rows that tried it; `rows` are those of them that accept it.
         """
         if self.keeps_evaluations:
-            step = self._with_evaluations(step, result)
+            step = self._with_evaluations(step, result, rows)
         elif self.keeps_graphs:
             self.room -= self.saved.bytes
             if self.room >= 0:
@@ -176,15 +180,20 @@ class Tape:
                 step = replace(step, graph=StepGraph(result.y0, ends, rows))
         self.steps.append(step)
 
-    def _with_evaluations(self, step: StepRecord, result: StepResult) -> StepRecord:
+    def _with_evaluations(
+        self, step: StepRecord, result: StepResult, rows: Tensor | None
+    ) -> StepRecord:
         """Return the step with its evaluations, the last of which is the next step's first."""
         assert self.recorder is not None
         assert self.first is not None
-        assert result.stages.size is not None
         linearization, evaluations = self.recorder.linearization, self.recorder.evaluations
         self.room -= self.saved.bytes + linearization.bytes
         count = result.stages.tableau.solution_stages - 1
         stages = tuple(evaluations[:count])
-        tape = StepTape(self.first, stages, result.stages.size, linearization)
+        size = result.stages.size
+        if size is None:
+            row_tape = RowStepTape(stages, evaluations[-1], result.h, linearization, rows)
+            return replace(step, row_tape=row_tape) if self.room >= 0 else step
+        tape = StepTape(self.first, stages, size, linearization)
         self.first = evaluations[-1] if evaluations else None
         return replace(step, tape=tape) if self.room >= 0 else step

@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from torch.distributions import Distribution
 import cnf
 from cnf.datasets import TOYS
 
-torch.set_num_threads(1)  # the tests' tensors are small: more threads only wait for each other
+# The tests' tensors are small: more threads only wait for each other. And runs that are compared
+# bit by bit may not choose their number.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 @pytest.fixture(autouse=True)

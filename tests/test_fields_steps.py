@@ -127,5 +127,5 @@ def test_no_trace_is_taken_at_unweighted_stages(field):
     assert calls["velocity"] == 0
     calls.clear()
     with torch.no_grad():
-        CNF(field, step="per_sample").pull(torch.randn(1, 2, dtype=DOUBLE))
+        CNF(field, step="per_sample", first_pass=False).pull(torch.randn(1, 2, dtype=DOUBLE))
     assert calls["velocity"] * 5 + 2 == calls["forward"]

@@ -91,9 +91,9 @@ def _silu(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _silu_slope(value: Tensor, gate: Tensor | None) -> Tensor:
-    """Return σ' = s + σ − σ s."""
+    """Return σ' = s + σ − σ s, between σ and 1 by s."""
     assert gate is not None
-    return torch.addcmul(gate + value, gate, value, value=-1)
+    return torch.lerp(value, value.new_ones(()), gate)
 
 
 def _silu_adjoint(

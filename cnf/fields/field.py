@@ -93,6 +93,11 @@ class VectorField(ABC):
                 products = torch.zeros_like(cotangents)
         return (velocity, products) if recording else (velocity.detach(), products.detach())
 
+    def jacobian(self, stage: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the velocity (rows, dim) and its transposed Jacobian, ∂f_i/∂x_j at [row, j, i]."""
+        velocity, rows = self.transposed_products(stage, x, unit_vectors(x))
+        return velocity, rows.permute(1, 2, 0)
+
     def traced(self, stage: Any, x: Tensor) -> Traced:
         """Return the velocity and the exact trace of its Jacobian."""
         return trace_of_columns(*self.products(stage, x, unit_vectors(x)))
@@ -170,6 +175,13 @@ class TracedField(nn.Module, VectorField):
         self.circular = circular_columns(circular, dim)
         for name, value in others.items():
             setattr(self, name, value)
+
+    def jacobian(self, stage: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the velocity and its transposed Jacobian; by `products` where a field has them."""
+        if type(self).products is VectorField.products:
+            return super().jacobian(stage, x)
+        velocity, columns = self.products(stage, x, unit_vectors(x))
+        return velocity, columns.transpose(0, 1)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's keyword arguments (without weights), JSON-ready."""

@@ -148,6 +148,9 @@ class GatedPerceptron(TracedField):
     def products(self, stage: Perceptron, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         return self.functions.jacobian_products(stage, self.network.activations, x, vectors)
 
+    def jacobian(self, stage: Perceptron, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.functions.jacobian(stage, self.network.activations, x)
+
     def traced(self, stage: Perceptron, x: Tensor) -> Traced:
         slope, _ = self.functions.stage.forward(stage, self.network.activations, x)
         return Traced(slope[:, :-1], slope[:, -1])

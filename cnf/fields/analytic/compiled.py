@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cnf.fields.analytic.folding import fold, fold_vjp
 from cnf.fields.analytic.perceptron import (
+    jacobian,
     jacobian_products,
     velocity,
     velocity_and_trace,
@@ -41,6 +42,7 @@ class PerceptronFunctions(NamedTuple):
     """
 
     velocity: Callable[..., Tensor] = velocity
+    jacobian: Callable[..., tuple[Tensor, Tensor]] = jacobian
     jacobian_products: Callable[..., tuple[Tensor, Tensor]] = jacobian_products
     stage: StageFunctions = STAGE_FUNCTIONS
     fold: Callable[..., Any] = fold
@@ -75,6 +77,7 @@ def compiled_functions(sizes: BatchSizes, device: str) -> PerceptronFunctions:
         return EAGER
     return PerceptronFunctions(
         velocity=compiler(velocity),
+        jacobian=compiler(jacobian),
         jacobian_products=compiler(jacobian_products),
         stage=StageFunctions._make([*map(compiler, STAGE_FUNCTIONS[:4]), STAGE_FUNCTIONS.inputs]),
         fold=compiler(fold),

@@ -168,6 +168,36 @@ def jacobian_products(
     return _last(net, hidden), vectors @ net.weights[-1].T
 
 
+def jacobian(
+    net: Perceptron, activations: Sequence[Activation], x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the velocity and its transposed Jacobian, (rows, dim), (rows, dim in, dim out).
+
+    The tangents of the unit vectors pass through all layers but the first, and the second as well
+    where there is one: they are d₁ N there, with the matrix N of the trace.
+    """
+    hidden = _hidden(net, activations, x)
+    first, *slopes = _gated(net, _derivatives(activations, hidden))
+    dim, weight = x.shape[1], net.weights[0]
+    if slopes:
+        N = net.weights[1].T.unsqueeze(1) * weight.unsqueeze(2)  # (hidden, dim, hidden)
+        tangents = (first @ N.flatten(1)).unflatten(1, (dim, -1))
+        for slope, weight in zip(slopes[:-1], net.weights[2:-1], strict=True):
+            moved = _scaled(tangents, slope)
+            tangents = (moved.flatten(0, 1) @ weight.T).unflatten(0, x.shape)
+        tangents = _scaled(tangents, slopes[-1])
+    else:
+        tangents = first.unsqueeze(1) * weight.T
+    columns = (tangents.flatten(0, 1) @ net.weights[-1].T).unflatten(0, x.shape)
+    return _last(net, hidden), columns
+
+
+def _scaled(tangents: Tensor, slope: Tensor) -> Tensor:
+    """Return tangents (rows, dim, width) times the slopes of rows, in place without autograd."""
+    slope = slope.unsqueeze(1)
+    return tangents * slope if torch.is_grad_enabled() else tangents.mul_(slope)
+
+
 def velocity_and_trace_vjp(
     net: Perceptron,
     activations: Sequence[Activation],

@@ -40,6 +40,7 @@ class Uneven(nn.Module):
 
 ARGUMENTS = {
     "cnf": (ConcatSquash(3, (8, 8)),),
+    "steps": (ConcatSquash(3, (8, 8)), 3),
     "bounded": ([0.0, -1.0, 5.0], [1.0, 1.0, 9.0]),
     "circular": (3, 0.0, 360.0),
     "positive": ([0.0, -2.0, 5.0],),

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from cnf.layers.columns.dequantize import Dequantize
     from cnf.layers.columns.identity import Identity
     from cnf.layers.columns.positive import Positive
+    from cnf.layers.field_layer import FieldLayer
     from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformResult
     from cnf.layers.moving_norm import MovingNorm
     from cnf.layers.scalings import Gaussianize, Scaling, Standardize, Whiten
     from cnf.layers.settings import SolverSettings
+    from cnf.layers.steps import Steps
 else:  # imported on first use, so that the registries need no PyTorch
     __getattr__, __dir__ = lazy_package(
         __name__,
@@ -39,16 +41,19 @@ else:  # imported on first use, so that the registries need no PyTorch
             "columns.dequantize": "Dequantize",
             "columns.identity": "Identity",
             "columns.positive": "Positive",
+            "field_layer": "FieldLayer",
             "layer": "Layer ScoredTransform ScoringOptions TransformResult",
             "moving_norm": "MovingNorm",
             "scalings": "Gaussianize Scaling Standardize Whiten",
             "settings": "SolverSettings",
+            "steps": "Steps",
         },
     )
 
 _OTHERS: Registry[Any] = Registry(
     {
         "cnf": "cnf.layers.cnf:CNF",
+        "steps": "cnf.layers.steps:Steps",
         "moving_norm": "cnf.layers.moving_norm:MovingNorm",
         "concatenate": "cnf.layers.columns.concatenate:Concatenate",
         "identity": "cnf.layers.columns.identity:Identity",
@@ -74,6 +79,7 @@ __all__ = [
     "Concatenate",
     "Constant",
     "Dequantize",
+    "FieldLayer",
     "Gaussianize",
     "Identity",
     "Layer",
@@ -84,6 +90,7 @@ __all__ = [
     "ScoringOptions",
     "SolverSettings",
     "Standardize",
+    "Steps",
     "TransformResult",
     "Whiten",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class DensityDynamics(StagedDynamics):
         estimates: Number of probes whose separate log-determinants are integrated too.
         regularizers: Names of the integrated regularizers.
     """
+
+    rest_share: ClassVar[float] = 1.0  # fields are smooth in time
 
     field: VectorField
     divergence: Divergence
@@ -88,6 +90,8 @@ class DensityDynamics(StagedDynamics):
 @dataclass(frozen=True, eq=False)
 class VelocityDynamics(StagedDynamics):
     """The dynamics of x alone, with a last column of zeros in place of the log-determinant."""
+
+    rest_share: ClassVar[float] = 1.0
 
     field: VectorField
     dim: int

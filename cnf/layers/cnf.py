@@ -8,20 +8,22 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.utils._pytree import tree_leaves
 
-from cnf.fields import FIELDS, TracedField, VectorField, as_field, make_field
+from cnf.fields import TracedField, VectorField, as_field
 from cnf.fields.divergence import Divergence, Hutchinson, choose_divergence, describe
 from cnf.fields.regularizers import Regularization
 from cnf.layers.augmented import DensityDynamics, VelocityDynamics
-from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformResult
+from cnf.layers.field_layer import FieldLayer
+from cnf.layers.first_pass import first_pass, take_per_row
+from cnf.layers.layer import ScoredTransform, ScoringOptions, TransformResult
 from cnf.layers.padding import drop_padding, pad_batch
-from cnf.layers.settings import STEP_NORMS, SolverSettings
-from cnf.ode import Solution, SolveError, solve
+from cnf.layers.settings import STEP_NORMS, SolverSettings, row_errors
+from cnf.ode import Solution, SolveError, Tolerance, solve
 from cnf.utils.random import RowNoise
-from cnf.utils.registry import name_of
 
 
-class CNF(Layer):
+class CNF(FieldLayer):
     """A continuous normalizing flow: x = z + ∫₀¹ f(t, x(t), c) dt.
 
     The log-determinant is integrated along with the state (instantaneous change of variables),
@@ -55,12 +57,9 @@ class CNF(Layer):
     """
 
     def __init__(self, field: nn.Module | dict[str, Any], **settings: Any) -> None:
-        super().__init__()
-        self.field = make_field(**field) if isinstance(field, dict) else field
-        if isinstance(self.field, TracedField):
-            self.circular = self.field.circular
+        super().__init__(field)
         self.settings = SolverSettings().replaced(settings)
-        as_field(self.field, self.settings.compile_sizes)
+        _ = self.vector_field  # which refuses a module that cannot be compiled
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
         return self.between(z, 0.0, 1.0, context)
@@ -104,7 +103,8 @@ class CNF(Layer):
             estimates = options.probes
             divergence = divergence.with_estimates(estimates, dim)
         dynamics = DensityDynamics(field, divergence, dim, estimates=estimates)
-        layer = self.with_solver(**self.settings.tightened(options.tolerance_factor))
+        factor = self.settings.scoring_factor(options.tolerance_factor)
+        layer = self.with_solver(**self.settings.tightened(factor))
         solution = layer._solve(dynamics, x, context, (1.0, 0.0), on_failure="return")
         log_dets = solution.ys[-1, :, dim + 1 :]
         variance = log_dets.var(1) / estimates if estimates > 1 else x.new_full((len(x),), nan)
@@ -121,30 +121,19 @@ class CNF(Layer):
     def path(
         self, z: Tensor, times: Sequence[float] | Tensor, context: Tensor | None = None
     ) -> Tensor:
-        """Return the states at `times` of the trajectories that start at `z` at the first time.
-
-        Shapes: (rows, dim) → (times, rows, dim).
-        """
         self._check(z, context)
-        dynamics = VelocityDynamics(as_field(self.field, self.settings.compile_sizes), z.shape[1])
+        dynamics = VelocityDynamics(self.vector_field, z.shape[1])
         return self._solve(dynamics, z, context, times).ys[..., :-1]
 
-    def velocity(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Evaluate the field.
-
-        Shapes: a scalar or (rows, 1), (rows, dim), (rows, context_dim) → (rows, dim).
-        """
-        self._check(x, context)
-        field = as_field(self.field, self.settings.compile_sizes)
-        return field.velocity(field.at(t, context), x)
+    @property
+    def vector_field(self) -> VectorField:
+        return as_field(self.field, self.settings.compile_sizes)
 
     def with_solver(self, **changes: Any) -> Self:
         return type(self)(self.field, **vars(self.settings.replaced(changes)))
 
     def config(self) -> dict[str, Any]:
-        name = name_of(type(self.field), FIELDS, "cnf.fields.FIELDS")
-        assert isinstance(self.field, TracedField)
-        return {"field": {"name": name, **self.field.config()}, **self.settings.model_config()}
+        return {"field": self.field_config(), **self.settings.model_config()}
 
     def extra_repr(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in vars(self.settings).items())
@@ -163,7 +152,7 @@ class CNF(Layer):
         """Return the field, its divergence and the dimension, once the inputs are checked."""
         self._check(x, context)
         dim = x.shape[1]
-        field = as_field(self.field, self.settings.compile_sizes)
+        field = self.vector_field
         divergence = choose_divergence(self.settings.divergence, field, dim)
         if noise is not None and isinstance(divergence, Hutchinson):
             divergence = replace(divergence, generator=noise)
@@ -178,48 +167,81 @@ class CNF(Layer):
         on_failure: Literal["raise", "return"] = "raise",
     ) -> Solution:
         """Solve from states x, with every tensor that needs a gradient among the arguments."""
-        settings = self.settings
         y0 = pad(x, (0, dynamics.width - x.shape[1]))
-        y0, args = pad_batch(y0, dynamics.arguments(x, times, context))
+        args = dynamics.arguments(x, times, context)
+        if self._shares_times(dynamics, y0, args, times):
+            solution = self._solve_with_first_pass(dynamics, y0, times, args)
+        else:
+            solution = self._solve_rows(dynamics, y0, times, args)
+        if on_failure == "raise" and solution.rows:
+            raise SolveError(solution)
+        return solution
+
+    def _shares_times(
+        self,
+        dynamics: DensityDynamics | VelocityDynamics,
+        y0: Tensor,
+        args: Any,
+        times: Sequence[float] | Tensor,
+    ) -> bool:
+        """Return whether rows take a first pass: where autograd does not record it."""
+        if not self.settings.may_share_times or len(times) != 2 or not y0.numel():
+            return False
+        if isinstance(dynamics, DensityDynamics):
+            if dynamics.regularizers:
+                return False
+        elif not getattr(self.field, "gated", True):  # the velocity alone has little to share
+            return False
+        tensors = [leaf for leaf in (y0, *tree_leaves(args)) if isinstance(leaf, Tensor)]
+        return not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
+
+    def _solve_with_first_pass(
+        self,
+        dynamics: DensityDynamics | VelocityDynamics,
+        y0: Tensor,
+        times: Sequence[float] | Tensor,
+        args: Any,
+    ) -> Solution:
+        """Solve by steps at shared times, and the rows that need others by their own."""
+        settings, ends = self.settings, (float(times[0]), float(times[1]))
+        tolerance = Tolerance(
+            settings.rtol, settings.atol, lambda ratio: row_errors(ratio, dynamics.dim)
+        )
+        tolerance.check_dtype(y0.dtype)
+        found = first_pass(dynamics, y0, ends, args, tolerance)
+        rest, rows = None, found.unfinished
+        if len(rows):
+            index = torch.from_numpy(rows).to(y0.device)
+            rest = self._solve_rows(dynamics, y0[index], times, take_per_row(args, rows))
+        return found.solution(y0, ends, rest)
+
+    def _solve_rows(
+        self,
+        dynamics: DensityDynamics | VelocityDynamics,
+        y0: Tensor,
+        times: Sequence[float] | Tensor,
+        args: Any,
+    ) -> Solution:
+        """Solve by steps of `settings.step`; failed rows have their status."""
+        settings = self.settings
+        padded, args = pad_batch(y0, args)
         solution = solve(
             dynamics,
-            y0,
+            padded,
             times,
             args,
             method=settings.method,
             rtol=settings.rtol,
             atol=settings.atol,
             step=settings.step,
-            norm=lambda ratio: STEP_NORMS[settings.step](ratio, x.shape[1]),
+            norm=lambda ratio: STEP_NORMS[settings.step](ratio, dynamics.dim),
             step_size=settings.step_size,
             first_step=settings.first_step,
             max_steps=settings.max_steps,
             gradient=settings.gradient_mode,
             on_failure="return",
         )
-        solution = drop_padding(solution, len(x))
-        if on_failure == "raise" and solution.rows:
-            raise SolveError(solution)
-        return solution
-
-    def _check(self, x: Tensor, context: Tensor | None) -> None:
-        if not isinstance(self.field, TracedField):
-            return
-        if x.ndim != 2 or x.shape[1] != self.field.dim:
-            raise ValueError(
-                f"Expected shape (rows, {self.field.dim}) of the field's dimension; "
-                f"got {tuple(x.shape)}: flatten batch axes to rows"
-            )
-        context_dim = self.field.context_dim
-        given = None if context is None else tuple(context.shape)
-        if given != ((len(x), context_dim) if context_dim else None):
-            raise ValueError(
-                f"Expected a context of shape ({len(x)}, {context_dim}); got {given}: "
-                "pass one context for each row"
-                if context_dim
-                else f"Expected no context for a field without context_dim; got shape "
-                f"{given}: leave it out"
-            )
+        return drop_padding(solution, len(y0))
 
 
 def _final_result(dynamics: DensityDynamics, solution: Solution) -> TransformResult:

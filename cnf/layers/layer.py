@@ -43,12 +43,15 @@ class TransformResult:
         log_det: log |det| of the map's Jacobian at the input, shape (rows,).
         stats: Cost of the solve; zeros for a layer without one.
         penalties: Integrals of the regularizers along the path, each of shape (rows,).
+        residual: Relative residual of an inverse that was found by iteration, shape (rows,); None
+            where the map is given in this direction.
     """
 
     value: Tensor
     log_det: Tensor
     stats: Stats = field(default_factory=Stats)
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
+    residual: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,13 @@ class ScoredTransform:
         """Return the scored result of a map without estimates and solves."""
         log_det = result.log_det
         return cls(result, torch.zeros_like(log_det), np.full(len(log_det), Status.FINISHED))
+
+
+def larger(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return the larger of two residuals, either of which may be missing."""
+    if one is None or other is None:
+        return other if one is None else one
+    return torch.maximum(one, other)
 
 
 class ColumnRange(NamedTuple):

@@ -49,3 +49,14 @@ def drop_padding(solution: Solution, rows: int) -> Solution:
         last_times=solution.last_times[:rows],
         last_states=solution.last_states[:rows],
     )
+
+
+def row_products(x: Tensor, matrix: Tensor) -> Tensor:
+    """Return x @ matrix, rounded the same for any number of rows.
+
+    Example:
+        >>> row_products(torch.ones(1, 2), torch.ones(2, 3))
+        tensor([[2., 2., 2.]])
+    """
+    padded, _ = pad_batch(x, None)
+    return (padded @ matrix)[: len(x)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cnf.layers.layer import TransformResult
+from cnf.layers.padding import row_products
 from cnf.layers.scalings.scaling import Scaling
 
 # Smallest ratio of eigenvalues of the shrunk correlation: whitening amplifies the rounding of
@@ -48,12 +49,11 @@ class Whiten(Scaling):
         self.register_buffer("log_mixing", torch.zeros(()))
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        return TransformResult(
-            self.loc + self.scale * (z @ self.mixing), self._log_det().expand(len(z))
-        )
+        x = self.loc + self.scale * row_products(z, self.mixing)
+        return TransformResult(x, self._log_det().expand(len(z)))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        z = (x - self.loc) / self.scale @ self.unmixing
+        z = row_products((x - self.loc) / self.scale, self.unmixing)
         return TransformResult(z, -self._log_det().expand(len(x)))
 
     def _log_det(self) -> Tensor:

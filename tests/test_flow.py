@@ -3,6 +3,7 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from helpers import DOUBLE, exact_log_prob, near, refused, seeded_draw
@@ -40,6 +41,16 @@ def test_log_prob_agrees_with_an_independent_integration(fitted):
     for flow, x in ((fitted, moons), (deep.double(), torch.randn(5, 3, dtype=DOUBLE))):
         tight = flow.with_solver(rtol=1e-9, atol=1e-9)
         near(tight.log_prob(x), exact_log_prob(flow, x), 1e-6)
+
+
+@pytest.mark.parametrize("step", ["per_sample", "joint"])
+@pytest.mark.parametrize("zero", [True, False])
+def test_evaluations_of_a_new_flow(step, zero):
+    """Where the field is zero, one step over the whole span; where it is not, as many as ever."""
+    torch.manual_seed(0)
+    x, flow = torch.randn(100, 2), cnf.ffjord(2, zero_last=zero).with_solver(step=step)
+    most = 8 if zero else {"per_sample": 26.12, "joint": 20}[step]
+    assert np.mean(flow.pull(x).stats.evaluations) <= most
 
 
 def test_a_fitted_density_integrates_to_one(fitted):

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from math import log
 from typing import Any, Self, cast
@@ -21,7 +22,10 @@ from cnf.flow.distribution import FlowDistribution
 from cnf.flow.scores import RowLogProbs, Scores, base_log_prob, score_rows
 from cnf.flow.support import reach
 from cnf.flow.transform import FlowTransform
-from cnf.layers import CNF, Layer, Standardize, TransformResult
+from cnf.layers import CNF, FieldLayer, Layer, Standardize, Steps, TransformResult
+from cnf.layers.layer import larger
+from cnf.layers.steps import Direction, check_steps
+from cnf.layers.training_solver import TRAINING_SOLVER
 from cnf.ode import Stats
 from cnf.utils.random import RowNoise
 from cnf.utils.shapes import Shape, as_rows, per_row, sizes
@@ -109,7 +113,7 @@ class Flow(nn.Module):
         """The size of the context, 0 without one; None where the layers do not know."""
         if self.context is not None:
             return self.context.dim
-        fields = [layer.field for layer in self.layers if isinstance(layer, CNF)]
+        fields = [layer.field for layer in self.layers if isinstance(layer, FieldLayer)]
         known = {each.context_dim if isinstance(each, TracedField) else None for each in fields}
         return known.pop() if len(known) == 1 else None
 
@@ -269,9 +273,9 @@ class Flow(nn.Module):
     ) -> Scores:
         """Return log p(x | context) with its errors, without a gradient; never raises for a row.
 
-        The rows are solved twice, the second time in double precision, by dopri8 at a tenth of the
-        tolerance: together that takes about three times as long as `log_prob`. A user-defined
-        field has to work in double precision too.
+        The rows are solved twice, the second time in double precision, by dopri8 at a thousandth of
+        the tolerance (a tenth without a first pass): together that takes several times as long as
+        `log_prob`. A user-defined field has to work in double precision too.
 
         Args:
             x: Shape (*batch, dim).
@@ -360,11 +364,12 @@ class Flow(nn.Module):
         Shapes: (rows, columns of the base), (rows, context_dim) → (rows, dim), (rows,).
         """
         context = self.standardized(context)
-        log_det, stats = z.new_zeros(len(z)), Stats()
+        log_det, stats, residual = z.new_zeros(len(z)), Stats(), None
         for layer in self.layers:
             mapped = layer.push(z, context)
             z, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
-        return TransformResult(z, log_det, stats)
+            residual = larger(residual, mapped.residual)
+        return TransformResult(z, log_det, stats, residual=residual)
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
         """Pull rows of x to the base through all layers, with log |det ∂z/∂x| and the cost.
@@ -389,7 +394,7 @@ class Flow(nn.Module):
     ) -> tuple[TransformResult, list[Tensor]]:
         """Pull with the penalties of a regularization, and return the input of each layer too."""
         context = self.standardized(context)
-        log_det = x.new_zeros(len(x))
+        log_det, residual = x.new_zeros(len(x)), None
         stats, penalties, inputs = Stats(), dict[str, Tensor](), list[Tensor]()
         base_time = 0.0 if regularization is None else regularization.base_time()
         for layer in reversed(self.layers):
@@ -401,9 +406,10 @@ class Flow(nn.Module):
             else:
                 mapped = layer.pull(x, context)
             x, log_det, stats = mapped.value, log_det + mapped.log_det, stats + mapped.stats
+            residual = larger(residual, mapped.residual)
             for name, penalty in mapped.penalties.items():
                 penalties[name] = penalties[name] + penalty if name in penalties else penalty
-        return TransformResult(x, log_det, stats, penalties), inputs
+        return TransformResult(x, log_det, stats, penalties, residual), inputs
 
     def path(self, z: Tensor, frames: int, context: Tensor | None = None) -> Tensor:
         """Return the path of base points z (rows, dim) to the data, shape (frames, rows, dim).
@@ -414,7 +420,7 @@ class Flow(nn.Module):
         Raises:
             ValueError: Fewer than two frames, or no CNF layer to pass through.
         """
-        cnfs = [layer for layer in self.layers if isinstance(layer, CNF)]
+        cnfs = [layer for layer in self.layers if isinstance(layer, FieldLayer)]
         if frames < 2 or not cnfs:
             raise ValueError(
                 f"Expected at least 2 frames and 1 CNF layer; got {frames} and {len(cnfs)}"
@@ -424,7 +430,7 @@ class Flow(nn.Module):
         states: list[Tensor] = []
         crossed = 0
         for layer in self.layers:
-            if isinstance(layer, CNF):
+            if isinstance(layer, FieldLayer):
                 own = [t - crossed for t in times if crossed < t <= crossed + 1]
                 stops = sorted({0.0, *own, 1.0})
                 solved = dict(zip(stops, layer.path(z, stops, context), strict=True))
@@ -447,6 +453,76 @@ class Flow(nn.Module):
         """
         layers = [layer.with_solver(**changes) for layer in self.layers]
         return type(self)(self.base, layers, self.context)
+
+    def discretized(
+        self,
+        steps: int = 2,
+        method: str = "midpoint",
+        *,
+        learnt: bool = False,
+        towards: Direction = "base",
+    ) -> Self:
+        """Return a flow on the same fields that takes a fixed number of explicit steps.
+
+        Its log p is exact, with no solver's error, and a few steps are an order of magnitude faster
+        than an adaptive solve; but it is the density of another map, which is further from the
+        flow's the fewer steps there are, and may fold (`cnf.layers.Steps`). `cnf.distil` trains it.
+
+        Args:
+            steps: The number of steps in place of each `cnf.CNF` layer.
+            method: Name of a tableau in `cnf.ode.TABLEAUS` of at least two stages.
+            learnt: Whether the coefficients of each step, and their sizes, are parameters.
+            towards: `"base"`, so that log p is explicit and draws are found by Newton's method; or
+                `"data"`, the other way round.
+
+        Raises:
+            ValueError: A number or name is out of range, the flow has no CNF layer, angles, noise,
+                or more columns than exact determinants pay for.
+
+        Example:
+            >>> from cnf.flow import ffjord
+            >>> fast = ffjord(2).discretized(2)
+            >>> fast.log_prob(torch.zeros(3, 2)).shape
+            torch.Size([3])
+        """
+        check_steps(steps, method)
+        if self.noisy:
+            raise ValueError(
+                "Expected a flow over real numbers to discretise, whose log p is then exact; got "
+                "one that draws noise for whole numbers or categories: use the adaptive flow"
+            )
+        if not self.solves:
+            raise ValueError(
+                "Expected a flow with CNF layers to discretise; got none: take the adaptive flow, "
+                "not one of explicit steps"
+            )
+        make = partial(Steps, count=steps, method=method, learnt=learnt, towards=towards)
+        layers = [make(layer.field) if isinstance(layer, CNF) else layer for layer in self.layers]
+        return type(self)(self.base, layers, self.context)
+
+    def for_training(self, **changes: Any) -> Self:
+        """Return the view of the flow that `cnf.fit` trains on, which shares the parameters.
+
+        For training loops that users write: joint steps of bosh3 at a tolerance of 1e-3, with a
+        given first step and activations kept (`cnf.layers.training_solver.TRAINING_SOLVER`). Its
+        log p is off by about the tolerance and depends on the batch: score by the flow itself.
+
+        Args:
+            changes: `cnf.layers.SolverSettings` that differ from these.
+
+        Example:
+            >>> from cnf.flow import ffjord
+            >>> flow, data = ffjord(2), torch.randn(64, 2)
+            >>> view = flow.for_training(rtol=1e-2, atol=1e-2)
+            >>> optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
+            >>> for _ in range(3):
+            ...     optimizer.zero_grad()
+            ...     (-view.log_prob(data).mean()).backward()
+            ...     optimizer.step()
+            >>> flow.log_prob(data).shape
+            torch.Size([64])
+        """
+        return self.with_solver(**TRAINING_SOLVER | changes)
 
     def in_double(self) -> Self:
         """Return a copy in double precision, whose code is not compiled.

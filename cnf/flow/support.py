@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
-from cnf.layers import CNF, Layer
+from cnf.layers import FieldLayer, Layer
 from cnf.utils.shapes import as_rows
 
 
@@ -64,7 +64,7 @@ class Reach(Constraint):
         dtype: torch.dtype | None = None,
     ) -> None:
         self.base, self.layers, self.dtype = base, list(layers), dtype
-        solves = any(isinstance(layer, CNF) for layer in self.layers)
+        solves = any(isinstance(layer, FieldLayer) for layer in self.layers)
         self.context = context if solves else None
         self.is_discrete = any(layer.stochastic for layer in self.layers)
         super().__init__()

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 import cnf
 from cnf.variational import AMORTIZATIONS
-from cnf.variational.posterior import TRAINING_SOLVER
+from cnf.variational.posterior import POSTERIOR_SOLVER
 
 H, LOC, SCALE = torch.zeros(4, 3), torch.zeros(4, 2), torch.ones(4, 2)
 
@@ -44,8 +44,10 @@ def test_it_starts_as_the_gaussian(amortize):
         torch.testing.assert_close(found, Independent(Normal(loc, scale), 1).log_prob(z))
 
 
-def test_density_integrates_to_one(amortize):
-    q = made(amortize, rtol=1e-5, atol=1e-5, step="joint")(*encoded(2))
+@pytest.mark.parametrize("steps", [None, 4])
+def test_density_integrates_to_one(amortize, steps):
+    posterior = made(amortize, rtol=1e-5, atol=1e-5, step="joint")
+    q = (posterior if steps is None else posterior.discretized(steps))(*encoded(2))
     axis = torch.linspace(-7, 7, 41, dtype=DOUBLE)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 2)
     grid = q.loc + q.scale * grid if q.context is not None else grid
@@ -55,6 +57,43 @@ def test_density_integrates_to_one(amortize):
     assert (density.sum(0) * cell).tolist() == pytest.approx([1, 1], abs=1e-2)
     gaussian = Independent(Normal(q.loc, q.scale), 1).log_prob(grid)
     assert (density - gaussian.exp()).abs().max() > 0.05 * density.max()
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_explicit_steps_have_an_exact_log_q(amortize, learnt):
+    """By autograd's Jacobians of the draws, by its integral, and near to the solver's."""
+    posterior = made(amortize)
+    steps = posterior.discretized(4, "rk4", learnt=learnt)
+    h, loc, scale = encoded(3)
+    q, solved = steps(h, loc, scale), posterior(h, loc, scale)
+    noise = torch.randn(3, 2, dtype=DOUBLE)
+
+    def drawn(noise):
+        z = q._affine(noise, before=True)
+        return q._affine(q.flow.transport(z, q.context), before=False)
+
+    jacobians = torch.autograd.functional.jacobian(lambda e: drawn(e).sum(0), noise).transpose(0, 1)
+    expected = Independent(Normal(0 * loc, 1.0 + 0 * loc), 1).log_prob(noise)
+    expected = expected - torch.linalg.slogdet(jacobians).logabsdet
+    near(q.log_prob(drawn(noise)), expected, atol=1e-9)
+    z, log_q = q.rsample_and_log_prob()
+    near(q.log_prob(z), log_q, atol=1e-9)
+    near(solved.log_prob(z), log_q, atol=2e-3)
+    assert not torch.equal(posterior.discretized(1)(h, loc, scale).log_prob(z), log_q)
+    near(steps.accurate()(h, loc, scale).log_prob(z), log_q, atol=1e-9)
+    assert steps.with_solver(rtol=1e-9).flow is steps.flow
+    own = [*steps.flow.parameters(recurse=False)]
+    assert bool(own) == learnt
+    h = h.requires_grad_()
+    _, log_q = steps(h, loc, scale).rsample_and_log_prob()
+    gradients = torch.autograd.grad(
+        log_q.sum(), [h, *steps.parameters()], allow_unused=True, materialize_grads=True
+    )
+    assert gradients[0].any() == (amortize != "none")
+    assert all(grad.isfinite().all() for grad in gradients)
+    assert sum(bool(grad.any()) for grad in gradients) > 2 + len(own)
+    shared = {id(each) for each in steps.parameters()} - {id(each) for each in own}
+    assert shared == {id(each) for each in posterior.parameters()}
 
 
 @pytest.mark.parametrize("hidden", [(3,), (3, 2)])
@@ -125,7 +164,7 @@ def test_views_share_the_weights():
 
 
 def test_the_training_solver_is_near_the_accurate_one(amortize):
-    posterior, arguments = made(amortize, scale=0.2).with_solver(**TRAINING_SOLVER), encoded(60)
+    posterior, arguments = made(amortize, scale=0.2).with_solver(**POSTERIOR_SOLVER), encoded(60)
     z, log_q = posterior(*arguments).rsample_and_log_prob()
     careful = posterior.accurate()(*arguments).log_prob(z)
     assert (log_q - careful).abs().mean() < 5e-3
@@ -156,6 +195,33 @@ def test_mistakes_of_a_call():
         assert "\n" not in str(raised.value)
     with pytest.raises(ValueError, match=r"Expected z of shape \(\.\.\., 2\); got \(4, 3\)"):
         posterior(H, LOC, SCALE).log_prob(torch.zeros(4, 3))
+
+
+def test_a_fold_of_explicit_steps_makes_no_bound_better():
+    posterior = made("none", scale=5.0).discretized(1)
+    q = posterior(None, LOC[:1].double(), SCALE[:1].double())
+    z, log_q = q.rsample_and_log_prob((200,))
+    folded = log_q == math.inf
+    assert 0 < folded.sum() < 200
+    assert log_q[~folded].isfinite().all()
+    far = cnf.FlowPosterior(2, 3)(torch.zeros(1, 3), LOC[:1], SCALE[:1])
+    assert far.log_prob(torch.full((1, 2), 1e25)) == -math.inf  # without a fold
+    assert posterior.flow.determinants(q._noise((200,))[:, 0]).folded.any()
+    flow = cnf.Flow(Independent(Normal(0 * z[0, 0], 1 + 0 * z[0, 0]), 1), [posterior.flow])
+    _, log_prob = flow.sample_and_log_prob(200)
+    assert 0 < (log_prob == -math.inf).sum() < 200
+
+
+def test_mistakes_of_explicit_steps():
+    for arguments, message in (
+        ((0,), "steps of at least 1; got 0"),
+        ((2, "euler"), "at least 2 stages"),
+        ((2, "leapfrog"), "unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made("bias").discretized(*arguments)
+    with pytest.raises(ValueError, match="at most 32 columns"):
+        cnf.FlowPosterior(64, 3).discretized(2)
 
 
 def test_mistakes_of_making_one():

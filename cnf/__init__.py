@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cnf.ode import SolveError
     from cnf.storage import load, save
     from cnf.tables import CNFDensity
-    from cnf.training import History, fit
+    from cnf.training import History, distil, fit
     from cnf.variational import FlowPosterior, elbo, iwae
 else:  # `import cnf` itself imports none of them, nor PyTorch
     _NAMES = {
@@ -30,7 +30,7 @@ else:  # `import cnf` itself imports none of them, nor PyTorch
         "cnf.ode": ("SolveError",),
         "cnf.storage": ("load", "save"),
         "cnf.tables": ("CNFDensity",),
-        "cnf.training": ("History", "fit"),
+        "cnf.training": ("History", "distil", "fit"),
         "cnf.variational": ("FlowPosterior", "elbo", "iwae"),
     }
     _ROOMS = {*_NAMES, "cnf.datasets", "cnf.plotting", "cnf.vae"}
@@ -55,6 +55,7 @@ __all__ = [
     "Standardize",
     "Whiten",
     "check",
+    "distil",
     "elbo",
     "ffjord",
     "fit",

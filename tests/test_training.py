@@ -16,6 +16,7 @@ from cnf.ode import Stats, backsolve, solve
 from cnf.tables.schema import Schema
 from cnf.training import loop
 from cnf.training.data import BatchSampler, Rows
+from cnf.training.learner import Learner
 from cnf.training.objectives import Loss, MaximumLikelihood
 from cnf.training.recipes import Recipe
 from cnf.training.run import MAX_FAILURES
@@ -33,6 +34,19 @@ def small_flow():
 
 def weights(flow):
     return torch.cat([p.detach().flatten() for p in flow.parameters()])
+
+
+def test_fit_trains_on_the_view_for_training():
+    """Its parameters are the flow's; under autograd neither evaluates anything twice."""
+    flow = small_flow()
+    view, fits = flow.for_training(), Learner(flow, Recipe()).losses.flow
+    assert view.layers[0].settings == fits.layers[0].settings != flow.layers[0].settings
+    assert flow.for_training(rtol=0.1).layers[0].settings.rtol == 0.1
+    assert all(a is b for a, b in zip(view.parameters(), flow.parameters(), strict=True))
+    for each in (flow, view):
+        scored = each.score_rows(torch.randn(20, 2))
+        scored.log_prob.mean().backward()
+        assert not np.any(scored.stats.backward)
 
 
 @pytest.mark.parametrize("context_dim", [0, 1])

@@ -42,11 +42,12 @@ from cnf.training.callbacks import ProgressBar
 from cnf.training.loop import fit
 from cnf.training.recipes import Recipe, choose_recipe
 from cnf.utils.random import seeded
+from cnf.utils.threads import Threads
 
 Array = NDArray[np.float64]
 State = int | np.random.RandomState | None
 
-SOLVE_ROWS = 1000  # rows in one solve
+SOLVE_ROWS = 8000  # rows in one solve, many of which share steps
 TRACE_PROBES = 16  # for each row, to estimate the error of an estimated trace
 NOISE_DRAWS = 8  # for each row, where there are whole numbers or categories
 MIN_ROWS = 3
@@ -70,9 +71,11 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         objective: `"hybrid"`, `"mle"` or `"matching"`; the recipe's when None.
         budget: Seconds of training, None for no limit on them.
         max_steps: The most optimizer steps. A fit that they end, and not the budget, depends on
-            `random_state` alone.
+            `random_state` alone, where `threads` is a number.
         random_state: Seed of the held-out rows, the weights and the order of the data.
         device: The device to compute on, such as `"cuda"`; a GPU where there is one when None.
+        threads: PyTorch's threads in training: a number, `"auto"` for the fastest by its steps
+            unless the caller chose one, or None for PyTorch's number.
         verbose: Whether a progress bar is shown on a terminal.
 
     Attributes:
@@ -101,6 +104,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         max_steps: int | None = None,
         random_state: State = None,
         device: str | None = None,
+        threads: Threads = "auto",
         verbose: bool = False,
     ) -> None:
         self.recipe = recipe
@@ -111,6 +115,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.max_steps = max_steps
         self.random_state = random_state
         self.device = device
+        self.threads = threads
         self.verbose = verbose
 
     def fit(
@@ -191,6 +196,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             budget=self.budget,
             steps=self.max_steps,
             seed=seed,
+            threads=self.threads,
             callbacks=[ProgressBar()] if self.verbose else [],
         )
         self.flow_ = flow.cpu().double()

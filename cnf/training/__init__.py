@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from cnf.utils.lazy import lazy_package
 
 if TYPE_CHECKING:
+    from cnf.training.distillation import distil
     from cnf.training.history import Callback, Event, History, Record
     from cnf.training.loop import fit
     from cnf.training.recipes import COUPLINGS, OBJECTIVES, RECIPES, Recipe
@@ -13,6 +14,7 @@ else:  # recipes are read without PyTorch
     __getattr__, __dir__ = lazy_package(
         __name__,
         {
+            "distillation": "distil",
             "history": "Callback Event History Record",
             "loop": "fit",
             "recipes": "COUPLINGS OBJECTIVES RECIPES Recipe",
@@ -30,5 +32,6 @@ __all__ = [
     "Recipe",
     "Record",
     "TrainingError",
+    "distil",
     "fit",
 ]

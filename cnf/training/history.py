@@ -25,6 +25,7 @@ class Record:
             infinite where a solve failed.
         nfe: Mean evaluations per training solve since the record before; 0 where there was none.
         learning_rate: The last step's learning rate.
+        threads: PyTorch's threads at that time; 0 where an earlier version did not say.
     """
 
     step: int
@@ -34,6 +35,7 @@ class Record:
     validation_nll: float
     nfe: float
     learning_rate: float
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class History:
     validation_nll: NDArray[np.float64]
     nfe: NDArray[np.float64]
     learning_rate: NDArray[np.float64]
+    threads: NDArray[np.int64]
     best_step: int
     steps: int
     duration: float

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from math import nan
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from cnf.training.recipes import Recipe
 from cnf.utils.distributed import parallel, total
 from cnf.utils.serialization import add_prefix, strip_prefix
 
-FIRST_STEP = 0.15  # in training, of a time of 1: choosing it takes two of twenty evaluations
 TOLERANCES = ("rtol", "atol")
 
 
@@ -31,14 +29,11 @@ class Learner:
     def __init__(self, flow: Flow, recipe: Recipe) -> None:
         self.flow = flow
         self.recipe = recipe
-        cheap: dict[str, Any] = {"method": recipe.method, "step": "joint", "first_step": FIRST_STEP}
-        cheap |= {name: getattr(recipe, name) for name in TOLERANCES}
-        training = {name: getattr(recipe, name) for name in ("gradient", "activation_bytes")}
-        if recipe.divergence != "auto":
-            training["divergence"] = recipe.divergence
-        self.losses = parallel(_Losses(flow.with_solver(**cheap, **training)))
+        solver = {name: getattr(recipe, name) for name in recipe.solver_numbers()}
+        divergence = {} if recipe.divergence == "auto" else {"divergence": recipe.divergence}
+        self.losses = parallel(_Losses(flow.for_training(**solver, **divergence)))
         self.ema = copy.deepcopy(flow)  # after `parallel` has made the weights those of rank 0
-        self.validated = self.ema.with_solver(**cheap)  # as the last steps of training solve
+        self.validated = self.ema.for_training(**solver)  # as the last steps of training solve
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         self.restart()
 

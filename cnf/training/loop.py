@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cnf.flow import Flow
-from cnf.layers import CNF, Scaling
+from cnf.layers import CNF, FieldLayer, Scaling, Steps
 from cnf.ode import SolveError
 from cnf.training.checkpoint import Checkpointer
 from cnf.training.data import BatchSampler, Rows, hold_out, rows_for
@@ -29,6 +29,7 @@ from cnf.training.schedule import Stage, stages
 from cnf.utils.distributed import local_slice, mean, rank, world_size
 from cnf.utils.random import seeded
 from cnf.utils.serialization import add_prefix, strip_prefix
+from cnf.utils.threads import Threads, check_threads
 
 # Scalings are fitted on as many random rows: means are then known to two thousandths of a
 # deviation, and the field learns the rest.
@@ -51,6 +52,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     state: str | Path | None = None,
     state_seconds: float = 30.0,
+    threads: Threads = "auto",
 ) -> History:
     """Train `flow` on `data` and leave it with its best weights on validation.
 
@@ -80,8 +82,13 @@ def fit(
         seed: Seed of the held-out rows, of the order of the data, and of training's random numbers.
         callbacks: Called after every step.
         state: A file for the run's state. Where it exists, its run resumes, bit for bit as if it
-            had never stopped (with `steps` and one thread).
+            had never stopped (with `steps` and a number of `threads`).
         state_seconds: Seconds between two states.
+        threads: The number of PyTorch's threads while training, at most one for each core. "auto"
+            finds the fastest by its steps, and looks again every few seconds, unless the caller
+            chose (by `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or `torch.set_num_threads`), a GPU or
+            several processes train, or the flow is compiled; a run that resumes keeps a number that
+            was given. None leaves PyTorch's number. The caller's is restored at the end.
 
     Returns:
         The run's history.
@@ -100,6 +107,12 @@ def fit(
         (5, 'steps')
     """
     length, start = TrainingBudget.of(budget, steps), perf_counter()
+    threads = check_threads(threads)
+    if any(isinstance(layer, Steps) for layer in flow.layers):
+        raise ValueError(
+            "Expected a flow of CNF layers to fit; got Steps, which likelihood alone would fold: "
+            "fit the flow with CNF layers, and use cnf.distil"
+        )
     generator = torch.Generator().manual_seed(seed)
     train = rows_for(flow, "data", data, context, weight)
     if validation is None:
@@ -121,13 +134,14 @@ def fit(
         identity = _identity(flow, recipe, length, seed, train, held_out)
         defaults = json.loads(json.dumps(Recipe().entries()))
         checkpointer = Checkpointer(Path(state), state_seconds, identity, defaults)
-    run = _FlowRun(
+    run = FlowRun(
         Learner(flow, recipe),
         plan,
         length.without(spent),
         BatchSampler(train, generator),
         held_out[: recipe.validation_rows],
         checkpointer,
+        threads,
     )
     with seeded(seed + rank(), flow.like.device):
         run.resume()
@@ -174,14 +188,14 @@ def mean_nll(flow: Flow, rows: Rows) -> float:
 
 
 def _fit_scaling(flow: Flow, rows: Rows) -> None:
-    """Fit the scalings of the context, and those between the data and the first CNF layer."""
+    """Fit the scalings of the context, and those between the data and the first field."""
     if rows.weight is None and len(rows) > MAX_SCALING_ROWS:
         rows = rows[torch.randint(len(rows), (MAX_SCALING_ROWS,)).to(rows.x.device)]
     if flow.context is not None and rows.context is not None and not flow.context.fitted:
         flow.context.fit(rows.context, rows.weight)
     x = rows.x
     for layer in reversed(flow.layers):
-        if isinstance(layer, CNF):
+        if isinstance(layer, FieldLayer):
             return
         if isinstance(layer, Scaling) and not layer.fitted:
             layer.fit(x, rows.weight)
@@ -206,7 +220,15 @@ def _identity(
     return identity
 
 
-class _FlowRun(Run[Record, Event]):
+def _is_compiled(flow: Flow) -> bool:
+    """Return whether code is compiled, anew for each number of threads."""
+    layers = [layer for layer in flow.layers if isinstance(layer, CNF)]
+    return any(layer.settings.compile for layer in layers)
+
+
+class FlowRun(Run[Record, Event]):
+    """A run of `fit`: its learner, the stages of its plan, and its rows."""
+
     record_type = Record
 
     def __init__(
@@ -217,11 +239,13 @@ class _FlowRun(Run[Record, Event]):
         sampler: BatchSampler,
         held_out: Rows,
         checkpointer: Checkpointer | None,
+        threads: Threads,
     ) -> None:
         self.learner, self.plan, self.sampler, self.held_out = learner, plan, sampler, held_out
         validations, patience = learner.recipe.validations, learner.recipe.patience
         shares = [stage.share for stage in plan]
-        super().__init__(budget, validations, shares, patience, held_out.x, checkpointer)
+        options = (held_out.x, checkpointer, threads, not _is_compiled(learner.flow))
+        super().__init__(budget, validations, shares, patience, *options)
 
     @property
     def stage(self) -> Stage:
@@ -240,7 +264,7 @@ class _FlowRun(Run[Record, Event]):
         progress = self.progress
         name, nfe = self.stage.objective.name, progress.mean_nfe
         counted = (progress.step, seconds, name, progress.mean_loss, scores, nfe, progress.rate)
-        return Record(*counted), scores
+        return Record(*counted, progress.threads), scores
 
     def event(
         self, step: OptimizerStep, done: float, seconds: float, record: Record | None

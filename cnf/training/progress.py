@@ -50,6 +50,8 @@ class TrainingProgress:
     began: float = 0.0  # the fraction of the run that was done when the stage began
     stage_steps: int = 0  # steps taken in the stage
     rate: float = 0.0  # the learning rate of the last step
+    threads: int = 0  # the number of threads that was chosen last
+    threads_fixed: bool = False  # whether it was given
     records: list[Any] = field(default_factory=list)  # validations so far
     losses: float = 0.0  # their sum since the last validation
     evaluations: float = 0.0  # of solves, their sum since the last validation

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cnf.fields import ACTIVATIONS, DIVERGENCES, FIELDS, field_arguments
 from cnf.fields.regularizers import REGULARIZERS, Regularization
 from cnf.layers import SCALINGS
+from cnf.layers.training_solver import TRAINING_SOLVER
 from cnf.ode import GRADIENTS, TABLEAUS
 from cnf.training.numbers import Number, document_numbers, number, numbers_of
 from cnf.utils.registry import Registry
@@ -116,19 +117,28 @@ class Recipe:
     matching_batch: int = _matching(512, "rows for each step of flow matching, of each process")
     matching_rate: float = _matching(1e-2, "peak learning rate of flow matching")
     coupling: str = _matching("independent", "coupling of base and data", choices=COUPLINGS)
-    method: str = _solver("bosh3", "method in maximum likelihood", choices=_adaptive_methods)
-    rtol: float = _solver(1e-3, "relative tolerance at the end of training, and in validations")
-    atol: float = _solver(1e-3, "absolute tolerance at the end of training, and in validations")
+    method: str = _solver(
+        TRAINING_SOLVER["method"], "method in maximum likelihood", choices=_adaptive_methods
+    )
+    rtol: float = _solver(
+        TRAINING_SOLVER["rtol"], "relative tolerance at the end of training, and in validations"
+    )
+    atol: float = _solver(
+        TRAINING_SOLVER["atol"], "absolute tolerance at the end of training, and in validations"
+    )
     # Early steps need no accuracy, but the longer they do without it, the more the field relies on
     # the solver's errors: in long runs the factor is less, by the square of how many horizons.
     initial_tolerance_factor: float = _solver(
         10.0, "factor on both at the start, less beyond the horizon", low=1, used_by=IN_LIKELIHOOD
     )
     gradient: str = _solver(
-        "checkpoint", "the gradient mode", choices=GRADIENTS, used_by=IN_LIKELIHOOD
+        TRAINING_SOLVER["gradient"], "the gradient mode", choices=GRADIENTS, used_by=IN_LIKELIHOOD
     )
     activation_bytes: int = _solver(
-        2**28, "bytes that checkpoint stores, not recomputes", low=0, used_by=IN_LIKELIHOOD
+        TRAINING_SOLVER["activation_bytes"],
+        "bytes that checkpoint stores, not recomputes",
+        low=0,
+        used_by=IN_LIKELIHOOD,
     )
 
     def __init__(self, regularizers: Mapping[str, float] | None = None, **numbers: Any) -> None:
@@ -172,6 +182,11 @@ class Recipe:
                 "Expected no regularizer and no steer with objective matching, which solves "
                 f"nothing that they could act on; got {self.regularization}. Train by hybrid or mle"
             )
+
+    @classmethod
+    def solver_numbers(cls) -> list[str]:
+        """Return the names of the numbers that are `cnf.layers.SolverSettings` of training."""
+        return [name for name in TRAINING_SOLVER if name in cls.numbers()]
 
     @property
     def regularization(self) -> Regularization | None:

@@ -13,8 +13,16 @@ from torch import Tensor
 from cnf.training.checkpoint import Checkpointer, TrainingState, generators, restore_generators
 from cnf.training.optimizer import OptimizerStep
 from cnf.training.progress import TrainingBudget, TrainingProgress
-from cnf.utils.distributed import mean
+from cnf.utils.distributed import mean, world_size
 from cnf.utils.serialization import add_prefix, strip_prefix
+from cnf.utils.threads import (
+    ThreadChooser,
+    Threads,
+    candidates,
+    check_threads,
+    number_of_threads,
+    set_threads,
+)
 
 MAX_FAILURES = 20  # consecutive failed steps that end a run: more would not bring it back
 MAX_VALIDATION_SHARE = 0.05  # of the time of a run that has a budget
@@ -41,9 +49,13 @@ class Run(ABC, Generic[R, E]):
         patience: float,  # validations without improvement after which a stage ends
         like: Tensor,  # on the device that is trained on
         checkpointer: Checkpointer | None,
+        threads: Threads = "auto",
+        measurable: bool = True,  # whether its steps by several numbers of threads may be compared
     ) -> None:
         self.budget, self.validations, self.patience = budget, validations, patience
         self.shares, self.like, self.checkpointer = shares, like, checkpointer
+        self.threads = threads
+        self.measurable = measurable and world_size() == 1 and not like.is_cuda
         self.progress = TrainingProgress(next_validation=1 / validations)
         self.remember()  # in `best`, the weights that validated best
 
@@ -89,6 +101,7 @@ class Run(ABC, Generic[R, E]):
         """Resume from the state, if there is one; else write the first."""
         found = None if self.checkpointer is None else self.checkpointer.read()
         if found is None:
+            self._begin_threads()
             self._checkpoint()
             return
         found = self.upgrade(found)
@@ -96,9 +109,14 @@ class Run(ABC, Generic[R, E]):
         self.restore(found.tensors)
         self.best = strip_prefix("best", found.tensors)
         restore_generators(strip_prefix("random", found.tensors), self.like.device)
+        self._begin_threads()
 
     def loop(self, callbacks: Sequence[Callable[[E], None]]) -> None:
         """Take steps, validate, and call the callbacks, until there is a reason to end."""
+        with number_of_threads(self.chooser.choice):
+            self._loop(callbacks)
+
+    def _loop(self, callbacks: Sequence[Callable[[E], None]]) -> None:
         start = perf_counter() - self.progress.seconds
         while not self.progress.reason:
             before = self.progress.seconds
@@ -120,6 +138,7 @@ class Run(ABC, Generic[R, E]):
             if self._is_stage_over(done) and not self.progress.reason:
                 self.progress.begin_stage(done)
                 self.begin_stage()
+                self.chooser.restart()
             self._checkpoint(record)
 
     def finish(self) -> Mapping[str, Tensor]:
@@ -155,9 +174,25 @@ class Run(ABC, Generic[R, E]):
     def _step(self) -> OptimizerStep:
         progress = self.progress
         done = (self.done() - progress.began) / (self._stage_end() - progress.began)
+        set_threads(self.chooser.threads)
+        start = perf_counter()
         step, rate = self.step(done, progress.stage_steps / done if done else 0.0)
+        if not step.failure:  # which may have ended early
+            self.chooser.add(perf_counter() - start, step.nfe or 1.0)
         progress.count(step, rate)
+        progress.threads = self.chooser.choice
+        set_threads(progress.threads)
         return step
+
+    def _begin_threads(self) -> None:
+        """Choose among numbers of threads, from the number that the run had before if any."""
+        progress, threads = self.progress, self.threads
+        if progress.threads_fixed and threads == "auto":
+            threads = check_threads(progress.threads)
+        progress.threads_fixed = isinstance(threads, int)
+        numbers = candidates(threads, self.measurable)
+        progress.threads = progress.threads if progress.threads in numbers else numbers[0]
+        self.chooser = ThreadChooser(numbers, progress.threads)
 
     def _read_clock(self, start: float) -> None:
         """Update the seconds, which all processes share."""

@@ -19,6 +19,7 @@ from cnf.training.progress import TrainingBudget, TrainingProgress
 from cnf.training.run import Run
 from cnf.utils.random import seeded
 from cnf.utils.serialization import add_prefix, strip_prefix
+from cnf.utils.threads import Threads, check_threads
 from cnf.vae.model import VAE
 from cnf.vae.plan import Plan
 
@@ -36,6 +37,7 @@ class EpochRecord:
         validation_elbo: Evidence lower bound of the validation images, in nats per image.
         kl: E_q [log q(z | x) − log p(z)] of the validation images.
         skipped: Steps that were skipped, since a solve or the gradient failed.
+        threads: PyTorch's threads at that time; 0 where an earlier version did not say.
     """
 
     epoch: int
@@ -44,6 +46,7 @@ class EpochRecord:
     validation_elbo: float
     kl: float
     skipped: int
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def fit(
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
     state: str | Path | None = None,
+    threads: Threads = "auto",
 ) -> list[EpochRecord]:
     """Train a VAE in place by its evidence lower bound; keep the weights that validate best.
 
@@ -91,6 +95,7 @@ def fit(
         callbacks: Functions that are called after each step.
         state: File that the training state is written to after each epoch; if it exists, the run
             is resumed from it.
+        threads: Number of PyTorch's threads, chosen as in `cnf.fit`.
 
     Returns:
         A record of each epoch.
@@ -106,10 +111,12 @@ def fit(
         >>> [record.epoch for record in fit(vae, torch.rand(20, 64), torch.rand(5, 64), Plan(2))]
         [1, 2]
     """
+    threads = check_threads(threads)
     for images in (train, validation):
         _check(images, vae)
     with seeded(seed, train.device):
-        run = _VAERun(vae, train, validation, plan, seed, None if state is None else Path(state))
+        path = None if state is None else Path(state)
+        run = _VAERun(vae, train, validation, plan, seed, path, threads)
         run.resume()
         run.loop(callbacks)
     vae.load_state_dict(run.finish())
@@ -125,7 +132,14 @@ class _VAERun(Run[EpochRecord, VAEStep]):
     checkpoints_records = True
 
     def __init__(
-        self, vae: VAE, train: Tensor, validation: Tensor, plan: Plan, seed: int, state: Path | None
+        self,
+        vae: VAE,
+        train: Tensor,
+        validation: Tensor,
+        plan: Plan,
+        seed: int,
+        state: Path | None,
+        threads: Threads,
     ) -> None:
         self.vae, self.train, self.plan = vae, train, plan
         self.validation = vae.likelihood.observe(validation)
@@ -142,7 +156,7 @@ class _VAERun(Run[EpochRecord, VAEStep]):
             identity = {**asdict(vae.architecture), **asdict(plan), **run}
             checkpointer = Checkpointer(state, inf, json.loads(json.dumps(identity)))
         length = TrainingBudget.of(None, plan.epochs * self.epoch_steps)
-        super().__init__(length, plan.epochs, (1.0,), inf, train, checkpointer)
+        super().__init__(length, plan.epochs, (1.0,), inf, train, checkpointer, threads)
 
     def step(self, done: float, steps: float) -> tuple[OptimizerStep, float]:
         if not self.batches:
@@ -178,7 +192,8 @@ class _VAERun(Run[EpochRecord, VAEStep]):
     def record(self, scores: tuple[float, float], seconds: float) -> tuple[EpochRecord, float]:
         progress, skipped = self.progress, self.epoch_steps - self.progress.taken
         epoch = len(progress.records) + 1
-        record = EpochRecord(epoch, seconds, progress.mean_loss, *scores, skipped)
+        counted = (epoch, seconds, progress.mean_loss, *scores, skipped)
+        record = EpochRecord(*counted, progress.threads)
         return record, -scores[0] if self.plan.is_selectable(self.done()) else inf
 
     def event(

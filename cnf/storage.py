@@ -32,7 +32,10 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CHECKSUM = "seal"  # the entry of config.json with the SHA-256 of all others
 FLOW_ENTRIES = ("dtype", "base", "layers", "metadata")  # required in a flow's configuration
-SIZE_ARGUMENTS = {"dim", "hidden", "context_dim", "time_features", "x_features", "harmonics"}
+SIZE_ARGUMENTS = {
+    *("dim", "hidden", "context_dim", "time_features", "x_features", "harmonics"),
+    "count",  # of explicit steps
+}
 RENAMED_LAYERS = {"beside": "concatenate", "keep": "identity"}  # by earlier names
 RENAMED_SETTINGS = {"keep": "activation_bytes"}
 BUILD_ERRORS = (AttributeError, RuntimeError, TypeError, ValueError)  # of wrong arguments

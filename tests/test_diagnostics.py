@@ -76,23 +76,27 @@ RIGHT = {
     "Hutch++, several layers": lambda: curved(3, divergence="hutch++", blocks=2),
     "fixed steps": lambda: curved(2, method="rk4", step_size=0.1),
     "backsolve": lambda: curved(2, gradient="backsolve"),
+    "explicit steps": lambda: curved(2).discretized(4, "rk4", learnt=True),
+    "explicit steps given a context": lambda: curved(2, context_dim=1).discretized(2),
     "joint steps": lambda: curved(2, step="joint", rtol=1e-7, atol=1e-7),
 }
 
 
 @pytest.mark.parametrize("kind", RIGHT)
 def test_right_flows_pass(kind, monkeypatch):
+    conditional = kind in ("conditional", "explicit steps given a context")
     if kind != "conditional":
         only(monkeypatch, *(name for name in CHECKS if name != "two-sample"))
     flow = RIGHT[kind]()
-    context = torch.randn(200, 1) if kind == "conditional" else None
+    context = torch.randn(200, 1) if conditional else None
     data = drawn(flow, context=context)
     if kind == "circular":
         data[-2:, 0] += 2 * torch.pi
     report = check(flow, data, context, **SMALL)
     assert set(verdicts(report).values()) == {"pass"}, str(report)
     assert report.rows == SMALL["rows"]
-    assert ("the worst of 3" in str(report)) == (kind == "conditional")
+    assert ("the worst of 3" in str(report)) == conditional
+    assert ("mass of folds" in verdicts(report)) == kind.startswith("explicit steps")
 
 
 def test_a_table_of_mixed_columns_passes():
@@ -262,6 +266,32 @@ def test_broken_flows_fail(kind, monkeypatch):
     assert report.verdict == ("fail" if expected else "pass"), str(report)
 
 
+class Waves(nn.Module):
+    """A field along which one explicit step folds."""
+
+    def forward(self, t, x):
+        return torch.sin(2 * x)
+
+
+def test_explicit_steps_that_fold_fail(monkeypatch):
+    flow = cnf.Flow(curved(2).base, [cnf.CNF(Waves())])
+    only(monkeypatch, "effort", "tolerance", "integral", "folds")
+    data, steps = drawn(flow), flow.discretized(1)
+    report = check(steps, data, rows=50, points=10_000)
+    folds = "mass of folds"
+    assert failed(report) == {"rows without a log p", *INTEGRAL, folds}, str(report)
+    assert "fold space here" in report.findings[0].sentence
+    assert report.findings[-1].value > 0.05
+    assert any("no tolerance to tighten" in note for note in report.notes)
+    assert any("take 2 evaluations a row" in note for note in report.notes)
+    fine = check(flow.discretized(8), data, rows=50, points=10_000)
+    assert set(verdicts(fine).values()) == {"pass"}, str(fine)
+    monkeypatch.setattr("cnf.flow.folds.MIN_EFFECTIVE", 10**6)
+    unknown = check(flow.discretized(8), data, rows=50, points=10_000).findings[-1]
+    assert (unknown.name, unknown.verdict) == (folds, "warn")
+    assert "too few to tell" in unknown.sentence
+
+
 def test_probes_redrawn_where_steps_are_adaptive_leave_no_row():
     flow = curved(3, divergence=Redrawn(), max_steps=40, strength=2.0)
     report = check(flow, drawn(curved(3)), rows=4)
@@ -304,12 +334,12 @@ def test_stiff_rows_are_named():
             speed = x.square().sum(1, keepdim=True)
             return speed * torch.stack([-x[:, 1], x[:, 0]], 1)
 
-    flow = cnf.Flow(curved(2).base, [cnf.CNF(Spin(), max_steps=200)])
+    flow = cnf.Flow(curved(2).base, [cnf.CNF(Spin(), max_steps=200, first_pass=False)])
     data = 0.3 * torch.randn(20, 2).clamp(-2, 2)
     data[[5, 17]] = torch.tensor([[0.0, 4.0], [0.0, 5.0]])
     ctx = CheckContext.of(flow, data, None, 20, 0, 4)
     steps, rejected = check_effort(ctx)
-    assert steps.rows[:2] == (17, 5)
+    assert {*steps.rows[:2]} == {5, 17}
     assert (steps.verdict, rejected.verdict) == ("warn", "pass")
     assert f"to {ctx.solves['evaluations'].max()}" in steps.sentence
     noisy = replace(ctx, solves=ctx.solves.assign(rejected=2 * ctx.solves["accepted"]))

@@ -39,6 +39,11 @@ FLOWS = {name: made(name) for name in OPTIONS}
 SINGLE = cnf.ffjord(2, hidden=(8,), zero_last=False)
 
 
+FLOWS["steps"] = FLOWS["stack"].discretized(8, "rk4")
+ONWARDS = FLOWS["plain"].discretized(8, "rk4", learnt=True, towards="data").double()
+FLOWS["steps towards the data"] = ONWARDS
+
+
 def context_of(name: str, *rows: int) -> np.ndarray | None:
     """The context of a flow, repeated for rows where their number is given."""
     return np.full((*rows, 1), 0.3) if name == "context" else None

@@ -172,6 +172,39 @@ def test_a_configuration_edited_by_hand(folder, change, message):
     refused(folder, message)
 
 
+@pytest.mark.parametrize("towards", ["base", "data"])
+def test_explicit_steps_come_back_with_what_they_learnt(flow, towards, tmp_path):
+    steps, x = flow.discretized(3, "heun2", learnt=True, towards=towards), torch.randn(20, 2)
+    with torch.no_grad():
+        for parameter in steps.layers[0].parameters(recurse=False):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    cnf.save(steps, tmp_path)
+    loaded = cnf.load(tmp_path)
+    assert torch.equal(loaded.log_prob(x), steps.log_prob(x))
+    assert loaded.layers[0].config() == steps.layers[0].config()
+    assert not torch.equal(loaded.log_prob(x), flow.discretized(3, "heun2").log_prob(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": "3"}, "steps of at least 1; got '3'"),
+        ({"count": 0}, "steps of at least 1; got 0"),
+        ({"count": 10**12}, "count 10{12}, beyond its"),
+        ({"method": "os.system"}, "got 'os.system': unknown"),
+        ({"method": "euler"}, "at least 2 stages .*; got 'euler'"),
+        ({"method": ["heun2"]}, "Expected a model"),
+        ({"learnt": False}, "Expected a model"),
+        ({"towards": "side"}, "base or data; got 'side'"),
+        ({"rtol": 0.1}, "Expected a model"),
+    ],
+)
+def test_explicit_steps_edited_by_hand(flow, change, message, tmp_path):
+    cnf.save(flow.discretized(3, "heun2", learnt=True), tmp_path)
+    edit(tmp_path, lambda config: config["layers"][0].update(change))
+    refused(tmp_path, message)
+
+
 def test_a_change_that_still_makes_a_model_is_warned_of(flow, folder):
     """A changed tolerance, or a flipped bit on the disk, gives other numbers."""
     path, text = folder / "config.json", (folder / "config.json").read_text()

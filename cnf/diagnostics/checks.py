@@ -34,6 +34,7 @@ CHECKS: Registry[Check] = Registry(
         "traces": "cnf.diagnostics.densities:check_traces",
         "log-determinant": "cnf.diagnostics.densities:check_log_determinant",
         "integral": "cnf.diagnostics.densities:check_integral",
+        "folds": "cnf.diagnostics.densities:check_folds",
         "gradient": "cnf.diagnostics.densities:check_gradient",
         "two-sample": "cnf.diagnostics.solves:check_two_samples",
     }
@@ -54,9 +55,10 @@ def check(
 
     Round trips; log p against a tight solve in double precision, from base to data and back, in
     both precisions and among other rows; log-determinants and gradients against differences; traces
-    against estimates; the integral of the density; samples against data by a classifier; and the
-    cost of the solves. In columns of whole numbers or categories the checks are of the density of
-    the numbers beneath, with noise drawn once by the seed.
+    against estimates; the integral of the density, and the mass of the folds of explicit steps;
+    samples against data by a classifier; and the cost of the solves. In columns of whole numbers or
+    categories the checks are of the density of the numbers beneath, with noise drawn once by the
+    seed.
 
     Args:
         flow: The flow as it is used: with its solver settings, on its device, in its dtype.

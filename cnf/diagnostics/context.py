@@ -18,7 +18,7 @@ from cnf.diagnostics.report import MAX_NAMED_ROWS
 from cnf.fields import as_field
 from cnf.fields.divergence import Hutchinson, choose_divergence
 from cnf.flow import Flow
-from cnf.layers import CNF
+from cnf.layers import CNF, Steps
 from cnf.ode import SolveError, Status
 from cnf.training.data import Rows, rows_for
 from cnf.utils.random import seeded
@@ -109,6 +109,10 @@ class CheckContext:
     @cached_property
     def layers(self) -> list[CNF]:
         return [layer for layer in self.flow.layers if isinstance(layer, CNF)]
+
+    @cached_property
+    def steps(self) -> list[Steps]:
+        return [layer for layer in self.flow.layers if isinstance(layer, Steps)]
 
     @cached_property
     def estimated(self) -> bool:

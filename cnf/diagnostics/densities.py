@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from cnf.diagnostics.context import (
+    SEED_OFFSET,
     CheckContext,
     in_double,
     log_probs,
@@ -26,6 +27,7 @@ from cnf.diagnostics.integral import Integral, integrate
 from cnf.diagnostics.report import FAIL_ERRORS, WARN_ERRORS, Finding, Findings, Limit
 from cnf.fields.divergence import Hutchinson
 from cnf.flow.flow import Flow
+from cnf.flow.folds import MAX_FOLD_MASS, adaptive, fold_mass
 from cnf.training.data import Rows
 
 Array = NDArray[np.float64]
@@ -52,6 +54,9 @@ INTEGRAL_SAMPLES = 5000  # which show where the density's mass is
 MAX_POINT_PARAMETERS = 2**28  # parameters times points of importance sampling
 MIN_POINTS = 1024  # however many parameters there are
 MAX_EXACT_COLUMNS = 32  # of integrals with exact traces where the flow's are estimates
+
+# A share of the density's mass, in which it counts space twice or more.
+FOLD_LIMIT = Limit(MAX_FOLD_MASS, MAX_FOLD_MASS)
 
 # Standard errors: by chance beyond 4 in one run of 16,000, beyond 6 never.
 TRACES_LIMIT = Limit(4.0, 6.0)
@@ -98,6 +103,12 @@ def check_tolerance(ctx: CheckContext) -> Findings:
 
     Where traces are estimated, both solves are in double precision, so that the probes are equal.
     """
+    if ctx.steps and not ctx.layers:
+        yield (
+            "Explicit steps have no tolerance to tighten: log p is that of the map that they make, "
+            "with no error but rounding's."
+        )
+        return
     rows = in_double(ctx.rows)
     tight = tightened(ctx.double, lambda own: max(REFERENCE_FACTOR * own, MIN_TOLERANCE))
     reference = log_probs(tight, rows, ctx.seed)
@@ -181,7 +192,8 @@ def _integral(
 
     with seeded_for(flow, ctx.seed):
         shape = count if context is None else (count, 1)
-        samples = flow.sample(shape, context).reshape(count, -1).double().cpu().numpy()
+        drawn = adaptive(flow) if ctx.steps else flow  # where steps fold, some have no inverse
+        samples = drawn.sample(shape, context).reshape(count, -1).double().cpu().numpy()
     if context is None:  # rows of other contexts do not show where this density's mass is
         samples = np.concatenate([samples, ctx.rows.x.double().cpu().numpy()])
     return integrate(log_density, ctx.axes, samples, points, ctx.seed)
@@ -203,6 +215,23 @@ def _integral_finding(found: Integral, dim: int, which: str) -> Finding:
         return finding
     too_few = "These are too few to tell: take more points."
     return replace(finding, verdict="warn", sentence=f"{sentence} {too_few}")
+
+
+def check_folds(ctx: CheckContext) -> Findings:
+    """Check the mass of the folds of explicit steps, where a density counts space twice."""
+    if not ctx.steps:
+        return
+    found = fold_mass(ctx.flow, context=ctx.rows.context, seed=SEED_OFFSET + ctx.seed)
+    sentence = (
+        f"The mass where the determinant of a step is negative: ± {found.stderr:.1g}, by "
+        f"{found.draws} draws of the adaptive flow, as good as {found.effective:.0f} of the "
+        f"density, by which it integrates to {found.integral:.4f} ± {found.integral_stderr:.1g}."
+    )
+    finding = Finding.of("mass of folds", found.mass, FOLD_LIMIT, sentence)
+    if not found.known and finding.verdict == "pass":
+        few = "These are too few to tell."
+        finding = replace(finding, verdict="warn", sentence=f"{sentence} {few}")
+    yield finding
 
 
 def check_traces(ctx: CheckContext) -> Findings:

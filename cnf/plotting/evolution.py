@@ -1,11 +1,12 @@
 """Evolution of a flow from base to data as NumPy arrays: states, densities, velocities.
 
-Flow time runs from 0, the base, to 1, the data, evenly through all CNF layers. Layers without time
-on the data's side of the current position (standardisation, logarithms, …) are applied throughout,
-as in `cnf.Flow.path`: results are in the data's coordinates, and at time 1 they are the flow's.
+Flow time runs from 0, the base, to 1, the data, evenly through all layers with a field. Layers
+without time on the data's side of the current position (standardisation, logarithms, …) are applied
+throughout, as in `cnf.Flow.path`: results are in the data's coordinates, and at time 1 they are the
+flow's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from cnf.flow import Flow
 from cnf.flow.batching import in_chunks
-from cnf.layers import CNF, Layer
+from cnf.layers import CNF, FieldLayer, Layer, Steps, TransformResult
+from cnf.layers.explicit_step import Coefficients
 from cnf.plotting.panels import Array
 from cnf.utils.random import seeded
 
@@ -26,14 +28,14 @@ class FlowPosition(NamedTuple):
     """A position in a flow at a time."""
 
     before: Sequence[Layer]  # on the base's side
-    layer: CNF
+    layer: FieldLayer
     time: float  # within the layer, from 0 to 1
     after: Sequence[Layer]  # without time, on the data's side
 
     @staticmethod
     def of(flow: Flow, time: float) -> "FlowPosition":
         """Return the position of `flow` at a time from 0 to 1."""
-        places = [i for i, layer in enumerate(flow.layers) if isinstance(layer, CNF)]
+        places = [i for i, layer in enumerate(flow.layers) if isinstance(layer, FieldLayer)]
         if not places or not 0 <= time <= 1:
             raise ValueError(
                 f"Expected a time from 0 to 1 and a CNF layer; got {time:g} and {len(places)} "
@@ -42,9 +44,40 @@ class FlowPosition(NamedTuple):
         crossed = min(int(time * len(places)), len(places) - 1)
         place = places[crossed]
         layer = flow.layers[place]
-        assert isinstance(layer, CNF)
-        after = [other for other in flow.layers[place + 1 :] if not isinstance(other, CNF)]
+        assert isinstance(layer, FieldLayer)
+        after = [other for other in flow.layers[place + 1 :] if not isinstance(other, FieldLayer)]
         return FlowPosition(flow.layers[:place], layer, time * len(places) - crossed, after)
+
+
+class PartialSteps(Steps):
+    """The explicit steps of a layer between the base and a time, the one across it cut short.
+
+    Its states are those of the layer at the steps' ends; between them they are a step's of a
+    smaller size.
+    """
+
+    def __init__(self, layer: Steps, time: float) -> None:
+        super().__init__(
+            layer.field, layer.count, layer.method, learnt=layer.learnt, towards=layer.towards
+        )
+        self._parameters = layer._parameters
+        self.time = time
+
+    def times(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        times, sizes = super().times(like)
+        ends = sizes.cumsum(0)
+        begins = ends - sizes
+        low, high = (1 - self.time, 1.0) if self.towards == "base" else (0.0, self.time)
+        left = begins.clamp(low, high)
+        cut = ends.clamp(low, high) - left
+        shares = (times - begins.unsqueeze(1)) / sizes.unsqueeze(1)
+        return left.unsqueeze(1) + shares * cut.unsqueeze(1), cut
+
+    def coefficients(self, sizes: Tensor) -> list[Coefficients]:
+        sign = -1.0 if self.towards == "base" else 1.0
+        found = [sign * size for size in sizes.tolist()]
+        own = super().coefficients(sizes)
+        return [each._replace(size=size) for each, size in zip(own, found, strict=True)]
 
 
 def quick(flow: Flow) -> Flow:
@@ -77,8 +110,8 @@ def log_prob_at(flow: Flow, time: float, rows: Array, context: Array | None = No
 def velocity_at(flow: Flow, time: float, rows: Array, context: Array | None = None) -> Array:
     """Return the velocity (n, dim) at a time of points at rows (n, dim), in the data's units.
 
-    Layers without time multiply it by their Jacobian. A flow of k CNF layers passes through all of
-    them in one unit of time, so the velocity is k times that of the current layer.
+    Layers without time multiply it by their Jacobian. A flow of k layers with a field passes
+    through all of them in one unit of time, so the velocity is k times that of the current layer.
 
     Example:
         >>> import cnf, numpy as np
@@ -87,7 +120,8 @@ def velocity_at(flow: Flow, time: float, rows: Array, context: Array | None = No
     """
     solve = partial(_velocity_at, flow, FlowPosition.of(flow, time))
     found = in_chunks(solve, *_tensors(flow, rows, context), SOLVE_CHUNK_ROWS)
-    return flow.solves * found.double().cpu().numpy()
+    crossed = sum(isinstance(layer, FieldLayer) for layer in flow.layers)
+    return crossed * found.double().cpu().numpy()
 
 
 def base_rows(flow: Flow, n: int, seed: int = 0) -> Tensor:
@@ -115,14 +149,21 @@ def _log_prob_at(flow: Flow, position: FlowPosition, x: Tensor, context: Tensor 
     context = flow.standardized(context)
     pulls = [layer.pull for layer in (*position.before, *position.after)]
     if position.time > 0:
-        partway = partial(position.layer.between, begin=position.time, end=0.0)
-        pulls.insert(len(position.before), partway)
+        pulls.insert(len(position.before), _partway(position.layer, position.time))
     log_det = x.new_zeros(len(x))
     for pull in reversed(pulls):
         mapped = pull(x, context=context)
         x, log_det = mapped.value, log_det + mapped.log_det
     log_prob: Tensor = flow.base.log_prob(x) + log_det
     return log_prob
+
+
+def _partway(layer: FieldLayer, time: float) -> Callable[..., TransformResult]:
+    """Return the map from states of a layer at a time to its start."""
+    if isinstance(layer, Steps):
+        return PartialSteps(layer, time).pull
+    assert isinstance(layer, CNF)
+    return partial(layer.between, begin=time, end=0.0)
 
 
 def _velocity_at(flow: Flow, position: FlowPosition, x: Tensor, context: Tensor | None) -> Tensor:

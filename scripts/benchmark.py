@@ -13,7 +13,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from cnf.scripts.benchmarks.compared import peer
-from cnf.scripts.benchmarks.options import BenchmarkOptions
+from cnf.scripts.benchmarks.options import BenchmarkOptions, check_repository
 from cnf.scripts.program import Parser, program, say
 
 
@@ -39,6 +39,10 @@ BENCHMARK_SUBJECTS: dict[str, dict[str, BenchmarkSection]] = {
         "toy": _section("flow_cost:toy_lines", "training steps in 2-D", ("torchdiffeq", "zuko")),
         "table": _section("flow_cost:table_lines", "training steps in 43-D", ("torchdiffeq",)),
         "log_prob": _section("flow_cost:log_prob_lines", "exact log p", ("torchdiffeq",)),
+        "scoring": _section("scoring:rate_lines", "rows a second of trained flows", ("zuko",)),
+        "discretised": _section(
+            "discretised:lines", "rows a second and errors of distilled flows", ("zuko",)
+        ),
         "regularizers": _section(
             "toys:regularizer_lines", "gain and cost; takes a quarter of an hour"
         ),
@@ -47,6 +51,7 @@ BENCHMARK_SUBJECTS: dict[str, dict[str, BenchmarkSection]] = {
         "fit": _default_threads("toys:fit_lines", "KL to the truth after --budget seconds"),
         "objectives": _default_threads("toys:objective_lines", "hybrid, or one of its parts"),
         "seeds": _default_threads("toys:seed_lines", "variation over five seeds"),
+        "busy": _default_threads("busy:lines", "KL of cnf train beside busy processes"),
         "ffjord": _default_threads("race:lines", "FFJORD's time to that KL", ("torchdiffeq",)),
     },
     "tables": {
@@ -83,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [section] if section else list(sections)
     for library in (each for name in names for each in sections[name].peers):
         peer(library)
+    if options.ffjord is not None:
+        check_repository(options.ffjord)
     if options.out is not None:
         _make(options.out)
     for name in names:

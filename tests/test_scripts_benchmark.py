@@ -20,9 +20,11 @@ made_peaks = patch.object(memory, "measure_memory", lambda gradient: {2: 2**20, 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("flow --section detest", ["toy, table, log_prob, regularizers; got 'detest'"]),
+        ("flow --section detest", ["expected a section of flow among toy, table", "got 'detest'"]),
         ("toys --toys moons,moon", ["'moon'", "swissroll"]),
         ("toys --repeats 3", ["expected for toys only", "got --repeats, which it does not read"]),
+        ("flow --steps=0", ["--steps"]),
+        ("flow --ffjord /nowhere", ["Expected --ffjord to be a copy of", "no train_misc.py"]),
         ("solver --toys moons", ["expected for solver only", "got --toys"]),
         *((f"toys --budget={value}", ["--budget"]) for value in ("0", "-1", "nan", "soon")),
         ("toys --cap=inf", ["--cap"]),

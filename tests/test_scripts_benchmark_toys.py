@@ -15,7 +15,7 @@ import cnf
 from cnf.datasets import TOYS
 from cnf.datasets.toys import Gaussians
 from cnf.scripts import data
-from cnf.scripts.benchmarks import density, race, toys
+from cnf.scripts.benchmarks import busy, density, race, toys
 from cnf.scripts.benchmarks.measure import Average
 from cnf.scripts.benchmarks.options import BenchmarkOptions, ResultCache
 from cnf.scripts.benchmarks.toys import distance_of, fresh_rows
@@ -175,6 +175,7 @@ def test_interrupted_training_is_not_cached_and_a_failed_one_is(small, tmp_path)
 def test_all_sections_share_the_fits_without_a_folder_too(small, monkeypatch):
     pytest.importorskip("torchdiffeq")
     monkeypatch.setattr(toys, "SEED_COUNT", 3)
+    monkeypatch.setattr(busy, "BUSY_COUNTS", ())  # whose trainings are processes
     table = done("benchmark", "toys", "--budget", BUDGET, "--toys", "moons", "--cap", "0.1")
     assert small.call_count == 1 + 2 + 2  # fit; two more objectives; two more seeds; the race none
     assert table.count(f"threads: {torch.get_num_threads()}") == 4

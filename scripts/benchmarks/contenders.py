@@ -1,4 +1,4 @@
-"""Flows with one interface for timing: this library's, FFJORD's method as published, zuko's.
+"""Flows with one interface for timing: this library's, FFJORD's (own code, rewritten), zuko's.
 
 Each has a name, the module that is trained, `log_prob` of rows (rows, dim) in nats, and the number
 of evaluations of the field by the last `log_prob` and the backward pass after it.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ from cnf.fields.gated_linear import GatedLinear
 from cnf.flow import Flow, ffjord
 from cnf.layers import CNF
 from cnf.scripts.benchmarks.compared import peer
+from cnf.scripts.benchmarks.density import SMALL_NETWORK
+from cnf.scripts.benchmarks.ffjord_repository import FFJORDRepository
 from cnf.utils.random import seeded
 
 AGREEMENT_ROWS, AGREEMENT_TOLERANCES = 20, 20.0
@@ -44,7 +47,14 @@ class Ours:
 
     @property
     def evaluations(self) -> int:
-        return int(self.stats.evaluations) + int(self.stats.backward)
+        return int(np.max(self.stats.evaluations)) + int(np.max(self.stats.backward))
+
+    @property
+    def field(self) -> ConcatSquash:
+        """The flow's only field."""
+        (field,) = (layer.field for layer in self.module.layers if isinstance(layer, CNF))
+        assert isinstance(field, ConcatSquash)
+        return field
 
 
 class ConcatSquashNetwork(nn.Module):
@@ -64,7 +74,10 @@ class ConcatSquashNetwork(nn.Module):
 
 
 class FFJORD(nn.Module):
-    """FFJORD's method on a network, on torchdiffeq: dopri5 from t = `end` to 0, and its adjoint.
+    """A rewrite of FFJORD's method, on torchdiffeq: dopri5 from t = `end` to 0, and its adjoint.
+
+    It checks that fields are equal, and stands where FFJORD's own code does not run: see
+    `FFJORDRepository`.
 
     State and log-determinant are integrated together, with the divergence by vector-Jacobian
     products of autograd: `exact` by one for each dimension, otherwise Hutchinson's estimate with a
@@ -78,7 +91,7 @@ class FFJORD(nn.Module):
         self, network: nn.Module, rtol: float, atol: float, *, exact: bool, end: float = 1.0
     ) -> None:
         super().__init__()
-        self.name = "FFJORD's method" if exact else "FFJORD's, hutchinson"
+        self.name = "FFJORD rewritten" if exact else "rewritten, hutchinson"
         self.module, self.evaluations = network, 0
         self.rtol, self.atol, self.exact, self.end = rtol, atol, exact, end
 
@@ -115,11 +128,12 @@ class FFJORD(nn.Module):
 
 
 class Zuko:
-    """zuko's continuous flow, `zuko.flows.CNF`, with its network and its adjoint."""
+    """A flow of zuko, of which the evaluations of `counted` are counted."""
 
-    def __init__(self, flow: Any) -> None:
-        self.name, self.module, self.evaluations = "zuko", flow, 0
-        flow.transform.ode.register_forward_hook(self._count)
+    def __init__(self, name: str, flow: Any, counted: nn.Module | None = None) -> None:
+        self.name, self.module, self.evaluations = name, flow, 0
+        if counted is not None:
+            counted.register_forward_hook(self._count)
 
     def log_prob(self, x: Tensor) -> Tensor:
         self.evaluations = 0
@@ -130,12 +144,12 @@ class Zuko:
         self.evaluations += 1
 
 
-Contender = Ours | FFJORD | Zuko
-SomeContender = TypeVar("SomeContender", Ours, Zuko)
+Contender = Ours | FFJORD | FFJORDRepository | Zuko
+SomeContender = TypeVar("SomeContender", Ours, FFJORDRepository, Zuko)
 
 
-def check_agreement(ours: Contender, theirs: FFJORD, x: Tensor) -> None:
-    """Check that a flow and FFJORD's exact method compute the same log p of the first rows.
+def check_agreement(ours: Contender, theirs: FFJORD | FFJORDRepository, x: Tensor) -> None:
+    """Check that a flow and FFJORD, rewritten or its own code, agree on log p of the first rows.
 
     Joint steps control the root mean square of the difference. It may be several tolerances, since
     the flow amplifies each step's error: 1 measured at initial weights, 5 at trained ones.
@@ -180,23 +194,32 @@ TOY_NETWORK = BenchmarkNetwork(2, (64, 64, 64), "tanh", rtol=1e-5, atol=1e-5)
 MINIBOONE_NETWORK = BenchmarkNetwork(43, (860, 860), "softplus", rtol=1e-6, atol=1e-8)
 
 
-def initial_flow(network: BenchmarkNetwork) -> Ours:
-    """Return this library's flow with PyTorch's default weights and no standardisation."""
+def initial_flow(network: BenchmarkNetwork, *, zero_last: bool = False) -> Ours:
+    """Return this library's flow in joint steps, with PyTorch's default weights.
+
+    There is no standardisation. With `zero_last` the field is zero, as that of a new flow is.
+    """
     with seeded(0):
         # The activations' memory is the default of recipes.
         solver = {**network.tolerances, "step": "joint", "activation_bytes": 2**28}
         sizes = network.dim, network.hidden
-        flow = ffjord(*sizes, activation=network.activation, zero_last=False, **solver)
-    return Ours("cnf", flow, network)
+        flow = ffjord(*sizes, activation=network.activation, zero_last=zero_last, **solver)
+    return Ours("cnf, joint", flow, network)
+
+
+def initial_spline(network: BenchmarkNetwork) -> Zuko:
+    """Return zuko's neural spline flow, the smaller of the two that tables are fitted with."""
+    with seeded(0):
+        return Zuko("zuko's NSF", peer("zuko").flows.NSF(network.dim, **SMALL_NETWORK))
 
 
 def initial_zuko(network: BenchmarkNetwork) -> Zuko:
-    """Return zuko's flow, with its time embedding and its default weights."""
+    """Return zuko's CNF, with its time embedding and its default weights."""
     with seeded(0):
         activation = ACTIVATION_MODULES[network.activation]
         options = {"hidden_features": network.hidden, "activation": activation, "exact": True}
         flow = peer("zuko").flows.CNF(network.dim, **options, **network.tolerances)
-    return Zuko(flow)
+    return Zuko("zuko's CNF", flow, flow.transform.ode)
 
 
 def trained(
@@ -215,9 +238,7 @@ def trained(
 
 
 def same_field(ours: Ours, *, exact: bool) -> FFJORD:
-    """Return FFJORD's method on a copy of a flow's weights."""
-    (field,) = (layer.field for layer in ours.module.layers if isinstance(layer, CNF))
-    assert isinstance(field, ConcatSquash)
-    layers = copy.deepcopy([*field.layers, field.last])
+    """Return the rewrite of FFJORD's method on a copy of a flow's weights."""
+    layers = copy.deepcopy([*ours.field.layers, ours.field.last])
     twin = ConcatSquashNetwork(layers, ACTIVATION_MODULES[ours.network.activation]())
     return FFJORD(twin, ours.network.rtol, ours.network.atol, exact=exact)

@@ -29,7 +29,7 @@ Name = TypeVar("Name", bound=Hashable)
 TableItem = str | Mapping[str, Any]
 """A sentence, or a row of a table by its columns' names."""
 
-BENCHMARK_CHUNK_ROWS = 2000  # scored or drawn in one solve
+BENCHMARK_CHUNK_ROWS = 8000  # scored or drawn in one solve
 PAGE_OPENING = "# Benchmarks\n\nAbove each table is the command that makes it."
 
 

@@ -16,6 +16,7 @@ from cnf.scripts.benchmarks import compared
 from cnf.scripts.program import positive_integer, positive_number
 from cnf.utils.serialization import write_atomic
 
+FFJORD_REPOSITORY = "https://github.com/rtqichen/ffjord"
 Row = dict[str, Any]
 """A result by its columns' names, of which "note" has the reason of a failure, or is empty."""
 
@@ -42,6 +43,16 @@ def _names(subject: str, what: str, known: Collection[str], usual: str = "all") 
     return _option(subject, (), parse, "NAME,NAME", text)
 
 
+def check_repository(folder: Path) -> None:
+    """Raise a ValueError where a folder is no copy of FFJORD's repository."""
+    for name in ("train_misc.py", "lib/layers/cnf.py"):
+        if not (folder / name).exists():
+            raise ValueError(
+                f"Expected --ffjord to be a copy of {FFJORD_REPOSITORY}; got {folder}, which has "
+                f"no {name}: git clone {FFJORD_REPOSITORY} DIR, and give DIR"
+            )
+
+
 @dataclass(frozen=True)
 class BenchmarkOptions:
     """The options of the command line; empty names stand for the default of a table."""
@@ -51,14 +62,26 @@ class BenchmarkOptions:
     out: Path | None = _option(  # noqa: RUF009
         "solver, flow, toys, tables, vae", None, Path, "DIR", "figures, and results to keep"
     )
-    budget: float = _option("toys, tables", 60.0, positive_number, "SECONDS", "time of a method")
-    cap: float = _option("toys", 1800.0, positive_number, "SECONDS", "longest time of FFJORD's")
-    splits: int = _option("tables", 3, positive_integer, "N", "splits of each table")
-    data_dir: str | None = _option(
-        "tables, vae", None, str, "DIR", f"folder of {compared.UCI_FILE} or images, else {DATA_DIR}"
+    budget: float = _option(
+        "flow, toys, tables", 60.0, positive_number, "SECONDS", "time of a method"
     )
-    toys: tuple[str, ...] = _names("toys", "toys", TOYS, "all; two in seeds and ffjord")
-    tables: tuple[str, ...] = _names("tables", "tables", compared.UCI_TABLES)
+    cap: float = _option("toys", 1800.0, positive_number, "SECONDS", "longest time of FFJORD's")
+    steps: int = _option("flow", 2, positive_integer, "K", "steps of discretised flows")
+    splits: int = _option("tables", 3, positive_integer, "N", "splits of each table")
+    ffjord: Path | None = _option(  # noqa: RUF009
+        "flow", None, Path, "DIR", "a copy of FFJORD's repository, to compare with"
+    )
+    data_dir: str | None = _option(
+        "flow, tables, vae",
+        None,
+        str,
+        "DIR",
+        f"folder of {compared.UCI_FILE} or images, else {DATA_DIR}",
+    )
+    toys: tuple[str, ...] = _names("flow, toys", "toys", TOYS, "all; two in seeds and ffjord")
+    tables: tuple[str, ...] = _names(
+        "flow, tables", "tables", compared.UCI_TABLES, "all; of flow protein and bike"
+    )
     methods: tuple[str, ...] = _names("tables", "methods", compared.METHODS)
     images: tuple[str, ...] = _names("vae", "images", compared.VAE_SETTINGS)
     posteriors: tuple[str, ...] = _names("vae", "posteriors", compared.VAE_POSTERIORS)

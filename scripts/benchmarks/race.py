@@ -1,4 +1,4 @@
-"""The time that FFJORD's training as published takes to reach the KL of this library's flow.
+"""The time that a rewrite of FFJORD's training takes to reach the KL of this library's flow.
 
 The settings are the defaults of train_toy.py. The end time of the flow stays at 0.5: the script
 declares it trainable, but builds the solver's times with `torch.tensor`, which stops the gradient.
@@ -81,7 +81,7 @@ def lines(options: BenchmarkOptions) -> Iterator[TableItem]:
     published = {toy: FFJORDReference(toy) for toy in options.toys or RACE_TOYS}
     chosen = next(iter(published.values()))
     yield (
-        f"FFJORD's method as published, to the KL of recipe {toy_recipe()[0]} after "
+        f"FFJORD's training as published, rewritten, to the KL of recipe {toy_recipe()[0]} after "
         f"{options.budget:g} s; seconds of training, up to {options.cap:g}; {threads_used()}; KL "
         f"over {KL_ROWS} fresh rows"
     )

@@ -12,6 +12,7 @@ from cnf.scripts.program import program, say
 
 PROGRAMS = {
     "train": "fit a flow to a toy, a bundled table or a file",
+    "distil": "tune a few explicit steps, with an exact log p, to a trained flow",
     "evaluate": "score held-out rows, against a Gaussian and the truth where it is known",
     "sample": "draw rows from a trained flow into a file",
     "log-prob": "score the rows of a file",

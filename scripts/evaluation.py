@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnf.datasets import row_groups
 from cnf.flow.scores import Scores
+from cnf.layers import Steps
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.rows import Array, ContextRows
 from cnf.scripts.trained import TrainedModel
+from cnf.utils.serialization import json_value
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class EvaluationResult:
     """The scores of a flow on held-out rows, in nats unless stated otherwise.
 
     Standard errors are None for a single row; those of differences are from the rows' differences.
-    Rows that repeat each other count as one observation.
+    Rows that repeat each other count as one observation. Rows where explicit steps fold have no
+    density: the NLL is then infinite, and what follows from it unknown.
     """
 
     n: int  # number of rows
@@ -41,15 +45,25 @@ class EvaluationResult:
     solver_error: float | None = None
     # At two standard errors: 2 √(stderr² + solver_error² + the variance of solver_error).
     uncertainty: float | None = None
+    folded: int | None = None  # number of rows where explicit steps fold; None without steps
+    nll_unfolded: float | None = None  # of the other rows, where there are some of both
 
     def json(self) -> str:
-        """Return one JSON object of the known values."""
-        return json.dumps({k: value for k, value in asdict(self).items() if value is not None})
+        """Return one JSON object of the known values, with null for an infinite NLL."""
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(json_value(known))
 
     def lines(self) -> list[str]:
         """Return the numbers as lines of text."""
         gain = self.gaussian_nll - self.nll
         ahead = f"{'better' if gain >= 0 else 'worse'} by {abs(gain):.4f}{_error(self.gain_stderr)}"
+        folds = []
+        if self.folded:
+            folds.append(
+                f"  folded        {self.folded:10} rows, where explicit steps fold: log p -inf"
+            )
+        if self.nll_unfolded is not None:
+            folds.append(f"                {self.nll_unfolded:10.4f} is the NLL of the others")
         lines = [
             f"  NLL           {self.nll:10.4f}{_error(self.stderr)} nats per row (rows: {self.n})",
             f"                {self.bits_per_dim:10.4f} bits per dimension",
@@ -58,6 +72,7 @@ class EvaluationResult:
         ]
         if self.draws is not None:
             lines.insert(1, f"                a bound on the log-mass, {self.draws} draws a row")
+        lines[1:1] = folds
         if self.uncertainty is not None:
             lines.append(
                 f"  uncertainty   {self.uncertainty:10.4f} at two standard errors "
@@ -87,10 +102,15 @@ def summarize(
     the NLL's uncertainty come from `with_errors`, the scores of some of the rows.
     """
     nll, groups = -float(log_prob.mean()), row_groups(rows.joined())
-    known: dict[str, float | None] = {}
+    known: dict[str, Any] = {}
+    if any(isinstance(layer, Steps) for layer in trained.flow.layers):
+        folded = log_prob == -np.inf
+        known["folded"] = int(folded.sum())
+        if 0 < known["folded"] < len(folded):
+            known["nll_unfolded"] = -float(log_prob[~folded].mean())
     if toy is not None:
         truth = true_log_prob(toy, rows)
-        known = {
+        known |= {
             "entropy": -float(truth.mean()),
             "kl": float((truth - log_prob).mean()),
             "kl_stderr": clustered_stderr(truth - log_prob, groups),
@@ -137,7 +157,7 @@ def clustered_stderr(values: Array, groups: NDArray[np.intp]) -> float | None:
 
         √(G / (G − 1) · Σ_g (Σ_{i in g} (vᵢ − v̄))²) / n
 
-    for n values in G groups; None for a single group.
+    for n values in G groups; None for a single group, or where a value is not finite.
 
     Args:
         values: Shape (rows,).
@@ -151,6 +171,8 @@ def clustered_stderr(values: Array, groups: NDArray[np.intp]) -> float | None:
         >>> np.isclose(twice, clustered_stderr(values, each))
         np.True_
     """
+    if not np.isfinite(values).all():
+        return None
     _, group = np.unique(groups, return_inverse=True)
     sums = np.bincount(group, values - values.mean())
     count = len(sums)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from cnf.datasets.pictures import WORD_PREFIX
-from cnf.scripts.trained import STATE_FILE
+from cnf.scripts.trained import METRICS_FILE, STATE_FILE
 from cnf.utils.distributed import gather, rank
-from cnf.utils.serialization import is_temporary
+from cnf.utils.serialization import is_temporary, json_value, write_atomic
 
 RUN_FILE_ENDINGS = (".json", ".jsonl", ".safetensors")  # of the files that a run writes
 LOCK_FILE = ".lock"  # in a folder that a run writes to
@@ -34,6 +37,12 @@ def default_folder(data: str) -> str:
     return f"runs/{name or 'data'}"
 
 
+def write_records(folder: Path, records: Iterable[Any]) -> None:
+    """Write metrics.jsonl, one line of JSON for each record."""
+    lines = "".join(json.dumps(json_value(asdict(record))) + "\n" for record in records)
+    write_atomic({folder / METRICS_FILE: lines.encode()})
+
+
 @contextmanager
 def run_folder(out: str, resume: bool) -> Iterator[Path]:
     """Make and lock the folder of a run: a new or empty one, or one with a run to resume.
@@ -42,6 +51,7 @@ def run_folder(out: str, resume: bool) -> Iterator[Path]:
         ValueError: The folder holds something else, cannot be written to, or is another run's.
     """
     folder = Path(out)
+    new = not folder.exists()
     lock = FileLock(folder / LOCK_FILE, blocking=False)
     wrong, *_ = gather("" if rank() > 0 else _what_is_wrong(folder, resume, lock))
     try:
@@ -52,6 +62,9 @@ def run_folder(out: str, resume: bool) -> Iterator[Path]:
         if lock.is_locked:
             (folder / LOCK_FILE).unlink(missing_ok=True)
             lock.release()
+        if new and rank() == 0:
+            with suppress(OSError):  # it is not empty, but for a run that was refused
+                folder.rmdir()
 
 
 def _what_is_wrong(folder: Path, resume: bool, lock: FileLock) -> str:

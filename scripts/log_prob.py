@@ -28,7 +28,8 @@ def parser() -> Parser:
         help="add the columns stderr (of an estimated trace, or of noise), solver_error, "
         "uncertainty (the total, which covers 95 in 100 rows) and, in .csv and .parquet, status. "
         "Every row is scored then: one that fails is NaN, one with a gap too (MISSING), one with "
-        "an unknown category or out of bounds -inf (IMPOSSIBLE). Takes about three times as long",
+        "an unknown category or out of bounds -inf (IMPOSSIBLE), one where explicit steps fold too "
+        "(FOLDED). Takes about three times as long",
     )
     return parser
 

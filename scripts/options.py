@@ -10,7 +10,7 @@ from typing import Any
 
 from cnf.datasets import DATA_DIR, MISSING, ReadOptions
 from cnf.fields import DIVERGENCES
-from cnf.scripts.program import positive_integer, seed
+from cnf.scripts.program import positive_integer, seed, threads
 from cnf.training.numbers import Number
 
 DEFAULT_NOISE_DRAWS = 8
@@ -26,7 +26,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--missing": {
         "choices": MISSING,
         "default": "refuse",
-        "help": "treatment of missing values: refuse the table (the default), or drop their rows",
+        "help": "treatment of missing values: refuse the table (default), or drop their rows",
     },
     "--sep": {
         "metavar": "CHAR",
@@ -54,7 +54,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--data-dir": {
         "metavar": "DIR",
         "type": os.path.abspath,
-        "help": f"folder with the files of benchmarks or images (default: the value of {DATA_DIR})",
+        "help": f"folder with the files of benchmarks or images (default: ${DATA_DIR})",
     },
     "--divergence": {
         "choices": ("auto", *DIVERGENCES),
@@ -70,6 +70,12 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         f"(default {DEFAULT_NOISE_DRAWS})",
     },
     "--seed": {"metavar": "N", "type": seed, "default": 0, "help": "seed of all draws (default 0)"},
+    "--threads": {
+        "metavar": "N",
+        "type": threads,
+        "default": "auto",
+        "help": "PyTorch's threads in training: N, or auto for the fastest now (default auto)",
+    },
     "--json": {"action": "store_true", "help": "print one JSON object, nothing else"},
     "--out": {
         "metavar": "FILE",

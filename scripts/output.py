@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnf.datasets import ColumnType, Table, check_writable, write_table
+from cnf.layers import Steps
 from cnf.ode import Status
 from cnf.scripts.rows import Array, ContextRows
 from cnf.scripts.trained import TrainedModel
 
 # What a row's status can be, beyond how its solve went: a gap makes it NaN, and a category that the
-# model does not know, or a value out of a column's bounds, −∞.
+# model does not know, or a value out of a column's bounds, −∞; so does a fold of explicit steps.
 STATUS_NAMES = (*(status.name for status in Status), "MISSING", "IMPOSSIBLE")
 TEXT_ENDINGS = (".csv", ".parquet")  # of files that can hold text as well as numbers
 
@@ -49,7 +50,10 @@ def write_log_prob(out: str, trained: TrainedModel, rows: ContextRows, draws: in
     """
     log_prob, _ = trained.in_double().score(rows, draws)
     write_table(out, Table("scores", log_prob[:, None], ("log_prob",)))
-    return f"{len(rows)} rows in {out}, mean log p {log_prob.mean():.4f}"
+    summary = f"{len(rows)} rows in {out}, mean log p {log_prob.mean():.4f}"
+    steps = any(isinstance(layer, Steps) for layer in trained.flow.layers)
+    folded = np.count_nonzero(log_prob == -np.inf) if steps else 0
+    return f"{summary}: {folded} lie where explicit steps fold" if folded else summary
 
 
 def write_scores(out: str, trained: TrainedModel, rows: ContextRows, draws: int) -> str:
@@ -74,17 +78,20 @@ def _status_codes(statuses: NDArray[np.object_], log_prob: Array, rows: ContextR
     codes = np.array([STATUS_NAMES.index(status.name) for status in statuses], dtype=np.float64)
     gaps = np.isnan(rows.joined()).any(axis=1)
     codes[gaps & np.isnan(log_prob)] = STATUS_NAMES.index("MISSING")
-    codes[log_prob == -np.inf] = STATUS_NAMES.index("IMPOSSIBLE")
+    unfolded = codes != STATUS_NAMES.index("FOLDED")
+    codes[(log_prob == -np.inf) & unfolded] = STATUS_NAMES.index("IMPOSSIBLE")
     return codes
 
 
 def _unscored(status: Array) -> list[str]:
     """Return the numbers of rows without a log p, with the reasons, for display."""
     names = np.array(STATUS_NAMES)[status.astype(np.int64)]
-    gaps, impossible = (np.count_nonzero(names == name) for name in STATUS_NAMES[-2:])
-    failed = np.count_nonzero(names != "FINISHED") - gaps - impossible
+    special = ("FOLDED", "MISSING", "IMPOSSIBLE")
+    folded, gaps, impossible = (np.count_nonzero(names == name) for name in special)
+    failed = np.count_nonzero(names != "FINISHED") - folded - gaps - impossible
     counts = {
         "failed and are NaN": failed,
+        "lie where the explicit steps fold and are -inf": folded,
         "with a gap are NaN": gaps,
         "of unknown categories or out of bounds are -inf": impossible,
     }

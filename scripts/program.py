@@ -52,6 +52,7 @@ def program(name: str) -> Callable[[Main], Main]:
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(argv: Sequence[str] | None = None) -> int:
+            _let_threads_sleep()
             try:
                 with _warnings(name), _terminable():
                     return main(argv)
@@ -65,6 +66,16 @@ def program(name: str) -> Callable[[Main], Main]:
         return guarded
 
     return decorate
+
+
+def _let_threads_sleep() -> None:
+    """Have OpenMP's threads sleep where they wait for each other, unless the user decided.
+
+    They would keep their cores busy. Where another process has one of these, an operation of 10 µs
+    then takes 20 ms. PyTorch, which is imported later, reads it once.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 @contextmanager
@@ -117,6 +128,12 @@ def positive_integer(text: str) -> int:
     """Parse a whole number above 0."""
     wanted = "a whole number above 0 and below 2^63"
     return _parsed(int, text, lambda value: 0 < value < 2**63, wanted)
+
+
+def threads(text: str) -> int | str:
+    """Parse a number of threads, or "auto"."""
+    wanted = "auto or a whole number above 0 and below 2^63"
+    return text if text == "auto" else _parsed(int, text, lambda value: 0 < value < 2**63, wanted)
 
 
 def seed(text: str) -> int:

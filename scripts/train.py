@@ -59,7 +59,7 @@ def _add_data(data: argparse._ArgumentGroup, everything: bool) -> None:
     data.add_argument(
         "--context",
         metavar="COL,COL",
-        help="columns of DATA to condition on: the model is the density of the others given these",
+        help="columns of DATA to condition on: the density is of the others given these",
     )
     data.add_argument("--drop", metavar="COL,COL", help="columns of DATA to leave out")
     for name in READ_OPTIONS:
@@ -97,7 +97,15 @@ def _add_run(run: argparse._ArgumentGroup) -> None:
         type=positive_integer,
         help="number of steps; with --budget as well, the limit reached first ends the run",
     )
+    run.add_argument(
+        "--discretize",
+        metavar="K",
+        type=positive_integer,
+        help="then tune K explicit steps to the flow, as cnf distil does, in half of the "
+        "budget; the flow itself is kept in the folder adaptive",
+    )
     run.add_argument("--seed", type=seed, help="seed of data and weights (default 0)")
+    add_options(run, "--threads")
     run.add_argument(
         "--resume",
         action="store_true",
@@ -105,7 +113,7 @@ def _add_run(run: argparse._ArgumentGroup) -> None:
     )
     run.add_argument(
         "--state-seconds",
-        metavar="SECONDS",
+        metavar="S",
         type=positive_number,
         default=30.0,
         help="time between two checkpoints, from which --resume continues (default 30)",

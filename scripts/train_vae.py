@@ -39,7 +39,7 @@ def parser() -> Parser:
         help=f"{', '.join(IMAGES)}, or a file of whole numbers from 0 to 255 of shape (n, height, "
         "width): .npy or FILE.npz:ARRAY (default: digits)",
     )
-    add_options(parser, "--data-dir", "--seed")
+    add_options(parser, "--data-dir", "--seed", "--threads")
     parser.add_argument("--out", metavar="DIR", required=True, help="a new or empty folder")
     parser.add_argument(
         "--resume", action="store_true", help="resume the run in --out, if there is one"

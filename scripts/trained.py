@@ -16,7 +16,7 @@ from cnf.fields import as_field
 from cnf.fields.divergence import choose_divergence, with_count
 from cnf.flow import Flow
 from cnf.flow.scores import Scores, concatenate
-from cnf.layers import CNF
+from cnf.layers import CNF, FieldLayer
 from cnf.ode import SolveError
 from cnf.scripts.data import (
     FOUND_OUT,
@@ -34,7 +34,7 @@ from cnf.tables.schema import Column, Schema
 from cnf.utils.distributed import gather, local_slice, rank
 from cnf.utils.random import seeded
 
-SCORE_CHUNK_ROWS = 2000  # rows scored or drawn in one solve
+SCORE_CHUNK_ROWS = 8000  # rows scored or drawn in one solve, many of which share steps
 HUTCHINSON_PROBES = 16  # per row, where the trace is estimated
 ERROR_SAMPLE_ROWS = 1000  # rows that represent all, since errors cost several solves
 METRICS_FILE = "metrics.jsonl"
@@ -69,9 +69,15 @@ class TrainedModel:
             ValueError: The folder holds no model that `train` wrote.
         """
         metadata, flow = load_config(folder)["metadata"], load(folder)
-        layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
-        chosen = choose_divergence(divergence, as_field(layer.field), flow.base.event_shape[0])
-        flow = flow.with_solver(divergence=with_count(chosen, HUTCHINSON_PROBES))
+        layer = next((layer for layer in flow.layers if isinstance(layer, CNF)), None)
+        if layer is not None:
+            chosen = choose_divergence(divergence, as_field(layer.field), flow.base.event_shape[0])
+            flow = flow.with_solver(divergence=with_count(chosen, HUTCHINSON_PROBES))
+        elif divergence != "auto":
+            raise ValueError(
+                "Expected no --divergence with a model of explicit steps, whose determinants are "
+                f"exact; got {divergence}: leave it out"
+            )
         try:
             return TrainedModel(Path(folder), flow, *_checked(metadata, flow))
         except (KeyError, TypeError, ValueError):
@@ -124,7 +130,7 @@ class TrainedModel:
                 "Expected --data with --context-data; got none: give both, or neither for the "
                 "held-out rows, which have their own contexts"
             )
-        _check_unused(reading, "--data")
+        check_unused(reading, "--data")
         trained_on = self.data(advice=f"name the rows to {doing} with --data")
         return trained_on.test, trained_on.toy
 
@@ -158,7 +164,8 @@ class TrainedModel:
     def _score(self, rows: ContextRows, draws: int) -> tuple[Array, float]:
         """Return log p of the rows of one solve, and the mean number of evaluations of a solve."""
         scored = self.flow.score_draws(*rows.tensors(self.flow.like), self.seed, draws)
-        solves = max(1, self.flow.solves) * (draws if self.flow.noisy else 1)
+        solves = sum(isinstance(layer, FieldLayer) for layer in self.flow.layers)
+        solves = max(1, solves) * (draws if self.flow.noisy else 1)
         evaluations = float(np.mean(scored.stats.evaluations)) / solves
         return scored.log_prob.double().cpu().numpy(), evaluations
 
@@ -209,7 +216,7 @@ class TrainedModel:
                 "Expected --context-data, a file of the contexts to sample at, with columns "
                 f"{', '.join(self.context_columns)}; got none for a conditional model"
             )
-        _check_unused(reading, "--context-data")
+        check_unused(reading, "--context-data")
         return no_context(n), {}
 
     def sample(self, context: Array, seed: int) -> Array:
@@ -292,7 +299,7 @@ def _checked(metadata: Mapping[str, Any], flow: Flow) -> Iterator[Any]:
     yield from (seed, missing, data_dir, reading, types, "reading" in metadata, gaussian)
 
 
-def _check_unused(reading: ReadOptions, option: str) -> None:
+def check_unused(reading: ReadOptions, option: str) -> None:
     """Raise a ValueError for choices about a file that is not given."""
     if reading != FOUND_OUT:
         raise ValueError(

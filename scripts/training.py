@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from cnf.fields import FIELDS, field_arguments
 from cnf.flow import Flow
 from cnf.layers import CNF
 from cnf.scripts.data import ColumnChoices, Data, open_data
+from cnf.scripts.distillation import DistillationPlan, TuningRows, comparison, is_tuned, tune
 from cnf.scripts.evaluation import summarize
 from cnf.scripts.figures import plot
-from cnf.scripts.folder import default_folder, run_folder
+from cnf.scripts.folder import default_folder, run_folder, write_records
 from cnf.scripts.gaussian import GaussianBaseline
 from cnf.scripts.options import (
     DEFAULT_NOISE_DRAWS,
@@ -34,18 +35,25 @@ from cnf.scripts.options import (
 )
 from cnf.scripts.program import say
 from cnf.scripts.train import PICTURE_BUDGET_SECONDS
-from cnf.scripts.trained import METRICS_FILE, STATE_FILE, TrainedModel, continuous_columns
-from cnf.storage import save
+from cnf.scripts.trained import STATE_FILE, TrainedModel, continuous_columns
+from cnf.storage import CONFIG, load_config, save
 from cnf.training.callbacks import ProgressBar, TensorBoard
 from cnf.training.checkpoint import TrainingState
+from cnf.training.distillation import default_method
 from cnf.training.history import Callback, Event, History, Record
 from cnf.training.loop import fit
 from cnf.training.recipes import RECIPES, Recipe, choose_recipe, recipe_of, unused
+from cnf.training.run import TrainingError
 from cnf.training.schedule import Stage, stages
 from cnf.utils.distributed import barrier, process_group, rank
-from cnf.utils.serialization import json_value, read_file, write_atomic
+from cnf.utils.serialization import read_file
+from cnf.utils.threads import number_of_threads
 
-STORED_ARGUMENTS = ("seed", "missing", "data_dir", "budget", "steps")
+STORED_ARGUMENTS = ("seed", "missing", "data_dir", "budget", "steps", "discretize")
+ADAPTIVE = "adaptive"  # the folder, in that of a run, of the flow that explicit steps are tuned to
+TRAINING_SHARE = 0.5  # of the budget, where explicit steps take the rest
+UPDATES_SHARE = 0.25  # of the number of training's steps, for those of the tuning
+DEFAULT_BUDGET = 60.0  # seconds
 MAX_EVALUATED_ROWS = 20_000  # largest number of held-out rows scored after training
 
 
@@ -57,8 +65,11 @@ def train(arguments: argparse.Namespace) -> None:
         resumed = _resumed_run(arguments)
         choices = _choices(arguments)
         data = open_data(arguments.data, arguments.seed, choices, arguments.data_dir)
-        if isinstance(data.toy, Picture) and arguments.budget is arguments.steps is None:
-            arguments.budget = PICTURE_BUDGET_SECONDS
+        if arguments.budget is arguments.steps is None:
+            if isinstance(data.toy, Picture):
+                arguments.budget = PICTURE_BUDGET_SECONDS
+            elif arguments.discretize:
+                arguments.budget = DEFAULT_BUDGET
         name, recipe = _recipe(arguments, data, resumed)
         if arguments.show_recipe:
             say(json.dumps(recipe.entries(), indent=2))
@@ -73,26 +84,119 @@ def _run(arguments: argparse.Namespace, data: Data, name: str, recipe: Recipe, o
     layers = data.schema.layers(data.train.x)
     flow = recipe.flow(data.schema.width, len(data.context_columns), layers)
     flow = flow.to("cuda" if torch.cuda.is_available() else "cpu")
-    say(*_summary(data, flow, name))
+    plan = _tuning_plan(arguments, flow)
+    say(*_summary(data, flow, name), *([] if plan is None else [_division(arguments, plan)]))
     for found in degeneracies(*data.schema.real(data.train.x)):
         option = f": {drop_option(found.column)}" if found.column else ""
         warn(f"{found}{option}", stacklevel=2)
     for remark in data.schema.remarks(data.train.x):
         warn(remark, stacklevel=2)
-    history = _train(arguments, data, flow, recipe, out)
+    model = out if plan is None else out / ADAPTIVE
+    history = _train(arguments, data, flow, recipe, out, model)
     say(
-        f"{history.steps} steps in {history.duration:.1f} s, ended by {history.reason}; kept "
-        f"the averaged weights of step {history.best_step}"
+        f"{history.steps} steps in {history.duration:.1f} s{by_threads(history.threads.tolist())}, "
+        f"ended by {history.reason}; kept the averaged weights of step {history.best_step}"
     )
-    trained = TrainedModel.read(str(out))
+    with number_of_threads(last_threads(history.threads.tolist())):
+        trained = TrainedModel.read(str(model))
+        if plan is None:
+            _show(trained, data)
+        elif history.reason == "interrupted":
+            say(f"the trained flow is in {model}; --resume continues, and then tunes the steps")
+        else:
+            _draw(_discretized(trained, data, plan, out), data)
+
+
+def by_threads(threads: Sequence[int]) -> str:
+    """Return the numbers of threads that a run's records have, as a text.
+
+    Example:
+        >>> by_threads([1, 2, 1]), by_threads([1])
+        (' by 1 or 2 threads', ' by 1 thread')
+    """
+    numbers = sorted({*threads} - {0})
+    if not numbers:
+        return ""
+    return f" by {' or '.join(map(str, numbers))} thread{'s' * (numbers[-1] > 1)}"
+
+
+def last_threads(threads: Sequence[int]) -> int:
+    """Return the number of threads that a run took last, PyTorch's where its records have none."""
+    return (threads[-1] if threads else 0) or torch.get_num_threads()
+
+
+def _show(trained: TrainedModel, data: Data) -> None:
+    """Score the trained flow on held-out rows and draw its figures."""
     every = -(-len(data.test) // MAX_EVALUATED_ROWS)
     rows, draws = data.test[::every], DEFAULT_NOISE_DRAWS
     say(*summarize(trained, rows, data.toy, *trained.score(rows, draws), draws).lines())
     if every > 1:
         say(f"  one in {every} of {len(data.test)} held-out rows; cnf evaluate scores all")
+    _draw(trained, data)
+
+
+def _discretized(
+    adaptive: TrainedModel, data: Data, plan: DistillationPlan, out: Path
+) -> TrainedModel:
+    """Tune explicit steps to a model, unless a run that is resumed has, and compare the scores."""
+    rows = TuningRows.of(data)
+    if not is_tuned(adaptive, out):
+        try:
+            records = tune(adaptive, rows, plan, out)
+            if rank() == 0:
+                write_records(out, records)
+        except TrainingError as error:
+            raise TrainingError(
+                f"{error}. The trained flow is in {adaptive.folder}: cnf distil {adaptive.folder} "
+                f"--steps {2 * plan.steps} --out DIR"
+            ) from None
+    trained = TrainedModel.read(str(out))
+    say(*comparison(adaptive, trained, rows, plan.seed))
+    return trained
+
+
+def _draw(trained: TrainedModel, data: Data) -> None:
+    """Draw the figures, and a picture's film, in the first process."""
     if rank() == 0:
         film = "gif" if isinstance(data.toy, Picture) else None
         say(*(f"  {path}" for path in plot(trained, data, film=film)))
+
+
+def _tuning_plan(arguments: argparse.Namespace, flow: Flow) -> DistillationPlan | None:
+    """Return the explicit steps that a flow is replaced by after its training, if any.
+
+    Raises:
+        ValueError: The flow cannot be replaced by such steps.
+    """
+    if arguments.discretize is None:
+        return None
+    budget, steps = arguments.budget, arguments.steps
+    plan = DistillationPlan(
+        arguments.discretize,
+        default_method(flow),
+        budget=None if budget is None else (1 - TRAINING_SHARE) * budget,
+        updates=None if steps is None else max(1, round(UPDATES_SHARE * steps)),
+        seed=arguments.seed,
+        threads=arguments.threads,
+    )
+    try:
+        plan.check(flow)
+    except ValueError as error:
+        raise ValueError(f"{error}, without --discretize") from None
+    return plan
+
+
+def _division(arguments: argparse.Namespace, plan: DistillationPlan) -> str:
+    """Return a line on how the length of a run is divided between training and tuning."""
+    training, tuning = [], []
+    if plan.budget is not None:
+        training.append(f"{arguments.budget - plan.budget:g} s")
+        tuning.append(f"{plan.budget:g} s")
+    if plan.updates is not None:
+        training.append(f"{arguments.steps} steps")
+        tuning.append(f"{plan.updates} updates")
+    parts = f"{' or '.join(training)} of training, then {' or '.join(tuning)}"
+    return f"  {parts} of tuning {plan.steps} explicit steps; the trained flow is in {ADAPTIVE}/"
 
 
 class RunRecorder:
@@ -118,12 +222,6 @@ class RunRecorder:
                 "last complete files stay, and the end of the run tries again",
                 stacklevel=2,
             )
-
-
-def write_records(folder: Path, records: Iterable[Any]) -> None:
-    """Write metrics.jsonl, one line of JSON for each record."""
-    lines = "".join(json.dumps(json_value(asdict(record))) + "\n" for record in records)
-    write_atomic({folder / METRICS_FILE: lines.encode()})
 
 
 def _stage_announcer(stages: int) -> Callback:
@@ -177,10 +275,39 @@ def _resumed_run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     if arguments.resume:
         path = Path(arguments.out) / STATE_FILE
         resumed = TrainingState.read(path).run if path.exists() else None
+    if resumed is not None:
+        _resume_discretized(arguments, resumed)
     for name, default in (("seed", 0), ("steps", None), ("budget", None)):
         if getattr(arguments, name) is None:
             setattr(arguments, name, resumed[name] if resumed else default)
     return resumed
+
+
+def _resume_discretized(arguments: argparse.Namespace, resumed: Mapping[str, Any]) -> None:
+    """Set --discretize, and the whole --budget, as the run in --out was begun with them.
+
+    Raises:
+        ValueError: It was begun with another number of steps, or without.
+    """
+    folder = Path(arguments.out)
+    if (folder / ADAPTIVE / CONFIG).exists():
+        begun = load_config(folder / ADAPTIVE)["metadata"]
+    elif (folder / CONFIG).exists():
+        begun = {"discretize": None}
+    elif arguments.discretize and arguments.budget is None and resumed["budget"] is not None:
+        begun = {"discretize": arguments.discretize, "budget": resumed["budget"] / TRAINING_SHARE}
+    else:
+        return
+    wanted, known = arguments.discretize, begun.get("discretize")
+    if wanted not in (None, known):
+        how = f"with --discretize {known}" if known else "without --discretize"
+        raise ValueError(
+            f"Expected the run that was begun in {folder}, {how}; got --discretize {wanted}: "
+            "resume it as it was begun, and distil its model with cnf distil"
+        )
+    arguments.discretize = known
+    if known and arguments.budget is None:
+        arguments.budget = begun.get("budget")
 
 
 def _recipe(
@@ -273,20 +400,27 @@ def _metadata(
 
 
 def _train(
-    arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe, out: Path
+    arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe, out: Path, model: Path
 ) -> History:
+    """Train a flow, with the run's state in one folder and the model in another or the same."""
     x, context = data.train.tensors(flow.like)
     held_out, held_out_context = data.validation.tensors(flow.like)
     metadata = _metadata(arguments, data, flow, recipe)
     callbacks: list[Callback] = []
     if rank() == 0:
+        model.mkdir(parents=True, exist_ok=True)
         callbacks = [
             ProgressBar(),
             _stage_announcer(len(stages(recipe))),
-            RunRecorder(out, lambda event: save(event.flow, out, metadata)),
+            RunRecorder(model, lambda event: save(event.flow, model, metadata)),
         ]
         callbacks += [TensorBoard(out / "tensorboard")] if arguments.tensorboard else []
-    given = ("budget", "steps", "seed", "state_seconds")
+    given = {
+        name: getattr(arguments, name) for name in ("steps", "seed", "state_seconds", "threads")
+    }
+    budget = arguments.budget
+    if arguments.discretize and budget is not None:
+        budget *= TRAINING_SHARE
     history = fit(
         flow,
         x,
@@ -295,13 +429,14 @@ def _train(
         validation=held_out if held_out_context is None else (held_out, held_out_context),
         callbacks=callbacks,
         state=out / STATE_FILE,
-        **{name: getattr(arguments, name) for name in given},
+        budget=budget,
+        **given,
     )
     if rank() == 0:
-        save(flow, out, metadata)
+        save(flow, model, metadata)
         columns = (getattr(history, field.name).tolist() for field in fields(Record))
         records = [Record(*row) for row in zip(*columns, strict=True)]
         if records:  # which a full disk or a killed process may have left unwritten
-            write_records(out, records)
+            write_records(model, records)
     barrier()
     return history

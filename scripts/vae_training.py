@@ -16,15 +16,17 @@ from torch import Tensor
 import cnf.vae.figures as vae_figures
 from cnf.datasets import Images, load_images
 from cnf.scripts.figures import write_figure
-from cnf.scripts.folder import run_folder
+from cnf.scripts.folder import run_folder, write_records
 from cnf.scripts.options import given_numbers, option_of
 from cnf.scripts.program import say
 from cnf.scripts.trained import STATE_FILE
-from cnf.scripts.training import RunRecorder, write_records
+from cnf.scripts.training import RunRecorder, by_threads, last_threads
 from cnf.training.callbacks import ProgressBar
 from cnf.training.numbers import numbers_of
 from cnf.utils.random import seeded
+from cnf.utils.threads import Threads, number_of_threads
 from cnf.vae import VAE, Architecture, EpochRecord, LikelihoodBounds, Plan, fit, grey, score
+from cnf.vae.training import Callback
 
 MAX_TEST_IMAGES = 500  # scored after training
 SHOWN_IMAGES = 16  # of the scored ones, in the figure of reconstructions
@@ -41,15 +43,28 @@ def train_and_score(arguments: argparse.Namespace) -> None:
     with run_folder(arguments.out, arguments.resume) as folder:
         vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
         say(_summary(images, vae))
-        records = train(vae, images, plan, arguments.seed, folder)
-        taken = f"{len(records)} epochs in {records[-1].seconds:.1f} s"
+        records = train(vae, images, plan, arguments.seed, folder, arguments.threads)
+        threads = [record.threads for record in records]
+        taken = f"{len(records)} epochs in {records[-1].seconds:.1f} s{by_threads(threads)}"
         say(f"{taken}; kept the weights that validate best")
-        x = observed(vae, images)
-        say(*_lines(score(vae, x, arguments.samples), x.shape[1], arguments.samples))
-        figures = folder / "figures"
-        figures.mkdir(exist_ok=True)
-        for name, figure in _figures(vae, x, records, arguments.seed).items():
-            say(f"  {write_figure(figure, figures / f'{name}.png')}")
+        with number_of_threads(last_threads(threads)):
+            _show(arguments, images, vae, records, folder)
+
+
+def _show(
+    arguments: argparse.Namespace,
+    images: Images,
+    vae: VAE,
+    records: Sequence[EpochRecord],
+    folder: Path,
+) -> None:
+    """Score the trained VAE and draw its figures."""
+    x = observed(vae, images)
+    say(*_lines(score(vae, x, arguments.samples), x.shape[1], arguments.samples))
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    for name, figure in _figures(vae, x, records, arguments.seed).items():
+        say(f"  {write_figure(figure, figures / f'{name}.png')}")
 
 
 def architecture_of(images: Images, **given: Any) -> Architecture:
@@ -59,7 +74,12 @@ def architecture_of(images: Images, **given: Any) -> Architecture:
 
 
 def train(
-    vae: VAE, images: Images, plan: Plan, seed: int, folder: Path | None
+    vae: VAE,
+    images: Images,
+    plan: Plan,
+    seed: int,
+    folder: Path | None,
+    threads: Threads = "auto",
 ) -> list[EpochRecord]:
     """Train a VAE and save it in a folder, resuming from a checkpoint of the same run if any."""
     pixels = vae.head.weight
@@ -69,10 +89,12 @@ def train(
     metadata = {"data": images.name, "seed": seed, "plan": asdict(plan)}
     bar = VAEProgressBar()
     if folder is None:
-        return fit(vae, train, validation, plan, seed, [bar])
+        return fit(vae, train, validation, plan, seed, [bar], threads=threads)
     folder.mkdir(parents=True, exist_ok=True)
     recorder = RunRecorder(folder, lambda step: step.vae.save(folder, metadata))
-    records = fit(vae, train, validation, plan, seed, [bar, recorder], folder / STATE_FILE)
+    callbacks: list[Callback] = [bar, recorder]
+    state = folder / STATE_FILE
+    records = fit(vae, train, validation, plan, seed, callbacks, state, threads)
     vae.save(folder, metadata)
     write_records(folder, records)  # which a killed process or a full disk may have left unwritten
     return records

@@ -72,6 +72,7 @@ def valid(draw: Draw, place: Place, program: str) -> list[str]:
     return {
         "train": [rows, *trained, *QUICK],
         "train-vae": ["digits", "--out", str(work / "out"), *tiny, "--posterior", "gaussian"],
+        "distil": [model, "--out", str(work / "out"), "--updates", "1", "--data", rows],
         "evaluate": [model, "--data", rows],
         "sample": [model, "-n", "2", "--out", str(work / "drawn.csv")],
         "log-prob": [model, "--data", rows, "--out", str(work / "scores.csv")],

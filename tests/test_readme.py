@@ -17,6 +17,7 @@ LISTED = "benchmarks.md"  # commands of hours, which test_site.py reads but does
 QUICK = {
     "train": ("--steps", "2"),
     "train-vae": ("--epochs", "1", "--samples", "2", "--hidden", "16"),
+    "distil": ("--updates", "2"),
     "check": ("--points", "100", "--rows", "5"),
 }
 

@@ -128,7 +128,7 @@ def tune(
         **asdict(plan),
     )
     updates = last[0].step if last else 0
-    complete = bool(last) and last[0].done >= 1
+    complete = bool(last) and last[0].progress >= 1
     say(
         f"{plan.steps} {plan.method} steps tuned by {updates} updates in "
         f"{perf_counter() - begin:.1f} s" + ("" if complete else ", ended by interrupted")

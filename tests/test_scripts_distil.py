@@ -169,7 +169,7 @@ def test_flows_without_explicit_steps_are_refused_before_their_training(kind, me
     line = complaint(*words)
     assert message in line
     assert "without --discretize" in line
-    assert not any((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_train_discretizes_and_resumes(data, tmp_path):
@@ -192,11 +192,6 @@ def test_train_discretizes_and_resumes(data, tmp_path):
         known = metadata(out)
         storage.save(cnf.load(out), out, {**known, "distilled": {**known["distilled"], **left}})
         assert "tuned by" in done(*words, "--resume")
-    assert not (tmp_path / "refused").exists()
-    assert "whole numbers" in complaint(
-        "train", "digits", "--out", tmp_path / "refused", "--discretize", 2
-    )
-    assert not (tmp_path / "refused").exists()
     line = complaint(*words, "--resume", "--discretize", 3)
     assert "begun in" in line
     assert "with --discretize 2; got --discretize 3" in line

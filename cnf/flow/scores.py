@@ -148,15 +148,12 @@ def base_log_prob(base: Distribution, z: Tensor) -> Tensor:
     """
     if not len(z):
         return z.new_zeros(0)
-    try:
-        return base.log_prob(z)
-    except ValueError:
-        lost = z.isnan().any(1).cpu().numpy()
-        if not lost.any():
-            raise
-    status = np.full(len(z), Status.FINISHED)
-    status[lost] = Status.NOT_FINITE
-    raise SolveError(Solution.unsolved(z, status, Stats()))
+    lost = z.isnan().any(1)
+    if lost.any():
+        status = np.full(len(z), Status.FINISHED)
+        status[lost.cpu().numpy()] = Status.NOT_FINITE
+        raise SolveError(Solution.unsolved(z, status, Stats()))
+    return base.log_prob(z)
 
 
 def _score_chunk(

@@ -112,6 +112,8 @@ def test_discretised_flows_stand_beside_adaptive_ones(failing, small, tmp_path, 
     pytest.importorskip("cnf.flow.folds")
     from cnf.scripts.benchmarks import discretised
 
+    # Compiling takes most of the time, and has tests of its layer.
+    monkeypatch.setattr("cnf.layers.Steps.with_solver", lambda layer, **changes: layer)
     for name, number in (("KL_ROWS", 50), ("GRID_POINTS", 30), ("ROUND_TRIP_DRAWS", 40)):
         monkeypatch.setattr(discretised, name, number)
     wrapped = patch.object(discretised, "distil", wraps=discretised.distil)

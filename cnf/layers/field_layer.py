@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cnf.fields import FIELDS, TracedField, VectorField, as_field, make_field
 from cnf.layers.layer import Layer
-from cnf.utils.memory import keep_freed_memory
+from cnf.utils.memory import hold_freed_memory
 from cnf.utils.registry import name_of
 
 
@@ -29,7 +29,7 @@ class FieldLayer(Layer):
         self.field = make_field(**field) if isinstance(field, dict) else field
         if isinstance(self.field, TracedField):
             self.circular = self.field.circular
-        keep_freed_memory()
+        hold_freed_memory()
 
     @property
     def vector_field(self) -> VectorField:

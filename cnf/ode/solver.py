@@ -26,7 +26,7 @@ from cnf.ode.options import Gradient, Grid, Observer, SolveOptions, snapped
 from cnf.ode.solution import Solution, SolveError, Stats, Status
 from cnf.ode.tableau import Tableau
 from cnf.ode.tableaus import find_tableau, known_name
-from cnf.utils.memory import keep_freed_memory
+from cnf.utils.memory import hold_freed_memory
 
 StepMode = Literal["joint", "per_sample"]
 
@@ -154,7 +154,7 @@ def solve(
     check_rows(args, y0.shape[0] if y0.ndim else 1)
     if isinstance(gradient, str):
         gradient = GRADIENTS[known_name("gradient", gradient, GRADIENTS)]
-    keep_freed_memory()
+    hold_freed_memory()
     solution = gradient(f, y0, ts, args, options)
     if on_failure == "raise" and solution.rows:
         raise SolveError(solution)

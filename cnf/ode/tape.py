@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from torch.utils._pytree import tree_leaves
 from cnf.ode.dynamics import StagedDynamics, StageEvaluation
 from cnf.ode.step import StepResult
 from cnf.ode.step_adjoint import RowStepTape, StageRecorder, StepTape
-
-HEAP_BLOCK = 2**25 - 2**16  # bytes; a little less than the largest that glibc has in its heap
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,18 +101,6 @@ def storages(args: Any) -> frozenset[int]:
     )
 
 
-@cache
-def hold_freed_memory() -> None:
-    """Make the C library hold freed memory for the next solve instead of returning it.
-
-    It returns a free end of its heap that is longer than twice the largest block freed so far, up
-    to 64 MiB (mallopt(3), M_TRIM_THRESHOLD of glibc), so it has to have seen such a block, which
-    takes no memory as nothing is written to it. Getting the pages of a freed tape again took up to
-    a quarter of the forward time of a toy network's training step with 512 rows.
-    """
-    torch.empty(HEAP_BLOCK, dtype=torch.uint8, device="cpu")
-
-
 class Tape:
     """The accepted steps of a solve, with what their backward passes need while it fits.
 
@@ -129,8 +114,6 @@ class Tape:
         self.dynamics, self.by_adjoint = dynamics, by_adjoint
         self.room = activation_bytes  # the bytes that are left
         self.excluded = storages(args) if activation_bytes else frozenset()
-        if activation_bytes:
-            hold_freed_memory()
         self.steps: list[StepRecord] = []
         self.saved = SavedBytes(self.excluded)
         self.recorder: StageRecorder | None = None  # of the step being tried

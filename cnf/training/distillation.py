@@ -28,7 +28,6 @@ from cnf.training.progress import TrainingBudget
 from cnf.training.recipes import Recipe
 from cnf.training.run import TrainingError
 from cnf.training.schedule import Stage, stages
-from cnf.utils.distributed import rank, world_size
 from cnf.utils.random import seeded
 from cnf.utils.threads import Threads, check_threads
 
@@ -224,14 +223,7 @@ def distil(
         threads,
         proposal,
     )
-    with seeded(seed + rank(), student.like.device):
-        run.resume()
-        try:
-            run.loop(callbacks)
-        except KeyboardInterrupt:
-            if world_size() > 1:  # a process may wait for another, which has ended
-                raise
-            run.progress.reason = "interrupted"
+    run.train(callbacks, seed)
     student.load_state_dict(run.finish())
     return student
 

@@ -143,14 +143,7 @@ def fit(
         checkpointer,
         threads,
     )
-    with seeded(seed + rank(), flow.like.device):
-        run.resume()
-        try:
-            run.loop(callbacks)
-        except KeyboardInterrupt:
-            if world_size() > 1:  # a process may wait for another, which has ended
-                raise
-            run.progress.reason = "interrupted"
+    run.train(callbacks, seed)
     flow.load_state_dict(run.finish())
     progress = run.progress
     arrays = {
@@ -246,6 +239,17 @@ class FlowRun(Run[Record, Event]):
         shares = [stage.share for stage in plan]
         options = (held_out.x, checkpointer, threads, not _is_compiled(learner.flow))
         super().__init__(budget, validations, shares, patience, *options)
+
+    def train(self, callbacks: Sequence[Callback], seed: int) -> None:
+        """Resume the run, or begin it, and take its steps; Ctrl-C ends it cleanly."""
+        with seeded(seed + rank(), self.like.device):
+            self.resume()
+            try:
+                self.loop(callbacks)
+            except KeyboardInterrupt:
+                if world_size() > 1:  # a process may wait for another, which has ended
+                    raise
+                self.progress.reason = "interrupted"
 
     @property
     def stage(self) -> Stage:

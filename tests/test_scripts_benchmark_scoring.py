@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock, patch
@@ -17,7 +17,6 @@ from helpers import standard
 from test_scripts_running import complaint, done
 
 import cnf
-from cnf.layers import SolverSettings
 from cnf.scripts import data
 from cnf.scripts.benchmarks import busy, scoring, toys
 from cnf.scripts.benchmarks.compared import UCI_FILE
@@ -38,9 +37,6 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setitem(RECIPES, "toy", recipe)
     monkeypatch.setattr(scoring, "choose_recipe", lambda *_: ("small", recipe))
     monkeypatch.setattr(scoring, "BENCHMARK_CHUNK_ROWS", 30)
-    known = {each.name for each in fields(SolverSettings)}
-    views = {name: view for name, view in scoring.SCORING_VIEWS.items() if view.keys() <= known}
-    monkeypatch.setattr(scoring, "SCORING_VIEWS", views)
     monkeypatch.setattr(toys, "KL_ROWS", 60)
     monkeypatch.delenv("CNF_DATA", raising=False)
     table = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
@@ -109,7 +105,6 @@ def test_rows_that_fail_are_noted():
 
 @pytest.mark.parametrize("failing", [False, True])
 def test_discretised_flows_stand_beside_adaptive_ones(failing, small, tmp_path, monkeypatch):
-    pytest.importorskip("cnf.flow.folds")
     from cnf.scripts.benchmarks import discretised
 
     # Compiling takes most of the time, and has tests of its layer.
@@ -134,7 +129,6 @@ def test_discretised_flows_stand_beside_adaptive_ones(failing, small, tmp_path, 
 
 
 def test_grid_integral_and_round_trip_of_a_normal_flow(monkeypatch):
-    pytest.importorskip("cnf.flow.folds")
     from cnf.scripts.benchmarks import discretised
 
     monkeypatch.setattr(discretised, "GRID_POINTS", 80)

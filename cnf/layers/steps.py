@@ -275,10 +275,8 @@ class Steps(FieldLayer):
         if not explicit:
             return self._implicit(x, context, log_det=False).value
         self._check(x, context)
-        return torch.cat([self._advanced(*part) for part in _chunks(x, context)])
-
-    def _advanced(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return self._steps(x, context).end(x)
+        parts = _chunks(x, context)
+        return torch.cat([self._steps(rows, given).end(rows) for rows, given in parts])
 
     def _inverse(
         self, end: Tensor, context: Tensor | None, *, log_det: bool

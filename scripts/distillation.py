@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -27,7 +26,7 @@ from cnf.scripts.trained import TrainedModel, check_unused
 from cnf.storage import CONFIG, load_config, save
 from cnf.training.callbacks import ProgressBar
 from cnf.training.distillation import default_method, distil
-from cnf.training.history import Callback, Event, Record
+from cnf.training.history import Callback, Event
 from cnf.utils.distributed import barrier, process_group, rank
 from cnf.utils.threads import Threads
 
@@ -94,19 +93,15 @@ def distil_model(arguments: argparse.Namespace) -> None:
         rows, data, line = _tuning_rows(trained, arguments)
         with run_folder(arguments.out, resume=False) as out:
             say(line)
-            records = tune(trained, rows, plan, out)
+            tune(trained, rows, plan, out)
             model = TrainedModel.read(str(out))
             say(*comparison(trained, model, rows, plan.seed))
-            if rank() == 0:
-                write_records(out, records)
-                if data is not None:
-                    say(*(f"  {path}" for path in plot(model, data)))
+            if rank() == 0 and data is not None:
+                say(*(f"  {path}" for path in plot(model, data)))
 
 
-def tune(
-    trained: TrainedModel, rows: TuningRows, plan: DistillationPlan, out: Path
-) -> Sequence[Record]:
-    """Tune explicit steps to a model, save them to a folder, and return the validations."""
+def tune(trained: TrainedModel, rows: TuningRows, plan: DistillationPlan, out: Path) -> None:
+    """Tune explicit steps to a model, and save them with the validations to a folder."""
     flow = copy.deepcopy(trained.flow).to("cuda" if torch.cuda.is_available() else "cpu")
     last: list[Event] = []
 
@@ -137,9 +132,9 @@ def tune(
         config = load_config(trained.folder)
         entry = {"model": str(trained.folder.resolve()), **asdict(plan)}
         entry |= {"weights": config["sha256"], "complete": complete}
+        write_records(out, last[0].records if last else ())
         save(steps.to("cpu"), out, {**config["metadata"], DISTILLED: entry})
     barrier()
-    return last[0].records if last else []
 
 
 def is_tuned(trained: TrainedModel, out: Path) -> bool:

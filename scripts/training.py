@@ -142,9 +142,7 @@ def _discretized(
     rows = TuningRows.of(data)
     if not is_tuned(adaptive, out):
         try:
-            records = tune(adaptive, rows, plan, out)
-            if rank() == 0:
-                write_records(out, records)
+            tune(adaptive, rows, plan, out)
         except TrainingError as error:
             raise TrainingError(
                 f"{error}. The trained flow is in {adaptive.folder}: cnf distil {adaptive.folder} "

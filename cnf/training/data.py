@@ -145,6 +145,25 @@ def _weighted(rows: Rows, name: str, weight: Tensor) -> Rows:
     return Rows(rows.x, rows.context, weight)[positive]
 
 
+def training_rows(
+    flow: Flow,
+    data: Tensor,
+    context: Tensor | None,
+    weight: Tensor | None,
+    validation: Tensor | tuple[Tensor, Tensor] | None,
+    generator: torch.Generator,
+) -> tuple[Rows, Rows]:
+    """Return rows to train on and rows for validation, a held-out tenth where none are given.
+
+    Arguments and errors are those of `cnf.fit`.
+    """
+    train = rows_for(flow, "data", data, context, weight)
+    if validation is None:
+        return hold_out(train, generator)
+    pair = validation if isinstance(validation, tuple) else (validation, None)
+    return train, rows_for(flow, "validation", *pair)
+
+
 def hold_out(rows: Rows, generator: torch.Generator) -> tuple[Rows, Rows]:
     """Split rows at random into nine tenths and one tenth; raise a ValueError below three rows.
 

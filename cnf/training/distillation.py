@@ -19,7 +19,7 @@ from cnf.layers import Steps
 from cnf.layers.step_sequence import StepDeterminants
 from cnf.layers.steps import Direction
 from cnf.ode import SolveError, Stats
-from cnf.training.data import BatchSampler, Rows, hold_out, rows_for
+from cnf.training.data import BatchSampler, Rows, training_rows
 from cnf.training.history import Callback
 from cnf.training.learner import Learner
 from cnf.training.loop import PASS_CHUNK_ROWS, FlowRun
@@ -265,16 +265,12 @@ def _rows(
             data = flow.with_solver(step="joint", rtol=1e-4, atol=1e-4).sample(
                 POOL_ROWS, max_batch=PASS_CHUNK_ROWS
             )
-    train = rows_for(flow, "data", data, context)
-    if validation is None:
-        return hold_out(train, generator)
-    pair = validation if isinstance(validation, tuple) else (validation, None)
-    if flow.context_dim and pair[1] is None:
+    if flow.context_dim and isinstance(validation, Tensor):
         raise ValueError(
             "Expected validation with its context, to distil a conditional flow; got rows alone: "
             "pass the pair (rows, context)"
         )
-    return train, rows_for(flow, "validation", *pair)
+    return training_rows(flow, data, context, None, validation, generator)
 
 
 class _Distillation(FlowRun):

@@ -18,7 +18,7 @@ from cnf.flow import Flow
 from cnf.layers import CNF, FieldLayer, Scaling, Steps
 from cnf.ode import SolveError
 from cnf.training.checkpoint import Checkpointer
-from cnf.training.data import BatchSampler, Rows, hold_out, rows_for
+from cnf.training.data import BatchSampler, Rows, training_rows
 from cnf.training.history import Callback, Event, History, Record
 from cnf.training.learner import Learner
 from cnf.training.optimizer import OptimizerStep
@@ -114,12 +114,7 @@ def fit(
             "fit the flow with CNF layers, and use cnf.distil"
         )
     generator = torch.Generator().manual_seed(seed)
-    train = rows_for(flow, "data", data, context, weight)
-    if validation is None:
-        train, held_out = hold_out(train, generator)
-    else:
-        pair = validation if isinstance(validation, tuple) else (validation, None)
-        held_out = rows_for(flow, "validation", *pair)
+    train, held_out = training_rows(flow, data, context, weight, validation, generator)
     if not isinstance(recipe, Recipe):
         recipe = choose_recipe(recipe, len(train), flow.dim, context is not None, objective)[1]
     recipe = replace(recipe, objective=objective or recipe.objective)

@@ -223,7 +223,7 @@ def distil(
         threads,
         proposal,
     )
-    run.train(callbacks, seed)
+    run.run(callbacks, seed)
     student.load_state_dict(run.finish())
     return student
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnf.flow import Flow
+from cnf.training.progress import TrainingProgress
 from cnf.training.schedule import Stage
 
 
@@ -97,3 +98,19 @@ class History:
     duration: float
     skipped: int
     reason: str
+
+    @staticmethod
+    def of(progress: TrainingProgress) -> History:
+        """Return the history of a run that has ended, from its records."""
+        arrays = {
+            name: np.array([getattr(record, name) for record in progress.records], dtype=dtype)
+            for name, dtype in Record.__annotations__.items()
+        }
+        return History(
+            **arrays,
+            best_step=progress.best_step,
+            steps=progress.step,
+            duration=progress.seconds,
+            skipped=progress.skipped,
+            reason=progress.reason,
+        )

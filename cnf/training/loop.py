@@ -10,12 +10,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cnf.flow import Flow
-from cnf.layers import CNF, FieldLayer, Scaling, Steps
+from cnf.layers import CNF, FieldLayer, Scaling, Standardize, Steps
 from cnf.ode import SolveError
 from cnf.training.checkpoint import Checkpointer
 from cnf.training.data import BatchSampler, Rows, training_rows
@@ -26,7 +25,7 @@ from cnf.training.progress import TrainingBudget
 from cnf.training.recipes import Recipe, choose_recipe
 from cnf.training.run import Run
 from cnf.training.schedule import Stage, stages
-from cnf.utils.distributed import local_slice, mean, rank, world_size
+from cnf.utils.distributed import local_slice, mean, world_size
 from cnf.utils.random import seeded
 from cnf.utils.serialization import add_prefix, strip_prefix
 from cnf.utils.threads import Threads, check_threads
@@ -138,21 +137,9 @@ def fit(
         checkpointer,
         threads,
     )
-    run.train(callbacks, seed)
+    run.run(callbacks, seed)
     flow.load_state_dict(run.finish())
-    progress = run.progress
-    arrays = {
-        name: np.array([getattr(record, name) for record in progress.records], dtype=dtype)
-        for name, dtype in Record.__annotations__.items()
-    }
-    return History(
-        **arrays,
-        best_step=progress.best_step,
-        steps=progress.step,
-        duration=progress.seconds,
-        skipped=progress.skipped,
-        reason=progress.reason,
-    )
+    return History.of(run.progress)
 
 
 def mean_nll(flow: Flow, rows: Rows) -> float:
@@ -179,8 +166,9 @@ def _fit_scaling(flow: Flow, rows: Rows) -> None:
     """Fit the scalings of the context, and those between the data and the first field."""
     if rows.weight is None and len(rows) > MAX_SCALING_ROWS:
         rows = rows[torch.randint(len(rows), (MAX_SCALING_ROWS,)).to(rows.x.device)]
-    if flow.context is not None and rows.context is not None and not flow.context.fitted:
-        flow.context.fit(rows.context, rows.weight)
+    scaling = flow.context
+    if isinstance(scaling, Standardize) and rows.context is not None and not scaling.fitted:
+        scaling.fit(rows.context, rows.weight)
     x = rows.x
     for layer in reversed(flow.layers):
         if isinstance(layer, FieldLayer):
@@ -234,17 +222,6 @@ class FlowRun(Run[Record, Event]):
         shares = [stage.share for stage in plan]
         options = (held_out.x, checkpointer, threads, not _is_compiled(learner.flow))
         super().__init__(budget, validations, shares, patience, *options)
-
-    def train(self, callbacks: Sequence[Callback], seed: int) -> None:
-        """Resume the run, or begin it, and take its steps; Ctrl-C ends it cleanly."""
-        with seeded(seed + rank(), self.like.device):
-            self.resume()
-            try:
-                self.loop(callbacks)
-            except KeyboardInterrupt:
-                if world_size() > 1:  # a process may wait for another, which has ended
-                    raise
-                self.progress.reason = "interrupted"
 
     @property
     def stage(self) -> Stage:

@@ -35,10 +35,16 @@ class Optimizer:
     """AdamW, with decoupled weight decay and gradients clipped to a norm."""
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], weight_decay: float, max_grad_norm: float
+        self,
+        parameters: Sequence[nn.Parameter],
+        weight_decay: float,
+        max_grad_norm: float,
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         self.parameters, self.max_grad_norm = parameters, max_grad_norm
-        self.adamw = torch.optim.AdamW(parameters, lr=0.0, weight_decay=weight_decay, fused=True)
+        self.adamw = torch.optim.AdamW(
+            parameters, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True
+        )
 
     def step(self, loss: Callable[[], StepLoss], rate: float) -> OptimizerStep:
         """Take a step of a learning rate, skipped where the loss, a solve or the gradient fails."""

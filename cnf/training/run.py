@@ -13,7 +13,8 @@ from torch import Tensor
 from cnf.training.checkpoint import Checkpointer, TrainingState, generators, restore_generators
 from cnf.training.optimizer import OptimizerStep
 from cnf.training.progress import TrainingBudget, TrainingProgress
-from cnf.utils.distributed import mean, world_size
+from cnf.utils.distributed import mean, rank, world_size
+from cnf.utils.random import seeded
 from cnf.utils.serialization import add_prefix, strip_prefix
 from cnf.utils.threads import (
     ThreadChooser,
@@ -96,6 +97,17 @@ class Run(ABC, Generic[R, E]):
     def upgrade(self, found: TrainingState) -> TrainingState:
         """Return a state that an earlier version wrote in this version's format."""
         return found
+
+    def run(self, callbacks: Sequence[Callable[[E], None]], seed: int) -> None:
+        """Resume the run, or begin it, and take its steps; Ctrl-C ends it cleanly."""
+        with seeded(seed + rank(), self.like.device):
+            self.resume()
+            try:
+                self.loop(callbacks)
+            except KeyboardInterrupt:
+                if world_size() > 1:  # a process may wait for another, which has ended
+                    raise
+                self.progress.reason = "interrupted"
 
     def resume(self) -> None:
         """Resume from the state, if there is one; else write the first."""

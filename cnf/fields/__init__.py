@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cnf.fields.given_weights import GivenWeights
     from cnf.fields.hyper import Hyper
     from cnf.fields.low_rank import LowRank
+    from cnf.fields.masked import Masked
     from cnf.fields.residual import Residual
 else:  # imported on first use, so that the registries need no PyTorch
     __getattr__, __dir__ = lazy_package(
@@ -36,6 +37,7 @@ else:  # imported on first use, so that the registries need no PyTorch
             "given_weights": "GivenWeights",
             "hyper": "Hyper",
             "low_rank": "LowRank",
+            "masked": "Masked",
             "residual": "Residual",
         },
     )
@@ -52,6 +54,9 @@ FIELDS: "Registry[type[TracedField]]" = Registry(
     }
 )
 """The vector fields of a CNF layer."""
+
+WRAPPERS: "Registry[type[TracedField]]" = Registry({"masked": "cnf.fields.masked:Masked"})
+"""The fields made of another field, which they take as `field`."""
 
 ACTIVATIONS: "Registry[Activation]" = Registry(
     {
@@ -103,6 +108,8 @@ def make_field(
         >>> make_field("concat_squash", dim=2).dim
         2
     """
+    if name in WRAPPERS:
+        return WRAPPERS[name](**arguments)
     if name not in FIELDS:
         raise ValueError(f"Expected a field among {', '.join(FIELDS)}; got {name!r}")
     known = field_arguments(name)
@@ -120,6 +127,7 @@ __all__ = [
     "ACTIVATIONS",
     "DIVERGENCES",
     "FIELDS",
+    "WRAPPERS",
     "Activation",
     "Blend",
     "Concat",
@@ -130,6 +138,7 @@ __all__ = [
     "Hyper",
     "Ignore",
     "LowRank",
+    "Masked",
     "ModuleField",
     "Residual",
     "Squash",

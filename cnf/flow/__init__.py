@@ -6,6 +6,7 @@ from cnf.utils.lazy import lazy_package
 
 if TYPE_CHECKING:
     from cnf.flow.build import ffjord
+    from cnf.flow.codes import code_flow
     from cnf.flow.cylinder import Cylinder
     from cnf.flow.distribution import FlowDistribution
     from cnf.flow.flow import Flow
@@ -16,6 +17,7 @@ else:  # imported on first use, with PyTorch
         __name__,
         {
             "build": "ffjord",
+            "codes": "code_flow",
             "cylinder": "Cylinder",
             "distribution": "FlowDistribution",
             "flow": "Flow",
@@ -24,4 +26,4 @@ else:  # imported on first use, with PyTorch
         },
     )
 
-__all__ = ["Cylinder", "Flow", "FlowDistribution", "FlowTransform", "Scores", "ffjord"]
+__all__ = ["Cylinder", "Flow", "FlowDistribution", "FlowTransform", "Scores", "code_flow", "ffjord"]

@@ -23,6 +23,7 @@ from cnf.flow.scores import RowLogProbs, Scores, base_log_prob, score_rows
 from cnf.flow.support import reach
 from cnf.flow.transform import FlowTransform
 from cnf.layers import CNF, FieldLayer, Layer, Standardize, Steps, TransformResult
+from cnf.layers.context import ContextEncoder
 from cnf.layers.layer import larger
 from cnf.layers.steps import Direction, check_steps
 from cnf.layers.training_solver import TRAINING_SOLVER
@@ -39,7 +40,8 @@ class Flow(nn.Module):
     Args:
         base: Any `torch.distributions` object over vectors (event shape (dim,)), not batched.
         layers: Invertible layers, the one next to the data last.
-        context: Standardises the context on its way to the layers; they get it as it is when None.
+        context: Standardises or encodes the context on its way to the layers; they get it as it is
+            when None.
 
     Raises:
         ValueError: The base is not a single distribution over vectors, or a layer disagrees with it
@@ -64,7 +66,10 @@ class Flow(nn.Module):
     """
 
     def __init__(
-        self, base: Distribution, layers: Iterable[Layer], context: Standardize | None = None
+        self,
+        base: Distribution,
+        layers: Iterable[Layer],
+        context: Standardize | ContextEncoder | None = None,
     ) -> None:
         super().__init__()
         if len(base.event_shape) != 1 or base.batch_shape:
@@ -178,7 +183,7 @@ class Flow(nn.Module):
         if context is not None:
             batch = context.shape[:-1]
             rows = self.standardized(per_row(cast_tensor(like, "context", context), batch))
-            context = None if rows is None else rows.reshape(context.shape)
+            context = None if rows is None else rows.reshape(*batch, rows.shape[1])
         return reach(self.base, self.layers, context, like.dtype)
 
     @property
@@ -567,7 +572,10 @@ class Flow(nn.Module):
                 f"Expected a context of shape (rows, {self.context.dim}); got "
                 f"{tuple(context.shape)}"
             )
-        return self.context.pull(context).value
+        if isinstance(self.context, Standardize):
+            return self.context.pull(context).value
+        encoded: Tensor = self.context(context)
+        return encoded
 
     def _draw(
         self,

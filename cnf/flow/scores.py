@@ -181,18 +181,33 @@ def _estimate(
     if not flow.noisy:
         return _estimate_once(flow, x, context, options)
     draws = [_estimate_once(flow, x, context, options) for _ in range(options.probes)]
-    log_probs = torch.stack([log_prob for log_prob, *_ in draws])
-    most = log_probs.amax(0).clamp(min=torch.finfo(log_probs.dtype).min)
-    masses = (log_probs - most).exp()
-    mean = masses.mean(0)
-    variance = masses.var(0) / mean.square() / len(draws)  # of a logarithm, by its slope
-    variance = variance.masked_fill(mean == 0, 0.0)
+    log_prob, variance = mean_mass(torch.stack([each for each, *_ in draws]))
     variance = variance + torch.stack([each for _, each, *_ in draws]).mean(0) / len(draws)
     status, stats = draws[0][2], Stats()
     for _, _, each, cost in draws:
         status = np.where(status == Status.FINISHED, each, status)
         stats = stats + cost
-    return most + mean.log(), variance, status, stats
+    return log_prob, variance, status, stats
+
+
+def mean_mass(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log of the mean mass of rows over draws of noise, and the variance of that log.
+
+    The variance is that of the mean mass over its square, by the logarithm's slope; NaN of a single
+    draw.
+
+    Shapes: (draws, rows) → (rows,), (rows,).
+
+    Example:
+        >>> log_mean, variance = mean_mass(torch.tensor([[1.0], [3.0]]).log())
+        >>> round(log_mean.exp().item(), 4), round(variance.item(), 4)
+        (2.0, 0.25)
+    """
+    most = log_probs.amax(0).clamp(min=torch.finfo(log_probs.dtype).min)
+    masses = (log_probs - most).exp()
+    mean = masses.mean(0)
+    variance = masses.var(0) / mean.square() / len(log_probs)
+    return most + mean.log(), variance.masked_fill(mean == 0, 0.0)
 
 
 @torch.no_grad()

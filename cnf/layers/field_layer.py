@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cnf.fields import FIELDS, TracedField, VectorField, as_field, make_field
+from cnf.fields import FIELDS, WRAPPERS, TracedField, VectorField, as_field, make_field
 from cnf.layers.layer import Layer
 from cnf.utils.memory import hold_freed_memory
 from cnf.utils.registry import name_of
@@ -55,7 +55,8 @@ class FieldLayer(Layer):
 
     def field_config(self) -> dict[str, Any]:
         """Return the configuration of the field, ready for JSON."""
-        name = name_of(type(self.field), FIELDS, "cnf.fields.FIELDS")
+        registry = WRAPPERS if type(self.field) in WRAPPERS.values() else FIELDS
+        name = name_of(type(self.field), registry, "cnf.fields.FIELDS")
         assert isinstance(self.field, TracedField)
         return {"name": name, **self.field.config()}
 

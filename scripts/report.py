@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnf.datasets import check_writable
+from cnf.datasets import Table, check_writable
+from cnf.diagnostics.similarity import MAX_LISTED_PAIRS, Similarity, similarity
 from cnf.diagnostics.two_sample import two_sample_test
 from cnf.plotting import png
 from cnf.plotting.comparison import (
@@ -23,6 +24,8 @@ from cnf.plotting.comparison import (
     log_prob_figure,
     marginals_figure,
 )
+from cnf.plotting.shares import pair_shares_figure
+from cnf.scripts.data import known_toy
 from cnf.scripts.rows import Array, ContextRows
 from cnf.scripts.trained import TrainedModel
 from cnf.tables.schema import Schema
@@ -34,6 +37,8 @@ MIN_SAMPLES = 2_000  # for precise shares of samples, even with few rows
 MAX_SAMPLES = 10_000
 MIN_CLASSIFIER_ROWS = 50  # of data and of samples: each leaf of the classifier holds 20 rows
 MAX_CLASSIFIER_ROWS = 5_000
+MAX_DETECTION_ROWS = 30_000  # of training, and of draws, which take a minute or two
+DRAWN_PAIRS = 4  # of those that differ most
 LOWEST_ROWS_SHOWN = 10
 REPORT_DPI = 144
 PIXELS_PER_INCH = 96  # of a browser
@@ -122,6 +127,7 @@ def write_report(
         f"<title>{title}</title>\n<style>{PAGE_STYLE}</style>\n</head>\n<body>",
         f"<h1>{title}</h1>",
         _header(compared, trained.folder, data, numbers),
+        *([] if known_toy(trained.source) else [_detection(trained)]),
         *(part(compared) for part in (_marginals, _correlations, _log_prob, _two_sample)),
         "</body>\n</html>\n",
     ]
@@ -142,15 +148,84 @@ def _header(compared: SampleComparison, model: Path, data: str, numbers: Sequenc
     return f"<dl>{''.join(listed)}</dl>\n<pre>{escape(chr(10).join(numbers))}</pre>"
 
 
+def _detection(trained: TrainedModel) -> str:
+    """Return the section on draws against training rows, or on why there is none."""
+    title = "Detection"
+    try:
+        data = trained.data()
+    except (OSError, ValueError) as error:
+        return _section(title, f"The training rows cannot be read. {escape(str(error))}")
+    order = np.random.default_rng(REPORT_SEED).permutation(len(data.train))
+    # Draws at the contexts of the rows would give away a row's label by that of its partner.
+    halves = 2 if trained.context_columns else 1
+    count = min(len(order) // halves, MAX_DETECTION_ROWS)
+    if count < MIN_CLASSIFIER_ROWS:
+        return _section(title, f"There are too few training rows: {len(order)}.")
+    context = data.train.context[order[len(order) - count :]]
+    chosen = order[:count]
+    training = ContextRows(data.train.x[chosen], data.train.context[chosen])
+    draws = ContextRows(trained.sample(context, REPORT_SEED), context)
+    real, held_out, drawn = (_joined_table(trained, each) for each in (training, data.test, draws))
+    found = similarity(real, held_out, drawn, REPORT_SEED)
+    parts = _detection_parts(found, count, len(data.train))
+    if pairs := [(pair.a, pair.b) for pair in found.pairs[:DRAWN_PAIRS]]:
+        figure = pair_shares_figure(real, drawn, pairs)
+        parts.append(_image(figure, "joint shares of pairs of columns, data against samples"))
+    return _section(title, *parts)
+
+
+def _joined_table(trained: TrainedModel, rows: ContextRows) -> Table:
+    """Return the context and the columns that vary, in the units of the training's table."""
+    schema, varying = trained.schema.without(trained.schema.constant)
+    table = schema.table(rows.x[:, varying])
+    values = np.hstack([rows.context, table.values])
+    return replace(table, values=values, columns=(*trained.context_columns, *table.columns))
+
+
+def _detection_parts(found: Similarity, rows: int, training: int) -> list[str]:
+    detection = found.detection
+    worst = ", ".join(f"{escape(name)} {error:.4f}" for name, error in found.worst_shapes)
+    pairs = [
+        [f"{pair.a} & {pair.b}", f"{pair.error:.4f}", f"{pair.chance:.4f}"]
+        for pair in found.pairs[:MAX_LISTED_PAIRS]
+    ]
+    table = pd.DataFrame(pairs, columns=["pair", "difference", "by chance"])
+    return [
+        f"<strong>Detection score {detection.score:.3f}</strong> (AUC {detection.auc:.3f}) of "
+        f"{detection.detector}'s boosted trees, which tell samples from training rows: "
+        f"{rows} of the {training} training rows and as many samples. 1 means that they cannot be "
+        "told apart, 0 that every sample is recognised. The score falls as the number of rows "
+        "grows, and a copy of the training rows scores best: it selects no model.",
+        f"{found.nearer_to_training:.3f} of the samples are nearer to a training row than to a "
+        "held-out one. 0.5 is right, and more suggests that training rows are copied.",
+        f"The columns' distributions differ by {found.mean_shape:.4f} in the mean "
+        "(Kolmogorov-Smirnov distance of numbers of more than 20 values, else total variation), "
+        f"the most in: {worst}.",
+        *(
+            [
+                "The pairs of columns whose joint shares differ most beyond chance, by total "
+                "variation, with numbers cut at their deciles:",
+                f'<div class="wide">{table.to_html(index=False, border=0)}</div>',
+            ]
+            if pairs
+            else []
+        ),
+    ]
+
+
 def _marginals(compared: SampleComparison) -> str:
     schema = compared.schema
-    rows, samples = (schema.table(each.x).values for each in (compared.rows, compared.samples))
-    figure = marginals_figure(rows, samples, schema.names, MAX_MARGINAL_PANELS)
+    tables = [schema.table(each.x) for each in (compared.rows, compared.samples)]
+    rows, samples = (table.values for table in tables)
+    figure = marginals_figure(
+        rows, samples, schema.names, MAX_MARGINAL_PANELS, categories=tables[0].categories
+    )
     left_out = len(compared.schema.names) - MAX_MARGINAL_PANELS
     return _section(
         "Marginal distributions",
         "The share of the rows, and of the samples, in each bin. A column of a few whole numbers "
-        "has a bar for each, and its samples are rounded.",
+        "has a bar for each, and its samples are rounded; so has each of the most frequent "
+        "categories.",
         f"The first {MAX_MARGINAL_PANELS} columns are shown; {left_out} are left out."
         if left_out > 0
         else "",
@@ -159,10 +234,19 @@ def _marginals(compared: SampleComparison) -> str:
 
 
 def _correlations(compared: SampleComparison) -> str:
-    title, names = "Correlations", compared.names()
-    if len(names) == 1:
-        return _section(title, "There is only one column, so there are no correlations.")
-    data, samples = (correlations(rows.joined()) for rows in (compared.rows, compared.samples))
+    title, schema = "Correlations", compared.schema
+    ordered = [i for i, column in enumerate(schema.columns) if not column.of_kind.coded]
+    names = (*compared.context_columns, *(schema.names[i] for i in ordered))
+    if len(names) < 2:
+        return _section(
+            title,
+            f"There is {'only one column' if names else 'no column'} of numbers, so there are no "
+            "correlations.",
+        )
+    data, samples = (
+        correlations(np.hstack([rows.context, rows.x[:, ordered]]))
+        for rows in (compared.rows, compared.samples)
+    )
     figure = correlations_figure(data, samples, names)
     return _section(
         title,

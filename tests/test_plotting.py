@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 
 import cnf
 from cnf import plotting
-from cnf.datasets import CONDITIONAL_TOYS, TOYS
+from cnf.datasets import CONDITIONAL_TOYS, TOYS, Table
 from cnf.plotting import DATA_COLOR, DENSITY_MAP, MODEL_COLOR, TIME_MAP, comparison
 from cnf.plotting.panels import draw_shades, grid_size, smooth_histogram
 from cnf.plotting.scatter import highest_density_level
+from cnf.plotting.shares import cells_of, pair_shares_figure
 from cnf.plotting.style import DARK_INK, DARK_PAGE
 
 BOUNDS = ((-4.0, 4.0), (-2.0, 6.0))
@@ -298,6 +299,36 @@ def test_there_is_a_panel_for_each_column_up_to_the_most(columns, shown):
     titles = [ax.get_title() for ax in figure.get_axes() if ax.get_title()]
     assert titles == [name[:29] + "…" for name in names[:shown]]
     assert texts(figure.legends[0].get_texts()) == ["data", "flow"]
+
+
+def test_pairs_are_maps_of_shares_with_named_cells():
+    colours = {"categories": {"c": ("red", "blue", "grey")}}
+    data = Table("t", np.array([[0.0, 1], [1, 1], [1, 1], [2, 0]]), ("x", "c"), **colours)
+    samples = Table("t", np.array([[0.0, 1], [3, 2]]), ("x", "c"), **colours)
+    figure = pair_shares_figure(data, samples, [("x", "c")])
+    of_data, of_samples, _ = figure.get_axes()
+    assert texts(of_data.get_xticklabels()) == ["0", "1", "2", "other"]
+    assert texts(of_data.get_yticklabels()) == ["blue", "red", "other"]
+    expected = [[0.25, 0.5, 0, 0], [0, 0, 0.25, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(of_data.images[0].get_array(), expected)
+    found = of_samples.images[0].get_array()
+    assert (found[0, 0], found[2, 3], found.sum()) == (0.5, 0.5, 1.0)
+    labels, cells, _ = cells_of(*2 * [Table("t", np.arange(100.0)[:, None], ("x",))], "x")
+    assert labels[:2] == ["≤ 9.9", "≤ 19.8"]
+    assert np.bincount(cells).tolist() == [10] * 10
+
+
+def test_categories_are_bars_with_names_and_rare_ones_one_bar():
+    codes, names = np.repeat(np.arange(12.0), np.arange(1, 13)), [f"c{i}" for i in range(12)]
+    figure = comparison.marginals_figure(
+        codes[:, None], codes[:1, None], ["c"], categories={"c": names}
+    )
+    ax = figure.get_axes()[0]
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == [*names[:3:-1], "4 others"]
+    widths = [bar.get_width() for bar in ax.patches]
+    np.testing.assert_allclose(widths[:9], np.array([*range(12, 4, -1), 10]) / 78)
+    np.testing.assert_allclose(widths[9:], [0] * 8 + [1])
 
 
 def test_steps_are_the_shares_of_either_on_common_bins(ax):

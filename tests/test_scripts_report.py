@@ -10,6 +10,7 @@ from unittest import mock
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from children import both
@@ -24,14 +25,16 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 ODD = ("<b>&\"'", "$\\frac$", "</table>")
 ROWS = rows_of_table(400)
-HEADINGS = ["Marginal distributions", "Correlations", "Log-density", "Classifier two-sample test"]
+OF_ROWS = ["Marginal distributions", "Correlations", "Log-density", "Classifier two-sample test"]
+HEADINGS = ["Detection", *OF_ROWS]
 BLANK = ("meta", "img", "br")  # elements that have no end
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small():
     few = {"MIN_SAMPLES": 200, "MAX_SAMPLES": 500, "MAX_CLASSIFIER_ROWS": 150, "REPORT_DPI": 60}
-    with mock.patch.multiple(report, **few):
+    trees = mock.patch("cnf.diagnostics.similarity.TREES", 5)
+    with mock.patch.multiple(report, **few), trees:
         yield
 
 
@@ -60,7 +63,10 @@ class Page:
         assert opened == []
         self.images = [picture(source) for source in re.findall('src="(.*?)"', page)]
         self.headings = texts("h2", page)
-        self.table = [texts("t[dh]", row) for row in re.findall("<tr.*?</tr>", page, re.DOTALL)]
+        *self.pairs, self.table = (
+            [texts("t[dh]", row) for row in re.findall("<tr.*?</tr>", table, re.DOTALL)]
+            for table in page.split("<table")[1:]
+        )
         self.text = " ".join(plain(page).split())
 
 
@@ -109,7 +115,7 @@ def test_page_says_what_evaluate_says_and_lies_in_the_folder(folder, monkeypatch
     numbers = evaluation(folder, "--report")
     page, rows = Page(folder / "report.html"), rows_of_table()
     assert np.array_equal(calls.call_args.args[0], rows[split(len(rows), seed=0).test])
-    assert (page.headings, len(page.images)) == (HEADINGS, 3)
+    assert (page.headings, len(page.images)) == (HEADINGS, 4)
     assert all(image[..., :3].min() < 0.5 for image in page.images)
     for text in (
         *(f"{numbers[name]:.4f}" for name in ("nll", "stderr", "gaussian_nll", "bits_per_dim")),
@@ -129,6 +135,7 @@ def test_page_of_a_toy_has_the_truth(moons, tmp_path, monkeypatch):
     page = Page(folder / "report.html")
     assert f"KL {numbers['kl']:.4f} ± {numbers['kl_stderr']:.4f}" in page.text
     assert f"true entropy {numbers['entropy']:.4f}" in page.text
+    assert page.headings == OF_ROWS
 
 
 def test_lowest_rows_are_named(whole, folder, data, tmp_path):
@@ -208,6 +215,25 @@ def test_one_column_has_nothing_to_correlate(tmp_path):
     assert all(text in page.text for text in ("There is only one column", "Accuracy"))
 
 
+def test_categories_are_drawn_by_name_and_compared_without_correlations(tmp_path, monkeypatch):
+    calls = spies(monkeypatch, "marginals_figure", "similarity")
+    colours = np.array(["red", "green", "blue"])[np.arange(200) % 3]
+    frame = pd.DataFrame({"colour": colours, "height": ROWS[:200, 0]})
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    done("train", tmp_path / "rows.csv", "--out", tmp_path / "out", *SMALL)
+    page = page_of(tmp_path / "out", "--data", tmp_path / "rows.csv")
+    marginals, measured = (each.call_args for each in calls)
+    assert marginals.kwargs["categories"] == {"colour": ("blue", "green", "red")}
+    training, held_out, draws = (table.values for table in measured.args[:3])
+    assert (len(training), len(held_out), len(draws)) == (160, 20, 160)
+    assert {*training[:, 1]} <= {*ROWS[:200, 0]}
+    assert "160 of the 160 training rows and as many samples" in page.text
+    assert "only one column of numbers" in page.text
+    (tmp_path / "rows.csv").rename(tmp_path / "moved.csv")
+    page = page_of(tmp_path / "out", "--data", tmp_path / "moved.csv")
+    assert "The training rows cannot be read." in page.text
+
+
 def test_odd_names_are_shown_as_they_are_and_many_columns_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MAX_MARGINAL_PANELS", 1)
     folder = tmp_path / "<i>&out"
@@ -215,6 +241,7 @@ def test_odd_names_are_shown_as_they_are_and_many_columns_left_out(tmp_path, mon
     done("train", data, "--context", ODD[1], "--out", folder, *SMALL)
     page = page_of(folder, "--data", data)
     assert page.table[0][3:] == [ODD[1], ODD[0], ODD[2]]
+    assert all(name in " ".join(line[0] for line in page.pairs[0]) for name in (ODD[0], ODD[2]))
     assert "<i>&out" in page.text
     assert "The first 1 columns are shown; 1 are left out." in page.text
     assert sum(name in page.text.partition("between")[2] for name in ODD) >= 2

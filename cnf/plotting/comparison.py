@@ -1,6 +1,6 @@
 """Comparisons of data with a flow's samples: marginals, correlations, log-densities."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +13,7 @@ from cnf.plotting.style import DATA_COLOR, MODEL_COLOR
 
 MAX_MARGINAL_PANELS = 64
 PANELS_PER_ROW = 4
+MAX_NAMED_BARS = 8  # categories that are drawn, the most frequent; the others are one bar
 MAX_BARS = 20  # whole numbers that are drawn as bars; more are binned
 TAIL_SHARE = 0.002  # share of the values on each side that does not widen a histogram
 RELATIVE_ROUNDING = float(np.finfo(np.float32).eps)  # samples are float32
@@ -22,13 +23,19 @@ MIN_DIFFERENCE_SCALE = 0.1  # range of the colours of differences, so that small
 
 
 def marginals_figure(
-    data: Array, samples: Array, columns: Sequence[str], most: int = MAX_MARGINAL_PANELS
+    data: Array,
+    samples: Array,
+    columns: Sequence[str],
+    most: int = MAX_MARGINAL_PANELS,
+    categories: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
     """Draw histograms of the first columns of data (n, columns) and samples (m, columns).
 
     They have common bins. A column of at most twenty whole numbers is drawn as bars; its samples
-    are rounded.
+    are rounded. The codes of a column with `categories` are drawn as bars with their names, the
+    most frequent first.
     """
+    categories = categories or {}
     shown = min(most, len(columns))
     across = min(PANELS_PER_ROW, shown)
     down = -(-shown // across)
@@ -36,7 +43,10 @@ def marginals_figure(
     figure = Figure(figsize=(max(4.0, 2.7 * across), 1.8 * down + 0.4), layout=spaced)
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for i, ax in enumerate(panels[:shown]):
-        draw_marginal(ax, data[:, i], samples[:, i])
+        if columns[i] in categories:
+            draw_categories(ax, data[:, i], samples[:, i], categories[columns[i]])
+        else:
+            draw_marginal(ax, data[:, i], samples[:, i])
         # A $ in a name starts no formula.
         ax.set_title(short_name(columns[i], 30), fontsize=9, parse_math=False)
     for ax in panels[shown:]:
@@ -59,6 +69,34 @@ def draw_marginal(ax: Axes, data: Array, samples: Array) -> Axes:
     ax.set(yticks=[], ylim=(0, None))
     ax.tick_params(labelsize=8)
     ax.xaxis.get_offset_text().set_fontsize(8)
+    return ax
+
+
+def draw_categories(ax: Axes, data: Array, samples: Array, names: Sequence[str]) -> Axes:
+    """Draw the shares of codes of categories in data (n,) and samples (m,) as bars side by side.
+
+    At most eight are named, the most frequent in the data first; the others are one bar.
+    """
+    shares = np.stack(
+        [(each[:, None] == np.arange(len(names))).mean(0) for each in (data, samples)]
+    )
+    order = np.argsort(-shares[0], kind="stable")
+    shares, labels = shares[:, order], [short_name(names[i], 14) for i in order]
+    if len(labels) > MAX_NAMED_BARS + 1:
+        rest = shares[:, MAX_NAMED_BARS:].sum(1, keepdims=True)
+        shares = np.hstack([shares[:, :MAX_NAMED_BARS], rest])
+        labels = [*labels[:MAX_NAMED_BARS], f"{len(names) - MAX_NAMED_BARS} others"]
+    places = np.arange(len(labels))
+    for share, color, label, shift in (
+        (shares[0], DATA_COLOR, "data", -0.2),
+        (shares[1], MODEL_COLOR, "flow", 0.2),
+    ):
+        ax.barh(places + shift, share, 0.4, color=color, label=label)
+    ax.set_yticks(places, labels, parse_math=False)
+    ax.invert_yaxis()
+    ax.set_xlim(0, None)
+    ax.tick_params(labelsize=7)
+    ax.xaxis.set_major_locator(MaxNLocator(3))
     return ax
 
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self
 
 import safetensors
 import safetensors.torch
@@ -23,13 +23,16 @@ from torch import Tensor
 from cnf.flow import Flow
 from cnf.flow.base_config import describe, rebuild
 from cnf.layers import LAYERS, Layer, Standardize
+from cnf.layers.context import CONTEXTS, ContextEncoder
 from cnf.utils.random import seeded
-from cnf.utils.serialization import read_file, write_atomic
+from cnf.utils.registry import Registry, name_of
+from cnf.utils.serialization import add_prefix, read_file, strip_prefix, write_atomic
 from cnf.utils.sharing import restore_sharing, shared_parts
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+PART_PREFIX = "flow."  # of the tensors of a flow that is a part of another model
 CHECKSUM = "seal"  # the entry of config.json with the SHA-256 of all others
 FLOW_ENTRIES = ("dtype", "base", "layers", "metadata")  # required in a flow's configuration
 SIZE_ARGUMENTS = {
@@ -42,11 +45,44 @@ BUILD_ERRORS = (AttributeError, RuntimeError, TypeError, ValueError)  # of wrong
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Save a flow to a folder, which is created where it is missing.
+class StorableModel(Protocol):
+    """A model of another kind than a flow, which is entered in `MODELS`."""
+
+    kind: ClassVar[str]
+    """The name in `MODELS`."""
+    flow: Flow | None
+    """The flow that is a part of it, saved with it."""
+
+    def config(self) -> dict[str, Any]:
+        """Return the configuration of the rest, ready for JSON."""
+        ...
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], flow: Flow | None) -> Self:
+        """Return a model of a configuration, whose weights are loaded afterwards."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights, as `torch.nn.Module` does."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Any:
+        """Load the weights, as `torch.nn.Module` does."""
+        ...
+
+
+MODELS: Registry[type[StorableModel]] = Registry({"rows": "cnf.tables.row_model:RowModel"})
+"""The kinds of models that can be saved besides flows."""
+
+
+def save(
+    flow: Flow | StorableModel, folder: str | Path, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Save a flow, or another model, to a folder, which is created where it is missing.
 
     Args:
-        flow: A flow whose fields, layers and base can be rebuilt from their configuration.
+        flow: A flow whose fields, layers and base can be rebuilt from their configuration, or a
+            model of another kind in `MODELS`.
         folder: The folder to write to.
         metadata: Further entries to store, ready for JSON; `load_config(folder)["metadata"]`.
 
@@ -63,16 +99,31 @@ def save(flow: Flow, folder: str | Path, metadata: Mapping[str, Any] | None = No
         ...     torch.equal(load(folder).log_prob(x), flow.log_prob(x))
         True
     """
+    entries = {"metadata": dict(metadata or {})}
+    if isinstance(flow, Flow):
+        tensors, config = _flow_parts(flow)
+    else:
+        tensors, within = {}, None
+        if flow.flow is not None:
+            parts, within = _flow_parts(flow.flow)
+            tensors = add_prefix("flow", parts)
+        config = {"kind": flow.kind, **flow.config(), "flow": within}
+        own = flow.state_dict().items()
+        tensors |= {name: each for name, each in own if not name.startswith(PART_PREFIX)}
+    write_model(folder, tensors, {**config, **entries})
+
+
+def _flow_parts(flow: Flow) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a flow's tensors and configuration."""
     base, base_tensors = describe(flow.base, "base")
     config = {
         "dtype": str(flow.like.dtype).removeprefix("torch."),
         "base": base,
         "layers": [{"name": layer.name, **layer.config()} for layer in flow.layers],
-        "context": None if flow.context is None else flow.context.config(),
+        "context": _context_config(flow.context),
         "shared": shared_parts(flow),
-        "metadata": dict(metadata or {}),
     }
-    write_model(folder, {**flow.state_dict(), **base_tensors}, config)
+    return {**flow.state_dict(), **base_tensors}, config
 
 
 def write_model(
@@ -133,27 +184,51 @@ def read_model(folder: str | Path, required: Collection[str]) -> tuple[dict[str,
     return config, weights
 
 
-def load(folder: str | Path) -> Flow:
-    """Load the flow that `save` wrote to a folder, bit for bit, on the CPU.
+def load(folder: str | Path) -> Flow | StorableModel:
+    """Load the flow, or the other model, that `save` wrote to a folder, bit for bit, on the CPU.
 
     Raises:
         ValueError: The folder holds no model, or one that is damaged, of another program or of a
             newer version; the message says which.
     """
+    config, weights = read_model(folder, ("metadata",))
+    if "kind" not in config:
+        return load_flow(folder)
+    with reporting_load_errors("a model", folder):
+        tensors, flow = safetensors.torch.load(weights), None
+        if config["flow"] is not None:
+            flow = _built_flow(config["flow"], strip_prefix("flow", tensors), len(weights))
+        with seeded(0):  # initial weights are replaced
+            model = MODELS[config["kind"]].of(config, flow)
+        within = {} if flow is None else add_prefix("flow", flow.state_dict())
+        own = {name: each for name, each in tensors.items() if not name.startswith(PART_PREFIX)}
+        model.load_state_dict({**own, **within})
+    return model
+
+
+def load_flow(folder: str | Path) -> Flow:
+    """Load a flow as `load` does.
+
+    Raises:
+        ValueError: As `load`, or the folder holds a model of another kind.
+    """
     config, weights = read_model(folder, FLOW_ENTRIES)
     with reporting_load_errors("a model", folder):
-        _check_sizes(config["layers"], len(weights))
-        tensors = safetensors.torch.load(weights)
-        base = rebuild(config["base"], "base", tensors)
-        with seeded(0):  # initial weights are replaced
-            layers = [_build_layer(layer) for layer in config["layers"]]
-        context = config.get("context")
-        flow = Flow(base, layers, None if context is None else Standardize(**context))
-        flow = flow.to(DTYPES[config["dtype"]])
-        restore_sharing(flow, config.get("shared", {}))
-        flow.load_state_dict(
-            {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
-        )
+        return _built_flow(config, safetensors.torch.load(weights), len(weights))
+
+
+def _built_flow(config: Mapping[str, Any], tensors: dict[str, Tensor], limit: int) -> Flow:
+    """Build a flow of its configuration and tensors, whose file has so many bytes."""
+    _check_sizes(config["layers"], limit)
+    base = rebuild(config["base"], "base", tensors)
+    with seeded(0):  # initial weights are replaced
+        layers = [_build_layer(layer) for layer in config["layers"]]
+    flow = Flow(base, layers, _build_context(config.get("context")))
+    flow = flow.to(DTYPES[config["dtype"]])
+    restore_sharing(flow, config.get("shared", {}))
+    flow.load_state_dict(
+        {name: tensor for name, tensor in tensors.items() if not name.startswith("base.")}
+    )
     return flow
 
 
@@ -225,6 +300,22 @@ def load_config(folder: str | Path, required: Collection[str] = FLOW_ENTRIES) ->
             stacklevel=2,
         )
     return checked
+
+
+def _context_config(context: Standardize | ContextEncoder | None) -> dict[str, Any] | None:
+    """Return the configuration of a flow's context; an encoder's has its name in `CONTEXTS`."""
+    if isinstance(context, ContextEncoder):
+        name = name_of(type(context), CONTEXTS, "cnf.layers.context.CONTEXTS")
+        return {"name": name, **context.config()}
+    return None if context is None else context.config()
+
+
+def _build_context(config: Mapping[str, Any] | None) -> Standardize | ContextEncoder | None:
+    """Build a flow's context from its configuration, a standardisation where it has no name."""
+    if config is None or "name" not in config:
+        return None if config is None else Standardize(**config)
+    entries = dict(config)
+    return CONTEXTS[entries.pop("name")](**entries)
 
 
 def _build_layer(config: Mapping[str, Any]) -> Layer:

@@ -29,7 +29,7 @@ from cnf.scripts.data import (
 )
 from cnf.scripts.gaussian import GaussianBaseline
 from cnf.scripts.rows import Array, ContextRows, context_tensor, no_context
-from cnf.storage import load, load_config
+from cnf.storage import load_config, load_flow
 from cnf.tables.schema import Column, Schema
 from cnf.utils.distributed import gather, local_slice, rank
 from cnf.utils.random import seeded
@@ -68,7 +68,7 @@ class TrainedModel:
         Raises:
             ValueError: The folder holds no model that `train` wrote.
         """
-        metadata, flow = load_config(folder)["metadata"], load(folder)
+        metadata, flow = load_config(folder)["metadata"], load_flow(folder)
         layer = next((layer for layer in flow.layers if isinstance(layer, CNF)), None)
         if layer is not None:
             chosen = choose_divergence(divergence, as_field(layer.field), flow.base.event_shape[0])

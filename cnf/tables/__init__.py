@@ -7,10 +7,19 @@ from cnf.utils.lazy import lazy_package
 if TYPE_CHECKING:
     from cnf.tables.dates import date_parts
     from cnf.tables.estimators import CNFDensity
+    from cnf.tables.row_model import RowModel
+    from cnf.tables.row_training import RowHistory, fit_rows
     from cnf.tables.schema import Column, Schema
 else:
     __getattr__, __dir__ = lazy_package(
-        __name__, {"dates": "date_parts", "estimators": "CNFDensity", "schema": "Column Schema"}
+        __name__,
+        {
+            "dates": "date_parts",
+            "estimators": "CNFDensity",
+            "row_model": "RowModel",
+            "row_training": "RowHistory fit_rows",
+            "schema": "Column Schema",
+        },
     )
 
-__all__ = ["CNFDensity", "Column", "Schema", "date_parts"]
+__all__ = ["CNFDensity", "Column", "RowHistory", "RowModel", "Schema", "date_parts", "fit_rows"]

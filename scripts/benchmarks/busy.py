@@ -18,7 +18,7 @@ from cnf.scripts.benchmarks.measure import TableItem
 from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
 from cnf.scripts.benchmarks.toys import KL_ROWS, distance_of, fresh_rows, toy_recipe
 from cnf.scripts.trained import METRICS_FILE
-from cnf.storage import load
+from cnf.storage import load_flow
 from cnf.utils.serialization import read_file
 
 BUSY_COUNTS = (0, 1, 2)  # busy processes beside the training
@@ -62,7 +62,7 @@ def _train(budget: float, toy: str, busy: int) -> Row:
             why = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
             return dict.fromkeys(("KL", "stderr", "steps", "threads"), nan) | {"note": why}
         record = json.loads(read_file(out / METRICS_FILE).decode().splitlines()[-1])
-        far, _ = distance_of(load(out), toy, fresh_rows(toy, KL_ROWS, 0))
+        far, _ = distance_of(load_flow(out), toy, fresh_rows(toy, KL_ROWS, 0))
     ran = {"steps": record["step"], "threads": record.get("threads", "")}
     return {"KL": far.mean, "stderr": far.stderr, **ran, "note": ""}
 

@@ -27,7 +27,7 @@ from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
 from cnf.scripts.benchmarks.tables import prepare, standardized, uci_table
 from cnf.scripts.benchmarks.toys import fresh_rows, toy_recipe
 from cnf.scripts.data import open_data
-from cnf.storage import load, save
+from cnf.storage import load_flow, save
 from cnf.training.recipes import Recipe, choose_recipe
 from cnf.utils.random import seeded
 
@@ -108,7 +108,7 @@ def kept_flow(options: BenchmarkOptions, key: Row, train: Callable[[], Flow]) ->
     """Return the flow of a key, which is trained and saved unless it has been."""
     folder = options.results.model_folder(key)
     if folder is not None and (folder / "config.json").exists():
-        return load(folder)
+        return load_flow(folder)
     flow = train()
     if folder is not None:
         save(flow, folder, {"result": dict(key)})

@@ -24,7 +24,7 @@ from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
 from cnf.scripts.data import TOY_ROWS, open_data
 from cnf.scripts.figures import write_figure
 from cnf.scripts.rows import Array
-from cnf.storage import load, save
+from cnf.storage import load_flow, save
 from cnf.training import History, TrainingError
 from cnf.training.recipes import Recipe, choose_recipe
 
@@ -63,7 +63,7 @@ def fit_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
         row = fit_of(options, toy)
         yield {"toy": toy, **row}
         folder = options.results.model_folder(fit_key(options, toy))
-        flow = None if folder is None or isnan(row["KL"]) else load(folder)
+        flow = None if folder is None or isnan(row["KL"]) else load_flow(folder)
         flows[toy] = (flow, Average(row["KL"], row["stderr"]))
     yield f"evals: of a training solve; scoring: of a solve of {BENCHMARK_CHUNK_ROWS} rows"
     if options.out is not None:

@@ -1,0 +1,342 @@
+"""Training of a network of codes: half by any order, half by the order that it is sampled in."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import cos, inf, pi
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnf.tables.code_network import CodeNetwork
+from cnf.training.checkpoint import Checkpointer
+from cnf.training.data import BatchSampler, Rows
+from cnf.training.history import History, Record
+from cnf.training.numbers import check_numbers, document_numbers, number
+from cnf.training.optimizer import Optimizer, OptimizerStep, StepLoss
+from cnf.training.progress import TrainingBudget
+from cnf.training.run import Run
+from cnf.utils.distributed import local_slice, mean, parallel, world_size
+from cnf.utils.serialization import add_prefix, strip_prefix
+from cnf.utils.threads import Threads, check_threads
+
+OBJECTIVE = "code likelihood"
+
+
+@dataclass(frozen=True)
+class CodeRecipe:
+    """The numbers of training a network of codes."""
+
+    learning_rate: float = number(2e-3, "peak learning rate")
+    final_rate: float = number(0.02, "last learning rate over the peak", low=0)
+    warmup: float = number(0.01, "fraction of the run that warms up", high=1)
+    weight_decay: float = number(1e-3, "decoupled weight decay", low=0)
+    momentum: float = number(0.9, "AdamW's decay of the mean gradient", low=0, high=1)
+    square_decay: float = number(0.99, "AdamW's decay of the mean square", low=0, high=1)
+    max_grad_norm: float = number(5.0, "norm that gradients are clipped to")
+    batch_size: int = number(256, "rows for each step, of each process")
+    canonical: float = number(0.5, "share of rows in the order of the coordinates", low=0, high=1)
+    next_share: float = number(0.7, "share of the next coordinate in those rows' loss", low=0)
+    ema_decay: float = number(0.99, "decay of the averaged weights", low=0, high=1)
+    ema_steps: int = number(5, "steps between two averages", low=1)
+    validations: int = number(16, "number of validations", low=1)
+    validation_rows: int = number(2000, "rows for validation at most", low=1)
+    patience: int = number(6, "validations without improvement that end a run", low=1)
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
+    def rate(self, done: float) -> float:
+        """Return the learning rate: linear warm-up, then a cosine over the run.
+
+        Example:
+            >>> [round(CodeRecipe().rate(done), 6) for done in (0.005, 0.5, 1.0)]
+            [0.00102, 0.00102, 4e-05]
+        """
+        rise = min(1.0, done / self.warmup + 0.01)
+        fall = self.final_rate + (1 - self.final_rate) * 0.5 * (1 + cos(pi * min(1.0, done)))
+        return self.learning_rate * rise * fall
+
+
+document_numbers(CodeRecipe)
+
+
+@dataclass(frozen=True)
+class CodeEvent:
+    """One training step of a network of codes, as callbacks see it.
+
+    Attributes:
+        step: Steps taken, this one included.
+        seconds: Time since the loop's start.
+        progress: Fraction of the run that is done, 0 to 1.
+        loss: The step's loss, nan for a skipped step.
+        nfe: 0, since nothing is solved.
+        record: The validation that followed this step, None where none did.
+        records: All validations so far.
+        improved: Whether the last one is the best so far.
+        network: The network with averaged weights, which are validated and kept.
+    """
+
+    step: int
+    seconds: float
+    progress: float
+    loss: float
+    nfe: float
+    record: Record | None
+    records: Sequence[Record]
+    improved: bool
+    network: CodeNetwork
+
+
+Callback = Callable[[CodeEvent], None]
+
+
+def dropout_for(rows: int) -> float:
+    """Return the dropout of a network that is trained on so many rows.
+
+    Example:
+        >>> dropout_for(1000), dropout_for(10_000), dropout_for(30_000)
+        (0.4, 0.3, 0.2)
+    """
+    return 0.2 if rows >= 20_000 else 0.3 if rows >= 5_000 else 0.4
+
+
+def fit_codes(
+    network: CodeNetwork,
+    codes: Tensor,
+    *,
+    validation: Tensor,
+    weight: Tensor | None = None,
+    budget: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+    state: str | Path | None = None,
+    state_seconds: float = 30.0,
+    threads: Threads = "auto",
+    recipe: CodeRecipe | None = None,
+) -> History:
+    """Train a network of codes and leave it with its best averaged weights on validation.
+
+    A network that has not been started begins with the log-marginals of the codes. Validation is
+    the exact negative log-likelihood in the order of the coordinates.
+
+    Args:
+        network: The network, changed in place.
+        codes: Rows of codes (n, K) to train on.
+        validation: Rows of codes (m, K) for validation.
+        weight: Weights of the rows, at least 0, shape (n,), of which only the ratios matter; equal
+            when None.
+        budget: Seconds from this call to the loop's end; 60 where neither it nor steps is given.
+        steps: Number of steps; with a budget too, whichever is reached first ends the run.
+        seed: Seed of the order of the rows and of training's random numbers.
+        callbacks: Called after every step.
+        state: A file for the run's state, from which it resumes, bit for bit.
+        state_seconds: Seconds between two states.
+        threads: The number of PyTorch's threads, chosen as in `cnf.fit`.
+        recipe: The numbers of training.
+
+    Returns:
+        The run's history, whose validation NLL is in nats per row.
+
+    Raises:
+        ValueError: The codes do not fit the network, a number is out of range, or the state
+            belongs to another run.
+        TrainingError: Too many steps failed in a row, or no validation could be scored.
+
+    Example:
+        >>> network = CodeNetwork([2, 3], [2, 3], [None, None], hidden=8)
+        >>> codes = torch.randint(2, (300, 2))
+        >>> history = fit_codes(network, codes[:200], validation=codes[200:], steps=5)
+        >>> history.steps, history.reason
+        (5, 'steps')
+    """
+    length, begin = TrainingBudget.of(budget, steps), perf_counter()
+    threads, recipe = check_threads(threads), recipe or CodeRecipe()
+    train, held_out = _rows(network, codes, weight), _rows(network, validation, None)
+    if not network.bias.any():
+        network.start(train.x, train.weight)
+    checkpointer = None
+    if state is not None:
+        identity = _identity(network, recipe, length, seed, train, held_out)
+        checkpointer = Checkpointer(Path(state), state_seconds, identity)
+    generator = torch.Generator().manual_seed(seed)
+    (spent,) = mean([perf_counter() - begin], network.bias)
+    run = CodeRun(
+        network,
+        recipe,
+        length.without(spent),
+        BatchSampler(train, generator),
+        held_out.x[: recipe.validation_rows],
+        checkpointer,
+        threads,
+    )
+    run.run(callbacks, seed)
+    network.load_state_dict(run.finish())
+    return History.of(run.progress)
+
+
+def _rows(network: CodeNetwork, codes: Tensor, weight: Tensor | None) -> Rows:
+    """Return rows of codes on the network's device, without those of weight 0."""
+    if not len(codes):
+        raise ValueError("Expected at least one row of codes; got none: add rows")
+    device = network.bias.device
+    rows = Rows(codes.to(device), None, None if weight is None else weight.to(device))
+    network.check(rows.x)
+    if rows.weight is None:
+        return rows
+    positive = rows.weight > 0
+    valid = (positive | (rows.weight == 0)) & rows.weight.isfinite()
+    if rows.weight.shape != (len(codes),) or not valid.all() or not positive.any():
+        raise ValueError(
+            f"Expected weights of shape ({len(codes)},), finite, at least 0 and not all 0; "
+            f"got others of shape {tuple(rows.weight.shape)}"
+        )
+    return rows[positive]
+
+
+def _identity(
+    network: CodeNetwork,
+    recipe: CodeRecipe,
+    length: TrainingBudget,
+    seed: int,
+    train: Rows,
+    held_out: Rows,
+) -> dict[str, Any]:
+    """Return what a run may not change when it resumes, ready for JSON."""
+    found = {
+        **asdict(recipe),
+        **{name: None if value == inf else value for name, value in vars(length).items()},
+        "network": network.config(),
+        "seed": seed,
+        "number of processes": world_size(),
+        "kind of device": train.x.device.type,
+        "training rows": train.fingerprint(),
+        "validation rows": held_out.fingerprint(),
+    }
+    identity: dict[str, Any] = json.loads(json.dumps(found))
+    return identity
+
+
+def draw_visible(rows: int, network: CodeNetwork, recipe: CodeRecipe) -> tuple[Tensor, Tensor]:
+    """Draw which coordinates each row of a batch sees, and the weights of its other ones.
+
+    Rows see k of the A coordinates that are not given, k spread evenly from 0 to A − 1: the first
+    ones in the first rows, of the recipe's share, and a random subset in the others. A hidden
+    coordinate weighs A / (A − k), so that the expected sum is −log p(d) over random orders. In the
+    first rows these weights have the rest of the share of the next coordinate, which weighs A: its
+    expected sum is −log p(d) in the order of the coordinates.
+
+    Shapes: booleans (rows, K) and weights (rows, A), on the CPU.
+    """
+    asked = len(network.sizes) - network.given
+    prefixes = round(recipe.canonical * rows)
+    order = torch.rand(rows, asked).argsort(1)
+    order[:prefixes] = torch.arange(asked)
+    counts = torch.cat([_spread(prefixes, asked), _spread(rows - prefixes, asked)])[:, None]
+    weights = (order >= counts) * (asked / (asked - counts))
+    share = recipe.next_share
+    following = (order[:prefixes] == counts[:prefixes]) * float(asked)
+    weights[:prefixes] = share * following + (1 - share) * weights[:prefixes]
+    given = torch.ones(rows, network.given, dtype=torch.bool)
+    return torch.cat([given, order < counts], 1), weights
+
+
+def _spread(rows: int, count: int) -> Tensor:
+    """Draw whole numbers below `count`, one for each row, whose mean distribution is uniform."""
+    positions = (torch.arange(rows) + torch.rand(())) * (count / max(1, rows))
+    return positions.long() % count
+
+
+class CodeRun(Run[Record, CodeEvent]):
+    """A run of `fit_codes`: its network, the average of its weights, and its rows."""
+
+    record_type = Record
+
+    def __init__(
+        self,
+        network: CodeNetwork,
+        recipe: CodeRecipe,
+        budget: TrainingBudget,
+        sampler: BatchSampler,
+        held_out: Tensor,
+        checkpointer: Checkpointer | None,
+        threads: Threads,
+    ) -> None:
+        self.network, self.recipe, self.sampler = network, recipe, sampler
+        self.held_out = held_out
+        self.costs = parallel(network)
+        self.averaged = copy.deepcopy(network)  # after `parallel` has made the weights rank 0's
+        betas = (recipe.momentum, recipe.square_decay)
+        numbers = (recipe.weight_decay, recipe.max_grad_norm, betas)
+        self.optimizer = Optimizer(list(network.parameters()), *numbers)
+        self.averages = 0
+        options = (network.bias, checkpointer, threads)
+        super().__init__(budget, recipe.validations, (1.0,), recipe.patience, *options)
+
+    def step(self, done: float, steps: float) -> tuple[OptimizerStep, float]:
+        codes, rate = self.sampler.batch(self.recipe.batch_size).x, self.recipe.rate(done)
+
+        def loss() -> StepLoss:
+            visible, weights = draw_visible(len(codes), self.network, self.recipe)
+            costs = self.costs(codes, visible.to(codes.device), self.network.dropout)
+            return StepLoss((weights.to(costs) * costs).sum(1).mean())
+
+        step = self.optimizer.step(loss, rate)
+        if not step.failure and (self.progress.step + 1) % self.recipe.ema_steps == 0:
+            self._update_average()
+        return step, rate
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Update the average, whose decay starts low to forget the start."""
+        self.averages += 1
+        decay = min(self.recipe.ema_decay, self.averages / (9 + self.averages))
+        averaged: list[Tensor] = [*self.averaged.parameters()]
+        current: list[Tensor] = [*self.network.parameters()]
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Return the mean of −log p over the held-out rows."""
+        part = self.held_out[local_slice(len(self.held_out))]
+        found = self.averaged.log_prob(part).double().sum().item() if len(part) else 0.0
+        (value,) = mean([-found * world_size() / len(self.held_out)], self.like)
+        return value
+
+    def record(self, scores: float, seconds: float) -> tuple[Record, float]:
+        progress = self.progress
+        counted = (progress.step, seconds, OBJECTIVE, progress.mean_loss, scores, 0.0)
+        return Record(*counted, progress.rate, progress.threads), scores
+
+    def event(
+        self, step: OptimizerStep, done: float, seconds: float, record: Record | None
+    ) -> CodeEvent:
+        improved, records = self.improved(record), self.progress.records
+        taken = (self.progress.step, seconds, done, step.loss, step.nfe)
+        return CodeEvent(*taken, record, records, improved, self.averaged)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.averaged.state_dict()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            **add_prefix("network", self.network.state_dict()),
+            **add_prefix("averaged", self.averaged.state_dict()),
+            **add_prefix("optimizer", self.optimizer.tensors()),
+            **add_prefix("order", self.sampler.state()),
+            "averages": torch.tensor(self.averages),
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(strip_prefix("network", tensors))
+        self.averaged.load_state_dict(strip_prefix("averaged", tensors))
+        self.optimizer.restore(strip_prefix("optimizer", tensors))
+        self.sampler.restore(strip_prefix("order", tensors))
+        self.averages = int(tensors["averages"])

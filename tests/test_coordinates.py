@@ -1,0 +1,289 @@
+import json
+from math import log, pi
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnf.tables.coordinates import (
+    MAX_MASSES,
+    Coded,
+    Coding,
+    find_masses,
+    recount,
+)
+from cnf.tables.schema import Column, Schema
+
+ROWS = 3000
+COLUMNS = (
+    Column("color", "categorical", categories=("red", "green", "blue")),
+    Column("flag", "boolean"),
+    Column("same", "constant", 4.0),
+    Column("few", "integer", 0, 5),
+    Column("count", "integer", 0),
+    Column("capped", "integer", -3, 4000),
+    Column("price", "grid", step=0.5),
+    Column("day", "datetime"),
+    Column("x", "real"),
+    Column("size", "positive"),
+    Column("share", "bounded", 0.0, 0.3),
+    Column("spike", "spike", atoms=((0.0, 0.5),)),
+)
+SCHEMA = Schema(COLUMNS)
+
+
+def table(rows: int = ROWS, seed: int = 0) -> np.ndarray:
+    """Numbers of every kind of column, of which some of the counts and reals occur with a mass."""
+    rng = np.random.default_rng(seed)
+    count = rng.geometric(0.003, rows) - 1.0
+    count[: rows // 3] = rng.choice([0.0, 40.0, 41.0, 5000.0], rows // 3)
+    share = 0.3 * rng.beta(0.5, 2.0, rows)
+    share[:2] = 0.0, 0.3
+    return np.column_stack(
+        [
+            rng.integers(0, 3, rows),
+            rng.integers(0, 2, rows),
+            np.full(rows, 4.0),
+            rng.integers(0, 4, rows),
+            count,
+            rng.integers(-3, 4001, rows),
+            np.rint(rng.normal(size=rows) * 1000),
+            rng.integers(15_000, 20_000, rows),
+            rng.standard_cauchy(rows),
+            rng.lognormal(3.0, 2.0, rows),
+            share,
+            np.where(rng.random(rows) < 0.5, 0.0, rng.normal(size=rows)),
+        ]
+    )
+
+
+TABLE = table()
+
+
+@pytest.fixture(scope="module")
+def coding() -> Coding:
+    return Coding.fit(SCHEMA, TABLE, bins=16)
+
+
+def single(column: Column, values: np.ndarray, bins: int) -> Coding:
+    return Coding.fit(Schema((column,)), values[:, None], bins)
+
+
+def log_weight(coded: Coded) -> np.ndarray:
+    """ln of N(z; 0, 1) |∂z/∂x| of present values."""
+    normal = -0.5 * (coded.z**2 + log(2 * pi))
+    return (normal * coded.present).sum(1) + coded.log_det
+
+
+def mass_of_counts(coding: Coding, counts: np.ndarray, nodes: int = 64) -> np.ndarray:
+    """The mass of each code over whole numbers, by Gauss's rule over the noise of each."""
+    at, weights = np.polynomial.legendre.leggauss(nodes)
+    masses = np.zeros(coding.sizes[0])
+    for u, weight in zip((at + 1) / 2, weights / 2, strict=True):
+        coded = coding.encode(counts[:, None], np.full((len(counts), 1), u))
+        each = np.where(coded.known, np.exp(log_weight(coded)), 0.0) * weight
+        masses += np.bincount(coded.codes[:, 0], each, minlength=len(masses))
+    return masses
+
+
+def test_codes_of_every_kind(coding):
+    assert coding.dim == len(COLUMNS)
+    assert len(coding.sizes) == len(COLUMNS) - 1
+    assert coding.noisy
+    named = dict(zip([c.name for c in COLUMNS if c.width], range(20), strict=False))
+    sizes = {name: (coding.sizes[i], coding.first_bin[i]) for name, i in named.items()}
+    assert sizes["color"] == (3, 3)
+    assert sizes["flag"] == (2, 2)
+    assert sizes["few"] == (6, 6)  # those that the schema has, too
+    assert sizes["count"][0] == sizes["count"][1] + 16
+    assert sizes["x"] == (16, 0)
+    assert sizes["spike"] == (17, 1)
+    assert coding.continuous == tuple(range(3, 11))
+    for i, features in enumerate(coding.features):
+        if i < 2:
+            assert features is None
+        else:
+            assert features.shape == (coding.sizes[i], 2)
+            assert np.abs(features).max() <= 1
+            assert (np.diff(features[coding.first_bin[i] :], axis=0) > 0).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_rows_return_from_coordinates(coding, seed):
+    numbers = table(100, seed)
+    uniforms = np.random.default_rng(seed).uniform(0.01, 0.99, numbers.shape)
+    coded = coding.encode(numbers, uniforms)
+    assert (coded.codes >= 0).all()
+    assert (coded.codes < coding.sizes).all()
+    assert (coded.z[~coded.present] == 0).all()
+    assert np.isfinite(coded.z).all()
+    assert np.isfinite(coded.log_det).all()
+    found = coding.decode(coded.codes, coded.z)
+    rest = coded.known
+    assert rest.mean() > 0.9
+    np.testing.assert_allclose(found[rest, 8:], numbers[rest, 8:], rtol=1e-7, atol=1e-12)
+    assert (found[rest, :8] == numbers[rest, :8]).all()
+
+
+def test_training_rows_are_known_and_normal_within_bins_of_equal_mass(coding):
+    coded = coding.encode(TABLE, np.random.default_rng(1).random(TABLE.shape))
+    assert coded.known.all()
+    for column, place in enumerate(coding.continuous):
+        z = coded.z[coded.present[:, column], column]
+        assert abs(z.mean()) < 0.15
+        assert abs(z.std() - 1) < 0.1
+        codes = coded.codes[coded.present[:, column], place] - coding.first_bin[place]
+        shares = np.bincount(codes, minlength=16) / len(codes)
+        assert shares.max() < 1.5 / 16
+        assert shares.min() > 0.5 / 16
+
+
+def test_draws_are_within_bounds(coding):
+    rng = np.random.default_rng(2)
+    codes = np.column_stack([rng.integers(0, size, ROWS) for size in coding.sizes])
+    z = rng.normal(size=(ROWS, len(coding.continuous))) * 3
+    numbers = coding.decode(codes, z)
+    assert np.isfinite(numbers).all()
+    SCHEMA.check(numbers)
+    again = coding.encode(numbers)
+    bins = codes >= coding.first_bin
+    assert again.known.all()
+    assert ((again.codes == codes) | bins).all()
+    assert (again.codes == codes).mean() > 0.999  # but on an edge, by rounding
+
+
+@pytest.mark.parametrize("bins", [1, 16])
+@pytest.mark.parametrize("bounds", [(), (0,), (0, 4000)])
+def test_counts_have_mass_1(bins, bounds):
+    rng = np.random.default_rng(0)
+    counts = np.minimum(rng.geometric(0.01, ROWS) - 1.0, 4000.0)
+    counts[:900] = rng.choice([0.0, 7.0, 8.0, 300.0], 900)
+    coding = single(Column("n", "integer", *bounds), counts, bins)
+    assert coding.first_bin[0] >= 4
+    assert coding.sizes[0] == coding.first_bin[0] + bins
+    low = 0 if bounds else -30_000
+    high = 4001 if len(bounds) == 2 else 60_000
+    masses = mass_of_counts(coding, np.arange(low - 5.0, high + 5.0), 8)
+    np.testing.assert_allclose(masses, 1.0, atol=2e-3)
+    beyond = coding.encode(np.array([[-1.0], [4001.0], [20.5]]))
+    assert beyond.known.tolist() == [not bounds, len(bounds) < 2, False]
+
+
+def test_cells_have_their_mass_whatever_the_noise():
+    """No cell is in two bins."""
+    counts = np.random.default_rng(0).integers(0, 2000, ROWS).astype(float)
+    coding = single(Column("n", "integer", 0), counts, 16)
+    every = np.arange(3000.0)[:, None]
+    codes = [coding.encode(every, np.full_like(every, u)).codes for u in (1e-12, 0.5, 1 - 1e-12)]
+    assert (codes[0] == codes[1]).all()
+    assert (codes[1] == codes[2]).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "least", "most"),
+    [
+        (Column("x", "spike", atoms=((0.0, 0.3),)), None, None),
+        (Column("x", "positive", 1.0), 1.0, None),
+        (Column("x", "bounded", -1.0, 2.0), -1.0, 2.0),
+    ],
+)
+@pytest.mark.parametrize("bins", [1, 8])
+def test_density_of_numbers_integrates_to_1(column, least, most, bins):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=ROWS)
+    if least is not None:
+        values = least + (values**2 if most is None else 3 * rng.beta(2, 3, ROWS))
+    values[:900] = 0.0 if least is None else 1.5
+    coding = single(column, values, bins)
+    coordinate = coding.coordinates[0]
+    assert coding.first_bin == (1,)
+    s = np.linspace(-9, 9, 200_001)  # even in the normal column
+    x = coordinate.marginal.inverse(s)
+    coded = coding.encode(x[:, None])
+    density = np.where(coded.known, np.exp(log_weight(coded)), 0.0)
+    for code in range(1, coding.sizes[0]):
+        mine = np.where(coded.codes[:, 0] == code, density, 0.0)
+        assert np.sum((mine[1:] + mine[:-1]) / 2 * np.diff(x)) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("bins", [1, 32])
+def test_log_det_is_the_slope_of_z(bins):
+    values = np.random.default_rng(0).standard_t(3, ROWS)
+    coding = single(Column("x", "real"), values, bins)
+    x, step = np.linspace(-8, 8, 501)[:, None], 1e-6
+    before, here, after = (coding.encode(x + shift) for shift in (-step, 0.0, step))
+    inner = (before.codes == after.codes)[:, 0] & (np.abs(here.z[:, 0]) < 5)
+    slope = (after.z - before.z)[inner, 0] / (2 * step)
+    np.testing.assert_allclose(np.log(slope), here.log_det[inner], atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["real", "positive", "integer"])
+@pytest.mark.parametrize("bins", [1, 16])
+def test_outliers_have_a_density(kind, bins):
+    values = np.rint(np.random.default_rng(0).lognormal(7, 0.5, ROWS)) + 1
+    coding = single(Column("x", kind), values, bins)
+    far = np.array([[1e4], [1e6], [1e9], [1e12]])
+    coded = coding.encode(far)
+    assert coded.known.all()
+    density = log_weight(coded)
+    assert np.isfinite(density).all()
+    assert (np.diff(density) < 0).all()
+    np.testing.assert_allclose(coding.decode(coded.codes, coded.z), far, rtol=1e-9)
+
+
+def test_unseen_values_are_not_known(coding):
+    rows = np.repeat(TABLE[:1], 9, axis=0)
+    changes = [(0, 3.0), (0, -1.0), (1, 0.5), (3, 6.0), (4, -1.0), (6, 0.25), (9, 0.0), (10, 0.4)]
+    for row, (column, value) in enumerate(changes):
+        rows[row, column] = value
+    coded = coding.encode(rows)
+    assert coded.known.tolist() == [False] * 8 + [True]
+    assert np.isfinite(coded.log_det).all()
+    for column in (i for i, each in enumerate(COLUMNS) if each.width):
+        gap = TABLE[:1].copy()
+        gap[0, column] = np.nan
+        assert not coding.encode(gap).known.any()
+
+
+def test_few_values_of_a_grid_are_codes():
+    values = np.array([1.0, 5.0, 9.0])[np.arange(30) % 3]
+    coding = single(Column("n", "grid", step=2.0), values, 8)
+    assert coding.sizes == coding.first_bin == (3,)
+    assert coding.encode(np.array([[1.0], [3.0], [11.0]])).known.tolist() == [True, False, False]
+    assert not coding.noisy
+    assert coding.continuous == ()
+    reals = single(Column("x", "real"), np.repeat([0.5, 1.5], 50), 8)
+    assert reals.sizes == (2,)
+
+
+def test_the_most_frequent_values_are_masses():
+    counts = np.array([19, 20, 500, 3])
+    assert find_masses(np.arange(4.0), counts).tolist() == [1.0, 2.0]
+    assert find_masses(np.arange(4.0), counts * 1000).tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert find_masses(np.arange(2.0), np.array([99_900, 100])).tolist() == [0.0]
+    often = np.arange(20, 320)  # of 300 values
+    assert find_masses(np.arange(300.0), often).tolist() == [*range(300 - MAX_MASSES, 300)]
+
+
+def test_counts_without_masses_have_no_gaps():
+    masses = np.array([0.0, 3.0, 4.0, 9.0])
+    others = np.setdiff1d(np.arange(-2.0, 13.0), masses)
+    assert recount(others, masses).tolist() == [*range(-2, 9)]
+
+
+def test_json_returns_the_same_coding(coding):
+    stored = Coding.of(json.loads(json.dumps(coding.json(), allow_nan=False)))
+    assert stored == coding
+    first, second = coding.encode(TABLE), stored.encode(TABLE)
+    assert (first.z == second.z).all()
+    assert (first.log_det == second.log_det).all()
+
+
+def test_mistakes():
+    angles = Schema((Column("angle", "circular", 0.0, 360.0),))
+    with pytest.raises(ValueError, match="'angle', which is circular: give it another kind"):
+        Coding.fit(angles, np.arange(100.0)[:, None])
+    with pytest.raises(ValueError, match="at least 1 bin; got 0"):
+        Coding.fit(SCHEMA, TABLE, bins=0)

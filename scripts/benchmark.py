@@ -1,4 +1,4 @@
-"""`benchmark solver`, `flow`, `toys`, `tables`, `vae`: measurements against other libraries."""
+"""`benchmark solver`, `flow`, `toys`, `tables`, `mixed`, `vae`: comparisons with libraries."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ BENCHMARK_SUBJECTS: dict[str, dict[str, BenchmarkSection]] = {
         "nll": _default_threads("tables:nll_lines", "estimators' scores on held-out rows"),
         "two-sample": _default_threads("tables:two_sample_lines", "their samples against rows"),
     },
+    "mixed": {"rows": _section("mixed:lines", "row models' NLL and draws on tables of all types")},
     "vae": {
         "bounds": _default_threads("vae:bound_lines", "on test images; takes hours", ("pyro",)),
         "cost": _section("vae:cost_lines", "training steps", ("pyro",)),

@@ -27,6 +27,8 @@ UCI_TABLES = (
     *("wine", "housing", "concrete", "energy", "parkinsons", "protein", "elevators"),
     *("bike", "pol", "kin40k", "breastcancer"),
 )
+MIXED_FOLDER = "mixed"  # of CSV files, whose columns are of all types
+MIXED_TABLES = ("adult", "shoppers", "magic")
 
 # With per-row weights, one hidden layer does as well as two in a third of the time.
 POSTERIOR_FIELDS: dict[str, dict[str, Any]] = {"rank": {"field": (64,)}, "hyper": {"field": (64,)}}

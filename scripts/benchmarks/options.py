@@ -60,27 +60,30 @@ class BenchmarkOptions:
     subject: str
     repeats: int = _option("solver, flow, vae", 7, positive_integer, "N", "repeats of every timing")
     out: Path | None = _option(  # noqa: RUF009
-        "solver, flow, toys, tables, vae", None, Path, "DIR", "figures, and results to keep"
+        "solver, flow, toys, tables, mixed, vae", None, Path, "DIR", "figures, and results to keep"
     )
     budget: float = _option(
-        "flow, toys, tables", 60.0, positive_number, "SECONDS", "time of a method"
+        "flow, toys, tables, mixed", 60.0, positive_number, "SECONDS", "time of a method"
     )
     cap: float = _option("toys", 1800.0, positive_number, "SECONDS", "longest time of FFJORD's")
     steps: int = _option("flow", 2, positive_integer, "K", "steps of discretised flows")
-    splits: int = _option("tables", 3, positive_integer, "N", "splits of each table")
+    splits: int = _option("tables, mixed", 3, positive_integer, "N", "splits of each table")
     ffjord: Path | None = _option(  # noqa: RUF009
         "flow", None, Path, "DIR", "a copy of FFJORD's repository, to compare with"
     )
     data_dir: str | None = _option(
-        "flow, tables, vae",
+        "flow, tables, mixed, vae",
         None,
         str,
         "DIR",
-        f"folder of {compared.UCI_FILE} or images, else {DATA_DIR}",
+        f"folder of {compared.UCI_FILE}, {compared.MIXED_FOLDER}/*.csv or images, else {DATA_DIR}",
     )
     toys: tuple[str, ...] = _names("flow, toys", "toys", TOYS, "all; two in seeds and ffjord")
     tables: tuple[str, ...] = _names(
-        "flow, tables", "tables", compared.UCI_TABLES, "all; of flow protein and bike"
+        "flow, tables, mixed",
+        "tables",
+        (*compared.UCI_TABLES, *compared.MIXED_TABLES),
+        f"all; of flow protein and bike, of mixed {', '.join(compared.MIXED_TABLES)}",
     )
     methods: tuple[str, ...] = _names("tables", "methods", compared.METHODS)
     images: tuple[str, ...] = _names("vae", "images", compared.VAE_SETTINGS)

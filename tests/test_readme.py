@@ -10,6 +10,7 @@ import pytest
 
 import cnf
 from cnf.scripts.__main__ import PROGRAMS, main
+from cnf.tables.code_training import fit_codes
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks").rglob("*.md"))]
@@ -42,9 +43,12 @@ def shown(language: str) -> list[Path]:
 def test_python_examples_run_one_after_the_other(page, tmp_path, monkeypatch):
     """With fits of five steps."""
     monkeypatch.chdir(tmp_path)
-    fit = cnf.fit
-    for place in ("cnf.fit", "cnf.tables.estimators.fit"):
-        monkeypatch.setattr(place, lambda *given, **named: fit(*given, **named | {"steps": 5}))
+    fits = {"cnf.fit": cnf.fit, "cnf.tables.estimators.fit": cnf.fit}
+    fits["cnf.tables.row_training.fit_codes"] = fit_codes
+    for place, fit in fits.items():
+        monkeypatch.setattr(
+            place, lambda *given, fit=fit, **named: fit(*given, **named | {"steps": 5})
+        )
     names: dict[str, object] = {}
     for example in blocks(page, "python"):
         exec(example, names)

@@ -127,3 +127,17 @@ def test_a_run_that_resumes_is_the_same(tmp_path) -> None:  # type: ignore[no-un
         once, again, resumed = (each.log_prob(rows) for each in (*found, model))
     assert torch.equal(once, again)
     assert torch.equal(once, resumed)
+
+
+def test_scores_have_errors_and_mistakes_one_line(trained: tuple[RowModel, np.ndarray]) -> None:
+    model, numbers = trained
+    rows = torch.tensor(numbers[:20])
+    scores = model.score(rows)
+    with torch.no_grad():
+        torch.testing.assert_close(scores.log_prob, model.log_prob(rows))
+    assert (scores.stderr == 0).all()
+    assert (scores.solver_error < 1e-3).all()
+    with pytest.raises(ValueError, match="Expected probes of at least 1; got 0"):
+        model.score(rows, probes=0)
+    with pytest.raises(ValueError, match=r"Expected x of shape \(rows, 4\); got \(20, 1\)"):
+        model.log_prob(rows[:, :1])

@@ -19,7 +19,8 @@ from cnf.flow.scores import Scores, concatenate, mean_mass
 from cnf.ode import Stats, Status
 from cnf.tables.code_network import CodeNetwork
 from cnf.tables.code_training import dropout_for
-from cnf.tables.coordinates import Coded, Coding
+from cnf.tables.coordinates import Coded, Codes, Coding, Flags
+from cnf.tables.schema import Schema
 from cnf.utils.random import RowNoise
 
 Array = NDArray[np.float64]
@@ -95,7 +96,7 @@ class RowModel(nn.Module):
 
     @classmethod
     def build(
-        cls, schema: Any, numbers: Array, *, bins: int = 64, flow: bool = False, **network: Any
+        cls, schema: Schema, numbers: Array, *, bins: int = 64, flow: bool = False, **network: Any
     ) -> Self:
         """Return a new model for training rows, with codes fitted to them and random weights.
 
@@ -156,13 +157,16 @@ class RowModel(nn.Module):
         self, x: Tensor, *, max_batch: int | None = None, seed: int | None = None, draws: int = 1
     ) -> RowLogDensity:
         """Return log p of rows in its two parts; arguments are those of `log_prob`."""
-        if draws < 1:
-            raise ValueError(f"Expected draws of at least 1; got {draws}")
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"Expected x of shape (rows, {self.dim}); got {tuple(x.shape)}")
+        self._check(x, "draws", draws)
         found = [self._parts(x[chunk], seed, draws) for chunk in chunks(len(x), max_batch)]
         codes, values = (torch.cat(each) for each in zip(*found, strict=True))
         return RowLogDensity(codes, values)
+
+    def _check(self, x: Tensor, name: str, draws: int) -> None:
+        if draws < 1:
+            raise ValueError(f"Expected {name} of at least 1; got {draws}")
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"Expected x of shape (rows, {self.dim}); got {tuple(x.shape)}")
 
     def _parts(self, x: Tensor, seed: int | None, draws: int) -> tuple[Tensor, Tensor]:
         coded = [*self._coded(x, seed, draws if self.noisy else 1)]
@@ -196,6 +200,7 @@ class RowModel(nn.Module):
         Raises:
             ValueError: A shape does not fit, or `probes` or `max_batch` is below 1.
         """
+        self._check(x, "probes", probes)
         double = self.in_double()
         return concatenate(
             [self._score(double, x[chunk], probes, seed) for chunk in chunks(len(x), max_batch)]
@@ -206,14 +211,17 @@ class RowModel(nn.Module):
         codes = self._to_codes(coded[0])
         known = torch.from_numpy(coded[0].known).to(codes.device)
         within = [self._score_values(double, each) for each in coded]
-        values, variance = mean_mass(torch.stack([each.log_prob for each in within]))
-        tighter, _ = mean_mass(torch.stack([each.tighter for each in within]))
+        values, tighter = within[0].log_prob, within[0].tighter
+        variance = torch.zeros_like(values)
+        if self.noisy:
+            values, variance = mean_mass(torch.stack([each.log_prob for each in within]))
+            tighter, _ = mean_mass(torch.stack([each.tighter for each in within]))
         log_prob, tighter = (
             (network.log_prob(codes) + part).masked_fill(~known, -torch.inf)
             for network, part in ((self.network, values), (double.network, tighter))
         )
         change = (log_prob - tighter).abs().masked_fill(log_prob == tighter, 0.0)
-        variance = (variance if self.noisy else 0 * variance.nan_to_num()).masked_fill(~known, 0.0)
+        variance = variance.masked_fill(~known, 0.0)
         stats, status = within[0].stats, within[0].status
         for each in within[1:]:
             status = np.where(status == Status.FINISHED, each.status, status)
@@ -266,9 +274,11 @@ class RowModel(nn.Module):
 
     def flow_rows(self, coded: Coded) -> tuple[Tensor, Tensor]:
         """Return the places z (rows, C) of coded rows, and their context (rows, K + C)."""
-        parts = (coded.codes.astype(np.float64), coded.present.astype(np.float64))
-        context = torch.from_numpy(np.concatenate(parts, 1)).to(self.like)
-        return torch.from_numpy(coded.z).to(self.like), context
+        return torch.from_numpy(coded.z).to(self.like), self._context(coded.codes, coded.present)
+
+    def _context(self, codes: Codes, present: Flags) -> Tensor:
+        """Return the flow's context, the codes followed by the mask, (rows, K + C)."""
+        return torch.from_numpy(np.column_stack([codes, present]).astype(np.float64)).to(self.like)
 
     @torch.no_grad()
     def sample(self, n: int = 1, *, max_batch: int | None = DRAWN_ROWS) -> Tensor:
@@ -287,9 +297,7 @@ class RowModel(nn.Module):
         present = self.coding.present(codes)
         z = torch.randn(n, present.shape[1]).to(self.like)
         if self.flow is not None and n:
-            parts = (codes.astype(np.float64), present.astype(np.float64))
-            context = torch.from_numpy(np.concatenate(parts, 1)).to(self.like)
-            z = self.flow.sample((), context)
+            z = self.flow.sample((), self._context(codes, present))
         return torch.from_numpy(self.coding.decode(codes, z.double().cpu().numpy()))
 
     def with_solver(self, **changes: Any) -> Self:

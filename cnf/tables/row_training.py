@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cnf.tables.code_training import fit_codes
 from cnf.tables.row_model import RowModel
+from cnf.tables.schema import Schema
 from cnf.training.data import Rows, hold_out
 from cnf.training.history import History
 from cnf.training.loop import fit
@@ -138,7 +139,7 @@ def _encoded(model: RowModel, numbers: Array, seed: int) -> tuple[Tensor, Tensor
     Raises:
         ValueError: A row has a value without a code.
     """
-    copies = NOISE_COPIES if model.noisy and model.flow is not None else 1
+    copies = NOISE_COPIES if model.noisy else 1
     rng = np.random.default_rng(seed)
     drawn = [model.coding.encode(numbers, rng.random(numbers.shape)) for _ in range(copies)]
     if not drawn[0].known.all():
@@ -152,7 +153,7 @@ def _encoded(model: RowModel, numbers: Array, seed: int) -> tuple[Tensor, Tensor
     return torch.from_numpy(drawn[0].codes), z[some], context[some]
 
 
-def new_row_model(schema: Any, numbers: Array, seed: int = 0, **options: Any) -> RowModel:
+def new_row_model(schema: Schema, numbers: Array, seed: int = 0, **options: Any) -> RowModel:
     """Return a new model as `RowModel.build` does, with weights by a seed."""
     with seeded(seed):
         return RowModel.build(schema, numbers, **options)

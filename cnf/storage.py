@@ -222,7 +222,7 @@ def _built_flow(config: Mapping[str, Any], tensors: dict[str, Tensor], limit: in
     _check_sizes(config["layers"], limit)
     base = rebuild(config["base"], "base", tensors)
     with seeded(0):  # initial weights are replaced
-        layers = [_build_layer(layer) for layer in config["layers"]]
+        layers = [build_layer(layer) for layer in config["layers"]]
     flow = Flow(base, layers, _build_context(config.get("context")))
     flow = flow.to(DTYPES[config["dtype"]])
     restore_sharing(flow, config.get("shared", {}))
@@ -318,7 +318,7 @@ def _build_context(config: Mapping[str, Any] | None) -> Standardize | ContextEnc
     return CONTEXTS[entries.pop("name")](**entries)
 
 
-def _build_layer(config: Mapping[str, Any]) -> Layer:
+def build_layer(config: Mapping[str, Any]) -> Layer:
     """Build a layer from its configuration, which may use names of an earlier version."""
     entries = {RENAMED_SETTINGS.get(name, name): entry for name, entry in config.items()}
     entries.pop("divergence", None)  # an entry of earlier versions
@@ -327,5 +327,5 @@ def _build_layer(config: Mapping[str, Any]) -> Layer:
     if name not in LAYERS:
         raise ValueError(f"Expected a layer among {', '.join(LAYERS)}; got {name!r}")
     if "layers" in entries:
-        entries["layers"] = [_build_layer(layer) for layer in entries["layers"]]
+        entries["layers"] = [build_layer(layer) for layer in entries["layers"]]
     return LAYERS[name](**entries)

@@ -6,13 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnf.tables.coordinates import (
-    MAX_MASSES,
-    Coded,
-    Coding,
-    find_masses,
-    recount,
-)
+from cnf.tables.coding import Coding, has_codes
+from cnf.tables.coordinates import Coded, recount
+from cnf.tables.kinds.column_values import MAX_MASSES, find_masses
 from cnf.tables.schema import Column, Schema
 
 ROWS = 3000
@@ -29,6 +25,7 @@ COLUMNS = (
     Column("size", "positive"),
     Column("share", "bounded", 0.0, 0.3),
     Column("spike", "spike", atoms=((0.0, 0.5),)),
+    Column("hour", "circular", 0.0, 24.0),
 )
 SCHEMA = Schema(COLUMNS)
 
@@ -54,6 +51,7 @@ def table(rows: int = ROWS, seed: int = 0) -> np.ndarray:
             rng.lognormal(3.0, 2.0, rows),
             share,
             np.where(rng.random(rows) < 0.5, 0.0, rng.normal(size=rows)),
+            rng.uniform(0, 24, rows),
         ]
     )
 
@@ -73,7 +71,7 @@ def single(column: Column, values: np.ndarray, bins: int) -> Coding:
 def log_weight(coded: Coded) -> np.ndarray:
     """ln of N(z; 0, 1) |∂z/∂x| of present values."""
     normal = -0.5 * (coded.z**2 + log(2 * pi))
-    return (normal * coded.present).sum(1) + coded.log_det
+    return (normal * coded.present + coded.log_det).sum(1)
 
 
 def mass_of_counts(coding: Coding, counts: np.ndarray, nodes: int = 64) -> np.ndarray:
@@ -82,7 +80,7 @@ def mass_of_counts(coding: Coding, counts: np.ndarray, nodes: int = 64) -> np.nd
     masses = np.zeros(coding.sizes[0])
     for u, weight in zip((at + 1) / 2, weights / 2, strict=True):
         coded = coding.encode(counts[:, None], np.full((len(counts), 1), u))
-        each = np.where(coded.known, np.exp(log_weight(coded)), 0.0) * weight
+        each = np.where(coded.known[:, 0], np.exp(log_weight(coded)), 0.0) * weight
         masses += np.bincount(coded.codes[:, 0], each, minlength=len(masses))
     return masses
 
@@ -99,7 +97,7 @@ def test_codes_of_every_kind(coding):
     assert sizes["count"][0] == sizes["count"][1] + 16
     assert sizes["x"] == (16, 0)
     assert sizes["spike"] == (17, 1)
-    assert coding.continuous == tuple(range(3, 11))
+    assert coding.continuous == tuple(range(3, 12))
     for i, features in enumerate(coding.features):
         if i < 2:
             assert features is None
@@ -121,7 +119,7 @@ def test_rows_return_from_coordinates(coding, seed):
     assert np.isfinite(coded.z).all()
     assert np.isfinite(coded.log_det).all()
     found = coding.decode(coded.codes, coded.z)
-    rest = coded.known
+    rest = coded.known.all(1)
     assert rest.mean() > 0.9
     np.testing.assert_allclose(found[rest, 8:], numbers[rest, 8:], rtol=1e-7, atol=1e-12)
     assert (found[rest, :8] == numbers[rest, :8]).all()
@@ -130,11 +128,11 @@ def test_rows_return_from_coordinates(coding, seed):
 def test_training_rows_are_known_and_normal_within_bins_of_equal_mass(coding):
     coded = coding.encode(TABLE, np.random.default_rng(1).random(TABLE.shape))
     assert coded.known.all()
-    for column, place in enumerate(coding.continuous):
-        z = coded.z[coded.present[:, column], column]
+    for place in coding.continuous:
+        z = coded.z[coded.present[:, place], place]
         assert abs(z.mean()) < 0.15
         assert abs(z.std() - 1) < 0.1
-        codes = coded.codes[coded.present[:, column], place] - coding.first_bin[place]
+        codes = coded.codes[coded.present[:, place], place] - coding.first_bin[place]
         shares = np.bincount(codes, minlength=16) / len(codes)
         assert shares.max() < 1.5 / 16
         assert shares.min() > 0.5 / 16
@@ -143,7 +141,7 @@ def test_training_rows_are_known_and_normal_within_bins_of_equal_mass(coding):
 def test_draws_are_within_bounds(coding):
     rng = np.random.default_rng(2)
     codes = np.column_stack([rng.integers(0, size, ROWS) for size in coding.sizes])
-    z = rng.normal(size=(ROWS, len(coding.continuous))) * 3
+    z = rng.normal(size=codes.shape) * 3
     numbers = coding.decode(codes, z)
     assert np.isfinite(numbers).all()
     SCHEMA.check(numbers)
@@ -168,7 +166,7 @@ def test_counts_have_mass_1(bins, bounds):
     masses = mass_of_counts(coding, np.arange(low - 5.0, high + 5.0), 8)
     np.testing.assert_allclose(masses, 1.0, atol=2e-3)
     beyond = coding.encode(np.array([[-1.0], [4001.0], [20.5]]))
-    assert beyond.known.tolist() == [not bounds, len(bounds) < 2, False]
+    assert beyond.known[:, 0].tolist() == [not bounds, len(bounds) < 2, True]
 
 
 def test_cells_have_their_mass_whatever_the_noise():
@@ -202,7 +200,7 @@ def test_density_of_numbers_integrates_to_1(column, least, most, bins):
     s = np.linspace(-9, 9, 200_001)  # even in the normal column
     x = coordinate.marginal.inverse(s)
     coded = coding.encode(x[:, None])
-    density = np.where(coded.known, np.exp(log_weight(coded)), 0.0)
+    density = np.where(coded.known[:, 0], np.exp(log_weight(coded)), 0.0)
     for code in range(1, coding.sizes[0]):
         mine = np.where(coded.codes[:, 0] == code, density, 0.0)
         assert np.sum((mine[1:] + mine[:-1]) / 2 * np.diff(x)) == pytest.approx(1.0, abs=1e-3)
@@ -216,7 +214,7 @@ def test_log_det_is_the_slope_of_z(bins):
     before, here, after = (coding.encode(x + shift) for shift in (-step, 0.0, step))
     inner = (before.codes == after.codes)[:, 0] & (np.abs(here.z[:, 0]) < 5)
     slope = (after.z - before.z)[inner, 0] / (2 * step)
-    np.testing.assert_allclose(np.log(slope), here.log_det[inner], atol=1e-3)
+    np.testing.assert_allclose(np.log(slope), here.log_det[inner, 0], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["real", "positive", "integer"])
@@ -235,34 +233,98 @@ def test_outliers_have_a_density(kind, bins):
 
 def test_unseen_values_are_not_known(coding):
     rows = np.repeat(TABLE[:1], 9, axis=0)
-    changes = [(0, 3.0), (0, -1.0), (1, 0.5), (3, 6.0), (4, -1.0), (6, 0.25), (9, 0.0), (10, 0.4)]
+    changes = [(0, 3.0), (0, -1.0), (1, 0.5), (3, 6.0), (4, -1.0), (9, 0.0), (10, 0.4)]
+    rows = rows[:8]
     for row, (column, value) in enumerate(changes):
         rows[row, column] = value
     coded = coding.encode(rows)
-    assert coded.known.tolist() == [False] * 8 + [True]
+    assert coded.known.all(1).tolist() == [False] * 7 + [True]
     assert np.isfinite(coded.log_det).all()
     for column in (i for i, each in enumerate(COLUMNS) if each.width):
         gap = TABLE[:1].copy()
         gap[0, column] = np.nan
-        assert not coding.encode(gap).known.any()
+        assert not coding.encode(gap).known.all()
+        assert coding.gaps(gap).all()
 
 
-def test_few_values_of_a_grid_are_codes():
-    values = np.array([1.0, 5.0, 9.0])[np.arange(30) % 3]
-    coding = single(Column("n", "grid", step=2.0), values, 8)
-    assert coding.sizes == coding.first_bin == (3,)
-    assert coding.encode(np.array([[1.0], [3.0], [11.0]])).known.tolist() == [True, False, False]
+def test_numbers_of_a_grid_and_of_a_turn_are_the_nearest(coding):
+    rows = np.repeat(TABLE[:1], 2, axis=0)
+    rows[1, [3, 6, 7, 12]] += 0.3, -0.4, 0.2, 48.0
+    coded = coding.encode(rows)
+    assert (coded.codes[0] == coded.codes[1]).all()
+    np.testing.assert_allclose(coded.z[0], coded.z[1], atol=1e-9)
+
+
+def test_nearest_numbers_have_codes(coding):
+    rows = np.full((3, len(COLUMNS)), np.nan)
+    rows[1:] = [[-1e9], [1e9]]
+    rows[1:, :2] = 1.0
+    found = coding.nearest(rows)
+    assert np.isnan(found[0, [i for i, c in enumerate(COLUMNS) if c.width]]).all()
+    assert coding.encode(found).known[1:].all()
+    assert found[1:, 3].tolist() == [0.0, 5.0]
+    assert found[1:, 5].tolist() == [-3.0, 4000.0]
+
+
+FEW = [
+    (Column("n", "grid", step=2.0), np.array([1.0, 5.0, 9.0]), -3000, 3000),
+    (Column("n", "integer", 0), np.array([0.0, 1.0, 2.0, 4.0]), 0, 3000),
+    (Column("n", "integer", 0), np.array([3.0]), 0, 3000),
+    (Column("n", "integer", 0, 400), np.arange(300.0), 0, 401),
+    (Column("n", "integer", -5, 400), np.array([-5.0, 399.0]), -5, 401),
+]
+
+
+@pytest.mark.parametrize(("column", "values", "least", "end"), FEW)
+def test_few_values_of_a_grid_have_codes_and_others_a_mass(column, values, least, end):
+    coding = single(column, np.repeat(values, 30), 8)
+    first = len(values)
+    assert (coding.first_bin, coding.sizes) == ((first,), (first + 1,))
     assert not coding.noisy
     assert coding.continuous == ()
-    reals = single(Column("x", "real"), np.repeat([0.5, 1.5], 50), 8)
-    assert reals.sizes == (2,)
+    every = np.arange(float(least), end)
+    coded = coding.encode(every[:, None])
+    assert coded.known.all()
+    other = coded.codes[:, 0] == first
+    assert every[~other].tolist() == values.tolist()
+    assert np.exp(coded.log_alone[other, 0]).sum() == pytest.approx(1, abs=1e-6)
+    draws = coding.decode(np.full((99, 1), first), np.random.default_rng(0).normal(size=(99, 1)))
+    assert not np.isin(draws, values).any()
+    assert coding.encode(draws).known.all()
+    beyond = coding.encode(np.array([[least - 1.0], [float(end)]])).known[:, 0]
+    assert beyond.tolist() == [column.low is None, column.high is None]
+
+
+def test_few_real_values_have_codes_and_others_a_density():
+    for column, values, low, high in (
+        (Column("x", "real"), [0.5, 1.5], -40, 40),
+        (Column("x", "positive"), [0.5, 1.5], 1e-9, 200),
+        (Column("x", "bounded", 0, 3), [0.0, 1.5, 3.0], 0, 3),
+        (Column("x", "circular", 0, 24), [0.0, 6.0], 0, 24),
+        (Column("x", "real"), [7.0], -40, 60),
+    ):
+        coding = single(column, np.repeat(values, 50), 8)
+        assert coding.sizes == (len(values) + 1,)
+        assert coding.continuous == ()
+        x = np.linspace(low, high, 200_001)
+        coded = coding.encode(x[:, None])
+        density = np.where(coded.present[:, 0], np.exp(coded.log_alone[:, 0]), np.nan)
+        found = np.isfinite(density)
+        assert np.trapezoid(density[found], x[found]) == pytest.approx(1, abs=2e-3)
+
+
+def test_all_numbers_between_bounds_need_no_others():
+    coding = single(Column("n", "integer", 0, 5), np.repeat([1.0, 2.0], 50), 8)
+    assert coding.sizes == coding.first_bin == (6,)
+    assert coding.encode(np.array([[0.0], [6.0]])).known[:, 0].tolist() == [True, False]
 
 
 def test_the_most_frequent_values_are_masses():
-    counts = np.array([19, 20, 500, 3])
+    counts = np.array([19, 20, 1500, 4])
     assert find_masses(np.arange(4.0), counts).tolist() == [1.0, 2.0]
     assert find_masses(np.arange(4.0), counts * 1000).tolist() == [0.0, 1.0, 2.0, 3.0]
     assert find_masses(np.arange(2.0), np.array([99_900, 100])).tolist() == [0.0]
+    assert find_masses(np.arange(3.0), np.array([9, 10, 41])).tolist() == [1.0, 2.0]
     often = np.arange(20, 320)  # of 300 values
     assert find_masses(np.arange(300.0), often).tolist() == [*range(300 - MAX_MASSES, 300)]
 
@@ -271,6 +333,24 @@ def test_counts_without_masses_have_no_gaps():
     masses = np.array([0.0, 3.0, 4.0, 9.0])
     others = np.setdiff1d(np.arange(-2.0, 13.0), masses)
     assert recount(others, masses).tolist() == [*range(-2, 9)]
+
+
+def test_tables_with_masses_have_codes():
+    rng = np.random.default_rng(0)
+    real, many = rng.normal(size=1000), rng.permutation(1000) * 1.0
+    for column, values, found in (
+        (Column("x", "real"), real, False),
+        (Column("x", "real"), np.maximum(real, 0), True),
+        (Column("x", "real"), np.round(real, 1), False),  # rounded, and a density by the schema
+        (Column("x", "spike", atoms=((0.0, 0.1),)), real, True),
+        (Column("n", "integer"), many, False),
+        (Column("n", "integer"), many % 10, True),
+        (Column("b", "boolean"), many % 2, True),
+        (Column("same", "constant", 4.0), np.full(1000, 4.0), False),
+        (Column("day", "datetime"), np.arange(250.0), False),
+        (Column("day", "datetime"), np.arange(500.0) // 2, True),
+    ):
+        assert has_codes(Schema((column,)), values[:, None]) is found
 
 
 def test_json_returns_the_same_coding(coding):
@@ -282,8 +362,8 @@ def test_json_returns_the_same_coding(coding):
 
 
 def test_mistakes():
-    angles = Schema((Column("angle", "circular", 0.0, 360.0),))
-    with pytest.raises(ValueError, match="'angle', which is circular: give it another kind"):
-        Coding.fit(angles, np.arange(100.0)[:, None])
+    constant = Schema((Column("same", "constant", 4.0),))
+    with pytest.raises(ValueError, match="a column that varies"):
+        Coding.fit(constant, np.full((100, 1), 4.0))
     with pytest.raises(ValueError, match="at least 1 bin; got 0"):
         Coding.fit(SCHEMA, TABLE, bins=0)

@@ -124,12 +124,15 @@ def test_a_joint_step_waits_for_the_gpu_once(with_gradient):
     assert steps <= waits <= steps + 15, (steps, waits)
 
 
-def test_the_estimator_computes_there():
+@pytest.mark.parametrize(("recipe", "within"), [(None, 1e-8), ("codes", 1e-4)])
+def test_the_estimator_computes_there(recipe, within):
     rows = np.random.default_rng(0).normal(size=(300, 2))
-    density = cnf.CNFDensity(max_steps=5, random_state=0, device="cuda").fit(rows)
-    there = density.score_samples(rows)
+    options = {"recipe": recipe, "max_steps": 5, "random_state": 0, "device": "cuda"}
+    density = cnf.CNFDensity(**options).fit(rows, context=rows[:, 0])
+    there = density.score_samples(rows, context=rows[:, 0])
+    assert np.isfinite(density.sample(2, context=rows[:, 0])).all()
     density.device = "cpu"
-    np.testing.assert_allclose(density.score_samples(rows), there, atol=1e-8)
+    np.testing.assert_allclose(density.score_samples(rows, context=rows[:, 0]), there, atol=within)
 
 
 @pytest.mark.parametrize("posterior", ["gaussian", "planar", "cnf"])

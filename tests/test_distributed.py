@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from children import both, together
@@ -204,7 +205,8 @@ def rows(tmp_path_factory):
     return write_csv(tmp_path_factory.mktemp("rows") / "rows.csv", numbers, ("a", "b", "c"))
 
 
-COMMANDS = ("train", "resume", "auto", "hutchinson", "not empty", "no data", "other number")
+WELL = ("train", "resume", "auto", "hutchinson", "codes", "codes scored")
+MISTAKES = ("not empty", "no data", "other number")
 
 
 @pytest.fixture(scope="module")
@@ -212,17 +214,22 @@ def programs(rows, tmp_path_factory):
     """The folder of a run of two processes, and the outcomes of commands by both."""
     place = tmp_path_factory.mktemp("programs")
     train, score = ("train", rows, "--out", place / "run"), ("evaluate", place / "run", "--json")
+    mixed = place / "mixed.csv"
+    table = pd.read_csv(rows).head(300)
+    table.assign(b=table.b > 0, c=table.c.round()).to_csv(mixed, index=False)
     found = both(
         place / "two",
         (*train, *WORDS),
         (*train, "--resume"),
         (*score, "--divergence", "auto", "--data", rows),
         (*score, "--divergence", "hutchinson"),
+        ("train", mixed, "--out", place / "codes", "--steps", "3"),
+        ("evaluate", place / "codes", "--json"),
         train,
         ("train", rows.with_name("none.csv"), "--out", place / "new"),
         (*train, "--resume", "--learning-rate", "0.5"),
     )
-    return place / "run", dict(zip(COMMANDS, found, strict=True))
+    return place / "run", dict(zip((*WELL, *MISTAKES), found, strict=True))
 
 
 def assert_one_run(out, text):
@@ -245,7 +252,7 @@ def assert_one_run(out, text):
 def test_training_by_two_processes_is_one_run(rows, programs):
     """A finished run is over at once; one process cannot resume it."""
     out, found = programs
-    for name in COMMANDS[:4]:
+    for name in WELL:
         (status, _, errors), silent = found[name]
         assert (status, errors, silent) == (0, "", [0, "", ""]), name
     assert_one_run(out, found["train"][0][1])
@@ -257,7 +264,7 @@ def test_training_by_two_processes_is_one_run(rows, programs):
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("mistake", COMMANDS[4:])
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_of_two_processes_are_one_line(mistake, programs):
     (status, _, errors), silent = programs[1][mistake]
     assert (status, errors.count("\n"), silent) == (2, 1, [2, "", ""])
@@ -284,6 +291,13 @@ def test_scripts_run_under_torchrun(rows, tmp_path):
 def assert_same_numbers(found, expected):
     assert found.count("\n") == 1
     assert json.loads(found) == pytest.approx(json.loads(expected), rel=1e-10)
+
+
+def test_a_model_of_codes_by_two_processes_has_the_numbers_of_one(programs):
+    out, found = programs
+    assert "3 steps" in found["codes"][0][1]
+    expected = done("evaluate", out.with_name("codes"), "--json")
+    assert_same_numbers(found["codes scored"][0][1], expected)
 
 
 @pytest.mark.parametrize(("divergence", "many"), [("auto", True), ("hutchinson", False)])

@@ -262,6 +262,8 @@ def test_remarks_name_ids_and_spikes():
     texts = pd.DataFrame({"sku": [f"sku{i % 101}" for i in range(200)], "gone": np.nan})
     with pytest.raises(ValueError, match="100 categories in column 'sku'; got 101 in 200 rows: "):
         inferred(texts[["sku"]])
+    twice = pd.DataFrame({"sku": [f"sku{i % 500}" for i in range(1000)]})
+    assert len(inferred(twice)[0].columns[0].categories) == 500
     with pytest.raises(ValueError, match=r"all different: an id\?.*--drop sku\), or merge rare"):
         inferred(texts[["sku"]].drop_duplicates())
     with pytest.raises(ValueError, match="values in column 'gone'; got none: leave it out"):

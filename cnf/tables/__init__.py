@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from cnf.utils.lazy import lazy_package
 
 if TYPE_CHECKING:
+    from cnf.tables.code_training import CodeRecipe
     from cnf.tables.dates import date_parts
     from cnf.tables.estimators import CNFDensity
     from cnf.tables.row_model import RowModel
@@ -14,6 +15,7 @@ else:
     __getattr__, __dir__ = lazy_package(
         __name__,
         {
+            "code_training": "CodeRecipe",
             "dates": "date_parts",
             "estimators": "CNFDensity",
             "row_model": "RowModel",
@@ -22,4 +24,13 @@ else:
         },
     )
 
-__all__ = ["CNFDensity", "Column", "RowHistory", "RowModel", "Schema", "date_parts", "fit_rows"]
+__all__ = [
+    "CNFDensity",
+    "CodeRecipe",
+    "Column",
+    "RowHistory",
+    "RowModel",
+    "Schema",
+    "date_parts",
+    "fit_rows",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import pi, sqrt
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 FREE_WEIGHT = 0.5  # of a bin's free part next to its smooth part
 PASS_ROWS = 1000  # rows that pass through the network at once where nothing is trained
 PRIOR_COUNT = 0.1  # rows of each code that marginals are given beforehand
+SMALLEST_SHARE = 1e-12  # that a calibration divides by
+BIN_PRIOR_COUNT = 0.5  # of each bin: all rows may be outside of it
 
 Features = Sequence[Sequence[float]]
 
@@ -69,7 +71,8 @@ class CodeNetwork(nn.Module):
     ) -> None:
         super().__init__()
         _check_coordinates(sizes, first_bin, features, given)
-        self.sizes, self.given, self.dropout = [*sizes], given, dropout
+        self.sizes, self.first_bin = [*sizes], [*first_bin]
+        self.given, self.dropout = given, dropout
         self._config = {
             "sizes": [*sizes],
             "first_bin": [*first_bin],
@@ -126,16 +129,45 @@ class CodeNetwork(nn.Module):
     @torch.no_grad()
     def start(self, codes: Tensor, weight: Tensor | None = None) -> None:
         """Set the biases to the log-marginals of rows of codes (rows, K), with weights (rows,)."""
+        for part, (counts, prior) in zip(self.slices, self._counts(codes, weight), strict=True):
+            self.bias[part] = ((counts + prior) / (counts + prior).sum()).log()
+
+    def unseen(self, codes: Tensor, weight: Tensor | None = None) -> list[Tensor | None]:
+        """Return the shares of codes that no row has, as the log-marginals begin with them.
+
+        Training keeps them up, since a network that never sees a code learns that it is impossible.
+
+        Shapes: rows (rows, K) and weights (rows,) → for each coordinate that is not given (size,),
+        None where each code occurs.
+        """
+        shares = (
+            torch.where(counts == 0, prior / len(codes), 0.0)
+            for counts, prior in self._counts(codes, weight)
+        )
+        return [each if each.any() else None for each in shares]
+
+    def _counts(self, codes: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the rows of each code of a coordinate, and those that it is given beforehand."""
         self.check(codes)
-        for part, column in zip(self.slices, codes.T[self.given :], strict=True):
-            size = part.stop - part.start
+        asked = (self.sizes[self.given :], self.first_bin[self.given :], codes.T[self.given :])
+        for size, first_bin, column in zip(*asked, strict=True):
             counts = torch.bincount(column, weight, size).to(self.bias)
             if weight is not None:
                 counts *= len(weight) / weight.sum()
-            self.bias[part] = ((counts + PRIOR_COUNT) / (len(codes) + PRIOR_COUNT * size)).log()
+            prior = torch.full_like(counts, PRIOR_COUNT)
+            prior[first_bin:] = BIN_PRIOR_COUNT
+            yield counts, prior
 
-    def forward(self, codes: Tensor, visible: Tensor, dropout: float = 0.0) -> Tensor:
+    def forward(
+        self,
+        codes: Tensor,
+        visible: Tensor,
+        dropout: float = 0.0,
+        unseen: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
         """Return −log p(d_k | visible codes) for each coordinate k that is not given.
+
+        With `unseen`, shares of codes, −Σ share log p of these is added.
 
         Shapes: (rows, K) codes and booleans → (rows, K − given).
         """
@@ -145,6 +177,9 @@ class CodeNetwork(nn.Module):
             F.cross_entropy(part, codes[:, k], reduction="none")
             for k, part in enumerate(parts, self.given)
         ]
+        for k, share in enumerate(unseen or ()):
+            if share is not None:
+                costs[k] = costs[k] + parts[k].logsumexp(1) * share.sum() - parts[k] @ share
         return torch.stack(costs, 1)
 
     def logits(self, codes: Tensor, visible: Tensor, coordinate: int) -> Tensor:
@@ -181,14 +216,46 @@ class CodeNetwork(nn.Module):
         return torch.cat([self._log_prob(part, table, head) for part in codes.split(PASS_ROWS)])
 
     def _log_prob(self, codes: Tensor, table: Tensor, head: tuple[Tensor, Tensor]) -> Tensor:
-        state = self._begin(table, codes)
-        found = state.new_zeros(len(codes))
-        for k in range(self.given, len(self.sizes)):
-            found = found - F.cross_entropy(
-                self._read(self._trunk(state), head, k), codes[:, k], reduction="none"
-            )
-            state = self._reveal(state, table, codes[:, k], k)
+        found = table.new_zeros(len(codes))
+        for logits, column in zip(
+            self._conditionals(codes, table, head), codes.T[self.given :], strict=True
+        ):
+            found = found - F.cross_entropy(logits, column, reduction="none")
         return found
+
+    def _conditionals(
+        self, codes: Tensor, table: Tensor, head: tuple[Tensor, Tensor]
+    ) -> Iterator[Tensor]:
+        """Yield the logits of each coordinate given the codes before it, (rows, size)."""
+        state = self._begin(table, codes)
+        for k in range(self.given, len(self.sizes)):
+            yield self._read(self._trunk(state), head, k)
+            state = self._reveal(state, table, codes[:, k], k)
+
+    @torch.no_grad()
+    def calibrate(self, codes: Tensor, weight: Tensor | None = None) -> None:
+        """Change the biases so that the mean conditionals over rows are the shares of the codes.
+
+            b_k ← b_k + ln (share of d_k / mean p(d_k | d_1 … d_{k−1})),
+
+        where the likelihood of the biases is stationary if both are equal. Draws then have the
+        columns' distributions, which dropout and early stopping leave blurred.
+
+        Args:
+            codes: Rows of codes (n, K).
+            weight: Weights of the rows, shape (n,); equal when None.
+        """
+        counted = [*self._counts(codes, weight)]
+        weight = torch.ones(len(codes), device=codes.device) if weight is None else weight
+        weight = (weight / weight.sum()).to(self.bias)
+        table, head = self._table(), self._head()
+        expected = torch.zeros_like(self.bias)
+        for some, each in zip(codes.split(PASS_ROWS), weight.split(PASS_ROWS), strict=True):
+            conditionals = self._conditionals(some, table, head)
+            expected += torch.cat([each @ logits.softmax(1) for logits in conditionals])
+        for part, (counts, prior) in zip(self.slices, counted, strict=True):
+            shares = (counts + prior) / (counts + prior).sum()
+            self.bias[part] += (shares / expected[part].clamp(min=SMALLEST_SHARE)).log()
 
     @torch.no_grad()
     def sample(self, given: int | Tensor, generator: torch.Generator | None = None) -> Tensor:

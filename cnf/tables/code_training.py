@@ -17,7 +17,7 @@ from torch import Tensor
 from cnf.tables.code_network import CodeNetwork
 from cnf.training.checkpoint import Checkpointer
 from cnf.training.data import BatchSampler, Rows
-from cnf.training.history import History, Record
+from cnf.training.history import History, Record, StepEvent
 from cnf.training.numbers import check_numbers, document_numbers, number
 from cnf.training.optimizer import Optimizer, OptimizerStep, StepLoss
 from cnf.training.progress import TrainingBudget
@@ -27,6 +27,11 @@ from cnf.utils.serialization import add_prefix, strip_prefix
 from cnf.utils.threads import Threads, check_threads
 
 OBJECTIVE = "code likelihood"
+CALIBRATIONS = 2  # rounds; a third changes the shares by less than a thousandth
+CALIBRATION_ROWS = 50_000  # at most, and as many as take a
+CALIBRATION_SHARE = 0.1  # of the budget
+TIMED_ROWS = 500
+DAY = 86_400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -67,34 +72,7 @@ class CodeRecipe:
 document_numbers(CodeRecipe)
 
 
-@dataclass(frozen=True)
-class CodeEvent:
-    """One training step of a network of codes, as callbacks see it.
-
-    Attributes:
-        step: Steps taken, this one included.
-        seconds: Time since the loop's start.
-        progress: Fraction of the run that is done, 0 to 1.
-        loss: The step's loss, nan for a skipped step.
-        nfe: 0, since nothing is solved.
-        record: The validation that followed this step, None where none did.
-        records: All validations so far.
-        improved: Whether the last one is the best so far.
-        network: The network with averaged weights, which are validated and kept.
-    """
-
-    step: int
-    seconds: float
-    progress: float
-    loss: float
-    nfe: float
-    record: Record | None
-    records: Sequence[Record]
-    improved: bool
-    network: CodeNetwork
-
-
-Callback = Callable[[CodeEvent], None]
+Callback = Callable[[StepEvent], None]
 
 
 def dropout_for(rows: int) -> float:
@@ -113,6 +91,8 @@ def fit_codes(
     *,
     validation: Tensor,
     weight: Tensor | None = None,
+    validation_weight: Tensor | None = None,
+    within_nll: float = 0.0,
     budget: float | None = None,
     steps: int | None = None,
     seed: int = 0,
@@ -133,6 +113,9 @@ def fit_codes(
         validation: Rows of codes (m, K) for validation.
         weight: Weights of the rows, at least 0, shape (n,), of which only the ratios matter; equal
             when None.
+        validation_weight: Weights of the rows for validation, shape (m,).
+        within_nll: Nats that are added to the validation NLL: the mean −log p(x | d) of what the
+            codes leave.
         budget: Seconds from this call to the loop's end; 60 where neither it nor steps is given.
         steps: Number of steps; with a budget too, whichever is reached first ends the run.
         seed: Seed of the order of the rows and of training's random numbers.
@@ -159,7 +142,7 @@ def fit_codes(
     """
     length, begin = TrainingBudget.of(budget, steps), perf_counter()
     threads, recipe = check_threads(threads), recipe or CodeRecipe()
-    train, held_out = _rows(network, codes, weight), _rows(network, validation, None)
+    train, held_out = _rows(network, codes, weight), _rows(network, validation, validation_weight)
     if not network.bias.any():
         network.start(train.x, train.weight)
     checkpointer = None
@@ -167,19 +150,49 @@ def fit_codes(
         identity = _identity(network, recipe, length, seed, train, held_out)
         checkpointer = Checkpointer(Path(state), state_seconds, identity)
     generator = torch.Generator().manual_seed(seed)
-    (spent,) = mean([perf_counter() - begin], network.bias)
+    (seconds,) = mean([_seconds_of_row(network, train)], network.bias)
+    rows = min(CALIBRATION_ROWS, int(CALIBRATION_SHARE * min(length.budget, DAY) / seconds))
+    (spent,) = mean([perf_counter() - begin + min(rows, len(train)) * seconds], network.bias)
     run = CodeRun(
         network,
         recipe,
         length.without(spent),
         BatchSampler(train, generator),
-        held_out.x[: recipe.validation_rows],
+        held_out[: recipe.validation_rows],
+        within_nll,
         checkpointer,
         threads,
     )
     run.run(callbacks, seed)
     network.load_state_dict(run.finish())
+    _calibrate(network, train[:rows], held_out)
     return History.of(run.progress)
+
+
+def _seconds_of_row(network: CodeNetwork, rows: Rows) -> float:
+    """Return the seconds that the calibrations take for each row."""
+    some = rows.x[:TIMED_ROWS]
+    begin = perf_counter()
+    network.log_prob(some)
+    return CALIBRATIONS * (perf_counter() - begin) / len(some)
+
+
+def _calibrate(network: CodeNetwork, rows: Rows, held_out: Rows) -> None:
+    """Calibrate a network on training rows, unless it loses by it on the rows held out."""
+    if not len(rows):
+        return
+    before, nll = copy.deepcopy(network.state_dict()), _mean_nll(network, held_out)
+    for _ in range(CALIBRATIONS):
+        network.calibrate(rows.x, rows.weight)
+    if not _mean_nll(network, held_out) <= nll:
+        network.load_state_dict(before)
+
+
+def _mean_nll(network: CodeNetwork, rows: Rows) -> float:
+    """Return the weighted mean of −log p over rows."""
+    nll = -network.log_prob(rows.x).double()
+    weight = torch.ones_like(nll) if rows.weight is None else rows.weight
+    return float((nll * weight).sum() / weight.sum())
 
 
 def _rows(network: CodeNetwork, codes: Tensor, weight: Tensor | None) -> Rows:
@@ -191,14 +204,18 @@ def _rows(network: CodeNetwork, codes: Tensor, weight: Tensor | None) -> Rows:
     network.check(rows.x)
     if rows.weight is None:
         return rows
-    positive = rows.weight > 0
-    valid = (positive | (rows.weight == 0)) & rows.weight.isfinite()
-    if rows.weight.shape != (len(codes),) or not valid.all() or not positive.any():
+    check_weights(rows.weight, len(rows))
+    return rows[rows.weight > 0]
+
+
+def check_weights(weight: Tensor, rows: int) -> None:
+    """Raise a ValueError unless weights are those of so many rows, of which some count."""
+    valid = (weight >= 0) & weight.isfinite()
+    if weight.shape != (rows,) or not valid.all() or not (weight > 0).any():
         raise ValueError(
-            f"Expected weights of shape ({len(codes)},), finite, at least 0 and not all 0; "
-            f"got others of shape {tuple(rows.weight.shape)}"
+            f"Expected weights of shape ({rows},), finite, at least 0 and not all 0; "
+            f"got others of shape {tuple(weight.shape)}"
         )
-    return rows[positive]
 
 
 def _identity(
@@ -254,7 +271,7 @@ def _spread(rows: int, count: int) -> Tensor:
     return positions.long() % count
 
 
-class CodeRun(Run[Record, CodeEvent]):
+class CodeRun(Run[Record, StepEvent]):
     """A run of `fit_codes`: its network, the average of its weights, and its rows."""
 
     record_type = Record
@@ -265,12 +282,14 @@ class CodeRun(Run[Record, CodeEvent]):
         recipe: CodeRecipe,
         budget: TrainingBudget,
         sampler: BatchSampler,
-        held_out: Tensor,
+        held_out: Rows,
+        within_nll: float,
         checkpointer: Checkpointer | None,
         threads: Threads,
     ) -> None:
         self.network, self.recipe, self.sampler = network, recipe, sampler
-        self.held_out = held_out
+        self.held_out, self.within_nll = held_out, within_nll
+        self.unseen = network.unseen(sampler.rows.x, sampler.rows.weight)
         self.costs = parallel(network)
         self.averaged = copy.deepcopy(network)  # after `parallel` has made the weights rank 0's
         betas = (recipe.momentum, recipe.square_decay)
@@ -285,7 +304,7 @@ class CodeRun(Run[Record, CodeEvent]):
 
         def loss() -> StepLoss:
             visible, weights = draw_visible(len(codes), self.network, self.recipe)
-            costs = self.costs(codes, visible.to(codes.device), self.network.dropout)
+            costs = self.costs(codes, visible.to(codes.device), self.network.dropout, self.unseen)
             return StepLoss((weights.to(costs) * costs).sum(1).mean())
 
         step = self.optimizer.step(loss, rate)
@@ -304,11 +323,16 @@ class CodeRun(Run[Record, CodeEvent]):
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Return the mean of −log p over the held-out rows."""
+        """Return the weighted mean of −log p over the held-out rows."""
         part = self.held_out[local_slice(len(self.held_out))]
-        found = self.averaged.log_prob(part).double().sum().item() if len(part) else 0.0
-        (value,) = mean([-found * world_size() / len(self.held_out)], self.like)
-        return value
+        total = 0.0
+        if len(part):
+            log_prob = self.averaged.log_prob(part.x).double()
+            total -= (log_prob if part.weight is None else part.weight * log_prob).sum().item()
+        (total,) = mean([total], self.like)
+        weight = self.held_out.weight
+        counted = len(self.held_out) if weight is None else weight.double().sum().item()
+        return self.within_nll + total * world_size() / counted
 
     def record(self, scores: float, seconds: float) -> tuple[Record, float]:
         progress = self.progress
@@ -317,10 +341,10 @@ class CodeRun(Run[Record, CodeEvent]):
 
     def event(
         self, step: OptimizerStep, done: float, seconds: float, record: Record | None
-    ) -> CodeEvent:
+    ) -> StepEvent:
         improved, records = self.improved(record), self.progress.records
         taken = (self.progress.step, seconds, done, step.loss, step.nfe)
-        return CodeEvent(*taken, record, records, improved, self.averaged)
+        return StepEvent(*taken, record, records, improved, self.averaged)
 
     def weights(self) -> Mapping[str, Tensor]:
         return self.averaged.state_dict()

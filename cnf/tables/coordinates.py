@@ -1,63 +1,35 @@
-"""Coordinates of the rows of a mixed table: a code for each column, and a number within its bin."""
+"""Coordinates of columns: a code, and a place within its bin."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import inf, log, pi
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.special import expit, log_ndtr, ndtri_exp
+from scipy.special import log_ndtr, ndtri_exp
 
-from cnf.layers.columns.bounded import INTERVAL_MARGIN
-from cnf.layers.scalings.quantiles import normalizing_curve
-from cnf.layers.scalings.rational_quadratic import RationalQuadratic
-from cnf.tables.kinds import CategoricalColumn, IntegerColumn
-from cnf.tables.schema import Column, Schema
+from cnf.tables.marginal import Array, Marginal
 
-Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-MASS_SHARE = 0.002  # of the rows, from which a value has a code
-MASS_ROWS = 20  # fewer rows show no mass
-MAX_MASSES = 128  # of a column with bins
-MAX_DISCRETE = 300  # values on a grid that all have a code
-MIN_BIN_VALUES = 8  # different values in a bin in the mean
-MIN_EDGE_DISTANCE = 1e-6  # of the edges of bins, in standard deviations of the normal column
-CORE = (0.01, 0.99)  # quantiles between which a column is standardised
 LOG_SMALLEST = -40.0  # log of a share of a bin that double precision does not tell from 0
-MAX_EXPONENT = 700.0  # that double precision does not overflow at
 
 
-class CodedColumn(NamedTuple):
-    """The coordinate of rows in one column, each entry of shape (rows,)."""
-
-    codes: Codes
-    z: Array
-    present: Flags
-    log_det: Array
-    log_alone: Array
-    known: Flags
-
-
-@dataclass(frozen=True)
-class Coded:
-    """The coordinates of rows.
+class Coded(NamedTuple):
+    """The coordinates of rows in one column, (rows,), or in all of them, (rows, coordinates).
 
     Attributes:
-        codes: Shape (rows, coordinates); 0 where a value is unknown.
-        z: Values within the bins, standard normal for rows like the training ones, shape
-            (rows, continuous coordinates); 0 where absent.
-        present: Whether a value is in a bin, and so has z, shape (rows, continuous coordinates).
-        log_det: Σ ln ∂z/∂x over the present ones, shape (rows,).
-        log_alone: ln p(x | codes) where z is independent and standard normal, shape (rows,): of
-            numbers on grids the log of their mass, without noise.
-        known: Whether all of a row's values have a code, shape (rows,).
+        codes: The codes, 0 where a value has none.
+        z: Places within the bins, standard normal for rows like the training ones; 0 where absent.
+        present: Whether a value is in a bin, and so has z.
+        log_det: ln ∂z/∂x, 0 where absent.
+        log_alone: ln p(x | code) where z is standard normal: of a number on a grid the log of its
+            mass, without noise.
+        known: Whether a value has a code.
     """
 
     codes: Codes
@@ -66,80 +38,6 @@ class Coded:
     log_det: Array
     log_alone: Array
     known: Flags
-
-
-@dataclass(frozen=True)
-class Marginal:
-    """The increasing map s = Φ⁻¹(F(x)) of a column with the distribution function F.
-
-    Numbers above a bound are modelled by their logarithm, and between two by their log odds; then
-    standardised, and mapped by a curve with exponential tails.
-
-    Attributes:
-        low: Lower bound, exclusive; None for no bound.
-        high: Upper bound, exclusive; None for no bound.
-        loc: Center of the numbers on the line.
-        scale: Width of these.
-        knots: Positions, values and slopes of the curve's knots.
-
-    Example:
-        >>> x = np.random.default_rng(0).exponential(size=1000)
-        >>> marginal = Marginal.fit(x, 0.0, None)
-        >>> s, _ = marginal.forward(x)
-        >>> bool(abs(s.std() - 1) < 0.05), bool(np.allclose(marginal.inverse(s), x))
-        (True, True)
-    """
-
-    low: float | None
-    high: float | None
-    loc: float
-    scale: float
-    knots: tuple[tuple[float, ...], ...]
-
-    @staticmethod
-    def fit(values: Array, low: float | None, high: float | None) -> Marginal:
-        """Return the map of values (rows,) between bounds, at least two of them distinct."""
-        start = Marginal(low, high, 0.0, 1.0, ())
-        line = start._to_line(values)[0]
-        loc, scale = _center(line)
-        curve = normalizing_curve((line - loc) / scale, np.ones(len(line)))
-        knots = tuple(tuple(each[0].tolist()) for each in (curve.x, curve.y, curve.slope))
-        return Marginal(low, high, loc, scale, knots)
-
-    def forward(self, x: Array) -> tuple[Array, Array]:
-        """Return s and ln ∂s/∂x at numbers x, all of shape (rows,)."""
-        line, log_slope = self._to_line(x)
-        standard = torch.from_numpy((line - self.loc) / self.scale).unsqueeze(0)
-        s, log_curve = self._curve.forward(standard)
-        return s[0].numpy(), log_slope + log_curve[0].numpy() - log(self.scale)
-
-    def inverse(self, s: Array) -> Array:
-        """Return the numbers x of s, both of shape (rows,)."""
-        standard = self._curve.inverse(torch.from_numpy(s).unsqueeze(0))[0].numpy()
-        return self._from_line(self.loc + self.scale * standard)
-
-    @cached_property
-    def _curve(self) -> RationalQuadratic:
-        x, y, slope = (torch.tensor([each], dtype=torch.float64) for each in self.knots)
-        return RationalQuadratic(x, y, slope, torch.tensor([[x.shape[1] - 1]]))
-
-    def _to_line(self, x: Array) -> tuple[Array, Array]:
-        """Return numbers on the line, and the logarithm of the map's slope."""
-        if self.low is None:
-            return x, np.zeros(len(x))
-        x = np.maximum(x, np.nextafter(self.low, inf))
-        above = np.log(x - self.low)
-        if self.high is None:
-            return above, -above
-        below = np.log(self.high - np.minimum(x, np.nextafter(self.high, -inf)))
-        return above - below, log(self.high - self.low) - above - below
-
-    def _from_line(self, line: Array) -> Array:
-        if self.low is None:
-            return line
-        if self.high is None:
-            return np.asarray(self.low + np.exp(np.minimum(line, MAX_EXPONENT)))
-        return np.asarray(self.low + (self.high - self.low) * expit(line))
 
 
 @dataclass(frozen=True)
@@ -158,8 +56,16 @@ class Coordinate:
     scores: tuple[tuple[float, float], ...]
 
     kind: ClassVar[str] = "discrete"
-    continuous: ClassVar[bool] = False
-    noisy: ClassVar[bool] = False
+
+    @property
+    def continuous(self) -> bool:
+        """Whether a flow may model the places within bins."""
+        return False
+
+    @property
+    def noisy(self) -> bool:
+        """Whether these places have noise."""
+        return False
 
     @property
     def first_bin(self) -> int:
@@ -180,12 +86,16 @@ class Coordinate:
         """Return the entry that `Coding.of` reads, ready for JSON."""
         return {"kind": self.kind, **asdict(self)}
 
-    def encode(self, numbers: Array, uniforms: Array) -> CodedColumn:
+    def encode(self, numbers: Array, uniforms: Array) -> Coded:
         """Return the coordinate of numbers (rows,), with noise in (0, 1) for cells of grids."""
         raise NotImplementedError
 
     def decode(self, codes: Codes, z: Array) -> Array:
         """Return the numbers (rows,) of codes and of places within the bins."""
+        raise NotImplementedError
+
+    def nearest(self, numbers: Array) -> Array:
+        """Return the nearest numbers (rows,) that have a code; NaN and categories stay."""
         raise NotImplementedError
 
     @cached_property
@@ -202,16 +112,29 @@ class Coordinate:
 
 @dataclass(frozen=True)
 class Discrete(Coordinate):
-    """A coordinate of single values alone: categories, or few values on a grid."""
+    """A coordinate of single values alone: categories, or all whole numbers between two bounds."""
 
-    def encode(self, numbers: Array, uniforms: Array) -> CodedColumn:
+    def encode(self, numbers: Array, uniforms: Array) -> Coded:
+        if self._whole:
+            numbers = np.rint(numbers)
         codes, known = self._find(numbers)
         zeros = np.zeros(len(numbers))
         absent = np.zeros_like(known)
-        return CodedColumn(np.where(known, codes, 0), zeros, absent, zeros, zeros, known)
+        return Coded(np.where(known, codes, 0), zeros, absent, zeros, zeros, known)
 
     def decode(self, codes: Codes, z: Array) -> Array:
         return self._masses[codes]
+
+    def nearest(self, numbers: Array) -> Array:
+        if not self.scores:
+            return numbers
+        between = (self._masses[:-1] + self._masses[1:]) / 2
+        found = self._masses[np.searchsorted(between, numbers)]
+        return np.where(np.isnan(numbers), np.nan, found)
+
+    @cached_property
+    def _whole(self) -> bool:
+        return bool(self.scores) and not (self._masses % 1).any()
 
 
 @dataclass(frozen=True)
@@ -229,21 +152,27 @@ class Mixed(Coordinate):
         edges: The numbers between the bins, increasing.
         low: Least number; None for no bound.
         high: Largest number; None for no bound.
+        few: Whether all values of the training rows have a code of their own: the one bin is for
+            others, and no flow models the places in it.
     """
 
     marginal: Marginal
     edges: tuple[float, ...]
     low: float | None
     high: float | None
+    few: bool = False
 
     kind: ClassVar[str] = "mixed"
-    continuous: ClassVar[bool] = True
+
+    @property
+    def continuous(self) -> bool:
+        return not self.few
 
     @property
     def size(self) -> int:
         return self.first_bin + len(self.edges) + 1
 
-    def encode(self, numbers: Array, uniforms: Array) -> CodedColumn:
+    def encode(self, numbers: Array, uniforms: Array) -> Coded:
         codes, single = self._find(numbers)
         points, possible = self._points(numbers, uniforms)
         present = possible & ~single
@@ -254,7 +183,7 @@ class Mixed(Coordinate):
             points[present], bins[present], z[present], log_det[present]
         )
         codes = np.where(single, codes, np.where(present, self.first_bin + bins, 0))
-        return CodedColumn(codes, z, present, log_det, log_alone, single | present)
+        return Coded(codes, z, present, log_det, log_alone, single | present)
 
     def decode(self, codes: Codes, z: Array) -> Array:
         numbers, binned = np.zeros(len(codes)), codes >= self.first_bin
@@ -263,6 +192,9 @@ class Mixed(Coordinate):
         least, most = np.array([self._least, *self.edges]), np.array([*self.edges, self._most])
         numbers[binned] = self._numbers(self._point(bins, z[binned]), least[bins], most[bins])
         return numbers
+
+    def nearest(self, numbers: Array) -> Array:
+        return np.clip(numbers, self._least, self._most)
 
     def _points(self, numbers: Array, uniforms: Array) -> tuple[Array, Flags]:
         """Return points with a density, and whether numbers are possible."""
@@ -318,12 +250,21 @@ class Counted(Mixed):
     """
 
     kind: ClassVar[str] = "counted"
-    noisy: ClassVar[bool] = True
+
+    @property
+    def noisy(self) -> bool:
+        return not self.few
+
+    def encode(self, numbers: Array, uniforms: Array) -> Coded:
+        """Return the coordinate of the nearest whole numbers."""
+        return super().encode(np.rint(numbers), uniforms)
+
+    def nearest(self, numbers: Array) -> Array:
+        return np.clip(np.rint(numbers), self._least, self._most + len(self.values) - 1)
 
     def _points(self, numbers: Array, uniforms: Array) -> tuple[Array, Flags]:
         counts = recount(numbers, self._masses)
-        whole = np.isfinite(numbers) & (numbers == np.floor(numbers))
-        possible = whole & (counts >= self._least) & (counts + 1 <= self._most)
+        possible = np.isfinite(numbers) & (counts >= self._least) & (counts + 1 <= self._most)
         # Noise is lost on large counts: these stay below the next one.
         points = np.minimum(counts + uniforms, np.nextafter(counts + 1, -inf))
         return points, possible
@@ -340,152 +281,29 @@ class Counted(Mixed):
         return np.asarray(counts + np.searchsorted(apart, counts, side="right"))
 
 
-COORDINATES: dict[str, type[Coordinate]] = {each.kind: each for each in (Discrete, Mixed, Counted)}
-
-
 @dataclass(frozen=True)
-class Coding:
-    """The coordinates of a table's rows: a code for each column, and z within the bins.
-
-    A row's log-probability is log p(codes) + log p(z | codes) + log |det|.
+class Angular(Mixed):
+    """A coordinate of angles, from `low` to below a turn above it; those of other turns are equal.
 
     Attributes:
-        coordinates: One for each column that varies, in the table's order.
-        filling: The value of each column that is constant, 0 for others.
-
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> numbers = np.column_stack([rng.integers(0, 3, 1000), rng.normal(size=1000)])
-        >>> schema = Schema((Column("n", "integer", 0), Column("x", "real")))
-        >>> coding = Coding.fit(schema, numbers, bins=4)
-        >>> coding.sizes, coding.first_bin, coding.continuous
-        ((3, 4), (3, 0), (1,))
-        >>> coded = coding.encode(numbers)
-        >>> bool(np.allclose(coding.decode(coded.codes, coded.z), numbers))
-        True
+        turn: The size of a turn.
     """
 
-    coordinates: tuple[Coordinate, ...]
-    filling: tuple[float, ...]
+    turn: float = 2 * pi
 
-    @staticmethod
-    def fit(schema: Schema, numbers: Array, bins: int = 32) -> Coding:
-        """Return the coordinates of a table.
+    kind: ClassVar[str] = "angular"
 
-        Args:
-            schema: The columns.
-            numbers: Those of the training rows, finite, shape (rows, columns).
-            bins: The most bins of a column, of equal mass.
+    def encode(self, numbers: Array, uniforms: Array) -> Coded:
+        return super().encode(self.nearest(numbers), uniforms)
 
-        Raises:
-            ValueError: A column is circular, or there are no bins.
-        """
-        if bins < 1:
-            raise ValueError(f"Expected at least 1 bin; got {bins}")
-        found = (
-            _fit_column(i, column, numbers[:, i], bins)
-            for i, column in enumerate(schema.columns)
-            if column.width
-        )
-        filling = (0.0 if each.width else float(each.low or 0.0) for each in schema.columns)
-        return Coding(tuple(found), tuple(filling))
-
-    @property
-    def dim(self) -> int:
-        """The number of the table's columns."""
-        return len(self.filling)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The number of codes of each coordinate."""
-        return tuple(each.size for each in self.coordinates)
-
-    @property
-    def first_bin(self) -> tuple[int, ...]:
-        """The first code of each coordinate that is a bin; the size where there is none."""
-        return tuple(each.first_bin for each in self.coordinates)
-
-    @property
-    def features(self) -> tuple[Array | None, ...]:
-        """Features (size, 2) of the codes of each coordinate, None for those without an order."""
-        return tuple(each.features for each in self.coordinates)
-
-    @property
-    def continuous(self) -> tuple[int, ...]:
-        """The coordinates with bins, and so with z."""
-        return tuple(i for i, each in enumerate(self.coordinates) if each.continuous)
-
-    @property
-    def noisy(self) -> bool:
-        """Whether there are bins of numbers on grids, to which noise is added."""
-        return any(each.noisy for each in self.coordinates)
-
-    def encode(self, numbers: Array, uniforms: Array | None = None) -> Coded:
-        """Return the coordinates of rows.
-
-        A value that the training rows show to be impossible is not known: another value on a grid
-        of few, one beyond bounds, or a gap (NaN).
-
-        Args:
-            numbers: Shape (rows, columns).
-            uniforms: Noise in (0, 1) for numbers on grids, of the same shape; 0.5 when None.
-        """
-        noise = np.full_like(numbers, 0.5) if uniforms is None else uniforms
-        each = [c.encode(numbers[:, c.place], noise[:, c.place]) for c in self.coordinates]
-        continuous = [each[i] for i in self.continuous]
-        empty = np.empty((len(numbers), 0))
-        return Coded(
-            np.column_stack([empty.astype(np.int64), *(one.codes for one in each)]),
-            np.column_stack([empty, *(one.z for one in continuous)]),
-            np.column_stack([empty.astype(np.bool_), *(one.present for one in continuous)]),
-            sum((one.log_det for one in continuous), np.zeros(len(numbers))),
-            sum((one.log_alone for one in continuous), np.zeros(len(numbers))),
-            np.logical_and.reduce([np.ones(len(numbers), np.bool_), *(one.known for one in each)]),
-        )
-
-    def present(self, codes: Codes) -> Flags:
-        """Return whether coordinates with bins have z, (rows, coordinates) → (rows, continuous)."""
-        places = [*self.continuous]
-        return codes[:, places] >= np.array(self.first_bin, np.int64)[places]
-
-    def decode(self, codes: Codes, z: Array) -> Array:
-        """Return the numbers (rows, columns) of codes (rows, coordinates) and of z."""
-        numbers = np.tile(np.array(self.filling), (len(codes), 1))
-        columns = dict(zip(self.continuous, z.T, strict=True))
-        for i, each in enumerate(self.coordinates):
-            within = columns.get(i, np.zeros(len(codes)))
-            numbers[:, each.place] = each.decode(codes[:, i], within)
-        return numbers
-
-    def json(self) -> dict[str, Any]:
-        """Return what `of` reads, ready for JSON."""
-        coordinates = [each.json() for each in self.coordinates]
-        return {"coordinates": coordinates, "filling": list(self.filling)}
-
-    @staticmethod
-    def of(entries: Mapping[str, Any]) -> Coding:
-        """Return the coordinates of an object in JSON."""
-        coordinates = tuple(map(_coordinate_of, entries["coordinates"]))
-        return Coding(coordinates, tuple(entries["filling"]))
+    def nearest(self, numbers: Array) -> Array:
+        wrapped = self._least + np.remainder(numbers - self._least, self.turn)
+        return np.minimum(wrapped, self._most)
 
 
-def find_masses(distinct: Array, counts: NDArray[np.intp]) -> Array:
-    """Return the values that occur often enough for a code, in order.
-
-    These are at most the `MAX_MASSES` most frequent ones. `cnf.tables.kinds.find_atoms`, by which a
-    schema tells a spike from a grid, is stricter: those have to stand out from the others.
-
-    Args:
-        distinct: Different values in order, shape (values,).
-        counts: How often each occurs.
-
-    Example:
-        >>> find_masses(np.array([0.0, 1.0, 2.0]), np.array([50, 19, 20])).tolist()
-        [0.0, 2.0]
-    """
-    often = np.flatnonzero(counts >= max(MASS_SHARE * counts.sum(), MASS_ROWS))
-    most = often[np.argsort(-counts[often], kind="stable")[:MAX_MASSES]]
-    return distinct[np.sort(most)]
+COORDINATES: dict[str, type[Coordinate]] = {
+    each.kind: each for each in (Discrete, Mixed, Counted, Angular)
+}
 
 
 def recount(numbers: Array, masses: Array) -> Array:
@@ -496,127 +314,6 @@ def recount(numbers: Array, masses: Array) -> Array:
         [2.0, 3.0, 7.0]
     """
     return np.asarray(numbers - np.searchsorted(masses, numbers))
-
-
-def _fit_column(place: int, column: Column, numbers: Array, bins: int) -> Coordinate:
-    kind = column.of_kind
-    if isinstance(kind, CategoricalColumn):
-        return Discrete(place, tuple(map(float, range(len(kind.names)))), ())
-    layer = kind.continuous_layer()
-    if layer.circular:
-        raise ValueError(
-            f"Expected columns without angles in a mixed table; got column {column.name!r}, which "
-            "is circular: give it another kind, or leave it out"
-        )
-    bounds = layer.config()
-    low: float | None = bounds["low"][0] if "low" in bounds else None
-    high: float | None = bounds["high"][0] if "high" in bounds else None
-    whole = isinstance(kind, IntegerColumn)
-    distinct, counts = np.unique(numbers, return_counts=True)
-    few = whole and len(distinct) <= MAX_DISCRETE
-    if whole and low is not None and high is not None and high - low <= MAX_DISCRETE:
-        distinct, few = np.arange(low, high, dtype=np.float64), True
-    masses = distinct if few else find_masses(distinct, counts)
-    rest = numbers[~np.isin(numbers, masses)]
-    if few or len(np.unique(rest)) < 2:
-        return Discrete(place, tuple(distinct.tolist()), _scores(numbers, distinct))
-    fit = _fit_counted if whole else _fit_mixed
-    return fit(place, numbers, masses, rest, bins, low, high)
-
-
-def _fit_mixed(
-    place: int,
-    numbers: Array,
-    masses: Array,
-    rest: Array,
-    bins: int,
-    low: float | None,
-    high: float | None,
-) -> Mixed:
-    """Return the coordinate of numbers with a density; ends of an interval have one, too."""
-    margin = 0.0 if low is None or high is None else INTERVAL_MARGIN * (high - low)
-    beyond = (
-        bound if bound is None else bound + way * margin for bound, way in ((low, -1), (high, 1))
-    )
-    marginal = Marginal.fit(rest, *beyond)
-    distinct = np.unique(rest)
-    edges = _edges(rest, (distinct[:-1] + distinct[1:]) / 2, bins, marginal)
-    scores = _scores(numbers, masses, rest, edges)
-    least = float(np.nextafter(low, inf)) if low is not None and high is None else low
-    return Mixed(
-        place, tuple(masses.tolist()), scores, marginal, tuple(edges.tolist()), least, high
-    )
-
-
-def _fit_counted(
-    place: int,
-    numbers: Array,
-    masses: Array,
-    rest: Array,
-    bins: int,
-    low: float | None,
-    high: float | None,
-) -> Counted:
-    """Return the coordinate of whole numbers, the same in every call."""
-    counts = recount(rest, masses)
-    high = None if high is None else high - len(masses)
-    marginal = Marginal.fit(counts + np.random.default_rng(0).random(len(counts)), low, high)
-    edges = _edges(counts, np.unique(counts)[1:], bins, marginal)
-    scores = _scores(numbers, masses, rest, edges, counts)
-    return Counted(
-        place, tuple(masses.tolist()), scores, marginal, tuple(edges.tolist()), low, high
-    )
-
-
-def _edges(values: Array, between: Array, bins: int, marginal: Marginal) -> Array:
-    """Return the edges of bins of about equal mass, among those between neighbouring values.
-
-    Args:
-        values: Shape (rows,).
-        between: Numbers between the different values, shape (different values − 1,).
-        bins: The most bins.
-        marginal: The map by which edges have to be apart.
-    """
-    count = min(bins, max(1, (len(between) + 1) // MIN_BIN_VALUES))
-    quantiles = np.sort(values)[np.arange(1, count) * len(values) // count]
-    places = np.searchsorted(np.unique(values), quantiles) - 1
-    edges = between[np.unique(places[places >= 0])]
-    s = np.round(marginal.forward(edges)[0] / MIN_EDGE_DISTANCE)
-    return edges[np.unique(s, return_index=True)[1]]
-
-
-def _scores(
-    numbers: Array,
-    masses: Array,
-    rest: Array | None = None,
-    edges: Array | None = None,
-    points: Array | None = None,
-) -> tuple[tuple[float, float], ...]:
-    """Return the features of masses and of bins, at the median of the rest in each bin.
-
-    Args:
-        numbers: All of the training rows'.
-        masses: Values with a code.
-        rest: The other numbers; None without bins.
-        edges: The edges of the bins.
-        points: The rest as the edges count them; the rest when None.
-    """
-    centers = masses
-    if rest is not None and edges is not None:
-        bins = np.searchsorted(edges, rest if points is None else points, side="right")
-        medians = [np.median(rest[bins == each]) for each in range(len(edges) + 1)]
-        centers = np.concatenate([masses, medians])
-    ordered, (loc, scale) = np.sort(numbers), _center(numbers)
-    ranks = np.searchsorted(ordered, centers) + np.searchsorted(ordered, centers, side="right")
-    squashed = np.tanh((centers - loc) / (2 * scale))
-    return tuple(zip((ranks / len(numbers) - 1).tolist(), squashed.tolist(), strict=True))
-
-
-def _center(values: Array) -> tuple[float, float]:
-    """Return the median and the standard deviation of values without their tails."""
-    core = np.clip(values, *np.quantile(values, CORE))
-    scale = float(core.std()) or float(values.std()) or 1.0
-    return float(np.median(values)), scale
 
 
 def _log_mass(a: Array, b: Array) -> Array:
@@ -637,16 +334,3 @@ def _normal(log_below: Array, log_above: Array) -> Array:
     below = log_below < log_above
     z = ndtri_exp(np.minimum(np.where(below, log_below, log_above), -log(2)))
     return np.where(below, z, -z)
-
-
-def _coordinate_of(entry: Mapping[str, Any]) -> Coordinate:
-    attributes = {name: _tuples(each) for name, each in entry.items() if name != "kind"}
-    if "marginal" in attributes:
-        given = attributes["marginal"]
-        attributes["marginal"] = Marginal(**{name: _tuples(each) for name, each in given.items()})
-    return COORDINATES[entry["kind"]](**attributes)
-
-
-def _tuples(value: Any) -> Any:
-    """Return lists as tuples, and others as they are."""
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self
@@ -27,24 +28,28 @@ from cnf.datasets import (
     table_frame,
 )
 from cnf.flow import Flow
-from cnf.layers.scalings.scaling import constant_columns
+from cnf.tables.density_training import AnyRecipe, is_coded, train_flow, train_row_model
 from cnf.tables.inputs import (
     PASS_TABLE,
+    ContextColumns,
     check_columns,
-    check_numbers,
+    chosen_schema,
     complete_rows,
     context_table,
+    describe_foreign,
+    foreign_values,
     is_frame,
     unmasked,
 )
-from cnf.tables.schema import Column, Schema, check_single_precision
+from cnf.tables.row_model import RowModel
+from cnf.tables.schema import Schema, check_single_precision
 from cnf.training.callbacks import ProgressBar
-from cnf.training.loop import fit
-from cnf.training.recipes import Recipe, choose_recipe
 from cnf.utils.random import seeded
 from cnf.utils.threads import Threads
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Model = Flow | RowModel
 State = int | np.random.RandomState | None
 
 SOLVE_ROWS = 8000  # rows in one solve, many of which share steps
@@ -54,21 +59,30 @@ MIN_ROWS = 3
 
 
 class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
-    """A continuous normalizing flow as a scikit-learn density estimator.
+    """A continuous normalizing flow, or a model of mixed rows, as a scikit-learn density estimator.
 
-    Fits log p(X), or log p(X | context), by `cnf.fit`, holding out a tenth of the rows to select
-    the best weights on. Densities are in the units of X, in float64. X may be an array, or a table
-    of pandas, polars or pyarrow, and samples are of the same kind and types.
+    Fits log p(X), or log p(X | context), holding out a tenth of the rows to select the best weights
+    on. Densities are in the units of X, in float64; of columns such as categories they are masses.
+    X may be an array, or a table of pandas, polars and pyarrow, and samples are of the same kind
+    and types.
+
+    Columns of real numbers are modelled by a `cnf.Flow`. A schema with categories, booleans, a few
+    whole numbers, or values that occur with a mass, such as zeros, or a context with categories,
+    needs a `cnf.tables.RowModel`: first the discrete, by a network whose log p is exact, then what
+    is continuous given that.
 
     Args:
-        recipe: A `cnf.training.recipes.Recipe` or the name of one; chosen by the data's size and
-            dimension when None. It holds the network, the optimizer and the solver in training.
+        recipe: The model and its training, chosen by the columns, the data's size and dimension
+            when None. A `cnf.training.recipes.Recipe` or the name of one is that of a flow, and
+            holds its network, the optimizer and the solver in training; such a flow models columns
+            with a mass by adding noise to them, and its log p is a bound. A `cnf.tables.CodeRecipe`
+            or `"codes"` is that of a model of rows.
         schema: The columns of X, a `cnf.tables.schema.Schema` with their names (x0, x1, … where X
             has none); `"infer"` for the kinds that they look like, text for categories; all are
             real numbers when None.
         missing: The treatment of missing values, which are NaN, null or masked: `"refuse"` them, or
             `"drop"` their rows, whose scores are NaN.
-        objective: `"hybrid"`, `"mle"` or `"matching"`; the recipe's when None.
+        objective: `"hybrid"`, `"mle"` or `"matching"`, of a flow; the recipe's when None.
         budget: Seconds of training, None for no limit on them.
         max_steps: The most optimizer steps. A fit that they end, and not the budget, depends on
             `random_state` alone, where `threads` is a number.
@@ -79,9 +93,10 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         verbose: Whether a progress bar is shown on a terminal.
 
     Attributes:
-        flow_: The fitted `cnf.Flow`, in float64 on the CPU.
+        model_: The fitted `cnf.Flow`, in float64, or `cnf.tables.RowModel`, on the CPU.
         schema_: The schema of X.
-        history_: The training's `cnf.History`.
+        history_: The training's `cnf.History`: of a model of rows that of its codes, whose
+            validation NLL is of whole rows.
         n_features_in_: Number of columns of X.
         feature_names_in_: Their names, where X had any.
         n_context_features_in_: Number of columns of the context, 0 without one.
@@ -96,7 +111,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        recipe: str | Recipe | None = None,
+        recipe: AnyRecipe = None,
         schema: Schema | str | None = None,
         missing: Missing = "refuse",
         objective: str | None = None,
@@ -125,7 +140,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         sample_weight: ArrayLike | None = None,
         context: Any = None,
     ) -> Self:
-        """Fit the flow to X, given a context where there is one.
+        """Fit the model to X, given a context where there is one.
 
         Args:
             X: Shape (n_samples, n_features), finite.
@@ -133,7 +148,8 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             sample_weight: Shape (n_samples,), at least 0: how often each row is repeated. Only
                 their ratios matter.
             context: Shape (n_samples, n_context_features) or (n_samples,), finite. A column that
-                does not vary is ignored.
+                does not vary is ignored. With a schema and without a flow's recipe or objective it
+                may be a table with text, categories and dates.
 
         Raises:
             ValueError: A shape does not fit, a value is not finite or not allowed in its column,
@@ -149,8 +165,6 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self._like = X[:0] if is_frame(X) else None  # restores the kind and the types of X
         given = context_table(context, len(table.values))
         check_consistent_length(table.values, given.values)
-        self.n_context_features_in_ = len(given.columns)
-        self._context_columns = given.columns if is_frame(context) else None
         complete = complete_rows(table, given, drop=self.missing == "drop")
         if complete.sum() < MIN_ROWS:
             gaps = np.isnan(table.values).sum(0)
@@ -166,71 +180,90 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             options = {"dtype": np.float64, "ensure_non_negative": True}
             weight = _check_sample_weight(weight, table.values, **options)[complete]
         table = replace(table, values=table.values[complete])
-        self.schema_ = self._schema(table)
+        self.schema_ = chosen_schema(self.schema, table)
         rows = self.schema_.numbers(table.values, table.categories, table.types)
-        self._check(rows)
-        contexts = given.values[complete]
-        constant = constant_columns(torch.from_numpy(contexts).float()) if contexts.size else []
-        self._context_kept = [i for i in range(contexts.shape[1]) if i not in constant]
-        self._train(rows, contexts[:, self._context_kept], weight)
+        schema = None if self.schema is None else self.schema_
+        coded = is_coded(self.recipe, self.objective, schema, rows, given)
+        self._check(rows, coded)
+        given = replace(given, values=given.values[complete])
+        self._context = ContextColumns.of(given, is_frame(context), coded)
+        self.n_context_features_in_ = len(given.columns)
+        self._train(rows, self._context.numbers(given), weight, coded)
         return self
 
-    def _train(self, rows: Array, contexts: Array, weight: Array | None) -> None:
-        """Fit the flow to rows, given contexts where these have columns."""
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        recipe = self.recipe
-        if not isinstance(recipe, Recipe):
-            known = (len(rows), self.schema_.width, bool(contexts.size), self.objective)
-            _, recipe = choose_recipe(recipe, *known, self.schema_.continuous(rows))
-        with seeded(seed):
-            layers = self.schema_.layers(rows)
-            flow = recipe.flow(self.schema_.width, contexts.shape[1], layers)
-        flow = flow.to(self._device())
-        self.history_ = fit(
-            flow,
-            torch.tensor(rows),
-            context=torch.tensor(contexts) if contexts.size else None,
-            weight=None if weight is None else torch.tensor(weight),
-            objective=self.objective,
-            recipe=recipe,
-            budget=self.budget,
-            steps=self.max_steps,
-            seed=seed,
-            threads=self.threads,
-            callbacks=[ProgressBar()] if self.verbose else [],
-        )
-        self.flow_ = flow.cpu().double()
+    def _train(self, rows: Array, contexts: Array, weight: Array | None, coded: bool) -> None:
+        """Fit a model of rows where `coded`, a flow where not."""
+        options: dict[str, Any] = {
+            "weight": weight,
+            "recipe": self.recipe,
+            "seed": int(check_random_state(self.random_state).randint(2**31 - 1)),
+            "device": self._device(),
+            "budget": self.budget,
+            "steps": self.max_steps,
+            "threads": self.threads,
+            "callbacks": [ProgressBar()] if self.verbose else [],
+        }
+        self.model_: Model
+        if coded:
+            found = train_row_model(self.schema_, rows, self._context, contexts, **options)
+            self.model_, self.history_ = found
+        else:
+            options["objective"] = self.objective
+            self.model_, self.history_ = train_flow(self.schema_, rows, contexts, **options)
+
+    @property
+    def flow_(self) -> Flow:
+        """The fitted flow, the same as `model_` where that is one."""
+        if isinstance(self.model_, Flow):
+            return self.model_
+        raise AttributeError("Expected a fitted flow; got a model of rows: use model_")
 
     def score_samples(self, X: Any, context: Any = None) -> Array:
         """Return the log-densities log p(x | context) in nats, shape (n_samples,).
 
-        With whole numbers or categories it is a bound, by several draws of noise that depend on the
-        row alone. A row with missing values, where `missing` is `"drop"`, has NaN.
+        Of a flow with whole numbers or categories, it is a bound, by several draws of noise that
+        depend on the row alone. A row with missing values, where `missing` is `"drop"`, has NaN,
+        and one with a context that the model does not know.
 
         Raises:
             ValueError: A shape does not fit, or a value is not finite.
             sklearn.exceptions.NotFittedError: There is no fit yet.
-            cnf.SolveError: Rows lie where the flow cannot be integrated; the message names them.
+            cnf.SolveError: Rows lie where a flow cannot be integrated; the message names them.
+
+        Warns:
+            UserWarning: Rows have values that their columns cannot have, such as unknown
+                categories: −inf, or NaN where a context has them.
         """
-        flow, x, given, complete = self._scored(X, context)
-        with torch.no_grad():
-            found = flow.log_prob(x, given, max_batch=SOLVE_ROWS, seed=0, draws=NOISE_DRAWS)
-        return _spread(found, complete)
+
+        def log_prob(model: Model, x: Tensor, given: Tensor | None) -> Sequence[Tensor]:
+            with torch.no_grad():
+                options = {"max_batch": SOLVE_ROWS, "seed": 0, "draws": NOISE_DRAWS}
+                return (model.log_prob(x, given, **options),)
+
+        return self._scored(X, context, log_prob)[0]
 
     def score_samples_uncertainty(self, X: Any, context: Any = None) -> tuple[Array, Array]:
         """Return log-densities in nats and their uncertainty for 95 % of rows, each (n_samples,).
 
         They are the `log_prob` and `uncertainty` of `cnf.Scores`: NaN for rows that cannot be
         integrated. This takes about three times as long as `score_samples`, with the same noise.
+        Where log p is exact, the uncertainty is that of rounding.
 
         Raises:
             ValueError: A shape does not fit, or a value is not finite.
             sklearn.exceptions.NotFittedError: There is no fit yet.
+
+        Warns:
+            UserWarning: As `score_samples`.
         """
-        flow, x, given, complete = self._scored(X, context)
-        probes = NOISE_DRAWS if flow.noisy else TRACE_PROBES
-        scores = flow.score(x, given, probes=probes, seed=0, max_batch=SOLVE_ROWS)
-        return _spread(scores.log_prob, complete), _spread(scores.uncertainty, complete)
+
+        def scores(model: Model, x: Tensor, given: Tensor | None) -> Sequence[Tensor]:
+            probes = NOISE_DRAWS if model.noisy else TRACE_PROBES
+            found = model.score(x, given, probes=probes, seed=0, max_batch=SOLVE_ROWS)
+            return found.log_prob, found.uncertainty
+
+        log_prob, uncertainty = self._scored(X, context, scores)
+        return log_prob, uncertainty
 
     def score(self, X: Any, y: object = None, context: Any = None) -> float:
         """Return the mean log-density of the complete rows, in nats, as `GaussianMixture` does."""
@@ -251,39 +284,52 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
         Returns:
             Shape (n_samples, n_features), or (n_contexts · n_samples, n_features) in the
-            order of the contexts; an array, or a table of the kind and the types that the flow was
-            fitted to.
+            order of the contexts; an array, or a table of the kind and the types that the model
+            was fitted to.
 
         Raises:
-            ValueError: The number is not whole and positive, or a shape does not fit.
+            ValueError: The number is not whole and positive, a shape does not fit, or the model
+                does not know a context, such as another category.
         """
         check_is_fitted(self)
         if not isinstance(n_samples, Integral) or n_samples < 1:
             raise ValueError(f"Expected n_samples, a whole number of at least 1; got {n_samples}")
-        given, flow = self._context(context, 1), self._flow()
+        given, model = self._context.table(context, 1), self._model()
         complete_rows(given, drop=False)
-        contexts = self._contexts(given.values, flow)
+        if (unknown := self._context.unknown(given)) is not None:
+            raise ValueError(f"Expected a context as in fit; {unknown}: correct it")
+        contexts = _tensor(self._context.numbers(given), model)
         if contexts is not None:
             contexts = contexts.repeat_interleave(n_samples, 0)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
-        with seeded(seed, flow.like.device):
+        with seeded(seed, model.like.device):
             shape = n_samples * len(given.values) if contexts is None else ()
-            x = flow.sample(shape, contexts, max_batch=SOLVE_ROWS)
+            x = model.sample(shape, contexts, max_batch=SOLVE_ROWS)
         drawn = self.schema_.table(x.cpu().numpy())
         return drawn.values if self._like is None else from_any(self._like)[1](table_frame(drawn))
 
     def _scored(
-        self, X: Any, context: Any
-    ) -> tuple[Flow, Tensor, Tensor | None, NDArray[np.bool_]]:
-        """Return the flow, the complete rows and contexts as its tensors, and which these are."""
+        self,
+        X: Any,
+        context: Any,
+        score: Callable[[Model, Tensor, Tensor | None], Sequence[Tensor]],
+    ) -> list[Array]:
+        """Return scores of rows, the log-densities first; NaN for incomplete rows."""
         check_is_fitted(self)
-        table, flow = self._table(X, reset=False), self._flow()
-        given = self._context(context, len(table.values))
+        table, model = self._table(X, reset=False), self._model()
+        given = self._context.table(context, len(table.values))
         check_consistent_length(table.values, given.values)
         complete = complete_rows(table, given, drop=self.missing == "drop")
-        rows = self.schema_.numbers(table.values[complete], table.categories, table.types)
-        contexts = self._contexts(given.values[complete], flow)
-        return flow, torch.tensor(rows).to(flow.like), contexts, complete
+        rows = self.schema_.numbers(table.values, table.categories, table.types, unknown="keep")
+        contexts = _tensor(self._context.numbers(given)[complete], model)
+        scores = score(model, torch.tensor(rows[complete]).to(model.like), contexts)
+        found = [_spread(each, complete) for each in scores]
+        foreign = foreign_values(self.schema_, rows) & np.isneginf(found[0])[:, None]
+        lines = (describe_foreign(table, self.schema_, foreign), self._context.unknown(given))
+        for line, log_prob in zip(lines, ("-inf", "NaN"), strict=True):
+            if line is not None:
+                warn(f"{line}: log p is {log_prob}", stacklevel=3)
+        return found
 
     def _table(self, X: Any, reset: bool) -> Table:
         """Return X as a table, after scikit-learn's checks of its shape and names."""
@@ -314,62 +360,29 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             advice = (line for line in others if line.startswith("Reshape"))
             raise ValueError(" ".join([first, *advice])) from None
 
-    def _schema(self, table: Table) -> Schema:
-        """Return the schema of a table without missing values, as the parameter says."""
-        if isinstance(self.schema, str) and self.schema == "infer":
-            found = Schema.infer(table)
-            return found.without_constants(
-                found.numbers(table.values, table.categories, table.types)
-            )
-        columns = [Column(name, type=table.types.get(name)) for name in table.columns]
-        if self.schema is None:
-            check_numbers(table, 'pass schema="infer", or leave it out')
-            return Schema(tuple(columns))
-        if not isinstance(self.schema, Schema):
-            raise ValueError(f"Expected a Schema, 'infer' or None for schema; got {self.schema!r}")
-        if self.schema.names != table.columns:
-            wanted, got = (", ".join(each[:10]) for each in (table.columns, self.schema.names))
-            raise ValueError(f"Expected a schema of X's columns, {wanted}; got one of {got}")
-        return Schema(tuple(columns)).with_columns(
-            {each.name: each for each in self.schema.columns}
-        )
-
-    def _check(self, rows: Array) -> None:
+    def _check(self, rows: Array, coded: bool) -> None:
         """Refuse rows that have no density, and warn of those that seem to have none."""
         self.schema_.check(rows)
         self.schema_.check_varying(rows)
         self.schema_.check_apart(rows)
-        for found in (*degeneracies(*self.schema_.real(rows)), *self.schema_.remarks(rows)):
+        remarks = self.schema_.remarks(rows, masses=coded)
+        for found in (*degeneracies(*self.schema_.real(rows)), *remarks):
             warn(str(found), stacklevel=3)
-
-    def _context(self, context: Any, rows: int) -> Table:
-        """Return a context as a table, of so many rows without columns for None."""
-        count = self.n_context_features_in_
-        if (context is None) != (count == 0):
-            wanted = f"a context of {count} columns" if count else "no context"
-            got = "none" if context is None else "one"
-            raise ValueError(f"Expected {wanted}, as in fit; got {got}")
-        given, known = context_table(context, rows), self._context_columns
-        if len(given.columns) != count:
-            raise ValueError(f"Expected a context of {count} columns; got {len(given.columns)}")
-        if is_frame(context) and known is not None:
-            check_columns(given, known)
-        return given
-
-    def _contexts(self, values: Array, flow: Flow) -> Tensor | None:
-        """Return the columns of a context that varied in fit as a tensor; None where none did."""
-        kept = self._context_kept
-        return torch.tensor(values[:, kept]).to(flow.like) if kept else None
 
     def _device(self) -> torch.device:
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def _flow(self) -> Flow:
+    def _model(self) -> Model:
         device = self._device()
-        return self.flow_ if device.type == "cpu" else copy.deepcopy(self.flow_).to(device)
+        return self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
 
 
-def _spread(scores: Tensor, complete: NDArray[np.bool_]) -> Array:
+def _tensor(contexts: Array, model: Model) -> Tensor | None:
+    """Return contexts as a model's tensor, None without columns."""
+    return torch.tensor(contexts).to(model.like) if contexts.shape[1] else None
+
+
+def _spread(scores: Tensor, complete: Flags) -> Array:
     """Return the scores of complete rows at their places among all, NaN for the others."""
     found = np.full(len(complete), np.nan)
     found[complete] = scores.double().cpu().numpy()

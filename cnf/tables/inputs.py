@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,12 @@ from numpy.typing import NDArray
 from sklearn.utils import check_array
 
 from cnf.datasets import Table, frame_table, from_any
-from cnf.datasets.column_types import Family
+from cnf.datasets.column_types import ColumnType, Family
+from cnf.tables.kinds import CategoricalColumn
+from cnf.tables.schema import Column, Schema
+
+Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 HELD: dict[Family, str] = {
     "boolean": "booleans",
@@ -21,6 +27,10 @@ HELD: dict[Family, str] = {
 }
 
 
+NO_CODES = (
+    'encode it as numbers, leave it out, or pass schema="infer" without a flow\'s recipe or '
+    "objective"
+)
 PASS_TABLE = 'pass a table, such as pandas.DataFrame(X), with schema="infer"'
 
 
@@ -44,13 +54,15 @@ def unmasked(X: Any) -> Any:
     return np.ma.filled(X.astype(np.float64), np.nan) if isinstance(X, np.ma.MaskedArray) else X
 
 
-def context_table(context: Any, rows: int) -> Table:
-    """Return a context as a table of numbers, from an array or a table, or from a single column.
+def context_table(context: Any, rows: int, types: Mapping[str, ColumnType] | None = None) -> Table:
+    """Return a context as a table, from an array or a table, or from a single column.
 
-    Booleans are 0 and 1. Of None it is a table of so many rows without columns.
+    Of None it is a table of so many rows without columns.
 
-    Raises:
-        ValueError: A column does not hold numbers.
+    Args:
+        context: The context.
+        rows: The number of rows of None.
+        types: The columns' types in a fit, by which text and dates are read.
 
     Example:
         >>> context_table([0.5, 1.5], rows=2).values.shape, context_table(None, rows=2).values.shape
@@ -59,14 +71,106 @@ def context_table(context: Any, rows: int) -> Table:
     if context is None:
         return Table("context", np.empty((rows, 0)), ())
     if is_frame(context):
-        table = frame_table(from_any(context)[0], "context")
-        types = {name: type for name, type in table.types.items() if type.family != "boolean"}
-        check_numbers(replace(table, types=types), "encode it as numbers, or leave it out")
-        return table
+        return frame_table(from_any(context)[0], "context", types)
     options = {"ensure_2d": False, "ensure_all_finite": False, "input_name": "context"}
     found = check_array(unmasked(context), dtype=np.float64, **options)
     found = found.reshape(-1, 1) if found.ndim < 2 else found
     return Table("context", found, tuple(f"c{i}" for i in range(found.shape[1])))
+
+
+@dataclass(frozen=True)
+class ContextColumns:
+    """The columns of a context in a fit, which later contexts must have.
+
+    Attributes:
+        columns: Their names.
+        labelled: Whether they came in a table, by whose names later tables are checked.
+        schema: The schema of all columns, None without a context.
+    """
+
+    columns: tuple[str, ...]
+    labelled: bool
+    schema: Schema | None
+
+    @staticmethod
+    def of(table: Table, labelled: bool, coded: bool) -> ContextColumns:
+        """Return the columns of a table of complete rows.
+
+        Args:
+            table: The context of the training rows.
+            labelled: Whether it came as a table.
+            coded: Whether the model has codes of categories; all columns are real numbers, and
+                booleans 0 and 1, where not.
+
+        Raises:
+            ValueError: A column does not hold numbers, which a model without codes needs, or has
+                too many categories.
+        """
+        if not table.columns:
+            return ContextColumns((), labelled, None)
+        if not coded:
+            check_numbers(table, NO_CODES, booleans=True)
+        schema = Schema.infer(table) if coded else Schema(tuple(map(Column, table.columns)))
+        numbers = schema.numbers(table.values, table.categories, table.types)
+        return ContextColumns(table.columns, labelled, schema.without_constants(numbers))
+
+    @property
+    def varying(self) -> Schema | None:
+        """The schema of the columns that varied in the fit; None where none did."""
+        if self.schema is None or not self.schema.varying:
+            return None
+        return self.schema.without(self.schema.constant)[0]
+
+    def table(self, context: Any, rows: int) -> Table:
+        """Return a context as a table of these columns, of so many rows without any for None.
+
+        Raises:
+            ValueError: There is a context and was none in the fit, or the other way round, or it
+                has other columns.
+        """
+        count = len(self.columns)
+        if (context is None) != (count == 0):
+            wanted = f"a context of {count} columns" if count else "no context"
+            got = "none" if context is None else "one"
+            raise ValueError(f"Expected {wanted}, as in fit; got {got}")
+        found = context_table(context, rows, self.schema.types if self.schema else None)
+        if len(found.columns) != count:
+            raise ValueError(f"Expected a context of {count} columns; got {len(found.columns)}")
+        if is_frame(context) and self.labelled:
+            check_columns(found, self.columns)
+        names = dict(zip(found.columns, self.columns, strict=True))
+        return replace(
+            found,
+            columns=self.columns,
+            categories={names[name]: each for name, each in found.categories.items()},
+            types={names[name]: each for name, each in found.types.items()},
+        )
+
+    def unknown(self, table: Table) -> str | None:
+        """Return a line on the first category that was not in the fit; None where all were.
+
+        Numbers beyond those of the fit are no such values.
+        """
+        if self.schema is None:
+            return None
+        numbers = self._all_numbers(table)
+        coded = [isinstance(each.of_kind, CategoricalColumn) for each in self.schema.columns]
+        foreign = foreign_values(self.schema, numbers) & ~np.isnan(numbers) & np.array(coded)
+        return describe_foreign(table, self.schema, foreign)
+
+    def numbers(self, table: Table) -> Array:
+        """Return the numbers of the columns that varied in the fit, (rows, columns).
+
+        A category that was not there is −1.
+        """
+        if self.schema is None:
+            return table.values
+        kept = [i for i, each in enumerate(self.schema.columns) if each.width]
+        return self._all_numbers(table)[:, kept]
+
+    def _all_numbers(self, table: Table) -> Array:
+        assert self.schema is not None
+        return self.schema.numbers(table.values, table.categories, table.types, unknown="keep")
 
 
 def check_columns(table: Table, known: tuple[str, ...]) -> None:
@@ -79,17 +183,70 @@ def check_columns(table: Table, known: tuple[str, ...]) -> None:
         )
 
 
-def check_numbers(table: Table, advice: str) -> None:
-    """Raise a ValueError with the name of a column that does not hold numbers."""
+def not_numeric(table: Table) -> list[str]:
+    """Return the names of a table's columns that hold neither numbers nor booleans."""
+    return [name for name, type in table.types.items() if type.family in {*HELD} - {"boolean"}]
+
+
+def check_numbers(table: Table, advice: str, booleans: bool = False) -> None:
+    """Raise a ValueError with the name of a column that holds neither numbers nor `booleans`."""
     for name, type in table.types.items():
-        if type.family in HELD:
+        if type.family in HELD and not (booleans and type.family == "boolean"):
             raise ValueError(
                 f"Expected numbers in every column of {table.name}; got column {name!r}, which "
                 f"holds {HELD[type.family]}: {advice}"
             )
 
 
-def complete_rows(*tables: Table, drop: bool) -> NDArray[np.bool_]:
+def foreign_values(schema: Schema, numbers: Array) -> Flags:
+    """Return which numbers (rows, columns) a schema's columns cannot have; gaps are such ones."""
+    pairs = zip(schema.columns, numbers.T, strict=True)
+    return np.column_stack([column.of_kind.outside(each) for column, each in pairs])
+
+
+def describe_foreign(table: Table, schema: Schema, foreign: Flags) -> str | None:
+    """Return a line on the first value that a column cannot have; None where there is none.
+
+    Args:
+        table: The rows.
+        schema: The schema of their columns.
+        foreign: Which values it is about, shape (rows, columns).
+    """
+    if not foreign.any():
+        return None
+    row, place = divmod(int(foreign.argmax()), foreign.shape[1])
+    column, value = schema.columns[place], table.values[row, place]
+    texts = table.categories.get(column.name)
+    got = f"{value:g}" if texts is None else repr(texts[int(value)])
+    return (
+        f"column {column.name!r} ({column.of_kind.values_text() or column.kind}) of {table.name} "
+        f"has {got} in row {row + 1} (counting from 1; {foreign.any(1).sum()} such rows)"
+    )
+
+
+def chosen_schema(given: Schema | str | None, table: Table) -> Schema:
+    """Return the schema of a table without missing values, as the estimator's parameter says.
+
+    Raises:
+        ValueError: It is no schema of the table's columns, or there is none and a column does not
+            hold numbers.
+    """
+    if isinstance(given, str) and given == "infer":
+        found = Schema.infer(table)
+        return found.without_constants(found.numbers(table.values, table.categories, table.types))
+    columns = [Column(name, type=table.types.get(name)) for name in table.columns]
+    if given is None:
+        check_numbers(table, 'pass schema="infer", or leave it out')
+        return Schema(tuple(columns))
+    if not isinstance(given, Schema):
+        raise ValueError(f"Expected a Schema, 'infer' or None for schema; got {given!r}")
+    if given.names != table.columns:
+        wanted, got = (", ".join(each[:10]) for each in (table.columns, given.names))
+        raise ValueError(f"Expected a schema of X's columns, {wanted}; got one of {got}")
+    return Schema(tuple(columns)).with_columns({each.name: each for each in given.columns})
+
+
+def complete_rows(*tables: Table, drop: bool) -> Flags:
     """Return which rows of tables of the same length have no missing values.
 
     Args:

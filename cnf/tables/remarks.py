@@ -15,14 +15,17 @@ MIN_ID_ROWS = 30  # fewer may be different, or follow each other, by chance
 MAX_ID_SPREAD = 1.5  # of numbers of rows, of which some may be in other parts, per row
 
 
-def remarks_on(column: ColumnKind, numbers: Array) -> Iterator[str]:
-    """Yield a line on why a column of numbers (rows,) is better left out."""
+def remarks_on(column: ColumnKind, numbers: Array, masses: bool = False) -> Iterator[str]:
+    """Yield a line on why a column of numbers (rows,) is better left out.
+
+    Values that occur with a mass are no reason for a model that has `masses`.
+    """
     numbers = numbers[np.isfinite(numbers)]
     rows, name = len(numbers), column.name
     if not rows or not column.width:
         return
     distinct, counts = np.unique(numbers, return_counts=True)
-    if column.on_line and (atoms := find_atoms(distinct, counts)):
+    if not masses and column.on_line and (atoms := find_atoms(distinct, counts)):
         shares = [f"{value:g} in {100 * share:.0f} % of rows" for value, share in atoms]
         more = f" and {len(shares) - MAX_SHOWN_ATOMS} more" if len(shares) > MAX_SHOWN_ATOMS else ""
         yield (

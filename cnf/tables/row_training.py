@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnf.tables.code_training import fit_codes
+from cnf.tables.code_training import CodeRecipe, check_weights, fit_codes
 from cnf.tables.row_model import RowModel
 from cnf.tables.schema import Schema
 from cnf.training.data import Rows, hold_out
-from cnf.training.history import History
+from cnf.training.history import History, StepEvent
 from cnf.training.loop import fit
 from cnf.training.recipes import Recipe
 from cnf.utils.random import seeded
@@ -39,7 +39,8 @@ class RowHistory:
     """The histories of a row model's two parts.
 
     Attributes:
-        codes: Of the network of codes, whose validation NLL is −log p(d).
+        codes: Of the network of codes, whose validation NLL is that of whole rows, −log p(row),
+            with independent places within bins.
         flow: Of the flow, whose validation NLL is −log p(z | d) with that of the absent
             coordinates' base; None without a flow.
     """
@@ -52,29 +53,40 @@ def fit_rows(
     model: RowModel,
     numbers: Array,
     *,
-    validation: Array | None = None,
+    context: Array | None = None,
+    weight: Array | None = None,
+    validation: Array | tuple[Array, Array] | None = None,
     budget: float | None = None,
     steps: int | None = None,
     seed: int = 0,
     callbacks: Sequence[Callable[[Any], None]] = (),
     state: str | Path | None = None,
+    state_seconds: float = 30.0,
     threads: Threads = "auto",
+    recipe: CodeRecipe | None = None,
 ) -> RowHistory:
     """Train a model of rows and leave both parts with their best weights on validation.
 
     Args:
         model: The model, changed in place.
         numbers: Training rows, shape (rows, columns).
-        validation: Rows for validation; a held-out tenth when None.
+        context: Their context, shape (rows, context_dim), of a conditional model.
+        weight: Weights of the rows, at least 0, shape (rows,), of which only the ratios matter;
+            equal when None.
+        validation: Rows for validation, with their context as a pair; a held-out tenth when None.
         budget: Seconds in all, 60 where neither it nor `steps` is given.
         steps: Number of optimizer steps in all; with a budget too, what is reached first.
         seed: Seed of held-out rows, of the order of the rows and of training's random numbers.
-        callbacks: Called after every step, of both parts.
-        state: A folder for the states of both runs, which resume from it.
+        callbacks: Called with a `cnf.training.StepEvent` after every step of both parts, whose
+            `model` is the whole one, with the averaged weights of the part that is trained.
+        state: A folder for the states of both runs, which resume from it; created where missing.
+        state_seconds: Seconds between two states.
         threads: As in `cnf.fit`.
+        recipe: The numbers of training the codes.
 
     Raises:
-        ValueError: A row has a value without a code, or a number is out of range.
+        ValueError: A row or its context has a value without a code, a shape does not fit, or a
+            number is out of range.
         cnf.training.TrainingError: Every step failed.
 
     Example:
@@ -88,16 +100,25 @@ def fit_rows(
     """
     if budget is None and steps is None:
         budget = DEFAULT_BUDGET
-    if validation is None:
-        numbers, validation = _held_out(numbers, seed)
+    recipe = recipe or CodeRecipe()
+    train, held_out = (
+        _encoded(model, rows, seed)
+        for rows in _split(numbers, context, weight, validation, recipe.validation_rows, seed)
+    )
+    if state is not None:
+        Path(state).mkdir(parents=True, exist_ok=True)
     share = 0.0 if model.flow is None else FLOW_SHARE
-    options: dict[str, Any] = {"seed": seed, "callbacks": callbacks, "threads": threads}
-    train, held_out = (_encoded(model, rows, seed) for rows in (numbers, validation))
+    options: dict[str, Any] = {"seed": seed, "state_seconds": state_seconds, "threads": threads}
     codes = fit_codes(
         model.network,
-        train[0],
-        validation=held_out[0],
+        train.codes,
+        weight=train.weight,
+        validation=held_out.codes,
+        validation_weight=held_out.weight,
+        within_nll=held_out.within_nll,
         state=None if state is None else Path(state) / CODES_STATE,
+        recipe=recipe,
+        callbacks=_of_rows(callbacks, lambda network: model.with_parts(network, model.flow)),
         **_length(budget, steps, 1 - share),
         **options,
     )
@@ -107,15 +128,31 @@ def fit_rows(
         codes,
         fit(
             model.flow,
-            train[1],
-            context=train[2],
-            validation=(held_out[1], held_out[2]),
+            train.z,
+            context=train.flow_context,
+            weight=train.flow_weight,
+            validation=(held_out.z, held_out.flow_context) if len(held_out.z) else None,
             recipe=FLOW_RECIPE,
             state=None if state is None else Path(state) / FLOW_STATE,
+            callbacks=_of_rows(callbacks, lambda flow: model.with_parts(model.network, flow)),
             **_length(budget, steps, share),
             **options,
         ),
     )
+
+
+def _of_rows(
+    callbacks: Sequence[Callable[[Any], None]], whole: Callable[[Any], RowModel]
+) -> list[Callable[[Any], None]]:
+    """Return callbacks of a part's events that give the whole model to others."""
+
+    def call(event: StepEvent) -> None:
+        entries = {name: getattr(event, name) for name in StepEvent.__dataclass_fields__}
+        of_rows = StepEvent(**{**entries, "model": whole(event.model)})
+        for callback in callbacks:
+            callback(of_rows)
+
+    return [call] if callbacks else []
 
 
 def _length(budget: float | None, steps: int | None, share: float) -> dict[str, Any]:
@@ -126,31 +163,76 @@ def _length(budget: float | None, steps: int | None, share: float) -> dict[str, 
     }
 
 
-def _held_out(numbers: Array, seed: int) -> tuple[Array, Array]:
-    generator = torch.Generator().manual_seed(seed)
-    parts = hold_out(Rows(torch.from_numpy(numbers)), generator)
-    train, validation = (part.x.numpy() for part in parts)
-    return train, validation
+def _split(
+    numbers: Array,
+    context: Array | None,
+    weight: Array | None,
+    validation: Array | tuple[Array, Array] | None,
+    most: int,
+    seed: int,
+) -> tuple[Rows, Rows]:
+    """Return rows to train on and at most so many for validation, without those of weight 0."""
+    rows = _tensors(numbers, context, weight)
+    if rows.weight is not None:
+        check_weights(rows.weight, len(rows))
+        rows = rows[rows.weight > 0]
+    if validation is None:
+        train, held_out = hold_out(rows, torch.Generator().manual_seed(seed))
+    else:
+        pair = validation if isinstance(validation, tuple) else (validation, None)
+        train, held_out = rows, _tensors(*pair)
+    return train, held_out[:most]
 
 
-def _encoded(model: RowModel, numbers: Array, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the codes of rows, and their places and contexts where some are present.
+def _tensors(numbers: Array, context: Array | None, weight: Array | None = None) -> Rows:
+    given, weights = (
+        None if each is None else torch.tensor(each).double() for each in (context, weight)
+    )
+    return Rows(torch.tensor(numbers).double(), given, weights)
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """Rows as both parts are trained on them."""
+
+    codes: Tensor
+    weight: Tensor | None
+    within_nll: float  # the weighted mean of −log p(x | d) with independent places
+    z: Tensor  # of the flow's rows, those with a place in a bin, with noise
+    flow_context: Tensor
+    flow_weight: Tensor | None
+
+
+def _encoded(model: RowModel, rows: Rows, seed: int) -> _Encoded:
+    """Return rows in coordinates.
 
     Raises:
-        ValueError: A row has a value without a code.
+        ValueError: A row has a value without a code, or a shape does not fit.
     """
     copies = NOISE_COPIES if model.noisy else 1
-    rng = np.random.default_rng(seed)
+    rng, numbers = np.random.default_rng(seed), rows.x.numpy()
+    model.check(rows.x, rows.context)
+    given, placed = model.encode_context(rows.context, len(rows))
     drawn = [model.coding.encode(numbers, rng.random(numbers.shape)) for _ in range(copies)]
-    if not drawn[0].known.all():
+    known = drawn[0].known.all(1) & placed
+    if not known.all():
         raise ValueError(
-            f"Expected rows whose values have codes; got row {int(drawn[0].known.argmin())} "
+            f"Expected rows whose values have codes; got row {int(known.argmin())} "
             "(counted from 0) with another one: fit the coding to all rows"
         )
-    places, contexts = zip(*(model.flow_rows(each) for each in drawn), strict=True)
-    z, context = torch.cat(places), torch.cat(contexts)
-    some = torch.from_numpy(np.tile(drawn[0].present.any(1), copies))
-    return torch.from_numpy(drawn[0].codes), z[some], context[some]
+    places = [model.flow_rows(each, given) for each in drawn]
+    z, contexts = (torch.cat(each) for each in zip(*places, strict=True))
+    weight = None if rows.weight is None else rows.weight.repeat(copies)
+    shares = None if rows.weight is None else rows.weight.numpy()
+    some = torch.from_numpy(np.tile(drawn[0].present[:, [*model.coding.continuous]].any(1), copies))
+    return _Encoded(
+        torch.from_numpy(np.column_stack([given, drawn[0].codes])),
+        rows.weight,
+        -float(np.average(drawn[0].log_alone.sum(1), weights=shares)),
+        z[some],
+        contexts[some],
+        None if weight is None else weight[some],
+    )
 
 
 def new_row_model(schema: Schema, numbers: Array, seed: int = 0, **options: Any) -> RowModel:

@@ -150,7 +150,7 @@ class Schema:
             rounded: Whether to look for steps and spikes.
 
         Raises:
-            ValueError: A column has more than a hundred categories, or no value.
+            ValueError: A column has too many categories for its rows, or no value.
         """
         return Schema(
             tuple(
@@ -228,13 +228,14 @@ class Schema:
                     f"Expected columns of numbers apart; got {self.columns[i].name!r}, {coarse}"
                 )
 
-    def remarks(self, numbers: Array) -> list[str]:
+    def remarks(self, numbers: Array, masses: bool = False) -> list[str]:
         """Return a line on each column of numbers (rows, columns) that is better left out.
 
-        These are ids, and numbers with a density of which some occur with a mass.
+        These are ids, and numbers with a density of which some occur with a mass, unless the model
+        has `masses`.
         """
         pairs = zip(self.columns, numbers.T, strict=True)
-        return [line for column, each in pairs for line in remarks_on(column.of_kind, each)]
+        return [line for column, each in pairs for line in remarks_on(column.of_kind, each, masses)]
 
     @property
     def names(self) -> tuple[str, ...]:

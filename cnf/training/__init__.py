@@ -6,7 +6,7 @@ from cnf.utils.lazy import lazy_package
 
 if TYPE_CHECKING:
     from cnf.training.distillation import distil
-    from cnf.training.history import Callback, Event, History, Record
+    from cnf.training.history import Callback, Event, History, Record, StepEvent
     from cnf.training.loop import fit
     from cnf.training.recipes import COUPLINGS, OBJECTIVES, RECIPES, Recipe
     from cnf.training.run import TrainingError
@@ -15,7 +15,7 @@ else:  # recipes are read without PyTorch
         __name__,
         {
             "distillation": "distil",
-            "history": "Callback Event History Record",
+            "history": "Callback Event History Record StepEvent",
             "loop": "fit",
             "recipes": "COUPLINGS OBJECTIVES RECIPES Recipe",
             "run": "TrainingError",
@@ -31,6 +31,7 @@ __all__ = [
     "History",
     "Recipe",
     "Record",
+    "StepEvent",
     "TrainingError",
     "distil",
     "fit",

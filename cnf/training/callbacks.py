@@ -9,7 +9,7 @@ from warnings import warn
 
 from tqdm import tqdm
 
-from cnf.training.history import Event
+from cnf.training.history import Event, StepEvent
 
 
 class ProgressBar:
@@ -36,10 +36,8 @@ class ProgressBar:
     def describe(self, event: Any) -> str:
         """Return the text after the bar."""
         nll = event.records[-1].validation_nll if event.records else nan
-        return (
-            f"step {event.step}  loss {event.loss:.3f}  validation NLL {nll:.3f}  "
-            f"{event.nfe:.0f} evaluations"
-        )
+        solved = f"  {event.nfe:.0f} evaluations" if event.nfe else ""
+        return f"step {event.step}  loss {event.loss:.3f}  validation NLL {nll:.3f}{solved}"
 
 
 class TensorBoard:
@@ -70,7 +68,7 @@ class TensorBoard:
         self._writer: Any = None
         self._failed = False
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: StepEvent) -> None:
         """Write a step; stop writing, with a warning, where that fails."""
         if self._failed:
             return
@@ -84,10 +82,11 @@ class TensorBoard:
                 stacklevel=2,
             )
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: StepEvent) -> None:
         if self._writer is None:
             self._writer = self._open(self._folder)
-        scalars = {f"loss/{event.stage.objective.name}": event.loss, "evaluations": event.nfe}
+        loss = f"loss/{event.stage.objective.name}" if isinstance(event, Event) else "loss"
+        scalars = {loss: event.loss, "evaluations": event.nfe}
         if event.record is not None:
             scalars["validation NLL"] = event.record.validation_nll
         for tag, value in scalars.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -103,8 +104,20 @@ class BatchSampler:
         self.position = 0
 
 
+class RowDensity(Protocol):
+    """A density of rows."""
+
+    @property
+    def dim(self) -> int:
+        """The number of columns."""
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device that rows are wanted in."""
+
+
 def rows_for(
-    flow: Flow, name: str, x: Tensor, context: Tensor | None, weight: Tensor | None = None
+    flow: RowDensity, name: str, x: Tensor, context: Tensor | None, weight: Tensor | None = None
 ) -> Rows:
     """Return rows in the flow's dtype and on its device, without those of weight 0.
 

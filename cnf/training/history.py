@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,20 +41,19 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Event:
-    """One training step, as callbacks see it.
+class StepEvent:
+    """One training step, as callbacks see it, whatever is trained.
 
     Attributes:
         step: Steps taken, this one included.
         seconds: Time since the loop's start.
         progress: Fraction of the run that is done, 0 to 1.
         loss: The step's loss, nan for a skipped step.
-        nfe: The step's evaluations per solve, nan for a skipped step.
-        stage: The stage of the run that the step belongs to.
+        nfe: The step's evaluations per solve, 0 without one, nan for a skipped step.
         record: The validation that followed this step, None where none did.
         records: All validations so far.
         improved: Whether the last one is the best so far.
-        flow: The flow with averaged weights, which are validated and kept.
+        model: The model with averaged weights, which are validated and kept.
     """
 
     step: int
@@ -61,11 +61,27 @@ class Event:
     progress: float
     loss: float
     nfe: float
-    stage: Stage
     record: Record | None
     records: Sequence[Record]
     improved: bool
-    flow: Flow
+    model: Any
+
+
+@dataclass(frozen=True)
+class Event(StepEvent):
+    """One training step of `cnf.fit`, as callbacks see it.
+
+    Attributes:
+        stage: The stage of the run that the step belongs to.
+    """
+
+    model: Flow
+    stage: Stage
+
+    @property
+    def flow(self) -> Flow:
+        """The flow with averaged weights, which are validated and kept."""
+        return self.model
 
 
 Callback = Callable[[Event], None]

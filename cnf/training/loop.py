@@ -246,8 +246,8 @@ class FlowRun(Run[Record, Event]):
         self, step: OptimizerStep, done: float, seconds: float, record: Record | None
     ) -> Event:
         improved, records = self.improved(record), self.progress.records
-        taken = (self.progress.step, seconds, done, step.loss, step.nfe, self.stage)
-        return Event(*taken, record, records, improved, self.learner.ema)
+        taken = (self.progress.step, seconds, done, step.loss, step.nfe)
+        return Event(*taken, record, records, improved, self.learner.ema, self.stage)
 
     def weights(self) -> Mapping[str, Tensor]:
         return self.learner.ema.state_dict()

@@ -6,7 +6,7 @@ from cnf.utils.lazy import lazy_package
 from cnf.utils.registry import Registry
 
 if TYPE_CHECKING:
-    from cnf.tables.kinds.column_values import Atoms, ColumnValues, Looks, find_atoms
+    from cnf.tables.kinds.column_values import Atoms, ColumnValues, Looks, find_atoms, find_masses
     from cnf.tables.kinds.grid import DatetimeColumn, GridColumn, IntegerColumn
     from cnf.tables.kinds.kind import ColumnKind, Unknown
     from cnf.tables.kinds.nominal import BooleanColumn, CategoricalColumn, ConstantColumn
@@ -21,7 +21,7 @@ else:
     __getattr__, __dir__ = lazy_package(
         __name__,
         {
-            "column_values": "Atoms ColumnValues Looks find_atoms",
+            "column_values": "Atoms ColumnValues Looks find_atoms find_masses",
             "grid": "DatetimeColumn GridColumn IntegerColumn",
             "kind": "ColumnKind Unknown",
             "nominal": "BooleanColumn CategoricalColumn ConstantColumn",
@@ -65,4 +65,5 @@ __all__ = [
     "SpikeColumn",
     "Unknown",
     "find_atoms",
+    "find_masses",
 ]

@@ -16,7 +16,8 @@ from cnf.tables.kinds.column_values import ColumnValues, Looks
 from cnf.tables.kinds.kind import UNKNOWN_CODE, ColumnKind, Unknown
 from cnf.tables.kinds.lattice import Array
 
-MAX_CATEGORIES = 100  # columns of names and ids have more
+MAX_CATEGORIES = 5000
+FEW_CATEGORIES = 100  # more than half as many as rows are names or ids
 MAX_SHOWN_CATEGORIES = 8  # in a description
 MAX_SHOWN_LETTERS = 40  # of a category
 MAX_LISTED_CATEGORIES = 10  # in an error
@@ -35,13 +36,14 @@ class CategoricalColumn(ColumnKind):
         """Return the categories, where values are their numbers.
 
         Raises:
-            ValueError: There are more than a hundred.
+            ValueError: There are more than 5000, or more than a hundred and half of the rows.
         """
         names = column.categories
-        if names is not None and len(names) > MAX_CATEGORIES:
+        most = min(MAX_CATEGORIES, max(FEW_CATEGORIES, len(column.known) // 2))
+        if names is not None and len(names) > most:
             unlike = " (all different: an id?)" if len(names) == len(column.known) else ""
             raise ValueError(
-                f"Expected at most {MAX_CATEGORIES} categories in column {column.name!r}; got "
+                f"Expected at most {most} categories in column {column.name!r}; got "
                 f"{len(names)} in {len(column.known)} rows{unlike}: leave it out "
                 f"({drop_option(column.name)}), or merge rare categories"
             )

@@ -1,0 +1,118 @@
+"""The models of the density estimator: a flow, or a model of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cnf.datasets import Table
+from cnf.flow import Flow
+from cnf.tables.code_training import CodeRecipe
+from cnf.tables.coding import has_codes
+from cnf.tables.inputs import ContextColumns, not_numeric
+from cnf.tables.row_model import RowModel
+from cnf.tables.row_training import fit_rows, new_row_model
+from cnf.tables.schema import Schema
+from cnf.training.history import History
+from cnf.training.loop import fit
+from cnf.training.recipes import Recipe, choose_recipe
+from cnf.utils.random import seeded
+
+Array = NDArray[np.float64]
+AnyRecipe = str | Recipe | CodeRecipe | None
+
+CODES = "codes"  # the name of the recipe of a model of rows
+
+
+def is_coded(
+    recipe: AnyRecipe, objective: str | None, schema: Schema | None, rows: Array, context: Table
+) -> bool:
+    """Return whether a model of rows is to be fitted, rather than a flow.
+
+    Args:
+        recipe: The estimator's.
+        objective: The estimator's: a flow's.
+        schema: The columns' kinds; None where all are real numbers because nothing says otherwise.
+        rows: The training rows' numbers, shape (rows, columns).
+        context: The table of their context.
+
+    Raises:
+        ValueError: The recipe is one of codes, and there is an objective.
+    """
+    if recipe == CODES or isinstance(recipe, CodeRecipe):
+        if objective is not None:
+            raise ValueError(
+                f"Expected no objective, which is a flow's, with a recipe of codes; got "
+                f"{objective!r}: leave one of them out"
+            )
+        return True
+    if recipe is not None or objective is not None or schema is None:
+        return False
+    return has_codes(schema, rows) or bool(not_numeric(context))
+
+
+def train_row_model(
+    schema: Schema,
+    rows: Array,
+    columns: ContextColumns,
+    contexts: Array,
+    *,
+    recipe: AnyRecipe,
+    seed: int,
+    device: torch.device,
+    **options: Any,
+) -> tuple[RowModel, History]:
+    """Return a model of rows that is fitted to them, on the CPU, and its codes' history.
+
+    It stays in single precision, whose rounding is 1e-6 nats: double takes 2.5 times as long.
+    """
+    given = None if columns.varying is None else (columns.varying, contexts)
+    model = new_row_model(schema, rows, seed, context=given).to(device)
+    history = fit_rows(
+        model,
+        rows,
+        context=None if given is None else contexts,
+        recipe=recipe if isinstance(recipe, CodeRecipe) else None,
+        seed=seed,
+        **options,
+    )
+    return model.cpu(), history.codes
+
+
+def train_flow(
+    schema: Schema,
+    rows: Array,
+    contexts: Array,
+    weight: Array | None,
+    *,
+    recipe: AnyRecipe,
+    objective: str | None,
+    seed: int,
+    device: torch.device,
+    **options: Any,
+) -> tuple[Flow, History]:
+    """Return a flow that is fitted to rows, given contexts where these have columns.
+
+    It is in double precision on the CPU.
+    """
+    if not isinstance(recipe, Recipe):
+        assert recipe is None or isinstance(recipe, str)  # by `is_coded`
+        known = (len(rows), schema.width, bool(contexts.size), objective)
+        _, recipe = choose_recipe(recipe, *known, schema.continuous(rows))
+    with seeded(seed):
+        flow = recipe.flow(schema.width, contexts.shape[1], schema.layers(rows))
+    flow = flow.to(device)
+    history = fit(
+        flow,
+        torch.tensor(rows),
+        context=torch.tensor(contexts) if contexts.size else None,
+        weight=None if weight is None else torch.tensor(weight),
+        objective=objective,
+        recipe=recipe,
+        seed=seed,
+        **options,
+    )
+    return flow.cpu().double(), history

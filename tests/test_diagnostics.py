@@ -399,7 +399,7 @@ def test_mistakes():
         ({"context": torch.zeros(4, 1)}, "a context of shape"),
     ):
         with pytest.raises(ValueError, match=message):
-            check(**{"flow": curved(2), "data": torch.zeros(5, 2), **change})
+            check(**{"model": curved(2), "data": torch.zeros(5, 2), **change})
 
 
 def test_two_samples():

@@ -47,15 +47,15 @@ def detector(request, monkeypatch):
         pytest.importorskip("xgboost")
     else:
         monkeypatch.setitem(sys.modules, "xgboost", None)  # importing it fails
-    monkeypatch.setattr("cnf.diagnostics.similarity.TREES", 40)
+    monkeypatch.setattr("cnf.diagnostics.similarity.TREES", 20)
     return request.param
 
 
 def test_score_is_one_for_the_same_distribution_and_falls_where_columns_are_independent(detector):
-    rows = mixed(2000, 0)
-    same = detection_score(rows, mixed(2100, 1))
+    rows = mixed(1000, 0)
+    same = detection_score(rows, mixed(1100, 1))
     assert same.score > 0.9
-    assert (same.detector, same.rows) == (detector, 2000)
+    assert (same.detector, same.rows) == (detector, 1000)
     apart = detection_score(rows, shuffled(rows))
     assert apart.score < 0.5
     assert apart.score == pytest.approx(1 - 2 * (apart.auc - 0.5))
@@ -102,7 +102,8 @@ def test_shapes_are_distances_of_distribution_functions_or_of_shares():
     )
 
 
-def test_pairs_that_differ_beyond_chance_come_first():
+def test_pairs_whose_association_differs_come_first():
+    """Beyond chance, and not where a column alone differs."""
     rows = mixed(2000, 0)
     values = mixed(2000, 1).values.copy()
     same = pair_trends(rows, replace(rows, values=values))
@@ -110,11 +111,14 @@ def test_pairs_that_differ_beyond_chance_come_first():
     ratio = np.mean([pair.error / pair.chance for pair in same])
     assert 0.7 < ratio < 1.3
     values[:, 3] = np.random.default_rng(2).permuted(values[:, 3])
+    values[:, 1] += 3
     found = pair_trends(rows, replace(rows, values=values))
-    assert all(pair.b == "flag" for pair in found[:3])
-    excess = [pair.error - pair.chance for pair in found]
-    assert excess == sorted(excess, reverse=True)
-    assert excess[0] > 0.1
+    assert {(pair.a, pair.b) for pair in found[:2]} == {("size", "flag"), ("colour", "flag")}
+    order = [pair.error - pair.chance - pair.alone for pair in found]
+    assert order == sorted(order, reverse=True)
+    assert order[1] > 0.1 > order[2]
+    alone = {pair: pair.alone > 0.3 for pair in found}
+    assert alone == {pair: "count" in (pair.a, pair.b) for pair in found}
     assert pair_trends(only([1, 2]), only([1, 2])) == ()
 
 

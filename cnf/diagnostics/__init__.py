@@ -1,4 +1,4 @@
-"""Checks of a flow against itself and against data, and the methods behind them."""
+"""Checks of a model against itself and against data, and the methods behind them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,28 +1,33 @@
-"""The checks of a flow on data, and their registry.
+"""The checks of a flow, or of a model of mixed rows, on data, and their registries.
 
-A check is a function of a `CheckContext` that yields findings, and sentences on what it did not
-check. A new one is a function with its limits, entered in `CHECKS`.
+A check is a function of a `CheckContext`, or of a `RowContext`, that yields findings, and sentences
+on what it did not check. A new one is a function with its limits, entered in `CHECKS` or
+`ROW_CHECKS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import nan
+from typing import TypeVar
 
 from torch import Tensor
 from tqdm import tqdm
 
 from cnf.diagnostics import MAX_CHECK_POINTS, MAX_CHECK_ROWS
-from cnf.diagnostics.context import CheckContext
+from cnf.diagnostics.context import CheckContext, CheckedRows
 from cnf.diagnostics.report import Finding, Findings, Report
+from cnf.diagnostics.row_context import RowContext, check_codes
 from cnf.diagnostics.solves import check_rows
 from cnf.flow import Flow
 from cnf.ode import SolveError
+from cnf.tables.row_model import RowModel
 from cnf.utils.registry import Registry
 
-Check = Callable[[CheckContext], Findings]
+C = TypeVar("C", bound=CheckedRows)
+Check = Callable[[C], Findings]
 
-CHECKS: Registry[Check] = Registry(
+CHECKS: Registry[Check[CheckContext]] = Registry(
     {
         "effort": "cnf.diagnostics.solves:check_effort",
         "round trip": "cnf.diagnostics.solves:check_round_trip",
@@ -39,11 +44,27 @@ CHECKS: Registry[Check] = Registry(
         "two-sample": "cnf.diagnostics.solves:check_two_samples",
     }
 )
-"""The checks by name, in their order, after the one that every row has a log p."""
+"""The checks of a flow by name, in their order, after the one that every row has a log p."""
+
+ROW_CHECKS: Registry[Check[RowContext]] = Registry(
+    {
+        "precision": "cnf.diagnostics.row_checks:check_precision",
+        "batch": "cnf.diagnostics.row_checks:check_batch",
+        "round trip": "cnf.diagnostics.row_checks:check_round_trip",
+        "total mass": "cnf.diagnostics.row_checks:check_total_mass",
+        "conditionals": "cnf.diagnostics.row_checks:check_conditionals",
+        "bins": "cnf.diagnostics.row_checks:check_bins",
+        "orders": "cnf.diagnostics.row_checks:check_orders",
+        "draws": "cnf.diagnostics.row_checks:check_draws",
+        "two-sample": "cnf.diagnostics.row_checks:check_two_samples",
+        "flow": "cnf.diagnostics.row_checks:check_flow",
+    }
+)
+"""The checks of a `cnf.tables.RowModel` by name, in their order, after that of every row."""
 
 
 def check(
-    flow: Flow,
+    model: Flow | RowModel,
     data: Tensor,
     context: Tensor | None = None,
     *,
@@ -51,23 +72,29 @@ def check(
     points: int = MAX_CHECK_POINTS,
     seed: int = 0,
 ) -> Report:
-    """Put a flow through all checks, on rows of data that it was not trained on.
+    """Put a model through all checks, on rows of data that it was not trained on.
 
-    Round trips; log p against a tight solve in double precision, from base to data and back, in
-    both precisions and among other rows; log-determinants and gradients against differences; traces
-    against estimates; the integral of the density, and the mass of the folds of explicit steps;
-    samples against data by a classifier; and the cost of the solves. In columns of whole numbers or
-    categories the checks are of the density of the numbers beneath, with noise drawn once by the
-    seed.
+    Of a flow: round trips; log p against a tight solve in double precision, from base to data and
+    back, in both precisions and among other rows; log-determinants and gradients against
+    differences; traces against estimates; the integral of the density, and the mass of the folds of
+    explicit steps; samples against data by a classifier; and the cost of the solves. In columns of
+    whole numbers or categories the checks are of the density of the numbers beneath, with noise
+    drawn once by the seed.
+
+    Of a model of mixed rows: a code for every value; log p in both precisions and among other rows;
+    round trips; the total mass of all codes, of each conditional and within each bin; log p in
+    other orders of the columns; log p of draws against that of the data; draws against data by a
+    classifier; and all checks of the flow within bins, where there is one.
 
     Args:
-        flow: The flow as it is used: with its solver settings, on its device, in its dtype.
-        data: Shape (n, dim).
+        model: The model as it is used: with its solver settings, on its device, in its dtype.
+        data: Shape (n, dim); for a model of mixed rows best in double precision.
         context: Shape (n, context_dim).
         rows: The most rows of the data that are taken; the two-sample test takes five times as
             many.
         points: The most points at which the density is evaluated for its integral; for large
-            networks in more than two columns fewer are taken.
+            networks in more than two columns fewer are taken. The mass of codes is summed over all
+            of them where there are no more, and estimated by draws otherwise.
         seed: Seed of the rows that are taken, and of all random numbers.
 
     Raises:
@@ -79,13 +106,26 @@ def check(
         >>> report = check(ffjord(1, hidden=(8,)), torch.randn(200, 1), rows=20, points=200)
         >>> report.verdict, report.findings[0].name
         ('pass', 'rows without a log p')
+        >>> from cnf.tables import Column, RowModel, Schema
+        >>> numbers = torch.randint(3, (90, 1)).double()
+        >>> schema = Schema((Column("n", "integer", 0, high=2),))
+        >>> model = RowModel.build(schema, numbers.numpy(), hidden=8)
+        >>> check(model, numbers, rows=20).findings[6].name
+        'total mass of the codes'
     """
-    ctx = CheckContext.of(flow, data, context, rows, seed, points)
-    found: list[Finding | str] = list(check_rows(ctx))
+    taken = (data, context, rows, seed, points)
+    if isinstance(model, RowModel):
+        return _report(RowContext.of(model, *taken), check_codes, ROW_CHECKS)
+    return _report(CheckContext.of(model, *taken), check_rows, CHECKS)
+
+
+def _report(ctx: C, check_first: Check[C], checks: Mapping[str, Check[C]]) -> Report:
+    """Return the report of the first check on all rows, and of others on those with a log p."""
+    found: list[Finding | str] = list(check_first(ctx))
     taken = len(ctx)
-    ctx = ctx.with_log_prob()
+    ctx = ctx.take(ctx.finished)
     if len(ctx):
-        for name, each in tqdm(CHECKS.items(), desc="checking", disable=None, leave=False):
+        for name, each in tqdm(checks.items(), desc="checking", disable=None, leave=False):
             try:
                 found += list(each(ctx))
             except (SolveError, ValueError) as error:  # a ValueError: a number is not finite

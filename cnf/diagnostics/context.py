@@ -1,4 +1,4 @@
-"""The context of checks: a flow, rows of data, and the flow solved in other ways."""
+"""The contexts of checks: rows of data with log p, and a flow that is solved in other ways."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -20,7 +20,7 @@ from cnf.fields.divergence import Hutchinson, choose_divergence
 from cnf.flow import Flow
 from cnf.layers import CNF, Steps
 from cnf.ode import SolveError, Status
-from cnf.training.data import Rows, rows_for
+from cnf.training.data import RowDensity, Rows, rows_for
 from cnf.utils.random import seeded
 
 SEED_OFFSET = 2**30  # from users' seeds, by which the data may have been drawn
@@ -33,18 +33,51 @@ MAX_EXACT_NUMBERS = 2**12  # in rows whose trace is exact where the flow's own i
 
 
 @dataclass(frozen=True, eq=False)
-class CheckContext:
-    """A flow and rows of data that it is checked on."""
+class CheckedRows:
+    """Rows of data that a model is checked on, and their log p."""
 
-    full_flow: Flow
-    flow: Flow  # the part with a density: without the layers next to the data that add noise
     data: Rows  # all of it
     seed: int
     points: int  # the most at which the density is evaluated for its integral
-    table: Rows  # those that were taken, as in the data
-    rows: Rows  # these as `flow` takes them, with one draw of noise
-    log_prob: Tensor  # of `rows` by `flow`, in double precision
-    solves: pd.DataFrame  # each row's status, evaluations and steps, by its place in the data
+    rows: Rows  # those that were taken
+    log_prob: Tensor  # of these, in double precision
+    solves: pd.DataFrame  # each row's status and costs, by its place in the data
+
+    @property
+    def finished(self) -> Tensor:
+        """Whether a row has a log p, shape (rows,)."""
+        finished = torch.tensor([*(self.solves["status"] == Status.FINISHED)])
+        return self.log_prob.isfinite() & finished.to(self.log_prob.device)
+
+    def take(self, chosen: Tensor) -> Self:
+        """Return the context of some of the rows."""
+        return replace(
+            self,
+            rows=self.rows[chosen],
+            log_prob=self.log_prob[chosen],
+            solves=self.solves[chosen.cpu().numpy()],
+        )
+
+    def places(self, chosen: Tensor) -> list[int]:
+        """Return the places in the data of the first few chosen rows."""
+        found: list[int] = self.solves.index[chosen.cpu().numpy()][:MAX_NAMED_ROWS].tolist()
+        return found
+
+    def largest(self, sizes: Tensor) -> list[int]:
+        """Return the places in the data of the rows with the largest sizes, NaN first."""
+        return self.places(torch.argsort(sizes.nan_to_num(inf), descending=True))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class CheckContext(CheckedRows):
+    """A flow and rows of data that it is checked on; `rows` have one draw of noise."""
+
+    full_flow: Flow
+    flow: Flow  # the part with a density: without the layers next to the data that add noise
+    table: Rows  # the rows as in the data
 
     @staticmethod
     def of(
@@ -55,13 +88,8 @@ class CheckContext:
         Raises:
             ValueError: A shape does not fit, a value is not finite, or a number is not above 0.
         """
-        for name, number in {"rows": rows, "points": points}.items():
-            if number < 1:
-                raise ValueError(f"Expected {name} of at least 1; got {number}")
         flow = with_settings(flow, _without_generator)
-        every = rows_for(flow, "data", data, context)
-        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
-        index = order[:rows].sort().values
+        every, index = random_rows(flow, data, context, rows, seed, points)
         table = every[index.to(every.x.device)]
         inner, noise = split_noise_layers(flow)
         with torch.no_grad(), seeded_for(flow, seed):
@@ -80,31 +108,11 @@ class CheckContext:
         ]
         solves = pd.concat(frames).set_index(index.numpy())
         log_prob = torch.cat([each.log_prob for each in scores]).double()
-        return CheckContext(flow, inner, every, seed, points, table, noisy, log_prob, solves)
+        return CheckContext(every, seed, points, noisy, log_prob, solves, flow, inner, table)
 
-    def with_log_prob(self) -> CheckContext:
-        """Return the context without rows that have no log p."""
-        finished = torch.tensor([*(self.solves["status"] == Status.FINISHED)])
-        scored = self.log_prob.isfinite() & finished.to(self.log_prob.device)
-        return replace(
-            self,
-            table=self.table[scored],
-            rows=self.rows[scored],
-            log_prob=self.log_prob[scored],
-            solves=self.solves[scored.cpu().numpy()],
-        )
-
-    def places(self, chosen: Tensor) -> list[int]:
-        """Return the places in the data of the first few chosen rows."""
-        found: list[int] = self.solves.index[chosen.cpu().numpy()][:MAX_NAMED_ROWS].tolist()
-        return found
-
-    def largest(self, sizes: Tensor) -> list[int]:
-        """Return the places in the data of the rows with the largest sizes, NaN first."""
-        return self.places(torch.argsort(sizes.nan_to_num(inf), descending=True))
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    def take(self, chosen: Tensor) -> Self:
+        """Return the context of some of the rows."""
+        return replace(super().take(chosen), table=self.table[chosen])
 
     @cached_property
     def layers(self) -> list[CNF]:
@@ -161,9 +169,25 @@ class CheckContext:
             return flow.base.sample(torch.Size([count]))
 
 
-def seeded_for(flow: Flow, seed: int) -> AbstractContextManager[None]:
-    """Seed PyTorch's generators for a flow's draws, unlike any small seed of the data's."""
-    return seeded(SEED_OFFSET + seed, flow.like.device)
+def random_rows(
+    model: RowDensity, data: Tensor, context: Tensor | None, rows: int, seed: int, points: int
+) -> tuple[Rows, Tensor]:
+    """Return all rows of the data, and the places of random ones in order.
+
+    Raises:
+        ValueError: A shape does not fit, a value is not finite, or a number is not above 0.
+    """
+    for name, number in {"rows": rows, "points": points}.items():
+        if number < 1:
+            raise ValueError(f"Expected {name} of at least 1; got {number}")
+    every = rows_for(model, "data", data, context)
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
+    return every, order[:rows].sort().values
+
+
+def seeded_for(model: RowDensity, seed: int) -> AbstractContextManager[None]:
+    """Seed PyTorch's generators for a model's draws, unlike any small seed of the data's."""
+    return seeded(SEED_OFFSET + seed, model.like.device)
 
 
 def split_noise_layers(flow: Flow) -> tuple[Flow, list[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from cnf.diagnostics.context import (
     SEED_OFFSET,
     CheckContext,
+    CheckedRows,
     in_double,
     log_probs,
     log_probs_or_nan,
@@ -77,7 +79,7 @@ DIRECTIONS = 3
 
 
 def agreement(
-    ctx: CheckContext, name: str, difference: Tensor, sentence: str, named: bool = True
+    ctx: CheckedRows, name: str, difference: Tensor, sentence: str, named: bool = True
 ) -> Findings:
     """Yield the findings of differences of log p in nats: their median and 99 % quantile."""
     sizes, sentence = difference.abs(), f"In nats. {sentence}"
@@ -137,18 +139,25 @@ def check_precision(ctx: CheckContext) -> Findings:
 def check_batch(ctx: CheckContext) -> Findings:
     """Check that the log p of a row does not depend on the other rows."""
     flow, rows = ctx.flow, ctx.rows
-    before = log_probs(flow, rows, ctx.seed)
     with seeded_for(flow, ctx.seed):
         others = flow.sample(() if rows.context is not None else len(rows), rows.context)
-    x = rows.x.clone()
+    alone = not ctx.estimated  # whose probes would differ
+    yield beside_others(lambda part: log_probs(flow, part, ctx.seed), rows, others, alone)
+
+
+def beside_others(
+    log_prob: Callable[[Rows], Tensor], rows: Rows, others: Tensor, alone: bool = True
+) -> Finding:
+    """Return the finding of changes of log p where other rows, or none, are in the batch."""
+    before, x = log_prob(rows), rows.x.clone()
     x[1::2] = others[1::2]
-    change = log_probs(flow, replace(rows, x=x), ctx.seed)[::2] - before[::2]
+    change = log_prob(replace(rows, x=x))[::2] - before[::2]
     changes = [change.abs() / before[::2].abs().clamp(min=1.0)]
-    if not ctx.estimated:  # whose probes would differ
-        single = torch.cat([log_probs(flow, part, 0) for part in rows[:SINGLE_ROWS].split(1)])
+    if alone:
+        single = torch.cat([log_prob(part) for part in rows[:SINGLE_ROWS].split(1)])
         first = before[:SINGLE_ROWS]
         changes.append((single - first).abs() / first.abs().clamp(min=1.0))
-    yield Finding.of(
+    return Finding.of(
         "log p beside other rows",
         float(torch.cat(changes).max()),
         BATCH_LIMIT,
@@ -178,7 +187,11 @@ def check_integral(ctx: CheckContext) -> Findings:
     found = [_integral(ctx, flow, context, points, count) for context in chosen]
     errors = [abs(one.value - 1) - WARN_ERRORS * one.stderr for one in found]
     worst = found[np.nan_to_num(errors, nan=np.inf, posinf=np.inf).argmax()]
-    yield _integral_finding(worst, dim, "" if contexts is None else f", the worst of {len(found)}")
+    which = "" if contexts is None else f", the worst of {len(found)}"
+    how = f"{which}, by {worst.points} points on a grid"
+    if dim > 2:
+        how = f"{which}, {by_draws(worst)}"
+    yield integral_finding("integral of the density", worst, how)
 
 
 def _integral(
@@ -199,17 +212,19 @@ def _integral(
     return integrate(log_density, ctx.axes, samples, points, ctx.seed)
 
 
-def _integral_finding(found: Integral, dim: int, which: str) -> Finding:
+def by_draws(found: Integral) -> str:
+    """Return words for an integral by draws."""
+    return f"by {found.points} draws, as good as {found.effective:.0f} of the density"
+
+
+def integral_finding(name: str, found: Integral, how: str) -> Finding:
     """Return the finding of an integral, a warning where it is not decisive."""
     limit = Limit(
         max(INTEGRAL_LIMIT.good, WARN_ERRORS * found.stderr),
         max(INTEGRAL_LIMIT.bad, FAIL_ERRORS * found.stderr),
     )
-    how = f"by {found.points} points on a grid"
-    if dim > 2:
-        how = f"by {found.points} draws, as good as {found.effective:.0f} of the density"
-    sentence = f"Its distance from 1. It is {found.value:.4f} ± {found.stderr:.1g}{which}, {how}."
-    finding = Finding.of("integral of the density", abs(found.value - 1), limit, sentence)
+    sentence = f"Its distance from 1. It is {found.value:.4f} ± {found.stderr:.1g}{how}."
+    finding = Finding.of(name, abs(found.value - 1), limit, sentence)
     precise = found.stderr <= MAX_RELATIVE_STDERR * found.value
     if (precise and found.effective >= MIN_EFFECTIVE_POINTS) or not np.isfinite(found.value):
         return finding

@@ -109,7 +109,18 @@ def importance(
     components of a Gaussian mixture that is fitted on the samples, and one as broad as all samples.
     """
     u, log_q = _proposed(axes, samples, points, seed)
-    ratios = np.exp(_log_density_of(log_density, axes, u) - log_q)
+    return mean_ratio(_log_density_of(log_density, axes, u) - log_q)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def mean_ratio(log_ratios: Array) -> Integral:
+    """Return the integral as the mean of p(x) / q(x), given log p − log q at draws from q.
+
+    Example:
+        >>> mean_ratio(np.zeros(4))
+        Integral(value=1.0, stderr=0.0, effective=4.0, points=4)
+    """
+    ratios, points = np.exp(log_ratios), len(log_ratios)
     total = float(ratios.sum())
     shares = ratios / total if 0 < total < inf else np.full(points, inf)
     effective = 1 / float(np.square(shares).sum())

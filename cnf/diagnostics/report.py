@@ -80,7 +80,7 @@ Findings = Iterator[Finding | str]
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of all checks of a flow.
+    """The findings of all checks of a model.
 
     Attributes:
         findings: The findings, in the order of the checks.

@@ -58,12 +58,19 @@ class PairTrend(NamedTuple):
         chance: Its approximate mean for draws of the rows' distribution.
         a: The name of the first column.
         b: The name of the second column.
+        alone: The larger error of the two columns alone, beyond chance.
     """
 
     error: float
     chance: float
     a: str
     b: str
+    alone: float
+
+    @property
+    def association(self) -> float:
+        """The part of the error that neither chance nor a column alone accounts for."""
+        return self.error - self.chance - self.alone
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Similarity:
     Attributes:
         detection: A classifier's failure to tell draws from training rows.
         shapes: The error of each column's distribution, by its name.
-        pairs: The errors of all pairs of columns, the largest beyond chance first.
+        pairs: The errors of all pairs of columns, those first whose association differs most.
         nearer_to_training: The share of draws nearer to a training row than to a held-out one.
 
     Example:
@@ -213,11 +220,12 @@ def column_shapes(rows: Table, draws: Table) -> dict[str, float]:
 
 
 def pair_trends(rows: Table, draws: Table) -> tuple[PairTrend, ...]:
-    """Return the errors of the joint distribution of each pair of columns, the largest first.
+    """Return the errors of each pair of columns, those first whose association differs most.
 
     An error is the total variation distance ½ Σ |p − q| of joint shares. Numbers of more than
-    twenty distinct values are cut at the rows' deciles. Since even draws of the rows' distribution
-    differ, the more so in more cells, the order is that of errors beyond chance.
+    twenty distinct values are cut at the rows' deciles. Even draws of the rows' distribution
+    differ, the more so in more cells, and a pair differs at least as much as either column. So the
+    order is that of errors beyond chance, less those of the columns alone.
 
     Raises:
         ValueError: The columns differ.
@@ -229,12 +237,14 @@ def pair_trends(rows: Table, draws: Table) -> tuple[PairTrend, ...]:
         1.0
     """
     cells = [*shared_cells(rows, draws).items()]
+    errors = {name: _total_variation(*codes) for name, codes in cells}
+    alone = {name: max(0.0, error - chance) for name, (error, chance) in errors.items()}
     found = []
     for (a, (ours_a, theirs_a)), (b, (ours_b, theirs_b)) in combinations(cells, 2):
         size = max(ours_b.max(), theirs_b.max()) + 1
         joint = (ours_a * size + ours_b, theirs_a * size + theirs_b)
-        found.append(PairTrend(*_total_variation(*joint), a, b))
-    return tuple(sorted(found, key=lambda pair: pair.chance - pair.error))
+        found.append(PairTrend(*_total_variation(*joint), a, b, max(alone[a], alone[b])))
+    return tuple(sorted(found, key=lambda pair: -pair.association))
 
 
 def shared_cells(rows: Table, draws: Table) -> dict[str, tuple[Codes, Codes]]:
@@ -255,6 +265,16 @@ def shared_cells(rows: Table, draws: Table) -> dict[str, tuple[Codes, Codes]]:
         else _decile_codes(ours[name], theirs[name])
         for name in rows.columns
     }
+
+
+def decile_edges(values: Array) -> Array:
+    """Return the different deciles of numbers (rows,), gaps apart, of which the cells are `(a, b]`.
+
+    Example:
+        >>> decile_edges(np.array([0.0] * 8 + [1, 2])).round(1).tolist()
+        [0.0, 0.2, 1.1]
+    """
+    return np.unique(np.nanquantile(values, DECILES))
 
 
 def nearer_to_training(training: Table, held_out: Table, draws: Table, seed: int = 0) -> float:
@@ -384,7 +404,7 @@ def _few_codes(a: pd.Series[Any], b: pd.Series[Any]) -> tuple[Codes, Codes]:
 
 def _decile_codes(a: pd.Series[Any], b: pd.Series[Any]) -> tuple[Codes, Codes]:
     """Return the numbers of the cells between the first column's deciles; 0 for gaps."""
-    edges = np.unique(np.nanquantile(a, DECILES))
+    edges = decile_edges(a.to_numpy(np.float64))
     codes = (np.searchsorted(edges, each) + 1 for each in (a, b))
     first, second = (
         np.where(each.isna(), 0, code) for each, code in zip((a, b), codes, strict=True)

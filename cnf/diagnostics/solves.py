@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from math import inf
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from cnf.diagnostics.context import (
     CheckContext,
+    CheckedRows,
     in_double,
     quantile,
     rows_in_solve,
@@ -21,6 +23,7 @@ from cnf.diagnostics.report import MAX_NAMED_ROWS, WARN_ERRORS, Finding, Finding
 from cnf.diagnostics.two_sample import two_sample_test
 from cnf.flow.flow import Flow
 from cnf.ode import Status
+from cnf.training.data import Rows
 
 # A share of rows: a flow must have a log p for every row of its data.
 ROWS_LIMIT = Limit(0.0, 0.0)
@@ -39,8 +42,13 @@ TWO_SAMPLE_FACTOR = 5  # times the rows of other checks
 MIN_TWO_SAMPLE_ROWS = 50  # rows of data: the classifier's leaves hold 20 each
 
 
-def check_rows(ctx: CheckContext) -> Findings:
+def check_rows(ctx: CheckedRows) -> Findings:
     """Check that every row has a log p."""
+    yield rows_finding(ctx)
+
+
+def rows_finding(ctx: CheckedRows, reasons: Sequence[str] = ()) -> Finding:
+    """Return the finding of rows without a log p, with further sentences on them."""
     status = ctx.solves["status"]
     unsolved = (status != Status.FINISHED).to_numpy()
     without = torch.tensor(unsolved) | ~ctx.log_prob.isfinite().cpu()
@@ -50,8 +58,8 @@ def check_rows(ctx: CheckContext) -> Findings:
         sentence = f"{unsolved.sum()} rows could not be solved. {reason}"
     elif without.any():
         sentence = f"{without.sum()} rows have density 0, perhaps beyond the bounds of a column."
-    share = float(without.double().mean())
-    yield Finding.of("rows without a log p", share, ROWS_LIMIT, sentence, ctx.places(without))
+    share, sentence = float(without.double().mean()), " ".join([sentence, *reasons])
+    return Finding.of("rows without a log p", share, ROWS_LIMIT, sentence, ctx.places(without))
 
 
 def check_effort(ctx: CheckContext) -> Findings:
@@ -144,7 +152,23 @@ def check_noise(ctx: CheckContext) -> Findings:
 
 def check_two_samples(ctx: CheckContext) -> Findings:
     """Check whether a classifier can tell samples from data."""
-    data, flow = ctx.data, ctx.full_flow
+    flow = ctx.full_flow
+
+    def draw(others: Rows) -> Tensor:
+        shape = () if others.context is not None else len(others)
+        with seeded_for(flow, ctx.seed):
+            return flow.sample(shape, others.context, max_batch=rows_in_solve(flow))
+
+    yield from told_from_data(ctx, draw, lambda x: _in_one_turn(flow, x, ctx.seed))
+
+
+def told_from_data(
+    ctx: CheckedRows,
+    draw: Callable[[Rows], Tensor],
+    in_one_turn: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Findings:
+    """Yield the finding of a classifier that tells draws, given rows' contexts, from data."""
+    data = ctx.data
     # Equal contexts of samples and data would reveal a row's label by that of its partner: samples
     # have the contexts of other rows.
     halves = 1 if data.context is None else 2
@@ -155,10 +179,7 @@ def check_two_samples(ctx: CheckContext) -> Findings:
         return
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(ctx.seed))
     real, other = (data[part.to(data.x.device)] for part in (order[:count], order[-count:]))
-    real = replace(real, x=_in_one_turn(flow, real.x, ctx.seed))
-    with seeded_for(flow, ctx.seed):
-        shape = () if other.context is not None else len(other)
-        x = flow.sample(shape, other.context, max_batch=rows_in_solve(flow))
+    real, x = replace(real, x=in_one_turn(real.x)), draw(other)
     joined = [
         torch.cat([*([] if each.context is None else [each.context]), each.x], 1).double().cpu()
         for each in (real, replace(other, x=x))

@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb, to_rgba
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 import cnf
 from cnf import plotting
-from cnf.datasets import CONDITIONAL_TOYS, TOYS, Table
+from cnf.datasets import CONDITIONAL_TOYS, TOYS, ColumnType, Table
+from cnf.diagnostics.similarity import pair_trends
 from cnf.plotting import DATA_COLOR, DENSITY_MAP, MODEL_COLOR, TIME_MAP, comparison
+from cnf.plotting.cells import cells_of, is_mixed
 from cnf.plotting.panels import draw_shades, grid_size, smooth_histogram
 from cnf.plotting.scatter import highest_density_level
-from cnf.plotting.shares import cells_of, pair_shares_figure
+from cnf.plotting.shares import pair_shares_figure
 from cnf.plotting.style import DARK_INK, DARK_PAGE
 
 BOUNDS = ((-4.0, 4.0), (-2.0, 6.0))
@@ -46,6 +48,24 @@ def brightest(ax):
 
 def texts(labels):
     return [text.get_text() for text in labels]
+
+
+def table_of(*columns, **given):
+    """A table of columns, named x, y, z."""
+    values = np.array(columns, dtype=float).T
+    return Table("t", values, tuple("xyz"[: len(columns)]), **given)
+
+
+def marginal(data, samples, **given):
+    """The panel of a column of data and of samples, whose share axes are their own."""
+    ax = Figure().subplots()
+    comparison.draw_marginal(ax, table_of(data, **given), table_of(samples, **given), "x")
+    return ax
+
+
+def heights(ax):
+    """The heights of the bars of data and of samples."""
+    return [[bar.get_height() for bar in bars] for bars in ax.containers]
 
 
 def test_densities_are_drawn_the_right_way_up(ax):
@@ -86,13 +106,14 @@ def test_density_figure_has_its_panels(truth):
     assert titles[-5:] == ["t = 0", "t = 0.25", "t = 0.5", "t = 0.75", "t = 1"]
 
 
-@pytest.mark.parametrize("columns", [1, 3, 9])
-def test_pairs_have_dots_below_and_contours_above(columns):
-    rows, names = normal(100, columns), "abcdefghi"[:columns]
-    figure = plotting.pairs_figure(rows, rows + 0.5, [*names], most=4)
-    shown = min(columns, 4)
-    axes = np.array(figure.get_axes()).reshape(shown, shown)
-    assert [ax.get_xlabel() for ax in axes[-1]] == [*names[:shown]]
+@pytest.mark.parametrize(("columns", "shown"), [(1, "a"), (3, "abc"), (9, "cdfi")])
+def test_pairs_have_dots_below_and_contours_above(columns, shown):
+    """Of more columns than there is room for those that differ most."""
+    rows, names = normal(1000, columns), [*"abcdefghi"[:columns]]
+    samples = rows + [0.8 * (name in "cdfi") for name in names]
+    figure = plotting.pairs_figure(rows, samples, names, most=4)
+    axes = np.array(figure.get_axes()).reshape(len(shown), -1)
+    assert [ax.get_xlabel() for ax in axes[-1]] == [*shown]
     expected = {0: [], 1: ["PathCollection"] * 2, -1: ["QuadContourSet"] * 2}
     for (i, j), ax in np.ndenumerate(axes):
         assert [type(each).__name__ for each in ax.collections] == expected[int(np.sign(i - j))]
@@ -293,48 +314,144 @@ def steps(ax):
 
 @pytest.mark.parametrize(("columns", "shown"), [(1, 1), (7, 6)])
 def test_there_is_a_panel_for_each_column_up_to_the_most(columns, shown):
-    rows, names = RNG.normal(size=(50, columns)), [f"${i}" + 40 * "x" for i in range(columns)]
-    figure = comparison.marginals_figure(rows, rows, names, most=6)
+    names = tuple(f"${i}" + 40 * "x" for i in range(columns))
+    table = Table("t", RNG.normal(size=(50, columns)), names)
+    figure = comparison.marginals_figure(table, table, most=6)
     figure.draw_without_rendering()
     titles = [ax.get_title() for ax in figure.get_axes() if ax.get_title()]
     assert titles == [name[:29] + "…" for name in names[:shown]]
-    assert texts(figure.legends[0].get_texts()) == ["data", "flow"]
+    assert texts(figure.legends[0].get_texts()) == ["data", "samples"]
 
 
-def test_pairs_are_maps_of_shares_with_named_cells():
-    colours = {"categories": {"c": ("red", "blue", "grey")}}
-    data = Table("t", np.array([[0.0, 1], [1, 1], [1, 1], [2, 0]]), ("x", "c"), **colours)
-    samples = Table("t", np.array([[0.0, 1], [3, 2]]), ("x", "c"), **colours)
-    figure = pair_shares_figure(data, samples, [("x", "c")])
+COLOURS = {"categories": {"y": ("red", "blue", "grey")}}
+
+
+def test_pairs_without_a_shape_are_maps_of_shares_with_named_cells():
+    data = table_of([0.0, 1, 1, 0], [1, 1, 1, 0], **COLOURS)
+    samples = table_of([0.0, 3], [1, 2], **COLOURS)
+    figure = pair_shares_figure(data, samples, pair_trends(data, samples))
     of_data, of_samples, _ = figure.get_axes()
-    assert texts(of_data.get_xticklabels()) == ["0", "1", "2", "other"]
-    assert texts(of_data.get_yticklabels()) == ["blue", "red", "other"]
-    expected = [[0.25, 0.5, 0, 0], [0, 0, 0.25, 0], [0, 0, 0, 0]]
-    np.testing.assert_allclose(of_data.images[0].get_array(), expected)
-    found = of_samples.images[0].get_array()
-    assert (found[0, 0], found[2, 3], found.sum()) == (0.5, 0.5, 1.0)
-    labels, cells, _ = cells_of(*2 * [Table("t", np.arange(100.0)[:, None], ("x",))], "x")
-    assert labels[:2] == ["≤ 9.9", "≤ 19.8"]
-    assert np.bincount(cells).tolist() == [10] * 10
+    assert texts(of_data.get_xticklabels()) == ["0", "1", "other"]
+    assert texts(of_data.get_yticklabels()) == ["blue", "red", "grey"]
+    np.testing.assert_allclose(
+        of_data.images[0].get_array(), [[0.25, 0.5, 0], [0.25, 0, 0], [0] * 3]
+    )
+    np.testing.assert_allclose(of_samples.images[0].get_array(), np.diag([0.5, 0, 0.5]))
+    assert {ax.images[0].get_cmap().name for ax in (of_data, of_samples)} == {"Blues"}
+    plotting.darken(figure).draw_without_rendering()
+    assert {ax.images[0].get_cmap().name for ax in (of_data, of_samples)} == {"Blues_r"}
+
+
+def test_numbers_have_a_density_for_each_category_and_contours_against_numbers():
+    code, x, z = np.arange(300) % 2, normal(300), normal(2, 300)[1]
+    data = table_of(x + 3 * code, code, z, **COLOURS)
+    samples = table_of(x[code == 0], np.zeros(150), z[code == 0], **COLOURS)
+    trends = {(pair.a, pair.b): pair for pair in pair_trends(data, samples)}
+    figure = pair_shares_figure(data, samples, [trends["x", "y"], trends["x", "z"]])
+    shapes, dots, contours = figure.get_axes()
+    assert texts(shapes.get_yticklabels()) == ["red", "blue", "grey"]
+    # Of red data and samples, of blue data, and of no blue samples: up is data.
+    outlines = [each.get_paths()[0].vertices for each in shapes.collections]
+    modes = [each[np.abs(each[:, 1] - i // 2).argmax()] for i, each in enumerate(outlines)]
+    np.testing.assert_allclose(modes[0], [0, -0.42], atol=0.6)
+    assert modes[1] == pytest.approx([0, 0.42], abs=0.6)
+    assert modes[1][1] > 0.3
+    assert modes[2] == pytest.approx([3, 0.58], abs=0.6)
+    assert np.ptp(outlines[3][:, 1]) == 0
+    assert [type(each).__name__ for each in dots.collections] == ["PathCollection"] * 2
+    assert [type(each).__name__ for each in contours.collections] == ["QuadContourSet"] * 2
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3])
+def test_mixed_pairs_are_those_that_differ_most_below_their_columns(columns):
+    code, other = np.arange(200.0) % 2, np.arange(200.0) // 2 % 2
+    data = table_of(*(code, other, code)[:columns])
+    samples = table_of(*(code, other, 1 - code)[:columns])
+    figure = plotting.mixed_pairs_figure(data, samples, most=1)
+    plotting.darken(figure).draw_without_rendering()
+    assert all(part.get_facecolor() == to_rgba(DARK_PAGE) for part in figure.findobj(SubFigure))
+    titles = [ax.get_title() for ax in figure.get_axes() if ax.get_title()]
+    assert (
+        titles
+        == {1: ["x"], 2: ["x", "y", "data", "samples"], 3: ["x", "z", "data", "samples"]}[columns]
+    )
+    assert figure.get_supxlabel() == (
+        "the 1 of 3 pairs of columns that differ most" * (columns > 2)
+    )
+
+
+def test_cells_are_categories_booleans_few_values_dates_or_deciles():
+    hundred = np.arange(100.0)
+    labels, cells, drawn = cells_of(table_of(hundred), table_of([3.0, np.nan]), "x")
+    assert (labels[:2], labels[-1]) == (["≤ 9.9", "≤ 19.8"], "missing")
+    assert (np.bincount(cells).tolist(), drawn.tolist()) == ([10] * 10, [0, 10])
+    names = {"categories": {"x": tuple(f"c{i}" for i in range(12))}}
+    codes = np.repeat(np.arange(12.0), np.arange(1, 13))
+    labels, cells, drawn = cells_of(table_of(codes, **names), table_of([0.0, -1.0], **names), "x")
+    assert labels == [*names["categories"]["x"][:2:-1], "3 others"]
+    assert (np.bincount(cells).tolist(), drawn.tolist()) == ([*range(12, 3, -1), 6], [9, 9])
+    for type, values, expected in (
+        (ColumnType("bool"), [0, 1, 1, 1], ["false", "true"]),
+        (
+            ColumnType("datetime64[s]", "D", "2024-01-01"),
+            [0, 0, 31, 31],
+            ["2024-01-01", "2024-02-01"],
+        ),
+        (ColumnType(), [0, 0, 329054, 329054], ["0", "329054"]),
+    ):
+        table = table_of(values, types={"x": type})
+        assert cells_of(table, table, "x")[0] == expected
+
+
+def test_numbers_of_dates_are_labelled_by_their_days():
+    hours = {"types": {"x": ColumnType("datetime64[us]", "h", "2024-01-01")}}
+    ax = marginal(np.arange(100.0), np.arange(100.0), **hours)
+    ax.figure.draw_without_rendering()
+    assert {"2024-01-01", "2024-01-03"} <= {*texts(ax.get_xticklabels())}
+
+
+def test_tables_of_real_columns_are_not_mixed():
+    real = normal(200)
+    assert not is_mixed(table_of(real))
+    assert not is_mixed(table_of(real[:5]))
+    for other, given in (
+        (np.arange(200) % 3, {}),
+        (np.where(real > 0, real, 0.0), {}),
+        (np.zeros(200), COLOURS),
+        (np.zeros(200), {"types": {"y": ColumnType("bool")}}),
+    ):
+        assert is_mixed(table_of(real, other, **given))
 
 
 def test_categories_are_bars_with_names_and_rare_ones_one_bar():
-    codes, names = np.repeat(np.arange(12.0), np.arange(1, 13)), [f"c{i}" for i in range(12)]
-    figure = comparison.marginals_figure(
-        codes[:, None], codes[:1, None], ["c"], categories={"c": names}
-    )
-    ax = figure.get_axes()[0]
-    labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels == [*names[:3:-1], "4 others"]
+    names = {"categories": {"x": tuple(f"c{i}" for i in range(12))}}
+    ax = marginal(np.repeat(np.arange(12.0), np.arange(1, 13)), [0.0], **names)
+    assert texts(ax.get_yticklabels()) == [*names["categories"]["x"][:2:-1], "3 others"]
     widths = [bar.get_width() for bar in ax.patches]
-    np.testing.assert_allclose(widths[:9], np.array([*range(12, 4, -1), 10]) / 78)
-    np.testing.assert_allclose(widths[9:], [0] * 8 + [1])
+    np.testing.assert_allclose(widths[:10], np.array([*range(12, 3, -1), 6]) / 78)
+    np.testing.assert_allclose(widths[10:], [0] * 9 + [1])
+    # Of many values each second has its name.
+    ax = marginal(np.repeat(np.arange(14.0) / 8, 2), [0.0])
+    assert texts(ax.get_yticklabels()) == [
+        f"{value / 8:g}" for value in (0, 2, 4, 6, 8, 10, 12, 13)
+    ]
 
 
-def test_steps_are_the_shares_of_either_on_common_bins(ax):
+def test_values_with_a_mass_are_bars_beside_the_histogram_of_the_others():
+    data = np.concatenate([np.zeros(300), np.full(100, 0.5), RNG.uniform(1, 2, size=600)])
+    ax = marginal(data, np.concatenate([np.zeros(50), RNG.uniform(1, 2, size=50)]))
+    bars, others = ax.child_axes
+    assert texts(bars.get_xticklabels()) == ["0", "0.5"]
+    assert heights(bars) == [[0.3, 0.1], [0.5, 0.0]]
+    shares = [share.sum() for share, _ in steps(others)]
+    np.testing.assert_allclose(shares, [0.6, 0.5], atol=0.02)
+    assert others.get_xlim()[0] > 0.9
+    assert not marginal(np.repeat(np.arange(25.0) / 2, 40), [0.0]).child_axes  # a grid's values
+
+
+def test_steps_are_the_shares_of_either_on_common_bins():
     data, samples = RNG.normal(size=1000), RNG.normal(0.5, 2.0, size=300)
-    comparison.draw_marginal(ax, data, samples)
-    (own, edges), (drawn, same) = steps(ax)
+    (own, edges), (drawn, same) = steps(marginal(data, samples))
     assert np.array_equal(edges, same)
     for share, values in ((own, data), (drawn, samples)):
         inside = (values[:, None] >= edges[:-1]) & (values[:, None] < edges[1:])
@@ -342,34 +459,29 @@ def test_steps_are_the_shares_of_either_on_common_bins(ax):
     assert own.sum() > 0.99
 
     # Distant samples do not blur the data.
-    comparison.draw_marginal(ax, RNG.uniform(size=1000), RNG.normal(size=1000) * 1e6)
-    low, high = ax.get_xlim()
+    low, high = marginal(RNG.uniform(size=1000), RNG.normal(size=1000) * 1e6).get_xlim()
     assert -1.2 < low < high < 2.2
 
 
 def test_constant_data_are_visible_with_their_samples():
     for value in (0.0, 0.3, 1e30):
         samples = value + max(1.0, value) * RNG.normal(size=100)
-        ax = comparison.draw_marginal(Figure().subplots(), np.full(5, value), samples)
-        low, high = ax.get_xlim()
+        low, high = marginal(np.full(50, value), samples).get_xlim()
         assert low < np.quantile(samples, 0.01) < np.quantile(samples, 0.99) < high
-    alone = comparison.draw_marginal(Figure().subplots(), np.full(5, 0.3), np.full(9, 0.3))
+    alone = marginal(np.full(5, 0.3), np.full(9, 0.3))
     assert [share.sum() for share, _ in steps(alone)] == [1, 1]
 
 
-def test_a_few_whole_numbers_have_bars_side_by_side(ax):
-    data = np.array([0.0, 0.0, 1.0, 3.0])
-    comparison.draw_marginal(ax, data, np.array([0.2, 0.9, 1.4, 2.6, 1.0]))
-    own, drawn = ([(bar.get_x(), bar.get_height()) for bar in bars] for bars in ax.containers)
-    assert [height for _, height in own] == [0.5, 0.25, 0.0, 0.25]
-    assert [height for _, height in drawn] == [0.2, 0.6, 0.0, 0.2]
-    assert all(left < right for (left, _), (right, _) in zip(own, drawn, strict=True))
+def test_a_few_whole_numbers_have_bars_side_by_side():
+    ax = marginal([0.0, 0.0, 1.0, 3.0], [0.2, 0.9, 1.4, 2.6, 1.0])
+    assert heights(ax) == [[0.5, 0.25, 0.0, 0.25], [0.2, 0.6, 0.0, 0.2]]
+    own, drawn = ([bar.get_x() for bar in bars] for bars in ax.containers)
+    assert all(left < right for left, right in zip(own, drawn, strict=True))
 
 
-def test_bins_of_many_whole_numbers_hold_equally_many(ax):
+def test_bins_of_many_whole_numbers_hold_equally_many():
     data = RNG.integers(0, 101, size=1000).astype(float)
-    comparison.draw_marginal(ax, data, data)
-    edges = steps(ax)[0][1]
+    edges = steps(marginal(data, data))[0][1]
     assert np.unique(np.diff(edges)).tolist() == [5.0]
     assert (edges % 1 == 0.5).all()
 

@@ -50,6 +50,7 @@ from cnf.plotting.scatter import (
     pairs_figure,
     projections_figure,
 )
+from cnf.plotting.shares import mixed_pairs_figure
 from cnf.plotting.style import DATA_COLOR, DENSITY_MAP, MODEL_COLOR, TIME_MAP, darken, png
 
 __all__ = [
@@ -87,6 +88,7 @@ __all__ = [
     "learning_curve_figure",
     "log_prob_at",
     "log_prob_of",
+    "mixed_pairs_figure",
     "pairs_figure",
     "path_of",
     "png",

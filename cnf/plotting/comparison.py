@@ -1,19 +1,31 @@
-"""Comparisons of data with a flow's samples: marginals, correlations, log-densities."""
+"""Comparisons of data with samples: marginals, correlations, log-densities."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from cnf.datasets import Table
+from cnf.plotting.cells import (
+    EDGE_DIGITS,
+    Codes,
+    cells_of,
+    column_of,
+    is_boolean,
+    is_discrete,
+    label_numbers,
+    spikes_of,
+    value_text,
+)
 from cnf.plotting.panels import Array, legend_above, short_name
 from cnf.plotting.style import DATA_COLOR, MODEL_COLOR
 
 MAX_MARGINAL_PANELS = 64
 PANELS_PER_ROW = 4
-MAX_NAMED_BARS = 8  # categories that are drawn, the most frequent; the others are one bar
+MAX_NAMED_BARS = 10  # of more every second is named, and the last
 MAX_BARS = 20  # whole numbers that are drawn as bars; more are binned
 TAIL_SHARE = 0.002  # share of the values on each side that does not widen a histogram
 RELATIVE_ROUNDING = float(np.finfo(np.float32).eps)  # samples are float32
@@ -22,82 +34,105 @@ MAX_SIDE_BY_SIDE_COLUMNS = 15  # columns up to which three maps fit side by side
 MIN_DIFFERENCE_SCALE = 0.1  # range of the colours of differences, so that small ones stay pale
 
 
-def marginals_figure(
-    data: Array,
-    samples: Array,
-    columns: Sequence[str],
-    most: int = MAX_MARGINAL_PANELS,
-    categories: Mapping[str, Sequence[str]] | None = None,
-) -> Figure:
-    """Draw histograms of the first columns of data (n, columns) and samples (m, columns).
-
-    They have common bins. A column of at most twenty whole numbers is drawn as bars; its samples
-    are rounded. The codes of a column with `categories` are drawn as bars with their names, the
-    most frequent first.
-    """
-    categories = categories or {}
-    shown = min(most, len(columns))
-    across = min(PANELS_PER_ROW, shown)
-    down = -(-shown // across)
+def marginals_figure(data: Table, samples: Table, most: int = MAX_MARGINAL_PANELS) -> Figure:
+    """Draw the distributions of the first columns of data and samples, as `draw_marginal` does."""
+    names = data.columns[:most]
+    width, height = marginals_size(len(names))
     spaced = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
-    figure = Figure(figsize=(max(4.0, 2.7 * across), 1.8 * down + 0.4), layout=spaced)
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    for i, ax in enumerate(panels[:shown]):
-        if columns[i] in categories:
-            draw_categories(ax, data[:, i], samples[:, i], categories[columns[i]])
-        else:
-            draw_marginal(ax, data[:, i], samples[:, i])
-        # A $ in a name starts no formula.
-        ax.set_title(short_name(columns[i], 30), fontsize=9, parse_math=False)
-    for ax in panels[shown:]:
-        ax.axis("off")
-    legend_above(figure, panels[0])
+    figure = Figure(figsize=(width, height + 0.4), layout=spaced)
+    draw_marginals(figure, data, samples, names)
+    legend_above(figure)
     return figure
 
 
-def draw_marginal(ax: Axes, data: Array, samples: Array) -> Axes:
-    """Draw histograms of one column of data (n,) and its samples (m,), as shares of each.
+def marginals_size(columns: int) -> tuple[float, float]:
+    """Return the width and height of columns' panels, in inches."""
+    across = min(PANELS_PER_ROW, columns)
+    return max(4.0, 2.7 * across), 1.8 * -(-columns // across)
 
-    The outermost samples do not widen the panel and may lie outside it.
+
+def draw_marginals(
+    figure: Figure | SubFigure, data: Table, samples: Table, names: Sequence[str]
+) -> None:
+    """Draw the distribution of each of some columns in a panel."""
+    across = min(PANELS_PER_ROW, len(names))
+    panels = figure.subplots(-(-len(names) // across), across, squeeze=False).ravel()
+    for name, ax in zip(names, panels, strict=False):
+        # A $ in a name starts no formula.
+        draw_marginal(ax, data, samples, name).set_title(
+            short_name(name, 30), fontsize=9, parse_math=False
+        )
+    for ax in panels[len(names) :]:
+        ax.axis("off")
+
+
+def draw_marginal(ax: Axes, data: Table, samples: Table, name: str) -> Axes:
+    """Draw the distribution of a column of data and of samples, as shares of each.
+
+    Few values have bars side by side: categories with their names, the most frequent first, and at
+    most twenty whole numbers, to which samples are rounded. Others have histograms with common
+    bins, and the values that occur with a mass have bars beside these. The outermost samples do not
+    widen the panel and may lie outside it.
     """
-    whole = bool((data == np.rint(data)).all())
-    low, high = _window(data, np.rint(samples) if whole else samples)
-    if whole and round(high) - round(low) < MAX_BARS:
-        _draw_bars(ax, data, np.rint(samples), np.arange(round(low), round(high) + 1.0))
+    values, drawn = (column_of(table, name) for table in (data, samples))
+    whole = name not in data.categories and bool((values == np.rint(values)).all())
+    low, high = _window(values, np.rint(drawn) if whole else drawn)
+    if whole and round(high) - round(low) < MAX_BARS and not is_boolean(data, name):
+        numbers = np.arange(round(low), round(high) + 1.0)
+        _draw_bars(ax, values, np.rint(drawn), numbers, numbers)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _frame_shares(ax)
+    elif is_discrete(data, name):
+        _draw_cells(ax, *cells_of(data, samples, name))
+    elif len(spikes := spikes_of(values)):
+        _draw_spikes(ax, data, samples, name, spikes)
     else:
-        _draw_steps(ax, data, samples, _edges(low, high, len(data), whole))
-    ax.set(yticks=[], ylim=(0, None))
-    ax.tick_params(labelsize=8)
-    ax.xaxis.get_offset_text().set_fontsize(8)
+        _draw_steps(ax, values, drawn, _edges(low, high, len(values), whole))
+        label_numbers(ax.xaxis, data, name)
+        _frame_shares(ax)
     return ax
 
 
-def draw_categories(ax: Axes, data: Array, samples: Array, names: Sequence[str]) -> Axes:
-    """Draw the shares of codes of categories in data (n,) and samples (m,) as bars side by side.
+def _frame_shares(ax: Axes) -> None:
+    ax.set(yticks=[], ylim=(0, None))
+    ax.tick_params(labelsize=8)
+    ax.xaxis.get_offset_text().set_fontsize(8)
 
-    At most eight are named, the most frequent in the data first; the others are one bar.
-    """
-    shares = np.stack(
-        [(each[:, None] == np.arange(len(names))).mean(0) for each in (data, samples)]
+
+def _draw_spikes(ax: Axes, data: Table, samples: Table, name: str, spikes: Array) -> None:
+    """Draw bars of values with a mass, and beside them histograms of the others."""
+    ax.axis("off")
+    width, places = 0.1 + 0.06 * len(spikes), np.arange(1.0 * len(spikes))
+    bars, steps = (
+        ax.inset_axes((left, 0, across, 1))
+        for left, across in ((0, width), (width + 0.04, 0.96 - width))
     )
-    order = np.argsort(-shares[0], kind="stable")
-    shares, labels = shares[:, order], [short_name(names[i], 14) for i in order]
-    if len(labels) > MAX_NAMED_BARS + 1:
-        rest = shares[:, MAX_NAMED_BARS:].sum(1, keepdims=True)
-        shares = np.hstack([shares[:, :MAX_NAMED_BARS], rest])
-        labels = [*labels[:MAX_NAMED_BARS], f"{len(names) - MAX_NAMED_BARS} others"]
+    values, drawn = (column_of(table, name) for table in (data, samples))
+    _draw_bars(bars, values, drawn, spikes, places)
+    bars.set_xticks(places, [value_text(data, name, value, EDGE_DIGITS) for value in spikes])
+    bars.tick_params(labelsize=7)
+    bars.yaxis.set_major_locator(MaxNLocator(3))
+    rest, others = (np.where(np.isin(each, spikes), np.nan, each) for each in (values, drawn))
+    known = rest[~np.isnan(rest)]
+    whole = bool((known == np.rint(known)).all())
+    _draw_steps(steps, rest, others, _edges(*_window(rest, others), len(known), whole))
+    label_numbers(steps.xaxis, data, name)
+    _frame_shares(steps)
+
+
+def _draw_cells(ax: Axes, labels: Sequence[str], data: Codes, samples: Codes) -> None:
+    """Draw the shares of cells as bars side by side, with as many names as there is room for."""
     places = np.arange(len(labels))
-    for share, color, label, shift in (
-        (shares[0], DATA_COLOR, "data", -0.2),
-        (shares[1], MODEL_COLOR, "flow", 0.2),
-    ):
-        ax.barh(places + shift, share, 0.4, color=color, label=label)
-    ax.set_yticks(places, labels, parse_math=False)
+    for codes, color, shift in ((data, DATA_COLOR, -0.2), (samples, MODEL_COLOR, 0.2)):
+        share = np.bincount(codes, minlength=len(labels)) / len(codes)
+        ax.barh(places + shift, share, 0.4, color=color)
+    apart = -(-len(labels) // MAX_NAMED_BARS)
+    named = np.union1d(places[::apart], places[-1:])
+    ax.set_yticks(named, [short_name(labels[i], 14) for i in named], parse_math=False)
     ax.invert_yaxis()
     ax.set_xlim(0, None)
     ax.tick_params(labelsize=7)
     ax.xaxis.set_major_locator(MaxNLocator(3))
-    return ax
 
 
 def correlations(rows: Array) -> Array:
@@ -124,7 +159,7 @@ def correlations_figure(data: Array, samples: Array, columns: Sequence[str]) -> 
     largest = np.abs(difference[np.isfinite(difference)]).max(initial=MIN_DIFFERENCE_SCALE)
     maps = (
         (data, 1.0, "data"),
-        (samples, 1.0, "flow: samples"),
+        (samples, 1.0, "samples"),
         (difference, largest, "samples minus data"),
     )
     figure, axes = _map_axes(len(columns))
@@ -154,7 +189,7 @@ def log_prob_figure(data: Array, samples: Array) -> Figure:
     if any(outside):
         title = "outside of the panel: {} of the data, {} of the samples".format(*outside)
         ax.set_title(title, loc="left", fontsize=8)
-    legend_above(figure, ax)
+    legend_above(figure)
     return figure
 
 
@@ -188,22 +223,18 @@ def _edges(low: float, high: float, rows: int, whole: bool) -> Array:
 
 
 def _draw_steps(ax: Axes, data: Array, samples: Array, edges: Array) -> None:
-    for values, color, label in ((data, DATA_COLOR, "data"), (samples, MODEL_COLOR, "flow")):
+    for values, color in ((data, DATA_COLOR), (samples, MODEL_COLOR)):
         share = np.histogram(values[np.isfinite(values)], edges)[0] / len(values)
-        ax.stairs(share, edges, color=color, lw=1.4, label=label)
+        ax.stairs(share, edges, color=color, lw=1.4)
     ax.set_xlim(edges[0], edges[-1])
-    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _draw_bars(ax: Axes, data: Array, samples: Array, numbers: Array) -> None:
-    for values, color, label, left in (
-        (data, DATA_COLOR, "data", -0.4),
-        (samples, MODEL_COLOR, "flow", 0.0),
-    ):
-        share = (values[:, None] == numbers).mean(0)
-        ax.bar(numbers + left, share, 0.4, align="edge", color=color, label=label)
-    ax.set_xlim(numbers[0] - 0.6, numbers[-1] + 0.6)
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+def _draw_bars(ax: Axes, data: Array, samples: Array, values: Array, places: Array) -> None:
+    """Draw the shares of single values at places, of data and of samples side by side."""
+    for each, color, left in ((data, DATA_COLOR, -0.4), (samples, MODEL_COLOR, 0.0)):
+        share = (each[:, None] == values).mean(0)
+        ax.bar(places + left, share, 0.4, align="edge", color=color)
+    ax.set_xlim(places[0] - 0.6, places[-1] + 0.6)
 
 
 def _map_axes(columns: int) -> tuple[Figure, Sequence[Axes]]:

@@ -6,10 +6,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from cnf.plotting.style import DATA_COLOR, DENSITY_MAP
+from cnf.plotting.style import DATA_COLOR, DENSITY_MAP, MODEL_COLOR
 
 Array = NDArray[np.float64]
 Density = Callable[[Array], Array]
@@ -119,10 +120,11 @@ def column_limits(data: Array) -> list[tuple[float, float]]:
     return list(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
 
 
-def legend_above(figure: Figure, ax: Axes) -> None:
-    """Place the legend of axes above the whole figure."""
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+def legend_above(figure: Figure) -> None:
+    """Place the colours of data and samples above the whole figure."""
+    colors = ((DATA_COLOR, "data"), (MODEL_COLOR, "samples"))
+    handles = [Patch(color=color, label=label) for color, label in colors]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
 
 
 def frame_panel(ax: Axes, bounds: Bounds) -> Axes:

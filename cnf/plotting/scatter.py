@@ -1,6 +1,7 @@
 """Scatter plots of data and samples: pairs of columns, projections of three."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import cast
 
 import numpy as np
@@ -8,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 
+from cnf.datasets import Table
+from cnf.diagnostics.similarity import pair_trends
 from cnf.plotting.panels import (
     SCATTER_POINTS,
     Array,
@@ -23,6 +26,7 @@ from cnf.plotting.style import DATA_COLOR, GRID_COLOR, MODEL_COLOR
 
 CONTOUR_CELLS = 48  # of the histogram along each side
 CONTOUR_MASSES = (0.5, 0.9)  # enclosed probabilities
+MAX_TREND_ROWS = 5000  # by which columns are chosen
 VIEWS = ((20.0, -60.0), (20.0, 30.0), (88.0, -90.0))  # elevations and azimuths, in degrees
 
 
@@ -30,24 +34,36 @@ def pairs_figure(data: Array, samples: Array, columns: Sequence[str], most: int 
     """Draw pair plots of data (n, columns) and samples (m, columns), at most of `most` columns.
 
     On the diagonal are histograms, below it each pair of columns is scattered, and above it are the
-    contours that enclose 50 % and 90 % of the rows.
+    contours that enclose 50 % and 90 % of the rows. Of more columns those are drawn whose joint
+    distributions differ most from one to the other, by `cnf.diagnostics.similarity.pair_trends`.
     """
-    shown = min(most, len(columns))
+    chosen = _differing(data, samples, most)
+    shown = len(chosen)
     figure = Figure(figsize=(1.9 * shown + 0.6, 1.9 * shown + 0.9), layout="constrained")
     axes = figure.subplots(shown, shown, squeeze=False)
-    limits = column_limits(data[:, :shown])
+    data, samples = data[:, chosen], samples[:, chosen]
+    limits = column_limits(data)
     for i in range(shown):
         for j in range(shown):
             _draw_pair(axes[i, j], data, samples, j, i, (limits[j], limits[i]))
         # A $ in a name starts no formula.
-        axes[-1, i].set_xlabel(columns[i], parse_math=False)
-        axes[i, 0].set_ylabel(columns[i] if i else "", parse_math=False)
-    for color, label in ((DATA_COLOR, "data"), (MODEL_COLOR, "flow")):
-        axes[0, 0].plot([], [], "o", color=color, label=label)
-    legend_above(figure, axes[0, 0])
+        axes[-1, i].set_xlabel(columns[chosen[i]], parse_math=False)
+        axes[i, 0].set_ylabel(columns[chosen[i]] if i else "", parse_math=False)
+    legend_above(figure)
     if shown < len(columns):
-        figure.supxlabel(f"the first {shown} of {len(columns)} columns", fontsize=9)
+        figure.supxlabel(f"the {shown} of {len(columns)} columns that differ most", fontsize=9)
     return figure
+
+
+def _differing(data: Array, samples: Array, most: int) -> list[int]:
+    """Return the places of at most so many columns: of the pairs that differ most."""
+    count = data.shape[1]
+    if count <= most:
+        return [*range(count)]
+    names = tuple(map(str, range(count)))
+    tables = [Table("rows", rows[:MAX_TREND_ROWS], names) for rows in (data, samples)]
+    paired = (name for pair in pair_trends(*tables) for name in (pair.a, pair.b))
+    return sorted(map(int, islice(dict.fromkeys(paired), most)))
 
 
 def draw_contours(ax: Axes, rows: Array, bounds: Bounds, color: str = DATA_COLOR) -> Axes:
@@ -94,10 +110,16 @@ def _draw_pair(ax: Axes, data: Array, samples: Array, j: int, i: int, window: Bo
         elif i < j:
             draw_contours(ax, rows[:, [j, i]], window, color)
         else:
-            x, y = rows[:SCATTER_POINTS, [j, i]].T
-            ax.scatter(x, y, s=dot_size(rows), color=color, alpha=0.35, linewidths=0)
-            ax.set_ylim(window[1])
+            draw_dots(ax, rows[:, [j, i]], window, color)
     ax.set(xlim=window[0], xticks=[], yticks=[])
+
+
+def draw_dots(ax: Axes, rows: Array, bounds: Bounds, color: str) -> Axes:
+    """Scatter rows (n, 2), of which others may lie in the same panel."""
+    x, y = rows[:SCATTER_POINTS].T
+    ax.scatter(x, y, s=dot_size(rows), color=color, alpha=0.35, linewidths=0)
+    ax.set(xlim=bounds[0], ylim=bounds[1])
+    return ax
 
 
 def draw_projection(

@@ -3,8 +3,10 @@
 import warnings
 from io import BytesIO
 
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.quiver import Quiver
 from matplotlib.text import Text
@@ -12,6 +14,8 @@ from matplotlib.text import Text
 # Colour maps of increasing lightness, so that they print in grey.
 DENSITY_MAP = "magma"  # dark is 0
 TIME_MAP = "viridis"  # along a path, from base to data
+
+SHARES_MAP, DARK_SHARES_MAP = "Blues", "Blues_r"  # the page's colour is about 0
 
 # Distinct for all kinds of colour blindness and in greyscale.
 DATA_COLOR = "#3b6fb6"
@@ -34,8 +38,8 @@ def png(figure: Figure, dpi: float = 110) -> bytes:
 def darken(figure: Figure) -> Figure:
     """Put a finished figure on a dark page in place, and return it.
 
-    White becomes dark and black becomes light; other colours stay, since they are chosen to be
-    visible on both. Matplotlib's global state is not changed.
+    White becomes dark and black becomes light, and maps of shares are reversed; other colours stay,
+    since they are chosen to be visible on both. Matplotlib's global state is not changed.
 
     Example:
         >>> figure = Figure()
@@ -43,14 +47,17 @@ def darken(figure: Figure) -> Figure:
         >>> darken(figure).get_facecolor() == to_rgba(DARK_PAGE)
         True
     """
-    for part in (figure, *figure.subfigs):
+    for part in figure.findobj(FigureBase):
         part.set_facecolor(DARK_PAGE)
-    for ax in figure.get_axes():
+    for ax in figure.findobj(Axes):
         if _is(ax.get_facecolor(), PAGE):
             ax.set_facecolor(DARK_PAGE)
         ax.spines[:].set_edgecolor(DARK_INK)
         # Ticks are created when they are drawn, with these parameters.
         ax.tick_params(which="both", colors=DARK_INK)
+    for image in figure.findobj(AxesImage):
+        if image.get_cmap().name == SHARES_MAP:
+            image.set_cmap(DARK_SHARES_MAP)
     for artist in figure.findobj():
         if isinstance(artist, Text | Line2D | Quiver) and _is(_color(artist), INK):
             artist.set_color(DARK_INK)

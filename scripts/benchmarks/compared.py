@@ -29,6 +29,8 @@ UCI_TABLES = (
 )
 MIXED_FOLDER = "mixed"  # of CSV files, whose columns are of all types
 MIXED_TABLES = ("adult", "shoppers", "magic")
+RIVALS = {"arf": "forest.py", "argn": "argn.py"}
+"""The programs in `rivals` that are compared on these tables, by the names of the methods."""
 
 # With per-row weights, one hidden layer does as well as two in a third of the time.
 POSTERIOR_FIELDS: dict[str, dict[str, Any]] = {"rank": {"field": (64,)}, "hyper": {"field": (64,)}}

@@ -43,6 +43,19 @@ def _names(subject: str, what: str, known: Collection[str], usual: str = "all") 
     return _option(subject, (), parse, "NAME,NAME", text)
 
 
+def _rivals(text: str) -> tuple[str, ...]:
+    """Return the parts of NAME=PYTHON,NAME=PYTHON, the names and interpreters of rivals."""
+    found = tuple(text.split(","))
+    for each in found:
+        name, _, python = each.partition("=")
+        if name not in compared.RIVALS or not Path(python).is_file():
+            raise argparse.ArgumentTypeError(
+                f"expected NAME=PYTHON, a name among {', '.join(compared.RIVALS)} and the "
+                f"interpreter of an environment that has it; got {each!r}"
+            )
+    return found
+
+
 def check_repository(folder: Path) -> None:
     """Raise a ValueError where a folder is no copy of FFJORD's repository."""
     for name in ("train_misc.py", "lib/layers/cnf.py"):
@@ -84,6 +97,13 @@ class BenchmarkOptions:
         "tables",
         (*compared.UCI_TABLES, *compared.MIXED_TABLES),
         f"all; of flow protein and bike, of mixed {', '.join(compared.MIXED_TABLES)}",
+    )
+    rivals: tuple[str, ...] = _option(
+        "mixed",
+        (),
+        _rivals,
+        "NAME=PYTHON,…",
+        f"some of {', '.join(compared.RIVALS)}, by the interpreters of environments of their own",
     )
     methods: tuple[str, ...] = _names("tables", "methods", compared.METHODS)
     images: tuple[str, ...] = _names("vae", "images", compared.VAE_SETTINGS)

@@ -1,0 +1,8 @@
+"""Generators of mixed tables to compare with, each a program for an environment of its own.
+
+They pin libraries that are older than ours, and so are run by the interpreter of a virtual
+environment that has them: `PYTHON NAME.py FOLDER --budget SECONDS --seed N`. The folder has
+`train.csv`, `test.csv` and `columns.json`, the step of each column of numbers (null for
+categories); the program writes `draws.csv`, as many rows as train.csv has, `log_mass.csv`, the
+log-mass of test.csv's rows on the grid of the steps, and `seconds.json`.
+"""

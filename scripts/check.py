@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, _ = trained.rows(*files, doing="check on", reading=read_options(arguments))
     trained.schema.check(rows.x)
     numbers = {"rows": arguments.rows, "points": arguments.points, "seed": arguments.seed}
-    report = check(trained.flow, *rows.tensors(trained.flow.like), **numbers)
-    report = replace(report, notes=(*report.notes, *trained.schema.remarks(rows.x)))
+    report = check(trained.model, *rows.tensors(trained.model.like), **numbers)
+    report = replace(report, notes=(*report.notes, *trained.remarks(rows.x)))
     say(*([report.json()] if arguments.json else report.lines()))
     return 1 if report.verdict == "fail" else 0
 

@@ -27,8 +27,9 @@ from cnf.datasets import (
 from cnf.datasets.pictures import WORD_PREFIX
 from cnf.layers.scalings.scaling import constant_columns
 from cnf.scripts.rows import Array, ContextRows, no_context
+from cnf.tables.coding import has_codes
 from cnf.tables.dates import date_parts, dates_of
-from cnf.tables.kinds import KINDS
+from cnf.tables.kinds import KINDS, Unknown
 from cnf.tables.schema import Column, Schema, check_single_precision
 
 AnyToy = Toy | ConditionalToy
@@ -55,6 +56,9 @@ class Data:
     notes: tuple[str, ...] = ()  # on how the file was read
     reading: ReadOptions = FOUND_OUT
     context_types: Mapping[str, ColumnType] = field(default_factory=dict)
+    discrete: bool = False  # whether the table has values with a mass, or a context of categories
+    coded: bool = False  # whether the model is one of codes
+    given: Schema | None = None  # the context's columns for a model of codes; None for numbers
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class ColumnChoices:
     reading: ReadOptions = FOUND_OUT  # of a file, with the columns to leave out
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # entries of `Schema.of`
     schema: Schema | None = None  # all modelled columns, where nothing is to be inferred
+    coded: bool | None = None  # whether the model is one of codes; None where the table decides
+    given: Schema | None = None  # the context's columns of a model of codes, as `schema`
     grouped: bool = True  # whether equal rows stay in one part; not in older folders
     sha256: str = ""  # the expected checksum of the table; empty where any is accepted
     advice: str = "train again"  # the alternative to restoring a table that has changed
@@ -88,6 +94,8 @@ def open_data(
     choices = choices or ColumnChoices()
     known: dict[str, Any] = {"sha256": ""}
     whole = None  # the table of a file, whose kinds of columns are inferred
+    # The densities of bundled tables, whose numbers are rounded, are known as densities.
+    rounded = name not in datasets.TABLES
     if toy := known_toy(name):
         tables = _toy_parts(toy, seed)
         if isinstance(toy, Picture):
@@ -109,22 +117,31 @@ def open_data(
         )
     if isinstance(toy, ConditionalToy):
         choices = replace(choices, context=toy.context_columns)
-    schema = choices.schema
+    train, types = tables["train"], tables["train"].types
+    schema, given = choices.schema, choices.given
+    discrete, coded = False, bool(choices.coded)
     if schema is None:
-        schema = _schema(tables["train"], whole, choices)
-        _check_context(tables["train"], choices.context)
-    types = tables["train"].types
-    rows = {part: _rows(table, schema, choices.context) for part, table in tables.items()}
+        schema = _schema(train, whole, rounded, choices)
+        given = _given(train, whole, rounded, choices)
+        as_masses = (whole is not None and rounded) or bool(choices.kinds)
+        discrete = as_masses and _is_discrete(train, schema, given, choices)
+        coded = discrete if choices.coded is None else choices.coded
+        given = given if coded else None
+        _check_context(train, choices.context, given)
+    rows = {part: _rows(table, schema, choices.context, given) for part, table in tables.items()}
     return Data(
         name,
         schema,
         choices.context,
-        toy=_toy_of(toy, tables["train"], schema.names, choices.context),
+        toy=_toy_of(toy, train, schema.names, choices.context),
         reading=choices.reading,
         context_types={name: types[name] for name in choices.context if name in types},
         train=rows["train"],
         validation=rows["validation"],
         test=rows["test"],
+        discrete=discrete,
+        coded=coded,
+        given=given,
         **known,
     )
 
@@ -160,6 +177,8 @@ def open_rows(
     missing: Missing = "refuse",
     data_dir: str | None = None,
     reading: ReadOptions = FOUND_OUT,
+    given: Schema | None = None,
+    unknown: Unknown = "raise",
 ) -> tuple[ContextRows, AnyToy | None]:
     """Read rows to score, in the columns of a model, with the toy that gives their true density.
 
@@ -173,10 +192,11 @@ def open_rows(
         seed: Seed of a toy's rows.
         context_data: The file that the context is read from, whose rows correspond to DATA's, so
             that none is dropped; None where DATA holds it.
-        missing: The treatment of missing values in DATA; with `"keep"` they are NaN, and unknown
-            categories −1.
+        missing: The treatment of missing values in DATA; with `"keep"` they are NaN.
         data_dir: The folder with the files of benchmarks, whose test rows are read.
         reading: How a file is read, of which only the model's columns are.
+        given: The context's columns where a model of codes reads them.
+        unknown: The treatment of unknown categories; with `"keep"` they are −1.
 
     Raises:
         ValueError: The data does not exist, its columns are not the model's, or the numbers of
@@ -193,11 +213,11 @@ def open_rows(
         treatment = "refuse" if context_data and missing == "drop" else missing
         table = date_parts(datasets.load(name, treatment, reading), names)
     if context_data is None:
-        rows = _rows(table, schema, context_columns, missing, reading.types)
+        rows = _rows(table, schema, context_columns, given, reading.types, unknown)
         return rows, _toy_of(toy, table, schema.names, context_columns)
     kept: Missing = "keep" if missing == "keep" else "refuse"
-    context, _ = open_context(context_data, context_columns, reading, kept)
-    x = _modelled_values(table, schema, missing)
+    context, _ = open_context(context_data, context_columns, reading, kept, given, unknown)
+    x = _modelled_values(table, schema, unknown)
     if len(x) != len(context):
         raise ValueError(
             f"Expected a context for each of the {len(x)} rows of {table.name}; got {len(context)} "
@@ -211,10 +231,12 @@ def open_context(
     columns: Sequence[str],
     reading: ReadOptions = FOUND_OUT,
     missing: Missing = "refuse",
-) -> tuple[Array, dict[str, ColumnType]]:
-    """Read contexts from a file or a bundled table, and the types that they have there.
+    given: Schema | None = None,
+    unknown: Unknown = "raise",
+) -> tuple[Array, Table]:
+    """Read contexts from a file or a bundled table, as a model's numbers and as they are there.
 
-    Columns are matched as those of data are.
+    Columns are matched as those of data are, and have the model's names.
     """
     if not columns:
         raise ValueError(
@@ -222,10 +244,8 @@ def open_context(
         )
     table = datasets.load(name, missing, replace(reading, only=(*columns, *dates_of(columns))))
     table = date_parts(table, columns)
-    named = zip(columns, _positions(table, columns), strict=True)
-    theirs = {ours: table.types.get(table.columns[place]) for ours, place in named}
-    context = _context(table, columns, reading.types)
-    return context, {ours: kind for ours, kind in theirs.items() if kind}
+    numbers = _context(table, columns, given, reading.types, unknown)
+    return numbers, _select(table, columns)
 
 
 def true_log_prob(toy: AnyToy, rows: ContextRows) -> Array:
@@ -266,19 +286,48 @@ def _toy_of(
     return toy if toy and (toy.columns, toy.context_columns) == names else None
 
 
-def _schema(train: Table, whole: Table | None, choices: ColumnChoices) -> Schema:
-    """Return the schema of the modelled columns: as the user states it, or inferred from all rows.
-
-    Rows beyond bounds and categories would have no density. Columns are constant in training rows.
-    """
+def _schema(train: Table, whole: Table | None, rounded: bool, choices: ColumnChoices) -> Schema:
+    """Return the schema of the modelled columns, of which some may be constant in training rows."""
     names = _modelled(train, choices)
-    schema = Schema(tuple(map(Column, names)))
+    apart = choices.context if choices.coded is not False else ()
+    kinds = {name: entry for name, entry in choices.kinds.items() if name not in apart}
+    schema, mine = _stated(train, whole, rounded, names, kinds), train.select(names)
+    schema = schema.without_constants(schema.numbers(mine.values, mine.categories, mine.types))
+    if schema.width == 0:
+        constant = "; ".join(column.describe(kind=False) for column in schema.columns)
+        raise ValueError(
+            f"Expected columns that vary among the training rows of {train.name}, in single "
+            f"precision; constant: {constant}: rescale them, or check the table"
+        )
+    return schema
+
+
+def _given(
+    train: Table, whole: Table | None, rounded: bool, choices: ColumnChoices
+) -> Schema | None:
+    """Return the schema of the context for a model of codes; None without either."""
+    if not choices.context or choices.coded is False:
+        return None
+    kinds = {name: entry for name, entry in choices.kinds.items() if name in choices.context}
+    return _stated(train, whole, rounded, choices.context, kinds)
+
+
+def _stated(
+    train: Table,
+    whole: Table | None,
+    rounded: bool,
+    names: tuple[str, ...],
+    kinds: Mapping[str, Any],
+) -> Schema:
+    """Return the schema of columns as the user states it, or inferred from all rows.
+
+    Rows beyond bounds and categories would have no density.
+    """
+    schema, kinds = Schema(tuple(map(Column, names))), dict(kinds)
     table = train.select(names)
     if whole is not None:
         table = whole.select(names)
-        # The densities of bundled tables, whose numbers are rounded, are known as densities.
-        schema = Schema.infer(table, rounded=whole.name not in datasets.TABLES)
-    kinds = dict(choices.kinds)
+        schema = Schema.infer(table, rounded)
     for i, name in enumerate(names):
         entry = kinds.get(name)
         kind = str(entry.get("kind")) if isinstance(entry, Mapping) else ""
@@ -290,23 +339,34 @@ def _schema(train: Table, whole: Table | None, choices: ColumnChoices) -> Schema
     numbers = schema.numbers(table.values, table.categories, table.types)
     schema.check(numbers)
     schema.check_apart(numbers)
-    mine = train.select(names)
-    schema = schema.without_constants(schema.numbers(mine.values, mine.categories, mine.types))
-    if schema.width == 0:
-        constant = "; ".join(column.describe(kind=False) for column in schema.columns)
-        raise ValueError(
-            f"Expected columns that vary among the training rows of {train.name}, in single "
-            f"precision; constant: {constant}: rescale them, or check the table"
-        )
     return schema
 
 
-def _check_context(train: Table, context: Sequence[str]) -> None:
+def _is_discrete(
+    train: Table, schema: Schema, given: Schema | None, choices: ColumnChoices
+) -> bool:
+    """Return whether columns have values with a mass, or the context has categories.
+
+    The user may state kinds of the context's columns, too.
+    """
+    if given and (
+        any(column.kind == "categorical" for column in given.columns)
+        or {*choices.kinds} & {*choices.context}
+    ):
+        return True
+    table = train.select(schema.names)
+    numbers = schema.numbers(table.values, table.categories, table.types)
+    return has_codes(schema, numbers)
+
+
+def _check_context(train: Table, context: Sequence[str], given: Schema | None) -> None:
     """Refuse a context that is constant, or nearly so, in the flow's precision."""
     if not context:
         return
-    values = train.select(context).values
-    Schema(tuple(map(Column, context))).check_apart(values)
+    table = train.select(context)
+    schema = given or Schema(tuple(map(Column, context)))
+    values = given.numbers(table.values, table.categories, table.types) if given else table.values
+    schema.check_apart(values)
     if constant := constant_columns(torch.from_numpy(values).float()):
         names = ", ".join(repr(context[i]) for i in constant)
         raise ValueError(
@@ -351,12 +411,13 @@ def _rows(
     table: Table,
     schema: Schema,
     context_columns: Sequence[str],
-    missing: Missing = "refuse",
+    given: Schema | None,
     known: Mapping[str, ColumnType] | None = None,
+    unknown: Unknown = "raise",
 ) -> ContextRows:
     """Return the rows of a table that holds x and, where the model has one, the context."""
     if not context_columns:
-        return ContextRows(_modelled_values(table, schema, missing), no_context(len(table.values)))
+        return ContextRows(_modelled_values(table, schema, unknown), no_context(len(table.values)))
     wanted = (*schema.varying, *context_columns)
     if absent := [name for name in wanted if name not in table.columns]:
         raise ValueError(
@@ -364,53 +425,66 @@ def _rows(
             f"{table.name} (or the context in a separate file, with --context-data); got "
             f"{len(table.columns)} columns, without {', '.join(absent[:5])}"
         )
-    context = _context(table, context_columns, known)
-    return ContextRows(_modelled_values(table, schema, missing), context)
+    context = _context(table, context_columns, given, known, unknown)
+    return ContextRows(_modelled_values(table, schema, unknown), context)
 
 
-def _modelled_values(table: Table, schema: Schema, missing: Missing) -> Array:
+def _modelled_values(table: Table, schema: Schema, unknown: Unknown) -> Array:
     """Return the columns of a model, with categories in the model's numbering."""
     # Constant columns may be absent where the other columns are matched by name.
     absent = [column.name for column in schema.columns if column.name not in table.columns]
     if len(absent) < len(schema.columns) and not {*absent} & {*schema.varying}:
         values = np.hstack([table.values, np.zeros((len(table.values), len(absent)))])
         table = replace(table, values=values, columns=(*table.columns, *absent))
-    values, theirs = _select(table, schema.names)
-    names = dict(zip(schema.names, theirs, strict=True))
-    texts = {our: table.categories[name] for our, name in names.items() if name in table.categories}
-    types = {our: table.types[name] for our, name in names.items() if name in table.types}
-    return schema.numbers(values, texts, types, "keep" if missing == "keep" else "raise")
+    chosen = _select(table, schema.names)
+    return schema.numbers(chosen.values, chosen.categories, chosen.types, unknown)
 
 
 def _context(
-    table: Table, columns: Sequence[str], known: Mapping[str, ColumnType] | None = None
+    table: Table,
+    columns: Sequence[str],
+    given: Schema | None,
+    known: Mapping[str, ColumnType] | None = None,
+    unknown: Unknown = "raise",
 ) -> Array:
-    """Return the columns of a context, which must be numbers, or dates as the known types are."""
-    values, names = _select(table, columns)
-    for column, name in zip(columns, names, strict=True):
-        given, wanted = (
-            (types or {}).get(each, ColumnType()).family
-            for types, each in ((table.types, name), (known, column))
+    """Return the numbers of a context, or dates as the known types are, or what a schema has."""
+    chosen = _select(table, columns)
+    for column in columns:
+        found, wanted = (
+            (types or {}).get(column, ColumnType()).family for types in (chosen.types, known)
         )
-        if known is not None and given != wanted and {given, wanted} & {"date", "duration"}:
+        if known is not None and found != wanted and {found, wanted} & {"date", "duration"}:
             raise ValueError(
                 f"Expected the context's column {column!r} to hold {wanted} values, as in "
-                f"training; got {given} values in {table.name}: correct them"
+                f"training; got {found} values in {table.name}: correct them"
             )
-    if text := [name for name in names if name in table.categories]:
+    if given is not None:
+        return given.numbers(chosen.values, chosen.categories, chosen.types, unknown)
+    if text := [name for name in columns if name in chosen.categories]:
         raise ValueError(
             f"Expected numbers in the context; got text in column {text[0]!r} of {table.name}: "
             "encode it as columns of 0 and 1, one for each category but one"
         )
-    return values
+    return chosen.values
 
 
-def _select(table: Table, columns: Sequence[str]) -> tuple[Array, list[str]]:
-    """Return columns of a table, and the names that they have there."""
+def _select(table: Table, columns: Sequence[str]) -> Table:
+    """Return the table of a model's columns, which have the model's names."""
     places = _positions(table, columns)  # row-major, since later arithmetic depends on the order
     rows = np.ascontiguousarray(table.values[:, places])
     check_single_precision(Table(table.name, rows, tuple(columns)))
-    return rows, [table.columns[place] for place in places]
+    theirs = {name: table.columns[place] for name, place in zip(columns, places, strict=True)}
+    return Table(
+        table.name,
+        rows,
+        tuple(columns),
+        categories={
+            name: table.categories[each]
+            for name, each in theirs.items()
+            if each in table.categories
+        },
+        types={name: table.types[each] for name, each in theirs.items() if each in table.types},
+    )
 
 
 def _positions(table: Table, columns: Sequence[str]) -> list[int]:

@@ -79,8 +79,7 @@ def distil_model(arguments: argparse.Namespace) -> None:
     """Distil the model in a folder to explicit steps, in another folder."""
     with process_group():
         trained = TrainedModel.read(arguments.dir)
-        metadata = load_config(arguments.dir)["metadata"]
-        if DISTILLED in metadata or not trained.flow.solves:
+        if not trained.flow.solves or DISTILLED in load_config(arguments.dir)["metadata"]:
             raise ValueError(
                 f"Expected a model that is solved adaptively; the one in {arguments.dir} takes "
                 "explicit steps: name the folder of the model that it was distilled from"
@@ -147,28 +146,28 @@ def is_tuned(trained: TrainedModel, out: Path) -> bool:
 
 
 def comparison(
-    adaptive: TrainedModel, model: TrainedModel, rows: TuningRows, seed: int
+    adaptive: TrainedModel, distilled: TrainedModel, rows: TuningRows, seed: int
 ) -> list[str]:
     """Return lines on the scores of explicit steps, on their folds, and on the adaptive flow's."""
     every = -(-len(rows.test) // COMPARED_ROWS)
     test = rows.test[::every]
-    by_steps, nfe, fast = _timed(model, test)
+    by_steps, nfe, fast = _timed(distilled, test)
     by_solver, _, slow = _timed(adaptive, test)
     drop = by_solver - by_steps
-    given = None if not model.context_columns else test.tensors(model.flow.like)[1]
+    given = None if not distilled.context_columns else test.tensors(distilled.flow.like)[1]
     change = f"{float(drop.mean()):+.4f}"
     if np.isfinite(drop).all() and len(drop) > 1:
         change += f" ± {float(drop.std() / np.sqrt(len(drop))):.4f}"
     return [
-        *summarize(model, test, rows.toy, by_steps, nfe, 1).lines(),
+        *summarize(distilled, test, rows.toy, by_steps, nfe, 1).lines(),
         f"  adaptive NLL  {-float(by_solver.mean()):10.4f} (the steps': {change})",
-        fold_line(fold_mass(model.flow, context=given, seed=seed)),
+        fold_line(fold_mass(distilled.flow, context=given, seed=seed)),
         f"  rows a second {fast:10.0f} by steps, {slow:.0f} by the adaptive flow",
     ]
 
 
 def fold_line(found: FoldMass) -> str:
-    """Return a line on the mass of a model's folds."""
+    """Return a line on the mass of a distilled's folds."""
     if not found.known:
         return (
             f"  fold mass     unknown: {found.draws} draws are worth {found.effective:.0f} of the "

@@ -31,29 +31,30 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
-    from cnf.scripts.evaluation import summarize
+    from cnf.scripts.evaluation import summarize, warn_of_rows
     from cnf.scripts.report import check_page, write_report
     from cnf.scripts.trained import TrainedModel
     from cnf.utils.distributed import process_group
 
     trained = TrainedModel.read(arguments.dir, arguments.divergence)
     files = (arguments.data, arguments.context_data, arguments.missing)
-    rows, toy = trained.rows(*files, reading=read_options(arguments))
-    trained.schema.check(rows.x)
+    rows, toy = trained.rows(*files, reading=read_options(arguments), unknown="keep")
     with process_group():
         page = Path(arguments.report or trained.folder / REPORT_FILE)
         if arguments.report is not None:
             check_page(page)
         log_prob, nfe = trained.score(rows, arguments.draws)
+        warn_of_rows(trained, rows, log_prob)
         with_errors = trained.score_with_errors(trained.error_sample(rows), arguments.draws)
         evaluation = summarize(trained, rows, toy, log_prob, nfe, arguments.draws, with_errors)
-        say(*([evaluation.json()] if arguments.json else evaluation.lines()))
         if arguments.report is not None:
             names = filter(None, (arguments.data, arguments.context_data))
             known = (" with the contexts of ".join(names), evaluation.lines(), arguments.draws)
-            write_report(page, trained, rows, log_prob, *known)
-            if not arguments.json:
-                say(f"  {page}")
+            found = write_report(page, trained, rows, log_prob, *known)
+            evaluation = evaluation.with_similarity(found)
+        say(*([evaluation.json()] if arguments.json else evaluation.lines()))
+        if arguments.report is not None and not arguments.json:
+            say(f"  {page}")
     return 0
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import warnings
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnf.datasets import row_groups
+from cnf.diagnostics.similarity import Similarity
+from cnf.flow import Flow
 from cnf.flow.scores import Scores
 from cnf.layers import Steps
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.rows import Array, ContextRows
 from cnf.scripts.trained import TrainedModel
+from cnf.utils.distributed import rank
 from cnf.utils.serialization import json_value
 
 
@@ -23,8 +28,9 @@ class EvaluationResult:
     """The scores of a flow on held-out rows, in nats unless stated otherwise.
 
     Standard errors are None for a single row; those of differences are from the rows' differences.
-    Rows that repeat each other count as one observation. Rows where explicit steps fold have no
-    density: the NLL is then infinite, and what follows from it unknown.
+    Rows that repeat each other count as one observation. Rows where explicit steps fold, and those
+    of impossible values, have no density: the NLL is then infinite, and what follows from it
+    unknown. Similarity is that of draws to the training rows, where a report has measured it.
     """
 
     n: int  # number of rows
@@ -32,9 +38,9 @@ class EvaluationResult:
     stderr: float | None  # of `nll` over the rows, with the scatter of probes or of drawn noise
     nll_standardized: float  # of columns divided by the training rows' standard deviations
     bits_per_dim: float  # nll / (columns · ln 2)
-    gaussian_nll: float  # of `GaussianBaseline`, fitted on the training rows
+    gaussian_nll: float  # of `GaussianBaseline`, fitted on the training rows; of possible rows
     gain_stderr: float | None  # of gaussian_nll − nll
-    nfe: float  # evaluations of the field for each solve
+    nfe: float  # evaluations of the field for each solve; 0 without one
     draws: int | None = None  # of noise for each row, with which the NLL is an upper bound
     entropy: float | None = None  # minus the mean true log-density of the same rows, where known
     kl: float | None = None  # nll − entropy
@@ -46,7 +52,13 @@ class EvaluationResult:
     # At two standard errors: 2 √(stderr² + solver_error² + the variance of solver_error).
     uncertainty: float | None = None
     folded: int | None = None  # number of rows where explicit steps fold; None without steps
-    nll_unfolded: float | None = None  # of the other rows, where there are some of both
+    impossible: int | None = None  # number of rows of impossible values; None without any
+    nll_unfolded: float | None = None  # of the rows with a density, where there are others
+    detection_score: float | None = None  # of a classifier that tells draws from training rows
+    detector: str | None = None  # the library of the classifier
+    detection_rows: int | None = None  # of training, and of draws
+    mean_shape_error: float | None = None  # of the columns' distributions
+    nearer_to_training: float | None = None  # share of draws nearer to training than to held-out
 
     def json(self) -> str:
         """Return one JSON object of the known values, with null for an infinite NLL."""
@@ -55,24 +67,19 @@ class EvaluationResult:
 
     def lines(self) -> list[str]:
         """Return the numbers as lines of text."""
-        gain = self.gaussian_nll - self.nll
-        ahead = f"{'better' if gain >= 0 else 'worse'} by {abs(gain):.4f}{_error(self.gain_stderr)}"
-        folds = []
-        if self.folded:
-            folds.append(
-                f"  folded        {self.folded:10} rows, where explicit steps fold: log p -inf"
-            )
-        if self.nll_unfolded is not None:
-            folds.append(f"                {self.nll_unfolded:10.4f} is the NLL of the others")
+        gain, ahead = self.gaussian_nll - self.nll, ""
+        if isfinite(gain):
+            better = "better" if gain >= 0 else "worse"
+            ahead = f" (the model is {better} by {abs(gain):.4f}{_error(self.gain_stderr)})"
         lines = [
             f"  NLL           {self.nll:10.4f}{_error(self.stderr)} nats per row (rows: {self.n})",
             f"                {self.bits_per_dim:10.4f} bits per dimension",
             f"                {self.nll_standardized:10.4f} nats per row in standardised units",
-            f"  Gaussian NLL  {self.gaussian_nll:10.4f} (the flow is {ahead})",
+            f"  Gaussian NLL  {self.gaussian_nll:10.4f}{ahead}",
         ]
         if self.draws is not None:
             lines.insert(1, f"                a bound on the log-mass, {self.draws} draws a row")
-        lines[1:1] = folds
+        lines[1:1] = self._lost()
         if self.uncertainty is not None:
             lines.append(
                 f"  uncertainty   {self.uncertainty:10.4f} at two standard errors "
@@ -84,7 +91,46 @@ class EvaluationResult:
                 f"  true entropy  {self.entropy:10.4f}",
                 f"  KL            {self.kl:10.4f}{_error(self.kl_stderr)} from truth to flow",
             ]
-        return [*lines, f"  evaluations   {self.nfe:10.1f} per solve"]
+        evaluations = [f"  evaluations   {self.nfe:10.1f} per solve"] if self.nfe else []
+        return [*lines, *self._similarity(), *evaluations]
+
+    def _lost(self) -> list[str]:
+        """Return lines on the rows without a density."""
+        lost = []
+        if self.folded:
+            lost.append(
+                f"  folded        {self.folded:10} rows, where explicit steps fold: log p -inf"
+            )
+        if self.impossible:
+            lost.append(f"  impossible    {self.impossible:10} rows, without a density")
+        if self.nll_unfolded is not None:
+            lost.append(f"                {self.nll_unfolded:10.4f} is the NLL of the others")
+        return lost
+
+    def _similarity(self) -> list[str]:
+        """Return lines on the similarity of draws, where it is known."""
+        if self.detection_score is None:
+            return []
+        return [
+            f"  detection     {self.detection_score:10.4f} by {self.detector}, of "
+            f"{self.detection_rows} training rows and as many draws (1: not told apart)",
+            f"  shape error   {self.mean_shape_error:10.4f} in the mean over the columns",
+            f"  nearer        {self.nearer_to_training:10.4f} of draws to training than to "
+            "held-out rows (0.5: no copies)",
+        ]
+
+    def with_similarity(self, found: Similarity | None) -> EvaluationResult:
+        """Return the scores with the similarity of draws, where that is known."""
+        if found is None:
+            return self
+        return replace(
+            self,
+            detection_score=found.detection.score,
+            detector=found.detection.detector,
+            detection_rows=found.detection.rows,
+            mean_shape_error=found.mean_shape,
+            nearer_to_training=found.nearer_to_training,
+        )
 
 
 def summarize(
@@ -101,13 +147,15 @@ def summarize(
     With a context every number refers to p(x | c), averaged over the rows' contexts. The parts of
     the NLL's uncertainty come from `with_errors`, the scores of some of the rows.
     """
-    nll, groups = -float(log_prob.mean()), row_groups(rows.joined())
+    lost, folded = ~np.isfinite(log_prob), folded_rows(trained, rows, log_prob)
+    nll, groups = np.inf if lost.any() else -float(log_prob.mean()), row_groups(rows.joined())
     known: dict[str, Any] = {}
-    if any(isinstance(layer, Steps) for layer in trained.flow.layers):
-        folded = log_prob == -np.inf
+    if _has_steps(trained):
         known["folded"] = int(folded.sum())
-        if 0 < known["folded"] < len(folded):
-            known["nll_unfolded"] = -float(log_prob[~folded].mean())
+    if impossible := int((lost & ~folded).sum()):
+        known["impossible"] = impossible
+    if 0 < lost.sum() < len(lost):
+        known["nll_unfolded"] = -float(log_prob[~lost].mean())
     if toy is not None:
         truth = true_log_prob(toy, rows)
         known |= {
@@ -117,6 +165,7 @@ def summarize(
         }
     stderr = clustered_stderr(log_prob, groups)
     gaussian = trained.gaussian_log_prob(rows)
+    scored = gaussian > -np.inf
     if with_errors is not None:
         known |= _errors(stderr, with_errors, len(rows))
     return EvaluationResult(
@@ -125,12 +174,39 @@ def summarize(
         stderr=stderr,
         nll_standardized=nll - 0.5 * float(np.log(_variances(trained)).sum()),
         bits_per_dim=nll / (len(trained.schema.columns) * float(np.log(2))),
-        gaussian_nll=-float(gaussian.mean()),
-        gain_stderr=clustered_stderr(log_prob - gaussian, groups),
+        gaussian_nll=-float(gaussian[scored].mean()) if scored.any() else np.inf,
+        gain_stderr=None if lost.any() else clustered_stderr(log_prob - gaussian, groups),
         nfe=nfe,
-        draws=draws if trained.flow.noisy else None,
+        draws=draws if trained.model.noisy else None,
         **known,
     )
+
+
+def folded_rows(trained: TrainedModel, rows: ContextRows, log_prob: Array) -> NDArray[np.bool_]:
+    """Return whether rows have no density where explicit steps fold."""
+    folded = log_prob == -np.inf
+    return folded & trained.possible(rows) if _has_steps(trained) else np.zeros_like(folded)
+
+
+def _has_steps(trained: TrainedModel) -> bool:
+    model = trained.model
+    return isinstance(model, Flow) and any(isinstance(layer, Steps) for layer in model.layers)
+
+
+def warn_of_rows(trained: TrainedModel, rows: ContextRows, log_prob: Array) -> None:
+    """Warn, in the first process, of rows without a density, and of those without a known one."""
+    unknown = np.isnan(log_prob)
+    impossible = (log_prob == -np.inf) & ~folded_rows(trained, rows, log_prob)
+    for found, what, value in (
+        (impossible, "unknown categories, or values that their columns cannot have", "-inf"),
+        (unknown, "gaps, or a context of unknown categories", "NaN"),
+    ):
+        if found.any() and rank() == 0:
+            warnings.warn(
+                f"{found.sum()} of {len(rows)} rows have {what}; the first is row "
+                f"{found.argmax() + 1} (counting from 1): log p is {value}",
+                stacklevel=2,
+            )
 
 
 def _errors(stderr: float | None, with_errors: Scores, n: int) -> dict[str, float]:
@@ -147,7 +223,7 @@ def _errors(stderr: float | None, with_errors: Scores, n: int) -> dict[str, floa
 
 def _variances(trained: TrainedModel) -> Array:
     """Return the variances of the training rows' columns that have a scale."""
-    variances = np.diag(trained.gaussian.covariance)[len(trained.context_columns) :]
+    variances = np.diag(trained.gaussian.covariance)[-trained.schema.width :]
     columns = [column for column in trained.schema.columns for _ in range(column.width)]
     return variances[[not column.categories for column in columns]]
 

@@ -1,4 +1,4 @@
-"""The figures and the film of a trained flow, for `cnf plot`."""
+"""The figures and the film of a trained model, for `cnf plot`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import json
 from collections.abc import Callable, Sequence
 from math import nan
 from pathlib import Path
+from typing import cast
 
-import numpy as np
 from matplotlib.figure import Figure
 
 import cnf.plotting as plotting
-from cnf.datasets import ConditionalToy, Picture, Toy
+from cnf.datasets import ConditionalToy, Picture, Table, Toy
+from cnf.flow import Flow
 from cnf.plotting import SCATTER_POINTS, Bounds, png
+from cnf.plotting.cells import is_mixed
 from cnf.scripts.data import Data
 from cnf.scripts.plot import FIGURES
-from cnf.scripts.rows import Array, no_context
+from cnf.scripts.rows import ContextRows, no_context
 from cnf.scripts.trained import METRICS_FILE, TrainedModel
 from cnf.training.objectives import FlowMatching
 from cnf.utils.serialization import read_file, write_atomic
+
+MIXED_ROWS = 5000  # that shares are drawn of
 
 FLOW_MATCHING = FlowMatching.name
 
@@ -30,17 +34,17 @@ def plot(
     film: str | None = None,
     dark: bool = False,
 ) -> list[Path]:
-    """Draw figures of a trained flow, and return their paths.
+    """Draw figures of a trained model, and return their paths.
 
     Args:
         trained: The model.
         data: The training data.
-        figures: Names in `FIGURES`; when None those that suit the flow.
+        figures: Names in `FIGURES`; when None those that suit the model.
         film: `"gif"` or `"mp4"`, to write a film of the flow as well.
         dark: Whether to draw on a dark page, in files named NAME_dark.
 
     Raises:
-        ValueError: A figure or the film does not exist for such a flow, or an .mp4 is asked for
+        ValueError: A figure or the film does not exist for such a model, or an .mp4 is asked for
             without ffmpeg.
     """
     if film:
@@ -61,11 +65,11 @@ def plot(
         for name, figure in drawn.items()
     ]
     if film:
-        x, (names, varying) = data.test.x, _varying(trained)
+        flow, x, (names, varying) = _flow(trained), data.test.x, _varying(trained)
         if _has_drawable_density(trained):
-            drawing = plotting.density_film(trained.flow, x, _bounds(data), dark)
+            drawing = plotting.density_film(flow, x, _bounds(data), dark)
         else:
-            drawing = plotting.samples_film(trained.flow, x, names, dark, columns=varying)
+            drawing = plotting.samples_film(flow, x, names, dark, columns=varying)
         paths.append(plotting.write_film(drawing, folder / f"film{end}.{film}"))
     return paths
 
@@ -79,11 +83,18 @@ def _default_figures(trained: TrainedModel) -> list[str]:
 
 
 def _has_drawable_density(trained: TrainedModel) -> bool:
-    """Whether the flow's density can be drawn: over two real columns, or over one given others."""
+    """Whether a flow's density can be drawn: over two real columns, or over one given others."""
+    if not isinstance(trained.model, Flow):
+        return False
     least = 1 if trained.context_columns else 2
     columns = len(trained.schema.columns)
     varying = len(_varying(trained)[0])
-    return least <= columns == varying == trained.flow.dim <= 2 and not trained.flow.noisy
+    return least <= columns == varying == trained.model.dim <= 2 and not trained.model.noisy
+
+
+def _flow(trained: TrainedModel) -> Flow:
+    """Return the model, which checks have found to be a flow."""
+    return cast("Flow", trained.model)
 
 
 def _bounds(data: Data) -> Bounds | None:
@@ -97,10 +108,10 @@ def density(trained: TrainedModel, data: Data) -> Figure:
         names = (trained.schema.names, trained.context_columns)
         given = data.toy.log_prob if isinstance(data.toy, ConditionalToy) else None
         rows = (data.test.x, data.test.context)
-        return plotting.conditional_figure(trained.flow, *rows, *names, given)
+        return plotting.conditional_figure(_flow(trained), *rows, *names, given)
     _check_plane(trained, "density")
     truth = data.toy.log_prob if isinstance(data.toy, Toy) else None
-    return plotting.density_figure(trained.flow, data.test.x, truth, bounds=_bounds(data))
+    return plotting.density_figure(_flow(trained), data.test.x, truth, bounds=_bounds(data))
 
 
 def _plane(name: str, draw: Callable[..., Figure]) -> Callable[[TrainedModel, Data], Figure]:
@@ -108,7 +119,7 @@ def _plane(name: str, draw: Callable[..., Figure]) -> Callable[[TrainedModel, Da
 
     def drawn(trained: TrainedModel, data: Data) -> Figure:
         _check_plane(trained, name)
-        return draw(trained.flow, data.test.x, bounds=_bounds(data))
+        return draw(_flow(trained), data.test.x, bounds=_bounds(data))
 
     return drawn
 
@@ -132,29 +143,36 @@ def _given(trained: TrainedModel) -> str:
 
 
 def pairs(trained: TrainedModel, data: Data) -> Figure:
-    """Draw each pair of columns, held-out rows against samples."""
-    return plotting.pairs_figure(*_rows_and_samples(trained, data))
+    """Draw pairs of columns, held-out rows against samples, as suits the columns."""
+    mixed = is_mixed(joined_table(trained, data.test[:MIXED_ROWS]))
+    rows, samples = _rows_and_samples(trained, data, MIXED_ROWS if mixed else SCATTER_POINTS)
+    if mixed:
+        return plotting.mixed_pairs_figure(rows, samples)
+    return plotting.pairs_figure(rows.values, samples.values, rows.columns)
 
 
 def projection(trained: TrainedModel, data: Data) -> Figure:
     """Draw three columns in perspective, held-out rows against samples."""
-    rows, samples, names = _rows_and_samples(trained, data)
-    if len(names) != 3:
+    rows, samples = _rows_and_samples(trained, data, SCATTER_POINTS)
+    if len(rows.columns) != 3:
         raise ValueError(
-            f"Expected three columns for the figure projection; got {len(names)}: draw pairs"
+            f"Expected three columns for the figure projection; got {len(rows.columns)}: draw pairs"
         )
-    return plotting.projections_figure(rows, samples, names)
+    return plotting.projections_figure(rows.values, samples.values, rows.columns)
 
 
-def _rows_and_samples(trained: TrainedModel, data: Data) -> tuple[Array, Array, tuple[str, ...]]:
-    (names, varying), given = _varying(trained), trained.context_columns
-    as_table = trained.schema.table  # with steps and dates in their units
-    rows = data.test[:SCATTER_POINTS] if given else data.test
-    samples = trained.sample(rows.context if given else no_context(SCATTER_POINTS), seed=0)
+def _rows_and_samples(trained: TrainedModel, data: Data, count: int) -> tuple[Table, Table]:
+    """Return held-out rows, and as many samples as are asked for, or at the rows' contexts."""
+    rows = data.test[:count] if trained.context_columns else data.test
+    context = rows.context if trained.context_columns else no_context(count)
+    samples = ContextRows(trained.sample(context, seed=0), context)
+    return joined_table(trained, rows), joined_table(trained, samples)
+
+
+def joined_table(trained: TrainedModel, rows: ContextRows) -> Table:
+    """Return the columns that vary, and the context, in the units of the training's table."""
     # The context, equal in both, comes last, where there is room to show the dependence on it.
-    drawn = as_table(samples).values[:, varying]
-    drawn = np.hstack([drawn, rows.context]) if given else drawn
-    return np.hstack([as_table(rows.x).values[:, varying], rows.context]), drawn, (*names, *given)
+    return trained.table(rows).select([*trained.schema.varying, *trained.context_columns])
 
 
 def _varying(trained: TrainedModel) -> tuple[tuple[str, ...], list[int]]:
@@ -187,10 +205,11 @@ def learning_curve(trained: TrainedModel, data: Data) -> Figure:
 
 def _check_filmed(trained: TrainedModel) -> None:
     names, _ = _varying(trained)
-    if trained.context_columns or len(names) < 2:
+    flow = isinstance(trained.model, Flow)
+    if not flow or trained.context_columns or len(names) < 2:
         raise ValueError(
             f"Expected a flow over two columns or more, without a context, for a film; got "
-            f"{', '.join(names)}{_given(trained)}"
+            f"{'' if flow else 'a model of codes of '}{', '.join(names)}{_given(trained)}"
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cnf.datasets.pictures import WORD_PREFIX
-from cnf.scripts.trained import METRICS_FILE, STATE_FILE
+from cnf.scripts.trained import METRICS_FILE, STATE_FILE, state_file
 from cnf.utils.distributed import gather, rank
 from cnf.utils.serialization import is_temporary, json_value, write_atomic
 
@@ -75,7 +75,7 @@ def _what_is_wrong(folder: Path, resume: bool, lock: FileLock) -> str:
         found = [path for path in folder.iterdir() if path.name != LOCK_FILE]
         if resume:  # a run that is killed during its first write leaves only temporary files
             found = [path for path in found if not is_temporary(path)]
-        if found and not (resume and (folder / STATE_FILE).exists()):
+        if found and not (resume and state_file(folder)):
             hint = f"and holds no {STATE_FILE} to resume from" if resume else "(or --resume)"
             return f"Expected --out to be a new or empty folder; {folder} is not empty {hint}"
         for path in found:

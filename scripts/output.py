@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cnf.datasets import ColumnType, Table, check_writable, write_table
-from cnf.layers import Steps
+from cnf.datasets import Table, check_writable, write_table
 from cnf.ode import Status
-from cnf.scripts.rows import Array, ContextRows
+from cnf.scripts.evaluation import folded_rows, warn_of_rows
+from cnf.scripts.rows import Array, ContextRows, joined_table
 from cnf.scripts.trained import TrainedModel
 
 # What a row's status can be, beyond how its solve went: a gap makes it NaN, and a category that the
@@ -32,15 +30,10 @@ def check_out(out: str, **inputs: str | None) -> None:
             )
 
 
-def write_samples(
-    out: str, trained: TrainedModel, context: Array, types: Mapping[str, ColumnType], seed: int
-) -> str:
-    """Write a sample for each context, with the context in the first columns; return a summary."""
-    schema, given = trained.schema, trained.context_columns
-    drawn = schema.table(trained.sample(context, seed))
-    values, columns = np.hstack([context, drawn.values]), (*given, *drawn.columns)
-    write_table(out, replace(drawn, values=values, columns=columns, types={**types, **drawn.types}))
-    return f"{len(values)} rows in {out}"
+def write_samples(out: str, trained: TrainedModel, context: Array, given: Table, seed: int) -> str:
+    """Write a sample for each context, whose table has the first columns; return a summary."""
+    write_table(out, joined_table(given, trained.schema.table(trained.sample(context, seed))))
+    return f"{len(context)} rows in {out}"
 
 
 def write_log_prob(out: str, trained: TrainedModel, rows: ContextRows, draws: int) -> str:
@@ -50,9 +43,9 @@ def write_log_prob(out: str, trained: TrainedModel, rows: ContextRows, draws: in
     """
     log_prob, _ = trained.in_double().score(rows, draws)
     write_table(out, Table("scores", log_prob[:, None], ("log_prob",)))
-    summary = f"{len(rows)} rows in {out}, mean log p {log_prob.mean():.4f}"
-    steps = any(isinstance(layer, Steps) for layer in trained.flow.layers)
-    folded = np.count_nonzero(log_prob == -np.inf) if steps else 0
+    warn_of_rows(trained, rows, log_prob)
+    summary = f"{len(rows)} rows in {out}, {_mean(log_prob)}"
+    folded = folded_rows(trained, rows, log_prob).sum()
     return f"{summary}: {folded} lie where explicit steps fold" if folded else summary
 
 
@@ -61,7 +54,7 @@ def write_scores(out: str, trained: TrainedModel, rows: ContextRows, draws: int)
     scores = trained.in_double().score_with_errors(rows, draws)
     names = ["log_prob", "stderr", "solver_error", "uncertainty"]
     columns = [getattr(scores, name).double().cpu().numpy() for name in names]
-    status = _status_codes(scores.status, columns[0], rows)
+    status = _status_codes(scores.status, columns[0], rows, trained.possible(rows))
     text = Path(out).suffix.lower() in TEXT_ENDINGS
     if text:
         names.append("status")
@@ -69,14 +62,21 @@ def write_scores(out: str, trained: TrainedModel, rows: ContextRows, draws: int)
     categories = {"status": STATUS_NAMES} if text else {}
     write_table(out, Table("scores", np.stack(columns, 1), tuple(names), categories=categories))
     done = status == STATUS_NAMES.index("FINISHED")
-    mean = f"mean log p {columns[0][done].mean():.4f}" if done.any() else "no row has a log p"
-    return ", ".join([f"{len(done)} rows in {out}", mean, *_unscored(status)])
+    return ", ".join([f"{len(rows)} rows in {out}", _mean(columns[0][done]), *_unscored(status)])
 
 
-def _status_codes(statuses: NDArray[np.object_], log_prob: Array, rows: ContextRows) -> Array:
+def _mean(log_prob: Array) -> str:
+    """Return the mean of those that are known in words."""
+    known = log_prob[~np.isnan(log_prob)]
+    return f"mean log p {known.mean():.4f}" if len(known) else "no row has a log p"
+
+
+def _status_codes(
+    statuses: NDArray[np.object_], log_prob: Array, rows: ContextRows, possible: NDArray[np.bool_]
+) -> Array:
     """Return the positions in `STATUS_NAMES` of rows' statuses."""
     codes = np.array([STATUS_NAMES.index(status.name) for status in statuses], dtype=np.float64)
-    gaps = np.isnan(rows.joined()).any(axis=1)
+    gaps = np.isnan(rows.joined()).any(axis=1) | ~possible
     codes[gaps & np.isnan(log_prob)] = STATUS_NAMES.index("MISSING")
     unfolded = codes != STATUS_NAMES.index("FOLDED")
     codes[(log_prob == -np.inf) & unfolded] = STATUS_NAMES.index("IMPOSSIBLE")

@@ -1,10 +1,10 @@
-"""The page of `evaluate --report`: the calibration of a flow, in one self-contained HTML file."""
+"""The page of `evaluate --report`: the calibration of a model, in one self-contained HTML file."""
 
 from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnf.datasets import Table, check_writable
+from cnf.datasets import check_writable
 from cnf.diagnostics.similarity import MAX_LISTED_PAIRS, Similarity, similarity
 from cnf.diagnostics.two_sample import two_sample_test
 from cnf.plotting import png
@@ -26,9 +26,10 @@ from cnf.plotting.comparison import (
 )
 from cnf.plotting.shares import pair_shares_figure
 from cnf.scripts.data import known_toy
+from cnf.scripts.figures import joined_table
 from cnf.scripts.rows import Array, ContextRows
 from cnf.scripts.trained import TrainedModel
-from cnf.tables.schema import Schema
+from cnf.tables.schema import Column, Schema
 from cnf.utils.distributed import gather, rank
 from cnf.utils.serialization import write_atomic
 
@@ -37,9 +38,10 @@ MIN_SAMPLES = 2_000  # for precise shares of samples, even with few rows
 MAX_SAMPLES = 10_000
 MIN_CLASSIFIER_ROWS = 50  # of data and of samples: each leaf of the classifier holds 20 rows
 MAX_CLASSIFIER_ROWS = 5_000
-MAX_DETECTION_ROWS = 30_000  # of training, and of draws, which take a minute or two
+MAX_DETECTION_ROWS = 30_000  # of training, and of draws
 DRAWN_PAIRS = 4  # of those that differ most
 LOWEST_ROWS_SHOWN = 10
+UNKNOWN_TEXT = "(unknown)"
 REPORT_DPI = 144
 PIXELS_PER_INCH = 96  # of a browser
 
@@ -61,19 +63,20 @@ th { vertical-align: bottom; min-width: 4em; max-width: 12em; }
 
 @dataclass(frozen=True, eq=False)
 class SampleComparison:
-    """Rows and samples of a flow, with log p of both."""
+    """Rows and samples of a model, with log p of both."""
 
     schema: Schema
-    context_columns: tuple[str, ...]
+    given: tuple[Column, ...]  # of the context
     rows: ContextRows
     log_prob: Array
     samples: ContextRows
     sample_log_prob: Array
     order: NDArray[np.intp]  # sample i has the context of row order[i mod rows]
 
-    def names(self) -> tuple[str, ...]:
-        """Return the names of all columns, in the order of `ContextRows.joined`."""
-        return (*self.context_columns, *self.schema.names)
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All columns, in the order of `ContextRows.joined`."""
+        return (*self.given, *self.schema.columns)
 
 
 def check_page(path: Path) -> None:
@@ -95,16 +98,20 @@ def write_report(
     rows: ContextRows,
     log_prob: Array,  # of the rows
     data: str,  # the name of the rows; empty for the held-out ones
-    numbers: Sequence[str],  # lines that state the scores of the flow on the rows
+    numbers: Sequence[str],  # lines that state the scores of the model on the rows
     draws: int,  # of noise for each row in its score
-) -> None:
-    """Write the page on a flow and rows that it has scored.
+) -> Similarity | None:
+    """Write the page on a model and rows that it has scored, and return what it says of draws.
 
     With several processes all call this together: the first draws the samples, all score them, and
     the first writes the page.
 
+    Returns:
+        The similarity of draws to training rows; None for a toy, for training rows that are too few
+        or cannot be read, and in all processes but the first.
+
     Raises:
-        RuntimeError: The flow cannot be integrated at some of its samples.
+        RuntimeError: A flow cannot be integrated at some of its samples.
         OSError: The page cannot be written.
     """
     order = np.random.default_rng(REPORT_SEED).permutation(len(rows))
@@ -115,23 +122,26 @@ def write_report(
     samples = ContextRows(drawn, context)
     sample_log_prob, _ = trained.score(samples, draws)
     if rank() > 0:
-        return
+        return None
     schema, varying = trained.schema.without(trained.schema.constant)
     rows, samples = (ContextRows(each.x[:, varying], each.context) for each in (rows, samples))
-    known = (schema, trained.context_columns)
+    given = trained.given.columns if trained.given else map(Column, trained.context_columns)
+    known = (schema, tuple(given))
     compared = SampleComparison(*known, rows, log_prob, samples, sample_log_prob, order)
     data = data or f"held-out rows of {trained.source}"
     title = escape(f"How calibrated is {trained.folder}?")
+    found, detection = (None, []) if known_toy(trained.source) else _detection(trained)
     parts = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f"<title>{title}</title>\n<style>{PAGE_STYLE}</style>\n</head>\n<body>",
         f"<h1>{title}</h1>",
         _header(compared, trained.folder, data, numbers),
-        *([] if known_toy(trained.source) else [_detection(trained)]),
+        *detection,
         *(part(compared) for part in (_marginals, _correlations, _log_prob, _two_sample)),
         "</body>\n</html>\n",
     ]
     write_atomic({path: "\n".join(parts).encode("utf-8", "replace")})
+    return found
 
 
 def _header(compared: SampleComparison, model: Path, data: str, numbers: Sequence[str]) -> str:
@@ -140,56 +150,48 @@ def _header(compared: SampleComparison, model: Path, data: str, numbers: Sequenc
         "data": data,
         "rows": str(len(compared.rows)),
         "columns": str(len(compared.schema.names)),
-        "given": ", ".join(compared.context_columns),
-        "samples": f"{len(compared.samples)} of the flow"
-        + (", at the contexts of the rows" if compared.context_columns else ""),
+        "given": ", ".join(column.name for column in compared.given),
+        "samples": f"{len(compared.samples)} of the model"
+        + (", at the contexts of the rows" if compared.given else ""),
     }
     listed = (f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items() if fact)
     return f"<dl>{''.join(listed)}</dl>\n<pre>{escape(chr(10).join(numbers))}</pre>"
 
 
-def _detection(trained: TrainedModel) -> str:
-    """Return the section on draws against training rows, or on why there is none."""
+def _detection(trained: TrainedModel) -> tuple[Similarity | None, list[str]]:
+    """Return the similarity of draws to training rows, and the section on it."""
     title = "Detection"
     try:
         data = trained.data()
     except (OSError, ValueError) as error:
-        return _section(title, f"The training rows cannot be read. {escape(str(error))}")
+        return None, [_section(title, f"The training rows cannot be read. {escape(str(error))}")]
     order = np.random.default_rng(REPORT_SEED).permutation(len(data.train))
     # Draws at the contexts of the rows would give away a row's label by that of its partner.
     halves = 2 if trained.context_columns else 1
     count = min(len(order) // halves, MAX_DETECTION_ROWS)
     if count < MIN_CLASSIFIER_ROWS:
-        return _section(title, f"There are too few training rows: {len(order)}.")
+        return None, [_section(title, f"There are too few training rows: {len(order)}.")]
     context = data.train.context[order[len(order) - count :]]
     chosen = order[:count]
     training = ContextRows(data.train.x[chosen], data.train.context[chosen])
     draws = ContextRows(trained.sample(context, REPORT_SEED), context)
-    real, held_out, drawn = (_joined_table(trained, each) for each in (training, data.test, draws))
+    real, held_out, drawn = (joined_table(trained, each) for each in (training, data.test, draws))
     found = similarity(real, held_out, drawn, REPORT_SEED)
     parts = _detection_parts(found, count, len(data.train))
-    if pairs := [(pair.a, pair.b) for pair in found.pairs[:DRAWN_PAIRS]]:
+    if pairs := found.pairs[:DRAWN_PAIRS]:
         figure = pair_shares_figure(real, drawn, pairs)
-        parts.append(_image(figure, "joint shares of pairs of columns, data against samples"))
-    return _section(title, *parts)
-
-
-def _joined_table(trained: TrainedModel, rows: ContextRows) -> Table:
-    """Return the context and the columns that vary, in the units of the training's table."""
-    schema, varying = trained.schema.without(trained.schema.constant)
-    table = schema.table(rows.x[:, varying])
-    values = np.hstack([rows.context, table.values])
-    return replace(table, values=values, columns=(*trained.context_columns, *table.columns))
+        parts.append(_image(figure, "pairs of columns, data against samples"))
+    return found, [_section(title, *parts)]
 
 
 def _detection_parts(found: Similarity, rows: int, training: int) -> list[str]:
     detection = found.detection
     worst = ", ".join(f"{escape(name)} {error:.4f}" for name, error in found.worst_shapes)
     pairs = [
-        [f"{pair.a} & {pair.b}", f"{pair.error:.4f}", f"{pair.chance:.4f}"]
+        [f"{pair.a} & {pair.b}", *(f"{each:.4f}" for each in (pair.error, pair.chance, pair.alone))]
         for pair in found.pairs[:MAX_LISTED_PAIRS]
     ]
-    table = pd.DataFrame(pairs, columns=["pair", "difference", "by chance"])
+    table = pd.DataFrame(pairs, columns=["pair", "difference", "by chance", "a column alone"])
     return [
         f"<strong>Detection score {detection.score:.3f}</strong> (AUC {detection.auc:.3f}) of "
         f"{detection.detector}'s boosted trees, which tell samples from training rows: "
@@ -203,8 +205,9 @@ def _detection_parts(found: Similarity, rows: int, training: int) -> list[str]:
         f"the most in: {worst}.",
         *(
             [
-                "The pairs of columns whose joint shares differ most beyond chance, by total "
-                "variation, with numbers cut at their deciles:",
+                "The pairs of columns whose joint shares differ most, by total variation, beyond "
+                "chance and beyond the difference of a column alone, with numbers cut at their "
+                "deciles:",
                 f'<div class="wide">{table.to_html(index=False, border=0)}</div>',
             ]
             if pairs
@@ -215,17 +218,14 @@ def _detection_parts(found: Similarity, rows: int, training: int) -> list[str]:
 
 def _marginals(compared: SampleComparison) -> str:
     schema = compared.schema
-    tables = [schema.table(each.x) for each in (compared.rows, compared.samples)]
-    rows, samples = (table.values for table in tables)
-    figure = marginals_figure(
-        rows, samples, schema.names, MAX_MARGINAL_PANELS, categories=tables[0].categories
-    )
+    rows, samples = (schema.table(each.x) for each in (compared.rows, compared.samples))
+    figure = marginals_figure(rows, samples, MAX_MARGINAL_PANELS)
     left_out = len(compared.schema.names) - MAX_MARGINAL_PANELS
     return _section(
         "Marginal distributions",
-        "The share of the rows, and of the samples, in each bin. A column of a few whole numbers "
-        "has a bar for each, and its samples are rounded; so has each of the most frequent "
-        "categories.",
+        "The share of the rows, and of the samples, in each bin. Columns of few values have a bar "
+        "for each, or for each of the most frequent categories; samples of whole numbers are "
+        "rounded. Values that occur with a mass have bars beside the others' histogram.",
         f"The first {MAX_MARGINAL_PANELS} columns are shown; {left_out} are left out."
         if left_out > 0
         else "",
@@ -234,9 +234,9 @@ def _marginals(compared: SampleComparison) -> str:
 
 
 def _correlations(compared: SampleComparison) -> str:
-    title, schema = "Correlations", compared.schema
-    ordered = [i for i, column in enumerate(schema.columns) if not column.of_kind.coded]
-    names = (*compared.context_columns, *(schema.names[i] for i in ordered))
+    title, columns = "Correlations", compared.columns
+    ordered = [i for i, column in enumerate(columns) if not column.of_kind.coded]
+    names = [columns[i].name for i in ordered]
     if len(names) < 2:
         return _section(
             title,
@@ -244,8 +244,7 @@ def _correlations(compared: SampleComparison) -> str:
             "correlations.",
         )
     data, samples = (
-        correlations(np.hstack([rows.context, rows.x[:, ordered]]))
-        for rows in (compared.rows, compared.samples)
+        correlations(rows.joined()[:, ordered]) for rows in (compared.rows, compared.samples)
     )
     figure = correlations_figure(data, samples, names)
     return _section(
@@ -276,7 +275,7 @@ def _log_prob(compared: SampleComparison) -> str:
         "Log-density",
         f"Mean log p is {compared.log_prob.mean():.4f} nats for the rows and "
         f"{compared.sample_log_prob.mean():.4f} for the samples. {100 * rare:.3g} % of the rows "
-        "have a lower log p than 99 % of the samples. For a calibrated flow the two means agree, "
+        "have a lower log p than 99 % of the samples. For a calibrated model the two means agree, "
         "and this share is 1 %, both up to chance.",
         _image(figure, "histograms of log p, data against samples"),
         "The rows with the lowest log p, by their number among the rows scored, counted from 0, "
@@ -288,18 +287,24 @@ def _log_prob(compared: SampleComparison) -> str:
 def _lowest(compared: SampleComparison) -> str:
     lowest = np.argsort(compared.log_prob, kind="stable")[:LOWEST_ROWS_SHOWN]
     shares = _share_below(compared.log_prob[lowest], compared.sample_log_prob)
-    rows, columns = compared.rows, compared.schema.columns
+    rows, columns = compared.rows.joined(), compared.columns
     lines = [
         [
             *(str(row), f"{compared.log_prob[row]:.4f}", f"{share:.4f}"),
-            *(f"{value:.6g}" for value in rows.context[row]),
-            *(column.text(value) for column, value in zip(columns, rows.x[row], strict=True)),
+            *(_text(column, value) for column, value in zip(columns, rows[row], strict=True)),
         ]
         for row, share in zip(lowest.tolist(), shares, strict=True)
     ]
-    table = pd.DataFrame(lines, columns=["row", "log p", "samples below", *compared.names()])
+    names = [column.name for column in columns]
+    table = pd.DataFrame(lines, columns=["row", "log p", "samples below", *names])
     with pd.option_context("display.max_colwidth", None):
         return f'<div class="wide">{table.to_html(index=False, border=0)}</div>'
+
+
+def _text(column: Column, value: float) -> str:
+    """Return a value for display, of rows that may have unknown categories."""
+    unknown = column.of_kind.coded and value < 0
+    return UNKNOWN_TEXT if unknown else column.text(value)
 
 
 def _share_below(log_prob: Array, samples: Array) -> Array:
@@ -308,7 +313,7 @@ def _share_below(log_prob: Array, samples: Array) -> Array:
 
 
 def _two_sample(compared: SampleComparison) -> str:
-    title, conditional = "Classifier two-sample test", bool(compared.context_columns)
+    title, conditional = "Classifier two-sample test", bool(compared.given)
     # A context that occurs in both classes would reveal a row's label by that of its partner. So
     # with a context, half of the rows are compared with samples at the contexts of the other half.
     halves = 2 if conditional else 1

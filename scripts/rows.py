@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnf.datasets import Table
+
 Array = NDArray[np.float64]
 
 
@@ -24,6 +26,10 @@ class ContextRows:
 
     def __getitem__(self, index: slice) -> ContextRows:
         return ContextRows(self.x[index], self.context[index])
+
+    def at(self, places: NDArray[np.intp]) -> ContextRows:
+        """Return the rows at some places, counted from 0."""
+        return ContextRows(self.x[places], self.context[places])
 
     def joined(self) -> Array:
         """Return all columns in one array, the context's first."""
@@ -42,3 +48,14 @@ def no_context(n: int) -> Array:
 def context_tensor(context: Array, like: Tensor) -> Tensor | None:
     """Return a context (n, context columns) as a tensor; None where it has no columns."""
     return torch.from_numpy(context).to(like) if context.shape[1] else None
+
+
+def joined_table(context: Table, x: Table) -> Table:
+    """Return one table of contexts and of the columns given them."""
+    return Table(
+        x.name,
+        np.hstack([context.values, x.values]),
+        (*context.columns, *x.columns),
+        categories={**context.categories, **x.categories},
+        types={**context.types, **x.types},
+    )

@@ -13,6 +13,8 @@ from cnf.scripts.program import Parser, positive_integer, positive_number, progr
 from cnf.tables.kinds import KINDS
 from cnf.training.recipes import RECIPES, Recipe
 
+# Names of --recipe beside those of flows: a model of codes, and a flow's by the table's size.
+CODES, BY_SIZE = "codes", "table"
 # With figures and film the program then takes less than three minutes on two cores.
 PICTURE_BUDGET_SECONDS = 120.0
 
@@ -81,8 +83,9 @@ def _add_run(run: argparse._ArgumentGroup) -> None:
     run.add_argument(
         "--recipe",
         metavar="NAME",
-        help=f"one of {', '.join(_named(RECIPES))}, or a file that --show-recipe or train wrote "
-        "(config.json) (default: by the size of the data)",
+        help=f"{CODES}, or for a flow {BY_SIZE} (by size), {', '.join(_named(RECIPES))}; or a file "
+        f"that --show-recipe or train wrote (default: {CODES} for a table of mixed types, else by "
+        "size)",
     )
     run.add_argument("--show-recipe", action="store_true", help="print the recipe as JSON and exit")
     run.add_argument(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.distributions import Independent, Normal
 from tqdm import tqdm
 
-from cnf.datasets import MISSING, ColumnType, Missing, ReadOptions
+from cnf.datasets import MISSING, ColumnType, Missing, ReadOptions, Table
 from cnf.fields import as_field
 from cnf.fields.divergence import choose_divergence, with_count
 from cnf.flow import Flow
 from cnf.flow.scores import Scores, concatenate
-from cnf.layers import CNF, FieldLayer
+from cnf.layers import CNF, FieldLayer, Layer
 from cnf.ode import SolveError
 from cnf.scripts.data import (
     FOUND_OUT,
@@ -28,8 +30,11 @@ from cnf.scripts.data import (
     open_rows,
 )
 from cnf.scripts.gaussian import GaussianBaseline
-from cnf.scripts.rows import Array, ContextRows, context_tensor, no_context
-from cnf.storage import load_config, load_flow
+from cnf.scripts.rows import Array, ContextRows, context_tensor, joined_table, no_context
+from cnf.storage import build_layer, load, load_config, load_flow
+from cnf.tables.kinds import Unknown
+from cnf.tables.row_model import RowModel
+from cnf.tables.row_training import CODES_STATE
 from cnf.tables.schema import Column, Schema
 from cnf.utils.distributed import gather, local_slice, rank
 from cnf.utils.random import seeded
@@ -37,16 +42,23 @@ from cnf.utils.random import seeded
 SCORE_CHUNK_ROWS = 8000  # rows scored or drawn in one solve, many of which share steps
 HUTCHINSON_PROBES = 16  # per row, where the trace is estimated
 ERROR_SAMPLE_ROWS = 1000  # rows that represent all, since errors cost several solves
+AS_TRAINED = ("date", "text", "category")  # families of types of contexts, in files too
 METRICS_FILE = "metrics.jsonl"
 STATE_FILE = "training.safetensors"
 
 
+def state_file(folder: Path) -> Path | None:
+    """Return the file in a folder with the state of a run; None where there is none."""
+    files = (folder / name for name in (STATE_FILE, CODES_STATE))
+    return next((file for file in files if file.exists()), None)
+
+
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A trained flow, on the CPU, with a record of its training data."""
+    """A trained model, on the CPU, with a record of its training data."""
 
     folder: Path
-    flow: Flow
+    model: Flow | RowModel
     schema: Schema  # the columns that the flow was fitted on, and their kinds
     context_columns: tuple[str, ...]  # columns to condition on; usually empty
     source: str  # the DATA argument of the training
@@ -58,6 +70,8 @@ class TrainedModel:
     context_types: Mapping[str, ColumnType]  # the types of the context's columns
     grouped: bool  # whether equal rows stay in one part of the split
     gaussian: GaussianBaseline  # fitted on the training rows
+    given: Schema | None  # the context's columns for a model of codes; None for numbers
+    dequantizing: Flow  # a flow whose last layer maps the columns to those of the Gaussian
 
     @staticmethod
     def read(folder: str, divergence: str = "auto") -> TrainedModel:
@@ -68,18 +82,24 @@ class TrainedModel:
         Raises:
             ValueError: The folder holds no model that `train` wrote.
         """
-        metadata, flow = load_config(folder)["metadata"], load_flow(folder)
-        layer = next((layer for layer in flow.layers if isinstance(layer, CNF)), None)
-        if layer is not None:
-            chosen = choose_divergence(divergence, as_field(layer.field), flow.base.event_shape[0])
-            flow = flow.with_solver(divergence=with_count(chosen, HUTCHINSON_PROBES))
+        config = load_config(folder, ("metadata",))
+        rows = config.get("kind") == RowModel.kind
+        model: Flow | RowModel = load(folder) if rows else load_flow(folder)  # type: ignore[assignment]
+        layer = None
+        if isinstance(model, Flow):
+            layer = next((layer for layer in model.layers if isinstance(layer, CNF)), None)
+        if isinstance(model, Flow) and layer is not None:
+            chosen = choose_divergence(divergence, as_field(layer.field), model.base.event_shape[0])
+            model = model.with_solver(divergence=with_count(chosen, HUTCHINSON_PROBES))
         elif divergence != "auto":
+            kind = "codes, which has no trace"
+            if not rows:
+                kind = "explicit steps, whose determinants are exact"
             raise ValueError(
-                "Expected no --divergence with a model of explicit steps, whose determinants are "
-                f"exact; got {divergence}: leave it out"
+                f"Expected no --divergence with a model of {kind}; got {divergence}: leave it out"
             )
         try:
-            return TrainedModel(Path(folder), flow, *_checked(metadata, flow))
+            return TrainedModel(Path(folder), model, *_checked(config["metadata"], model))
         except (KeyError, TypeError, ValueError):
             raise ValueError(
                 f"Expected a folder written by train; the metadata in {folder}/config.json is not "
@@ -88,7 +108,21 @@ class TrainedModel:
 
     def in_double(self) -> TrainedModel:
         """Return the model in double precision, where log p is free of the order of rounding."""
-        return replace(self, flow=self.flow.in_double())
+        return replace(self, model=self.model.in_double())
+
+    @property
+    def flow(self) -> Flow:
+        """The model where it is a flow.
+
+        Raises:
+            ValueError: It is one of codes.
+        """
+        if isinstance(self.model, RowModel):
+            raise ValueError(
+                f"Expected a flow, which steps can replace; the model in {self.folder} is one of "
+                "codes, which solves nothing: use it as it is"
+            )
+        return self.model
 
     @property
     def _types(self) -> dict[str, ColumnType]:
@@ -102,6 +136,8 @@ class TrainedModel:
             self.missing,
             replace(self.reading, types=self._types),
             schema=self.schema,
+            coded=isinstance(self.model, RowModel),
+            given=self.given,
             sha256=self.sha256,
             advice=advice,
             grouped=self.grouped,
@@ -115,16 +151,18 @@ class TrainedModel:
         missing: Missing = "refuse",
         doing: str = "score",
         reading: ReadOptions = FOUND_OUT,
+        unknown: Unknown = "raise",
     ) -> tuple[ContextRows, AnyToy | None]:
         """Read the rows that --data and --context-data name, or the held-out rows without --data.
 
         Where these have changed, the advice is to name the rows "to score", or what is `doing`.
+        Categories that are `unknown` are −1 where they are kept.
         """
         if data is not None:
             known = (self.schema, self.context_columns, self.seed)
             files = (context_data, missing, self.data_dir)
             reading = replace(reading, types=self._types)
-            return open_rows(data, *known, *files, reading)
+            return open_rows(data, *known, *files, reading, self.given, unknown)
         if context_data is not None:
             raise ValueError(
                 "Expected --data with --context-data; got none: give both, or neither for the "
@@ -137,20 +175,30 @@ class TrainedModel:
     def score(self, rows: ContextRows, draws: int = 1) -> tuple[Array, float]:
         """Return log p of rows in nats, and the mean number of evaluations of a solve.
 
-        With columns of whole numbers or categories log p is, on average, a lower bound on a row's
-        log-mass, which tightens with the draws of noise for each row. Noise and probes are
-        functions of the model's seed and of the row itself. Processes share the chunks.
+        A row with a gap (NaN) has NaN, and one that is impossible −∞. Where the model is noisy,
+        log p is, on average, a lower bound on a row's log-mass, which tightens with the draws of
+        noise for each row. Noise and probes are functions of the model's seed and of the row
+        itself. Processes share the chunks.
 
         Raises:
             RuntimeError: The flow cannot be integrated at some rows; the message names them.
         """
-        log_prob, evaluations = [], 0.0
+        whole = ~np.isnan(rows.joined()).any(axis=1)
+        log_prob = np.full(len(rows), np.nan)
+        log_prob[whole], evaluations = self._score_whole(rows, np.flatnonzero(whole), draws)
+        return log_prob, evaluations
+
+    def _score_whole(
+        self, rows: ContextRows, places: NDArray[np.intp], draws: int
+    ) -> tuple[Array, float]:
+        """Return the scores of the rows at some places, which have no gaps."""
+        chosen, log_prob, evaluations = rows.at(places), [np.empty(0)], 0.0
         with torch.no_grad():
-            for i, chunk in _shared_chunks(rows):
+            for i, chunk in _shared_chunks(chosen):
                 try:
                     found, mean = self._score(chunk, draws)
                 except SolveError as error:
-                    failed = ", ".join(str(i + row) for row in error.solution.rows[:5])
+                    failed = ", ".join(str(places[i + row]) for row in error.solution.rows[:5])
                     raise RuntimeError(
                         f"Rows {failed} (counted from 0) lie where the flow cannot be integrated, "
                         f"perhaps far from its training data: leave them out. {error}"
@@ -159,15 +207,18 @@ class TrainedModel:
                 evaluations += len(chunk) * mean
         parts = gather((log_prob, evaluations))
         scores = np.concatenate([chunk for chunks, _ in parts for chunk in chunks])
-        return scores, sum(total for _, total in parts) / len(scores)
+        return scores, sum(total for _, total in parts) / max(1, len(scores))
 
     def _score(self, rows: ContextRows, draws: int) -> tuple[Array, float]:
         """Return log p of the rows of one solve, and the mean number of evaluations of a solve."""
-        scored = self.flow.score_draws(*rows.tensors(self.flow.like), self.seed, draws)
-        solves = sum(isinstance(layer, FieldLayer) for layer in self.flow.layers)
-        solves = max(1, solves) * (draws if self.flow.noisy else 1)
-        evaluations = float(np.mean(scored.stats.evaluations)) / solves
-        return scored.log_prob.double().cpu().numpy(), evaluations
+        model = self.model
+        scored = model.score_draws(*rows.tensors(model.like), self.seed, draws)
+        log_prob = scored.log_prob.double().cpu().numpy()
+        if isinstance(model, RowModel):
+            return log_prob, 0.0
+        solves = sum(isinstance(layer, FieldLayer) for layer in model.layers)
+        solves = max(1, solves) * (draws if model.noisy else 1)
+        return log_prob, float(np.mean(scored.stats.evaluations)) / solves
 
     def score_with_errors(self, rows: ContextRows, draws: int = 1) -> Scores:
         """Return scores of rows with errors; NaN and a status where the flow cannot be integrated.
@@ -177,11 +228,11 @@ class TrainedModel:
         category, −1, or a value out of a column's bounds −∞. This takes about three times as long.
         Processes share the chunks.
         """
-        probes = max(2, draws) if self.flow.noisy else HUTCHINSON_PROBES
+        probes = max(2, draws) if self.model.noisy else HUTCHINSON_PROBES
         parts = []
         for _, chunk in _shared_chunks(rows):
-            tensors = chunk.tensors(self.flow.like)
-            parts.append(self.flow.score(*tensors, probes=probes, seed=self.seed))
+            tensors = chunk.tensors(self.model.like)
+            parts.append(self.model.score(*tensors, probes=probes, seed=self.seed))
         return concatenate([scores for part in gather(parts) for scores in part])
 
     def error_sample(self, rows: ContextRows) -> ContextRows:
@@ -189,61 +240,97 @@ class TrainedModel:
         if len(rows) <= ERROR_SAMPLE_ROWS:
             return rows
         chosen = np.random.default_rng(self.seed).permutation(len(rows))[:ERROR_SAMPLE_ROWS]
-        return ContextRows(rows.x[chosen], rows.context[chosen])
+        return rows.at(chosen)
 
     def gaussian_log_prob(self, rows: ContextRows) -> Array:
         """Return log p of rows by the Gaussian baseline, in nats.
 
-        Whole numbers and categories are dequantized as the flow does, with one draw of noise.
+        Whole numbers and categories are dequantized, as a flow does, with one draw of noise. Rows
+        with impossible values have −∞.
         """
-        numbers, log_det = continuous_columns(self.flow, self.schema, rows, self.seed)
-        return self.gaussian.log_prob(numbers) + log_det
+        possible = self.possible(rows)
+        chosen, found = rows.at(np.flatnonzero(possible)), np.full(len(rows), -np.inf)
+        numbers, log_det = continuous_columns(
+            self.dequantizing, self.schema, chosen, self.seed, given=self.given
+        )
+        found[possible] = self.gaussian.log_prob(numbers) + log_det
+        return found
+
+    def possible(self, rows: ContextRows) -> NDArray[np.bool_]:
+        """Return whether rows have values that their columns, and the context's, can have."""
+        pairs = [(self.schema, rows.x), *([(self.given, rows.context)] if self.given else [])]
+        outside = [
+            column.of_kind.outside(numbers)
+            for schema, each in pairs
+            for column, numbers in zip(schema.columns, each.T, strict=True)
+        ]
+        return np.asarray(~np.logical_or.reduce(outside))
+
+    def remarks(self, x: Array) -> list[str]:
+        """Return a line on each column of rows (rows, columns) that is better left out."""
+        return self.schema.remarks(x, masses=isinstance(self.model, RowModel))
 
     def sample_contexts(
         self, n: int, context_data: str | None, reading: ReadOptions = FOUND_OUT
-    ) -> tuple[Array, Mapping[str, ColumnType]]:
+    ) -> tuple[Array, Table]:
         """Return the contexts of `n` samples, or of `n` for each row of --context-data.
 
-        Their columns' types are those of the file, but for dates, which count as in training.
+        They are numbers as the model reads them, and the table that they were read from.
         """
         if context_data is not None:
-            dates = {name: kind for name, kind in self._types.items() if kind.family == "date"}
-            reading = replace(reading, types=dates)
-            contexts, types = open_context(context_data, self.context_columns, reading)
-            return np.repeat(contexts, n, axis=0), types
+            # Others are those of the file.
+            types = {name: each for name, each in self._types.items() if each.family in AS_TRAINED}
+            known = (self.context_columns, replace(reading, types=types))
+            contexts, table = open_context(context_data, *known, given=self.given)
+            table = replace(table, values=np.repeat(table.values, n, axis=0))
+            return np.repeat(contexts, n, axis=0), table
         if self.context_columns:
             raise ValueError(
                 "Expected --context-data, a file of the contexts to sample at, with columns "
                 f"{', '.join(self.context_columns)}; got none for a conditional model"
             )
         check_unused(reading, "--context-data")
-        return no_context(n), {}
+        return no_context(n), Table("context", no_context(n), ())
+
+    def table(self, rows: ContextRows) -> Table:
+        """Return rows as a table like the training's, the context's columns first."""
+        context = Table("context", rows.context, self.context_columns)
+        if self.given:
+            context = self.given.table(rows.context)
+        return joined_table(context, self.schema.table(rows.x))
 
     def sample(self, context: Array, seed: int) -> Array:
-        """Draw one sample of the flow for each context (n, context columns), shape (n, columns).
+        """Draw one sample for each context (n, context columns), shape (n, columns).
 
         Categories are numbers, as in the schema.
         """
-        with seeded(seed, self.flow.like.device):
+        with seeded(seed, self.model.like.device):
             parts = []
             for i in _chunks(range(0, len(context), SCORE_CHUNK_ROWS), "drawing"):
                 chunk = context[i : i + SCORE_CHUNK_ROWS]
-                given = context_tensor(chunk, self.flow.like)
-                drawn = self.flow.sample(len(chunk) if given is None else (), given)
+                given = context_tensor(chunk, self.model.like)
+                drawn = self.model.sample(len(chunk) if given is None else (), given)
                 parts.append(drawn.double().cpu().numpy())
         return np.concatenate(parts)
 
 
 def continuous_columns(
-    flow: Flow, schema: Schema, rows: ContextRows, seed: int, to_fit: bool = False
+    flow: Flow,
+    schema: Schema,
+    rows: ContextRows,
+    seed: int,
+    to_fit: bool = False,
+    given: Schema | None = None,
 ) -> tuple[ContextRows, Array]:
     """Return rows with whole numbers and categories dequantized, and the log |det| of that map.
 
     Constant columns are left out. The noise depends on the seed and on each row itself; `to_fit`
     gives equal rows different noise, without which a few distinct ones would have no covariance.
+    Categories of the context that is `given` become columns of 0 and 1.
     """
+    features = rows.context if given is None else _features(given, rows.context)
     if not schema.noisy and not schema.constant:
-        return rows, np.zeros(len(rows))
+        return ContextRows(rows.x, features), np.zeros(len(rows))
     x, context = rows.tensors(flow.like)
     with torch.no_grad(), seeded(seed, flow.like.device):
         if to_fit:
@@ -251,7 +338,24 @@ def continuous_columns(
         else:
             mapped = flow.layers[-1].pull_with_noise(x, None, flow.row_noise(seed, x, context))
     numbers = mapped.value.double().cpu().numpy()
-    return ContextRows(numbers, rows.context), mapped.log_det.double().cpu().numpy()
+    return ContextRows(numbers, features), mapped.log_det.double().cpu().numpy()
+
+
+def dequantizing_flow(width: int, layers: Sequence[Layer]) -> Flow:
+    """Return a flow without a field, of the layer that dequantizes a table's columns, if any."""
+    if layers and layers[-1].circular:  # of angles: there is nothing to dequantize
+        layers = ()
+    return Flow(Independent(Normal(torch.zeros(width), torch.ones(width)), 1), layers)
+
+
+def _features(given: Schema, context: Array) -> Array:
+    """Return a context with a column of 0 and 1 for each category but the first."""
+    return np.column_stack(
+        [
+            each[:, None] == np.arange(1, column.width + 1) if column.categories else each
+            for column, each in zip(given.columns, context.T, strict=True)
+        ]
+    ).astype(np.float64)
 
 
 def _shared_chunks(rows: ContextRows) -> Iterator[tuple[int, ContextRows]]:
@@ -267,7 +371,7 @@ def _chunks(starts: range, doing: str) -> Iterable[int]:
     return tqdm(starts, desc=doing, disable=quiet, leave=False)
 
 
-def _checked(metadata: Mapping[str, Any], flow: Flow) -> Iterator[Any]:
+def _checked(metadata: Mapping[str, Any], model: Flow | RowModel) -> Iterator[Any]:
     """Yield the attributes that `train` wrote, or raise a KeyError, TypeError or ValueError."""
     moments = (np.array(metadata["gaussian"][name], float) for name in ("mean", "covariance"))
     gaussian = GaussianBaseline(*moments)
@@ -279,24 +383,39 @@ def _checked(metadata: Mapping[str, Any], flow: Flow) -> Iterator[Any]:
     _require(
         isinstance(columns, list) and isinstance(context, list),
         all(isinstance(name, str) and name.strip() for name in (*columns, *context)),
-        len({*columns, *context}) == len(context) + flow.dim,
+        len({*columns, *context}) == len(context) + model.dim,
         isinstance(metadata["data"], str) and isinstance(metadata["data_sha256"], str),
         isinstance(seed, int) and seed >= 0,
         missing in MISSING,
         isinstance(data_dir, str | None),
     )
-    kinds = Schema.of(metadata.get("schema", {}), columns)
-    schema = Schema(tuple(kinds.get(name, Column(name)) for name in columns))
-    size = len(context) + schema.width
+    schema = _schema_of(metadata.get("schema", {}), columns)
+    given, size = None, len(context) + schema.width
+    if isinstance(model, RowModel):
+        layers = [build_layer(entry) for entry in metadata["dequantizing"]]
+        dequantizing = dequantizing_flow(schema.width, layers)
+        if context:
+            given = _schema_of(metadata["context_schema"], context)
+            size = schema.width + _features(given, np.empty((0, len(context)))).shape[1]
+        _require(model.context_dim == len(context))
+    else:
+        dequantizing = model
+        _require(schema.width == model.base.event_shape[0])
     _require(
-        len(columns) == flow.dim,
-        schema.width == flow.base.event_shape[0],
+        len(columns) == model.dim,
         gaussian.mean.shape == (size,) and gaussian.covariance.shape == (size, size),
         bool(np.isfinite(gaussian.mean).all()),
     )
     np.linalg.cholesky(gaussian.covariance)  # a ValueError for a matrix that is no covariance
     yield from (schema, tuple(context), metadata["data"], metadata["data_sha256"])
     yield from (seed, missing, data_dir, reading, types, "reading" in metadata, gaussian)
+    yield from (given, dequantizing)
+
+
+def _schema_of(entries: Mapping[str, Any], names: Sequence[str]) -> Schema:
+    """Return the schema of columns, which are real numbers where it has no entry."""
+    kinds = Schema.of(entries, names)
+    return Schema(tuple(kinds.get(name, Column(name)) for name in names))
 
 
 def check_unused(reading: ReadOptions, option: str) -> None:

@@ -1,4 +1,4 @@
-"""The work of `cnf train`: fit a flow, score it on held-out rows and draw its figures."""
+"""The work of `cnf train`: fit a model, score it on held-out rows and draw its figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -34,14 +34,24 @@ from cnf.scripts.options import (
     read_options,
 )
 from cnf.scripts.program import say
-from cnf.scripts.train import PICTURE_BUDGET_SECONDS
-from cnf.scripts.trained import STATE_FILE, TrainedModel, continuous_columns
+from cnf.scripts.train import BY_SIZE, CODES, PICTURE_BUDGET_SECONDS
+from cnf.scripts.trained import (
+    STATE_FILE,
+    TrainedModel,
+    continuous_columns,
+    dequantizing_flow,
+    state_file,
+)
 from cnf.storage import CONFIG, load_config, save
+from cnf.tables.code_training import OBJECTIVE, CodeRecipe
+from cnf.tables.row_model import RowModel
+from cnf.tables.row_training import fit_rows
 from cnf.training.callbacks import ProgressBar, TensorBoard
 from cnf.training.checkpoint import TrainingState
 from cnf.training.distillation import default_method
 from cnf.training.history import Callback, Event, History, Record
 from cnf.training.loop import fit
+from cnf.training.numbers import Number, numbers_of
 from cnf.training.recipes import RECIPES, Recipe, choose_recipe, recipe_of, unused
 from cnf.training.run import TrainingError
 from cnf.training.schedule import Stage, stages
@@ -58,53 +68,72 @@ MAX_EVALUATED_ROWS = 20_000  # largest number of held-out rows scored after trai
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train a flow as the command line says, or show its recipe."""
+    """Train a model as the command line says, or show its recipe."""
     with process_group():
         if arguments.out is None:
             arguments.out = default_folder(arguments.data)
         resumed = _resumed_run(arguments)
-        choices = _choices(arguments)
+        wanted = _wanted_model(arguments, resumed)
+        choices = replace(_choices(arguments), coded=wanted.coded)
         data = open_data(arguments.data, arguments.seed, choices, arguments.data_dir)
         if arguments.budget is arguments.steps is None:
             if isinstance(data.toy, Picture):
                 arguments.budget = PICTURE_BUDGET_SECONDS
             elif arguments.discretize:
                 arguments.budget = DEFAULT_BUDGET
-        name, recipe = _recipe(arguments, data, resumed)
+        name, recipe = _recipe(arguments, data, wanted, resumed)
         if arguments.show_recipe:
-            say(json.dumps(recipe.entries(), indent=2))
+            say(json.dumps(_entries(recipe), indent=2))
             return
         with run_folder(arguments.out, arguments.resume) as out:
-            _run(arguments, data, name, recipe, out)
+            _run(arguments, data, name, recipe, wanted.reason, out)
 
 
-def _run(arguments: argparse.Namespace, data: Data, name: str, recipe: Recipe, out: Path) -> None:
-    """Train a flow, score it and draw its figures, in a folder."""
+def _run(
+    arguments: argparse.Namespace,
+    data: Data,
+    name: str,
+    recipe: Recipe | CodeRecipe,
+    reason: str,
+    out: Path,
+) -> None:
+    """Train a model, score it and draw its figures, in a folder; a flow may have a reason."""
     torch.manual_seed(arguments.seed)
-    layers = data.schema.layers(data.train.x)
-    flow = recipe.flow(data.schema.width, len(data.context_columns), layers)
-    flow = flow.to("cuda" if torch.cuda.is_available() else "cpu")
-    plan = _tuning_plan(arguments, flow)
-    say(*_summary(data, flow, name), *([] if plan is None else [_division(arguments, plan)]))
+    model = _new_model(data, recipe).to("cuda" if torch.cuda.is_available() else "cpu")
+    plan = _tuning_plan(arguments, model)
+    say(*_summary(data, model, name))
+    if data.discrete and not data.coded:
+        say(f"  a flow over dequantized columns, by {reason}; --recipe {CODES} suits them better")
+    if plan is not None:
+        say(_division(arguments, plan))
     for found in degeneracies(*data.schema.real(data.train.x)):
         option = f": {drop_option(found.column)}" if found.column else ""
         warn(f"{found}{option}", stacklevel=2)
-    for remark in data.schema.remarks(data.train.x):
+    for remark in data.schema.remarks(data.train.x, masses=data.coded):
         warn(remark, stacklevel=2)
-    model = out if plan is None else out / ADAPTIVE
-    history = _train(arguments, data, flow, recipe, out, model)
+    folder = out if plan is None else out / ADAPTIVE
+    history = _train(arguments, data, model, recipe, out, folder)
     say(
         f"{history.steps} steps in {history.duration:.1f} s{by_threads(history.threads.tolist())}, "
         f"ended by {history.reason}; kept the averaged weights of step {history.best_step}"
     )
     with number_of_threads(last_threads(history.threads.tolist())):
-        trained = TrainedModel.read(str(model))
+        trained = TrainedModel.read(str(folder))
         if plan is None:
             _show(trained, data)
         elif history.reason == "interrupted":
-            say(f"the trained flow is in {model}; --resume continues, and then tunes the steps")
+            say(f"the trained flow is in {folder}; --resume continues, and then tunes the steps")
         else:
             _draw(_discretized(trained, data, plan, out), data)
+
+
+def _new_model(data: Data, recipe: Recipe | CodeRecipe) -> Flow | RowModel:
+    """Return a new model of the data, with random weights."""
+    if isinstance(recipe, CodeRecipe):
+        context = None if data.given is None else (data.given, data.train.context)
+        return RowModel.build(data.schema, data.train.x, context=context)
+    layers = data.schema.layers(data.train.x)
+    return recipe.flow(data.schema.width, len(data.context_columns), layers)
 
 
 def by_threads(threads: Sequence[int]) -> str:
@@ -126,7 +155,7 @@ def last_threads(threads: Sequence[int]) -> int:
 
 
 def _show(trained: TrainedModel, data: Data) -> None:
-    """Score the trained flow on held-out rows and draw its figures."""
+    """Score the trained model on held-out rows and draw its figures."""
     every = -(-len(data.test) // MAX_EVALUATED_ROWS)
     rows, draws = data.test[::every], DEFAULT_NOISE_DRAWS
     say(*summarize(trained, rows, data.toy, *trained.score(rows, draws), draws).lines())
@@ -160,25 +189,25 @@ def _draw(trained: TrainedModel, data: Data) -> None:
         say(*(f"  {path}" for path in plot(trained, data, film=film)))
 
 
-def _tuning_plan(arguments: argparse.Namespace, flow: Flow) -> DistillationPlan | None:
+def _tuning_plan(arguments: argparse.Namespace, model: Flow | RowModel) -> DistillationPlan | None:
     """Return the explicit steps that a flow is replaced by after its training, if any.
 
     Raises:
         ValueError: The flow cannot be replaced by such steps.
     """
-    if arguments.discretize is None:
+    if arguments.discretize is None or isinstance(model, RowModel):
         return None
     budget, steps = arguments.budget, arguments.steps
     plan = DistillationPlan(
         arguments.discretize,
-        default_method(flow),
+        default_method(model),
         budget=None if budget is None else (1 - TRAINING_SHARE) * budget,
         updates=None if steps is None else max(1, round(UPDATES_SHARE * steps)),
         seed=arguments.seed,
         threads=arguments.threads,
     )
     try:
-        plan.check(flow)
+        plan.check(model)
     except ValueError as error:
         raise ValueError(f"{error}, without --discretize") from None
     return plan
@@ -270,9 +299,8 @@ def _choices(arguments: argparse.Namespace) -> ColumnChoices:
 def _resumed_run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     """Return the configuration of the run to resume, if any; its options set the arguments."""
     resumed = None
-    if arguments.resume:
-        path = Path(arguments.out) / STATE_FILE
-        resumed = TrainingState.read(path).run if path.exists() else None
+    if arguments.resume and (path := state_file(Path(arguments.out))):
+        resumed = TrainingState.read(path).run
     if resumed is not None:
         _resume_discretized(arguments, resumed)
     for name, default in (("seed", 0), ("steps", None), ("budget", None)):
@@ -308,21 +336,82 @@ def _resume_discretized(arguments: argparse.Namespace, resumed: Mapping[str, Any
         arguments.budget = begun.get("budget")
 
 
+@dataclass(frozen=True)
+class WantedModel:
+    """The kind of model that a command line asks for.
+
+    Attributes:
+        coded: Whether it is one of codes; None where the table decides.
+        reason: What asks for it; empty where nothing does.
+        file: The recipe of a file that --recipe names.
+    """
+
+    coded: bool | None = None
+    reason: str = ""
+    file: Recipe | CodeRecipe | None = None
+
+
+def _wanted_model(arguments: argparse.Namespace, resumed: Mapping[str, Any] | None) -> WantedModel:
+    """Return the kind of model that the recipe, a flow's options or a run to resume ask for.
+
+    Raises:
+        ValueError: Two of them ask for different ones.
+    """
+    name, file = arguments.recipe, None
+    if name not in (None, CODES, BY_SIZE, *RECIPES) and os.path.exists(name):
+        file = _read_recipe(Path(name))
+    asked: dict[str, bool] = {}  # for a model of codes, by what asks
+    if resumed is not None:
+        asked["the run in --out"] = _is_of_codes(resumed)
+    if name is not None:
+        asked[f"--recipe {name}"] = name == CODES or isinstance(file, CodeRecipe)
+    numbers = [name for name in Recipe.numbers() if name not in numbers_of(CodeRecipe)]
+    for option in (*numbers, "discretize"):
+        if getattr(arguments, option) is not None:
+            asked[option_of(option)] = False
+    reasons = {coded: reason for reason, coded in reversed(asked.items())}
+    if len(reasons) == 2:
+        raise ValueError(
+            f"Expected no {reasons[False]} with {reasons[True]}, whose model is one of codes: "
+            "leave one of them out, or train in another folder"
+        )
+    coded, reason = next(iter(reasons.items()), (None, ""))
+    return WantedModel(coded, reason, file)
+
+
+def _is_of_codes(entries: Mapping[str, Any]) -> bool:
+    """Return whether entries are of a recipe, or a run, of codes."""
+    return not {*numbers_of(CodeRecipe)} - {*entries}
+
+
 def _recipe(
-    arguments: argparse.Namespace, data: Data, resumed: Mapping[str, Any] | None
-) -> tuple[str, Recipe]:
+    arguments: argparse.Namespace,
+    data: Data,
+    wanted: WantedModel,
+    resumed: Mapping[str, Any] | None,
+) -> tuple[str, Recipe | CodeRecipe]:
     """Return the name of the recipe, and the recipe with the changes of the command line."""
-    given = arguments.recipe
-    if given is not None and given not in RECIPES and os.path.exists(given):
-        name, recipe = given, _read_recipe(Path(given))
-    elif given is None and resumed is not None:
-        name, recipe = "of the run in --out", recipe_of(resumed)
-    else:
+    file, name = wanted.file, arguments.recipe
+    if file is None and name is None and resumed is not None:
+        name = "of the run in --out"
+        file = code_recipe_of(resumed) if data.coded else recipe_of(resumed)
+    if data.coded:
+        recipe = file if isinstance(file, CodeRecipe) else CodeRecipe()
+        return name or CODES, replace(recipe, **given_numbers(arguments, shared_numbers()))
+    return _flow_recipe(arguments, data, name, file if isinstance(file, Recipe) else None)
+
+
+def _flow_recipe(
+    arguments: argparse.Namespace, data: Data, name: str | None, recipe: Recipe | None
+) -> tuple[str, Recipe]:
+    """Return the name of a flow's recipe, and the recipe with the changes of the command line."""
+    if recipe is None or name is None:
         conditional = bool(data.context_columns)
         known = (len(data.train), data.schema.width, conditional, arguments.objective)
         default = "picture" if isinstance(data.toy, Picture) else None
         values = data.schema.continuous(data.train.x) if data.toy is None else None
-        name, recipe = choose_recipe(given or default, *known, values)
+        name = None if name == BY_SIZE else name
+        name, recipe = choose_recipe(name or default, *known, values)
         if recipe.scaling != RECIPES[name].scaling:
             name = f"{name} (scaling {recipe.scaling}, as columns are far from normal)"
     changes = given_numbers(arguments, Recipe.numbers())
@@ -337,11 +426,35 @@ def _recipe(
     return name, recipe
 
 
-def _read_recipe(path: Path) -> Recipe:
+def shared_numbers() -> dict[str, Number]:
+    """Return the numbers of training codes that a flow's recipe has too, and so an option."""
+    options = Recipe.numbers()
+    return {name: each for name, each in numbers_of(CodeRecipe).items() if name in options}
+
+
+def code_recipe_of(entries: Mapping[str, Any]) -> CodeRecipe:
+    """Return the recipe of codes in JSON, whose entries may be among others.
+
+    Raises:
+        ValueError: A value is of another type, or out of range.
+    """
+    known = numbers_of(CodeRecipe)
+    for name, each in known.items():
+        each.check_type(f"the recipe's {name}", entries[name])
+    return CodeRecipe(**{name: entries[name] for name in known})
+
+
+def _entries(recipe: Recipe | CodeRecipe) -> dict[str, Any]:
+    """Return a recipe's numbers for JSON."""
+    return asdict(recipe) if isinstance(recipe, CodeRecipe) else recipe.entries()
+
+
+def _read_recipe(path: Path) -> Recipe | CodeRecipe:
     """Read the recipe from a file that --show-recipe or train wrote."""
     found = _read_json(path, "a recipe")
     try:
-        return recipe_of(found["metadata"]["recipe"] if "metadata" in found else found)
+        entries = found["metadata"]["recipe"] if "metadata" in found else found
+        return code_recipe_of(entries) if _is_of_codes(entries) else recipe_of(entries)
     except (KeyError, TypeError):
         raise ValueError(
             f"Expected {path} to hold a recipe, as --show-recipe prints or train's config.json "
@@ -358,30 +471,43 @@ def _read_json(path: Path, what: str) -> Any:
         raise ValueError(f"Expected {path} to hold {what} in JSON; got: {error}") from None
 
 
-def _summary(data: Data, flow: Flow, recipe: str) -> list[str]:
-    """Return lines that describe the data and the flow to be trained."""
+def _summary(data: Data, model: Flow | RowModel, recipe: str) -> list[str]:
+    """Return lines that describe the data and the model to be trained."""
     given = f" given {', '.join(data.context_columns)}" if data.context_columns else ""
-    layer = next(layer for layer in flow.layers if isinstance(layer, CNF))
+    if isinstance(model, RowModel):
+        codings = [each for each in (model.given, model.coding) if each]
+        counts = [size for each in codings for size in each.sizes]
+        kind = f"{sum(counts)} codes of {len(counts)} columns"
+    else:
+        layer = next(layer for layer in model.layers if isinstance(layer, CNF))
+        kind = f"divergence {layer.trace()}"
     left_out = f" ({data.dropped} rows with missing values left out)" if data.dropped else ""
     if data.repeated:
         left_out += f" ({data.repeated} rows of the table repeat others, and stay with them)"
     columns = data.schema.columns
+    context = data.given.summary() if data.given else []
     plain = all(column.kind == "real" for column in columns)
     return [
         f"{data.name}: {len(data.train)} training rows{left_out} of {len(columns)} columns{given}; "
-        f"recipe {recipe}, {sum(p.numel() for p in flow.parameters())} weights, "
-        f"divergence {layer.trace()}",
+        f"recipe {recipe}, {sum(p.numel() for p in model.parameters())} weights, {kind}",
         *(f"  {note}" for note in data.notes),
         *([] if plain else (f"  {line}" for line in data.schema.summary())),
+        *(f"  given {line}" for line in context),
     ]
 
 
 def _metadata(
-    arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe
+    arguments: argparse.Namespace, data: Data, recipe: Recipe | CodeRecipe
 ) -> dict[str, Any]:
     """Return the metadata that the other programs and a repetition of the run need."""
-    numbers, _ = continuous_columns(flow, data.schema, data.train, arguments.seed, to_fit=True)
+    layer = data.schema.layers(data.train.x)[-1:]  # the one next to the table
+    known = (dequantizing_flow(data.schema.width, layer), data.schema, data.train, arguments.seed)
+    numbers, _ = continuous_columns(*known, to_fit=True, given=data.given)
     gaussian = GaussianBaseline.fit(numbers)
+    of_codes: dict[str, Any] = {}
+    if data.coded:
+        of_codes["dequantizing"] = [{"name": each.name, **each.config()} for each in layer]
+        of_codes["context_schema"] = data.given.json() if data.given else {}
     return {
         "data": data.name,
         "data_sha256": data.sha256,
@@ -391,50 +517,76 @@ def _metadata(
         "context_types": {name: asdict(each) for name, each in data.context_types.items()},
         "reading": asdict(data.reading),
         "gaussian": {name: moment.tolist() for name, moment in vars(gaussian).items()},
-        "objective": recipe.objective,
-        "recipe": recipe.entries(),
+        "objective": recipe.objective if isinstance(recipe, Recipe) else OBJECTIVE,
+        "recipe": _entries(recipe),
+        **of_codes,
         **{name: getattr(arguments, name) for name in STORED_ARGUMENTS},
     }
 
 
 def _train(
-    arguments: argparse.Namespace, data: Data, flow: Flow, recipe: Recipe, out: Path, model: Path
+    arguments: argparse.Namespace,
+    data: Data,
+    model: Flow | RowModel,
+    recipe: Recipe | CodeRecipe,
+    out: Path,
+    folder: Path,
 ) -> History:
-    """Train a flow, with the run's state in one folder and the model in another or the same."""
-    x, context = data.train.tensors(flow.like)
-    held_out, held_out_context = data.validation.tensors(flow.like)
-    metadata = _metadata(arguments, data, flow, recipe)
+    """Train a model, with the run's state in one folder and the model in another or the same."""
+    metadata = _metadata(arguments, data, recipe)
     callbacks: list[Callback] = []
     if rank() == 0:
-        model.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         callbacks = [
             ProgressBar(),
-            _stage_announcer(len(stages(recipe))),
-            RunRecorder(model, lambda event: save(event.flow, model, metadata)),
+            *([_stage_announcer(len(stages(recipe)))] if isinstance(recipe, Recipe) else []),
+            RunRecorder(folder, lambda event: save(event.model, folder, metadata)),
         ]
         callbacks += [TensorBoard(out / "tensorboard")] if arguments.tensorboard else []
-    given = {
-        name: getattr(arguments, name) for name in ("steps", "seed", "state_seconds", "threads")
-    }
-    budget = arguments.budget
-    if arguments.discretize and budget is not None:
-        budget *= TRAINING_SHARE
-    history = fit(
-        flow,
-        x,
-        context=context,
-        recipe=recipe,
-        validation=held_out if held_out_context is None else (held_out, held_out_context),
-        callbacks=callbacks,
-        state=out / STATE_FILE,
-        budget=budget,
-        **given,
-    )
+    names = ("budget", "steps", "seed", "state_seconds", "threads")
+    given = {name: getattr(arguments, name) for name in names}
+    if arguments.discretize and arguments.budget is not None:
+        given["budget"] *= TRAINING_SHARE
+    history = _fit(data, model, recipe, out, {**given, "callbacks": callbacks})
     if rank() == 0:
-        save(flow, model, metadata)
+        save(model, folder, metadata)
         columns = (getattr(history, field.name).tolist() for field in fields(Record))
         records = [Record(*row) for row in zip(*columns, strict=True)]
         if records:  # which a full disk or a killed process may have left unwritten
-            write_records(model, records)
+            write_records(folder, records)
     barrier()
     return history
+
+
+def _fit(
+    data: Data,
+    model: Flow | RowModel,
+    recipe: Recipe | CodeRecipe,
+    out: Path,
+    options: dict[str, Any],
+) -> History:
+    """Train a model by the function of its kind."""
+    train, held_out = data.train, data.validation
+    if isinstance(recipe, CodeRecipe) and isinstance(model, RowModel):
+        pair = (held_out.x, held_out.context)
+        return fit_rows(
+            model,
+            train.x,
+            context=train.context if data.given else None,
+            validation=pair if data.given else held_out.x,
+            state=out,
+            recipe=recipe,
+            **options,
+        ).codes
+    assert isinstance(recipe, Recipe)
+    assert isinstance(model, Flow)
+    (x, given), (rows, contexts) = (part.tensors(model.like) for part in (train, held_out))
+    return fit(
+        model,
+        x,
+        context=given,
+        recipe=recipe,
+        validation=rows if contexts is None else (rows, contexts),
+        state=out / STATE_FILE,
+        **options,
+    )

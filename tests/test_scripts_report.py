@@ -14,12 +14,14 @@ import pandas as pd
 import pytest
 import torch
 from children import both
+from matplotlib.figure import Figure
 from test_scripts_programs import evaluation, log_probs
-from test_scripts_running import COLUMNS, SMALL, done, rows_of_table, write_csv
+from test_scripts_running import COLUMNS, SMALL, complaint, done, rows_of_table, write_csv
 
 import cnf
 import cnf.scripts.report as report
 from cnf.datasets import split
+from cnf.plotting import png
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -27,6 +29,7 @@ ODD = ("<b>&\"'", "$\\frac$", "</table>")
 ROWS = rows_of_table(400)
 OF_ROWS = ["Marginal distributions", "Correlations", "Log-density", "Classifier two-sample test"]
 HEADINGS = ["Detection", *OF_ROWS]
+DOT = png(Figure((1, 1)), 1)  # in place of figures, whose drawing takes most of the time
 BLANK = ("meta", "img", "br")  # elements that have no end
 
 
@@ -34,7 +37,7 @@ BLANK = ("meta", "img", "br")  # elements that have no end
 def _small():
     few = {"MIN_SAMPLES": 200, "MAX_SAMPLES": 500, "MAX_CLASSIFIER_ROWS": 150, "REPORT_DPI": 60}
     trees = mock.patch("cnf.diagnostics.similarity.TREES", 5)
-    with mock.patch.multiple(report, **few), trees:
+    with mock.patch.multiple(report, **few, png=lambda *_: DOT), trees:
         yield
 
 
@@ -105,6 +108,7 @@ def whole(folder, data):
     """A page on all rows, its bytes, and what two of its figures were drawn of."""
     path = folder / "whole.html"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "png", png)
         calls = spies(patch, "marginals_figure", "log_prob_figure")
         page = page_of(folder, "--data", data, out=path)
     return page, path.read_bytes(), *(each.call_args.args for each in calls)
@@ -114,17 +118,20 @@ def test_page_says_what_evaluate_says_and_lies_in_the_folder(folder, monkeypatch
     (calls,) = spies(monkeypatch, "marginals_figure")
     numbers = evaluation(folder, "--report")
     page, rows = Page(folder / "report.html"), rows_of_table()
-    assert np.array_equal(calls.call_args.args[0], rows[split(len(rows), seed=0).test])
+    assert np.array_equal(calls.call_args.args[0].values, rows[split(len(rows), seed=0).test])
     assert (page.headings, len(page.images)) == (HEADINGS, 4)
-    assert all(image[..., :3].min() < 0.5 for image in page.images)
     for text in (
+        f"Detection score {numbers['detection_score']:.3f}",
+        f"{numbers['nearer_to_training']:.3f} of the samples are nearer to a training row",
+        f"differ by {numbers['mean_shape_error']:.4f} in the mean",
         *(f"{numbers[name]:.4f}" for name in ("nll", "stderr", "gaussian_nll", "bits_per_dim")),
         "held-out rows of",
         f"Mean log p is {-numbers['nll']:.4f} nats for the rows",
         "too few rows for the two-sample test: 20",
     ):
         assert text in page.text
-    assert evaluation(folder) == numbers
+    alone = evaluation(folder)
+    assert alone == {name: numbers[name] for name in alone}
 
 
 def test_page_of_a_toy_has_the_truth(moons, tmp_path, monkeypatch):
@@ -157,7 +164,9 @@ def test_lowest_rows_are_named(whole, folder, data, tmp_path):
 
 
 def test_largest_difference_of_correlations_is_named(whole):
-    page, _, (rows, samples, names, _), _ = whole
+    page, _, (*tables, _), _ = whole
+    assert all(image[..., :3].min() < 0.5 for image in page.images)  # they are drawn
+    (rows, samples), names = (table.values for table in tables), tables[0].columns
     assert np.array_equal(rows, ROWS)
     own, drawn = np.corrcoef(rows.T), np.corrcoef(samples.T)
     i, j = np.unravel_index(np.triu(np.abs(drawn - own)).argmax(), own.shape)
@@ -185,9 +194,8 @@ def test_samples_have_the_rows_contexts_and_are_tested_with_them(given, data, mo
     page = page_of(given, "--data", data)
     marginals, maps, (own, drawn) = (each.call_args.args for each in calls)
     assert np.array_equal(np.sort(draws[0].ravel()), np.sort(ROWS[:, 1]))
-    assert marginals[0].shape[1] == marginals[1].shape[1] == 2
-    assert marginals[2] == ("height", "depth")
-    assert maps[2] == ("width", "height", "depth") == tuple(page.table[0][3:])
+    assert [table.columns for table in marginals[:2]] == [("height", "depth")] * 2
+    assert maps[2] == ["width", "height", "depth"] == page.table[0][3:]
     assert own.shape == drawn.shape == (150, 3)
     assert {tuple(row) for row in own} <= {tuple(row) for row in ROWS[:, [1, 0, 2]]}
     # No context is seen on both sides: it would give away the label of its partner.
@@ -196,15 +204,14 @@ def test_samples_have_the_rows_contexts_and_are_tested_with_them(given, data, mo
 
 
 def test_few_rows_have_a_page_without_the_test(folder, given, tmp_path, monkeypatch):
-    for rows in (1, 5):
-        page = page_of(folder, "--data", write_csv(tmp_path / "few.csv", ROWS[:rows]))
+    (draws,) = spies(monkeypatch, "marginals_figure")
+    for model, rows in ((folder, 1), (given, 7)):
+        page = page_of(model, "--data", write_csv(tmp_path / "few.csv", ROWS[:rows]))
         assert page.headings == HEADINGS
         assert len(page.table) == 1 + rows
         assert f"too few rows for the two-sample test: {rows}" in page.text
-    (draws,) = spies(monkeypatch, "marginals_figure")
-    page = page_of(given, "--data", write_csv(tmp_path / "few.csv", ROWS[:7]))
-    assert len(draws.call_args.args[1]) == 203
-    assert "203 of the flow, at the contexts of the rows" in page.text
+    assert len(draws.call_args.args[1].values) == 203
+    assert "203 of the model, at the contexts of the rows" in page.text
 
 
 def test_one_column_has_nothing_to_correlate(tmp_path):
@@ -215,23 +222,31 @@ def test_one_column_has_nothing_to_correlate(tmp_path):
     assert all(text in page.text for text in ("There is only one column", "Accuracy"))
 
 
-def test_categories_are_drawn_by_name_and_compared_without_correlations(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:.* unknown categories")
+def test_models_of_codes_are_drawn_by_name_and_compared_without_correlations(tmp_path, monkeypatch):
     calls = spies(monkeypatch, "marginals_figure", "similarity")
     colours = np.array(["red", "green", "blue"])[np.arange(200) % 3]
     frame = pd.DataFrame({"colour": colours, "height": ROWS[:200, 0]})
     frame.to_csv(tmp_path / "rows.csv", index=False)
-    done("train", tmp_path / "rows.csv", "--out", tmp_path / "out", *SMALL)
+    done("train", tmp_path / "rows.csv", "--out", tmp_path / "out", "--steps", 5)
+    done("plot", tmp_path / "out", "--figures", "pairs")
+    assert "a model of codes of colour, height" in complaint(
+        "plot", tmp_path / "out", "--film", "gif"
+    )
+    assert "two real columns" in complaint("plot", tmp_path / "out", "--figures", "density")
     page = page_of(tmp_path / "out", "--data", tmp_path / "rows.csv")
     marginals, measured = (each.call_args for each in calls)
-    assert marginals.kwargs["categories"] == {"colour": ("blue", "green", "red")}
+    assert marginals.args[0].categories == {"colour": ("blue", "green", "red")}
     training, held_out, draws = (table.values for table in measured.args[:3])
     assert (len(training), len(held_out), len(draws)) == (160, 20, 160)
     assert {*training[:, 1]} <= {*ROWS[:200, 0]}
     assert "160 of the 160 training rows and as many samples" in page.text
     assert "only one column of numbers" in page.text
-    (tmp_path / "rows.csv").rename(tmp_path / "moved.csv")
-    page = page_of(tmp_path / "out", "--data", tmp_path / "moved.csv")
+    (tmp_path / "rows.csv").unlink()
+    frame.assign(colour=["violet", *colours[1:]]).to_csv(tmp_path / "other.csv", index=False)
+    page = page_of(tmp_path / "out", "--data", tmp_path / "other.csv")
     assert "The training rows cannot be read." in page.text
+    assert page.table[1][:4] == ["0", "-inf", "0.0000", "(unknown)"]
 
 
 def test_odd_names_are_shown_as_they_are_and_many_columns_left_out(tmp_path, monkeypatch):
@@ -247,10 +262,16 @@ def test_odd_names_are_shown_as_they_are_and_many_columns_left_out(tmp_path, mon
     assert sum(name in page.text.partition("between")[2] for name in ODD) >= 2
 
 
-def test_numbers_come_before_the_path_and_the_page_is_the_same_again(whole, folder, data, tmp_path):
+def test_numbers_come_before_the_path_and_the_page_is_the_same_again(
+    whole, folder, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(report, "png", png)
     words = ("evaluate", folder, "--data", data)
     lines = done(*words, "--report", tmp_path / "page.html").splitlines()
-    assert lines == [*done(*words).splitlines(), f"  {tmp_path / 'page.html'}"]
+    measured = ("  detection", "  shape error", "  nearer")
+    found = [line for line in lines if not line.startswith(measured)]
+    assert found == [*done(*words).splitlines(), f"  {tmp_path / 'page.html'}"]
+    assert len(found) == len(lines) - len(measured)
     assert (tmp_path / "page.html").read_bytes() == whole[1]
 
 

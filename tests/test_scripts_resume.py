@@ -144,6 +144,31 @@ def test_resume_keeps_a_seed_a_recipe_and_a_context(words, at, rows, monkeypatch
         assert (config["seed"], config["recipe"]["activation"]) == (7, "tanh")
 
 
+def test_a_run_of_codes_resumes_as_it_was_begun(rows, monkeypatch, tmp_path):
+    """Bit for bit, with its kind of model, which no option of a flow may change."""
+    table = pd.read_csv(rows)
+    mixed = tmp_path / "mixed.csv"
+    table.assign(big=table.b > 0.5, size=table.a.round()).to_csv(mixed, index=False)
+    numbers = ("--batch-size", "32", "--validations", "4", "--learning-rate", "0.01", "--seed", "7")
+    words = (mixed, *numbers, "--steps", "8", "--state-seconds", "1e-9", "--context", "big")
+    done("train", *words, "--out", tmp_path / "a")
+    stopped(monkeypatch, tmp_path / "b", *words, at=5)
+    again = ("train", mixed, "--context", "big", "--out", tmp_path / "b", "--resume")
+    for changes, told in (
+        (("--hidden", "8"), "no --hidden with the run in --out"),
+        (("--recipe", "table"), "no --recipe table with the run in --out"),
+        (("--learning-rate", "0.5"), "learning_rate"),
+        (("--steps", "9"), "steps was 8"),
+    ):
+        assert told in complaint(*again, *changes)
+    done(*again)
+    assert_same(tmp_path / "b", tmp_path / "a")
+    metadata = json.loads((tmp_path / "b/config.json").read_text())["metadata"]
+    assert (metadata["seed"], metadata["steps"], metadata["budget"]) == (7, 8, None)
+    assert (metadata["recipe"]["learning_rate"], metadata["objective"]) == (0.01, "code likelihood")
+    assert "no --recipe codes with the run" not in done(*again)
+
+
 def test_resume_keeps_a_budget(rows, monkeypatch, tmp_path):
     words = (rows, *NUMBERS, "--state-seconds", "1e-9", "--budget", "1")
     stopped(monkeypatch, tmp_path / "run", *words, at=5)

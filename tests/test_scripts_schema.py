@@ -39,12 +39,13 @@ def mixed(rows=600, seed=0):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a table, a schema, a model of both, and what its training said."""
+    """A folder with a table, a schema, models of codes and a flow, and what training said."""
     place = tmp_path_factory.mktemp("mixed")
     mixed().to_csv(place / "rows.csv", index=False)
     (place / "schema.json").write_text(json.dumps(KINDS))
-    arguments = ("--schema", place / "schema.json", "--out", place / "out", *SMALL)
-    (place / "said.txt").write_text(done("train", place / "rows.csv", *arguments))
+    words = ("train", place / "rows.csv", "--schema", place / "schema.json", "--steps", 5, "--out")
+    (place / "said.txt").write_text(done(*words, place / "out"))
+    (place / "flow.txt").write_text(done(*words, place / "flow", "--hidden", 8))
     return place
 
 
@@ -60,10 +61,20 @@ def test_training_says_and_writes_down_what_it_takes_columns_for(place):
         "constant    unit cm; zero 0.25",
     ]:
         assert line in said, said
+        assert line in (place / "flow.txt").read_text()
+    assert re.search("recipe codes, .* weights, 2.. codes of 6 columns", said)
+    assert "a flow over dequantized columns, by --hidden" in (place / "flow.txt").read_text()
+    assert "dequantized" not in said
     percent = {"kind": "bounded", "low": 0, "high": 100, "categories": []}
-    assert cnf.storage.load_config(place / "out")["metadata"]["schema"]["percent"] == percent
-    x = torch.tensor(TrainedModel.read(str(place / "out")).data().test.x[:5]).float()
+    assert (
+        json.loads((place / "out/config.json").read_text())["metadata"]["schema"]["percent"]
+        == percent
+    )
+    x = torch.tensor(TrainedModel.read(str(place / "out")).data().test.x[:5])
     assert cnf.load(place / "out").log_prob(x).isfinite().all()
+    metrics = [json.loads(line) for line in (place / "out/metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["step"] == 5
+    assert metrics[-1]["nfe"] == 0
 
 
 def test_draws_have_the_tables_own_columns_and_types_and_can_be_scored(place):
@@ -85,26 +96,32 @@ def test_draws_have_the_tables_own_columns_and_types_and_can_be_scored(place):
 
 
 def test_the_nll_is_the_bound_of_held_out_rows_and_tightens_with_draws(place):
-    found = {draws: evaluation(place / "out", "--draws", draws) for draws in (1, 4, 16)}
+    found = {draws: evaluation(place / "flow", "--draws", draws) for draws in (1, 4, 16)}
     assert [each["draws"] for each in found.values()] == [1, 4, 16]
     assert found[1]["nll"] > found[4]["nll"] > found[16]["nll"]
     scores = place / "scores.csv"
     mixed().iloc[split(600, seed=0).test].to_csv(place / "test.csv", index=False)
-    done("log-prob", place / "out", "--data", place / "test.csv", "--draws", 16, "--out", scores)
+    words = ("--data", place / "test.csv", "--draws", 16, "--out", scores)
+    done("log-prob", place / "flow", *words)
     assert -pd.read_csv(scores)["log_prob"].mean() == pytest.approx(found[16]["nll"], abs=0.3)
+    exact = evaluation(place / "out")  # a model of codes draws no noise and solves nothing
+    assert (exact["nfe"], "draws" in exact) == (0, False)
+    assert "evaluations" not in done("evaluate", place / "out")
+    done("log-prob", place / "out", *words, "--errors")
+    assert -pd.read_csv(scores)["log_prob"].mean() == pytest.approx(exact["nll"], abs=1e-4)
 
 
-def test_the_gaussian_and_the_units_are_of_the_flows_own_numbers(place):
+def test_the_gaussian_and_the_units_are_of_dequantized_numbers(place):
     trained = TrainedModel.read(str(place / "out"))
     data, found = trained.data(), evaluation(place / "out")
-    train, _ = continuous_columns(
-        trained.flow, trained.schema, data.train, trained.seed, to_fit=True
-    )
-    test, log_det = continuous_columns(trained.flow, trained.schema, data.test, trained.seed)
+    flow = trained.dequantizing
+    train, _ = continuous_columns(flow, trained.schema, data.train, trained.seed, to_fit=True)
+    test, log_det = continuous_columns(flow, trained.schema, data.test, trained.seed)
     assert train.x.shape[1] == 4 + 2 + 4  # four of one column, three and five categories
     expected = -(GaussianBaseline.fit(train).log_prob(test) + log_det).mean()
     assert found["gaussian_nll"] == pytest.approx(expected, rel=1e-5)
     scales = train.x.std(0)[[2, 3, 8, 9]]  # two of colour, price, count, four of stars, …
+    assert evaluation(place / "flow")["gaussian_nll"] == pytest.approx(expected, rel=1e-5)
     assert found["nll_standardized"] == pytest.approx(found["nll"] - np.log(scales).sum(), abs=1e-4)
 
 
@@ -118,14 +135,53 @@ def test_constant_columns_need_not_be_there_and_are_not_drawn(place):
     assert (place / "out" / "figures" / "pairs.png").stat().st_size > 10_000
 
 
+@pytest.mark.filterwarnings("default:.* rows have:UserWarning")
 def test_some_columns_given_others(place):
-    out = place / "given"
-    arguments = ("--context", "height", "--drop", "zero,unit", "--out", out, *SMALL)
-    done("train", place / "rows.csv", *arguments)
-    done("sample", out, "-n", 2, "--context-data", place / "rows.csv", "--out", place / "g.csv")
-    drawn = pd.read_csv(place / "g.csv")
-    assert list(drawn) == ["height", "colour", "price", "count", "stars", "percent"]
-    np.testing.assert_allclose(drawn["height"], np.repeat(mixed()["height"], 2))
+    """The given ones may be categories, by their names or as the schema says."""
+    out, rows, drawn = place / "given", place / "rows.csv", place / "g.csv"
+    schema = place / "given.json"
+    schema.write_text('{"stars": {"kind": "categorical"}}')
+    words = ("--context", "height,colour,stars", "--drop", "zero,unit", "--schema", schema)
+    said = done("train", rows, *words, "--steps", 5, "--out", out)
+    assert "given categorical colour one of blue, green, red; stars one of 1, 2, 3" in said
+    done("sample", out, "-n", 2, "--context-data", rows, "--out", drawn)
+    table, found = mixed(), pd.read_csv(drawn)
+    assert list(found) == ["height", "colour", "stars", "price", "count", "percent"]
+    for name in ("height", "colour", "stars"):
+        assert (found[name] == np.repeat(table[name].to_numpy(), 2)).all()
+    held_out = evaluation(out)
+    assert held_out["gaussian_nll"] < evaluation(place / "flow")["gaussian_nll"]  # it is given more
+    done("plot", out, "--figures", "pairs")
+    table.loc[[1, 4], "colour"] = "mauve"
+    table.to_csv(place / "odd.csv", index=False)
+    words = ("--context-data", place / "odd.csv", "--out", drawn)
+    assert "got 'mauve' in row 2" in complaint("sample", out, "-n", 2, *words)
+    ended = run("log-prob", out, "--data", place / "odd.csv", "--out", drawn)
+    assert "2 of 600 rows have gaps, or a context of unknown categories" in ended.err
+    assert np.flatnonzero(pd.read_csv(drawn)["log_prob"].isna()).tolist() == [1, 4]
+    done("log-prob", out, "--data", place / "odd.csv", "--out", drawn, "--errors")
+    assert np.flatnonzero(pd.read_csv(drawn)["status"] == "MISSING").tolist() == [1, 4]
+
+
+def test_a_recipe_of_codes_is_shown_read_and_chosen_by_name(place, tmp_path):
+    words = ("train", place / "rows.csv", "--steps", 5, "--out")
+    changes = ("--learning-rate", "0.01", "--batch-size", "32")
+    shown = done(*words, tmp_path / "a", *changes, "--show-recipe")
+    assert (json.loads(shown)["learning_rate"], json.loads(shown)["canonical"]) == (0.01, 0.5)
+    (tmp_path / "recipe.json").write_text(shown)
+    done(*words, tmp_path / "a", *changes)
+    done(*words, tmp_path / "b", "--recipe", tmp_path / "recipe.json")
+    done(*words, tmp_path / "c", "--recipe", tmp_path / "a/config.json")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
+    assert weights[0] == weights[1] == weights[2]
+    said = done("train", "diabetes", "--recipe", "codes", "--steps", 5, "--out", tmp_path / "d")
+    assert "recipe codes" in said
+    assert '"ema_decay": 0.9,' in done(*words, tmp_path / "e", "--ema-decay", 0.9, "--show-recipe")
+    assert "flow over dequantized columns, by --recipe table" in done(
+        *words, tmp_path / "e", "--recipe", "table", "--batch-size", 16
+    )
+    assert "explicit steps" not in done("evaluate", tmp_path / "b")
+    assert "the model in" in complaint("distil", tmp_path / "b", "--out", tmp_path / "f")
 
 
 def test_parts_of_dates_are_columns_once_they_are_named(tmp_path):
@@ -189,7 +245,9 @@ def test_mistakes_in_a_schema(schema, message, place, tmp_path):
         ("rows.csv", ["--schema", "none.json"], "a schema in none.json; got: No such file"),
         ("rows.csv", ["--drop", "width"], "--drop to name columns of rows; got 'width'"),
         ("rows.csv", ["--drop", "height", "--context", "height"], "no column of the context to be"),
-        ("rows.csv", ["--context", "colour"], "in the context; got text in column 'colour'"),
+        ("rows.csv", ["--context", "colour", "--recipe", "table"], "text in column 'colour'"),
+        ("rows.csv", ["--recipe", "codes", "--hidden", "8"], "no --hidden with --recipe codes"),
+        ("rows.csv", ["--recipe", "codes", "--discretize", "2"], "no --discretize with --recipe"),
         ("rows.csv", ["--context", "zero"], "a context that varies among the training"),
         ("rows.csv", ["--drop", ",".join([*mixed(1)][:6])], "constant: unit cm; zero 0.25"),
         ("moons", ["--drop", "x"], "Expected no --drop with the toy moons"),
@@ -202,16 +260,39 @@ def test_mistakes_with_columns(data, arguments, message, place, monkeypatch):
     assert message in complaint("train", data, *arguments, "--out", "refused")
 
 
-def test_rows_that_the_columns_cannot_have(place, tmp_path):
-    file, words = tmp_path / "odd.csv", ("evaluate", place / "out", "--data", tmp_path / "odd.csv")
-    mixed(10).assign(colour="mauve").to_csv(file, index=False)
-    told = complaint(*words)
-    assert "one of blue, green, red in column 'colour'; got 'mauve' in row 1" in told
-    mixed(10).assign(percent=101.0).to_csv(file, index=False)
-    told = complaint(*words)
-    assert "Expected values of percent: bounded from 0 to 100; got 101 in row 1" in told
-    done("log-prob", place / "out", "--data", file, "--out", tmp_path / "s.csv")
-    assert np.isneginf(pd.read_csv(tmp_path / "s.csv")["log_prob"]).all()
+@pytest.mark.filterwarnings("default:.* rows have:UserWarning")
+@pytest.mark.parametrize("trained", ["out", "flow"])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"colour": "mauve"}, "unknown categories, .* the first is row 3 .*: log p is -inf"),
+        ({"percent": 101.0}, ".*values that their columns cannot have; .* log p is -inf"),
+        ({"height": np.nan}, "gaps, .* the first is row 3 .*: log p is NaN"),
+    ],
+)
+def test_a_row_that_cannot_be_is_told_of_and_ends_nothing(changes, told, trained, place, tmp_path):
+    file, scores = tmp_path / "odd.csv", tmp_path / "scores.csv"
+    odd, good = mixed(10).assign(**{name: mixed(10)[name] for name in changes}), np.arange(10) != 2
+    for name, value in changes.items():
+        odd.loc[2, name] = value
+    odd.to_csv(file, index=False)
+    words = ("log-prob", place / trained, "--data", file, "--out", scores)
+    warned = "warning: 1 of 10 rows have " + told
+    ended = run(*words)
+    assert (ended.status, ended.err.count("\n")) == (0, 1)
+    assert re.search(warned, ended.err), ended.err
+    log_prob = pd.read_csv(scores)["log_prob"]
+    assert np.isfinite(log_prob).tolist() == good.tolist()
+    if "height" in changes:
+        assert "--missing drop" in complaint("evaluate", place / trained, "--data", file)
+        return
+    assert np.isneginf(log_prob[2])
+    ended = run("evaluate", place / trained, "--data", file, "--json")
+    assert re.search(warned, ended.err), ended.err
+    numbers = json.loads(ended.out)
+    assert (numbers["n"], numbers["nll"], numbers["impossible"]) == (10, None, 1)
+    assert numbers["nll_unfolded"] == pytest.approx(-log_prob[good].mean(), abs=0.3)
+    assert "1 rows, without a density" in run("evaluate", place / trained, "--data", file).out
 
 
 def test_read_table_and_the_model_agree_on_categories(place):

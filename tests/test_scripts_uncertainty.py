@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_scripts_running import complaint, done, write_csv
+from test_scripts_running import done, write_csv
 
 import cnf
 from cnf.scripts.output import write_scores
@@ -142,7 +142,7 @@ def test_a_row_scores_the_same_alone_and_among_others(kinds, monkeypatch):
     """With noise in its columns, of which only its values and the seed decide."""
     place, trained, rows = kinds
     rows = rows[:60]
-    assert trained.flow.noisy
+    assert trained.model.noisy
     double, probed = trained.in_double(), TrainedModel.read(str(place / "out"), "hutchinson")
     ways = {  # and what rounding may change
         "log p": (lambda chosen: double.score(chosen, 4)[0], 1e-9),
@@ -192,24 +192,6 @@ def test_bad_rows_have_a_status_each_and_leave_the_others_their_scores(kinds):
     assert "4 with a gap are NaN, 4 of unknown categories or out of bounds are -inf" in said
 
 
-def test_what_cannot_be_read_names_the_errors_that_would_read_it(place, monkeypatch):
-    rows = ContextRows(np.array([[0.1, np.nan], [0.2, 0.3]]), np.empty((2, 0)))
-
-    def read(model, data, context_data, missing="refuse", reading=None):
-        if missing != "keep":
-            raise ValueError("Expected no missing values: fill them.")
-        return rows, None
-
-    monkeypatch.setattr(TrainedModel, "rows", read)
-    words = ("log-prob", place / "out", "--data", place / "rows.csv", "--out", place / "o.csv")
-    assert "fill them; or score the other rows with --errors" in complaint(*words)
-    done(*words, "--errors")
-    assert pd.read_csv(place / "o.csv")["status"].tolist() == ["MISSING", "FINISHED"]
-    monkeypatch.undo()
-    wrong = ("log-prob", place / "out", "--data", place / "none.csv", "--out", place / "o.csv")
-    assert "--errors" not in complaint(*wrong)
-
-
 def test_an_estimator_tells_how_far_it_may_be_off():
     density = cnf.CNFDensity(max_steps=3, random_state=0).fit(ROWS)
     log_prob, uncertainty = density.score_samples_uncertainty(ROWS)
@@ -222,7 +204,8 @@ def test_bounds_that_single_precision_rounds_are_in_a_fitted_density():
     """A row on a bound has a density in double precision too, in which the estimator scores."""
     X = np.clip(np.random.default_rng(0).normal(0.5, 0.3, size=(100, 1)), 0.1, 0.9)
     schema = Schema((Column("x0", "bounded", low=0.1, high=0.9),))
-    density = cnf.CNFDensity(max_steps=2, random_state=0, schema=schema)
+    options = {"max_steps": 2, "random_state": 0, "recipe": "table-small"}
+    density = cnf.CNFDensity(schema=schema, **options)
     with pytest.warns(UserWarning, match="column 'x0' is 0.9 in 13 % of rows: no density"):
         density.fit(X)
     assert np.isfinite(density.score_samples(X)).all()

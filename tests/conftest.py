@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,37 @@ from cnf.datasets import TOYS
 # bit by bit may not choose their number.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
+
+# The files that take longest, and a few tests of seconds each: begun last, one worker would
+# finish them alone.
+LONGEST = (
+    *(
+        "test_compiled",
+        "test_scripts_report",
+        "test_diagnostics",
+        "test_readme",
+        "test_scripts_processes",
+    ),
+    *("test_distributed", "test_determinism", "test_scripts_benchmark", "test_bounds"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # by the number of tests, which says little
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    # Thousands of modules are not garbage: searched again and again they are 5 % of the time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +77,10 @@ def undrawn() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def coarse() -> Iterator[None]:
-    """Few rows of toys, coarse shades and short films."""
+    """Few rows of toys, coarse shades, short films and few trees of classifiers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cnf.scripts.data.TOY_ROWS", {"train": 2000, "validation": 200, "test": 200})
+        patch.setattr("cnf.diagnostics.similarity.TREES", 5)
         patch.setattr("cnf.plotting.density.DENSITY_PIXELS", 12)
         patch.setattr("cnf.plotting.density.STRIP_PIXELS", 8)
         patch.setattr("cnf.plotting.conditional.DENSITY_PIXELS", 12)

@@ -34,7 +34,7 @@ TRUTH = MixtureSameFamily(
     Categorical(torch.tensor([0.6, 0.4])),
     VonMises(torch.tensor([math.pi - 0.2, 0.5]), torch.tensor([8.0, 3.0])),
 )
-BATCHES = {"batch_size": 128, "matching_batch": 512, "validation_rows": 500, "validations": 4}
+BATCHES = {"batch_size": 128, "matching_batch": 512, "validation_rows": 200, "validations": 2}
 RECIPE = Recipe(hidden=(32, 32), ema_decay=0.98, learning_rate=2e-2, **BATCHES)
 FIXED = {"method": "rk4", "step_size": 0.1, "step": "joint"}  # with no error of a tolerance
 
@@ -264,7 +264,7 @@ def test_optimal_transport_is_the_best_of_all_permutations(numbers):
     assert cost(optimal_transport(z, x, (1,))) == pytest.approx(best, abs=1e-9)
 
 
-@pytest.mark.parametrize(("objective", "steps"), [("mle", 50), ("matching", 300), ("hybrid", 80)])
+@pytest.mark.parametrize(("objective", "steps"), [("mle", 50), ("matching", 150), ("hybrid", 50)])
 def test_training_on_a_density_across_the_ends(objective, steps):
     """KL to the truth, by quadrature over the hours of a day."""
     x = (TRUTH.sample((10_000, 1)) + math.pi) / TURN * 24
@@ -282,11 +282,11 @@ def test_a_real_column_that_depends_on_the_angle():
     angle = TRUTH.sample((6000,))
     rows = torch.stack([3 + 2 * torch.cos(angle) + 0.5 * torch.randn(6000), angle], 1)
     rows[:, 1] = torch.rad2deg(rows[:, 1]) + 360  # from 180 to 540, whatever the interval
-    recipe = replace(RECIPE, scaling="whiten", learning_rate=1e-2)
+    recipe = replace(RECIPE, scaling="whiten", learning_rate=3e-2)
     layers = [Identity(1), Circular(1, -180.0, 180.0)]
     flow = recipe.flow(2, columns=[Concatenate(layers, [[0], [1]])])
     train, fresh = rows[:5000], rows[5000:]
-    cnf.fit(flow, train, recipe=recipe, steps=100)
+    cnf.fit(flow, train, recipe=recipe, steps=60)
     angles = torch.deg2rad(fresh[:, 1] - 360)
     truth = TRUTH.log_prob(angles) + math.log(TURN / 360)
     truth = truth + Normal(3 + 2 * torch.cos(angles), 0.5).log_prob(fresh[:, 0])

@@ -16,7 +16,7 @@ from pandas.testing import assert_series_equal
 from cnf.datasets import ColumnType, decode_column, encode_column
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(drawn_columns.columns())
 def test_columns_return_from_numbers_exactly(column):
     values, categories, type = encode_column(column)

@@ -97,7 +97,7 @@ class Stiff(nn.Module):
 
 
 def test_rows_that_need_shorter_steps_get_them():
-    module = Stiff(60.0)
+    module = Stiff(30.0)
     layer = CNF(module, rtol=1e-6, atol=1e-6)
     x = points(20)
     x = x / x.norm(dim=1, keepdim=True) * torch.linspace(0.3, 1.7, 20).double().unsqueeze(1)
@@ -110,7 +110,7 @@ def test_rows_that_need_shorter_steps_get_them():
     slow = torch.linspace(0.3, 1.7, 20) < 0.6
     evaluations = torch.from_numpy(found.stats.evaluations)
     assert evaluations[slow].max() < 60
-    assert evaluations[~slow].max() > 300
+    assert evaluations[~slow].max() > 150
     assert found.stats.rejected[~slow.numpy()].max() > 0
 
 

@@ -1,7 +1,6 @@
 """Invertible layers: inverse, log-determinant, gradients, and what they refuse."""
 
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from cnf.fields import FIELDS, ConcatSquash, make_field
-from cnf.fields.analytic import compiled_functions
 from cnf.fields.divergence import Hutchinson
 from cnf.layers import CNF, LAYERS, SCALINGS, Identity, Positive
 from cnf.layers.settings import joint_error, per_sample_errors, row_errors
@@ -278,34 +276,6 @@ def test_what_is_kept_stays_within_its_bytes():
     layer = CNF(field, step="joint", activation_bytes=5 * stage, step_size=0.05)
     result, _ = pull_gradients(layer, x)
     assert 15 <= int(result.stats.backward) // 6 < 20
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # by the compiler itself
-@pytest.mark.parametrize(("step", "hidden"), [("joint", (5, 6)), ("per_sample", (5,))])
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles")
-def test_compiled_code_gives_the_same(step, hidden):
-    field, x = ConcatSquash(2, hidden), torch.randn(7, 2)
-    # The method of the fewest stages is compiled soonest.
-    options = {"step": step, "method": "adaptive_heun", "rtol": 1e-3, "atol": 1e-3}
-    options["activation_bytes"] = 2**28 * (step == "joint")
-    eager, compiled = (
-        pull_gradients(CNF(field, compile=compiled, **options), x)[1] for compiled in (False, True)
-    )
-    assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
-
-
-def test_without_a_compiler_there_is_a_warning_and_a_result(monkeypatch):
-    def broken(*_, **__):
-        raise RuntimeError("no C++ compiler")
-
-    compiled_functions.cache_clear()
-    monkeypatch.setattr(torch, "compile", broken)
-    field, x = ConcatSquash(2, (4, 4)), torch.randn(3, 2)
-    with pytest.warns(RuntimeWarning, match="compile=True has no effect.*no C\\+\\+ compiler"):
-        layer = CNF(field, compile=True)
-    assert_close(layer(x), CNF(field)(x))
-    compiled_functions.cache_clear()
 
 
 def test_wrong_settings_shapes_modules_and_fields():

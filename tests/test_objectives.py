@@ -229,14 +229,14 @@ def test_what_matching_cannot_train_is_refused(layers, conditional, message):
 
 
 @pytest.mark.parametrize(
-    ("coupling", "blocks", "steps"), [("independent", 3, 300), ("optimal_transport", 1, 150)]
+    ("coupling", "blocks", "steps"), [("independent", 2, 220), ("optimal_transport", 1, 100)]
 )
 def test_a_flow_trained_by_matching_has_a_gaussians_density(coupling, blocks, steps):
     mixing = torch.tensor([[3.0, 0.0], [2.0, 0.5]])
     wanted = torch.distributions.MultivariateNormal(torch.tensor([5.0, -7.0]), scale_tril=mixing)
     numbers = {"hidden": (16, 16), "matching_batch": 128, "validations": 2}
     recipe = Recipe(objective="matching", coupling=coupling, blocks=blocks, **numbers)
-    flow, x, fresh = recipe.flow(2), wanted.sample((2000,)), wanted.sample((500,))
+    flow, x, fresh = recipe.flow(2), wanted.sample((2000,)), wanted.sample((200,))
     flow.layers[-1].fit(x)
     before = (wanted.log_prob(fresh) - flow.log_prob(fresh).detach()).mean().item()
     history = cnf.fit(flow, x, recipe=recipe, steps=steps)

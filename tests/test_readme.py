@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import cnf
@@ -43,7 +44,7 @@ def shown(language: str) -> list[Path]:
 def test_python_examples_run_one_after_the_other(page, tmp_path, monkeypatch):
     """With fits of five steps."""
     monkeypatch.chdir(tmp_path)
-    fits = {"cnf.fit": cnf.fit, "cnf.tables.estimators.fit": cnf.fit}
+    fits = {"cnf.fit": cnf.fit, "cnf.tables.density_training.fit": cnf.fit}
     fits["cnf.tables.row_training.fit_codes"] = fit_codes
     for place, fit in fits.items():
         monkeypatch.setattr(
@@ -61,6 +62,7 @@ def test_commands_run_on_a_table(tmp_path, monkeypatch):
     rows = np.random.default_rng(0).normal(size=(100, 3))
     for name in ("table.csv", "new.csv"):
         np.savetxt(name, rows, delimiter=",", header="a,b,c", comments="")
+    pd.DataFrame(rows).assign(kind=rows[:, 0] > 0).to_csv("mixed.csv", index=False)
     for arguments in {tuple(each): each for page in shown("sh") for each in commands(page)}:
         assert main([*arguments, *QUICK.get(arguments[0], ())]) == 0
         for option, written in pairwise(arguments):

@@ -136,7 +136,9 @@ def test_gradients_of_both_directions_are_those_of_differences(learnt):
 
     for direction in ("inverse", "forward"):
         inputs = (x, context, *layer.parameters())
-        assert gradcheck(lambda *args, d=direction: call(d, *args), inputs, atol=1e-6, rtol=1e-5)
+        assert gradcheck(
+            lambda *args, d=direction: call(d, *args), inputs, atol=1e-6, rtol=1e-5, fast_mode=True
+        )
 
 
 class _Direction(nn.Module):
@@ -291,15 +293,6 @@ def test_a_discretized_flow_shares_its_parameters():
     z = fast.rsample(10)
     z.sum().backward()
     assert flow.layers[0].field.last.linear.weight.grad.abs().sum() > 0
-
-
-def test_a_compiled_layer_shares_its_parameters_and_agrees():
-    layer = Steps(squash(factor=1.0).float(), 2, learnt=True)
-    compiled = layer.with_solver(compile=True)
-    assert compiled.log_sizes is layer.log_sizes
-    x = torch.randn(300, 2)
-    with torch.no_grad():
-        near(compiled.pull(x).log_det, layer.pull(x).log_det, 1e-5)
 
 
 def test_what_steps_refuse():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -16,7 +15,6 @@ from tqdm import tqdm
 
 from cnf.datasets import CONDITIONAL_TOYS, TOYS, Picture, degeneracies, is_picture
 from cnf.datasets.reading import drop_option
-from cnf.fields import FIELDS, field_arguments
 from cnf.flow import Flow
 from cnf.layers import CNF
 from cnf.scripts.data import ColumnChoices, Data, open_data
@@ -28,13 +26,13 @@ from cnf.scripts.gaussian import GaussianBaseline
 from cnf.scripts.options import (
     DEFAULT_NOISE_DRAWS,
     READ_OPTIONS,
-    given_numbers,
     listed,
     option_of,
     read_options,
 )
 from cnf.scripts.program import say
-from cnf.scripts.train import BY_SIZE, CODES, PICTURE_BUDGET_SECONDS
+from cnf.scripts.recipe_choice import chosen_recipe, read_json, recipe_entries, wanted_model
+from cnf.scripts.train import CODES, PICTURE_BUDGET_SECONDS
 from cnf.scripts.trained import (
     STATE_FILE,
     TrainedModel,
@@ -51,12 +49,10 @@ from cnf.training.checkpoint import TrainingState
 from cnf.training.distillation import default_method
 from cnf.training.history import Callback, Event, History, Record
 from cnf.training.loop import fit
-from cnf.training.numbers import Number, numbers_of
-from cnf.training.recipes import RECIPES, Recipe, choose_recipe, recipe_of, unused
+from cnf.training.recipes import Recipe
 from cnf.training.run import TrainingError
 from cnf.training.schedule import Stage, stages
 from cnf.utils.distributed import barrier, process_group, rank
-from cnf.utils.serialization import read_file
 from cnf.utils.threads import number_of_threads
 
 STORED_ARGUMENTS = ("seed", "missing", "data_dir", "budget", "steps", "discretize")
@@ -73,7 +69,7 @@ def train(arguments: argparse.Namespace) -> None:
         if arguments.out is None:
             arguments.out = default_folder(arguments.data)
         resumed = _resumed_run(arguments)
-        wanted = _wanted_model(arguments, resumed)
+        wanted = wanted_model(arguments, resumed)
         choices = replace(_choices(arguments), coded=wanted.coded)
         data = open_data(arguments.data, arguments.seed, choices, arguments.data_dir)
         if arguments.budget is arguments.steps is None:
@@ -81,9 +77,9 @@ def train(arguments: argparse.Namespace) -> None:
                 arguments.budget = PICTURE_BUDGET_SECONDS
             elif arguments.discretize:
                 arguments.budget = DEFAULT_BUDGET
-        name, recipe = _recipe(arguments, data, wanted, resumed)
+        name, recipe = chosen_recipe(arguments, data, wanted, resumed)
         if arguments.show_recipe:
-            say(json.dumps(_entries(recipe), indent=2))
+            say(json.dumps(recipe_entries(recipe), indent=2))
             return
         with run_folder(arguments.out, arguments.resume) as out:
             _run(arguments, data, name, recipe, wanted.reason, out)
@@ -286,7 +282,7 @@ def _choices(arguments: argparse.Namespace) -> ColumnChoices:
             f"{arguments.context!r}"
         )
     context = () if arguments.context is None else listed(arguments.context)
-    kinds = {} if arguments.schema is None else _read_json(Path(arguments.schema), "a schema")
+    kinds = {} if arguments.schema is None else read_json(Path(arguments.schema), "a schema")
     if not isinstance(kinds, dict):
         raise ValueError(
             f"Expected {arguments.schema} to hold an object of columns, such as "
@@ -336,141 +332,6 @@ def _resume_discretized(arguments: argparse.Namespace, resumed: Mapping[str, Any
         arguments.budget = begun.get("budget")
 
 
-@dataclass(frozen=True)
-class WantedModel:
-    """The kind of model that a command line asks for.
-
-    Attributes:
-        coded: Whether it is one of codes; None where the table decides.
-        reason: What asks for it; empty where nothing does.
-        file: The recipe of a file that --recipe names.
-    """
-
-    coded: bool | None = None
-    reason: str = ""
-    file: Recipe | CodeRecipe | None = None
-
-
-def _wanted_model(arguments: argparse.Namespace, resumed: Mapping[str, Any] | None) -> WantedModel:
-    """Return the kind of model that the recipe, a flow's options or a run to resume ask for.
-
-    Raises:
-        ValueError: Two of them ask for different ones.
-    """
-    name, file = arguments.recipe, None
-    if name not in (None, CODES, BY_SIZE, *RECIPES) and os.path.exists(name):
-        file = _read_recipe(Path(name))
-    asked: dict[str, bool] = {}  # for a model of codes, by what asks
-    if resumed is not None:
-        asked["the run in --out"] = _is_of_codes(resumed)
-    if name is not None:
-        asked[f"--recipe {name}"] = name == CODES or isinstance(file, CodeRecipe)
-    numbers = [name for name in Recipe.numbers() if name not in numbers_of(CodeRecipe)]
-    for option in (*numbers, "discretize"):
-        if getattr(arguments, option) is not None:
-            asked[option_of(option)] = False
-    reasons = {coded: reason for reason, coded in reversed(asked.items())}
-    if len(reasons) == 2:
-        raise ValueError(
-            f"Expected no {reasons[False]} with {reasons[True]}, whose model is one of codes: "
-            "leave one of them out, or train in another folder"
-        )
-    coded, reason = next(iter(reasons.items()), (None, ""))
-    return WantedModel(coded, reason, file)
-
-
-def _is_of_codes(entries: Mapping[str, Any]) -> bool:
-    """Return whether entries are of a recipe, or a run, of codes."""
-    return not {*numbers_of(CodeRecipe)} - {*entries}
-
-
-def _recipe(
-    arguments: argparse.Namespace,
-    data: Data,
-    wanted: WantedModel,
-    resumed: Mapping[str, Any] | None,
-) -> tuple[str, Recipe | CodeRecipe]:
-    """Return the name of the recipe, and the recipe with the changes of the command line."""
-    file, name = wanted.file, arguments.recipe
-    if file is None and name is None and resumed is not None:
-        name = "of the run in --out"
-        file = code_recipe_of(resumed) if data.coded else recipe_of(resumed)
-    if data.coded:
-        recipe = file if isinstance(file, CodeRecipe) else CodeRecipe()
-        return name or CODES, replace(recipe, **given_numbers(arguments, shared_numbers()))
-    return _flow_recipe(arguments, data, name, file if isinstance(file, Recipe) else None)
-
-
-def _flow_recipe(
-    arguments: argparse.Namespace, data: Data, name: str | None, recipe: Recipe | None
-) -> tuple[str, Recipe]:
-    """Return the name of a flow's recipe, and the recipe with the changes of the command line."""
-    if recipe is None or name is None:
-        conditional = bool(data.context_columns)
-        known = (len(data.train), data.schema.width, conditional, arguments.objective)
-        default = "picture" if isinstance(data.toy, Picture) else None
-        values = data.schema.continuous(data.train.x) if data.toy is None else None
-        name = None if name == BY_SIZE else name
-        name, recipe = choose_recipe(name or default, *known, values)
-        if recipe.scaling != RECIPES[name].scaling:
-            name = f"{name} (scaling {recipe.scaling}, as columns are far from normal)"
-    changes = given_numbers(arguments, Recipe.numbers())
-    lost = {}
-    if changes.get("field") in FIELDS:  # whose features may not be the recipe's
-        taken = field_arguments(changes["field"])
-        lost = {name: 0 for name in ("time_features", "x_features") if name not in taken}
-    recipe = replace(recipe, **{**lost, **changes})
-    for useless, why in unused(recipe).items():
-        if useless in changes:
-            raise ValueError(f"Expected no {option_of(useless)} with {why}, which does not use it")
-    return name, recipe
-
-
-def shared_numbers() -> dict[str, Number]:
-    """Return the numbers of training codes that a flow's recipe has too, and so an option."""
-    options = Recipe.numbers()
-    return {name: each for name, each in numbers_of(CodeRecipe).items() if name in options}
-
-
-def code_recipe_of(entries: Mapping[str, Any]) -> CodeRecipe:
-    """Return the recipe of codes in JSON, whose entries may be among others.
-
-    Raises:
-        ValueError: A value is of another type, or out of range.
-    """
-    known = numbers_of(CodeRecipe)
-    for name, each in known.items():
-        each.check_type(f"the recipe's {name}", entries[name])
-    return CodeRecipe(**{name: entries[name] for name in known})
-
-
-def _entries(recipe: Recipe | CodeRecipe) -> dict[str, Any]:
-    """Return a recipe's numbers for JSON."""
-    return asdict(recipe) if isinstance(recipe, CodeRecipe) else recipe.entries()
-
-
-def _read_recipe(path: Path) -> Recipe | CodeRecipe:
-    """Read the recipe from a file that --show-recipe or train wrote."""
-    found = _read_json(path, "a recipe")
-    try:
-        entries = found["metadata"]["recipe"] if "metadata" in found else found
-        return code_recipe_of(entries) if _is_of_codes(entries) else recipe_of(entries)
-    except (KeyError, TypeError):
-        raise ValueError(
-            f"Expected {path} to hold a recipe, as --show-recipe prints or train's config.json "
-            "has it; got something else"
-        ) from None
-
-
-def _read_json(path: Path, what: str) -> Any:
-    try:
-        return json.loads(read_file(path).decode())
-    except OSError as error:
-        raise ValueError(f"Expected {what} in {path}; got: {error.strerror}") from None
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"Expected {path} to hold {what} in JSON; got: {error}") from None
-
-
 def _summary(data: Data, model: Flow | RowModel, recipe: str) -> list[str]:
     """Return lines that describe the data and the model to be trained."""
     given = f" given {', '.join(data.context_columns)}" if data.context_columns else ""
@@ -518,7 +379,7 @@ def _metadata(
         "reading": asdict(data.reading),
         "gaussian": {name: moment.tolist() for name, moment in vars(gaussian).items()},
         "objective": recipe.objective if isinstance(recipe, Recipe) else OBJECTIVE,
-        "recipe": _entries(recipe),
+        "recipe": recipe_entries(recipe),
         **of_codes,
         **{name: getattr(arguments, name) for name in STORED_ARGUMENTS},
     }

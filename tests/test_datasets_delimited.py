@@ -2,6 +2,7 @@
 
 import builtins
 import gzip
+import re
 import tempfile
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -238,7 +239,11 @@ def test_command_line():
     assert chosen == ReadOptions("\t", ",", " ", "cp1252", ("-9", "x"), ("a",))
 
 
-LETTERS = st.text("abc ,;|\"'äé\n", min_size=1, max_size=6).map(lambda text: f"t{text}t")
+LETTERS = (
+    st.text("abc ,;|\"'äé\n", min_size=1, max_size=6)
+    .filter(lambda text: not re.search("[äé]{3}", text))  # in no language of Windows-1252
+    .map(lambda text: f"t{text}t")
+)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 SECONDS = st.integers(0, 2**32).map(
     lambda seconds: datetime(1990, 1, 1) + timedelta(seconds=seconds)

@@ -265,3 +265,17 @@ def test_calibration_makes_the_mean_conditionals_the_shares() -> None:
     shares = torch.bincount(codes[:, 1], weight, 4) / weight.sum()
     torch.testing.assert_close(expected, shares, atol=2e-3, rtol=0)  # the priors of codes
     assert ((network.log_prob(codes) - before) * weight).sum() > 0
+
+
+def test_a_run_that_steps_end_is_the_same_with_any_budget() -> None:
+    """Its calibration too, which takes a share of the time."""
+    codes = torch.randint(3, (600, 3), generator=torch.Generator().manual_seed(0))
+    found = []
+    for budget in (None, 500.0, 900.0):
+        torch.manual_seed(0)
+        network = CodeNetwork([3, 3, 3], [3, 3, 3], [None] * 3, hidden=8)
+        options = {"validation": codes[500:], "steps": 60, "budget": budget, "threads": 1}
+        fit_codes(network, codes[:500], **options)
+        found.append(network.bias)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    torch.testing.assert_close(found[1], found[2], rtol=0, atol=0)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit
 
 from cnf.tables.coding import Coding, has_codes
 from cnf.tables.coordinates import Coded, recount
@@ -368,3 +369,23 @@ def test_mistakes():
         Coding.fit(constant, np.full((100, 1), 4.0))
     with pytest.raises(ValueError, match="at least 1 bin; got 0"):
         Coding.fit(SCHEMA, TABLE, bins=0)
+
+
+def test_bounded_numbers_that_reach_their_bounds_have_a_density_of_one():
+    """The marginal goes beyond the bounds, where no number is."""
+    values = np.append(np.random.default_rng(0).random(500), [0.0, 1.0])
+    coding = Coding.fit(Schema((Column("x", "bounded", 0.0, 1.0),)), values[:, None], bins=64)
+    grid = expit(np.linspace(-35, 35, 400_001))  # dense at the bounds
+    coded = coding.encode(grid[:, None])
+    density, codes = np.exp(coded.log_alone[:, 0]), coded.codes[:, 0]
+    cells = np.diff(grid) * (density[1:] + density[:-1]) / 2
+    masses = np.bincount(codes[1:], cells)
+    np.testing.assert_allclose(masses, 1.0, atol=1e-2)
+
+
+def test_whole_numbers_beyond_what_double_precision_counts_have_a_mass():
+    values = np.append(np.random.default_rng(0).integers(0, 10**6, 3000), [9e15, 8e15]) * 1.0
+    coding = Coding.fit(Schema((Column("k", "integer", 0.0),)), values[:, None])
+    coded = coding.encode(values[:, None])
+    assert np.isfinite(coded.log_alone).all()
+    assert coded.log_alone[-1] < coded.log_alone[:-2].min()

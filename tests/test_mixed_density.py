@@ -244,3 +244,23 @@ def test_weights_are_shares_of_a_category():
     green = 4 * (frame["colour"] == "green").sum() / weight.sum()
     assert (drawn == "green").mean() == pytest.approx(green, abs=0.06)
     assert (drawn == "blue").mean() < 0.03
+
+
+def test_rows_of_weight_0_have_no_part_in_the_codes():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=600), "flag": rng.random(600) < 0.5})
+    frame.loc[:299, "x"] += 1e3
+    weight = np.repeat([0.0, 1.0], 300)
+    density = codes(3).fit(frame, sample_weight=weight)
+    some = codes(3).fit(frame[300:])
+    assert density.model_.coding == some.model_.coding
+
+
+def test_numbers_between_those_of_a_grid_count_as_the_nearest(fitted):
+    frame = mixed_frame(1500).assign(count=np.random.default_rng(0).poisson(3, 1500))
+    density = codes(3).fit(frame)
+    rows = frame.head(4).astype({"count": float})
+    rows.loc[1, "count"] += 0.25
+    with pytest.warns(UserWarning, match="'count'.* in row 2 .*: it counts as the nearest number"):
+        found = density.score_samples(rows)
+    np.testing.assert_allclose(found, density.score_samples(frame.head(4)), atol=1e-5)

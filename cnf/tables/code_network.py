@@ -14,7 +14,7 @@ from torch import Tensor, nn
 FREE_WEIGHT = 0.5  # of a bin's free part next to its smooth part
 PASS_ROWS = 1000  # rows that pass through the network at once where nothing is trained
 PRIOR_COUNT = 0.1  # rows of each code that marginals are given beforehand
-SMALLEST_SHARE = 1e-12  # that a calibration divides by
+CALIBRATION_PRIOR = 10.0  # rows of each code that change nothing
 BIN_PRIOR_COUNT = 0.5  # of each bin: all rows may be outside of it
 
 Features = Sequence[Sequence[float]]
@@ -236,26 +236,28 @@ class CodeNetwork(nn.Module):
     def calibrate(self, codes: Tensor, weight: Tensor | None = None) -> None:
         """Change the biases so that the mean conditionals over rows are the shares of the codes.
 
-            b_k ← b_k + ln (share of d_k / mean p(d_k | d_1 … d_{k−1})),
+            b_k ← b_k + ln ((n_k + a) / (Σ p(d_k | d_1 … d_{k−1}) + a)),
 
-        where the likelihood of the biases is stationary if both are equal. Draws then have the
-        columns' distributions, which dropout and early stopping leave blurred.
+        where n_k is the number of rows with the code, the sum is over rows, and a stands for rows
+        that keep codes of few as they are. Where both are equal the likelihood of the biases is
+        stationary. Draws then have the columns' distributions, which dropout and early stopping
+        leave blurred.
 
         Args:
             codes: Rows of codes (n, K).
             weight: Weights of the rows, shape (n,); equal when None.
         """
-        counted = [*self._counts(codes, weight)]
+        counted = [counts for counts, _ in self._counts(codes, weight)]
         weight = torch.ones(len(codes), device=codes.device) if weight is None else weight
-        weight = (weight / weight.sum()).to(self.bias)
+        weight = (weight * (len(codes) / weight.sum())).to(self.bias)
         table, head = self._table(), self._head()
         expected = torch.zeros_like(self.bias)
         for some, each in zip(codes.split(PASS_ROWS), weight.split(PASS_ROWS), strict=True):
             conditionals = self._conditionals(some, table, head)
             expected += torch.cat([each @ logits.softmax(1) for logits in conditionals])
-        for part, (counts, prior) in zip(self.slices, counted, strict=True):
-            shares = (counts + prior) / (counts + prior).sum()
-            self.bias[part] += (shares / expected[part].clamp(min=SMALLEST_SHARE)).log()
+        for part, counts in zip(self.slices, counted, strict=True):
+            ratio = (counts + CALIBRATION_PRIOR) / (expected[part] + CALIBRATION_PRIOR)
+            self.bias[part] += ratio.log()
 
     @torch.no_grad()
     def sample(self, given: int | Tensor, generator: torch.Generator | None = None) -> Tensor:

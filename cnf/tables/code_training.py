@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import cos, inf, pi
 from pathlib import Path
 from time import perf_counter
@@ -24,14 +24,11 @@ from cnf.training.progress import TrainingBudget
 from cnf.training.run import Run
 from cnf.utils.distributed import local_slice, mean, parallel, world_size
 from cnf.utils.serialization import add_prefix, strip_prefix
-from cnf.utils.threads import Threads, check_threads
+from cnf.utils.threads import Threads, check_threads, number_of_threads
 
 OBJECTIVE = "code likelihood"
 CALIBRATIONS = 2  # rounds; a third changes the shares by less than a thousandth
-CALIBRATION_ROWS = 50_000  # at most, and as many as take a
 CALIBRATION_SHARE = 0.1  # of the budget
-TIMED_ROWS = 500
-DAY = 86_400.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ def fit_codes(
         validation_weight: Weights of the rows for validation, shape (m,).
         within_nll: Nats that are added to the validation NLL: the mean −log p(x | d) of what the
             codes leave.
-        budget: Seconds from this call to the loop's end; 60 where neither it nor steps is given.
+        budget: Seconds in all, 60 where neither it nor steps is given; a tenth are for calibration.
         steps: Number of steps; with a budget too, whichever is reached first ends the run.
         seed: Seed of the order of the rows and of training's random numbers.
         callbacks: Called after every step.
@@ -150,9 +147,8 @@ def fit_codes(
         identity = _identity(network, recipe, length, seed, train, held_out)
         checkpointer = Checkpointer(Path(state), state_seconds, identity)
     generator = torch.Generator().manual_seed(seed)
-    (seconds,) = mean([_seconds_of_row(network, train)], network.bias)
-    rows = min(CALIBRATION_ROWS, int(CALIBRATION_SHARE * min(length.budget, DAY) / seconds))
-    (spent,) = mean([perf_counter() - begin + min(rows, len(train)) * seconds], network.bias)
+    length = replace(length, budget=(1 - CALIBRATION_SHARE) * length.budget)
+    (spent,) = mean([perf_counter() - begin], network.bias)
     run = CodeRun(
         network,
         recipe,
@@ -165,16 +161,23 @@ def fit_codes(
     )
     run.run(callbacks, seed)
     network.load_state_dict(run.finish())
-    _calibrate(network, train[:rows], held_out)
+    if run.progress.reason != "interrupted":
+        rows = _calibration_rows(network, train, run.progress.step * recipe.batch_size, seed)
+        with number_of_threads(run.progress.threads or torch.get_num_threads()):
+            _calibrate(network, rows, held_out[: recipe.validation_rows])
     return History.of(run.progress)
 
 
-def _seconds_of_row(network: CodeNetwork, rows: Rows) -> float:
-    """Return the seconds that the calibrations take for each row."""
-    some = rows.x[:TIMED_ROWS]
-    begin = perf_counter()
-    network.log_prob(some)
-    return CALIBRATIONS * (perf_counter() - begin) / len(some)
+def _calibration_rows(network: CodeNetwork, train: Rows, visited: int, seed: int) -> Rows:
+    """Return random rows, as many as take the calibration's share of the time of training.
+
+    A coordinate of a row takes the time of one pass, and a row in training that of three.
+    """
+    passes = CALIBRATIONS * (len(network.sizes) - network.given)
+    share = CALIBRATION_SHARE / (1 - CALIBRATION_SHARE)
+    count = min(len(train), int(3 * share * visited / passes))
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    return train[order[:count].to(train.x.device)]
 
 
 def _calibrate(network: CodeNetwork, rows: Rows, held_out: Rows) -> None:

@@ -16,6 +16,7 @@ from cnf.tables.marginal import Array, Marginal
 Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
+MIN_CELL = 1e-6  # of a cell, relative, whose mass is a difference and not a density
 LOG_SMALLEST = -40.0  # log of a share of a bin that double precision does not tell from 0
 
 
@@ -216,7 +217,10 @@ class Mixed(Coordinate):
     def _ends(self) -> tuple[Array, Array, Array]:
         """The ends a and b of the bins, and ln (Φ(b) − Φ(a))."""
         inner = self.marginal.forward(np.array(self.edges, np.float64))[0]
-        a, b = np.array([-inf, *inner]), np.array([*inner, inf])
+        first, last = -inf, inf
+        if self.low is not None and self.high is not None:  # beyond which the marginal goes
+            first, last = self.marginal.forward(np.array([self.low, self.high]))[0]
+        a, b = np.array([first, *inner]), np.array([*inner, last])
         return a, b, _log_mass(a, b)
 
     def _within(self, points: Array, bins: Codes) -> tuple[Array, Array]:
@@ -273,7 +277,10 @@ class Counted(Mixed):
         """Return the log of the masses of whole numbers where z is standard normal."""
         a, b, log_mass = (each[bins] for each in self._ends)
         begin, end = (self.marginal.forward(np.floor(points) + each)[0] for each in (0.0, 1.0))
-        return _log_mass(np.clip(begin, a, b), np.clip(end, a, b)) - log_mass
+        masses = _log_mass(np.clip(begin, a, b), np.clip(end, a, b)) - log_mass
+        # Double precision does not resolve the cells of the largest numbers.
+        unresolved = end - begin <= MIN_CELL * np.abs(end)
+        return np.where(unresolved, super()._alone(points, bins, z, log_det), masses)
 
     def _numbers(self, points: Array, least: Array, most: Array) -> Array:
         counts = np.clip(np.floor(points), least, most - 1)

@@ -69,6 +69,10 @@ def train_row_model(
 
     It stays in single precision, whose rounding is 1e-6 nats: double takes 2.5 times as long.
     """
+    weight = options["weight"]
+    if weight is not None:  # the codes are those of the rows that count
+        kept = weight > 0
+        rows, contexts, options["weight"] = rows[kept], contexts[kept], weight[kept]
     given = None if columns.varying is None else (columns.varying, contexts)
     model = new_row_model(schema, rows, seed, context=given).to(device)
     history = fit_rows(

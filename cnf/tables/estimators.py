@@ -37,7 +37,6 @@ from cnf.tables.inputs import (
     complete_rows,
     context_table,
     describe_foreign,
-    foreign_values,
     is_frame,
     unmasked,
 )
@@ -324,11 +323,17 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         contexts = _tensor(self._context.numbers(given)[complete], model)
         scores = score(model, torch.tensor(rows[complete]).to(model.like), contexts)
         found = [_spread(each, complete) for each in scores]
-        foreign = foreign_values(self.schema_, rows) & np.isneginf(found[0])[:, None]
-        lines = (describe_foreign(table, self.schema_, foreign), self._context.unknown(given))
-        for line, log_prob in zip(lines, ("-inf", "NaN"), strict=True):
+        schema, outside = self.schema_, self.schema_.outside(rows)
+        foreign = schema.outside(schema.nearest(rows)) if isinstance(model, RowModel) else outside
+        between = (outside & ~foreign) if isinstance(model, RowModel) else np.zeros_like(outside)
+        foreign &= np.isneginf(found[0])[:, None]
+        for line, meaning in (
+            (describe_foreign(table, schema, foreign), "log p is -inf"),
+            (describe_foreign(table, schema, between), "it counts as the nearest number"),
+            (self._context.unknown(given), "log p is NaN"),
+        ):
             if line is not None:
-                warn(f"{line}: log p is {log_prob}", stacklevel=3)
+                warn(f"{line}: {meaning}", stacklevel=3)
         return found
 
     def _table(self, X: Any, reset: bool) -> Table:

@@ -155,7 +155,7 @@ class ContextColumns:
             return None
         numbers = self._all_numbers(table)
         coded = [isinstance(each.of_kind, CategoricalColumn) for each in self.schema.columns]
-        foreign = foreign_values(self.schema, numbers) & ~np.isnan(numbers) & np.array(coded)
+        foreign = self.schema.outside(numbers) & ~np.isnan(numbers) & np.array(coded)
         return describe_foreign(table, self.schema, foreign)
 
     def numbers(self, table: Table) -> Array:
@@ -196,12 +196,6 @@ def check_numbers(table: Table, advice: str, booleans: bool = False) -> None:
                 f"Expected numbers in every column of {table.name}; got column {name!r}, which "
                 f"holds {HELD[type.family]}: {advice}"
             )
-
-
-def foreign_values(schema: Schema, numbers: Array) -> Flags:
-    """Return which numbers (rows, columns) a schema's columns cannot have; gaps are such ones."""
-    pairs = zip(schema.columns, numbers.T, strict=True)
-    return np.column_stack([column.of_kind.outside(each) for column, each in pairs])
 
 
 def describe_foreign(table: Table, schema: Schema, foreign: Flags) -> str | None:

@@ -366,6 +366,16 @@ class Schema:
         """Return the entries that `of` reads, ready for JSON."""
         return {column.name: _entry(column) for column in self.columns}
 
+    def nearest(self, numbers: Array) -> Array:
+        """Return numbers (rows, columns) with those of grids rounded; gaps stay NaN."""
+        pairs = zip(self.columns, numbers.T, strict=True)
+        return np.column_stack([column.of_kind.nearest(each) for column, each in pairs])
+
+    def outside(self, numbers: Array) -> NDArray[np.bool_]:
+        """Return which numbers (rows, columns) the columns cannot have."""
+        pairs = zip(self.columns, numbers.T, strict=True)
+        return np.column_stack([column.of_kind.outside(each) for column, each in pairs])
+
     def check(self, numbers: Array) -> None:
         """Raise a ValueError with the column, the row and the value that a column cannot have."""
         for column, given in zip(self.columns, numbers.T, strict=True):

@@ -42,6 +42,9 @@ class IntegerColumn(ColumnKind):
     def table_type(self) -> ColumnType:
         return self.type or ColumnType("int64" if self.step is None else "float64")
 
+    def nearest(self, numbers: Array) -> Array:
+        return np.rint(numbers)
+
     def outside(self, numbers: Array) -> NDArray[np.bool_]:
         return np.asarray(super().outside(numbers) | (numbers != np.floor(numbers)))
 

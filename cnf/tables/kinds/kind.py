@@ -140,6 +140,10 @@ class ColumnKind:
         """Return the number of a value."""
         return value
 
+    def nearest(self, numbers: Array) -> Array:
+        """Return the numbers of a grid that are nearest to numbers (rows,), these without one."""
+        return numbers
+
     def outside(self, numbers: Array) -> NDArray[np.bool_]:
         """Return which numbers the column cannot have, shape (rows,)."""
         out = np.zeros(len(numbers), dtype=bool)

@@ -16,7 +16,7 @@ from cnf.tables.kinds.column_values import ColumnValues, Looks
 from cnf.tables.kinds.kind import UNKNOWN_CODE, ColumnKind, Unknown
 from cnf.tables.kinds.lattice import Array
 
-MAX_CATEGORIES = 5000
+MAX_CATEGORIES = 1000
 FEW_CATEGORIES = 100  # more than half as many as rows are names or ids
 MAX_SHOWN_CATEGORIES = 8  # in a description
 MAX_SHOWN_LETTERS = 40  # of a category
@@ -36,7 +36,7 @@ class CategoricalColumn(ColumnKind):
         """Return the categories, where values are their numbers.
 
         Raises:
-            ValueError: There are more than 5000, or more than a hundred and half of the rows.
+            ValueError: There are more than 1000, or more than a hundred and half of the rows.
         """
         names = column.categories
         most = min(MAX_CATEGORIES, max(FEW_CATEGORIES, len(column.known) // 2))
@@ -121,8 +121,9 @@ class CategoricalColumn(ColumnKind):
         """Return draws as a table has them: categories whose names are numbers as these."""
         if self.coded:
             return numbers
-        numeric: Array = np.array([float(name) for name in self.categories])
-        return numeric[numbers.astype(np.int64)]
+        numeric: Array = np.array([*(float(name) for name in self.categories), np.nan])
+        known = numbers >= 0  # not those of unknown categories, −1, or NaN
+        return numeric[np.where(known, numbers, -1).astype(np.int64)]
 
     def text(self, number: float) -> str:
         return self.names[int(number)]

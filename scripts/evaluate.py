@@ -50,11 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.report is not None:
             names = filter(None, (arguments.data, arguments.context_data))
             known = (" with the contexts of ".join(names), evaluation.lines(), arguments.draws)
+            if not arguments.json:
+                say(*evaluation.lines())
             found = write_report(page, trained, rows, log_prob, *known)
             evaluation = evaluation.with_similarity(found)
-        say(*([evaluation.json()] if arguments.json else evaluation.lines()))
-        if arguments.report is not None and not arguments.json:
-            say(f"  {page}")
+            say(*([evaluation.json()] if arguments.json else evaluation.similarity_lines()))
+            if not arguments.json:
+                say(f"  {page}")
+        else:
+            say(*([evaluation.json()] if arguments.json else evaluation.lines()))
     return 0
 
 

@@ -68,7 +68,7 @@ class EvaluationResult:
     def lines(self) -> list[str]:
         """Return the numbers as lines of text."""
         gain, ahead = self.gaussian_nll - self.nll, ""
-        if isfinite(gain):
+        if isfinite(gain) and self.gain_stderr is not None:
             better = "better" if gain >= 0 else "worse"
             ahead = f" (the model is {better} by {abs(gain):.4f}{_error(self.gain_stderr)})"
         lines = [
@@ -92,7 +92,7 @@ class EvaluationResult:
                 f"  KL            {self.kl:10.4f}{_error(self.kl_stderr)} from truth to flow",
             ]
         evaluations = [f"  evaluations   {self.nfe:10.1f} per solve"] if self.nfe else []
-        return [*lines, *self._similarity(), *evaluations]
+        return [*lines, *evaluations]
 
     def _lost(self) -> list[str]:
         """Return lines on the rows without a density."""
@@ -107,7 +107,7 @@ class EvaluationResult:
             lost.append(f"                {self.nll_unfolded:10.4f} is the NLL of the others")
         return lost
 
-    def _similarity(self) -> list[str]:
+    def similarity_lines(self) -> list[str]:
         """Return lines on the similarity of draws, where it is known."""
         if self.detection_score is None:
             return []
@@ -175,7 +175,9 @@ def summarize(
         nll_standardized=nll - 0.5 * float(np.log(_variances(trained)).sum()),
         bits_per_dim=nll / (len(trained.schema.columns) * float(np.log(2))),
         gaussian_nll=-float(gaussian[scored].mean()) if scored.any() else np.inf,
-        gain_stderr=None if lost.any() else clustered_stderr(log_prob - gaussian, groups),
+        gain_stderr=None
+        if lost.any() or not scored.all()
+        else clustered_stderr(log_prob - gaussian, groups),
         nfe=nfe,
         draws=draws if trained.model.noisy else None,
         **known,
@@ -197,14 +199,16 @@ def warn_of_rows(trained: TrainedModel, rows: ContextRows, log_prob: Array) -> N
     """Warn, in the first process, of rows without a density, and of those without a known one."""
     unknown = np.isnan(log_prob)
     impossible = (log_prob == -np.inf) & ~folded_rows(trained, rows, log_prob)
-    for found, what, value in (
-        (impossible, "unknown categories, or values that their columns cannot have", "-inf"),
-        (unknown, "gaps, or a context of unknown categories", "NaN"),
+    foreign = "unknown categories, or values that their columns cannot have"
+    for found, what, meaning in (
+        (impossible, foreign, "log p is -inf"),
+        (unknown, "gaps, or a context of unknown categories", "log p is NaN"),
+        (trained.between(rows), "numbers between those of a grid", "the nearest ones count"),
     ):
         if found.any() and rank() == 0:
             warnings.warn(
                 f"{found.sum()} of {len(rows)} rows have {what}; the first is row "
-                f"{found.argmax() + 1} (counting from 1): log p is {value}",
+                f"{found.argmax() + 1} (counting from 1): {meaning}",
                 stacklevel=2,
             )
 

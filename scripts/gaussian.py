@@ -45,13 +45,14 @@ class GaussianBaseline:
         """Fit a Gaussian by maximum likelihood, with a shrunk correlation where rows are few.
 
         The correlation R becomes (1 − s) R + s I, by the s of highest likelihood in
-        cross-validation where that is higher than at 0. A billionth of each variance is added, so
-        that collinear columns have a finite density too.
+        cross-validation where that is higher than at 0. A billionth of each variance, or of 1 where
+        a column is constant, is added, so that collinear columns have a finite density too.
         """
         joined = rows.joined()
         mean, scale = joined.mean(0), joined.std(0)
         covariance = np.atleast_2d(np.cov(joined.T, bias=True))
-        diagonal = np.diag(np.diag(covariance))
+        variances = np.diag(covariance)
+        diagonal = np.diag(np.where(variances > 0, variances, 1.0))
         s = _shrinkage(joined, mean, np.where(scale > 0, scale, 1.0))
         return GaussianBaseline(mean, (1 - s) * covariance + (s + COLLINEAR_VARIANCE) * diagonal)
 

@@ -1,6 +1,7 @@
 """`log-prob DIR --data FILE --out FILE`: the log-density of each row of a table, in nats.
 
-A row with a gap has NaN, and one with an unknown category or a value out of bounds -inf.
+A row with a gap, or a context of an unknown category, has NaN, and one with another unknown
+category or a value out of bounds -inf.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def parser() -> Parser:
         action="store_true",
         help="add the columns stderr (of an estimated trace, or of noise), solver_error, "
         "uncertainty (the total, which covers 95 in 100 rows) and, in .csv and .parquet, status: "
-        "FINISHED, MISSING (a gap: NaN), IMPOSSIBLE (an unknown category, or out of bounds: -inf), "
-        "FOLDED (where explicit steps fold: -inf), or why a row failed, which is NaN and ends "
-        "nothing. Takes about three times as long",
+        "FINISHED, MISSING (a gap, or a context of an unknown category: NaN), IMPOSSIBLE (another "
+        "unknown category, or out of bounds: -inf), FOLDED (where explicit steps fold: -inf), or "
+        "why a row failed, which is NaN and ends nothing. Takes about three times as long",
     )
     return parser
 

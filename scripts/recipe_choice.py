@@ -43,7 +43,12 @@ def wanted_model(arguments: argparse.Namespace, resumed: Mapping[str, Any] | Non
         ValueError: Two of them ask for different ones.
     """
     name, file = arguments.recipe, None
-    if name not in (None, CODES, BY_SIZE, *RECIPES) and os.path.exists(name):
+    known = (CODES, BY_SIZE, *RECIPES)
+    if name is not None and name not in known:
+        if not os.path.exists(name):
+            raise ValueError(
+                f"Expected --recipe to be a file or among {', '.join(known)}; got {name!r}"
+            )
         file = _read_recipe(Path(name))
     asked: dict[str, bool] = {}  # for a model of codes, by what asks
     if resumed is not None:
@@ -66,7 +71,7 @@ def wanted_model(arguments: argparse.Namespace, resumed: Mapping[str, Any] | Non
 
 def _is_of_codes(entries: Mapping[str, Any]) -> bool:
     """Return whether entries are of a recipe, or a run, of codes."""
-    return not {*numbers_of(CodeRecipe)} - {*entries}
+    return not ({*numbers_of(CodeRecipe)} - {*Recipe.numbers()}).isdisjoint(entries)
 
 
 def chosen_recipe(
@@ -118,12 +123,12 @@ def shared_numbers() -> dict[str, Number]:
 
 
 def code_recipe_of(entries: Mapping[str, Any]) -> CodeRecipe:
-    """Return the recipe of codes in JSON, whose entries may be among others.
+    """Return the recipe of codes in JSON, whose entries may be among others; others are defaults.
 
     Raises:
         ValueError: A value is of another type, or out of range.
     """
-    known = numbers_of(CodeRecipe)
+    known = {name: each for name, each in numbers_of(CodeRecipe).items() if name in entries}
     for name, each in known.items():
         each.check_type(f"the recipe's {name}", entries[name])
     return CodeRecipe(**{name: entries[name] for name in known})

@@ -29,6 +29,7 @@ from cnf.scripts.data import known_toy
 from cnf.scripts.figures import joined_table
 from cnf.scripts.rows import Array, ContextRows
 from cnf.scripts.trained import TrainedModel
+from cnf.tables.kinds import CategoricalColumn
 from cnf.tables.schema import Column, Schema
 from cnf.utils.distributed import gather, rank
 from cnf.utils.serialization import write_atomic
@@ -114,6 +115,10 @@ def write_report(
         RuntimeError: A flow cannot be integrated at some of its samples.
         OSError: The page cannot be written.
     """
+    known = ~np.isnan(log_prob)  # not of contexts of unknown categories, which have no draws
+    if not known.any():
+        raise ValueError(f"Expected rows with a log p for the report; got none of {len(rows)}")
+    rows, log_prob = rows.at(np.flatnonzero(known)), log_prob[known]
     order = np.random.default_rng(REPORT_SEED).permutation(len(rows))
     # As many samples as rows, or a multiple where they are few.
     count = min(len(rows) * max(1, -(-MIN_SAMPLES // len(rows))), MAX_SAMPLES)
@@ -126,8 +131,9 @@ def write_report(
     schema, varying = trained.schema.without(trained.schema.constant)
     rows, samples = (ContextRows(each.x[:, varying], each.context) for each in (rows, samples))
     given = trained.given.columns if trained.given else map(Column, trained.context_columns)
-    known = (schema, tuple(given))
-    compared = SampleComparison(*known, rows, log_prob, samples, sample_log_prob, order)
+    compared = SampleComparison(
+        schema, tuple(given), rows, log_prob, samples, sample_log_prob, order
+    )
     data = data or f"held-out rows of {trained.source}"
     title = escape(f"How calibrated is {trained.folder}?")
     found, detection = (None, []) if known_toy(trained.source) else _detection(trained)
@@ -303,7 +309,7 @@ def _lowest(compared: SampleComparison) -> str:
 
 def _text(column: Column, value: float) -> str:
     """Return a value for display, of rows that may have unknown categories."""
-    unknown = column.of_kind.coded and value < 0
+    unknown = isinstance(column.of_kind, CategoricalColumn) and value < 0
     return UNKNOWN_TEXT if unknown else column.text(value)
 
 

@@ -250,6 +250,7 @@ class TrainedModel:
         """
         possible = self.possible(rows)
         chosen, found = rows.at(np.flatnonzero(possible)), np.full(len(rows), -np.inf)
+        chosen = ContextRows(self._counted(chosen.x), chosen.context)
         numbers, log_det = continuous_columns(
             self.dequantizing, self.schema, chosen, self.seed, given=self.given
         )
@@ -258,13 +259,19 @@ class TrainedModel:
 
     def possible(self, rows: ContextRows) -> NDArray[np.bool_]:
         """Return whether rows have values that their columns, and the context's, can have."""
-        pairs = [(self.schema, rows.x), *([(self.given, rows.context)] if self.given else [])]
-        outside = [
-            column.of_kind.outside(numbers)
-            for schema, each in pairs
-            for column, numbers in zip(schema.columns, each.T, strict=True)
-        ]
-        return np.asarray(~np.logical_or.reduce(outside))
+        outside = self.schema.outside(self._counted(rows.x)).any(axis=1)
+        if self.given:
+            outside |= self.given.outside(rows.context).any(axis=1)
+        return np.asarray(~outside)
+
+    def between(self, rows: ContextRows) -> NDArray[np.bool_]:
+        """Return whether rows have numbers between those of a grid, of which the nearest count."""
+        moved = self._counted(rows.x) != rows.x
+        return np.asarray((moved & ~np.isnan(rows.x)).any(axis=1))
+
+    def _counted(self, x: Array) -> Array:
+        """Return rows as the model takes them: one of codes rounds the numbers of grids."""
+        return self.schema.nearest(x) if isinstance(self.model, RowModel) else x
 
     def remarks(self, x: Array) -> list[str]:
         """Return a line on each column of rows (rows, columns) that is better left out."""

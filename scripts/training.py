@@ -181,7 +181,8 @@ def _discretized(
 def _draw(trained: TrainedModel, data: Data) -> None:
     """Draw the figures, and a picture's film, in the first process."""
     if rank() == 0:
-        film = "gif" if isinstance(data.toy, Picture) else None
+        filmed = isinstance(data.toy, Picture) and isinstance(trained.model, Flow)
+        film = "gif" if filmed else None
         say(*(f"  {path}" for path in plot(trained, data, film=film)))
 
 

@@ -1,15 +1,26 @@
 """Conditional densities p(x | c): train, evaluate, sample, log-prob."""
 
+import json
 from math import log
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import multivariate_normal
 from sklearn.linear_model import LinearRegression
 from test_scripts_programs import evaluation, log_probs
-from test_scripts_running import COLUMNS, SMALL, complaint, done, rows_of_table, tree, write_csv
+from test_scripts_running import (
+    COLUMNS,
+    SMALL,
+    complaint,
+    done,
+    rows_of_table,
+    run,
+    tree,
+    write_csv,
+)
 
 import cnf
 from cnf.datasets import CONDITIONAL_TOYS, read_table, split
@@ -244,3 +255,34 @@ def test_held_out_rows_of_a_changed_table_are_not_known(data, tmp_path):
         for program in ("evaluate", "plot"):
             line = complaint(program, tmp_path / "out")
             assert "changed" in line or "'width'" in line
+
+
+@pytest.mark.filterwarnings("default:.* rows have:UserWarning")
+def test_a_category_of_the_context_that_no_row_has(tmp_path):
+    """Its column in the Gaussian baseline is constant."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=200), "place": rng.choice(["a", "b"], 200)})
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    schema = {"place": {"kind": "categorical", "categories": ["a", "b", "c"]}}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    given = ("--context", "place", "--schema", tmp_path / "schema.json", "--steps", 3)
+    done("train", tmp_path / "rows.csv", *given, "--out", tmp_path / "run")
+    assert "Gaussian NLL" in done("evaluate", tmp_path / "run")
+    frame.assign(place=["z", *frame["place"][1:]]).to_csv(tmp_path / "new.csv", index=False)
+    given = ("evaluate", tmp_path / "run", "--data", tmp_path / "new.csv", "--report")
+    status, told, warned = run(*given)
+    assert status == 0
+    assert "the first is row 1 (counting from 1): log p is NaN" in warned
+    assert "1 rows, without a density" in told
+    page = (tmp_path / "run/report.html").read_text()
+    assert "<dt>rows</dt><dd>199</dd>" in page
+    assert "is nan" not in page
+
+
+def test_a_recipe_of_codes_may_name_some_of_its_numbers(tmp_path):
+    (tmp_path / "recipe.json").write_text('{"canonical": 0.25}')
+    shown = done("train", "iris", "--recipe", tmp_path / "recipe.json", "--show-recipe")
+    assert json.loads(shown)["canonical"] == 0.25
+    assert json.loads(shown)["batch_size"] == 256
+    told = complaint("train", "iris", "--recipe", "code", "--out", tmp_path / "run", status=2)
+    assert "Expected --recipe to be a file or among codes, table, toy" in told

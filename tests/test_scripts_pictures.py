@@ -154,3 +154,9 @@ def test_wrong_figures_are_refused(table, picture, fan, monkeypatch):
     assert "for a film" in complaint("plot", fan, "--film", "gif")
     monkeypatch.setenv("PATH", "")
     assert "ffmpeg" in complaint("plot", picture, "--film", "mp4")
+
+
+def test_codes_of_a_picture_have_figures_but_no_film(tmp_path):
+    done("train", "word:A", "--recipe", "codes", "--steps", 2, "--out", tmp_path / "run")
+    assert [each.name for each in (tmp_path / "run/figures").glob("film*")] == []
+    assert (tmp_path / "run/figures/pairs.png").exists()

@@ -166,7 +166,8 @@ def test_a_run_of_codes_resumes_as_it_was_begun(rows, monkeypatch, tmp_path):
     metadata = json.loads((tmp_path / "b/config.json").read_text())["metadata"]
     assert (metadata["seed"], metadata["steps"], metadata["budget"]) == (7, 8, None)
     assert (metadata["recipe"]["learning_rate"], metadata["objective"]) == (0.01, "code likelihood")
-    assert "no --recipe codes with the run" not in done(*again)
+    told = complaint(*again, "--recipe", "codes")  # at its own learning rate
+    assert "learning_rate" in told
 
 
 def test_resume_keeps_a_budget(rows, monkeypatch, tmp_path):

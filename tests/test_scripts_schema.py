@@ -180,7 +180,6 @@ def test_a_recipe_of_codes_is_shown_read_and_chosen_by_name(place, tmp_path):
     assert "flow over dequantized columns, by --recipe table" in done(
         *words, tmp_path / "e", "--recipe", "table", "--batch-size", 16
     )
-    assert "explicit steps" not in done("evaluate", tmp_path / "b")
     assert "the model in" in complaint("distil", tmp_path / "b", "--out", tmp_path / "f")
 
 

@@ -143,7 +143,7 @@ def test_the_site_loads_nothing_from_the_network(monkeypatch):
 def test_the_commands_above_benchmarks_parse():
     page = (SITE / "benchmarks.md").read_text(encoding="utf-8")
     titles = re.findall(r"^## (\w+): ([\w-]+)\n\n```sh\n(.*)\n```", page, re.MULTILINE)
-    assert {subject for subject, *_ in titles} | {"mixed"} == set(BENCHMARK_SUBJECTS)
+    assert {subject for subject, *_ in titles} == set(BENCHMARK_SUBJECTS)
     for subject, section, command in titles:
         asked = parser().parse_args(shlex.split(command)[2:])
         assert (asked.subject, asked.section) == (subject, section)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from cnf.tables.coding import Coding, has_codes
-from cnf.tables.coordinates import Coded, recount
+from cnf.tables.coordinates import Coded, count_without
 from cnf.tables.kinds.column_values import MAX_MASSES, find_masses
 from cnf.tables.schema import Column, Schema
 
@@ -333,7 +333,7 @@ def test_the_most_frequent_values_are_masses():
 def test_counts_without_masses_have_no_gaps():
     masses = np.array([0.0, 3.0, 4.0, 9.0])
     others = np.setdiff1d(np.arange(-2.0, 13.0), masses)
-    assert recount(others, masses).tolist() == [*range(-2, 9)]
+    assert count_without(others, masses).tolist() == [*range(-2, 9)]
 
 
 def test_tables_with_masses_have_codes():

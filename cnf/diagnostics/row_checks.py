@@ -27,8 +27,7 @@ from cnf.diagnostics.report import FAIL_ERRORS, WARN_ERRORS, Finding, Findings, 
 from cnf.diagnostics.row_context import RowContext
 from cnf.diagnostics.solves import NOISE_LIMIT, ROWS_LIMIT, told_from_data
 from cnf.tables.code_network import CodeNetwork
-from cnf.tables.coordinates import Coordinate, Counted, recount
-from cnf.tables.row_model import NORMAL_CONSTANT
+from cnf.tables.coordinates import NORMAL_CONSTANT, Coordinate, Counted, count_without
 
 Array = NDArray[np.float64]
 
@@ -222,7 +221,7 @@ def bin_masses(coordinate: Coordinate, by_noise: bool = False) -> Array:
 
 def _whole_cells(numbers: Array, masses: Array) -> tuple[Array, Array]:
     """Return whole numbers, and how many others without a mass are nearest to each."""
-    half = np.diff(recount(numbers, masses)) / 2
+    half = np.diff(count_without(numbers, masses)) / 2
     return numbers, np.concatenate([[0.5], half]) + np.concatenate([half, [0.5]])
 
 

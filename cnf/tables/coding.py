@@ -20,7 +20,7 @@ from cnf.tables.coordinates import (
     Discrete,
     Flags,
     Mixed,
-    recount,
+    count_without,
 )
 from cnf.tables.kinds import (
     CategoricalColumn,
@@ -295,7 +295,7 @@ def _fit_mixed(given: _Values) -> Mixed:
 def _fit_counted(given: _Values) -> Counted:
     """Return the coordinate of whole numbers, the same in every call."""
     low, masses = given.low, given.masses
-    counts = recount(given.rest, masses)
+    counts = count_without(given.rest, masses)
     high = None if given.high is None else given.high - len(masses)
     marginal = Marginal.fit(counts + np.random.default_rng(0).random(len(counts)), low, high)
     edges = _edges(counts, np.unique(counts)[1:], given.bins, marginal)

@@ -16,6 +16,7 @@ from cnf.tables.marginal import Array, Marginal
 Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
+NORMAL_CONSTANT = 0.5 * log(2 * pi)  # of −log N(0; 0, 1), which an absent coordinate has
 MIN_CELL = 1e-6  # of a cell, relative, whose mass is a difference and not a density
 LOG_SMALLEST = -40.0  # log of a share of a bin that double precision does not tell from 0
 
@@ -235,7 +236,7 @@ class Mixed(Coordinate):
 
     def _alone(self, points: Array, bins: Codes, z: Array, log_det: Array) -> Array:
         """Return the log-density of points in bins where z is standard normal."""
-        return log_det - 0.5 * (z * z + log(2 * pi))
+        return log_det - 0.5 * z * z - NORMAL_CONSTANT
 
     def _point(self, bins: Codes, z: Array) -> Array:
         """Return the points in bins with z."""
@@ -267,7 +268,7 @@ class Counted(Mixed):
         return np.clip(np.rint(numbers), self._least, self._most + len(self.values) - 1)
 
     def _points(self, numbers: Array, uniforms: Array) -> tuple[Array, Flags]:
-        counts = recount(numbers, self._masses)
+        counts = count_without(numbers, self._masses)
         possible = np.isfinite(numbers) & (counts >= self._least) & (counts + 1 <= self._most)
         # Noise is lost on large counts: these stay below the next one.
         points = np.minimum(counts + uniforms, np.nextafter(counts + 1, -inf))
@@ -313,11 +314,11 @@ COORDINATES: dict[str, type[Coordinate]] = {
 }
 
 
-def recount(numbers: Array, masses: Array) -> Array:
+def count_without(numbers: Array, masses: Array) -> Array:
     """Return whole numbers counted without others, k − #{masses < k}.
 
     Example:
-        >>> recount(np.array([2.0, 4.0, 9.0]), np.array([3.0, 5.0])).tolist()
+        >>> count_without(np.array([2.0, 4.0, 9.0]), np.array([3.0, 5.0])).tolist()
         [2.0, 3.0, 7.0]
     """
     return np.asarray(numbers - np.searchsorted(masses, numbers))

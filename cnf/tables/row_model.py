@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import log, pi, prod
+from math import log, prod
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,14 +20,13 @@ from cnf.ode import Stats, Status
 from cnf.tables.code_network import CodeNetwork
 from cnf.tables.code_training import dropout_for
 from cnf.tables.coding import Coding
-from cnf.tables.coordinates import Coded, Codes, Flags
+from cnf.tables.coordinates import NORMAL_CONSTANT, Coded, Codes, Flags
 from cnf.tables.schema import Schema
 from cnf.utils.random import RowNoise
 from cnf.utils.shapes import Shape, as_rows, check_tensors, per_row, sizes
 
 Array = NDArray[np.float64]
 
-NORMAL_CONSTANT = 0.5 * log(2 * pi)  # of −log N(0; 0, 1), which an absent coordinate has
 DRAWN_ROWS = 4000  # in one pass
 
 

@@ -112,7 +112,10 @@ class SpikeColumn(RealColumn):
         return stepped(column)._replace(atoms=column.atoms)
 
     def values_text(self) -> str:
-        shares = [f"{value:g} ({100 * share:.0f} %)" for value, share in self.atoms]
+        shares = [
+            f"{value:g} ({100 * share:{'.0f' if share >= 0.01 else '.1g'}} %)"
+            for value, share in self.atoms
+        ]
         more = ", …" if len(shares) > MAX_SHOWN_ATOMS else ""
         return f"at {', '.join(shares[:MAX_SHOWN_ATOMS])}{more}"
 

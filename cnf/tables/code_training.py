@@ -111,8 +111,8 @@ def fit_codes(
         weight: Weights of the rows, at least 0, shape (n,), of which only the ratios matter; equal
             when None.
         validation_weight: Weights of the rows for validation, shape (m,).
-        within_nll: Nats that are added to the validation NLL: the mean −log p(x | d) of what the
-            codes leave.
+        within_nll: Nats that are added to the validation NLL and to the records' loss: the mean
+            −log p(x | d) of what the codes leave.
         budget: Seconds in all, 60 where neither it nor steps is given; a tenth are for calibration.
         steps: Number of steps; with a budget too, whichever is reached first ends the run.
         seed: Seed of the order of the rows and of training's random numbers.
@@ -339,7 +339,8 @@ class CodeRun(Run[Record, StepEvent]):
 
     def record(self, scores: float, seconds: float) -> tuple[Record, float]:
         progress = self.progress
-        counted = (progress.step, seconds, OBJECTIVE, progress.mean_loss, scores, 0.0)
+        loss = progress.mean_loss + self.within_nll  # of whole rows, as the validation's is
+        counted = (progress.step, seconds, OBJECTIVE, loss, scores, 0.0)
         return Record(*counted, progress.rate, progress.threads), scores
 
     def event(

@@ -1,8 +1,8 @@
 """TabularARGN, by mostlyai-engine: a program for an environment that has mostlyai-engine 2.7.
 
 It imports torchvision where there is one, which has to be of the same build as PyTorch, or absent.
-Draws are of a model at its defaults; the log-mass is that of a second one, whose numbers are
-encoded by digits, so that it is a mass on the grid of the table and not one of bins.
+Draws are of a model at its defaults; the log-mass is that of a second one, of the counts of the
+grid's steps, whose digits are encoded, so that it is a mass on the grid and not one of bins.
 
 Source: Tiwald et al. (2025), TabularARGN: a flexible and efficient auto-regressive framework for
 generating high-fidelity synthetic data.
@@ -30,8 +30,9 @@ def main() -> None:
         name: "TABULAR_CATEGORICAL" if step is None else "TABULAR_NUMERIC_DIGIT"
         for name, step in exchange.steps.items()
     }
-    exact = exchange.timed("training by digits", lambda: _fitted(train, exchange, digits))
-    scored = exchange.timed("scoring", lambda: exact.log_prob(test))
+    counts = exchange.counted(train)
+    exact = exchange.timed("training by digits", lambda: _fitted(counts, exchange, digits))
+    scored = exchange.timed("scoring", lambda: exact.log_prob(exchange.counted(test)))
     exchange.write(draws, np.asarray(scored, float))
 
 

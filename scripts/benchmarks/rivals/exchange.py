@@ -43,6 +43,15 @@ class Exchange:
         path = self.folder / f"{part}.csv"
         return pd.read_csv(path, dtype=types, keep_default_na=False)
 
+    def counted(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return a table whose numbers are counts of the steps, the centers of the grid's cells."""
+        counts = {
+            name: (table[name].astype(float) / step).round().astype("int64")
+            for name, step in self.steps.items()
+            if step is not None
+        }
+        return table.assign(**counts)
+
     def timed(self, name: str, run: Callable[[], Any]) -> Any:
         """Return what a function returns, and keep the seconds that it took."""
         begin = time.perf_counter()

@@ -47,18 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn_of_rows(trained, rows, log_prob)
         with_errors = trained.score_with_errors(trained.error_sample(rows), arguments.draws)
         evaluation = summarize(trained, rows, toy, log_prob, nfe, arguments.draws, with_errors)
+        if not arguments.json:
+            say(*evaluation.lines())
         if arguments.report is not None:
             names = filter(None, (arguments.data, arguments.context_data))
             known = (" with the contexts of ".join(names), evaluation.lines(), arguments.draws)
-            if not arguments.json:
-                say(*evaluation.lines())
             found = write_report(page, trained, rows, log_prob, *known)
             evaluation = evaluation.with_similarity(found)
-            say(*([evaluation.json()] if arguments.json else evaluation.similarity_lines()))
             if not arguments.json:
-                say(f"  {page}")
-        else:
-            say(*([evaluation.json()] if arguments.json else evaluation.lines()))
+                say(*evaluation.similarity_lines(), f"  {page}")
+        if arguments.json:
+            say(evaluation.json())
     return 0
 
 

@@ -60,7 +60,7 @@ class RowContext(CheckedRows):
 
     @cached_property
     def draws(self) -> Rows:
-        """As many draws as rows, given the same contexts."""
+        """Draws, as many as rows, given the same contexts."""
         return replace(self.rows, x=self.draw(self.rows))
 
     @cached_property

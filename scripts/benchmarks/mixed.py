@@ -133,7 +133,7 @@ def _step(column: Column, values: Array) -> float | None:
 
 @dataclass(frozen=True)
 class MixedResult:
-    """What a method makes of a split: draws as a table, log-masses of the test rows, and times."""
+    """The draws of a method as a table, log-masses of the test rows, and seconds."""
 
     draws: Table
     log_mass: Array
@@ -164,7 +164,7 @@ def fit_ours(rows: MixedSplit, budget: float, seed: int) -> MixedResult:
 
 
 def fit_rival(rows: MixedSplit, budget: float, seed: int, method: str, python: Path) -> MixedResult:
-    """Run a rival's program by the interpreter of its own environment."""
+    """Run a rival's program by the interpreter of an environment with its library."""
     program = Path(rivals.__file__).with_name(RIVALS[method])
     with TemporaryDirectory() as name:
         folder = Path(name)

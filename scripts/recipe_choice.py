@@ -14,10 +14,9 @@ from cnf.datasets import Picture
 from cnf.fields import FIELDS, field_arguments
 from cnf.scripts.data import Data
 from cnf.scripts.options import given_numbers, option_of
-from cnf.scripts.train import BY_SIZE, CODES
 from cnf.tables.code_training import CodeRecipe
 from cnf.training.numbers import Number, numbers_of
-from cnf.training.recipes import RECIPES, Recipe, choose_recipe, recipe_of, unused
+from cnf.training.recipes import BY_SIZE, CODES, RECIPES, Recipe, choose_recipe, recipe_of, unused
 from cnf.utils.serialization import read_file
 
 
@@ -100,7 +99,6 @@ def _flow_recipe(
         known = (len(data.train), data.schema.width, conditional, arguments.objective)
         default = "picture" if isinstance(data.toy, Picture) else None
         values = data.schema.continuous(data.train.x) if data.toy is None else None
-        name = None if name == BY_SIZE else name
         name, recipe = choose_recipe(name or default, *known, values)
         if recipe.scaling != RECIPES[name].scaling:
             name = f"{name} (scaling {recipe.scaling}, as columns are far from normal)"

@@ -11,10 +11,9 @@ from cnf.datasets.files import ENDINGS
 from cnf.scripts.options import READ_OPTIONS, SHARED_OPTIONS, add_options, option_of, text_of
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, seed
 from cnf.tables.kinds import KINDS
-from cnf.training.recipes import RECIPES, Recipe
+from cnf.training.recipes import BY_SIZE, CODES, RECIPES, Recipe
 
 # Names of --recipe beside those of flows: a model of codes, and a flow's by the table's size.
-CODES, BY_SIZE = "codes", "table"
 # With figures and film the program then takes less than three minutes on two cores.
 PICTURE_BUDGET_SECONDS = 120.0
 

@@ -32,7 +32,7 @@ from cnf.scripts.options import (
 )
 from cnf.scripts.program import say
 from cnf.scripts.recipe_choice import chosen_recipe, read_json, recipe_entries, wanted_model
-from cnf.scripts.train import CODES, PICTURE_BUDGET_SECONDS
+from cnf.scripts.train import PICTURE_BUDGET_SECONDS
 from cnf.scripts.trained import (
     STATE_FILE,
     TrainedModel,
@@ -49,7 +49,7 @@ from cnf.training.checkpoint import TrainingState
 from cnf.training.distillation import default_method
 from cnf.training.history import Callback, Event, History, Record
 from cnf.training.loop import fit
-from cnf.training.recipes import Recipe
+from cnf.training.recipes import CODES, Recipe
 from cnf.training.run import TrainingError
 from cnf.training.schedule import Stage, stages
 from cnf.utils.distributed import barrier, process_group, rank

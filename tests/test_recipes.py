@@ -242,3 +242,7 @@ def test_a_new_regularizer_has_its_option_and_is_trained_with(rows, monkeypatch,
     assert "4 steps" in done(*words, "--resume")
     assert "dummy was 0.5, and now is 0.1" in complaint(*words, "--resume", "--dummy", "0.1")
     assert Recipe().dummy == 0.0
+
+
+def test_the_recipe_of_a_table_is_the_one_of_its_size():
+    assert choose_recipe("table", 2000, 5) == choose_recipe(None, 2000, 5)

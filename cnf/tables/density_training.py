@@ -18,13 +18,11 @@ from cnf.tables.row_training import fit_rows, new_row_model
 from cnf.tables.schema import Schema
 from cnf.training.history import History
 from cnf.training.loop import fit
-from cnf.training.recipes import Recipe, choose_recipe
+from cnf.training.recipes import CODES, Recipe, choose_recipe
 from cnf.utils.random import seeded
 
 Array = NDArray[np.float64]
 AnyRecipe = str | Recipe | CodeRecipe | None
-
-CODES = "codes"  # the name of the recipe of a model of rows
 
 
 def is_coded(

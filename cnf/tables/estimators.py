@@ -72,10 +72,10 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         recipe: The model and its training, chosen by the columns, the data's size and dimension
-            when None. A `cnf.training.recipes.Recipe` or the name of one is that of a flow, and
-            holds its network, the optimizer and the solver in training; such a flow models columns
-            with a mass by adding noise to them, and its log p is a bound. A `cnf.tables.CodeRecipe`
-            or `"codes"` is that of a model of rows.
+            when None. A `cnf.training.recipes.Recipe`, or the name of one, `"table"` for the data's
+            size, is that of a flow, and holds its network, the optimizer and the solver in
+            training; such a flow models columns with a mass by adding noise to them, and its log p
+            is a bound. A `cnf.tables.CodeRecipe` or `"codes"` is that of a model of rows.
         schema: The columns of X, a `cnf.tables.schema.Schema` with their names (x0, x1, … where X
             has none); `"infer"` for the kinds that they look like, text for categories; all are
             real numbers when None.

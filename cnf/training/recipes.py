@@ -271,6 +271,7 @@ TOY = Recipe(
     coupling="optimal_transport",
 )
 
+CODES, BY_SIZE = "codes", "table"  # names of a model of rows, and of a flow by the data's size
 RECIPES: dict[str, Recipe] = {
     "toy": TOY,
     # Pictures have finer edges, which flow matching finds sooner than maximum likelihood does.
@@ -343,7 +344,7 @@ def choose_recipe(
     """Return the recipe of a name, or for data of a size and dimension; with its name.
 
     Args:
-        name: A name in `RECIPES`; None to choose by the data.
+        name: A name in `RECIPES`; None, or `"table"`, to choose by the data.
         rows: The data's number of rows.
         dim: The number of columns that are modelled.
         conditional: Whether there is a context: a coupling that breaks the condition is replaced.
@@ -358,7 +359,7 @@ def choose_recipe(
         >>> choose_recipe(None, rows=100_000, dim=10)[0]
         'table-large'
     """
-    if name is None:
+    if name in (None, BY_SIZE):
         fitting = (name for name, largest in MAX_RECIPE_ROWS.items() if rows <= largest)
         name = "toy" if dim <= 2 else next(fitting, "table-large")
     else:

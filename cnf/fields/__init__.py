@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cnf.fields.activations import Activation
     from cnf.fields.blend import Blend
     from cnf.fields.concat_squash import Concat, ConcatSquash, Ignore, Squash
+    from cnf.fields.conditional import Conditional
     from cnf.fields.divergence import Divergence
     from cnf.fields.field import ModuleField, Traced, TracedField, VectorField, as_field
     from cnf.fields.gated_linear import GatedLinear
@@ -31,6 +32,7 @@ else:  # imported on first use, so that the registries need no PyTorch
             "activations": "Activation",
             "blend": "Blend",
             "concat_squash": "Concat ConcatSquash Ignore Squash",
+            "conditional": "Conditional",
             "divergence": "Divergence",
             "field": "ModuleField Traced TracedField VectorField as_field",
             "gated_linear": "GatedLinear",
@@ -132,6 +134,7 @@ __all__ = [
     "Blend",
     "Concat",
     "ConcatSquash",
+    "Conditional",
     "Divergence",
     "GatedLinear",
     "GivenWeights",

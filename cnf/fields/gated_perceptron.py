@@ -155,7 +155,9 @@ class GatedPerceptron(TracedField):
         slope, _ = self.functions.stage.forward(stage, self.network.activations, x)
         return Traced(slope[:, :-1], slope[:, -1])
 
-    def linearize(self, times: Tensor, constants: Any, trace_constants: Any) -> Linearization:
+    def linearize(
+        self, times: Tensor, constants: Any, trace_constants: Any
+    ) -> Linearization | None:
         return self.network.linearize(times, constants, trace_constants, self.functions)
 
     def compiled(self, sizes: BatchSizes) -> Self:

@@ -4,11 +4,13 @@ Fields use what is named here and nothing else of this folder.
 """
 
 from cnf.fields.analytic.compiled import EAGER, BatchSizes, PerceptronFunctions, compiled_functions
+from cnf.fields.analytic.grouped import GROUPED, trace_matrices_of_groups
 from cnf.fields.analytic.network import GatedNetwork, NetworkConstants
-from cnf.fields.analytic.perceptron import Perceptron, trace_matrices
+from cnf.fields.analytic.perceptron import Perceptron, trace_matrices, velocity_and_trace_over
 
 __all__ = [
     "EAGER",
+    "GROUPED",
     "BatchSizes",
     "GatedNetwork",
     "NetworkConstants",
@@ -16,4 +18,6 @@ __all__ = [
     "PerceptronFunctions",
     "compiled_functions",
     "trace_matrices",
+    "trace_matrices_of_groups",
+    "velocity_and_trace_over",
 ]

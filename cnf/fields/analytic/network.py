@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -235,6 +235,8 @@ class GatedNetwork:
         pairs += [(constants.gate_times, features.T @ arguments)]
         if constants.shift_times is not None:
             pairs += [(constants.shift_times, features.T @ offsets)]
+        if constants.shift_rows is not None:
+            pairs += [(constants.shift_rows, offsets.sum(0))]
         for leaf, grad in pairs:
             if leaf.requires_grad:
                 leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
@@ -253,11 +255,12 @@ def autograd_vjp(staged: StagedPerceptron, stages: list[int], grads: list[Percep
     for tensor, timed, own in zip(staged.net.tensors(), staged.timed(), columns, strict=True):
         if not tensor.requires_grad:
             continue
-        grad = torch.stack(own)
         if timed:
-            index = index_tensor(tuple(stages), grad.device)
-            grad = torch.zeros_like(tensor).index_copy(0, index, grad)
+            index = index_tensor(tuple(stages), tensor.device)
+            grad = torch.zeros_like(tensor).index_copy(0, index, torch.stack(own))
+        else:
+            grad = reduce(Tensor.add, own)
         tensors.append(tensor)
-        gradients.append(grad if timed else grad.sum(0))
+        gradients.append(grad)
     if tensors:
         torch.autograd.backward(tensors, gradients, retain_graph=True)

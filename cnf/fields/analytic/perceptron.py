@@ -168,6 +168,30 @@ def jacobian_products(
     return _last(net, hidden), vectors @ net.weights[-1].T
 
 
+def velocity_and_trace_over(
+    places: Sequence[Tensor],
+    matrices: Tensor,
+    net: Perceptron,
+    activations: Sequence[Activation],
+    x: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the velocity of two hidden layers, and sums of ∂f_j/∂x_j over some columns of a row.
+
+    Args:
+        places: The numbers of the rows that count column j, for each j.
+        matrices: P_j = W₂ ∘ (W₁[:, j] W₃[j, :])ᵀ transposed, (dim, H₁, H₂).
+        net: The perceptron.
+        activations: Its activations.
+        x: Shape (rows, dim).
+    """
+    hidden = _hidden(net, activations, x)
+    first, second = _gated(net, _derivatives(activations, hidden))
+    ends = torch.zeros_like(second)
+    for rows, matrix in zip(places, matrices, strict=True):
+        ends = ends.index_add_(0, rows, first.index_select(0, rows) @ matrix)
+    return _last(net, hidden), (ends * second).sum(1)
+
+
 def jacobian(
     net: Perceptron, activations: Sequence[Activation], x: Tensor
 ) -> tuple[Tensor, Tensor]:

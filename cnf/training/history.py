@@ -115,6 +115,24 @@ class History:
     skipped: int
     reason: str
 
+    def followed_by(self, other: History) -> History:
+        """Return the history of this run and of another that came after it."""
+        shifts = {"step": self.steps, "seconds": self.duration}
+        arrays = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in Record.__annotations__
+        }
+        for name, shift in shifts.items():
+            arrays[name][len(self.step) :] += shift
+        return History(
+            **arrays,
+            best_step=self.steps + other.best_step,
+            steps=self.steps + other.steps,
+            duration=self.duration + other.duration,
+            skipped=self.skipped + other.skipped,
+            reason=other.reason,
+        )
+
     @staticmethod
     def of(progress: TrainingProgress) -> History:
         """Return the history of a run that has ended, from its records."""

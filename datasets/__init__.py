@@ -23,7 +23,7 @@ from cnf.datasets.columns import decode_column, encode_column
 from cnf.datasets.conditional_toys import CONDITIONAL_TOYS, ConditionalToy
 from cnf.datasets.degenerate import Degeneracy, collinear_columns, degeneracies
 from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
-from cnf.datasets.frames import frame_table, from_any, table_frame
+from cnf.datasets.frames import frame_table, from_any, like_frame, table_frame
 from cnf.datasets.images import IMAGES, Images, load_images
 from cnf.datasets.pictures import Picture, is_picture, read_picture, word_picture
 from cnf.datasets.reading import ReadOptions
@@ -60,6 +60,7 @@ __all__ = [
     "frame_table",
     "from_any",
     "is_picture",
+    "like_frame",
     "load",
     "load_benchmark",
     "load_images",

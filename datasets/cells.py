@@ -122,12 +122,12 @@ class CellParser:
                 raw.columns[name] = self._without_gaps(column)
         # pandas takes -999.0 for -999.
         self._absent = [float(each) for each in options.na_values if PLAIN_NUMBER.search(each)]
-        self._decimal = options.decimal or self._found_decimal()
-        marks = options.thousands or ("," if self._decimal == "." else ".") + " '"
+        self.decimal = options.decimal or self._found_decimal()
+        marks = options.thousands or ("," if self.decimal == "." else ".") + " '"
         marks = marks.replace(" ", SPACES).replace("'", APOSTROPHES)
-        self._number = number_pattern(self._decimal, marks)
+        self._number = number_pattern(self.decimal, marks)
         self._marks = marks
-        if self._decimal == ",":
+        if self.decimal == ",":
             self._note("decimal comma")
 
     def parse(self, name: str) -> pd.Series[Any]:
@@ -325,7 +325,7 @@ class CellParser:
         """Return numbers as plain text, and their values."""
         import pyarrow as pa
 
-        if self._decimal == ".":
+        if self.decimal == ".":
             with suppress(pa.ArrowInvalid):  # marks of thousands
                 return cells, cells.cast(pa.float64())
         texts = self._without_marks(name, cells)
@@ -348,7 +348,7 @@ class CellParser:
             kind = "spaces" if mark in SPACES else repr(mark)
             self._note(f"{kind} between thousands")
             cells = pc.replace_substring_regex(cells, pattern, "")
-        return pc.replace_substring(cells, ",", ".") if self._decimal == "," else cells
+        return pc.replace_substring(cells, ",", ".") if self.decimal == "," else cells
 
     def _check_text(self, name: str, cells: pa.ChunkedArray) -> None:
         """Refuse a number among texts, and formatted numbers that are no numbers here."""

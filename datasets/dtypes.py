@@ -32,6 +32,8 @@ def dtype_name(dtype: Any) -> str:
         return f"string[{storage}]"
     if isinstance(dtype, pd.ArrowDtype):  # pandas' own name for Arrow's text is another dtype's
         return re.sub(r"^string\[", "utf8[", str(dtype))
+    if isinstance(dtype, pd.SparseDtype):  # pandas cannot parse a fill value
+        return f"Sparse[{dtype_name(dtype.subtype)}]"
     if isinstance(dtype, pd.DatetimeTZDtype):  # pandas names dateutil's zones otherwise
         return re.sub(r"tzfile\('(.+)'\)", r"dateutil/\1", str(dtype))
     return dtype.name if isinstance(dtype, np.dtype) else str(dtype)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnf.datasets.cells import parsed_table
+from cnf.datasets.column_types import ColumnType
 from cnf.datasets.delimited import check_header, read_delimited
 from cnf.datasets.excel import read_excel
 from cnf.datasets.frames import column_names, frame_table, table_frame
@@ -33,9 +34,9 @@ NAMES_ARRAY = "columns"  # array of an archive with the names of the others' col
 REGULAR_FILE = "a file"
 NO_FILE = "no such file"
 
-Missing = Literal["refuse", "drop", "keep"]
-MISSING: tuple[Missing, ...] = ("refuse", "drop")
-"""Treatments of missing values by the programs: refuse the table, or drop their rows."""
+Missing = Literal["refuse", "drop", "model", "keep"]
+MISSING: tuple[Missing, ...] = ("refuse", "drop", "model")
+"""Treatments of missing values: refuse the table, drop their rows, or model them as gaps."""
 
 
 def read_table(
@@ -62,7 +63,7 @@ def read_table(
     Args:
         path: The file; its ending determines the format.
         missing: Treatment of missing values: `"refuse"` the table, `"drop"` their rows, or `"keep"`
-            them as NaN.
+            them as NaN, also for a model of gaps (`"model"`).
         options: Choices about separators and columns; those that are None are found out.
 
     Returns:
@@ -152,7 +153,8 @@ def write_table(path: str | os.PathLike[str], table: Table) -> None:
     Args:
         path: The file; its ending, .csv, .npy, .npz or .parquet, determines the format. An .npy
             file has no names; an .npz file holds `columns` and `values`.
-        table: The table; .csv and .parquet have its values in the columns' types.
+        table: The table; .csv and .parquet have its values in the columns' types. In .csv a missing
+            value is nan among numbers, and an empty cell in other columns.
 
     Raises:
         ValueError: If the path cannot be written to, or all names of columns are numbers in .csv.
@@ -210,7 +212,7 @@ def _without_missing(file: Path, table: Table, missing: Missing) -> Table:
             "choose one."
         )
     absent = np.isnan(table.values)
-    if missing == "keep" or not absent.any():
+    if missing in ("keep", "model") or not absent.any():
         return table
     complete = np.asarray(~absent.any(1))
     if missing == "drop" and complete.any():
@@ -223,8 +225,8 @@ def _without_missing(file: Path, table: Table, missing: Missing) -> Table:
     rows = f"rows without any: {int(complete.sum())} of {len(complete)}"
     raise ValueError(
         f"Expected no missing values in {file}; got {', '.join(columns[:10])}{more}, the first in "
-        f"row {int(complete.argmin()) + 1} ({rows}): fill them, drop their rows with "
-        f"--missing drop, or leave columns out ({drop})."
+        f"row {int(complete.argmin()) + 1} ({rows}): model them with --missing model, drop their "
+        f"rows with --missing drop, fill them, or leave columns out ({drop})."
     )
 
 
@@ -246,6 +248,11 @@ def _write_csv(stream: IO[bytes], table: Table) -> None:
         if kind.family == "boolean" and kind.format:
             true, false = kind.format.split("/")
             frame[name] = frame[name].astype(object).map({True: true, False: false})
+    for name in table.columns:
+        gaps = frame[name].isna()
+        number = table.types.get(name, ColumnType()).family in ("real", "whole")
+        if gaps.any() and (name in table.categories or not number):
+            frame[name] = frame[name].astype(str).mask(gaps, "")  # else it would read as text
     frame.to_csv(stream, index=False, na_rep="nan", lineterminator="\n")
 
 

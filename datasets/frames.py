@@ -140,23 +140,71 @@ def _from_narwhals(X: Any) -> tuple[pd.DataFrame, Restore]:
         import pyarrow as pa
 
         named = frame.set_axis(arrow.column_names, axis=1)
-        drawn = pa.Table.from_pandas(named, schema=arrow.schema, preserve_index=False)
+        schema, changed = arrow.schema, []
+        for i, name in enumerate(arrow.column_names):
+            if len(arrow) == arrow.column(i).null_count > 0:
+                field = _holding(schema.field(i), named[name])
+                changed += [name] if field.type != schema.field(i).type else []
+                schema = schema.set(i, field)
+        drawn = pa.Table.from_pandas(named, schema=schema, preserve_index=False)
         drawn = drawn.replace_schema_metadata(arrow.schema.metadata)
-        return drawn if kind.is_pyarrow() else X.__class__(drawn).cast(X.schema)
+        if kind.is_pyarrow():
+            return drawn
+        return X.__class__(drawn).cast({k: v for k, v in X.schema.items() if k not in changed})
 
     return _arrow_frame(arrow), restore
 
 
+def _holding(field: pa.Field, column: pd.Series[Any]) -> pa.Field:
+    """Return a field of Arrow, of another type where its own cannot hold a column's values."""
+    import pyarrow as pa
+
+    try:
+        pa.array(column, type=field.type)
+    except (pa.ArrowException, TypeError, ValueError):
+        return field.with_type(pa.array(column).type)
+    return field
+
+
 def _cast(frame: pd.DataFrame, like: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame with another's labels and, where gaps allow, its dtypes."""
+    """Return a frame with another's labels and, where gaps and values allow, its dtypes."""
     import pandas as pd
 
-    columns = []
-    for i, dtype in enumerate(like.dtypes):
-        column = frame.iloc[:, i]
-        gaps = dtype.kind in "biu" and isinstance(dtype, np.dtype) and column.hasnans
-        columns.append(column if gaps or column.dtype == dtype else column.astype(dtype))
+    columns = [_cast_column(frame.iloc[:, i], like.iloc[:, i]) for i in range(like.shape[1])]
     return pd.concat(columns, axis=1).set_axis(like.columns, axis=1) if columns else frame
+
+
+def _cast_column(column: pd.Series[Any], like: pd.Series[Any]) -> pd.Series[Any]:
+    import pandas as pd
+
+    dtype, own = like.dtype, column.dtype
+    if dtype.kind in "biu" and isinstance(dtype, np.dtype) and column.hasnans:
+        return column
+    if isinstance(dtype, pd.CategoricalDtype) and isinstance(own, pd.CategoricalDtype):
+        return column.astype(dtype) if own.categories.isin(dtype.categories).all() else column
+    if not len(like) or like.notna().any():
+        return column.astype(dtype)
+    try:
+        return column.astype(dtype)
+    except (TypeError, ValueError):  # the dtype of gaps alone says nothing
+        return column
+
+
+def like_frame(columns: Mapping[str, Any], like: Any) -> Any:
+    """Return columns as a table of another one's library, pandas, polars or pyarrow.
+
+    Example:
+        >>> import polars
+        >>> like_frame({"a": [1, 2]}, polars.DataFrame({"x": [0.5]}))["a"].to_list()
+        [1, 2]
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    if isinstance(like, pd.DataFrame):
+        return pd.DataFrame(columns)
+    table = pa.table({**columns})
+    return table if isinstance(like, pa.Table) else like.__class__(table)
 
 
 def _arrow_frame(table: pa.Table) -> pd.DataFrame:

@@ -113,7 +113,7 @@ def row_groups(values: Array) -> Index:
         values: Shape (rows, columns).
 
     Returns:
-        Shape (rows,): 0, 1, 2, … where no row repeats another.
+        0, 1, 2, … where no row repeats another, of shape (rows,).
 
     Example:
         >>> rows = np.random.default_rng(0).normal(size=(3, 2))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cnf.datasets import ColumnType, Table, check_writable, read_table, write_table
+from cnf.datasets import ColumnType, Table, check_writable, frame_table, read_table, write_table
 
 ENDINGS = [".csv", ".npy", ".npz", ".parquet"]
 
@@ -105,6 +105,12 @@ def test_writing_replaces_the_file(ending, tmp_path):
     if ending == ".csv":  # keeps the infinities that a log-density may have
         write_table(file, a_table([0.1, -np.inf, np.nan]))
         assert file.read_text() == "x\n0.1\n-inf\nnan\n"
+        days = pd.to_datetime(["2024-02-29", None])
+        typed = {"day": days, "c": pd.Categorical(["a, b", None]), "n": [1, None]}
+        write_table(file, frame_table(pd.DataFrame({**typed, "b": [True, None]})))
+        assert file.read_text() == 'day,c,n,b\n2024-02-29,"a, b",1.0,True\n,,nan,\n'
+        write_table(file, frame_table(pd.DataFrame({"day": days})))
+        assert np.isnan(read_table(file, "keep").values).tolist() == [[False], [True]]
 
 
 LENIENT = '\ufeffx, "y, z",flag\r\n 1, 2e-3 ,True\r\n\r\n"3",+4,false\r\n\r\n'
@@ -311,7 +317,7 @@ def test_files_that_are_refused(case, tmp_path):
 def test_rows_without_numbers_are_not_dropped(tmp_path):
     for text, missing, part in (
         ("x,y\n1,\n,2\n", "drop", "rows without any: 0 of 2"),
-        ("x,y\n1,\n,2\n", "fill", "missing to be one of refuse, drop, keep; got 'fill'"),
+        ("x,y\n1,\n,2\n", "fill", "missing to be one of refuse, drop, model, keep; got 'fill'"),
         ("x,y\n1,inf\n,2\n", "drop", "got 'inf' in column 'y' at data row 1"),
         ("x,y\n1,2\n1,unknown\n", "drop", "got 'unknown'"),
     ):

@@ -279,3 +279,50 @@ def test_a_run_that_steps_end_is_the_same_with_any_budget() -> None:
         found.append(network.bias)
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     torch.testing.assert_close(found[1], found[2], rtol=0, atol=0)
+
+
+def test_gaps_are_marginalised_and_drawn_given_the_other_codes():
+    net, codes = network(given=1), all_codes()
+    gaps = codes.clone()
+    gaps[:, 2] = -1
+    visible = torch.zeros_like(codes, dtype=torch.bool)
+    visible[:, 3] = True
+    before = torch.tensor([True, False, False, True])
+    wanted = net.logits(codes, before, 1).log_softmax(1).gather(1, codes[:, [1]])[:, 0]
+    torch.testing.assert_close(net.log_prob(gaps, visible), wanted)
+    torch.testing.assert_close(net.log_prob(gaps[5:7], visible[5:7]), wanted[5:7])
+    some = torch.where(torch.arange(120)[:, None] % 2 == 0, gaps, codes)  # two patterns
+    found = net.log_prob(some, visible)
+    torch.testing.assert_close(found[::2], wanted[::2])
+    torch.testing.assert_close(found[1::2], net.log_prob(codes, visible)[1::2])
+    costs = net(gaps, torch.ones_like(visible), unseen=[None, torch.full((4,), 0.1).double(), None])
+    assert (costs[:, 1] == 0).all()
+    assert torch.equal(costs, net(gaps, gaps >= 0))
+    many = gaps[:1].repeat(20_000, 1)
+    drawn = net.complete(many, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn[:, [0, 1, 3]], many[:, [0, 1, 3]])
+    shares = torch.bincount(drawn[:, 2], minlength=4) / len(drawn)
+    expected = net.logits(gaps[:1], gaps[:1] >= 0, 2).softmax(1)[0]
+    torch.testing.assert_close(shares.double(), expected, atol=0.02, rtol=0)
+    with pytest.raises(ValueError, match="coordinate 0 from 0 to 2; got -1"):
+        net.log_prob(codes - 1)
+
+
+def test_marginals_calibration_and_unseen_codes_are_of_rows_without_gaps():
+    torch.manual_seed(0)
+    net, codes, weight = network(), dependent(400), torch.rand(400).double()
+    gaps = codes.clone()
+    gaps[:200, 2] = -1
+    part, rest = gaps[200:], weight[200:]
+    for each in (None, weight):
+        net.start(gaps, each)
+        bias = net.bias[8:12].clone()
+        net.start(part, None if each is None else rest * (400 / weight.sum() / 200 * rest.sum()))
+        torch.testing.assert_close(net.bias[8:12], bias, rtol=1e-2, atol=1e-3)
+    assert net.unseen(gaps)[2][0] == pytest.approx(0.1 / 200)
+    for _ in range(200):
+        net.calibrate(gaps)
+    logits = net.logits(part, torch.tensor([True, True, False, False]), 2)
+    shares = torch.bincount(part[:, 2], minlength=4) / 200
+    torch.testing.assert_close(logits.softmax(1).mean(0), shares.double(), atol=5e-3, rtol=0)
+    assert net.unseen(torch.full((3, 4), -1))[0].tolist() == pytest.approx([0.1] * 3)

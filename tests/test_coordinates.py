@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from math import log, pi
 
 import numpy as np
@@ -245,7 +246,7 @@ def test_unseen_values_are_not_known(coding):
         gap = TABLE[:1].copy()
         gap[0, column] = np.nan
         assert not coding.encode(gap).known.all()
-        assert coding.gaps(gap).all()
+        assert coding.unseen(gap).sum() == 1
 
 
 def test_numbers_of_a_grid_and_of_a_turn_are_the_nearest(coding):
@@ -389,3 +390,42 @@ def test_whole_numbers_beyond_what_double_precision_counts_have_a_mass():
     coded = coding.encode(values[:, None])
     assert np.isfinite(coded.log_alone).all()
     assert coded.log_alone[-1] < coded.log_alone[:-2].min()
+
+
+def test_gaps_that_are_a_value_have_one_more_code(coding):
+    """In every kind of column, and nothing else changes for the other numbers."""
+    schema = Schema(tuple(replace(each, gaps="value") for each in COLUMNS))
+    assert has_codes(Schema((replace(COLUMNS[8], gaps="value"),)), TABLE[:, [8]])
+    gaps = np.where(np.random.default_rng(0).random(TABLE.shape) < 0.2, np.nan, TABLE)
+    found = Coding.fit(schema, gaps, bins=16)
+    assert len(found.sizes) == len(COLUMNS)  # one of the constant, too
+    assert Coding.of(json.loads(json.dumps(found.json(), allow_nan=False))) == found
+    coded = found.encode(gaps)
+    missing = np.isnan(gaps)
+    assert not found.unseen(gaps).any()
+    assert coded.known.all()
+    assert (coded.codes[missing] == np.tile(found.first_bin, (ROWS, 1))[missing] - 1).all()
+    assert not coded.present[missing].any()
+    assert (coded.log_alone[missing] == 0).all()
+    again = found.decode(coded.codes, coded.z)
+    np.testing.assert_allclose(again, gaps, rtol=1e-7, atol=1e-9)
+    assert np.isnan(found.nearest(gaps)[missing]).all()
+    for each, size in zip(found.features, found.sizes, strict=True):
+        assert each is None or each.shape == (size, 2)
+    whole = Coding.fit(schema, TABLE, bins=16)
+    assert whole.sizes[0] == coding.sizes[0] + 1
+    part, plain = whole.encode(TABLE), coding.encode(TABLE)
+    others = [i for i, column in enumerate(COLUMNS) if column.width]
+    assert (part.log_alone[:, others] == plain.log_alone).all()
+
+
+def test_columns_with_gaps_have_the_coordinates_of_their_other_numbers(coding):
+    rows = np.vstack([TABLE, np.full((50, len(COLUMNS)), np.nan)])
+    assert Coding.fit(SCHEMA, rows, bins=16) == coding
+    unseen = coding.unseen(rows)
+    assert unseen[ROWS:].all()
+    assert not unseen[:ROWS].any()
+    schema = Schema((Column("x", "real"),))
+    values = np.append(np.zeros(100), np.arange(300) + 0.5)[:, None]
+    assert Coding.fit(schema, values, bins=1).sizes == (2,)
+    assert Coding.fit(schema, values, bins=1, masses=False).sizes == (1,)

@@ -407,3 +407,48 @@ def test_many_draws_of_a_mixed_table_keep_to_its_types_and_kinds():
         assert (draws[name] >= 0).all()
     assert draws["dice"].between(1, 6).all()
     assert draws["count"].nunique() > 20
+
+
+def test_gaps_have_a_meaning_in_each_column():
+    columns = (
+        Column("x", "positive", gaps="value"),
+        Column("c", "categorical", categories=("a", "b"), gaps="value"),
+        Column("b", "boolean", gaps="value"),
+        Column("s", "constant", 2.0, gaps="value"),
+        Column("n", "integer"),
+    )
+    schema, gap = Schema(columns), np.nan
+    entries = json.loads(json.dumps(schema.json()))
+    assert [each.get("gaps") for each in entries.values()] == ["value"] * 4 + [None]
+    assert Schema(tuple(Schema.of(entries, schema.names).values())) == schema
+    assert [each.describe().endswith(" or missing") for each in columns] == [True] * 4 + [False]
+    assert columns[1].text(gap) == "missing"
+    rows = np.array(
+        [[0.5, 1.0, 0.0, 2.0, 3.0], [gap, gap, gap, gap, gap], [1.5, 0.0, 1.0, 2.0, 9.0]]
+    )
+    assert not schema.outside(rows).any()
+    schema.check(rows, gaps=True)
+    with pytest.raises(ValueError, match=r"n: integer; got a gap \(NaN\) in row 2"):
+        schema.check(rows)
+    numbers = schema.numbers(schema.table(rows).values, {"c": ("a", "b")})
+    np.testing.assert_array_equal(numbers, rows)
+    with pytest.raises(ValueError, match="gaps among unknown, value in column 'x'; got 'both'"):
+        Column("x", gaps="both")
+
+
+def test_gaps_hide_no_constant_and_no_rounding():
+    gap = np.nan
+    same = np.array([[3.0, 1e12], [gap, 1e12 + 1e3], [3.0, gap], [3.0, 1e12 + 2e3]])
+    schema = Schema((Column("x"), Column("far")))
+    found = schema.without_constants(same[:, :1].repeat(2, 1))
+    assert [each.kind for each in found.columns] == ["constant"] * 2
+    with pytest.raises(ValueError, match="column 'x', which is constant, 3 in every row"):
+        schema.check_varying(same)
+    with pytest.raises(ValueError, match="apart; got 'far'"):
+        schema.check_apart(same)
+    real, names = schema.real(same)
+    assert names == ["x", "far"]
+    assert np.isfinite(real).all()
+    assert np.isfinite(schema.continuous(same)).all()
+    alone = np.full((3, 1), gap)
+    assert np.isnan(Schema((Column("x"),)).real(alone)[0]).all()

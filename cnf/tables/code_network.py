@@ -11,13 +11,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from cnf.tables.code_prior import CodePrior
+
 FREE_WEIGHT = 0.5  # of a bin's free part next to its smooth part
 PASS_ROWS = 1000  # rows that pass through the network at once where nothing is trained
 PRIOR_COUNT = 0.1  # rows of each code that marginals are given beforehand
 CALIBRATION_PRIOR = 10.0  # rows of each code that change nothing
 BIN_PRIOR_COUNT = 0.5  # of each bin: all rows may be outside of it
 
+GAP = -1  # the code of a gap
+
 Features = Sequence[Sequence[float]]
+Rows = slice | Tensor
 
 
 class CodeNetwork(nn.Module):
@@ -31,6 +36,8 @@ class CodeNetwork(nn.Module):
     cosines of the bin's rank. The density sums to one by construction in any order; `log_prob` and
     `sample` use the order of the coordinates. Dropout acts where it is asked for alone.
 
+    A code of −1 is a gap, which is hidden and marginalised; the `given` coordinates have none.
+
     Args:
         sizes: The number of codes of each coordinate.
         first_bin: The first code of each coordinate that is one of ordered bins; its size where
@@ -43,6 +50,9 @@ class CodeNetwork(nn.Module):
         harmonics: Number of frequencies of the rank in the inputs.
         cosines: Number of cosines of the rank in the logits of bins.
         given: Number of coordinates, the first ones, that are a context.
+        inputs: Coordinates that are visible or hidden, and never asked for: sums and draws leave
+            them out. Each is a pair with the coordinate of the same column, without which it is not
+            visible; that may be itself.
 
     Raises:
         ValueError: The arguments do not describe the same coordinates.
@@ -68,9 +78,11 @@ class CodeNetwork(nn.Module):
         harmonics: int = 4,
         cosines: int = 20,
         given: int = 0,
+        inputs: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
         _check_coordinates(sizes, first_bin, features, given)
+        self.inputs = [(coordinate, owner) for coordinate, owner in inputs]
         self.sizes, self.first_bin = [*sizes], [*first_bin]
         self.given, self.dropout = given, dropout
         self._config = {
@@ -84,6 +96,8 @@ class CodeNetwork(nn.Module):
             "cosines": cosines,
             "given": given,
         }
+        if inputs:
+            self._config["inputs"] = [[*pair] for pair in inputs]
         # Each coordinate has one more vector than codes: the last one, where it is hidden.
         starts = torch.tensor([0, *sizes]).cumsum(0)[:-1] + torch.arange(len(sizes))
         self.starts: Tensor
@@ -128,7 +142,10 @@ class CodeNetwork(nn.Module):
 
     @torch.no_grad()
     def start(self, codes: Tensor, weight: Tensor | None = None) -> None:
-        """Set the biases to the log-marginals of rows of codes (rows, K), with weights (rows,)."""
+        """Set the biases to the log-marginals of rows of codes (rows, K), with weights (rows,).
+
+        Gaps do not count.
+        """
         for part, (counts, prior) in zip(self.slices, self._counts(codes, weight), strict=True):
             self.bias[part] = ((counts + prior) / (counts + prior).sum()).log()
 
@@ -136,22 +153,27 @@ class CodeNetwork(nn.Module):
         """Return the shares of codes that no row has, as the log-marginals begin with them.
 
         Training keeps them up, since a network that never sees a code learns that it is impossible.
+        The shares are of the rows without a gap there.
 
         Shapes: rows (rows, K) and weights (rows,) → for each coordinate that is not given (size,),
         None where each code occurs.
         """
         shares = (
-            torch.where(counts == 0, prior / len(codes), 0.0)
-            for counts, prior in self._counts(codes, weight)
+            torch.where(counts == 0, prior / max(1, int((column >= 0).sum())), 0.0)
+            for column, (counts, prior) in zip(
+                codes.T[self.given :], self._counts(codes, weight), strict=True
+            )
         )
         return [each if each.any() else None for each in shares]
 
     def _counts(self, codes: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the rows of each code of a coordinate, and those that it is given beforehand."""
-        self.check(codes)
+        self.check(codes, gaps=True)
         asked = (self.sizes[self.given :], self.first_bin[self.given :], codes.T[self.given :])
         for size, first_bin, column in zip(*asked, strict=True):
-            counts = torch.bincount(column, weight, size).to(self.bias)
+            seen = column >= 0
+            weights = None if weight is None else weight[seen]
+            counts = torch.bincount(column[seen], weights, size).to(self.bias)
             if weight is not None:
                 counts *= len(weight) / weight.sum()
             prior = torch.full_like(counts, PRIOR_COUNT)
@@ -167,12 +189,15 @@ class CodeNetwork(nn.Module):
     ) -> Tensor:
         """Return −log p(d_k | visible codes) for each coordinate k that is not given.
 
-        With `unseen`, shares of codes, −Σ share log p of these is added.
+        With `unseen`, shares of codes, −Σ share log p of these is added. Gaps are never visible,
+        and have the cost 0.
 
         Shapes: (rows, K) codes and booleans → (rows, K − given).
         """
-        state = self._trunk(self._embed(self._table(), codes, visible), dropout)
+        seen = codes >= 0
+        state = self._trunk(self._embed(self._table(), codes, visible & seen), dropout)
         parts = self._read(state, self._head()).split(self.sizes[self.given :], 1)
+        codes = codes.clamp(min=0)
         costs = [
             F.cross_entropy(part, codes[:, k], reduction="none")
             for k, part in enumerate(parts, self.given)
@@ -180,18 +205,19 @@ class CodeNetwork(nn.Module):
         for k, share in enumerate(unseen or ()):
             if share is not None:
                 costs[k] = costs[k] + parts[k].logsumexp(1) * share.sum() - parts[k] @ share
-        return torch.stack(costs, 1)
+        return torch.stack(costs, 1).where(seen[:, self.given :], 0.0)
 
     def logits(self, codes: Tensor, visible: Tensor, coordinate: int) -> Tensor:
         """Return the logits of a coordinate's codes given the visible codes, in any order.
 
         Shapes: codes (rows, K) and booleans (rows, K) or (K,) → (rows, size of the coordinate).
-        Codes that are not visible may be any.
+        Codes that are not visible may be any; gaps are not.
 
         Raises:
             ValueError: A code is out of range, or the coordinate is given.
         """
-        codes = torch.where(visible | self._is_given(), codes, 0)
+        visible = (visible & (codes >= 0)) | self._is_given()
+        codes = torch.where(visible, codes, 0)
         self.check(codes)
         if not self.given <= coordinate < len(self.sizes):
             raise ValueError(
@@ -202,35 +228,67 @@ class CodeNetwork(nn.Module):
         return self._read(state, self._head(), coordinate)
 
     @torch.no_grad()
-    def log_prob(self, codes: Tensor) -> Tensor:
-        """Return log p(d | c) of rows of codes, of which the first `given` are c.
+    def log_prob(
+        self, codes: Tensor, visible: Tensor | None = None, prior: CodePrior | None = None
+    ) -> Tensor:
+        """Return log p(the other codes | the visible codes) of rows, of which the first are c.
 
-        Shapes: (rows, K) → (rows,). The network is evaluated K − given times, and a row's number
-        depends on no other row.
+            Σ_k log p(d_k | c, the visible codes, the asked codes before d_k),
+
+        over the codes d_k that are asked for: neither visible nor a gap.
+
+        Shapes: codes and booleans (rows, K), none visible when None → (rows,). The network is
+        evaluated once for each coordinate that is asked for, and a row's number depends on no other
+        row.
+
+        With a prior, of these rows, its conditionals are averaged with the network's.
 
         Raises:
             ValueError: The codes are of another shape, or one is out of range.
         """
-        self.check(codes)
+        self.check(codes, gaps=True)
         table, head = self._table(), self._head()
-        return torch.cat([self._log_prob(part, table, head) for part in codes.split(PASS_ROWS)])
+        visible = torch.zeros_like(codes, dtype=torch.bool) if visible is None else visible
+        rows = PASS_ROWS if prior is None else max(1, len(codes))
+        parts = zip(codes.split(rows), visible.split(rows), strict=True)
+        return torch.cat([self._log_prob(*part, table, head, prior) for part in parts])
 
-    def _log_prob(self, codes: Tensor, table: Tensor, head: tuple[Tensor, Tensor]) -> Tensor:
-        found = table.new_zeros(len(codes))
-        for logits, column in zip(
-            self._conditionals(codes, table, head), codes.T[self.given :], strict=True
-        ):
-            found = found - F.cross_entropy(logits, column, reduction="none")
+    def _log_prob(
+        self,
+        codes: Tensor,
+        visible: Tensor,
+        table: Tensor,
+        head: tuple[Tensor, Tensor],
+        prior: CodePrior | None,
+    ) -> Tensor:
+        dtype = table.dtype if prior is None else torch.float64
+        found = table.new_zeros(len(codes), dtype=dtype)
+        for k, rows, logits in self._conditionals(codes, visible, table, head, prior):
+            found[rows] = found[rows] - F.cross_entropy(logits, codes[rows, k], reduction="none")
         return found
 
     def _conditionals(
-        self, codes: Tensor, table: Tensor, head: tuple[Tensor, Tensor]
-    ) -> Iterator[Tensor]:
-        """Yield the logits of each coordinate given the codes before it, (rows, size)."""
-        state = self._begin(table, codes)
+        self,
+        codes: Tensor,
+        visible: Tensor,
+        table: Tensor,
+        head: tuple[Tensor, Tensor],
+        prior: CodePrior | None = None,
+    ) -> Iterator[tuple[int, Rows, Tensor]]:
+        """Yield each coordinate that is asked for, in which rows, and its logits (rows, size).
+
+        They are given the visible codes and those asked for before.
+        """
+        visible = visible | self._is_given()
+        asked = torch.where(visible | ~self.is_asked(), GAP, codes)
+        state = self._begin(table, torch.where(visible, codes, GAP), prior)
         for k in range(self.given, len(self.sizes)):
-            yield self._read(self._trunk(state), head, k)
-            state = self._reveal(state, table, codes[:, k], k)
+            here = asked[:, k] >= 0
+            if here.any():
+                rows = slice(None) if here.all() else here.nonzero()[:, 0]
+                logits = self._read(self._trunk(state[rows]), head, k)
+                yield k, rows, logits if prior is None else prior.average(k, rows, logits)
+                state = self._reveal(state, table, asked[:, k], k, prior)
 
     @torch.no_grad()
     def calibrate(self, codes: Tensor, weight: Tensor | None = None) -> None:
@@ -238,10 +296,10 @@ class CodeNetwork(nn.Module):
 
             b_k ← b_k + ln ((n_k + a) / (Σ p(d_k | d_1 … d_{k−1}) + a)),
 
-        where n_k is the number of rows with the code, the sum is over rows, and a stands for rows
-        that keep codes of few as they are. Where both are equal the likelihood of the biases is
-        stationary. Draws then have the columns' distributions, which dropout and early stopping
-        leave blurred.
+        where n_k is the number of rows with the code, the sum is over rows without a gap there, and
+        a stands for rows that keep codes of few as they are. Where both are equal the likelihood of
+        the biases is stationary. Draws then have the columns' distributions, which dropout and
+        early stopping leave blurred.
 
         Args:
             codes: Rows of codes (n, K).
@@ -253,8 +311,9 @@ class CodeNetwork(nn.Module):
         table, head = self._table(), self._head()
         expected = torch.zeros_like(self.bias)
         for some, each in zip(codes.split(PASS_ROWS), weight.split(PASS_ROWS), strict=True):
-            conditionals = self._conditionals(some, table, head)
-            expected += torch.cat([each @ logits.softmax(1) for logits in conditionals])
+            nothing = torch.zeros_like(some, dtype=torch.bool)
+            for k, rows, logits in self._conditionals(some, nothing, table, head):
+                expected[self.slices[k - self.given]] += each[rows] @ logits.softmax(1)
         for part, counts in zip(self.slices, counted, strict=True):
             ratio = (counts + CALIBRATION_PRIOR) / (expected[part] + CALIBRATION_PRIOR)
             self.bias[part] += ratio.log()
@@ -271,25 +330,61 @@ class CodeNetwork(nn.Module):
             ValueError: The context is missing, of another shape, or out of range.
         """
         context = self._context(given)
+        gaps = context.new_full((len(context), len(self.sizes) - self.given), GAP)
+        return self.complete(torch.cat([context, gaps], 1), generator)
+
+    @torch.no_grad()
+    def complete(
+        self,
+        codes: Tensor,
+        generator: torch.Generator | None = None,
+        prior: CodePrior | None = None,
+    ) -> Tensor:
+        """Return rows of codes (n, K) with each gap, −1, drawn given the row's other codes.
+
+        Gaps are drawn in the order of the coordinates, each given those drawn before.
+
+        Args:
+            codes: Shape (n, K).
+            generator: Source of random numbers; PyTorch's default when None.
+            prior: As in `log_prob`.
+
+        Raises:
+            ValueError: The codes are of another shape, or one is out of range.
+        """
+        self.check(codes, gaps=True)
         device = self.bias.device if generator is None else generator.device
-        shape = (len(context), len(self.sizes) - self.given)
+        shape = (len(codes), len(self.sizes) - self.given)
         levels = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
         table, head = self._table(), self._head()
-        parts = zip(context.split(PASS_ROWS), levels.to(table.device).split(PASS_ROWS), strict=True)
-        return torch.cat([self._sample(*part, table, head) for part in parts])
+        rows = PASS_ROWS if prior is None else max(1, len(codes))
+        parts = zip(codes.split(rows), levels.to(table.device).split(rows), strict=True)
+        return torch.cat([self._complete(*part, table, head, prior) for part in parts])
 
-    def _sample(
-        self, context: Tensor, levels: Tensor, table: Tensor, head: tuple[Tensor, Tensor]
+    def _complete(
+        self,
+        codes: Tensor,
+        levels: Tensor,
+        table: Tensor,
+        head: tuple[Tensor, Tensor],
+        prior: CodePrior | None,
     ) -> Tensor:
-        """Draw codes at levels of their distribution functions, (rows, K − given) in [0, 1)."""
-        state, columns = self._begin(table, context), [*context.T]
+        """Draw gaps at levels of their distribution functions, (rows, K − given) in [0, 1)."""
+        codes, gaps = codes.clone(), (codes < 0) & self.is_asked()
+        state = self._begin(table, codes, prior)
         for k, level in enumerate(levels.T, self.given):
-            logits = self._read(self._trunk(state), head, k)
+            if not gaps[:, k].any():
+                continue
+            rows = slice(None) if gaps[:, k].all() else gaps[:, k].nonzero()[:, 0]
+            logits = self._read(self._trunk(state[rows]), head, k)
+            logits = logits if prior is None else prior.average(k, rows, logits)
             ends = logits.double().softmax(1).cumsum(1)
-            found = torch.searchsorted(ends, (level * ends[:, -1])[:, None], right=True)[:, 0]
-            columns.append(found.clamp(max=self.sizes[k] - 1))
-            state = self._reveal(state, table, columns[-1], k)
-        return torch.stack(columns, 1)
+            places = (level[rows] * ends[:, -1])[:, None]
+            found = torch.searchsorted(ends, places, right=True)[:, 0]
+            codes[rows, k] = found.clamp(max=self.sizes[k] - 1)
+            drawn = torch.where(gaps[:, k], codes[:, k], GAP)
+            state = self._reveal(state, table, drawn, k, prior)
+        return codes
 
     def _context(self, given: int | Tensor) -> Tensor:
         if isinstance(given, Tensor):
@@ -301,8 +396,10 @@ class CodeNetwork(nn.Module):
             )
         return self.hidden_codes.new_zeros(given, 0)
 
-    def check(self, codes: Tensor, columns: int | None = None) -> None:
+    def check(self, codes: Tensor, columns: int | None = None, gaps: bool = False) -> None:
         """Check codes (rows, K), or of the first coordinates (rows, columns).
+
+        With `gaps`, coordinates that are not given may have −1.
 
         Raises:
             ValueError: They are of another shape, or one is out of range.
@@ -314,12 +411,20 @@ class CodeNetwork(nn.Module):
                 f"got {tuple(codes.shape)} and {codes.dtype}"
             )
         wrong = (codes < 0) | (codes >= self.hidden_codes[:columns])
+        if gaps:
+            wrong[:, self.given :] &= codes[:, self.given :] != GAP
         if wrong.any():
             row, k = wrong.nonzero()[0].tolist()
             raise ValueError(
                 f"Expected codes of coordinate {k} from 0 to {self.sizes[k] - 1}; "
                 f"got {codes[row, k].item()} in row {row}: encode rows by the same coding"
             )
+
+    def is_asked(self) -> Tensor:
+        """Return which coordinates may be asked for, booleans of shape (K,)."""
+        found = ~self._is_given()
+        found[[coordinate for coordinate, _ in self.inputs]] = False
+        return found
 
     def _is_given(self) -> Tensor:
         return torch.arange(len(self.sizes), device=self.starts.device) < self.given
@@ -338,15 +443,23 @@ class CodeNetwork(nn.Module):
         places = torch.where(visible | self._is_given(), codes, self.hidden_codes) + self.starts
         return F.embedding_bag(places, table, mode="sum")
 
-    def _begin(self, table: Tensor, codes: Tensor) -> Tensor:
-        """Return the sum of a row's vectors where all but the context is hidden."""
+    def _begin(self, table: Tensor, codes: Tensor, prior: CodePrior | None = None) -> Tensor:
+        """Return the sum of a row's vectors where all codes but gaps are visible."""
         state = table[self.starts + self.hidden_codes].sum(0).expand(len(codes), -1)
-        for k in range(self.given):
-            state = self._reveal(state, table, codes[:, k], k)
+        for k, column in enumerate(codes.T):
+            if (column >= 0).any():
+                state = self._reveal(state, table, column, k, prior)
         return state
 
-    def _reveal(self, state: Tensor, table: Tensor, codes: Tensor, k: int) -> Tensor:
-        """Return the sum of a row's vectors where coordinate k, hidden before, is visible."""
+    def _reveal(
+        self, state: Tensor, table: Tensor, codes: Tensor, k: int, prior: CodePrior | None
+    ) -> Tensor:
+        """Return the sum of a row's vectors where coordinate k, hidden before, is visible.
+
+        It stays hidden where its code is a gap, whose number is that of the last vector.
+        """
+        if prior is not None:
+            prior.reveal(k, codes)
         rows = table[self.starts[k] : self.starts[k] + self.sizes[k] + 1]
         return state + (rows - rows[-1])[codes]
 

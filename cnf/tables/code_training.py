@@ -1,4 +1,4 @@
-"""Training of a network of codes: half by any order, half by the order that it is sampled in."""
+"""Training of a network of codes: by any order, and by the order that it is sampled in."""
 
 from __future__ import annotations
 
@@ -68,6 +68,11 @@ class CodeRecipe:
 
 document_numbers(CodeRecipe)
 
+# For questions about parts of rows. On Adult, 900 steps of any order have an NLL of 1.754 nats an
+# asked cell over random questions (1.767 with half of the rows in the columns' order), and a
+# consistency gap of 0.027 nats a column (0.036), for 0.002 more nats a column of whole rows.
+QUESTIONS = CodeRecipe(canonical=0.0)
+
 
 Callback = Callable[[StepEvent], None]
 
@@ -98,6 +103,7 @@ def fit_codes(
     state_seconds: float = 30.0,
     threads: Threads = "auto",
     recipe: CodeRecipe | None = None,
+    whole: Mapping[str, Any] | None = None,
 ) -> History:
     """Train a network of codes and leave it with its best averaged weights on validation.
 
@@ -106,7 +112,8 @@ def fit_codes(
 
     Args:
         network: The network, changed in place.
-        codes: Rows of codes (n, K) to train on.
+        codes: Rows of codes (n, K) to train on, −1 for gaps: these are always hidden and have no
+            loss, so that the likelihood is that of the other codes.
         validation: Rows of codes (m, K) for validation.
         weight: Weights of the rows, at least 0, shape (n,), of which only the ratios matter; equal
             when None.
@@ -121,6 +128,7 @@ def fit_codes(
         state_seconds: Seconds between two states.
         threads: The number of PyTorch's threads, chosen as in `cnf.fit`.
         recipe: The numbers of training.
+        whole: What the state keeps of a run that this one is a part of, ready for JSON.
 
     Returns:
         The run's history, whose validation NLL is in nats per row.
@@ -145,6 +153,7 @@ def fit_codes(
     checkpointer = None
     if state is not None:
         identity = _identity(network, recipe, length, seed, train, held_out)
+        identity |= {} if whole is None else {"whole": dict(whole)}
         checkpointer = Checkpointer(Path(state), state_seconds, identity)
     generator = torch.Generator().manual_seed(seed)
     length = replace(length, budget=(1 - CALIBRATION_SHARE) * length.budget)
@@ -204,7 +213,7 @@ def _rows(network: CodeNetwork, codes: Tensor, weight: Tensor | None) -> Rows:
         raise ValueError("Expected at least one row of codes; got none: add rows")
     device = network.bias.device
     rows = Rows(codes.to(device), None, None if weight is None else weight.to(device))
-    network.check(rows.x)
+    network.check(rows.x, gaps=True)
     if rows.weight is None:
         return rows
     check_weights(rows.weight, len(rows))
@@ -251,21 +260,31 @@ def draw_visible(rows: int, network: CodeNetwork, recipe: CodeRecipe) -> tuple[T
     ones in the first rows, of the recipe's share, and a random subset in the others. A hidden
     coordinate weighs A / (A − k), so that the expected sum is −log p(d) over random orders. In the
     first rows these weights have the rest of the share of the next coordinate, which weighs A: its
-    expected sum is −log p(d) in the order of the coordinates.
+    expected sum is −log p(d) in the order of the coordinates. Coordinates that are inputs alone
+    weigh nothing, and are hidden in the first rows.
 
     Shapes: booleans (rows, K) and weights (rows, A), on the CPU.
     """
     asked = len(network.sizes) - network.given
     prefixes = round(recipe.canonical * rows)
     order = torch.rand(rows, asked).argsort(1)
-    order[:prefixes] = torch.arange(asked)
-    counts = torch.cat([_spread(prefixes, asked), _spread(rows - prefixes, asked)])[:, None]
+    inputs = ~network.is_asked()[network.given :].cpu()
+    order[:prefixes] = (torch.arange(asked) + asked * inputs).argsort().argsort()
+    most = asked - int(inputs.sum())
+    counts = torch.cat([_spread(prefixes, most), _spread(rows - prefixes, asked)])[:, None]
     weights = (order >= counts) * (asked / (asked - counts))
     share = recipe.next_share
-    following = (order[:prefixes] == counts[:prefixes]) * float(asked)
+    weights[:prefixes] *= most / asked * (asked - counts[:prefixes]) / (most - counts[:prefixes])
+    following = (order[:prefixes] == counts[:prefixes]) * float(most)
     weights[:prefixes] = share * following + (1 - share) * weights[:prefixes]
+    weights[:, inputs] = 0.0
     given = torch.ones(rows, network.given, dtype=torch.bool)
-    return torch.cat([given, order < counts], 1), weights
+    visible = torch.cat([given, order < counts], 1)
+    for coordinate, owner in network.inputs:
+        visible[:, coordinate] &= visible[:, owner]
+        if coordinate != owner:  # finer codes of values, of which whole rows are asked for, too
+            visible[::2, coordinate] = False
+    return visible, weights
 
 
 def _spread(rows: int, count: int) -> Tensor:
@@ -308,6 +327,7 @@ class CodeRun(Run[Record, StepEvent]):
         def loss() -> StepLoss:
             visible, weights = draw_visible(len(codes), self.network, self.recipe)
             costs = self.costs(codes, visible.to(codes.device), self.network.dropout, self.unseen)
+            # A gap costs nothing, and so the expected sum is −log p of the others.
             return StepLoss((weights.to(costs) * costs).sum(1).mean())
 
         step = self.optimizer.step(loss, rate)

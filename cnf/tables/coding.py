@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cnf.datasets.reading import drop_option
 from cnf.layers.columns.bounded import INTERVAL_MARGIN
 from cnf.tables.coordinates import (
     COORDINATES,
@@ -26,6 +28,7 @@ from cnf.tables.kinds import (
     CategoricalColumn,
     CircularColumn,
     ColumnKind,
+    ConstantColumn,
     IntegerColumn,
     SpikeColumn,
     find_atoms,
@@ -71,22 +74,24 @@ class Coding:
     def fit(schema: Schema, numbers: Array, bins: int = 32) -> Coding:
         """Return the coordinates of a table.
 
+        A gap has a code, "missing", in columns whose `gaps` are a value.
+
         Args:
             schema: The columns.
-            numbers: Those of the training rows, finite, shape (rows, columns).
+            numbers: Those of the training rows, finite or NaN for gaps, shape (rows, columns).
             bins: The most bins of a column, of equal mass.
 
         Raises:
-            ValueError: No column varies, or there are no bins.
+            ValueError: No column varies, one has gaps alone, or there are no bins.
         """
         if bins < 1:
             raise ValueError(f"Expected at least 1 bin; got {bins}")
         found = (
             _fit_column(i, column, numbers[:, i], bins)
             for i, column in enumerate(schema.columns)
-            if column.width
+            if _varies(column)
         )
-        filling = (0.0 if each.width else float(each.low or 0.0) for each in schema.columns)
+        filling = (0.0 if _varies(each) else float(each.low or 0.0) for each in schema.columns)
         coordinates = tuple(found)
         if not coordinates:
             raise ValueError("Expected a column that varies; got constants alone: leave them out")
@@ -117,6 +122,27 @@ class Coding:
         """The coordinates with bins, and so with z."""
         return tuple(i for i, each in enumerate(self.coordinates) if each.continuous)
 
+    def mostly_binned(self, numbers: Array) -> Flags:
+        """Return which coordinates are of numbers on a line, half of which or more are in bins.
+
+        Shapes: numbers (rows, columns), NaN for gaps → (coordinates,).
+        """
+        coded, linear = self.encode(numbers), [each.linear for each in self.coordinates]
+        most = 2 * coded.present.sum(0) >= coded.known.sum(0)
+        return np.asarray(np.array(linear) & most)
+
+    def without_bins(self, some: Flags) -> Coding:
+        """Return a coding in which some coordinates have one bin: z is the normal score."""
+        coordinates = tuple(
+            each.without_bins() if own and isinstance(each, Mixed) else each
+            for each, own in zip(self.coordinates, some, strict=True)
+        )
+        return replace(self, coordinates=coordinates)
+
+    def select(self, some: Flags) -> Coding:
+        """Return the coding of some coordinates."""
+        return replace(self, coordinates=tuple(compress(self.coordinates, some)))
+
     @property
     def noisy(self) -> bool:
         """Whether there are bins of numbers on grids, to which noise is added."""
@@ -125,8 +151,8 @@ class Coding:
     def encode(self, numbers: Array, uniforms: Array | None = None) -> Coded:
         """Return the coordinates of rows, (rows, coordinates).
 
-        A value is not known that is another category, beyond bounds, or a gap (NaN). Of a grid the
-        nearest number counts, of angles that of the same turn.
+        A value is not known that is another category, beyond bounds, or a gap (NaN) where gaps are
+        no value. Of a grid the nearest number counts, of angles that of the same turn.
 
         Args:
             numbers: Shape (rows, columns).
@@ -143,10 +169,15 @@ class Coding:
             found[:, each.place] = each.nearest(numbers[:, each.place])
         return found
 
-    def gaps(self, numbers: Array) -> Flags:
-        """Return whether rows (rows, columns) have a gap, NaN, in a column that varies."""
-        places = [each.place for each in self.coordinates]
-        return np.asarray(np.isnan(numbers[:, places]).any(1))
+    @property
+    def places(self) -> list[int]:
+        """The table's column of each coordinate."""
+        return [each.place for each in self.coordinates]
+
+    def unseen(self, numbers: Array) -> Flags:
+        """Return which values are gaps, NaN, that are no value, (rows, coordinates)."""
+        values = np.array([each.gaps for each in self.coordinates])
+        return np.asarray(np.isnan(numbers[:, self.places]) & ~values)
 
     def present(self, codes: Codes) -> Flags:
         """Return whether codes are those of bins, and so have z, (rows, coordinates)."""
@@ -174,13 +205,13 @@ class Coding:
 def has_codes(schema: Schema, numbers: Array) -> bool:
     """Return whether a column is discrete, or has values that occur with a mass.
 
-    These are categories, few whole numbers of many rows, and what `find_masses` finds in a column
-    of whole numbers or a spike, and `cnf.tables.kinds.find_atoms` in another one: a table with such
-    a column is modelled codes first.
+    These are gaps where they are a value, categories, few whole numbers of many rows, and what
+    `find_masses` finds in a column of whole numbers or a spike, and `cnf.tables.kinds.find_atoms`
+    in another one: a table with such a column is modelled codes first.
 
     Args:
         schema: The columns.
-        numbers: Those of the rows, shape (rows, columns).
+        numbers: Those of the rows, shape (rows, columns), NaN for gaps.
 
     Example:
         >>> numbers = np.random.default_rng(0).normal(size=(100, 1))
@@ -189,13 +220,35 @@ def has_codes(schema: Schema, numbers: Array) -> bool:
         (False, True)
     """
     pairs = zip(schema.columns, numbers.T, strict=True)
-    return any(_has_codes(column, each) for column, each in pairs if column.width)
+    return any(_has_codes(column, each) for column, each in pairs if _varies(column))
+
+
+def has_values(schema: Schema, numbers: Array) -> bool:
+    """Return whether a column is one of numbers on a line, most of which have a density.
+
+    Args:
+        schema: The columns.
+        numbers: Those of the rows, shape (rows, columns), NaN for gaps.
+
+    Example:
+        >>> numbers = np.random.default_rng(0).normal(size=(100, 1))
+        >>> schema = Schema((Column("x", "real"),))
+        >>> has_values(schema, numbers), has_values(schema, np.maximum(numbers, 1.0))
+        (True, False)
+    """
+    return bool(Coding.fit(schema, numbers, bins=1).mostly_binned(numbers).any())
+
+
+def _varies(column: Column) -> bool:
+    """Return whether a column has a coordinate, as a constant has whose gaps are a value."""
+    return bool(column.width) or column.gaps == "value"
 
 
 def _has_codes(column: Column, numbers: Array) -> bool:
     kind = column.of_kind
-    if isinstance(kind, CategoricalColumn | SpikeColumn):
+    if column.gaps == "value" or isinstance(kind, CategoricalColumn | SpikeColumn):
         return True
+    numbers = numbers[~np.isnan(numbers)]
     distinct, counts = np.unique(numbers, return_counts=True)
     if isinstance(kind, IntegerColumn):
         few = _short_range(*_bounds(kind)) is not None or _are_few(distinct, len(numbers))
@@ -229,7 +282,24 @@ class _Values(NamedTuple):
 
 
 def _fit_column(place: int, column: Column, numbers: Array, bins: int) -> Coordinate:
+    numbers = numbers[~np.isnan(numbers)]
+    if not len(numbers):
+        raise ValueError(
+            f"Expected values in column {column.name!r}; got gaps alone: leave it out "
+            f"({drop_option(column.name)})"
+        )
+    found = _fit_values(place, column, numbers, bins)
+    if column.gaps == "unknown":
+        return found
+    first = found.first_bin
+    scores = found.scores and (*found.scores[:first], (0.0, 0.0), *found.scores[first:])
+    return replace(found, gaps=True, scores=scores)
+
+
+def _fit_values(place: int, column: Column, numbers: Array, bins: int) -> Coordinate:
     kind = column.of_kind
+    if isinstance(kind, ConstantColumn):
+        return Discrete(place, (kind.value,), ())
     if isinstance(kind, CategoricalColumn):
         return Discrete(place, tuple(map(float, range(len(kind.names)))), ())
     low, high = _bounds(kind)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import inf, log, pi
+from math import inf, log, nan, pi
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ class Coded(NamedTuple):
         log_det: ln ∂z/∂x, 0 where absent.
         log_alone: ln p(x | code) where z is standard normal: of a number on a grid the log of its
             mass, without noise.
-        known: Whether a value has a code.
+        known: Whether a value has a code, as a gap (NaN) has where gaps are a value.
     """
 
     codes: Codes
@@ -48,14 +48,16 @@ class Coordinate:
 
     Attributes:
         place: The table's column, counted from 0.
-        values: The values that have a code of their own, in order.
+        values: The values that have a code each, in order.
         scores: Two features of each code in [−1, 1]: the middle rank of its values among the
             training rows, and a squashed standardised value; empty for codes without an order.
+        gaps: Whether a gap, NaN, is one more value, the last of those with a code each.
     """
 
     place: int
     values: tuple[float, ...]
     scores: tuple[tuple[float, float], ...]
+    gaps: bool = field(default=False, kw_only=True)
 
     kind: ClassVar[str] = "discrete"
 
@@ -65,6 +67,11 @@ class Coordinate:
         return False
 
     @property
+    def linear(self) -> bool:
+        """Whether places are numbers on a line, that a flow without bins may model."""
+        return self.continuous
+
+    @property
     def noisy(self) -> bool:
         """Whether these places have noise."""
         return False
@@ -72,7 +79,7 @@ class Coordinate:
     @property
     def first_bin(self) -> int:
         """The number of codes of single values, which come before those of bins."""
-        return len(self.values)
+        return len(self.values) + self.gaps
 
     @property
     def size(self) -> int:
@@ -102,14 +109,15 @@ class Coordinate:
 
     @cached_property
     def _masses(self) -> Array:
-        return np.array(self.values, np.float64)
+        return np.array([*self.values, nan] if self.gaps else self.values, np.float64)
 
     def _find(self, numbers: Array) -> tuple[Codes, Flags]:
         """Return the codes of single values, and whether numbers have one."""
-        if not self.values:
+        if not self.first_bin:
             return np.zeros(len(numbers), np.int64), np.zeros(len(numbers), np.bool_)
-        codes = np.minimum(np.searchsorted(self._masses, numbers), len(self.values) - 1)
-        return codes, np.asarray(self._masses[codes] == numbers)
+        codes = np.minimum(np.searchsorted(self._masses, numbers), self.first_bin - 1)
+        found = self._masses[codes]
+        return codes, np.asarray((found == numbers) | (np.isnan(found) & np.isnan(numbers)))
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,7 @@ class Discrete(Coordinate):
 
     @cached_property
     def _whole(self) -> bool:
-        return bool(self.scores) and not (self._masses % 1).any()
+        return bool(self.scores) and not (np.array(self.values) % 1).any()
 
 
 @dataclass(frozen=True)
@@ -154,8 +162,8 @@ class Mixed(Coordinate):
         edges: The numbers between the bins, increasing.
         low: Least number; None for no bound.
         high: Largest number; None for no bound.
-        few: Whether all values of the training rows have a code of their own: the one bin is for
-            others, and no flow models the places in it.
+        few: Whether all values of the training rows have a code each: the one bin is for others,
+            and no flow models the places in it.
     """
 
     marginal: Marginal
@@ -169,6 +177,13 @@ class Mixed(Coordinate):
     @property
     def continuous(self) -> bool:
         return not self.few
+
+    def without_bins(self) -> Mixed:
+        """Return this coordinate with one bin."""
+        first = self.first_bin
+        middle = tuple(np.mean(self.scores[first:], 0).tolist()) if self.scores else ()
+        scores = (*self.scores[:first], middle) if self.scores else ()
+        return replace(self, edges=(), scores=scores)
 
     @property
     def size(self) -> int:
@@ -300,6 +315,10 @@ class Angular(Mixed):
     turn: float = 2 * pi
 
     kind: ClassVar[str] = "angular"
+
+    @property
+    def linear(self) -> bool:
+        return False
 
     def encode(self, numbers: Array, uniforms: Array) -> Coded:
         return super().encode(self.nearest(numbers), uniforms)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from cnf.datasets.reading import drop_option
 from cnf.datasets.table import Table
 from cnf.layers import Concatenate, Identity, Layer
 from cnf.layers.scalings.scaling import coarse_columns, constant_columns
-from cnf.tables.kinds import KINDS, Atoms, ColumnKind, ColumnValues, Unknown
+from cnf.tables.kinds import KINDS, Atoms, ColumnKind, ColumnValues, Gaps, Unknown
 from cnf.tables.remarks import remarks_on
 from cnf.utils.random import seeded
 
@@ -42,6 +43,8 @@ class Column:
         origin: The value that multiples of the step are counted from; None for `low`, or for 0.
         atoms: The values that occur with a mass beside a density, each with its share of the rows.
         type: The values' type in tables; None for one that suits the kind.
+        gaps: The meaning of missing values where a model has them: `"unknown"` values, which are
+            marginalised, or one more `"value"`, whose share is modelled.
 
     Raises:
         ValueError: The kind is unknown, or has other attributes than are given, or the categories
@@ -57,6 +60,7 @@ class Column:
     origin: float | None = None
     atoms: Atoms = ()
     type: ColumnType | None = None
+    gaps: Gaps = "unknown"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -98,8 +102,8 @@ class Column:
         return self.of_kind.width
 
     def text(self, value: float) -> str:
-        """Return a value for display: a category by its name."""
-        return self.of_kind.text(value)
+        """Return a value for display: a category by its name, and a gap as missing."""
+        return "missing" if isnan(value) else self.of_kind.text(value)
 
     def describe(self, kind: bool = True) -> str:
         """Return the name, the kind if asked for, and the possible values, for display."""
@@ -188,7 +192,7 @@ class Schema:
             except (AttributeError, OverflowError, TypeError):
                 raise ValueError(
                     f"Expected kind, low, high and categories for column {name!r}, or step, "
-                    f"origin, atoms and type; got {entry!r}"
+                    f"origin, atoms, type and gaps; got {entry!r}"
                 ) from None
         return found
 
@@ -197,10 +201,11 @@ class Schema:
 
         Whole numbers and categories stay what they are, since other rows may have others.
         """
+        numbers = _without_gaps(numbers)
         constant = constant_columns(torch.from_numpy(numbers).float())
         return self.with_columns(
             {
-                column.name: Column(column.name, "constant", float(numbers[0, i]))
+                column.name: Column(column.name, "constant", float(numbers[0, i]), gaps=column.gaps)
                 for i, column in enumerate(self.columns)
                 if i in constant and column.of_kind.on_line
             }
@@ -208,6 +213,7 @@ class Schema:
 
     def check_varying(self, numbers: Array) -> None:
         """Raise a ValueError where numbers with a density do not vary, or where nothing does."""
+        numbers = _without_gaps(numbers)
         constant = constant_columns(torch.from_numpy(numbers))
         found = [i for i in constant if self.columns[i].of_kind.on_line]
         found = found or ([] if self.width else [*range(len(self.columns))])
@@ -222,7 +228,7 @@ class Schema:
 
     def check_apart(self, numbers: Array) -> None:
         """Raise a ValueError where single precision does not resolve numbers with a density."""
-        for i, coarse in coarse_columns(torch.from_numpy(numbers)).items():
+        for i, coarse in coarse_columns(torch.from_numpy(_without_gaps(numbers))).items():
             if self.columns[i].of_kind.on_line:
                 raise ValueError(
                     f"Expected columns of numbers apart; got {self.columns[i].name!r}, {coarse}"
@@ -248,21 +254,25 @@ class Schema:
         return Schema(tuple(self.columns[i] for i in places)), places
 
     def real(self, numbers: Array) -> tuple[Array, list[str]]:
-        """Return the numbers with a density that are modelled as they are, and their names."""
+        """Return the numbers with a density that are modelled as they are, and their names.
+
+        Gaps have other values of their columns.
+        """
         places = [
             i
             for i, column in enumerate(self.columns)
             if column.of_kind.on_line and isinstance(column.of_kind.continuous_layer(), Identity)
         ]
-        return numbers[:, places], [self.columns[i].name for i in places]
+        return _without_gaps(numbers[:, places]), [self.columns[i].name for i in places]
 
     def continuous(self, values: Array) -> Array:
         """Return the numbers that are modelled for the first rows, but those of angles.
 
         They are what a scaling is fitted to: positive and bounded numbers through their layers,
-        whole numbers and categories with noise, which is the same in every call.
+        whole numbers and categories with noise, which is the same in every call. Gaps have other
+        values of their columns.
         """
-        x = values[: max(1, MAX_MODELLED_NUMBERS // max(1, self.width))]
+        x = _without_gaps(values)[: max(1, MAX_MODELLED_NUMBERS // max(1, self.width))]
         layers, found = self.layers(x), torch.tensor(x)
         with torch.no_grad(), seeded(0):
             for layer in reversed(layers):
@@ -372,15 +382,21 @@ class Schema:
         return np.column_stack([column.of_kind.nearest(each) for column, each in pairs])
 
     def outside(self, numbers: Array) -> NDArray[np.bool_]:
-        """Return which numbers (rows, columns) the columns cannot have."""
+        """Return which numbers (rows, columns), apart from gaps, the columns cannot have."""
         pairs = zip(self.columns, numbers.T, strict=True)
-        return np.column_stack([column.of_kind.outside(each) for column, each in pairs])
+        found = np.column_stack([column.of_kind.outside(each) for column, each in pairs])
+        return np.asarray(found & ~np.isnan(numbers))
 
-    def check(self, numbers: Array) -> None:
-        """Raise a ValueError with the column, the row and the value that a column cannot have."""
+    def check(self, numbers: Array, gaps: bool = False) -> None:
+        """Raise a ValueError with the column, the row and the value that a column cannot have.
+
+        Gaps are refused in columns where they are no value, unless they are modelled (`gaps`).
+        """
         for column, given in zip(self.columns, numbers.T, strict=True):
             kind = column.of_kind
             out = kind.outside(given) | ~np.isfinite(given)
+            if gaps or column.gaps == "value":
+                out &= ~np.isnan(given)
             if kind.width and out.any():
                 row = int(out.argmax())
                 got = "a gap (NaN)" if np.isnan(given[row]) else kind.foreign_text(given[row])
@@ -392,6 +408,7 @@ class Schema:
 
     def layers(self, numbers: Array) -> list[Layer]:
         """Return the layers between the modelled columns and the table, for training rows."""
+        numbers = _without_gaps(numbers)
         inner = [column.of_kind.continuous_layer() for column in self.columns]
         outer = [column.of_kind.table_layer(numbers[:, i]) for i, column in enumerate(self.columns)]
         starts = accumulate((column.width for column in self.columns), initial=0)
@@ -403,6 +420,21 @@ class Schema:
             for layers, columns in pairs
             if not all(isinstance(layer, Identity) for layer in layers)
         ]
+
+
+def _without_gaps(numbers: Array) -> Array:
+    """Return numbers (rows, columns) with each gap replaced by another value of its column.
+
+    A column of gaps alone keeps them.
+    """
+    gaps = np.isnan(numbers)
+    if not gaps.any():
+        return numbers
+    found = numbers.copy()
+    for column, missing in zip(found.T, gaps.T, strict=True):
+        if missing.any() and not missing.all():
+            column[missing] = np.resize(column[~missing], missing.sum())
+    return found
 
 
 def check_single_precision(table: Table) -> None:
@@ -424,6 +456,8 @@ def _entry(column: Column) -> dict[str, Any]:
     entry |= {
         name: value for name in ("step", "origin", "atoms") if (value := getattr(column, name))
     }
+    if column.gaps != "unknown":
+        entry["gaps"] = column.gaps
     if column.type is not None:
         default, type = asdict(ColumnType()), asdict(column.type)
         entry["type"] = {name: value for name, value in type.items() if value != default[name]}

@@ -8,7 +8,7 @@ from cnf.utils.registry import Registry
 if TYPE_CHECKING:
     from cnf.tables.kinds.column_values import Atoms, ColumnValues, Looks, find_atoms, find_masses
     from cnf.tables.kinds.grid import DatetimeColumn, GridColumn, IntegerColumn
-    from cnf.tables.kinds.kind import ColumnKind, Unknown
+    from cnf.tables.kinds.kind import GAPS, ColumnKind, Gaps, Unknown
     from cnf.tables.kinds.nominal import BooleanColumn, CategoricalColumn, ConstantColumn
     from cnf.tables.kinds.numeric import (
         BoundedColumn,
@@ -23,7 +23,7 @@ else:
         {
             "column_values": "Atoms ColumnValues Looks find_atoms find_masses",
             "grid": "DatetimeColumn GridColumn IntegerColumn",
-            "kind": "ColumnKind Unknown",
+            "kind": "GAPS ColumnKind Gaps Unknown",
             "nominal": "BooleanColumn CategoricalColumn ConstantColumn",
             "numeric": "BoundedColumn CircularColumn PositiveColumn RealColumn SpikeColumn",
         },
@@ -47,6 +47,7 @@ KINDS: Registry[type["ColumnKind"]] = Registry(
 """The kinds of columns, general ones first: a column is inferred to be of the last that fits."""
 
 __all__ = [
+    "GAPS",
     "KINDS",
     "Atoms",
     "BooleanColumn",
@@ -57,6 +58,7 @@ __all__ = [
     "ColumnValues",
     "ConstantColumn",
     "DatetimeColumn",
+    "Gaps",
     "GridColumn",
     "IntegerColumn",
     "Looks",

@@ -114,8 +114,8 @@ def find_masses(distinct: Array, counts: NDArray[np.intp]) -> Array:
     """Return the values that occur too often for a density, in order.
 
     They have at least 0.2 % of the rows and 20 rows, or 10 where these are 2 %; at most the 128
-    most frequent ones. A spike's atoms are such values, and so are those with a code of their own
-    in a column with bins.
+    most frequent ones. A spike's atoms are such values, and so are those with a code each in a
+    column with bins.
 
     Args:
         distinct: Different values in order, shape (values,).

@@ -19,6 +19,9 @@ from cnf.tables.kinds.lattice import Array, Lattice
 
 Unknown = Literal["raise", "keep"]
 
+Gaps = Literal["unknown", "value"]
+GAPS: tuple[Gaps, ...] = ("unknown", "value")  # an unknown value, or one more value
+
 UNKNOWN_CODE = -1.0  # of a category that a column does not have
 
 
@@ -39,6 +42,7 @@ class ColumnKind:
         origin: The value that multiples of the step are counted from; None for `low`, or for 0.
         atoms: Values that occur with a mass beside a density, each with its share.
         type: The values' type in tables, None where it is unknown.
+        gaps: The meaning of gaps, a name in `GAPS`.
         bounds: The least and the most bounds that the kind has.
         category_counts: The least and the most categories that the kind has.
         steps: The least and the most steps that the kind has.
@@ -57,6 +61,7 @@ class ColumnKind:
     origin: float | None = None
     atoms: Atoms = ()
     type: ColumnType | None = None
+    gaps: Gaps = "unknown"
 
     bounds: ClassVar[tuple[int, int]] = (0, 0)
     category_counts: ClassVar[tuple[float, float]] = (0, 0)
@@ -72,6 +77,8 @@ class ColumnKind:
 
     def check(self) -> None:
         """Raise a ValueError unless the attributes are those of the kind."""
+        if self.gaps not in GAPS:
+            raise self.refusal(f"gaps among {', '.join(GAPS)}", repr(self.gaps))
         self._check_numbers()
         texts = all(isinstance(name, str) for name in self.categories)
         if not texts or len(set(self.categories)) < len(self.categories):
@@ -218,7 +225,11 @@ class ColumnKind:
     def describe(self, kind: bool = True) -> str:
         """Return the name, the kind if asked for, and the possible values, for display."""
         prefix = f"{self.name}: {self.kind}" if kind else self.name
-        return f"{prefix} {self.values_text()}".strip()
+        return f"{prefix} {self.values_text()}".strip() + self.gaps_text()
+
+    def gaps_text(self) -> str:
+        """Return that gaps are a value, for display."""
+        return " or missing" if self.gaps == "value" else ""
 
     def continuous_layer(self) -> Layer:
         """Return the layer between the modelled columns and numbers with a density."""

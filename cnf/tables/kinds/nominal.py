@@ -134,7 +134,7 @@ class CategoricalColumn(ColumnKind):
 
     def describe(self, kind: bool = True) -> str:
         """Return the name and the categories, which say the kind, for display."""
-        return f"{self.name}{':' if kind else ''} {self.values_text()}"
+        return f"{self.name}{':' if kind else ''} {self.values_text()}{self.gaps_text()}"
 
     def table_layer(self, numbers: Array) -> Layer:
         """Return the map to categories, with noise by the shares of these in training rows.
@@ -182,11 +182,14 @@ class BooleanColumn(CategoricalColumn):
         return ""
 
     def describe(self, kind: bool = True) -> str:
-        return f"{self.name}: boolean" if kind else self.name
+        return (f"{self.name}: boolean" if kind else self.name) + self.gaps_text()
 
 
 class ConstantColumn(ColumnKind):
-    """A column that is not modelled: draws have `low` in it, or the category of that number."""
+    """A column of one value, `low` or the category of that number, which is not modelled.
+
+    Where gaps are a value, these are modelled.
+    """
 
     bounds: ClassVar[tuple[int, int]] = (1, 1)
     category_counts: ClassVar[tuple[float, float]] = (0, inf)
@@ -225,8 +228,9 @@ class ConstantColumn(ColumnKind):
         return self.tabled(column.values)
 
     def tabled(self, numbers: Array) -> Array:
-        """Return the value in place of draws."""
-        return np.full(len(numbers), self.value)
+        """Return the value in place of draws, but of gaps where these are a value."""
+        gaps = np.isnan(numbers) if self.gaps == "value" else False
+        return np.where(gaps, np.nan, np.full(len(numbers), self.value))
 
     def text(self, number: float) -> str:
         return self.values_text()

@@ -17,7 +17,7 @@ from cnf.datasets import Table
 from cnf.diagnostics.checks import CHECKS, ROW_CHECKS
 from cnf.diagnostics.report import Report
 from cnf.diagnostics.row_checks import bin_masses
-from cnf.tables import RowModel, Schema, fit_rows
+from cnf.tables import Column, RowModel, Schema, fit_rows
 from cnf.tables.row_training import new_row_model
 
 ROWS = 800
@@ -95,6 +95,10 @@ def test_a_good_model_passes(
         "sums of conditionals",
         "integrals over bins",
         "log p in other orders",
+        "consistency gap",
+        "integrals of conditionals",
+        "draws of conditionals",
+        "rows that imputing does not complete",
         "draws without a log p",
         "log p of data against draws",
         "samples against data",
@@ -117,6 +121,7 @@ def test_a_conditional_model_with_a_flow_passes(
     _only(monkeypatch, *QUICK, "flow")
     report = cnf.check(*given, **CHECKED)
     assert not _failed(report), str(report)
+    assert "A flow within bins answers no questions" in report.notes[0]
     names = {found.name for found in report.findings}
     assert {"flow: rows without a log p", "flow: log p beside other rows"} <= names
     assert "the worst of 3 contexts" in str(report)
@@ -171,12 +176,12 @@ def _few_digits(network: Any, log_prob: Tensor) -> Tensor:
 BROKEN: dict[str, tuple[str, Callable[[RowModel], RowModel], set[str]]] = {
     "few digits": (
         "precision",
-        _network("log_prob", lambda net, right, d: _few_digits(net, right(net, d))),
+        _network("log_prob", lambda net, right, *d: _few_digits(net, right(net, *d))),
         {f"log p in single precision, {which}" for which in ("median", "99 %")},
     ),
     "the batch's mean": (
         "batch",
-        _network("log_prob", lambda net, right, d: right(net, d) + 0.01 * right(net, d).mean()),
+        _network("log_prob", lambda net, right, *d: right(net, *d) + 0.01 * right(net, *d).mean()),
         {"log p beside other rows"},
     ),
     "categories one too large": (
@@ -196,7 +201,7 @@ BROKEN: dict[str, tuple[str, Callable[[RowModel], RowModel], set[str]]] = {
     ),
     "log p shifted": (
         "total mass",
-        _network("log_prob", lambda net, right, d: right(net, d) + 0.1),
+        _network("log_prob", lambda net, right, *d: right(net, *d) + 0.1),
         {"total mass of the codes"},
     ),
     "costs of more than all": (
@@ -229,6 +234,31 @@ BROKEN: dict[str, tuple[str, Callable[[RowModel], RowModel], set[str]]] = {
         lambda model: _sampling(model, lambda x: x - torch.tensor([4.0, 0.0, 0.0, 0.0])),
         {"draws without a log p"},
     ),
+    "conditionals of more": (
+        "consistency",
+        lambda model: _answering(model, 1.0),
+        {"consistency gap"},
+    ),
+    "conditionals of more than all": (
+        "answers",
+        lambda model: _answering(model, 0.05),
+        {"integrals of conditionals"},
+    ),
+    "the same in all gaps": (
+        "answers",
+        lambda model: _imputing(model, lambda x: x[:1].expand(len(x), -1)),
+        {"draws of conditionals"},
+    ),
+    "other cells imputed": (
+        "imputation",
+        lambda model: _imputing(model, lambda x: x.flip(0)),
+        {"rows that imputing does not complete"},
+    ),
+    "gaps left": (
+        "imputation",
+        lambda model: _imputing(model, lambda x: torch.where(x == 7.0, torch.nan, x)),
+        {"rows that imputing does not complete"},
+    ),
     "draws of one value": (
         "two-sample",
         lambda model: _sampling(model, lambda x: 0 * x),
@@ -256,6 +286,27 @@ def _sampling(model: RowModel, change: Callable[[Tensor], Tensor]) -> RowModel:
             return change(super().sample(*args, **options))
 
     return Other(model.coding, model.network, model.flow, model.given)
+
+
+def _answering(model: RowModel, more: float) -> RowModel:
+    """A model with more nats of what is given other cells."""
+
+    class Other(RowModel):
+        def log_prob(self, *args: Any, given: Tensor | None = None, **options: Any) -> Tensor:
+            found = super().log_prob(*args, given=given, **options)
+            return found + (0.0 if given is None else more)
+
+    return Other(model.coding, model.network)
+
+
+def _imputing(model: RowModel, change: Callable[[Tensor], Tensor]) -> RowModel:
+    """A model with other rows after imputing."""
+
+    class Other(RowModel):
+        def impute(self, *args: Any, **options: Any) -> Tensor:
+            return change(super().impute(*args, **options))
+
+    return Other(model.coding, model.network)
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -305,6 +356,51 @@ def test_notes_say_what_was_not_checked(monkeypatch: pytest.MonkeyPatch) -> None
         assert "No column has bins" in report.notes[1]
 
 
+def test_rows_with_gaps_are_completed_first(
+    fitted: tuple[RowModel, Tensor, None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnf.diagnostics.two_sample.FOLDS", 2)
+    model, data, _ = fitted
+    gaps = data[:300].clone()
+    gaps[::2, 0] = gaps[1::3, 1] = torch.nan
+    report = cnf.check(model, gaps, **CHECKED)
+    assert report.notes[0].startswith("250 cells of the data are missing")
+    assert not _failed(report), str(report)
+
+
+def test_gaps_that_are_a_value_are_checked_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnf.diagnostics.two_sample.FOLDS", 2)
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=(800, 3))
+    numbers[:, 1] = rng.integers(0, 2, 800)
+    for column in range(2):
+        numbers[rng.random(800) < 0.3, column] = np.nan
+    columns = Schema.infer(Table("t", np.nan_to_num(numbers), ("x", "flag", "y"))).columns
+    schema = Schema((*(replace(each, gaps="value") for each in columns[:2]), columns[2]))
+    model = new_row_model(schema, numbers[:400], hidden=8, bins=6)
+    fit_rows(model, numbers[:400], steps=20, threads=1)
+    report = cnf.check(model, torch.tensor(numbers[400:]), **CHECKED)
+    assert not report.notes
+    assert not _failed(report), str(report)
+
+
+def test_a_model_of_values_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose field moves, but does not fit the data."""
+    monkeypatch.setattr("cnf.diagnostics.row_checks.ANSWER_DRAWS", 100)
+    numbers = np.random.default_rng(0).normal(size=(200, 2)).cumsum(1)
+    schema = Schema(tuple(Column(name, "real") for name in "xy"))
+    model = new_row_model(schema, numbers, values=True)
+    torch.manual_seed(0)
+    assert model.values is not None
+    torch.nn.init.normal_(model.values.field.last.linear.weight, std=0.05)
+    _only(monkeypatch, *QUICK)
+    report = cnf.check(model, torch.tensor(numbers), **CHECKED)
+    assert _failed(report) <= {"log p of data against draws", "consistency gap"}, str(report)
+    assert "log p in other orders" not in str(report)
+    (gap,) = (found.value for found in report.findings if found.name == "consistency gap")
+    assert gap > 1e-3
+
+
 @pytest.mark.parametrize("by_noise", [False, True])
 def test_the_mass_of_each_bin_is_one(by_noise: bool) -> None:
     rng = np.random.default_rng(0)
@@ -321,7 +417,7 @@ def test_mistakes(fitted: tuple[RowModel, Tensor, None]) -> None:
     model, data, _ = fitted
     for change, message in (
         ({"data": data[:, :2]}, r"data of shape \(rows, 4\)"),
-        ({"data": data * torch.nan}, "finite numbers in data"),
+        ({"data": data * torch.inf}, "finite numbers in data"),
         ({"rows": 0}, "rows of at least 1; got 0"),
         ({"points": 0}, "points of at least 1; got 0"),
         ({"context": data[:, :1]}, "Expected no context"),

@@ -55,6 +55,9 @@ ROW_CHECKS: Registry[Check[RowContext]] = Registry(
         "conditionals": "cnf.diagnostics.row_checks:check_conditionals",
         "bins": "cnf.diagnostics.row_checks:check_bins",
         "orders": "cnf.diagnostics.row_checks:check_orders",
+        "consistency": "cnf.diagnostics.row_checks:check_consistency",
+        "answers": "cnf.diagnostics.row_checks:check_answers",
+        "imputation": "cnf.diagnostics.row_checks:check_imputation",
         "draws": "cnf.diagnostics.row_checks:check_draws",
         "two-sample": "cnf.diagnostics.row_checks:check_two_samples",
         "flow": "cnf.diagnostics.row_checks:check_flow",
@@ -83,8 +86,10 @@ def check(
 
     Of a model of mixed rows: a code for every value; log p in both precisions and among other rows;
     round trips; the total mass of all codes, of each conditional and within each bin; log p in
-    other orders of the columns; log p of draws against that of the data; draws against data by a
-    classifier; and all checks of the flow within bins, where there is one.
+    other orders of the columns, and as that of a part and of the rest given it; integrals and draws
+    of cells given others; imputation; log p of draws against that of the data; draws against data
+    by a classifier; and all checks of the flow within bins, where there is one. Gaps in the data
+    are first filled with the model's own draws.
 
     Args:
         model: The model as it is used: with its solver settings, on its device, in its dtype.

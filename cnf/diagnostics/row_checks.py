@@ -1,10 +1,11 @@
-"""Checks of a model of mixed rows: of its codes' masses, within bins, of draws, and of its flow."""
+"""Checks of a model of mixed rows: of masses, answers to questions, draws, and its flow."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import inf, prod
+from functools import cached_property
+from math import inf, nan, prod
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnf.diagnostics.checks import check
-from cnf.diagnostics.context import seeded_for
+from cnf.diagnostics.consistency import DEFAULT_SPLITS, consistency
+from cnf.diagnostics.context import MAX_SOLVE_ROWS, seeded_for
 from cnf.diagnostics.densities import (
     INTEGRAL_LIMIT,
     MAX_CONTEXTS,
@@ -28,6 +30,7 @@ from cnf.diagnostics.row_context import RowContext
 from cnf.diagnostics.solves import NOISE_LIMIT, ROWS_LIMIT, told_from_data
 from cnf.tables.code_network import CodeNetwork
 from cnf.tables.coordinates import NORMAL_CONSTANT, Coordinate, Counted, count_without
+from cnf.training.data import Rows
 
 Array = NDArray[np.float64]
 
@@ -42,6 +45,13 @@ CELL_NODES = 4  # of noise on a whole number
 # Nats in the mean for each column: every order is a distribution of its own, and drawing and log p
 # take one order alone, so that a difference is a matter of the fit and never an error.
 ORDER_LIMIT = Limit(0.1, inf)
+ANSWER_COLUMNS = 5  # at most, whose conditionals are integrated and drawn from
+ANSWER_NODES = 400  # of an integral over all bins of a column
+MIN_ANSWER_NODES = 40  # of an integral over one of them
+ANSWER_DRAWS = 400
+# Kolmogorov and Smirnov's √n max |F_n − F|: by chance above 2.2 in one of 8,000, above 3 never.
+ANSWER_LIMIT = Limit(2.2, 3.0)
+HIDDEN_SHARE = 0.3  # of the cells that are imputed
 # Standard deviations of log p: above a fifth the rows are likelier, or less so, than draws are; at
 # three they have hardly anything in common, as with an overfit or a collapsed model.
 DRAWS_LIMIT = Limit(0.2, 3.0)
@@ -74,7 +84,7 @@ def check_round_trip(ctx: RowContext) -> Findings:
     real = np.zeros(x.shape, np.bool_)
     for i, each in enumerate(coding.coordinates):
         real[:, each.place] = coded.present[:, i] & (not isinstance(each, Counted))
-    different = torch.from_numpy((restored != x) & ~real)
+    different = torch.from_numpy((restored != x) & ~(np.isnan(restored) & np.isnan(x)) & ~real)
     yield Finding.of(
         "whole numbers, categories, constants",
         float(different.double().mean()),
@@ -82,7 +92,8 @@ def check_round_trip(ctx: RowContext) -> Findings:
         "The share of the entries that are not restored from their codes.",
         ctx.places(different.any(1)),
     )
-    spread = np.where(x.std(0) > 0, x.std(0), 1.0)
+    spread = np.nanstd(x, 0)
+    spread = np.where(spread > 0, spread, 1.0)
     errors = torch.from_numpy(np.abs(np.where(real, restored - x, 0.0)) / spread).amax(1)
     yield Finding.of(
         "round trip of numbers in bins",
@@ -99,6 +110,8 @@ def check_total_mass(ctx: RowContext) -> Findings:
     The draws are by softmaxes of `CodeNetwork.logits`, whose masses therefore sum to 1: the mean
     of p(d) over the mass of each draw estimates Σ p(d).
     """
+    if ctx.model.values is not None:  # whose conditionals are averages: see `check_answers`
+        return
     network = ctx.model.network
     given = ctx.codes[:, : network.given]
     asked = network.sizes[network.given :]
@@ -145,6 +158,8 @@ def _drawn(network: CodeNetwork, given: Tensor, seed: int) -> tuple[Tensor, Tens
 @torch.no_grad()
 def check_conditionals(ctx: RowContext) -> Findings:
     """Check that each column's shares sum to 1, given random other codes of a row."""
+    if ctx.model.values is not None:  # whose conditionals are averages: see `check_answers`
+        return
     network, generator = ctx.model.network, torch.Generator().manual_seed(ctx.seed)
     sums = []
     for k in range(network.given, len(network.sizes)):
@@ -201,14 +216,7 @@ def bin_masses(coordinate: Coordinate, by_noise: bool = False) -> Array:
         [1.0, 1.0, 1.0, 1.0]
     """
     bins = np.arange(coordinate.first_bin, coordinate.size)
-    z = np.linspace(-BIN_REACH, BIN_REACH, 2 * BIN_NODES + 1)
-    reached = coordinate.decode(np.repeat(bins, len(z)), np.tile(z, len(bins)))
-    rows = reached.reshape(len(bins), -1)
-    # Numbers, each in a cell of some width: with a step the cells' ends are between the numbers.
-    cells = [(row[1::2], np.diff(row[::2])) for row in rows]
-    if isinstance(coordinate, Counted):
-        cells = [_whole_cells(np.unique(row), np.array(coordinate.values)) for row in rows]
-    numbers, widths = (np.concatenate(each) for each in zip(*cells, strict=True))
+    numbers, widths = bin_cells(coordinate, BIN_NODES)
     masses = np.zeros(coordinate.size)
     nodes = (np.arange(CELL_NODES) + 0.5) / CELL_NODES
     for node in nodes:
@@ -217,6 +225,28 @@ def bin_masses(coordinate: Coordinate, by_noise: bool = False) -> Array:
         density = np.where(coded.present, np.exp(noisy if by_noise else coded.log_alone), 0.0)
         masses += np.bincount(coded.codes, density * widths, coordinate.size) / CELL_NODES
     return masses[bins]
+
+
+def bin_cells(coordinate: Coordinate, nodes: int) -> tuple[Array, Array]:
+    """Return numbers in a column's bins, and the widths of the cells around them, (numbers,).
+
+    With a step the cells' ends are between the numbers.
+
+    Args:
+        coordinate: The column's coordinate.
+        nodes: The number of cells in each bin, twice as many at most with a step.
+    """
+    bins = np.arange(coordinate.first_bin, coordinate.size)
+    z = np.linspace(-BIN_REACH, BIN_REACH, 2 * nodes + 1)
+    reached = coordinate.decode(np.repeat(bins, len(z)), np.tile(z, len(bins)))
+    rows = reached.reshape(len(bins), len(z))
+    cells = [(row[1::2], np.diff(row[::2])) for row in rows]
+    if isinstance(coordinate, Counted):
+        cells = [_whole_cells(np.unique(row), np.array(coordinate.values)) for row in rows]
+    empty = np.zeros(0)
+    found = zip((empty, empty), *cells, strict=True)
+    numbers, widths = (np.concatenate(each) for each in found)
+    return numbers, widths
 
 
 def _whole_cells(numbers: Array, masses: Array) -> tuple[Array, Array]:
@@ -228,6 +258,8 @@ def _whole_cells(numbers: Array, masses: Array) -> tuple[Array, Array]:
 @torch.no_grad()
 def check_orders(ctx: RowContext) -> Findings:
     """Check the log-mass of codes, taken in the columns' order, against random orders."""
+    if ctx.model.values is not None:  # whose conditionals are averages: see `check_answers`
+        return
     network, codes = ctx.model.network, ctx.codes
     shape = (len(codes), len(network.sizes) - network.given)
     order = torch.rand(shape, generator=torch.Generator().manual_seed(ctx.seed)).argsort(1)
@@ -246,6 +278,140 @@ def check_orders(ctx: RowContext) -> Findings:
         f"random orders, with a standard deviation of {deviation:.2g}. Log p and draws take the "
         "columns' order, and are exact in it; longer training brings the others closer.",
         ctx.largest(difference.abs()),
+    )
+
+
+def check_consistency(ctx: RowContext) -> Findings:
+    """Check log p of rows against that of two parts, of the second given the first."""
+    if ctx.model.flow is not None:
+        yield "A flow within bins answers no questions about parts of rows: these are not checked."
+        return
+    found = consistency(ctx.model, ctx.rows.x, ctx.rows.context, seed=ctx.seed)
+    yield Finding.of(
+        "consistency gap",
+        found.mean,
+        ORDER_LIMIT,
+        "How far log p of a row is from that of a part and of the rest given it, in nats for each "
+        f"column: the mean over {DEFAULT_SPLITS} splits of the columns. Its 95th percentile is "
+        f"{found.quantile95:.2g}, and the mean with its sign {found.bias:+.2g}. Each of the three "
+        "is a density, exact in its stated order; longer training brings them closer.",
+    )
+
+
+@torch.no_grad()
+def check_answers(ctx: RowContext) -> Findings:
+    """Check that the density of a cell given another one integrates to 1, and draws given all."""
+    if ctx.model.flow is not None:
+        return
+    rng, coordinates = np.random.default_rng(ctx.seed), ctx.model.coding.coordinates
+    masses, distances, places = [], [], []
+    for k in rng.permutation(len(coordinates))[:ANSWER_COLUMNS]:
+        row = int(rng.integers(len(ctx)))
+        others = [each.place for each in coordinates if each is not coordinates[k]]
+        # Gaps that are a value cannot be marginalised: they are given.
+        some = [*others[:1], *(each.place for each in coordinates if each.gaps)]
+        masses.append(float(_Answer(ctx, row, coordinates[k], some).masses.sum()))
+        distances.append(_Answer(ctx, row, coordinates[k], others).distance())
+        places.append(coordinates[k].place)
+    worst = _worst([*map(torch.tensor, masses)])
+    yield Finding.of(
+        "integrals of conditionals",
+        abs(masses[worst] - 1),
+        INTEGRAL_LIMIT,
+        "The largest distance from 1 of the integral of a cell's density given another cell: in "
+        f"column {places[worst]}, counted from 0.",
+    )
+    worst = int(np.argmax(distances))
+    yield Finding.of(
+        "draws of conditionals",
+        distances[worst],
+        ANSWER_LIMIT,
+        f"The distance of {ANSWER_DRAWS} draws of a cell given all others from its density, by "
+        f"Kolmogorov and Smirnov, as a multiple of 1/√n: the largest, in column {places[worst]}, "
+        "counted from 0.",
+    )
+
+
+class _Answer:
+    """The distribution of a cell given others of a row, by the masses of the cells of a grid."""
+
+    def __init__(
+        self, ctx: RowContext, row: int, coordinate: Coordinate, given: Sequence[int]
+    ) -> None:
+        self.ctx, self.coordinate = ctx, coordinate
+        self.row = ctx.rows[row : row + 1]
+        self.given = torch.zeros(ctx.model.dim, dtype=torch.bool, device=self.row.x.device)
+        self.given[[*given]] = True
+        self.given[coordinate.place] = False
+        nodes = max(ANSWER_NODES // coordinate.size, MIN_ANSWER_NODES)
+        numbers, widths = bin_cells(coordinate, nodes)
+        single = np.array([*coordinate.values, *[nan] * coordinate.gaps], np.float64)
+        numbers, widths = (
+            np.concatenate(each) for each in ((single, numbers), (np.ones(len(single)), widths))
+        )
+        order = np.argsort(numbers, kind="stable")
+        self.numbers, self.widths = numbers[order], widths[order]
+
+    def _rows(self, numbers: Array) -> Rows:
+        """Return rows with numbers in the cell, and no others than those given."""
+        index = torch.zeros(len(numbers), dtype=torch.int64, device=self.row.x.device)
+        rows = self.row[index]
+        x = rows.x.masked_fill(~self.given, nan)
+        x[:, self.coordinate.place] = torch.from_numpy(numbers).to(x)
+        return replace(rows, x=x)
+
+    @cached_property
+    def masses(self) -> Array:
+        """The masses of the cells, which are at increasing numbers."""
+        rows = self._rows(self.numbers)
+        found = self.ctx.model.log_prob(
+            rows.x,
+            rows.context,
+            given=self.given,
+            max_batch=MAX_SOLVE_ROWS,
+            seed=self.ctx.seed,
+            draws=CELL_NODES,
+        )
+        return np.asarray(found.exp().double().cpu().numpy() * self.widths)
+
+    def distance(self) -> float:
+        """Return the Kolmogorov-Smirnov distance of draws from the masses, times √n."""
+        rows = self._rows(np.full(ANSWER_DRAWS, nan))
+        with seeded_for(self.ctx.model, self.ctx.seed):
+            x = self.ctx.model.impute(rows.x, rows.context, given=self.given)
+        drawn = np.sort(x[:, self.coordinate.place].double().cpu().numpy())
+        below, to = (
+            np.searchsorted(drawn, self.numbers, side=side) / len(drawn)
+            for side in ("left", "right")
+        )
+        ends = np.cumsum(self.masses)
+        # A cell is around its number, and so are the draws in it: their share up to the number is
+        # between the masses below the cell and up to its end.
+        beyond = np.maximum(to - ends, ends - self.masses - below)
+        return float(np.sqrt(len(drawn)) * beyond.max())
+
+
+@torch.no_grad()
+def check_imputation(ctx: RowContext) -> Findings:
+    """Check that imputing keeps the cells that are there and fills the others."""
+    if ctx.model.flow is not None:
+        return
+    rows, model = ctx.rows, ctx.model
+    generator = torch.Generator().manual_seed(ctx.seed)
+    hidden = torch.rand(rows.x.shape, generator=generator) < HIDDEN_SHARE
+    hidden = hidden.to(rows.x.device)
+    with seeded_for(model, ctx.seed):
+        found = model.impute(rows.x.masked_fill(hidden, nan), rows.context)
+    possible = ctx.log_prob_by(model, replace(rows, x=found)).isfinite()
+    kept = (found == rows.x) | (found.isnan() & rows.x.isnan()) | hidden
+    wrong = ~kept.all(1).cpu() | ~possible
+    yield Finding.of(
+        "rows that imputing does not complete",
+        float(wrong.double().mean()),
+        ROWS_LIMIT,
+        f"The share of rows, with {HIDDEN_SHARE:.0%} of their cells hidden, in which a cell that "
+        "is there changes or what is drawn has no log p.",
+        ctx.places(wrong),
     )
 
 

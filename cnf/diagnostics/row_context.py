@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from cnf.tables.coding import Coding
 from cnf.tables.coordinates import Coded
 from cnf.tables.row_model import RowModel
 from cnf.training.data import Rows
+from cnf.utils.shapes import check_tensors
 
 Array = NDArray[np.float64]
 
@@ -28,6 +30,7 @@ class RowContext(CheckedRows):
     """A model of mixed rows, and rows of data that it is checked on."""
 
     model: RowModel
+    gaps: int  # cells of the data that are draws
 
     @staticmethod
     def of(
@@ -35,17 +38,27 @@ class RowContext(CheckedRows):
     ) -> RowContext:
         """Return the context of a model and random rows of the data, scored once.
 
+        Gaps are filled with draws, unless they are values.
+
         Raises:
-            ValueError: A shape does not fit, a value is not finite, or a number is not above 0.
+            ValueError: A shape does not fit, a value is infinite, or a number is not above 0.
         """
-        every, index = random_rows(model, data, context, rows, seed, points)
+        check_tensors(data=data)
+        there = data.nan_to_num(0.0, inf, -inf)
+        every, index = random_rows(model, there, context, rows, seed, points)
+        gaps = data.isnan()
+        if gaps.any():
+            with seeded_for(model, seed):
+                x = model.impute(data.to(model.like), every.context, max_batch=MAX_SOLVE_ROWS)
+            every, gaps = replace(every, x=x), gaps.to(x.device) & ~x.isnan()
         taken = every[index.to(every.x.device)]
         with seeded_for(model, seed):
             scores = model.score(
                 taken.x, taken.context, probes=2, seed=seed, max_batch=MAX_SOLVE_ROWS
             )
         solves = pd.DataFrame({"status": scores.status}, index=index.numpy())
-        return RowContext(every, seed, points, taken, scores.log_prob, solves, model)
+        number = int(gaps.sum())
+        return RowContext(every, seed, points, taken, scores.log_prob, solves, model, number)
 
     def log_prob_by(self, model: RowModel, rows: Rows) -> Tensor:
         """Return log p of rows by a model, with the same noise for the same rows, on the CPU."""
@@ -78,6 +91,8 @@ class RowContext(CheckedRows):
 def check_codes(ctx: RowContext) -> Findings:
     """Check that every row has a log p, and name the columns whose values have no code."""
     coding, given = ctx.model.coding, ctx.model.given
+    if ctx.gaps:
+        yield f"{ctx.gaps} cells of the data are missing, and have draws given the others instead."
     reasons = [*_unknown(coding, "column", ctx.rows.x)]
     if given is not None and ctx.rows.context is not None:
         nearest = torch.from_numpy(given.nearest(ctx.rows.context.cpu().numpy()))

@@ -50,8 +50,9 @@ def density():
     [
         {"recipe": replace(MATCHING, hidden=(4,), validations=1), "max_steps": 2},
         {"recipe": CodeRecipe(validations=1, batch_size=32), "max_steps": 1, "threads": 1},
+        {"missing": "model", "max_steps": 1, "threads": 1},
     ],
-    ids=["flow", "codes"],
+    ids=["flow", "codes", "values"],
 )
 def test_scikit_learns_checks(options):
     ours, theirs = (
@@ -176,7 +177,7 @@ def test_mistakes_in_a_fit():
             {"X": np.where(X[:, [0]] > X[:, 0].min(), [np.nan, 1.0], X)},
             "3 rows without gaps; got 1 of 300: leave out column 'x0', which has 299",
         ),
-        ({"missing": "keep"}, {}, "missing among refuse, drop; got 'keep'"),
+        ({"missing": "keep"}, {}, "missing among refuse, drop, model; got 'keep'"),
         ({}, {"sample_weight": np.zeros(300)}, "zero"),
         ({}, {"sample_weight": -np.ones(300)}, "[Nn]egative"),
         (

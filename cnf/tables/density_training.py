@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cnf.datasets import Table
 from cnf.flow import Flow
-from cnf.tables.code_training import CodeRecipe
+from cnf.tables.code_training import QUESTIONS, CodeRecipe
 from cnf.tables.coding import has_codes
 from cnf.tables.inputs import ContextColumns, not_numeric
 from cnf.tables.row_model import RowModel
@@ -26,7 +26,12 @@ AnyRecipe = str | Recipe | CodeRecipe | None
 
 
 def is_coded(
-    recipe: AnyRecipe, objective: str | None, schema: Schema | None, rows: Array, context: Table
+    recipe: AnyRecipe,
+    objective: str | None,
+    schema: Schema | None,
+    rows: Array,
+    context: Table,
+    gaps: bool = False,
 ) -> bool:
     """Return whether a model of rows is to be fitted, rather than a flow.
 
@@ -36,9 +41,11 @@ def is_coded(
         schema: The columns' kinds; None where all are real numbers because nothing says otherwise.
         rows: The training rows' numbers, shape (rows, columns).
         context: The table of their context.
+        gaps: Whether gaps are modelled, by no flow.
 
     Raises:
-        ValueError: The recipe is one of codes, and there is an objective.
+        ValueError: The recipe is one of codes, and there is an objective; or gaps are modelled, and
+            there is an objective or the recipe of a flow.
     """
     if recipe == CODES or isinstance(recipe, CodeRecipe):
         if objective is not None:
@@ -46,6 +53,14 @@ def is_coded(
                 f"Expected no objective, which is a flow's, with a recipe of codes; got "
                 f"{objective!r}: leave one of them out"
             )
+        return True
+    if gaps and (recipe is not None or objective is not None):
+        got = f"recipe {recipe!r}" if objective is None else f"objective {objective!r}"
+        raise ValueError(
+            f'Expected no recipe or objective of a flow with missing="model", since a flow answers '
+            f"no questions; got {got}: leave one of them out"
+        )
+    if gaps:
         return True
     if recipe is not None or objective is not None or schema is None:
         return False
@@ -58,26 +73,29 @@ def train_row_model(
     columns: ContextColumns,
     contexts: Array,
     *,
+    gaps: bool = False,
     recipe: AnyRecipe,
     seed: int,
     device: torch.device,
     **options: Any,
 ) -> tuple[RowModel, History]:
-    """Return a model of rows that is fitted to them, on the CPU, and its codes' history.
+    """Return a model of rows that is fitted to them, on the CPU, and its history.
 
-    It stays in single precision, whose rounding is 1e-6 nats: double takes 2.5 times as long.
+    Where gaps are modelled, columns with a density have no bins, unless the recipe is one of codes.
+    Codes stay in single precision, whose rounding is 1e-6 nats: double takes 2.5 times as long.
     """
     weight = options["weight"]
     if weight is not None:  # the codes are those of the rows that count
         kept = weight > 0
         rows, contexts, options["weight"] = rows[kept], contexts[kept], weight[kept]
     given = None if columns.varying is None else (columns.varying, contexts)
-    model = new_row_model(schema, rows, seed, context=given).to(device)
+    values = gaps and recipe is None
+    model = new_row_model(schema, rows, seed, context=given, values=values).to(device)
     history = fit_rows(
         model,
         rows,
         context=None if given is None else contexts,
-        recipe=recipe if isinstance(recipe, CodeRecipe) else None,
+        recipe=recipe if isinstance(recipe, CodeRecipe) else QUESTIONS if gaps else None,
         seed=seed,
         **options,
     )

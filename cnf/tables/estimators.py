@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from warnings import warn
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import Tags, check_consistent_length, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from cnf.datasets import (
     degeneracies,
     frame_table,
     from_any,
+    like_frame,
     table_frame,
 )
 from cnf.flow import Flow
@@ -33,13 +35,19 @@ from cnf.tables.inputs import (
     PASS_TABLE,
     ContextColumns,
     check_columns,
+    check_seen,
     chosen_schema,
+    column_flags,
     complete_rows,
     context_table,
     describe_foreign,
+    given_table,
     is_frame,
     unmasked,
+    untyped_gaps,
 )
+from cnf.tables.outputs import fill_frame, fill_gaps, given_cells, long_form
+from cnf.tables.questions import explain
 from cnf.tables.row_model import RowModel
 from cnf.tables.schema import Schema, check_single_precision
 from cnf.training.callbacks import ProgressBar
@@ -55,6 +63,7 @@ SOLVE_ROWS = 8000  # rows in one solve, many of which share steps
 TRACE_PROBES = 16  # for each row, to estimate the error of an estimated trace
 NOISE_DRAWS = 8  # for each row, where there are whole numbers or categories
 MIN_ROWS = 3
+NEAREST = "it counts as the nearest number"
 
 
 class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
@@ -70,6 +79,10 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     needs a `cnf.tables.RowModel`: first the discrete, by a network whose log p is exact, then what
     is continuous given that.
 
+    A model of rows also answers questions about parts of a row: log p(some cells | others), draws
+    of what is missing, and why a row is unlikely. With `missing="model"` every table has such a
+    model, and it is fitted to rows with gaps.
+
     Args:
         recipe: The model and its training, chosen by the columns, the data's size and dimension
             when None. A `cnf.training.recipes.Recipe`, or the name of one, `"table"` for the data's
@@ -79,8 +92,10 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         schema: The columns of X, a `cnf.tables.schema.Schema` with their names (x0, x1, … where X
             has none); `"infer"` for the kinds that they look like, text for categories; all are
             real numbers when None.
-        missing: The treatment of missing values, which are NaN, null or masked: `"refuse"` them, or
-            `"drop"` their rows, whose scores are NaN.
+        missing: The treatment of missing values, which are NaN, None, NaT, null or masked:
+            `"refuse"` them, `"drop"` their rows, whose scores are NaN, or `"model"` them, which are
+            unknown values, or one more value in the columns of a schema whose `gaps` are a
+            `"value"`. Those of a context are refused or dropped.
         objective: `"hybrid"`, `"mle"` or `"matching"`, of a flow; the recipe's when None.
         budget: Seconds of training, None for no limit on them.
         max_steps: The most optimizer steps. A fit that they end, and not the budget, depends on
@@ -105,6 +120,15 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         >>> density = CNFDensity(max_steps=5, random_state=0).fit(X)
         >>> density.score_samples(X[:3]).shape, density.sample(4).shape
         ((3,), (4, 2))
+
+        A model of rows with gaps:
+
+        >>> X[::2, 1] = np.nan
+        >>> density = CNFDensity(missing="model", max_steps=5, random_state=0).fit(X)
+        >>> density.score_samples(X[:3], given=[0]).shape  # 0 where nothing but x0 is there
+        (3,)
+        >>> bool(np.isfinite(density.impute(X)).all())
+        True
     """
 
     def __init__(
@@ -142,7 +166,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         """Fit the model to X, given a context where there is one.
 
         Args:
-            X: Shape (n_samples, n_features), finite.
+            X: Shape (n_samples, n_features), finite, or with NaN where gaps are not refused.
             y: Not used.
             sample_weight: Shape (n_samples,), at least 0: how often each row is repeated. Only
                 their ratios matter.
@@ -152,7 +176,8 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             ValueError: A shape does not fit, a value is not finite or not allowed in its column,
-                a column of real numbers is constant, or a parameter is out of range.
+                a column of real numbers is constant or one has gaps alone, a parameter is out of
+                range, or gaps are to be modelled by a flow.
             cnf.training.TrainingError: Every step failed.
 
         Warns:
@@ -164,7 +189,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self._like = X[:0] if is_frame(X) else None  # restores the kind and the types of X
         given = context_table(context, len(table.values))
         check_consistent_length(table.values, given.values)
-        complete = complete_rows(table, given, drop=self.missing == "drop")
+        complete = _complete(table, given, self.missing)
         if complete.sum() < MIN_ROWS:
             gaps = np.isnan(table.values).sum(0)
             raise ValueError(
@@ -179,10 +204,12 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             options = {"dtype": np.float64, "ensure_non_negative": True}
             weight = _check_sample_weight(weight, table.values, **options)[complete]
         table = replace(table, values=table.values[complete])
+        check_seen(table if weight is None else replace(table, values=table.values[weight > 0]))
         self.schema_ = chosen_schema(self.schema, table)
         rows = self.schema_.numbers(table.values, table.categories, table.types)
         schema = None if self.schema is None else self.schema_
-        coded = is_coded(self.recipe, self.objective, schema, rows, given)
+        gaps = self.missing == "model"
+        coded = is_coded(self.recipe, self.objective, schema, rows, given, gaps)
         self._check(rows, coded)
         given = replace(given, values=given.values[complete])
         self._context = ContextColumns.of(given, is_frame(context), coded)
@@ -204,6 +231,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         }
         self.model_: Model
         if coded:
+            options["gaps"] = self.missing == "model"
             found = train_row_model(self.schema_, rows, self._context, contexts, **options)
             self.model_, self.history_ = found
         else:
@@ -217,29 +245,59 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             return self.model_
         raise AttributeError("Expected a fitted flow; got a model of rows: use model_")
 
-    def score_samples(self, X: Any, context: Any = None) -> Array:
+    def score_samples(self, X: Any, context: Any = None, given: Any = None) -> Array:
         """Return the log-densities log p(x | context) in nats, shape (n_samples,).
 
-        Of a flow with whole numbers or categories, it is a bound, by several draws of noise that
-        depend on the row alone. A row with missing values, where `missing` is `"drop"`, has NaN,
-        and one with a context that the model does not know.
+        With `missing="model"` they are those of the cells that are there. With columns that are
+        given, log p(the other cells that are there | the cells of these columns, context), where
+        the codes d of the others, which are asked, come in the order of the columns, and then
+        their values x:
+
+            log p = Σ_i log p(d_i | d_<i, given cells) + log p(x | d, given cells)
+
+        It is 0 where nothing is asked. Of a flow with whole numbers or categories, it is a bound,
+        by several draws of noise that depend on the row alone.
+
+        Args:
+            X: Shape (n_samples, n_features).
+            context: Shape (n_samples, n_context_features) or (n_samples,).
+            given: The names or the places, counted from 0, of columns that are given.
+
+        Returns:
+            NaN for a row with missing values where `missing` is `"drop"`, and where a given column
+            or the context has a category that the model does not know.
 
         Raises:
-            ValueError: A shape does not fit, or a value is not finite.
+            ValueError: A shape does not fit, a value is not finite, there is no such column, or the
+                model is a flow and a part of a row is asked for.
             sklearn.exceptions.NotFittedError: There is no fit yet.
             cnf.SolveError: Rows lie where a flow cannot be integrated; the message names them.
 
         Warns:
             UserWarning: Rows have values that their columns cannot have, such as unknown
-                categories: −inf, or NaN where a context has them.
+                categories: −inf, or NaN where these are given.
+
+        Example:
+            >>> X = np.random.default_rng(0).normal(size=(200, 2))
+            >>> density = CNFDensity(missing="model", max_steps=2, random_state=0).fit(X)
+            >>> joint, one, rest = (
+            ...     density.score_samples(rows, given=given)
+            ...     for rows, given in ((X, None), (X * [1, np.nan], None), (X, [0]))
+            ... )
+            >>> np.round(joint - one - rest, 1).tolist() == [0.0] * 200
+            True
         """
+        check_is_fitted(self)
+        flags = column_flags(() if given is None else given, self.schema_.names)
 
-        def log_prob(model: Model, x: Tensor, given: Tensor | None) -> Sequence[Tensor]:
+        def log_prob(model: Model, x: Tensor, context: Tensor | None) -> Sequence[Tensor]:
+            options: dict[str, Any] = {"max_batch": SOLVE_ROWS, "seed": 0, "draws": NOISE_DRAWS}
+            if flags.any():  # else of flows, too
+                options["given"] = torch.from_numpy(flags).to(model.like.device)
             with torch.no_grad():
-                options = {"max_batch": SOLVE_ROWS, "seed": 0, "draws": NOISE_DRAWS}
-                return (model.log_prob(x, given, **options),)
+                return (model.log_prob(x, context, **options),)
 
-        return self._scored(X, context, log_prob)[0]
+        return self._scored(X, context, log_prob, flags)[0]
 
     def score_samples_uncertainty(self, X: Any, context: Any = None) -> tuple[Array, Array]:
         """Return log-densities in nats and their uncertainty for 95 % of rows, each (n_samples,).
@@ -256,16 +314,20 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             UserWarning: As `score_samples`.
         """
 
-        def scores(model: Model, x: Tensor, given: Tensor | None) -> Sequence[Tensor]:
+        def scores(model: Model, x: Tensor, context: Tensor | None) -> Sequence[Tensor]:
             probes = NOISE_DRAWS if model.noisy else TRACE_PROBES
-            found = model.score(x, given, probes=probes, seed=0, max_batch=SOLVE_ROWS)
+            found = model.score(x, context, probes=probes, seed=0, max_batch=SOLVE_ROWS)
             return found.log_prob, found.uncertainty
 
         log_prob, uncertainty = self._scored(X, context, scores)
         return log_prob, uncertainty
 
     def score(self, X: Any, y: object = None, context: Any = None) -> float:
-        """Return the mean log-density of the complete rows, in nats, as `GaussianMixture` does."""
+        """Return the mean log-density of rows, in nats, as `GaussianMixture` does.
+
+        Rows that `missing="drop"` leaves out have no part in it; where gaps are modelled, it is the
+        mean of log p of what is there.
+        """
         return float(np.nanmean(self.score_samples(X, context)))
 
     def sample(
@@ -273,68 +335,257 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         n_samples: int = 1,
         random_state: State = None,
         context: Any = None,
+        given: Any = None,
     ) -> Any:
-        """Draw samples from the density.
+        """Draw samples from the density, p(x | context) or p(other cells | given cells, context).
 
         Args:
-            n_samples: Number of samples; with a context, for each of its rows.
+            n_samples: Number of samples; with a context or given cells, for each of their rows.
             random_state: Seed of the samples.
             context: Shape (n_contexts, n_context_features) or (n_contexts,).
+            given: Cells of the samples: an array (n_given, n_features) with NaN for those that are
+                to be drawn, or a table of some columns. With a context, n_given is n_contexts.
 
         Returns:
             Shape (n_samples, n_features), or (n_contexts · n_samples, n_features) in the
-            order of the contexts; an array, or a table of the kind and the types that the model
-            was fitted to.
+            order of the contexts or of the given cells, which are as given; an array, or a table
+            of the kind and the types that the model was fitted to.
 
         Raises:
-            ValueError: The number is not whole and positive, a shape does not fit, or the model
-                does not know a context, such as another category.
+            ValueError: The number is not whole and positive, a shape does not fit, the model
+                does not know a value that is given or in a context, such as another category, there
+                is no such column, or the model is a flow and cells are given.
+            sklearn.exceptions.NotFittedError: There is no fit yet.
+
+        Warns:
+            UserWarning: Given numbers are between those of a grid.
+
+        Example:
+            >>> X = np.random.default_rng(0).normal(size=(200, 2))
+            >>> density = CNFDensity(missing="model", max_steps=2, random_state=0).fit(X)
+            >>> density.sample(2, given=[[0.5, np.nan], [np.nan, -1.0]])[:, 0].tolist()[:2]
+            [0.5, 0.5]
         """
         check_is_fitted(self)
-        if not isinstance(n_samples, Integral) or n_samples < 1:
-            raise ValueError(f"Expected n_samples, a whole number of at least 1; got {n_samples}")
-        given, model = self._context.table(context, 1), self._model()
-        complete_rows(given, drop=False)
-        if (unknown := self._context.unknown(given)) is not None:
-            raise ValueError(f"Expected a context as in fit; {unknown}: correct it")
-        contexts = _tensor(self._context.numbers(given), model)
-        if contexts is not None:
-            contexts = contexts.repeat_interleave(n_samples, 0)
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
-        with seeded(seed, model.like.device):
-            shape = n_samples * len(given.values) if contexts is None else ()
-            x = model.sample(shape, contexts, max_batch=SOLVE_ROWS)
-        drawn = self.schema_.table(x.cpu().numpy())
+        _check_count("n_samples", n_samples)
+        model = self._model() if given is None else self._answering()
+        known = self._context.table(context, 1)
+        complete_rows(known, drop=False)
+        contexts = self._known_contexts(known, model)
+        contexts = None if contexts is None else contexts.repeat_interleave(n_samples, 0)
+        if given is None:
+            shape = n_samples * len(known.values) if contexts is None else ()
+            with self._seeded(random_state, model):
+                x = model.sample(shape, contexts, max_batch=SOLVE_ROWS)
+            drawn = self.schema_.table(x.cpu().numpy())
+        else:
+            cells, numbers = self._given(given)
+            if context is not None:
+                check_consistent_length(known.values, cells)
+            drawn = self._completed(cells, numbers, n_samples, contexts, random_state)
         return drawn.values if self._like is None else from_any(self._like)[1](table_frame(drawn))
+
+    def _given(self, given: Any) -> tuple[Array, Array]:
+        """Return given cells, as tables have them and as numbers of the schema; NaN for others."""
+        table = given_table(given, self.schema_.names, self.schema_.types)
+        complete_rows(table, drop=False, gappy=table)
+        numbers = self.schema_.numbers(table.values, table.categories, table.types, "keep")
+        self._check_known(table, numbers, stacklevel=4)
+        return given_cells(table, self.schema_, numbers), numbers
+
+    def _completed(
+        self,
+        cells: Array,
+        numbers: Array,
+        n_samples: int,
+        contexts: Tensor | None,
+        random_state: State,
+    ) -> Table:
+        """Return so many draws for each row of given cells, which are as given."""
+        model, cells = self._answering(), cells.repeat(n_samples, 0)
+        x = torch.tensor(numbers).to(model.like).repeat_interleave(n_samples, 0)
+        with self._seeded(random_state, model):  # gaps are drawn, where they are a value too
+            x = model.impute(x, contexts, given=~x.isnan(), max_batch=SOLVE_ROWS)
+        drawn = self.schema_.table(x.cpu().numpy())
+        return replace(drawn, values=np.where(np.isnan(cells), drawn.values, cells))
+
+    def impute(
+        self, X: Any, draws: int = 1, random_state: State = None, context: Any = None
+    ) -> Any:
+        """Fill the gaps of rows with joint draws given the other cells of each row.
+
+        Several tables of draws show how uncertain the cells are (multiple imputation; Rubin 1987).
+        Gaps that are a value of their column stay.
+
+        Args:
+            X: Shape (n_samples, n_features), with NaN, None, NaT or null for gaps, whatever
+                `missing` is.
+            draws: The number of tables.
+            random_state: Seed of the draws.
+            context: Shape (n_samples, n_context_features) or (n_samples,).
+
+        Returns:
+            X with its gaps filled, of the same kind and types, a masked array without its mask; a
+            list of as many tables for more than one draw.
+
+        Raises:
+            ValueError: The number is not whole and positive, a shape does not fit, a value is
+                infinite, the model does not know one, such as another category, or it is a flow.
+            sklearn.exceptions.NotFittedError: There is no fit yet.
+
+        Warns:
+            UserWarning: Numbers are between those of a grid.
+
+        Example:
+            >>> X = np.random.default_rng(0).normal(size=(200, 2))
+            >>> density = CNFDensity(missing="model", max_steps=2, random_state=0).fit(X)
+            >>> one, other = density.impute([[0.5, np.nan]], draws=2, random_state=0)
+            >>> bool(one[0, 0] == other[0, 0] == 0.5), bool(one[0, 1] == other[0, 1])
+            (True, False)
+        """
+        check_is_fitted(self)
+        _check_count("draws", draws)
+        model, rows = self._answering(), self._rows(X, context, "model")
+        contexts = self._known_contexts(rows.context, model)
+        self._check_known(rows.table, rows.numbers, stacklevel=3)
+        gaps = np.isnan(rows.numbers).any(1)
+        x = torch.tensor(rows.numbers[gaps]).to(model.like)
+        contexts = None if contexts is None else contexts[torch.from_numpy(gaps)]
+        found = []
+        with self._seeded(random_state, model):
+            for _ in range(draws):
+                numbers = rows.numbers.copy()
+                if len(x):
+                    drawn = model.impute(x, contexts, max_batch=SOLVE_ROWS)
+                    numbers[gaps] = drawn.cpu().numpy()
+                found.append(self._filled(X, rows.table, numbers))
+        return found if draws > 1 else found[0]
+
+    def explain(self, X: Any, context: Any = None) -> Any:
+        """Return how unlikely each cell of rows is given the others, and what was expected.
+
+        The surprise of a cell is −log p(cell | the others of the row, context), in nats, and its
+        excess is the surprise less the mean of that of draws of this cell, by which the cells of
+        all columns compare. Expected is the median of these draws, or the category that is most
+        frequent among them. See `cnf.tables.questions.explain`.
+
+        Args:
+            X: Shape (n_samples, n_features).
+            context: Shape (n_samples, n_context_features) or (n_samples,).
+
+        Returns:
+            Of an array, the surprise, excess and expected value of each cell, an array of shape
+            (3, n_samples, n_features). Of a table one of its kind with an entry for each cell:
+            `row`, counted from 0, `column`, `surprise`, `excess` and `expected`, which is text
+            unless all columns hold numbers; the cells of a row come by their excess, the largest
+            first. Gaps have no surprise, NaN, but an expected value.
+
+        Raises:
+            ValueError: A shape does not fit, a value is not finite, or the model is a flow.
+            sklearn.exceptions.NotFittedError: There is no fit yet.
+
+        Warns:
+            UserWarning: Rows have values that their columns cannot have: they are hidden from the
+                other cells, and their surprise is infinite.
+
+        Example:
+            >>> rng = np.random.default_rng(0)
+            >>> X = rng.normal(size=(500, 1)) + 0.1 * rng.normal(size=(500, 3))
+            >>> density = CNFDensity(missing="model", max_steps=2, random_state=0).fit(X)
+            >>> surprise, excess, expected = density.explain([[0.0, 0.1, 2.0]])
+            >>> int(excess.argmax()), bool(abs(expected[0, 2]) < 0.5)
+            (2, True)
+        """
+        check_is_fitted(self)
+        model, rows = self._answering(), self._rows(X, context, self.missing)
+        answer = explain(model, *self._tensors(rows, model))
+        self._warn(rows, [(np.ones(1, np.bool_), "it is hidden from other cells")], stacklevel=3)
+        surprise, excess, expected = (
+            _spread(each, rows.complete)
+            for each in (answer.surprise, answer.excess, answer.expected)
+        )
+        if is_frame(X):
+            return like_frame(long_form(self.schema_, surprise, excess, expected), X)
+        return np.stack([surprise, excess, self.schema_.table(expected).values])
+
+    def __sklearn_tags__(self) -> Tags:
+        tags: Tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing != "refuse"
+        return tags
 
     def _scored(
         self,
         X: Any,
         context: Any,
         score: Callable[[Model, Tensor, Tensor | None], Sequence[Tensor]],
+        given: Flags | None = None,
     ) -> list[Array]:
-        """Return scores of rows, the log-densities first; NaN for incomplete rows."""
+        """Return scores of rows, the log-densities first; NaN for rows that are left out."""
         check_is_fitted(self)
-        table, model = self._table(X, reset=False), self._model()
+        known = np.zeros(1, np.bool_) if given is None else given
+        model = self._answering() if known.any() else self._model()
+        rows = self._rows(X, context, self.missing)
+        if np.isnan(rows.numbers[rows.complete]).any():
+            model = self._answering()
+        found = [_spread(each, rows.complete) for each in score(model, *self._tensors(rows, model))]
+        log_prob = found[0][:, None]
+        impossible, lost = ~known & np.isneginf(log_prob), known & np.isnan(log_prob)
+        self._warn(rows, [(impossible, "log p is -inf"), (lost, "log p is NaN")], stacklevel=4)
+        return found
+
+    def _rows(self, X: Any, context: Any, missing: Missing) -> _AskedRows:
+        """Return rows and their context as numbers, after checks of shapes, names and gaps."""
+        table = self._table(X, reset=False)
         given = self._context.table(context, len(table.values))
         check_consistent_length(table.values, given.values)
-        complete = complete_rows(table, given, drop=self.missing == "drop")
-        rows = self.schema_.numbers(table.values, table.categories, table.types, unknown="keep")
-        contexts = _tensor(self._context.numbers(given)[complete], model)
-        scores = score(model, torch.tensor(rows[complete]).to(model.like), contexts)
-        found = [_spread(each, complete) for each in scores]
-        schema, outside = self.schema_, self.schema_.outside(rows)
-        foreign = schema.outside(schema.nearest(rows)) if isinstance(model, RowModel) else outside
-        between = (outside & ~foreign) if isinstance(model, RowModel) else np.zeros_like(outside)
-        foreign &= np.isneginf(found[0])[:, None]
-        for line, meaning in (
-            (describe_foreign(table, schema, foreign), "log p is -inf"),
-            (describe_foreign(table, schema, between), "it counts as the nearest number"),
-            (self._context.unknown(given), "log p is NaN"),
-        ):
+        complete = _complete(table, given, missing)
+        numbers = self.schema_.numbers(table.values, table.categories, table.types, "keep")
+        return _AskedRows(table, given, complete, numbers)
+
+    def _tensors(self, rows: _AskedRows, model: Model) -> tuple[Tensor, Tensor | None]:
+        """Return the rows that are not left out, and their context."""
+        contexts = _tensor(self._context.numbers(rows.context)[rows.complete], model)
+        return torch.tensor(rows.numbers[rows.complete]).to(model.like), contexts
+
+    def _foreign(self, numbers: Array) -> tuple[Flags, Flags]:
+        """Return which numbers columns cannot have, and which count as the nearest ones."""
+        outside = self.schema_.outside(numbers)
+        if isinstance(self.model_, Flow):
+            return outside, np.zeros_like(outside)
+        foreign = self.schema_.outside(self.schema_.nearest(numbers))
+        return foreign, outside & ~foreign
+
+    def _warn(self, rows: _AskedRows, cases: Sequence[tuple[Flags, str]], stacklevel: int) -> None:
+        """Warn of values that columns cannot have, by cases of cells and what becomes of them."""
+        foreign, between = self._foreign(rows.numbers)
+        every = [(foreign & cells, meaning) for cells, meaning in cases]
+        every.append((between, NEAREST))
+        lines = [(describe_foreign(rows.table, self.schema_, cells), why) for cells, why in every]
+        for line, meaning in (*lines, (self._context.unknown(rows.context), "log p is NaN")):
             if line is not None:
-                warn(f"{line}: {meaning}", stacklevel=3)
-        return found
+                warn(f"{line}: {meaning}", stacklevel=stacklevel)
+
+    def _check_known(self, table: Table, numbers: Array, stacklevel: int) -> None:
+        """Refuse cells that columns cannot have, and warn of those that are between numbers."""
+        foreign, between = self._foreign(numbers)
+        if (line := describe_foreign(table, self.schema_, foreign)) is not None:
+            raise ValueError(f"Expected values as in fit; {line}: correct it")
+        if (line := describe_foreign(table, self.schema_, between)) is not None:
+            warn(f"{line}: {NEAREST}", stacklevel=stacklevel)
+
+    def _known_contexts(self, table: Table, model: Model) -> Tensor | None:
+        """Return contexts as a model's tensor, and refuse those that it does not know."""
+        if (unknown := self._context.unknown(table)) is not None:
+            raise ValueError(f"Expected a context as in fit; {unknown}: correct it")
+        return _tensor(self._context.numbers(table), model)
+
+    def _filled(self, X: Any, table: Table, numbers: Array) -> Any:
+        """Return X with its gaps filled by numbers."""
+        if is_frame(X):
+            return fill_frame(X, table, self.schema_, numbers)
+        dtype = getattr(X, "dtype", None)
+        floating = isinstance(dtype, np.dtype) and dtype.kind == "f"
+        return fill_gaps(table, self.schema_, numbers).values.astype(dtype if floating else float)
 
     def _table(self, X: Any, reset: bool) -> Table:
         """Return X as a table, after scikit-learn's checks of its shape and names."""
@@ -346,6 +597,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             return Table("X", rows, tuple(names))
         frame, _ = from_any(X)
         table = frame_table(frame, "X", None if reset else self.schema_.types)
+        table = table if reset else untyped_gaps(table)
         labels = X.columns if isinstance(X, pd.DataFrame) else frame.columns
         named = all(isinstance(label, str) for label in labels)  # as scikit-learn demands
         validate_data(self, pd.DataFrame(table.values, None, labels if named else None), **options)
@@ -367,11 +619,13 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
 
     def _check(self, rows: Array, coded: bool) -> None:
         """Refuse rows that have no density, and warn of those that seem to have none."""
-        self.schema_.check(rows)
+        self.schema_.check(rows, gaps=True)
         self.schema_.check_varying(rows)
         self.schema_.check_apart(rows)
         remarks = self.schema_.remarks(rows, masses=coded)
-        for found in (*degeneracies(*self.schema_.real(rows)), *remarks):
+        whole, names = self.schema_.real(rows[~np.isnan(rows).any(1)])
+        seen = len(whole) == len(rows) or len(whole) > len(names)  # not few by gaps alone
+        for found in (*(degeneracies(whole, names) if seen else []), *remarks):
             warn(str(found), stacklevel=3)
 
     def _device(self) -> torch.device:
@@ -381,6 +635,55 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         device = self._device()
         return self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
 
+    def _answering(self) -> RowModel:
+        """Return the model on the device, where it is one of rows.
+
+        Raises:
+            ValueError: It is a flow.
+        """
+        model = self._model()
+        if isinstance(model, RowModel):
+            return model
+        raise ValueError(
+            "Expected a model that answers questions about parts of a row; got a flow: fit it with "
+            'missing="model"'
+        )
+
+    @contextmanager
+    def _seeded(self, random_state: State, model: Model) -> Iterator[None]:
+        """Draw a seed from a random state, and set it in the context."""
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        with seeded(seed, model.like.device):
+            yield
+
+
+class _AskedRows(NamedTuple):
+    """Rows that a fitted model is asked about.
+
+    Attributes:
+        table: The rows.
+        context: Their context.
+        complete: Which rows are not left out, shape (rows,).
+        numbers: The numbers of the schema, shape (rows, columns).
+    """
+
+    table: Table
+    context: Table
+    complete: Flags
+    numbers: Array
+
+
+def _complete(table: Table, context: Table, missing: Missing) -> Flags:
+    """Return which rows are not left out, after the checks of `complete_rows`."""
+    gappy = table if missing == "model" else None
+    return complete_rows(table, context, drop=missing == "drop", gappy=gappy)
+
+
+def _check_count(name: str, value: object) -> None:
+    """Raise a ValueError unless a number is whole and at least 1."""
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"Expected {name}, a whole number of at least 1; got {value}")
+
 
 def _tensor(contexts: Array, model: Model) -> Tensor | None:
     """Return contexts as a model's tensor, None without columns."""
@@ -389,6 +692,6 @@ def _tensor(contexts: Array, model: Model) -> Tensor | None:
 
 def _spread(scores: Tensor, complete: Flags) -> Array:
     """Return the scores of complete rows at their places among all, NaN for the others."""
-    found = np.full(len(complete), np.nan)
+    found = np.full((len(complete), *scores.shape[1:]), np.nan)
     found[complete] = scores.double().cpu().numpy()
     return found

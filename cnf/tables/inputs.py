@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,96 @@ class ContextColumns:
         return self.schema.numbers(table.values, table.categories, table.types, unknown="keep")
 
 
+def given_table(given: Any, known: tuple[str, ...], types: Mapping[str, ColumnType]) -> Table:
+    """Return the cells that are given of rows, NaN for others, as a table of all columns.
+
+    Args:
+        given: An array of all columns, NaN for cells that are not given, or a table of some.
+        known: The columns' names.
+        types: Their types, by which text and dates are read.
+
+    Raises:
+        ValueError: It is neither, it has other columns, or it has no rows.
+
+    Example:
+        >>> import polars
+        >>> frame = polars.DataFrame({"b": [1.5, 2.5]})
+        >>> given_table(frame, ("a", "b"), {}).values.tolist()
+        [[nan, 1.5], [nan, 2.5]]
+    """
+    try:
+        table = replace(context_table(given, 0, types), name="given")
+    except (TypeError, ValueError) as error:
+        if is_frame(given) or str(error).startswith("Expected"):
+            raise
+        raise ValueError(
+            "Expected given to be a table of some columns, or an array of all; got a "
+            f"{type(given).__name__}: pass cells, such as pandas.DataFrame({{{known[0]!r}: [1.5]}})"
+        ) from None
+    if not len(table.values):
+        raise ValueError("Expected rows in given; got none: pass those that draws are given")
+    if not is_frame(given):
+        if len(known) != len(table.columns):
+            raise ValueError(
+                f"Expected an array of {len(known)} columns for given, with NaN in those that are "
+                f"not; got {len(table.columns)}: add them, or pass a table of some columns"
+            )
+        return replace(table, columns=known)
+    if others := [name for name in table.columns if name not in known]:
+        raise ValueError(
+            f"Expected columns of X, {', '.join(known[:10])}, in given; got {others[0]!r}: leave "
+            "it out"
+        )
+    places = [known.index(name) for name in table.columns]
+    values = np.full((len(table.values), len(known)), np.nan)
+    values[:, places] = table.values
+    return untyped_gaps(replace(table, values=values, columns=known))
+
+
+def column_flags(given: Any, known: tuple[str, ...]) -> Flags:
+    """Return which columns are given by their names or places, counted from 0.
+
+    Raises:
+        ValueError: There is no such column.
+
+    Example:
+        >>> column_flags(["c", 0], ("a", "b", "c")).tolist()
+        [True, False, True]
+    """
+    places: dict[Any, int] = {each: i for i, name in enumerate(known) for each in (i, name)}
+    flags = np.zeros(len(known), np.bool_)
+    for each in given if isinstance(given, Iterable) and not isinstance(given, str) else [given]:
+        flag = isinstance(each, bool | np.bool_)
+        if flag or not isinstance(each, str | Integral) or each not in places:
+            raise ValueError(
+                f"Expected given columns of X, by names, {', '.join(known[:10])}, or places from 0 "
+                f"to {len(known) - 1}; got {each!r}: correct it"
+            )
+        flags[places[each]] = True
+    return flags
+
+
+def untyped_gaps(table: Table) -> Table:
+    """Return a table whose columns of gaps alone have no type, and so fit in any column."""
+    gaps = np.asarray(np.isnan(table.values).all(0))
+    seen = {name for name, empty in zip(table.columns, gaps, strict=True) if not empty}
+    return replace(
+        table,
+        categories={name: each for name, each in table.categories.items() if name in seen},
+        types={name: each for name, each in table.types.items() if name in seen},
+    )
+
+
+def check_seen(table: Table) -> None:
+    """Raise a ValueError with the first column of a table that has gaps alone."""
+    empty = np.isnan(table.values).all(0)
+    if empty.any():
+        raise ValueError(
+            f"Expected values in column {table.columns[empty.argmax()]!r} of {table.name}; got "
+            "gaps alone: leave it out"
+        )
+
+
 def check_columns(table: Table, known: tuple[str, ...]) -> None:
     """Raise a ValueError unless a table has the columns that are known from a fit."""
     if table.columns != known:
@@ -240,29 +331,33 @@ def chosen_schema(given: Schema | str | None, table: Table) -> Schema:
     return Schema(tuple(columns)).with_columns({each.name: each for each in given.columns})
 
 
-def complete_rows(*tables: Table, drop: bool) -> Flags:
+def complete_rows(*tables: Table, drop: bool, gappy: Table | None = None) -> Flags:
     """Return which rows of tables of the same length have no missing values.
 
     Args:
         tables: The tables.
         drop: Whether there may be others.
+        gappy: The one of the tables that may have missing values.
 
     Raises:
         ValueError: A value is infinite, or missing where it may not be; the message names the
             column and the row.
     """
-    values = np.hstack([table.values for table in tables])
-    infinite, gaps = np.isinf(values), np.isnan(values)
+    infinite = np.hstack([np.isinf(table.values) for table in tables])
+    gaps = np.hstack([np.isnan(table.values) & (table is not gappy) for table in tables])
     complete = np.asarray(~gaps.any(1))
     if not infinite.any() and (drop or complete.all()):
         return complete
     bad = infinite if infinite.any() else gaps
-    what, advice = "a gap (NaN)", 'fill it, pass missing="drop" for its row'
-    if infinite.any():
-        what, advice = "infinity", "correct it"
     row, place = divmod(int(bad.argmax()), bad.shape[1])
-    names = [f"column {name!r} of {table.name}" for table in tables for name in table.columns]
+    table, name = [(table.name, name) for table in tables for name in table.columns][place]
+    what, advice = "infinity", "correct it"
+    if not infinite.any():
+        what, advice = "a gap (NaN)", "fill it"
+        if gappy is None:
+            model = ', or missing="model" for a model of gaps' if table == "X" else ""
+            advice += f', pass missing="drop" for its row{model}'
     raise ValueError(
-        f"Expected finite values; got {what} in {names[place]}, row {row + 1} (counting from 1; "
-        f"{bad.any(1).sum()} such rows): {advice}, or leave the column out"
+        f"Expected finite values; got {what} in column {name!r} of {table}, row {row + 1} "
+        f"(counting from 1; {bad.any(1).sum()} such rows): {advice}, or leave the column out"
     )

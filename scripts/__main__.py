@@ -16,6 +16,7 @@ PROGRAMS = {
     "evaluate": "score held-out rows, against a Gaussian and the truth where it is known",
     "sample": "draw rows from a trained flow into a file",
     "log-prob": "score the rows of a file",
+    "impute": "fill the gaps of a file with draws given what is there",
     "train-vae": "train a variational autoencoder of images, with a flow as its posterior",
     "check": "run numerical checks on a trained flow: pass, warn or fail, with the numbers",
     "plot": "draw a trained flow's figures",

@@ -1,4 +1,4 @@
-"""`benchmark solver`, `flow`, `toys`, `tables`, `mixed`, `vae`: comparisons with libraries."""
+"""`benchmark solver`, `flow`, `toys`, `tables`, `mixed`, `questions`, `vae`: comparisons."""
 
 from __future__ import annotations
 
@@ -59,6 +59,13 @@ BENCHMARK_SUBJECTS: dict[str, dict[str, BenchmarkSection]] = {
         "two-sample": _default_threads("tables:two_sample_lines", "their samples against rows"),
     },
     "mixed": {"rows": _section("mixed:lines", "row models' NLL and draws on tables of all types")},
+    "questions": {
+        "conditionals": _section("questions:conditional_lines", "NLL of cells given others"),
+        "imputation": _section("questions:imputation_lines", "scores of draws in gaps"),
+        "errors": _section("questions:error_lines", "planted errors that are named first"),
+        "known": _section("questions:known_lines", "answers against known laws"),
+        "cost": _section("questions:cost_lines", "seconds of scoring by masks"),
+    },
     "vae": {
         "bounds": _default_threads("vae:bound_lines", "on test images; takes hours", ("pyro",)),
         "cost": _section("vae:cost_lines", "training steps", ("pyro",)),

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trained = TrainedModel.read(arguments.dir, arguments.divergence)
     files = (arguments.data, arguments.context_data, arguments.missing)
     rows, _ = trained.rows(*files, doing="check on", reading=read_options(arguments))
-    trained.schema.check(rows.x)
+    trained.schema.check(rows.x, gaps=trained.gappy)
     numbers = {"rows": arguments.rows, "points": arguments.points, "seed": arguments.seed}
     report = check(trained.model, *rows.tensors(trained.model.like), **numbers)
     report = replace(report, notes=(*report.notes, *trained.remarks(rows.x)))

@@ -27,7 +27,7 @@ from cnf.datasets import (
 from cnf.datasets.pictures import WORD_PREFIX
 from cnf.layers.scalings.scaling import constant_columns
 from cnf.scripts.rows import Array, ContextRows, no_context
-from cnf.tables.coding import has_codes
+from cnf.tables.coding import has_codes, has_values
 from cnf.tables.dates import date_parts, dates_of
 from cnf.tables.kinds import KINDS, Unknown
 from cnf.tables.schema import Column, Schema, check_single_precision
@@ -57,7 +57,8 @@ class Data:
     reading: ReadOptions = FOUND_OUT
     context_types: Mapping[str, ColumnType] = field(default_factory=dict)
     discrete: bool = False  # whether the table has values with a mass, or a context of categories
-    coded: bool = False  # whether the model is one of codes
+    coded: bool = False  # whether the model is one of rows: of codes, or of answers on numbers
+    values: bool = False  # whether the latter
     given: Schema | None = None  # the context's columns for a model of codes; None for numbers
 
 
@@ -119,13 +120,15 @@ def open_data(
         choices = replace(choices, context=toy.context_columns)
     train, types = tables["train"], tables["train"].types
     schema, given = choices.schema, choices.given
-    discrete, coded = False, bool(choices.coded)
+    discrete, coded, values = False, bool(choices.coded), False
     if schema is None:
         schema = _schema(train, whole, rounded, choices)
         given = _given(train, whole, rounded, choices)
         as_masses = (whole is not None and rounded) or bool(choices.kinds)
         discrete = as_masses and _is_discrete(train, schema, given, choices)
         coded = discrete if choices.coded is None else choices.coded
+        if choices.missing == "model":
+            values, coded = choices.coded is None and _has_values(train, schema), True
         given = given if coded else None
         _check_context(train, choices.context, given)
     rows = {part: _rows(table, schema, choices.context, given) for part, table in tables.items()}
@@ -141,6 +144,7 @@ def open_data(
         test=rows["test"],
         discrete=discrete,
         coded=coded,
+        values=values,
         given=given,
         **known,
     )
@@ -192,7 +196,8 @@ def open_rows(
         seed: Seed of a toy's rows.
         context_data: The file that the context is read from, whose rows correspond to DATA's, so
             that none is dropped; None where DATA holds it.
-        missing: The treatment of missing values in DATA; with `"keep"` they are NaN.
+        missing: The treatment of missing values in DATA; with `"keep"` they are NaN, and with
+            `"model"` those of x are.
         data_dir: The folder with the files of benchmarks, whose test rows are read.
         reading: How a file is read, of which only the model's columns are.
         given: The context's columns where a model of codes reads them.
@@ -214,6 +219,8 @@ def open_rows(
         table = date_parts(datasets.load(name, treatment, reading), names)
     if context_data is None:
         rows = _rows(table, schema, context_columns, given, reading.types, unknown)
+        if missing == "model":
+            _check_known(table.name, context_columns, rows.context)
         return rows, _toy_of(toy, table, schema.names, context_columns)
     kept: Missing = "keep" if missing == "keep" else "refuse"
     context, _ = open_context(context_data, context_columns, reading, kept, given, unknown)
@@ -245,7 +252,18 @@ def open_context(
     table = datasets.load(name, missing, replace(reading, only=(*columns, *dates_of(columns))))
     table = date_parts(table, columns)
     numbers = _context(table, columns, given, reading.types, unknown)
-    return numbers, _select(table, columns)
+    return numbers, select_columns(table, columns)
+
+
+def _check_known(name: str, columns: Sequence[str], context: Array) -> None:
+    """Refuse a gap in a context."""
+    gaps = np.isnan(context)
+    if gaps.any():
+        row, place = divmod(int(gaps.argmax()), len(columns))
+        raise ValueError(
+            f"Expected a context without gaps in {name}; got one in column {columns[place]!r}, row "
+            f"{row + 1} (counting from 1; {gaps.any(1).sum()} such rows): fill it"
+        )
 
 
 def true_log_prob(toy: AnyToy, rows: ContextRows) -> Array:
@@ -291,7 +309,8 @@ def _schema(train: Table, whole: Table | None, rounded: bool, choices: ColumnCho
     names = _modelled(train, choices)
     apart = choices.context if choices.coded is not False else ()
     kinds = {name: entry for name, entry in choices.kinds.items() if name not in apart}
-    schema, mine = _stated(train, whole, rounded, names, kinds), train.select(names)
+    gaps, mine = choices.missing == "model", train.select(names)
+    schema = _stated(train, whole, rounded, names, kinds, gaps)
     schema = schema.without_constants(schema.numbers(mine.values, mine.categories, mine.types))
     if schema.width == 0:
         constant = "; ".join(column.describe(kind=False) for column in schema.columns)
@@ -318,8 +337,9 @@ def _stated(
     rounded: bool,
     names: tuple[str, ...],
     kinds: Mapping[str, Any],
+    gaps: bool = False,
 ) -> Schema:
-    """Return the schema of columns as the user states it, or inferred from all rows.
+    """Return the schema of columns as the user states it, or inferred from all rows, with gaps.
 
     Rows beyond bounds and categories would have no density.
     """
@@ -330,16 +350,24 @@ def _stated(
         schema = Schema.infer(table, rounded)
     for i, name in enumerate(names):
         entry = kinds.get(name)
+        if isinstance(entry, Mapping) and [*entry] == ["gaps"]:  # of a column as it looks
+            kinds[name] = {**schema.json()[name], **entry}
         kind = str(entry.get("kind")) if isinstance(entry, Mapping) else ""
         if kind in KINDS and KINDS[kind].category_counts[0]:
-            distinct = np.unique(table.values[:, i])
+            distinct = np.unique(table.values[:, i][~np.isnan(table.values[:, i])])
             texts = [format_float_positional(each, trim="-") for each in distinct]
             kinds[name] = {"categories": table.categories.get(name, texts), **kinds[name]}
     schema = schema.with_columns(Schema.of(kinds, names))
     numbers = schema.numbers(table.values, table.categories, table.types)
-    schema.check(numbers)
+    schema.check(numbers, gaps=gaps)
     schema.check_apart(numbers)
     return schema
+
+
+def _has_values(train: Table, schema: Schema) -> bool:
+    """Return whether a column of the table has a density alone."""
+    table = train.select(schema.names)
+    return has_values(schema, schema.numbers(table.values, table.categories, table.types))
 
 
 def _is_discrete(
@@ -436,7 +464,7 @@ def _modelled_values(table: Table, schema: Schema, unknown: Unknown) -> Array:
     if len(absent) < len(schema.columns) and not {*absent} & {*schema.varying}:
         values = np.hstack([table.values, np.zeros((len(table.values), len(absent)))])
         table = replace(table, values=values, columns=(*table.columns, *absent))
-    chosen = _select(table, schema.names)
+    chosen = select_columns(table, schema.names)
     return schema.numbers(chosen.values, chosen.categories, chosen.types, unknown)
 
 
@@ -448,7 +476,7 @@ def _context(
     unknown: Unknown = "raise",
 ) -> Array:
     """Return the numbers of a context, or dates as the known types are, or what a schema has."""
-    chosen = _select(table, columns)
+    chosen = select_columns(table, columns)
     for column in columns:
         found, wanted = (
             (types or {}).get(column, ColumnType()).family for types in (chosen.types, known)
@@ -468,7 +496,7 @@ def _context(
     return chosen.values
 
 
-def _select(table: Table, columns: Sequence[str]) -> Table:
+def select_columns(table: Table, columns: Sequence[str]) -> Table:
     """Return the table of a model's columns, which have the model's names."""
     places = _positions(table, columns)  # row-major, since later arithmetic depends on the order
     rows = np.ascontiguousarray(table.values[:, places])

@@ -31,7 +31,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
-    from cnf.scripts.evaluation import summarize, warn_of_rows
+    from cnf.scripts.evaluation import summarize, warn_of_rows, with_consistency
     from cnf.scripts.report import check_page, write_report
     from cnf.scripts.trained import TrainedModel
     from cnf.utils.distributed import process_group
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn_of_rows(trained, rows, log_prob)
         with_errors = trained.score_with_errors(trained.error_sample(rows), arguments.draws)
         evaluation = summarize(trained, rows, toy, log_prob, nfe, arguments.draws, with_errors)
+        evaluation = with_consistency(evaluation, trained, rows)
         if not arguments.json:
             say(*evaluation.lines())
         if arguments.report is not None:

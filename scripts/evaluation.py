@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnf.datasets import row_groups
+from cnf.diagnostics.consistency import consistency
 from cnf.diagnostics.similarity import Similarity
 from cnf.flow import Flow
 from cnf.flow.scores import Scores
@@ -19,8 +20,11 @@ from cnf.layers import Steps
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.rows import Array, ContextRows
 from cnf.scripts.trained import TrainedModel
+from cnf.tables.row_model import RowModel
 from cnf.utils.distributed import rank
 from cnf.utils.serialization import json_value
+
+CONSISTENCY_ROWS = 100  # whose questions take about as long as the log p of 4000
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class EvaluationResult:
     """The scores of a flow on held-out rows, in nats unless stated otherwise.
 
     Standard errors are None for a single row; those of differences are from the rows' differences.
-    Rows that repeat each other count as one observation. Rows where explicit steps fold, and those
+    Rows that repeat each other count as one observation. Where rows have gaps, all are about the
+    cells that are there. Rows where explicit steps fold, and those
     of impossible values, have no density: the NLL is then infinite, and what follows from it
     unknown. Similarity is that of draws to the training rows, where a report has measured it.
     """
@@ -37,10 +42,15 @@ class EvaluationResult:
     nll: float  # mean negative log-density of a row, in the data's units
     stderr: float | None  # of `nll` over the rows, with the scatter of probes or of drawn noise
     nll_standardized: float  # of columns divided by the training rows' standard deviations
-    bits_per_dim: float  # nll / (columns · ln 2)
+    bits_per_dim: float  # nll / (cells of a row · ln 2)
     gaussian_nll: float  # of `GaussianBaseline`, fitted on the training rows; of possible rows
     gain_stderr: float | None  # of gaussian_nll − nll
     nfe: float  # evaluations of the field for each solve; 0 without one
+    gaps: float | None = None  # share of the cells that are missing, and marginalised
+    # |log p(x) − log p(x_a) − log p(x_b | x_a)| in nats a column, over random parts a and b of some
+    # rows, of a model that answers questions about parts: the mean, and what a twentieth exceeds.
+    consistency_gap: float | None = None
+    consistency_gap95: float | None = None
     draws: int | None = None  # of noise for each row, with which the NLL is an upper bound
     entropy: float | None = None  # minus the mean true log-density of the same rows, where known
     kl: float | None = None  # nll − entropy
@@ -80,6 +90,8 @@ class EvaluationResult:
         if self.draws is not None:
             lines.insert(1, f"                a bound on the log-mass, {self.draws} draws a row")
         lines[1:1] = self._lost()
+        if self.gaps is not None:
+            lines.insert(1, f"                of what is there: {self.gaps:.1%} of cells are gaps")
         if self.uncertainty is not None:
             lines.append(
                 f"  uncertainty   {self.uncertainty:10.4f} at two standard errors "
@@ -91,6 +103,11 @@ class EvaluationResult:
                 f"  true entropy  {self.entropy:10.4f}",
                 f"  KL            {self.kl:10.4f}{_error(self.kl_stderr)} from truth to flow",
             ]
+        if self.consistency_gap is not None:
+            lines.append(
+                f"  consistency   {self.consistency_gap:10.4f} nats a column from log p to that of "
+                f"a part and of the rest given it ({self.consistency_gap95:.4f} at 95 %)"
+            )
         evaluations = [f"  evaluations   {self.nfe:10.1f} per solve"] if self.nfe else []
         return [*lines, *evaluations]
 
@@ -156,6 +173,9 @@ def summarize(
         known["impossible"] = impossible
     if 0 < lost.sum() < len(lost):
         known["nll_unfolded"] = -float(log_prob[~lost].mean())
+    gaps = trained.gaps(rows)
+    if gaps.any():
+        known["gaps"] = float(gaps.mean())
     if toy is not None:
         truth = true_log_prob(toy, rows)
         known |= {
@@ -172,8 +192,8 @@ def summarize(
         n=len(rows),
         nll=nll,
         stderr=stderr,
-        nll_standardized=nll - 0.5 * float(np.log(_variances(trained)).sum()),
-        bits_per_dim=nll / (len(trained.schema.columns) * float(np.log(2))),
+        nll_standardized=nll - _mean_log_scale(trained, gaps),
+        bits_per_dim=nll / (max(1e-300, float((~gaps).sum(1).mean())) * float(np.log(2))),
         gaussian_nll=-float(gaussian[scored].mean()) if scored.any() else np.inf,
         gain_stderr=None
         if lost.any() or not scored.all()
@@ -182,6 +202,18 @@ def summarize(
         draws=draws if trained.model.noisy else None,
         **known,
     )
+
+
+def with_consistency(
+    evaluation: EvaluationResult, trained: TrainedModel, rows: ContextRows
+) -> EvaluationResult:
+    """Return the scores with the consistency of the model's answers about parts of some rows."""
+    model, scored = trained.model, trained.scored(rows)
+    if not isinstance(model, RowModel) or not scored.any():
+        return evaluation
+    taken = rows.at(np.flatnonzero(scored)).tensors(model.like)
+    found = consistency(model, *taken, rows=CONSISTENCY_ROWS)
+    return replace(evaluation, consistency_gap=found.mean, consistency_gap95=found.quantile95)
 
 
 def folded_rows(trained: TrainedModel, rows: ContextRows, log_prob: Array) -> NDArray[np.bool_]:
@@ -202,7 +234,7 @@ def warn_of_rows(trained: TrainedModel, rows: ContextRows, log_prob: Array) -> N
     foreign = "unknown categories, or values that their columns cannot have"
     for found, what, meaning in (
         (impossible, foreign, "log p is -inf"),
-        (unknown, "gaps, or a context of unknown categories", "log p is NaN"),
+        (unknown, "gaps, or a context or given cells of unknown categories", "log p is NaN"),
         (trained.between(rows), "numbers between those of a grid", "the nearest ones count"),
     ):
         if found.any() and rank() == 0:
@@ -225,11 +257,16 @@ def _errors(stderr: float | None, with_errors: Scores, n: int) -> dict[str, floa
     return found
 
 
-def _variances(trained: TrainedModel) -> Array:
-    """Return the variances of the training rows' columns that have a scale."""
+def _mean_log_scale(trained: TrainedModel, gaps: NDArray[np.bool_]) -> float:
+    """Return the mean over rows of Σ log s, over the cells that are there.
+
+    Each s is the standard deviation of a training rows' column, where that has a scale.
+    """
     variances = np.diag(trained.gaussian.covariance)[-trained.schema.width :]
-    columns = [column for column in trained.schema.columns for _ in range(column.width)]
-    return variances[[not column.categories for column in columns]]
+    places = [i for i, column in enumerate(trained.schema.columns) for _ in range(column.width)]
+    scaled = [not trained.schema.columns[i].categories for i in places]
+    log_scales = 0.5 * np.log(variances[scaled])
+    return float(((~gaps)[:, np.array(places)[scaled]] @ log_scales).mean())
 
 
 def clustered_stderr(values: Array, groups: NDArray[np.intp]) -> float | None:

@@ -8,6 +8,7 @@ from math import nan
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 from matplotlib.figure import Figure
 
 import cnf.plotting as plotting
@@ -17,7 +18,7 @@ from cnf.plotting import SCATTER_POINTS, Bounds, png
 from cnf.plotting.cells import is_mixed
 from cnf.scripts.data import Data
 from cnf.scripts.plot import FIGURES
-from cnf.scripts.rows import ContextRows, no_context
+from cnf.scripts.rows import ContextRows
 from cnf.scripts.trained import METRICS_FILE, TrainedModel
 from cnf.training.objectives import FlowMatching
 from cnf.utils.serialization import read_file, write_atomic
@@ -162,10 +163,13 @@ def projection(trained: TrainedModel, data: Data) -> Figure:
 
 
 def _rows_and_samples(trained: TrainedModel, data: Data, count: int) -> tuple[Table, Table]:
-    """Return held-out rows, and as many samples as are asked for, or at the rows' contexts."""
+    """Return held-out rows, and as many samples as are asked for, or at the rows' contexts.
+
+    Samples have the gaps of the rows.
+    """
     rows = data.test[:count] if trained.context_columns else data.test
-    context = rows.context if trained.context_columns else no_context(count)
-    samples = ContextRows(trained.sample(context, seed=0), context)
+    partners = rows if trained.context_columns else rows.at(np.resize(np.arange(len(rows)), count))
+    samples = trained.with_gaps(trained.sample(partners.context, seed=0), partners)
     return joined_table(trained, rows), joined_table(trained, samples)
 
 
@@ -208,8 +212,8 @@ def _check_filmed(trained: TrainedModel) -> None:
     flow = isinstance(trained.model, Flow)
     if not flow or trained.context_columns or len(names) < 2:
         raise ValueError(
-            f"Expected a flow over two columns or more, without a context, for a film; got "
-            f"{'' if flow else 'a model of codes of '}{', '.join(names)}{_given(trained)}"
+            "Expected a flow over two columns or more, without a context, for a film; got "
+            f"{trained.kind} of {', '.join(names)}{_given(trained)}"
         )
 
 

@@ -1,14 +1,15 @@
 """`log-prob DIR --data FILE --out FILE`: the log-density of each row of a table, in nats.
 
-A row with a gap, or a context of an unknown category, has NaN, and one with another unknown
-category or a value out of bounds -inf.
+With --given it is that of the other columns given these. A row with a gap has that of what is
+there, where the model was trained with --missing model, and NaN otherwise, as has a context of an
+unknown category. Another unknown category or a value out of bounds has -inf.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cnf.scripts.options import READ_OPTIONS, add_options, read_options
+from cnf.scripts.options import READ_OPTIONS, add_options, listed, read_options
 from cnf.scripts.program import Parser, program, say
 
 
@@ -19,15 +20,21 @@ def parser() -> Parser:
     parser.add_argument(
         "--data", metavar="FILE", required=True, help="rows to score, with the model's columns"
     )
+    parser.add_argument(
+        "--given",
+        metavar="COL,COL",
+        help="columns to condition on, beside the context, of a model that is no flow",
+    )
     add_options(parser, "--context-data", *READ_OPTIONS, "--divergence", "--draws", "--out")
     parser.add_argument(
         "--errors",
         action="store_true",
         help="add the columns stderr (of an estimated trace, or of noise), solver_error, "
         "uncertainty (the total, which covers 95 in 100 rows) and, in .csv and .parquet, status: "
-        "FINISHED, MISSING (a gap, or a context of an unknown category: NaN), IMPOSSIBLE (another "
-        "unknown category, or out of bounds: -inf), FOLDED (where explicit steps fold: -inf), or "
-        "why a row failed, which is NaN and ends nothing. Takes about three times as long",
+        "FINISHED, MISSING (a gap, unless the model was trained on gaps, or a context or a given "
+        "cell of an unknown category: NaN), IMPOSSIBLE (another unknown category, or out of "
+        "bounds: -inf), FOLDED (where explicit steps fold: -inf), or why a row failed, which is "
+        "NaN and ends nothing. Takes about three times as long",
     )
     return parser
 
@@ -41,11 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check_out(arguments.out, data=arguments.data, context_data=arguments.context_data)
     trained = TrainedModel.read(arguments.dir, arguments.divergence)
+    names = () if arguments.given is None else listed(arguments.given)
+    if "" in names:
+        raise ValueError(
+            f"Expected names of columns in --given; got {arguments.given!r}, with an empty name: "
+            "correct it"
+        )
+    given = trained.given_columns(names) if names else None
     files = (arguments.data, arguments.context_data)
     reading = read_options(arguments)
     rows, _ = trained.rows(*files, missing="keep", reading=reading, unknown="keep")
     write = write_scores if arguments.errors else write_log_prob
-    say(write(arguments.out, trained, rows, arguments.draws))
+    say(write(arguments.out, trained, rows, arguments.draws, given))
     return 0
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from cnf.datasets import DATA_DIR, MISSING, ReadOptions
+from cnf.datasets import DATA_DIR, ReadOptions
 from cnf.fields import DIVERGENCES
 from cnf.scripts.program import positive_integer, seed, threads
 from cnf.training.numbers import Number
@@ -24,9 +24,9 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         "--data)",
     },
     "--missing": {
-        "choices": MISSING,
-        "default": "refuse",
-        "help": "treatment of missing values: refuse the table (default), or drop their rows",
+        "choices": ("refuse", "drop"),
+        "help": "treatment of missing values: refuse the table (default, except of a model that "
+        "was trained on them, which takes what is there), or drop their rows",
     },
     "--sep": {
         "metavar": "CHAR",

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cnf.datasets import Table, check_writable, write_table
 from cnf.ode import Status
 from cnf.scripts.evaluation import folded_rows, warn_of_rows
+from cnf.scripts.given_cells import GivenCells
 from cnf.scripts.rows import Array, ContextRows, joined_table
 from cnf.scripts.trained import TrainedModel
 
@@ -36,12 +38,23 @@ def write_samples(out: str, trained: TrainedModel, context: Array, given: Table,
     return f"{len(context)} rows in {out}"
 
 
-def write_log_prob(out: str, trained: TrainedModel, rows: ContextRows, draws: int) -> str:
-    """Write log p of rows in double precision, and return a summary.
+def write_given_samples(
+    out: str, trained: TrainedModel, cells: GivenCells, context: Array, of_context: Table, seed: int
+) -> str:
+    """Write a sample for each row of given cells and its context; return a summary."""
+    drawn = trained.impute(ContextRows(cells.x, context), seed, cells.given)
+    write_table(out, joined_table(of_context, cells.restore(trained.schema.table(drawn))))
+    return f"{len(context)} rows in {out}, given {', '.join(cells.table.columns)}"
+
+
+def write_log_prob(
+    out: str, trained: TrainedModel, rows: ContextRows, draws: int, given: Tensor | None = None
+) -> str:
+    """Write log p of rows, given some columns, in double precision, and return a summary.
 
     In single precision a row alone differs by some 1e-6 nats from the same row among others.
     """
-    log_prob, _ = trained.in_double().score(rows, draws)
+    log_prob, _ = trained.in_double().score(rows, draws, given)
     write_table(out, Table("scores", log_prob[:, None], ("log_prob",)))
     warn_of_rows(trained, rows, log_prob)
     summary = f"{len(rows)} rows in {out}, {_mean(log_prob)}"
@@ -49,9 +62,11 @@ def write_log_prob(out: str, trained: TrainedModel, rows: ContextRows, draws: in
     return f"{summary}: {folded} lie where explicit steps fold" if folded else summary
 
 
-def write_scores(out: str, trained: TrainedModel, rows: ContextRows, draws: int) -> str:
+def write_scores(
+    out: str, trained: TrainedModel, rows: ContextRows, draws: int, given: Tensor | None = None
+) -> str:
     """Write log p of rows with its errors and, where text fits, its status; return a summary."""
-    scores = trained.in_double().score_with_errors(rows, draws)
+    scores = trained.in_double().score_with_errors(rows, draws, given)
     names = ["log_prob", "stderr", "solver_error", "uncertainty"]
     columns = [getattr(scores, name).double().cpu().numpy() for name in names]
     status = _status_codes(scores.status, columns[0], rows, trained.possible(rows))

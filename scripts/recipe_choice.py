@@ -14,10 +14,22 @@ from cnf.datasets import Picture
 from cnf.fields import FIELDS, field_arguments
 from cnf.scripts.data import Data
 from cnf.scripts.options import given_numbers, option_of
-from cnf.tables.code_training import CodeRecipe
-from cnf.training.numbers import Number, numbers_of
+from cnf.tables.code_training import QUESTIONS, CodeRecipe
+from cnf.tables.masked_training import ValuesRecipe
+from cnf.training.numbers import numbers_of
 from cnf.training.recipes import BY_SIZE, CODES, RECIPES, Recipe, choose_recipe, recipe_of, unused
 from cnf.utils.serialization import read_file
+
+RowRecipe = CodeRecipe | ValuesRecipe
+AnyRecipe = Recipe | RowRecipe
+
+KIND_TEXTS: dict[type[AnyRecipe], str] = {
+    Recipe: "a flow",
+    CodeRecipe: "a model of codes",
+    ValuesRecipe: "a model of answers",
+}
+ANSWERS = "answers"  # the recipe's name of a flow of any columns given others
+GAPS_OPTION = "--missing model"  # which asks for a model of codes or of answers on numbers
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class WantedModel:
 
     coded: bool | None = None
     reason: str = ""
-    file: Recipe | CodeRecipe | None = None
+    file: AnyRecipe | None = None
 
 
 def wanted_model(arguments: argparse.Namespace, resumed: Mapping[str, Any] | None) -> WantedModel:
@@ -49,28 +61,48 @@ def wanted_model(arguments: argparse.Namespace, resumed: Mapping[str, Any] | Non
                 f"Expected --recipe to be a file or among {', '.join(known)}; got {name!r}"
             )
         file = _read_recipe(Path(name))
-    asked: dict[str, bool] = {}  # for a model of codes, by what asks
+    asked: dict[str, type[AnyRecipe]] = {}  # the kind of recipe, by what asks
     if resumed is not None:
-        asked["the run in --out"] = _is_of_codes(resumed)
+        asked["the run in --out"] = kind_of(resumed)
     if name is not None:
-        asked[f"--recipe {name}"] = name == CODES or isinstance(file, CodeRecipe)
+        by_name = CodeRecipe if name == CODES else Recipe
+        asked[f"--recipe {name}"] = by_name if file is None else type(file)
     numbers = [name for name in Recipe.numbers() if name not in numbers_of(CodeRecipe)]
     for option in (*numbers, "discretize"):
         if getattr(arguments, option) is not None:
-            asked[option_of(option)] = False
-    reasons = {coded: reason for reason, coded in reversed(asked.items())}
+            asked[option_of(option)] = Recipe
+    if arguments.missing == "model":
+        asked[GAPS_OPTION] = ValuesRecipe
+    _check_agreement(asked)
+    chosen = {kind: reason for reason, kind in reversed(asked.items()) if kind is not ValuesRecipe}
+    kind, reason = next(iter(chosen.items()), (None, ""))
+    return WantedModel(None if kind is None else kind is CodeRecipe, reason, file)
+
+
+def _check_agreement(asked: dict[str, type[AnyRecipe]]) -> None:
+    """Raise a ValueError where a flow is asked for, and a model that answers questions."""
+    reasons = {kind is Recipe: reason for reason, kind in reversed(asked.items())}
     if len(reasons) == 2:
+        if reasons[True] == "the run in --out":
+            raise ValueError(
+                f"Expected the run of a model that answers questions in --out with "
+                f"{reasons[False]}; got that of a flow: train in another folder"
+            )
         raise ValueError(
-            f"Expected no {reasons[False]} with {reasons[True]}, whose model is one of codes: "
-            "leave one of them out, or train in another folder"
+            f"Expected no {reasons[True]} with {reasons[False]}, whose model answers questions "
+            "about parts of rows, as a flow does not: leave one of them out, or train in another "
+            "folder"
         )
-    coded, reason = next(iter(reasons.items()), (None, ""))
-    return WantedModel(coded, reason, file)
 
 
-def _is_of_codes(entries: Mapping[str, Any]) -> bool:
-    """Return whether entries are of a recipe, or a run, of codes."""
-    return not ({*numbers_of(CodeRecipe)} - {*Recipe.numbers()}).isdisjoint(entries)
+def kind_of(entries: Mapping[str, Any]) -> type[AnyRecipe]:
+    """Return the kind of recipe that entries, which may be among a run's others, are of."""
+    codes, values = (
+        {*numbers_of(kind)} - {*Recipe.numbers()} for kind in (CodeRecipe, ValuesRecipe)
+    )
+    if not (values - codes).isdisjoint(entries):
+        return ValuesRecipe
+    return Recipe if codes.isdisjoint(entries) else CodeRecipe
 
 
 def chosen_recipe(
@@ -78,16 +110,53 @@ def chosen_recipe(
     data: Data,
     wanted: WantedModel,
     resumed: Mapping[str, Any] | None,
-) -> tuple[str, Recipe | CodeRecipe]:
-    """Return the name of the recipe, and the recipe with the changes of the command line."""
+) -> tuple[str, AnyRecipe]:
+    """Return the name of the recipe, and the recipe with the changes of the command line.
+
+    Raises:
+        ValueError: A file's recipe, or that of the run to resume, is of another kind of model.
+    """
     file, name = wanted.file, arguments.recipe
-    if file is None and name is None and resumed is not None:
-        name = "of the run in --out"
-        file = code_recipe_of(resumed) if data.coded else recipe_of(resumed)
+    kind: type[AnyRecipe] = Recipe
     if data.coded:
-        recipe = file if isinstance(file, CodeRecipe) else CodeRecipe()
-        return name or CODES, replace(recipe, **given_numbers(arguments, shared_numbers()))
-    return _flow_recipe(arguments, data, name, file if isinstance(file, Recipe) else None)
+        kind = ValuesRecipe if data.values else CodeRecipe
+    if resumed is not None and kind_of(resumed) is not kind:
+        raise _other_kind(kind, kind_of(resumed), "the run in --out")
+    if file is not None and not isinstance(file, kind):
+        raise _other_kind(kind, type(file), f"--recipe {name}")
+    if name is None and resumed is not None:
+        name = "of the run in --out"
+        file = _recipe_of(resumed, kind)
+    if issubclass(kind, Recipe):
+        return _flow_recipe(arguments, data, name, file if isinstance(file, Recipe) else None)
+    return name or (ANSWERS if data.values else CODES), _row_recipe(arguments, kind, file)
+
+
+def _other_kind(wanted: type[AnyRecipe], got: type[AnyRecipe], where: str) -> ValueError:
+    return ValueError(
+        f"Expected a recipe of {KIND_TEXTS[wanted]}, which --missing and the table ask for; got "
+        f"that of {KIND_TEXTS[got]} in {where}: change --missing, or leave it out"
+    )
+
+
+def _row_recipe(
+    arguments: argparse.Namespace, kind: type[RowRecipe], file: AnyRecipe | None
+) -> RowRecipe:
+    """Return a recipe of a kind, with the changes of the command line.
+
+    Raises:
+        ValueError: An option is of none of its numbers.
+    """
+    numbers, shared = numbers_of(kind), Recipe.numbers()
+    for name in shared:
+        if getattr(arguments, name) is not None and name not in numbers:
+            raise ValueError(
+                f"Expected no {option_of(name)} with --missing model, which does not use it"
+            )
+    options = {name: each for name, each in numbers.items() if name in shared}
+    answers = kind is CodeRecipe and arguments.missing == "model"
+    default = QUESTIONS if answers else kind()
+    return replace(file if isinstance(file, kind) else default, **given_numbers(arguments, options))
 
 
 def _flow_recipe(
@@ -114,35 +183,31 @@ def _flow_recipe(
     return name, recipe
 
 
-def shared_numbers() -> dict[str, Number]:
-    """Return the numbers of training codes that a flow's recipe has too, and so an option."""
-    options = Recipe.numbers()
-    return {name: each for name, each in numbers_of(CodeRecipe).items() if name in options}
-
-
-def code_recipe_of(entries: Mapping[str, Any]) -> CodeRecipe:
-    """Return the recipe of codes in JSON, whose entries may be among others; others are defaults.
+def _recipe_of(entries: Mapping[str, Any], kind: type[AnyRecipe]) -> AnyRecipe:
+    """Return the recipe in JSON, whose entries may be among others; absent ones are defaults.
 
     Raises:
         ValueError: A value is of another type, or out of range.
     """
-    known = {name: each for name, each in numbers_of(CodeRecipe).items() if name in entries}
+    if issubclass(kind, Recipe):
+        return recipe_of(entries)
+    known = {name: each for name, each in numbers_of(kind).items() if name in entries}
     for name, each in known.items():
         each.check_type(f"the recipe's {name}", entries[name])
-    return CodeRecipe(**{name: entries[name] for name in known})
+    return kind(**{name: entries[name] for name in known})
 
 
-def recipe_entries(recipe: Recipe | CodeRecipe) -> dict[str, Any]:
+def recipe_entries(recipe: AnyRecipe) -> dict[str, Any]:
     """Return a recipe's numbers for JSON."""
-    return asdict(recipe) if isinstance(recipe, CodeRecipe) else recipe.entries()
+    return recipe.entries() if isinstance(recipe, Recipe) else asdict(recipe)
 
 
-def _read_recipe(path: Path) -> Recipe | CodeRecipe:
+def _read_recipe(path: Path) -> AnyRecipe:
     """Read the recipe from a file that --show-recipe or train wrote."""
     found = read_json(path, "a recipe")
     try:
         entries = found["metadata"]["recipe"] if "metadata" in found else found
-        return code_recipe_of(entries) if _is_of_codes(entries) else recipe_of(entries)
+        return _recipe_of(entries, kind_of(entries))
     except (KeyError, TypeError):
         raise ValueError(
             f"Expected {path} to hold a recipe, as --show-recipe prints or train's config.json "

@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ from cnf.scripts.figures import joined_table
 from cnf.scripts.rows import Array, ContextRows
 from cnf.scripts.trained import TrainedModel
 from cnf.tables.kinds import CategoricalColumn
+from cnf.tables.questions import explain
+from cnf.tables.row_model import RowModel
 from cnf.tables.schema import Column, Schema
 from cnf.utils.distributed import gather, rank
 from cnf.utils.serialization import write_atomic
@@ -42,6 +45,15 @@ MAX_CLASSIFIER_ROWS = 5_000
 MAX_DETECTION_ROWS = 30_000  # of training, and of draws
 DRAWN_PAIRS = 4  # of those that differ most
 LOWEST_ROWS_SHOWN = 10
+ODDEST_NAMES = ("oddest cell", "expected")
+ODDEST_TEXT = (
+    "The oddest cell is the one whose -log p given the others of its row exceeds that of draws the "
+    "most, and the median of these draws, or the most frequent one, was expected there."
+)
+GAPS_TEXT = (
+    "Log p of a row with gaps is that of the cells that are there: it is of fewer cells, and does "
+    "not compare with that of rows without gaps."
+)
 UNKNOWN_TEXT = "(unknown)"
 REPORT_DPI = 144
 PIXELS_PER_INCH = 96  # of a browser
@@ -72,12 +84,20 @@ class SampleComparison:
     log_prob: Array
     samples: ContextRows
     sample_log_prob: Array
-    order: NDArray[np.intp]  # sample i has the context of row order[i mod rows]
+    order: NDArray[np.intp]  # sample i has the context, and the gaps, of row order[i mod rows]
+    lowest: NDArray[np.intp]  # the rows with the lowest log p
+    oddest: list[tuple[str, str]]  # the cell of each that `explain` names first; empty for a flow
 
     @property
     def columns(self) -> tuple[Column, ...]:
         """All columns, in the order of `ContextRows.joined`."""
         return (*self.given, *self.schema.columns)
+
+    @property
+    def gappy(self) -> bool:
+        """Whether rows have gaps that are no value, of which log p is marginal."""
+        values = np.array([column.gaps == "value" for column in self.schema.columns])
+        return bool((np.isnan(self.rows.x) & ~values).any())
 
 
 def check_page(path: Path) -> None:
@@ -122,17 +142,27 @@ def write_report(
     order = np.random.default_rng(REPORT_SEED).permutation(len(rows))
     # As many samples as rows, or a multiple where they are few.
     count = min(len(rows) * max(1, -(-MIN_SAMPLES // len(rows))), MAX_SAMPLES)
-    context = rows.context[np.resize(order, count)]
-    drawn, *_ = gather(trained.sample(context, REPORT_SEED) if rank() == 0 else None)
-    samples = ContextRows(drawn, context)
+    partners = rows.at(np.resize(order, count))
+    drawn, *_ = gather(trained.sample(partners.context, REPORT_SEED) if rank() == 0 else None)
+    samples = trained.with_gaps(drawn, partners)
     sample_log_prob, _ = trained.score(samples, draws)
     if rank() > 0:
         return None
+    lowest = np.argsort(log_prob, kind="stable")[:LOWEST_ROWS_SHOWN]
+    oddest = _oddest_cells(trained, rows.at(lowest))
     schema, varying = trained.schema.without(trained.schema.constant)
     rows, samples = (ContextRows(each.x[:, varying], each.context) for each in (rows, samples))
     given = trained.given.columns if trained.given else map(Column, trained.context_columns)
     compared = SampleComparison(
-        schema, tuple(given), rows, log_prob, samples, sample_log_prob, order
+        schema,
+        tuple(given),
+        rows,
+        log_prob,
+        samples,
+        sample_log_prob,
+        order,
+        lowest,
+        oddest,
     )
     data = data or f"held-out rows of {trained.source}"
     title = escape(f"How calibrated is {trained.folder}?")
@@ -158,7 +188,8 @@ def _header(compared: SampleComparison, model: Path, data: str, numbers: Sequenc
         "columns": str(len(compared.schema.names)),
         "given": ", ".join(column.name for column in compared.given),
         "samples": f"{len(compared.samples)} of the model"
-        + (", at the contexts of the rows" if compared.given else ""),
+        + (", at the contexts of the rows" if compared.given else "")
+        + (", with the gaps of the rows" if compared.gappy else ""),
     }
     listed = (f"<dt>{name}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items() if fact)
     return f"<dl>{''.join(listed)}</dl>\n<pre>{escape(chr(10).join(numbers))}</pre>"
@@ -180,7 +211,7 @@ def _detection(trained: TrainedModel) -> tuple[Similarity | None, list[str]]:
     context = data.train.context[order[len(order) - count :]]
     chosen = order[:count]
     training = ContextRows(data.train.x[chosen], data.train.context[chosen])
-    draws = ContextRows(trained.sample(context, REPORT_SEED), context)
+    draws = trained.with_gaps(trained.sample(context, REPORT_SEED), training)
     real, held_out, drawn = (joined_table(trained, each) for each in (training, data.test, draws))
     found = similarity(real, held_out, drawn, REPORT_SEED)
     parts = _detection_parts(found, count, len(data.train))
@@ -249,26 +280,27 @@ def _correlations(compared: SampleComparison) -> str:
             f"There is {'only one column' if names else 'no column'} of numbers, so there are no "
             "correlations.",
         )
-    data, samples = (
-        correlations(rows.joined()[:, ordered]) for rows in (compared.rows, compared.samples)
-    )
+    both = [rows.joined()[:, ordered] for rows in (compared.rows, compared.samples)]
+    data, samples = map(correlations, both)
+    difference = np.triu(np.nan_to_num(np.abs(samples - data)))
+    pair = divmod(int(difference.argmax()), len(names))
+    count = int((~np.isnan(both[0][:, pair])).all(axis=1).sum())
     figure = correlations_figure(data, samples, names)
     return _section(
         title,
-        _largest_difference(data, samples, names),
-        f"By chance alone a correlation of {len(compared.rows)} rows varies by up to "
-        f"{1 / np.sqrt(len(compared.rows)):.3f} (one standard error).",
+        _largest_difference(data, samples, names, *pair),
+        f"By chance alone a correlation of {count} rows varies by up to "
+        f"{1 / np.sqrt(max(1, count)):.3f} (one standard error).",
         _image(figure, "correlations of data, of samples, and their difference"),
     )
 
 
-def _largest_difference(data: Array, samples: Array, names: Sequence[str]) -> str:
-    difference = np.triu(np.nan_to_num(np.abs(samples - data)))
-    i, j = divmod(int(difference.argmax()), len(names))
-    if not difference[i, j] > 0:
+def _largest_difference(data: Array, samples: Array, names: Sequence[str], i: int, j: int) -> str:
+    difference = abs(samples[i, j] - data[i, j])
+    if not difference > 0:
         return "No correlation differs, or none is defined: columns do not vary among the rows."
     return (
-        f"The largest absolute difference is {difference[i, j]:.3f}, between {escape(names[i])} "
+        f"The largest absolute difference is {difference:.3f}, between {escape(names[i])} "
         f"and {escape(names[j])}: {data[i, j]:.3f} in the data, {samples[i, j]:.3f} among the "
         "samples."
     )
@@ -286,22 +318,37 @@ def _log_prob(compared: SampleComparison) -> str:
         _image(figure, "histograms of log p, data against samples"),
         "The rows with the lowest log p, by their number among the rows scored, counted from 0, "
         "and the share of the samples with a lower log p: near 0 for an outlier.",
+        GAPS_TEXT if compared.gappy else "",
+        ODDEST_TEXT if compared.oddest else "",
         _lowest(compared),
     )
 
 
+def _oddest_cells(trained: TrainedModel, rows: ContextRows) -> list[tuple[str, str]]:
+    """Return the column of each row's oddest cell, and what would have been expected there."""
+    if not isinstance(trained.model, RowModel):
+        return []
+    found = explain(trained.model, *rows.tensors(trained.model.like), seed=REPORT_SEED)
+    excess = found.excess.nan_to_num(nan=-inf)
+    return [
+        (trained.schema.names[place], trained.schema.columns[place].text(float(row[place])))
+        for place, row in zip(excess.argmax(1).tolist(), found.expected, strict=True)
+    ]
+
+
 def _lowest(compared: SampleComparison) -> str:
-    lowest = np.argsort(compared.log_prob, kind="stable")[:LOWEST_ROWS_SHOWN]
+    lowest = compared.lowest
     shares = _share_below(compared.log_prob[lowest], compared.sample_log_prob)
     rows, columns = compared.rows.joined(), compared.columns
     lines = [
         [
             *(str(row), f"{compared.log_prob[row]:.4f}", f"{share:.4f}"),
+            *(compared.oddest[i] if compared.oddest else ()),
             *(_text(column, value) for column, value in zip(columns, rows[row], strict=True)),
         ]
-        for row, share in zip(lowest.tolist(), shares, strict=True)
+        for i, (row, share) in enumerate(zip(lowest.tolist(), shares, strict=True))
     ]
-    names = [column.name for column in columns]
+    names = [*(ODDEST_NAMES if compared.oddest else ()), *(each.name for each in columns)]
     table = pd.DataFrame(lines, columns=["row", "log p", "samples below", *names])
     with pd.option_context("display.max_colwidth", None):
         return f'<div class="wide">{table.to_html(index=False, border=0)}</div>'

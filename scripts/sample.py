@@ -1,7 +1,8 @@
 """`sample DIR -n N --out FILE`: draw rows from a trained flow.
 
 From a conditional flow, draw N rows for each row of --context-data, in its order, with the context
-in the first columns.
+in the first columns. With --given, draw N rows for each of that file's, whose cells stay as they
+are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ def parser() -> Parser:
     parser.add_argument(
         "--context-data", metavar="FILE", help="contexts at which to sample a conditional model"
     )
+    parser.add_argument(
+        "--given",
+        metavar="FILE",
+        help="rows with some of the model's columns, in which gaps are drawn as well; of a model "
+        "that is no flow",
+    )
     add_options(parser, *READ_OPTIONS, "--out", "--seed")
     return parser
 
@@ -28,12 +35,16 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
-    from cnf.scripts.output import check_out, write_samples
+    from cnf.scripts.output import check_out, write_given_samples, write_samples
     from cnf.scripts.trained import TrainedModel
 
-    check_out(arguments.out, context_data=arguments.context_data)
+    check_out(arguments.out, context_data=arguments.context_data, given=arguments.given)
     trained = TrainedModel.read(arguments.dir)
     reading = read_options(arguments)
+    if arguments.given is not None:
+        cells = trained.given_cells(arguments.given, arguments.n, arguments.context_data, reading)
+        say(write_given_samples(arguments.out, trained, *cells, arguments.seed))
+        return 0
     contexts = trained.sample_contexts(arguments.n, arguments.context_data, reading)
     say(write_samples(arguments.out, trained, *contexts, arguments.seed))
     return 0

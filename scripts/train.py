@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Collection, Sequence
 
-from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, TABLES, TOYS
+from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, MISSING, TABLES, TOYS
 from cnf.datasets.files import ENDINGS
 from cnf.scripts.options import READ_OPTIONS, SHARED_OPTIONS, add_options, option_of, text_of
 from cnf.scripts.program import Parser, positive_integer, positive_number, program, seed
@@ -72,7 +72,13 @@ def _add_data(data: argparse._ArgumentGroup, everything: bool) -> None:
         help="a JSON file with the kinds of columns that are not inferred, such as "
         '{"age": {"kind": "integer", "low": 0}}; kinds: ' + ", ".join(KINDS),
     )
-    add_options(data, "--missing", "--data-dir")
+    data.add_argument(
+        "--missing",
+        choices=MISSING,
+        default="refuse",
+        help="refuse gaps (default), drop their rows, or model what is there of each row",
+    )
+    add_options(data, "--data-dir")
 
 
 def _add_run(run: argparse._ArgumentGroup) -> None:
@@ -83,8 +89,8 @@ def _add_run(run: argparse._ArgumentGroup) -> None:
         "--recipe",
         metavar="NAME",
         help=f"{CODES}, or for a flow {BY_SIZE} (by size), {', '.join(_named(RECIPES))}; or a file "
-        f"that --show-recipe or train wrote (default: {CODES} for a table of mixed types, else by "
-        "size)",
+        f"that --show-recipe or train wrote (default: answers with --missing model, {CODES} for "
+        "other tables of mixed types, else by size)",
     )
     run.add_argument("--show-recipe", action="store_true", help="print the recipe as JSON and exit")
     run.add_argument(

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.distributions import Independent, Normal
 from tqdm import tqdm
 
-from cnf.datasets import MISSING, ColumnType, Missing, ReadOptions, Table
+from cnf.datasets import MISSING, ColumnType, Missing, ReadOptions, Table, closest
 from cnf.fields import as_field
 from cnf.fields.divergence import choose_divergence, with_count
 from cnf.flow import Flow
 from cnf.flow.scores import Scores, concatenate
-from cnf.layers import CNF, FieldLayer, Layer
-from cnf.ode import SolveError
+from cnf.layers import CNF, Concatenate, FieldLayer, Layer
+from cnf.ode import SolveError, Status
 from cnf.scripts.data import (
     FOUND_OUT,
     AnyToy,
@@ -30,11 +32,12 @@ from cnf.scripts.data import (
     open_rows,
 )
 from cnf.scripts.gaussian import GaussianBaseline
+from cnf.scripts.given_cells import GivenCells, open_given
 from cnf.scripts.rows import Array, ContextRows, context_tensor, joined_table, no_context
 from cnf.storage import build_layer, load, load_config, load_flow
 from cnf.tables.kinds import Unknown
 from cnf.tables.row_model import RowModel
-from cnf.tables.row_training import CODES_STATE
+from cnf.tables.row_training import CODES_STATE, VALUES_STATE
 from cnf.tables.schema import Column, Schema
 from cnf.utils.distributed import gather, local_slice, rank
 from cnf.utils.random import seeded
@@ -49,7 +52,7 @@ STATE_FILE = "training.safetensors"
 
 def state_file(folder: Path) -> Path | None:
     """Return the file in a folder with the state of a run; None where there is none."""
-    files = (folder / name for name in (STATE_FILE, CODES_STATE))
+    files = (folder / name for name in (STATE_FILE, CODES_STATE, VALUES_STATE))
     return next((file for file in files if file.exists()), None)
 
 
@@ -92,7 +95,7 @@ class TrainedModel:
             chosen = choose_divergence(divergence, as_field(layer.field), model.base.event_shape[0])
             model = model.with_solver(divergence=with_count(chosen, HUTCHINSON_PROBES))
         elif divergence != "auto":
-            kind = "codes, which has no trace"
+            kind = "rows, whose log p is exact"
             if not rows:
                 kind = "explicit steps, whose determinants are exact"
             raise ValueError(
@@ -115,17 +118,53 @@ class TrainedModel:
         """The model where it is a flow.
 
         Raises:
-            ValueError: It is one of codes.
+            ValueError: It is one of codes, or of answers.
         """
         if isinstance(self.model, RowModel):
             raise ValueError(
-                f"Expected a flow, which steps can replace; the model in {self.folder} is one of "
-                "codes, which solves nothing: use it as it is"
+                f"Expected a flow, which steps can replace; the model in {self.folder} is "
+                f"{self.kind}: use it as it is"
             )
         return self.model
 
     @property
-    def _types(self) -> dict[str, ColumnType]:
+    def gappy(self) -> bool:
+        """Whether the model was trained on rows with gaps, and so scores what is there of a row."""
+        return self.missing == "model"
+
+    @property
+    def kind(self) -> str:
+        """The kind of the model in words."""
+        if isinstance(self.model, Flow):
+            return "a flow"
+        return f"a model of {'codes' if self.model.values is None else 'answers'}"
+
+    @property
+    def row_model(self) -> RowModel:
+        """The model where it answers questions about parts of a row.
+
+        Raises:
+            ValueError: It is a flow.
+        """
+        if isinstance(self.model, Flow):
+            raise ValueError(
+                "Expected a model that answers questions about parts of a row; got a flow: train "
+                "with --missing model"
+            )
+        return self.model
+
+    def gaps(self, rows: ContextRows) -> NDArray[np.bool_]:
+        """Return which cells of x are unknown, (rows, columns): gaps that are no value."""
+        values = np.array([column.gaps == "value" for column in self.schema.columns])
+        return np.asarray(np.isnan(rows.x) & ~values)
+
+    def scored(self, rows: ContextRows) -> NDArray[np.bool_]:
+        """Return whether rows have no gap that the model does not know."""
+        gaps = np.isnan(rows.context).any(axis=1)
+        return np.asarray(~gaps if self.gappy else ~(gaps | np.isnan(rows.x).any(axis=1)))
+
+    @property
+    def types(self) -> dict[str, ColumnType]:
         """The types of all columns in training."""
         return {**self.schema.types, **self.context_types}
 
@@ -134,7 +173,7 @@ class TrainedModel:
         choices = ColumnChoices(
             self.context_columns,
             self.missing,
-            replace(self.reading, types=self._types),
+            replace(self.reading, types=self.types),
             schema=self.schema,
             coded=isinstance(self.model, RowModel),
             given=self.given,
@@ -148,7 +187,7 @@ class TrainedModel:
         self,
         data: str | None,
         context_data: str | None,
-        missing: Missing = "refuse",
+        missing: Missing | None = None,
         doing: str = "score",
         reading: ReadOptions = FOUND_OUT,
         unknown: Unknown = "raise",
@@ -156,12 +195,14 @@ class TrainedModel:
         """Read the rows that --data and --context-data name, or the held-out rows without --data.
 
         Where these have changed, the advice is to name the rows "to score", or what is `doing`.
+        Missing values are refused when `missing` is None, unless the model was trained on gaps.
         Categories that are `unknown` are −1 where they are kept.
         """
+        missing = missing or ("model" if self.gappy else "refuse")
         if data is not None:
             known = (self.schema, self.context_columns, self.seed)
             files = (context_data, missing, self.data_dir)
-            reading = replace(reading, types=self._types)
+            reading = replace(reading, types=self.types)
             return open_rows(data, *known, *files, reading, self.given, unknown)
         if context_data is not None:
             raise ValueError(
@@ -172,31 +213,52 @@ class TrainedModel:
         trained_on = self.data(advice=f"name the rows to {doing} with --data")
         return trained_on.test, trained_on.toy
 
-    def score(self, rows: ContextRows, draws: int = 1) -> tuple[Array, float]:
+    def given_columns(self, names: Sequence[str]) -> Tensor:
+        """Return which columns have some names, as a mask (columns,) of what is given.
+
+        Raises:
+            ValueError: The model has no such column, or it answers no questions.
+        """
+        model = self.row_model
+        for name in names:
+            if name not in self.schema.names:
+                near = ", ".join(closest(name, self.schema.names))
+                raise ValueError(
+                    f"Expected --given to name columns that are modelled; got {name!r}: the "
+                    f"closest names are {near}"
+                )
+        found = [name in names for name in self.schema.names]
+        return torch.tensor(found, device=model.like.device)
+
+    def score(
+        self, rows: ContextRows, draws: int = 1, given: Tensor | None = None
+    ) -> tuple[Array, float]:
         """Return log p of rows in nats, and the mean number of evaluations of a solve.
 
-        A row with a gap (NaN) has NaN, and one that is impossible −∞. Where the model is noisy,
-        log p is, on average, a lower bound on a row's log-mass, which tightens with the draws of
-        noise for each row. Noise and probes are functions of the model's seed and of the row
-        itself. Processes share the chunks.
+        With a mask of columns that are `given` it is that of the others given these. Of a model of
+        gaps it is that of the cells that are there; of others a row with a gap (NaN) has NaN. One
+        that is impossible has −∞. Where the model is noisy, log p is, on average, a lower bound on
+        a row's log-mass, which tightens with the draws of noise for each row. Noise and probes are
+        functions of the model's seed and of the row itself. Processes share the chunks.
 
         Raises:
             RuntimeError: The flow cannot be integrated at some rows; the message names them.
         """
-        whole = ~np.isnan(rows.joined()).any(axis=1)
+        whole = self.scored(rows)
         log_prob = np.full(len(rows), np.nan)
-        log_prob[whole], evaluations = self._score_whole(rows, np.flatnonzero(whole), draws)
+        places = np.flatnonzero(whole)
+        log_prob[whole], evaluations = self._score_places(rows, places, draws, given)
         return log_prob, evaluations
 
-    def _score_whole(
-        self, rows: ContextRows, places: NDArray[np.intp], draws: int
+    def _score_places(
+        self, rows: ContextRows, places: NDArray[np.intp], draws: int, given: Tensor | None
     ) -> tuple[Array, float]:
-        """Return the scores of the rows at some places, which have no gaps."""
+        """Return the scores of the rows at some places."""
         chosen, log_prob, evaluations = rows.at(places), [np.empty(0)], 0.0
         with torch.no_grad():
             for i, chunk in _shared_chunks(chosen):
                 try:
-                    found, mean = self._score(chunk, draws)
+                    found, mean = self._score(chunk, draws, given)
                 except SolveError as error:
                     failed = ", ".join(str(places[i + row]) for row in error.solution.rows[:5])
                     raise RuntimeError(
@@ -209,31 +271,45 @@ class TrainedModel:
         scores = np.concatenate([chunk for chunks, _ in parts for chunk in chunks])
         return scores, sum(total for _, total in parts) / max(1, len(scores))
 
-    def _score(self, rows: ContextRows, draws: int) -> tuple[Array, float]:
+    def _score(self, rows: ContextRows, draws: int, given: Tensor | None) -> tuple[Array, float]:
         """Return log p of the rows of one solve, and the mean number of evaluations of a solve."""
         model = self.model
-        scored = model.score_draws(*rows.tensors(model.like), self.seed, draws)
-        log_prob = scored.log_prob.double().cpu().numpy()
+        x, context = rows.tensors(model.like)
         if isinstance(model, RowModel):
-            return log_prob, 0.0
+            found = model.score_draws(x, context, self.seed, draws, given)
+            return found.log_prob.double().cpu().numpy(), 0.0
+        scored = model.score_draws(x, context, self.seed, draws)
+        log_prob = scored.log_prob.double().cpu().numpy()
         solves = sum(isinstance(layer, FieldLayer) for layer in model.layers)
         solves = max(1, solves) * (draws if model.noisy else 1)
         return log_prob, float(np.mean(scored.stats.evaluations)) / solves
 
-    def score_with_errors(self, rows: ContextRows, draws: int = 1) -> Scores:
+    def score_with_errors(
+        self, rows: ContextRows, draws: int = 1, given: Tensor | None = None
+    ) -> Scores:
         """Return scores of rows with errors; NaN and a status where the flow cannot be integrated.
 
         Log p equals that of `score` with as many draws; there are at least two, for a standard
-        error, and more probes of an estimated trace. A row with NaN is NaN, one with an unknown
-        category, −1, or a value out of a column's bounds −∞. This takes about three times as long.
-        Processes share the chunks.
+        error, and more probes of an estimated trace. A row with an unknown category, −1, or a value
+        out of a column's bounds has −∞. This takes about three times as long. Processes share the
+        chunks.
         """
         probes = max(2, draws) if self.model.noisy else HUTCHINSON_PROBES
+        options: dict[str, Any] = {"probes": probes, "seed": self.seed}
+        if given is not None:
+            options["given"] = given
         parts = []
         for _, chunk in _shared_chunks(rows):
-            tensors = chunk.tensors(self.model.like)
-            parts.append(self.model.score(*tensors, probes=probes, seed=self.seed))
-        return concatenate([scores for part in gather(parts) for scores in part])
+            parts.append(self.model.score(*chunk.tensors(self.model.like), **options))
+        found = concatenate([scores for part in gather(parts) for scores in part])
+        lost = ~self.scored(rows)  # where a model of rows would score what is there
+        if not lost.any():
+            return found
+        unknown, status = torch.from_numpy(lost).to(found.log_prob.device), found.status.copy()
+        status[lost] = Status.NOT_FINITE
+        names = ("log_prob", "solver_error", "tighter")
+        numbers = {name: getattr(found, name).masked_fill(unknown, nan) for name in names}
+        return replace(found, **numbers, status=status)
 
     def error_sample(self, rows: ContextRows) -> ContextRows:
         """Return a random sample of rows, at most a thousand, fixed by the model's seed."""
@@ -275,7 +351,9 @@ class TrainedModel:
 
     def remarks(self, x: Array) -> list[str]:
         """Return a line on each column of rows (rows, columns) that is better left out."""
-        return self.schema.remarks(x, masses=isinstance(self.model, RowModel))
+        model = self.model
+        coded = isinstance(model, RowModel) and model.values is None
+        return self.schema.remarks(x, masses=coded)
 
     def sample_contexts(
         self, n: int, context_data: str | None, reading: ReadOptions = FOUND_OUT
@@ -286,7 +364,7 @@ class TrainedModel:
         """
         if context_data is not None:
             # Others are those of the file.
-            types = {name: each for name, each in self._types.items() if each.family in AS_TRAINED}
+            types = {name: each for name, each in self.types.items() if each.family in AS_TRAINED}
             known = (self.context_columns, replace(reading, types=types))
             contexts, table = open_context(context_data, *known, given=self.given)
             table = replace(table, values=np.repeat(table.values, n, axis=0))
@@ -298,6 +376,29 @@ class TrainedModel:
             )
         check_unused(reading, "--context-data")
         return no_context(n), Table("context", no_context(n), ())
+
+    def given_cells(
+        self, name: str, n: int, context_data: str | None, reading: ReadOptions = FOUND_OUT
+    ) -> tuple[GivenCells, Array, Table]:
+        """Return the cells that a file gives, `n` times each row, and their contexts.
+
+        Contexts are those of --context-data, or of the file itself; see `sample_contexts`.
+
+        Raises:
+            ValueError: The model answers no questions, or the file does not fit.
+        """
+        _ = self.row_model  # or an error
+        reading_x = replace(reading, types=self.types)
+        cells = open_given(name, self.schema, self.context_columns, reading_x).repeat(n)
+        if not self.context_columns and context_data is None:
+            return cells, no_context(len(cells.x)), Table("context", no_context(len(cells.x)), ())
+        context, table = self.sample_contexts(n, context_data or name, reading)
+        if len(context) != len(cells.x):
+            raise ValueError(
+                f"Expected a context for each of the {len(cells.x) // n} rows of {name}; got "
+                f"{len(context) // n} in {context_data}"
+            )
+        return cells, context, table
 
     def table(self, rows: ContextRows) -> Table:
         """Return rows as a table like the training's, the context's columns first."""
@@ -320,6 +421,28 @@ class TrainedModel:
                 parts.append(drawn.double().cpu().numpy())
         return np.concatenate(parts)
 
+    def with_gaps(self, drawn: Array, rows: ContextRows) -> ContextRows:
+        """Return draws at the contexts of rows, with the gaps of these that are no value."""
+        return ContextRows(np.where(self.gaps(rows), np.nan, drawn), rows.context)
+
+    def impute(self, rows: ContextRows, seed: int, given: NDArray[np.bool_] | None = None) -> Array:
+        """Return x with each gap that is no value replaced by a joint draw given the others.
+
+        Where cells are `given`, a mask (rows, columns), all others are drawn.
+
+        Raises:
+            ValueError: The model answers no questions.
+        """
+        model, parts = self.row_model, []
+        mask = None if given is None else torch.from_numpy(given).to(model.like.device)
+        with seeded(seed, model.like.device):
+            for i in _chunks(range(0, len(rows), SCORE_CHUNK_ROWS), "drawing"):
+                part = slice(i, i + SCORE_CHUNK_ROWS)
+                fixed = None if mask is None else mask[part]
+                drawn = model.impute(*rows[part].tensors(model.like), given=fixed)
+                parts.append(drawn.double().cpu().numpy())
+        return np.concatenate(parts)
+
 
 def continuous_columns(
     flow: Flow,
@@ -333,19 +456,24 @@ def continuous_columns(
 
     Constant columns are left out. The noise depends on the seed and on each row itself; `to_fit`
     gives equal rows different noise, without which a few distinct ones would have no covariance.
-    Categories of the context that is `given` become columns of 0 and 1.
+    Categories of the context that is `given` become columns of 0 and 1. Gaps are gaps in all
+    columns that stand for a cell, and have no part in the determinant.
     """
     features = rows.context if given is None else _features(given, rows.context)
     if not schema.noisy and not schema.constant:
         return ContextRows(rows.x, features), np.zeros(len(rows))
     x, context = rows.tensors(flow.like)
+    joined = cast("Concatenate", flow.layers[-1])
+    numbers, log_det = [], np.zeros(len(rows))
     with torch.no_grad(), seeded(seed, flow.like.device):
-        if to_fit:
-            mapped = flow.layers[-1].pull(x)
-        else:
-            mapped = flow.layers[-1].pull_with_noise(x, None, flow.row_noise(seed, x, context))
-    numbers = mapped.value.double().cpu().numpy()
-    return ContextRows(numbers, features), mapped.log_det.double().cpu().numpy()
+        noise = None if to_fit else flow.row_noise(seed, x, context)
+        for layer, columns in zip(joined.layers, joined.columns, strict=True):
+            part, gaps = x[:, columns], x[:, columns].isnan().any(1)
+            mapped = layer.pull(part) if noise is None else layer.pull_with_noise(part, None, noise)
+            values = mapped.value.masked_fill(gaps.unsqueeze(1), nan)
+            numbers.append(values.double().cpu().numpy())
+            log_det += mapped.log_det.masked_fill(gaps, 0.0).double().cpu().numpy()
+    return ContextRows(np.column_stack(numbers), features), log_det
 
 
 def dequantizing_flow(width: int, layers: Sequence[Layer]) -> Flow:

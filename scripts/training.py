@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -31,7 +32,14 @@ from cnf.scripts.options import (
     read_options,
 )
 from cnf.scripts.program import say
-from cnf.scripts.recipe_choice import chosen_recipe, read_json, recipe_entries, wanted_model
+from cnf.scripts.recipe_choice import (
+    AnyRecipe,
+    chosen_recipe,
+    kind_of,
+    read_json,
+    recipe_entries,
+    wanted_model,
+)
 from cnf.scripts.train import PICTURE_BUDGET_SECONDS
 from cnf.scripts.trained import (
     STATE_FILE,
@@ -41,7 +49,9 @@ from cnf.scripts.trained import (
     state_file,
 )
 from cnf.storage import CONFIG, load_config, save
-from cnf.tables.code_training import OBJECTIVE, CodeRecipe
+from cnf.tables.code_training import OBJECTIVE as OF_CODES
+from cnf.tables.masked_training import OBJECTIVE as OF_VALUES
+from cnf.tables.masked_training import ValuesRecipe
 from cnf.tables.row_model import RowModel
 from cnf.tables.row_training import fit_rows
 from cnf.training.callbacks import ProgressBar, TensorBoard
@@ -89,7 +99,7 @@ def _run(
     arguments: argparse.Namespace,
     data: Data,
     name: str,
-    recipe: Recipe | CodeRecipe,
+    recipe: AnyRecipe,
     reason: str,
     out: Path,
 ) -> None:
@@ -123,11 +133,12 @@ def _run(
             _draw(_discretized(trained, data, plan, out), data)
 
 
-def _new_model(data: Data, recipe: Recipe | CodeRecipe) -> Flow | RowModel:
+def _new_model(data: Data, recipe: AnyRecipe) -> Flow | RowModel:
     """Return a new model of the data, with random weights."""
-    if isinstance(recipe, CodeRecipe):
+    if not isinstance(recipe, Recipe):
         context = None if data.given is None else (data.given, data.train.context)
-        return RowModel.build(data.schema, data.train.x, context=context)
+        known = (data.schema, data.train.x)
+        return RowModel.build(*known, context=context, values=data.values)
     layers = data.schema.layers(data.train.x)
     return recipe.flow(data.schema.width, len(data.context_columns), layers)
 
@@ -298,6 +309,9 @@ def _resumed_run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     resumed = None
     if arguments.resume and (path := state_file(Path(arguments.out))):
         resumed = TrainingState.read(path).run
+        resumed = {**resumed, **resumed.get("whole", {})}
+        if arguments.missing == "refuse" and kind_of(resumed) is ValuesRecipe:
+            arguments.missing = "model"
     if resumed is not None:
         _resume_discretized(arguments, resumed)
     for name, default in (("seed", 0), ("steps", None), ("budget", None)):
@@ -339,11 +353,21 @@ def _summary(data: Data, model: Flow | RowModel, recipe: str) -> list[str]:
     if isinstance(model, RowModel):
         codings = [each for each in (model.given, model.coding) if each]
         counts = [size for each in codings for size in each.sizes]
-        kind = f"{sum(counts)} codes of {len(counts)} columns"
+        values = int(model.valued.sum())
+        if values:
+            counts = [
+                *(model.given.sizes if model.given else ()),
+                *np.array(model.coding.sizes)[~model.valued].tolist(),
+            ]
+        parts = [f"{sum(counts)} codes of {len(counts)} columns"] if counts else []
+        parts += [f"a flow of any of {values} columns given any others"] if values else []
+        kind = ", ".join(parts)
     else:
         layer = next(layer for layer in model.layers if isinstance(layer, CNF))
         kind = f"divergence {layer.trace()}"
     left_out = f" ({data.dropped} rows with missing values left out)" if data.dropped else ""
+    if gaps := np.isnan(data.train.x).mean():
+        left_out += f" ({gaps:.1%} of their cells are gaps)"
     if data.repeated:
         left_out += f" ({data.repeated} rows of the table repeat others, and stay with them)"
     columns = data.schema.columns
@@ -358,14 +382,15 @@ def _summary(data: Data, model: Flow | RowModel, recipe: str) -> list[str]:
     ]
 
 
-def _metadata(
-    arguments: argparse.Namespace, data: Data, recipe: Recipe | CodeRecipe
-) -> dict[str, Any]:
+def _metadata(arguments: argparse.Namespace, data: Data, recipe: AnyRecipe) -> dict[str, Any]:
     """Return the metadata that the other programs and a repetition of the run need."""
     layer = data.schema.layers(data.train.x)[-1:]  # the one next to the table
     known = (dequantizing_flow(data.schema.width, layer), data.schema, data.train, arguments.seed)
     numbers, _ = continuous_columns(*known, to_fit=True, given=data.given)
     gaussian = GaussianBaseline.fit(numbers)
+    objective = OF_VALUES if data.values else OF_CODES
+    if isinstance(recipe, Recipe):
+        objective = recipe.objective
     of_codes: dict[str, Any] = {}
     if data.coded:
         of_codes["dequantizing"] = [{"name": each.name, **each.config()} for each in layer]
@@ -379,7 +404,7 @@ def _metadata(
         "context_types": {name: asdict(each) for name, each in data.context_types.items()},
         "reading": asdict(data.reading),
         "gaussian": {name: moment.tolist() for name, moment in vars(gaussian).items()},
-        "objective": recipe.objective if isinstance(recipe, Recipe) else OBJECTIVE,
+        "objective": objective,
         "recipe": recipe_entries(recipe),
         **of_codes,
         **{name: getattr(arguments, name) for name in STORED_ARGUMENTS},
@@ -390,7 +415,7 @@ def _train(
     arguments: argparse.Namespace,
     data: Data,
     model: Flow | RowModel,
-    recipe: Recipe | CodeRecipe,
+    recipe: AnyRecipe,
     out: Path,
     folder: Path,
 ) -> History:
@@ -423,13 +448,13 @@ def _train(
 def _fit(
     data: Data,
     model: Flow | RowModel,
-    recipe: Recipe | CodeRecipe,
+    recipe: AnyRecipe,
     out: Path,
     options: dict[str, Any],
 ) -> History:
     """Train a model by the function of its kind."""
     train, held_out = data.train, data.validation
-    if isinstance(recipe, CodeRecipe) and isinstance(model, RowModel):
+    if not isinstance(recipe, Recipe) and isinstance(model, RowModel):
         pair = (held_out.x, held_out.context)
         return fit_rows(
             model,
@@ -439,7 +464,7 @@ def _fit(
             state=out,
             recipe=recipe,
             **options,
-        ).codes
+        ).whole
     assert isinstance(recipe, Recipe)
     assert isinstance(model, Flow)
     (x, given), (rows, contexts) = (part.tensors(model.like) for part in (train, held_out))

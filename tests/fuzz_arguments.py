@@ -65,6 +65,7 @@ def paths(folder: Path) -> list[str]:
 def valid(draw: Draw, place: Place, program: str) -> list[str]:
     """Return arguments that a program takes, quick ones."""
     work, model, rows = place.work, str(place.folder / "model"), str(place.folder / "rows.csv")
+    typed = str(place.folder / "typed")  # a model of codes
     if program == "plot":  # which writes to the folder
         copytree(model, work / "copy")
     tiny = ["--epochs", "1", "--hidden", "4", "--latent-dim", "1", "--samples", "1"]
@@ -76,6 +77,7 @@ def valid(draw: Draw, place: Place, program: str) -> list[str]:
         "evaluate": [model, "--data", rows],
         "sample": [model, "-n", "2", "--out", str(work / "drawn.csv")],
         "log-prob": [model, "--data", rows, "--out", str(work / "scores.csv")],
+        "impute": [typed, "--data", f"{typed}.csv", "--out", str(work / "filled.csv")],
         "plot": [str(work / "copy")],
         "check": [model, "--data", rows, "--rows", "5", "--points", "5"],
         "benchmark": ["tables", "--section", "nll", "--tables", "wine", "--data-dir", str(work)],

@@ -246,7 +246,8 @@ def test_models_of_codes_are_drawn_by_name_and_compared_without_correlations(tmp
     frame.assign(colour=["violet", *colours[1:]]).to_csv(tmp_path / "other.csv", index=False)
     page = page_of(tmp_path / "out", "--data", tmp_path / "other.csv")
     assert "The training rows cannot be read." in page.text
-    assert page.table[1][:4] == ["0", "-inf", "0.0000", "(unknown)"]
+    assert page.table[1][:4] == ["0", "-inf", "0.0000", "colour"]
+    assert page.table[1][5] == "(unknown)"
 
 
 def test_odd_names_are_shown_as_they_are_and_many_columns_left_out(tmp_path, monkeypatch):

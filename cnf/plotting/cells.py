@@ -84,9 +84,10 @@ def cells_of(data: Table, samples: Table, name: str) -> tuple[list[str], Codes, 
         codes = [np.searchsorted(edges, each) for each in (values, drawn)]
         others = "missing"
     else:
-        found, others = np.unique(values[~np.isnan(values)]), "other"
+        found = np.unique(values[~np.isnan(values)])
+        others = "missing" if np.isnan(values).any() else "other"
         if name in data.categories:
-            found, others = _frequent(values, len(data.categories[name]))
+            found, others = _frequent(values, len(data.categories[name]), others)
         labels = [value_text(data, name, value) for value in found]
         equal = [each[:, None] == found for each in (values, drawn)]
         codes = [np.where(each.any(1), each.argmax(1), len(found)) for each in equal]
@@ -98,13 +99,13 @@ def cells_of(data: Table, samples: Table, name: str) -> tuple[list[str], Codes, 
     return labels + [others] * bool(left_out), first, second
 
 
-def _frequent(codes: Array, categories: int) -> tuple[Array, str]:
+def _frequent(codes: Array, categories: int, others: str) -> tuple[Array, str]:
     """Return the codes of the categories with cells, and the name of the others' cell."""
     # Rows that are scored may have unknown categories, with negative codes.
     counts = np.bincount(codes[codes >= 0].astype(np.intp), minlength=categories)
     order = np.argsort(-counts, kind="stable").astype(np.float64)
     if categories <= MAX_CATEGORY_CELLS:
-        return order, "other"
+        return order, others
     return order[: MAX_CATEGORY_CELLS - 1], f"{categories - MAX_CATEGORY_CELLS + 1} others"
 
 

@@ -70,17 +70,16 @@ def draw_marginal(ax: Axes, data: Table, samples: Table, name: str) -> Axes:
     """Draw the distribution of a column of data and of samples, as shares of each.
 
     Few values have bars side by side: categories with their names, the most frequent first, and at
-    most twenty whole numbers, to which samples are rounded. Others have histograms with common
-    bins, and the values that occur with a mass have bars beside these. The outermost samples do not
-    widen the panel and may lie outside it.
+    most twenty whole numbers, to which samples are rounded, with a bar of gaps. Others have
+    histograms with common bins, and the values that occur with a mass have bars beside these. Gaps
+    count in the shares. The outermost samples do not widen the panel and may lie outside it.
     """
     values, drawn = (column_of(table, name) for table in (data, samples))
-    whole = name not in data.categories and bool((values == np.rint(values)).all())
+    known = values[~np.isnan(values)]
+    whole = name not in data.categories and bool((known == np.rint(known)).all())
     low, high = _window(values, np.rint(drawn) if whole else drawn)
     if whole and round(high) - round(low) < MAX_BARS and not is_boolean(data, name):
-        numbers = np.arange(round(low), round(high) + 1.0)
-        _draw_bars(ax, values, np.rint(drawn), numbers, numbers)
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _draw_whole(ax, values, np.rint(drawn), np.arange(round(low), round(high) + 1.0))
         _frame_shares(ax)
     elif is_discrete(data, name):
         _draw_cells(ax, *cells_of(data, samples, name))
@@ -91,6 +90,24 @@ def draw_marginal(ax: Axes, data: Table, samples: Table, name: str) -> Axes:
         label_numbers(ax.xaxis, data, name)
         _frame_shares(ax)
     return ax
+
+
+def _draw_whole(ax: Axes, data: Array, samples: Array, numbers: Array) -> None:
+    """Draw bars of whole numbers, and one of gaps where there are any."""
+    ticks = MaxNLocator(6, integer=True)
+    ax.xaxis.set_major_locator(ticks)
+    if np.isnan(data).any() or np.isnan(samples).any():
+        gap = numbers[-1] + 2.0
+        data, samples = (np.where(np.isnan(each), gap, each) for each in (data, samples))
+        room = max(2.0, 0.2 * len(numbers))  # of the name
+        shown = [
+            each
+            for each in ticks.tick_values(numbers[0], numbers[-1])
+            if numbers[0] <= each <= gap - room
+        ]
+        numbers = np.append(numbers, gap)
+        ax.set_xticks([*shown, gap], [*(f"{each:g}" for each in shown), "missing"])
+    _draw_bars(ax, data, samples, numbers, numbers)
 
 
 def _frame_shares(ax: Axes) -> None:
@@ -138,16 +155,19 @@ def _draw_cells(ax: Axes, labels: Sequence[str], data: Codes, samples: Codes) ->
 def correlations(rows: Array) -> Array:
     """Return Pearson's correlations of the columns of rows (n, columns); NaN for constant columns.
 
+    Those of columns with gaps are of the pairs of values that are there.
+
     Example:
         >>> correlations(np.array([[0.0, 0.0, 1.0], [1.0, -2.0, 1.0]])).round(2)
         array([[ 1., -1., nan],
                [-1.,  1., nan],
                [nan, nan, nan]])
     """
-    spread = rows.std(0)
-    varies = spread > RELATIVE_ROUNDING * np.abs(rows).max(0)
-    standard = (rows - rows.mean(0)) / np.where(varies, spread, np.nan)
-    return np.asarray(standard.T @ standard / len(rows))
+    import pandas as pd  # here, since it takes long to import
+
+    found = pd.DataFrame(rows)
+    varies = found.std(ddof=0) > RELATIVE_ROUNDING * found.abs().max()
+    return found.where(varies, axis=1).corr().to_numpy()
 
 
 def correlations_figure(data: Array, samples: Array, columns: Sequence[str]) -> Figure:

@@ -114,8 +114,8 @@ def data_bounds(data: Array) -> Bounds:
 
 
 def column_limits(data: Array) -> list[tuple[float, float]]:
-    """Return the limits of each column of rows (n, columns) without its outermost values."""
-    low, high = np.quantile(data, (0.002, 0.998), axis=0)
+    """Return the limits of each column of rows (n, columns) without gaps and outermost values."""
+    low, high = np.nanquantile(data, (0.002, 0.998), axis=0)
     margin = np.where(high > low, 0.05 * (high - low), 0.5)  # a constant column has no width
     return list(zip((low - margin).tolist(), (high + margin).tolist(), strict=True))
 

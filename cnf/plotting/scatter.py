@@ -102,8 +102,9 @@ def highest_density_level(density: Array, mass: float) -> float:
 
 
 def _draw_pair(ax: Axes, data: Array, samples: Array, j: int, i: int, window: Bounds) -> None:
-    """Draw column j along x and column i along y."""
+    """Draw column j along x and column i along y, of the rows without a gap there."""
     for rows, color in ((data, DATA_COLOR), (samples, MODEL_COLOR)):
+        rows = rows[~np.isnan(rows[:, [i, j]]).any(1)]
         if i == j:
             share, edges = np.histogram(rows[:, i], 40, window[0], density=True)
             ax.stairs(share, edges, color=color, lw=1.3)

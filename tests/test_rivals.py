@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import truncnorm
 
-from cnf.scripts.benchmarks.rivals.forest import cell_log_mass, log_mass
+from cnf.scripts.benchmarks.rivals.forest import answers, cell_log_mass, log_mass
 
 STEPS = {"x": 0.5, "k": 1.0, "c": None}
 
@@ -33,7 +33,8 @@ def test_a_leaf_of_equal_rows_has_a_mass_at_their_value():
     assert np.exp(cell_log_mass(np.array([2.0, 3.0, 4.0]), 1.0, each)).tolist() == [0, 1, 0]
 
 
-def test_the_mass_of_a_forest_is_the_mean_of_its_trees():
+@pytest.fixture
+def forest():
     """Two trees of two leaves, split by k at 1.5."""
     bounds = leaves(tree=[0, 0, 1, 1], nodeid=[1, 2, 1, 2], cvg=[0.25, 0.75, 0.5, 0.5])
     params = pd.DataFrame(
@@ -48,10 +49,35 @@ def test_the_mass_of_a_forest_is_the_mean_of_its_trees():
         tree=[0, 0, 0, 1, 1], nodeid=[1, 2, 2, 1, 2], variable="c", value=[0, 0, 1, 0, 1]
     )
     shares["prob"] = [1.0, 0.4, 0.6, 1.0, 1.0]
-    forest = SimpleNamespace(bnds=bounds, params=params, class_probs=shares)
+    return SimpleNamespace(bnds=bounds, params=params, class_probs=shares)
+
+
+def _grid():
+    """Rows of all cells of the grid that have some mass."""
     grid = [(x, k, c) for x in np.arange(-8, 12, 0.5) for k in range(-6, 11) for c in (0, 1)]
-    rows = pd.DataFrame(grid, columns=[*STEPS])
+    return pd.DataFrame(grid, columns=[*STEPS])
+
+
+def test_the_mass_of_a_forest_is_the_mean_of_its_trees(forest):
+    rows = _grid()
     leaf = np.where(rows["k"] < 1.5, 1, 2)[:, None].repeat(2, 1)
     found = log_mass(rows, leaf, forest, STEPS)
     assert np.exp(found).sum() == pytest.approx(1.0, abs=1e-6)
     assert (found[(rows["k"] < 1.5) & (rows["c"] == 1)] == -np.inf).all()
+
+
+def test_answers_of_a_forest_are_those_of_its_masses(forest):
+    rows = _grid()
+    masks = np.array([[2, 2, 2], [2, 0, 1], [0, 2, 1], [1, 1, 2]])
+    whole, *found = map(pd.Series, np.exp(answers(rows, forest, STEPS, masks)).T)
+    assert whole.sum() == pytest.approx(1.0, abs=1e-6)
+    leaf = np.where(rows["k"] < 1.5, 1, 2)[:, None].repeat(2, 1)
+    np.testing.assert_allclose(whole, np.exp(log_mass(rows, leaf, forest, STEPS)), atol=1e-12)
+    for mine, (asked, given) in zip(
+        found, [("x", ["c"]), ("k", ["c"]), ("c", ["x", "k"])], strict=True
+    ):
+        both = whole.groupby([rows[name] for name in (asked, *given)]).transform("sum")
+        alone = whole.groupby([rows[name] for name in given]).transform("sum")
+        np.testing.assert_allclose(mine, both / alone, atol=1e-6)
+    nothing = answers(rows[:1].assign(c=5), forest, STEPS, masks[1:2])
+    assert np.isnan(nothing).all()

@@ -29,6 +29,8 @@ UCI_TABLES = (
 )
 MIXED_FOLDER = "mixed"  # of CSV files, whose columns are of all types
 MIXED_TABLES = ("adult", "shoppers", "magic")
+QUESTION_TABLES = ("wine", "protein", "parkinsons", "bike", "adult")
+COSTLY_TABLES = ("protein", "bike")  # whose solves are timed
 RIVALS = {"arf": "forest.py", "argn": "argn.py"}
 """The programs in `rivals` that are compared on these tables, by the names of the methods."""
 

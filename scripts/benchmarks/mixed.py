@@ -25,6 +25,7 @@ from cnf.scripts.benchmarks.compared import MIXED_FOLDER, MIXED_TABLES, RIVALS
 from cnf.scripts.benchmarks.measure import BENCHMARK_CHUNK_ROWS, Average, TableItem, threads_used
 from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
 from cnf.tables import Column, Schema
+from cnf.tables.coding import Coding
 from cnf.tables.kinds import CategoricalColumn
 from cnf.tables.row_training import fit_rows, new_row_model
 from cnf.utils.random import seeded
@@ -119,11 +120,12 @@ class MixedSplit:
             numbers[each] for each in (parts.train, parts.validation, parts.test)
         )
         pairs = zip(schema.columns, table.values.T, strict=True)
-        steps = {each.name: _step(each, x) for each, x in pairs}
+        steps = {each.name: step_of(each, x) for each, x in pairs}
         return MixedSplit(schema, train, validation, test, steps)
 
 
-def _step(column: Column, values: Array) -> float | None:
+def step_of(column: Column, values: Array) -> float | None:
+    """Return the width of a column's cells; see `MixedSplit.steps`."""
     if isinstance(column.of_kind, CategoricalColumn):
         return None
     if column.kind in ("integer", "grid"):
@@ -153,34 +155,54 @@ def fit_ours(rows: MixedSplit, budget: float, seed: int) -> MixedResult:
         x = torch.from_numpy(rows.test)
         log_prob = model.log_prob(x, max_batch=BENCHMARK_CHUNK_ROWS, seed=seed).double().numpy()
     times.append(perf_counter())
-    coding = model.coding
-    with_density = coding.present(coding.encode(rows.test).codes)
-    cells = [
-        log(rows.steps[rows.schema.names[each.place]] or 1.0) * (each.continuous and not each.noisy)
-        for each in coding.coordinates
-    ]
     seconds = dict(zip(TIMES, np.diff(times).tolist(), strict=True))
-    return MixedResult(rows.schema.table(draws), log_prob + with_density @ cells, seconds)
+    log_mass = log_prob + log_widths(model.coding, rows).sum(1)
+    return MixedResult(rows.schema.table(draws), log_mass, seconds)
+
+
+def log_widths(coding: Coding, rows: MixedSplit) -> Array:
+    """Return the logs of the widths of test rows' cells, (rows, columns).
+
+    They are 0 where a model's log p is that of a mass itself.
+    """
+    found = np.zeros(rows.test.shape)
+    with_density = coding.present(coding.encode(rows.test).codes)
+    for i, each in enumerate(coding.coordinates):
+        step = rows.steps[rows.schema.names[each.place]]
+        if each.continuous and not each.noisy:
+            found[:, each.place] = with_density[:, i] * log(step or 1.0)
+    return found
 
 
 def fit_rival(rows: MixedSplit, budget: float, seed: int, method: str, python: Path) -> MixedResult:
     """Run a rival's program by the interpreter of an environment with its library."""
-    program = Path(rivals.__file__).with_name(RIVALS[method])
     with TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("train", "test"):
-            frame = table_frame(rows.schema.table(getattr(rows, part)))
-            frame.to_csv(folder / f"{part}.csv", index=False)
-        (folder / "columns.json").write_text(json.dumps(rows.steps))
-        command = [python, program, folder, "--budget", budget, "--seed", seed]
-        ended = run([*map(str, command)], capture_output=True, text=True, check=False)
-        if ended.returncode:
-            last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-            raise RuntimeError(f"{method} ended with status {ended.returncode}: {last}")
+        run_rival(folder, rows, budget, seed, method, python)
         draws = _drawn(folder / "draws.csv", rows)
         seconds = json.loads((folder / "seconds.json").read_text())
         log_mass = np.loadtxt(folder / "log_mass.csv", skiprows=1)
     return MixedResult(draws, log_mass, seconds)
+
+
+def run_rival(
+    folder: Path, rows: MixedSplit, budget: float, seed: int, method: str, python: Path
+) -> None:
+    """Run a rival's program on a split, with the results in a folder.
+
+    Raises:
+        RuntimeError: The program failed.
+    """
+    program = Path(rivals.__file__).with_name(RIVALS[method])
+    for part in ("train", "test"):
+        frame = table_frame(rows.schema.table(getattr(rows, part)))
+        frame.to_csv(folder / f"{part}.csv", index=False)
+    (folder / "columns.json").write_text(json.dumps(rows.steps))
+    command = [python, program, folder, "--budget", budget, "--seed", seed]
+    ended = run([*map(str, command)], capture_output=True, text=True, check=False)
+    if ended.returncode:
+        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"{method} ended with status {ended.returncode}: {last}")
 
 
 def _drawn(path: Path, rows: MixedSplit) -> Table:

@@ -71,21 +71,29 @@ class BenchmarkOptions:
     """The options of the command line; empty names stand for the default of a table."""
 
     subject: str
-    repeats: int = _option("solver, flow, vae", 7, positive_integer, "N", "repeats of every timing")
+    repeats: int = _option(
+        "solver, flow, questions, vae", 7, positive_integer, "N", "repeats of every timing"
+    )
     out: Path | None = _option(  # noqa: RUF009
-        "solver, flow, toys, tables, mixed, vae", None, Path, "DIR", "figures, and results to keep"
+        "solver, flow, toys, tables, mixed, questions, vae",
+        None,
+        Path,
+        "DIR",
+        "figures, and results to keep",
     )
     budget: float = _option(
-        "flow, toys, tables, mixed", 60.0, positive_number, "SECONDS", "time of a method"
+        "flow, toys, tables, mixed, questions", 60.0, positive_number, "SECONDS", "time of a method"
     )
     cap: float = _option("toys", 1800.0, positive_number, "SECONDS", "longest time of FFJORD's")
     steps: int = _option("flow", 2, positive_integer, "K", "steps of discretised flows")
-    splits: int = _option("tables, mixed", 3, positive_integer, "N", "splits of each table")
+    splits: int = _option(
+        "tables, mixed, questions", 3, positive_integer, "N", "splits of each table"
+    )
     ffjord: Path | None = _option(  # noqa: RUF009
         "flow", None, Path, "DIR", "a copy of FFJORD's repository, to compare with"
     )
     data_dir: str | None = _option(
-        "flow, tables, mixed, vae",
+        "flow, tables, mixed, questions, vae",
         None,
         str,
         "DIR",
@@ -93,13 +101,14 @@ class BenchmarkOptions:
     )
     toys: tuple[str, ...] = _names("flow, toys", "toys", TOYS, "all; two in seeds and ffjord")
     tables: tuple[str, ...] = _names(
-        "flow, tables, mixed",
+        "flow, tables, mixed, questions",
         "tables",
         (*compared.UCI_TABLES, *compared.MIXED_TABLES),
-        f"all; of flow protein and bike, of mixed {', '.join(compared.MIXED_TABLES)}",
+        f"all; of flow protein and bike, of mixed {', '.join(compared.MIXED_TABLES)}; "
+        f"of questions {', '.join(compared.QUESTION_TABLES)}",
     )
     rivals: tuple[str, ...] = _option(
-        "mixed",
+        "mixed, questions",
         (),
         _rivals,
         "NAME=PYTHON,…",

@@ -64,3 +64,12 @@ class Exchange:
         draws[[*self.steps]].to_csv(self.folder / "draws.csv", index=False)
         pd.DataFrame({"log_mass": log_mass}).to_csv(self.folder / "log_mass.csv", index=False)
         (self.folder / "seconds.json").write_text(json.dumps(self.seconds))
+
+    def masks(self) -> Any:
+        """Return masks (masks, columns) of questions about the test rows, None without any."""
+        path = self.folder / "masks.csv"
+        return pd.read_csv(path)[[*self.steps]].to_numpy() if path.exists() else None
+
+    def write_answers(self, log_mass: Any) -> None:
+        """Write log-masses of what is asked given the rest, (rows, masks)."""
+        pd.DataFrame(log_mass).to_csv(self.folder / "answers.csv", index=False)

@@ -23,6 +23,8 @@ from scipy.special import log_ndtr, logsumexp
 
 Array = NDArray[np.float64]
 
+ANSWERED_ROWS = 20  # at once, in each of all leaves
+
 
 def cell_log_mass(x: Array, step: float, leaves: pd.DataFrame) -> Array:
     """Return the log-mass of the cells x ± step / 2 by truncated normal distributions.
@@ -30,9 +32,9 @@ def cell_log_mass(x: Array, step: float, leaves: pd.DataFrame) -> Array:
     A leaf whose rows are all equal has a mass at their value.
 
     Args:
-        x: Centers of the cells, shape (rows,).
+        x: Centers of the cells, shape (rows,), or (rows, 1) for all leaves at each.
         step: Their width.
-        leaves: The columns mean, sd, min and max, one line for each of the rows.
+        leaves: The columns mean, sd, min and max, one line for each of the rows, or for each leaf.
     """
     mean, sd, low, high = (leaves[each].to_numpy(float) for each in ("mean", "sd", "min", "max"))
     point = ~(sd > 0)
@@ -89,6 +91,56 @@ def log_mass(
     return np.asarray(logsumexp(trees, axis=0) - np.log(leaf.shape[1]))
 
 
+def answers(
+    codes: pd.DataFrame, fitted: Any, steps: Mapping[str, float | None], masks: NDArray[np.int64]
+) -> Array:
+    """Return log p(asked | given) of cells, (rows, masks), NaN where no leaf has what is given.
+
+    All leaves have a part in a marginal: log Σ over leaves of P(leaf) Π p(cell | leaf).
+
+    Args:
+        codes: As in `log_mass`.
+        fitted: The same.
+        steps: The same.
+        masks: 1 for cells that are given, 2 for those that are asked, shape (masks, columns).
+    """
+    leaves = fitted.bnds.drop_duplicates(["tree", "nodeid"])
+    place = pd.MultiIndex.from_frame(leaves[["tree", "nodeid"]])
+    with np.errstate(divide="ignore"):
+        weights = np.log(leaves["cvg"].to_numpy(float) / leaves["tree"].nunique())
+    parts = []
+    for start in range(0, len(codes), ANSWERED_ROWS):
+        rows = codes[start : start + ANSWERED_ROWS]
+        cells = np.stack([_by_leaf(rows[name], steps[name], fitted, place) for name in steps])
+        found = []
+        for mask in masks:
+            both, given = (
+                logsumexp(weights + cells[chosen].sum(0), axis=1)
+                for chosen in (mask > 0, mask == 1)
+            )
+            with np.errstate(invalid="ignore"):
+                found.append(both - given)
+        parts.append(np.column_stack(found))
+    return np.concatenate(parts)
+
+
+def _by_leaf(
+    column: pd.Series[Any], step: float | None, fitted: Any, place: pd.MultiIndex
+) -> Array:
+    """Return the log-masses of a column's cells in each leaf, (rows, leaves)."""
+    if step is None:
+        mine = fitted.class_probs
+        mine = mine[mine["variable"] == column.name]
+        shares = mine.pivot_table("prob", ["tree", "nodeid"], "value").reindex(place)
+        with np.errstate(divide="ignore"):
+            logs = np.log(shares.reindex(columns=column.unique()).fillna(0.0))
+        return np.asarray(logs[column].to_numpy().T)
+    mine = fitted.params[fitted.params["variable"] == column.name]
+    leaves = mine.set_index(["tree", "nodeid"]).reindex(place)
+    cell = cell_log_mass(column.to_numpy(float)[:, None], step, leaves)
+    return np.where(np.isnan(cell), -np.inf, cell)
+
+
 def main() -> None:
     """Fit a forest with its authors' settings, draw from it, and score the test rows."""
     from arfpy import arf
@@ -106,6 +158,9 @@ def main() -> None:
     leaf = forest.clf.apply(codes)
     scored = exchange.timed("scoring", lambda: log_mass(codes, leaf, forest, exchange.steps))
     exchange.write(draws, scored)
+    masks = exchange.masks()
+    if masks is not None:
+        exchange.write_answers(answers(codes, forest, exchange.steps, masks))
 
 
 def _fitted(make: Any, train: pd.DataFrame, options: Mapping[str, Any]) -> Any:

@@ -477,6 +477,9 @@ def test_a_few_whole_numbers_have_bars_side_by_side():
     assert heights(ax) == [[0.5, 0.25, 0.0, 0.25], [0.2, 0.6, 0.0, 0.2]]
     own, drawn = ([bar.get_x() for bar in bars] for bars in ax.containers)
     assert all(left < right for left, right in zip(own, drawn, strict=True))
+    ax = marginal([0.0, 2.0, np.nan, 2.0], [0.2, 1.0, 2.0, 2.0])
+    assert heights(ax) == [[0.25, 0.0, 0.5, 0.25], [0.25, 0.25, 0.5, 0.0]]
+    assert texts(ax.get_xticklabels()) == ["0", "1", "2", "missing"]
 
 
 def test_bins_of_many_whole_numbers_hold_equally_many():

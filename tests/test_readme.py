@@ -12,6 +12,7 @@ import pytest
 import cnf
 from cnf.scripts.__main__ import PROGRAMS, main
 from cnf.tables.code_training import fit_codes
+from cnf.tables.masked_training import fit_values
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks").rglob("*.md"))]
@@ -46,6 +47,7 @@ def test_python_examples_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fits = {"cnf.fit": cnf.fit, "cnf.tables.density_training.fit": cnf.fit}
     fits["cnf.tables.row_training.fit_codes"] = fit_codes
+    fits["cnf.tables.masked_training.fit_values"] = fit_values
     for place, fit in fits.items():
         monkeypatch.setattr(
             place, lambda *given, fit=fit, **named: fit(*given, **named | {"steps": 5})
@@ -63,6 +65,10 @@ def test_commands_run_on_a_table(tmp_path, monkeypatch):
     for name in ("table.csv", "new.csv"):
         np.savetxt(name, rows, delimiter=",", header="a,b,c", comments="")
     pd.DataFrame(rows).assign(kind=rows[:, 0] > 0).to_csv("mixed.csv", index=False)
+    table = pd.DataFrame(rows, columns=["a", "b", "c"])
+    table[["a"]].head(2).to_csv("cells.csv", index=False)
+    table.mask(rows > 1).to_csv("gaps.csv", index=False)
+    Path("schema.json").write_text('{"c": {"kind": "real", "gaps": "value"}}')
     for arguments in {tuple(each): each for page in shown("sh") for each in commands(page)}:
         assert main([*arguments, *QUICK.get(arguments[0], ())]) == 0
         for option, written in pairwise(arguments):

@@ -157,7 +157,7 @@ def test_some_columns_given_others(place):
     words = ("--context-data", place / "odd.csv", "--out", drawn)
     assert "got 'mauve' in row 2" in complaint("sample", out, "-n", 2, *words)
     ended = run("log-prob", out, "--data", place / "odd.csv", "--out", drawn)
-    assert "2 of 600 rows have gaps, or a context of unknown categories" in ended.err
+    assert "2 of 600 rows have gaps, or a context or given cells of" in ended.err
     assert np.flatnonzero(pd.read_csv(drawn)["log_prob"].isna()).tolist() == [1, 4]
     done("log-prob", out, "--data", place / "odd.csv", "--out", drawn, "--errors")
     assert np.flatnonzero(pd.read_csv(drawn)["status"] == "MISSING").tolist() == [1, 4]

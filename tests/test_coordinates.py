@@ -427,5 +427,7 @@ def test_columns_with_gaps_have_the_coordinates_of_their_other_numbers(coding):
     assert not unseen[:ROWS].any()
     schema = Schema((Column("x", "real"),))
     values = np.append(np.zeros(100), np.arange(300) + 0.5)[:, None]
-    assert Coding.fit(schema, values, bins=1).sizes == (2,)
-    assert Coding.fit(schema, values, bins=1, masses=False).sizes == (1,)
+    binned = Coding.fit(schema, values, bins=8)
+    assert binned.sizes == (9,)
+    assert binned.mostly_binned(values).tolist() == [True]
+    assert binned.without_bins(np.array([True])).sizes == (2,)

@@ -43,14 +43,14 @@ def shown(language: str) -> list[Path]:
 
 @pytest.mark.parametrize("page", shown("python"), ids=lambda page: page.stem)
 def test_python_examples_run_one_after_the_other(page, tmp_path, monkeypatch):
-    """With fits of five steps."""
+    """With fits of five steps, whose mixtures take a second at most."""
     monkeypatch.chdir(tmp_path)
     fits = {"cnf.fit": cnf.fit, "cnf.tables.density_training.fit": cnf.fit}
     fits["cnf.tables.row_training.fit_codes"] = fit_codes
-    fits["cnf.tables.masked_training.fit_values"] = fit_values
+    fits["cnf.tables.row_training.fit_values"] = fit_values
     for place, fit in fits.items():
         monkeypatch.setattr(
-            place, lambda *given, fit=fit, **named: fit(*given, **named | {"steps": 5})
+            place, lambda *given, fit=fit, **named: fit(*given, **named | {"steps": 5, "budget": 2})
         )
     names: dict[str, object] = {}
     for example in blocks(page, "python"):

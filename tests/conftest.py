@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.distributions import Distribution
 
 import cnf
 from cnf.datasets import TOYS
+from cnf.tables import mixture
 
 # The tests' tensors are small: more threads only wait for each other. And runs that are compared
 # bit by bit may not choose their number.
@@ -48,6 +50,13 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_components() -> Iterator[None]:
+    """Mixtures of at most ten components: the search for more takes seconds in each fit."""
+    with patch.object(mixture, "COMPONENTS", (1, 2, 5, 10)):
+        yield
 
 
 @pytest.fixture(autouse=True)

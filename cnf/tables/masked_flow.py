@@ -212,7 +212,7 @@ class MaskedFlow(nn.Module):
         """Return rows with asked columns drawn jointly given the given ones, the others as z's."""
         self._check(z, given, asked)
         known = None if codes is None else codes >= 0
-        start, _ = self.base.sample_rows(z.double(), given, asked, codes, known)
+        start, _ = self.base.sample(z.double(), given, asked, codes, known)
         drawn, _ = self._moved(start, given, asked, codes, forward=True)
         return torch.where(asked, drawn.to(z.dtype), z)
 

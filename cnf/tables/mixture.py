@@ -245,18 +245,8 @@ class NormalMixture(nn.Module):
             )
         return torch.where(asked, blocks.join(values).to(z.dtype), z)
 
-    def sample(
-        self,
-        z: Tensor,
-        given: Tensor,
-        asked: Tensor,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return z with a joint draw given the given columns at the asked ones, (rows, C)."""
-        return self.sample_rows(z, given, asked, generator=generator)[0]
-
     @torch.no_grad()
-    def sample_rows(
+    def sample(
         self,
         z: Tensor,
         given: Tensor,

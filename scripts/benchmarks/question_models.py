@@ -128,7 +128,7 @@ class MixtureAnswers:
         columns = [*self.coding.continuous]
         known, absent = ~z.isnan(), gaps[:, columns]
         generator = torch.Generator().manual_seed(seed)
-        drawn_z, drawn = self.mixture.sample_rows(
+        drawn_z, drawn = self.mixture.sample(
             z, known, absent, codes, ~gaps, gaps, generator=generator
         )
         own = np.random.default_rng(seed).normal(size=codes.shape)  # of bins without a model

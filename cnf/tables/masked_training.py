@@ -279,6 +279,8 @@ def draw_questions(
     of them. A random number of these are given, and the others asked. Of the first groups, the
     share `joint`, all seen columns are asked. The rows of a group see all of its columns. Half of
     the groups see all codes, and the others a random part of them.
+
+    Shapes: rows (groups · rows,), masks (groups, columns), hides (groups · rows, coordinates).
     """
     seen = ~z.isnan()
     anchors = torch.randint(len(z), (groups,)).to(z.device)

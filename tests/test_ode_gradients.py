@@ -3,6 +3,7 @@
 import gc
 import math
 import weakref
+from contextlib import nullcontext
 from itertools import product
 
 import numpy as np
@@ -20,6 +21,8 @@ from cnf.ode import (
     Status,
     solve,
 )
+from cnf.ode.interpolation import _bump_derivatives
+from cnf.ode.step import tableau_tensors
 
 DOUBLE = {"dtype": torch.float64, "requires_grad": True}
 STEPS = ["joint", "per_sample"]
@@ -404,3 +407,15 @@ def test_arguments_of_another_dtype_and_slopes_that_depend_on_nothing(gradient):
 def test_wrong_modes(mode, options, message):
     with pytest.raises(ValueError, match=message):
         decay(-1.0, mode(**options))
+
+
+def test_a_first_solve_in_inference_mode_leaves_later_gradients_alone():
+    """Coefficients are made in the first one, and kept."""
+    tableau_tensors.cache_clear()
+    _bump_derivatives.cache_clear()
+    y0, options = torch.ones(2, dtype=torch.float64), {"gradient": "backprop", "method": "dopri8"}
+    for mode in (torch.inference_mode(), nullcontext()):
+        with mode:
+            ys = solve(lambda t, y, _: -y, y0, [0.0, 0.5, 1.0], **options).ys
+        y0.requires_grad_()
+    torch.autograd.grad(ys[1].sum(), y0)

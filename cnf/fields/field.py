@@ -12,6 +12,7 @@ from torch.func import functional_call
 from cnf.fields.activations import find_activation
 from cnf.fields.analytic import BatchSizes
 from cnf.ode import Linearization, PerRow, take_rows
+from cnf.ode.arguments import module_parameters
 from cnf.utils.angles import circular_columns
 from cnf.utils.registry import constructor_arguments
 
@@ -215,7 +216,7 @@ class ModuleField(VectorField):
     module: nn.Module
 
     def constants(self, context: Tensor | None) -> Any:
-        return _parameters(self.module), None if context is None else PerRow(context)
+        return module_parameters(self.module), None if context is None else PerRow(context)
 
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> Sequence[Any]:
         return [(time, *constants) for time in times.unbind()]
@@ -235,16 +236,6 @@ class ModuleField(VectorField):
                 f"got {tuple(velocity.shape)}"
             )
         return velocity
-
-
-def _parameters(module: nn.Module) -> dict[str, Tensor]:
-    # Each once for every module that holds it: `functional_call` would leave a module that appears
-    # under two names without its parameters.
-    return {
-        f"{path}.{name}" if path else name: parameter
-        for path, holder in module.named_modules()
-        for name, parameter in holder.named_parameters(recurse=False)
-    }
 
 
 def as_field(module: nn.Module, compiled: BatchSizes | None = None) -> VectorField:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node, tree_leaves, tree_map
 
 
@@ -56,3 +56,33 @@ def take_rows(args: Any, rows: Tensor | None) -> Any:
         return leaf.tensor if rows is None else leaf.tensor[rows]
 
     return tree_map(take, args, is_leaf=lambda leaf: isinstance(leaf, PerRow))
+
+
+def rowwise(values: Tensor, ndim: int) -> Tensor:
+    """Return the values of rows, shaped to broadcast against states of `ndim` axes.
+
+    Example:
+        >>> import torch
+        >>> rowwise(torch.zeros(4), 3).shape
+        torch.Size([4, 1, 1])
+    """
+    return values.view(-1, *(1,) * (ndim - 1))
+
+
+def module_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's parameters by name, for `torch.func.functional_call` without tied weights.
+
+    Each comes once for every module that holds it: `functional_call` would leave a module that
+    appears under two names without its parameters.
+
+    Example:
+        >>> module = nn.Linear(2, 1)
+        >>> module.twin = module.weight
+        >>> [*module_parameters(module)]
+        ['weight', 'bias']
+    """
+    return {
+        f"{path}.{name}" if path else name: parameter
+        for path, holder in module.named_modules()
+        for name, parameter in holder.named_parameters(recurse=False)
+    }

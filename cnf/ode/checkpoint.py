@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cnf.ode.arguments import take_rows
-from cnf.ode.autograd_function import InputLeaves, ODEProblem, as_leaf, differentiable_solve
+from cnf.ode.arguments import rowwise, take_rows
+from cnf.ode.autograd_function import (
+    InputLeaves,
+    ODEProblem,
+    as_leaf,
+    differentiable_solve,
+    needs_gradient,
+)
+from cnf.ode.dense_output import Piece, with_outputs
 from cnf.ode.dynamics import Dynamics, FunctionDynamics, StagedDynamics
 from cnf.ode.integrate import integrate, substitute_rows
 from cnf.ode.options import SolveOptions
@@ -58,51 +65,68 @@ class Checkpoint:
             )
 
     def __call__(
-        self, f: Dynamics, y0: Tensor, ts: Tensor, args: Any, options: SolveOptions
+        self, f: Dynamics, y0: Tensor, knots: Tensor, args: Any, options: SolveOptions
     ) -> Solution:
         """Solve, with gradients by replaying the steps."""
-        return differentiable_solve(_Checkpoint, ODEProblem(f, args, options, self), y0, ts)
+        if not needs_gradient(y0, knots, args):
+            with torch.no_grad():
+                solution = integrate(f, y0, knots, args, options)
+        else:
+            problem = ODEProblem(f, args, options, self, knots)
+            solution = differentiable_solve(_Checkpoint, problem, y0, knots)
+        whole = with_outputs(solution, y0, knots, options)
+        if solution.pieces is None or not (whole.rows and _share_steps(options)):
+            return whole
+        failed = rowwise(whole.failed, y0.ndim) if y0.ndim else whole.failed[0]
+        first, later = whole.ys[:1], whole.ys[1:]
+        return replace(whole, ys=torch.cat([first, torch.where(failed, later.detach(), later)]))
+
+
+def _share_steps(options: SolveOptions) -> bool:
+    """Return whether the rows that failed are part of every step."""
+    return not options.per_sample or options.grid is not None
 
 
 class _Checkpoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: ODEProblem, y0: Tensor, ts: Tensor, *tensors: Any) -> Tensor:
-        solve = _CheckpointedSolve(problem, ts, ctx.needs_input_grad[2:])
-        problem.result = solve.forward(y0)
-        ctx.solve = solve
-        ctx.unreached = problem.result.ys.isnan() if problem.result.rows else None
+    def forward(ctx: Any, problem: ODEProblem, y0: Tensor, knots: Tensor, *tensors: Any) -> Tensor:
+        solve = _CheckpointedSolve(problem, knots, ctx.needs_input_grad[2:])
+        problem.result = result = solve.forward(y0)
+        ctx.solve, ctx.unreached = solve, None
         # Autograd sees to it that none of them is changed before the backward pass.
-        ctx.save_for_backward(y0, ts, *(leaf for leaf in tensors if isinstance(leaf, Tensor)))
-        return problem.result.ys
+        ctx.save_for_backward(y0, knots, *(leaf for leaf in tensors if isinstance(leaf, Tensor)))
+        if result.pieces is not None:
+            return result.pieces.values
+        ctx.unreached = result.ys.isnan() if result.rows else None
+        return result.ys
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_ys: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         if ctx.unreached is not None:
-            grad_ys = grad_ys.masked_fill(ctx.unreached, 0.0)
-        return None, ctx.solve.backward(grad_ys), *ctx.solve.leaves.grads()
+            cotangent = cotangent.masked_fill(ctx.unreached, 0.0)
+        return None, ctx.solve.backward(cotangent), *ctx.solve.leaves.grads()
 
 
 class _CheckpointedSolve:
     """A solve whose accepted steps are kept, and the backward pass through them."""
 
-    def __init__(self, problem: ODEProblem, ts: Tensor, needs_grad: tuple[bool, ...]) -> None:
+    def __init__(self, problem: ODEProblem, knots: Tensor, needs_grad: tuple[bool, ...]) -> None:
         self.f, self.options = problem.f, problem.options
         self.replay_options = replace(problem.options, observer=None)
         self.activation_bytes = problem.gradient.activation_bytes
         self.dynamics = self.f if isinstance(self.f, StagedDynamics) else FunctionDynamics(self.f)
-        self.leaves = InputLeaves(problem, ts, needs_grad)
-        with torch.enable_grad():
-            self.knots_of_times = self.options.knots(self.leaves.ts)
-        self.knots = as_leaf(self.knots_of_times, self.leaves.ts.requires_grad)
-        self.inputs = [leaf for leaf in (self.leaves.ts, self.knots) if leaf.requires_grad]
+        self.leaves = InputLeaves(problem, knots, needs_grad)
+        self.knots = self.leaves.times
+        self.inputs = [self.knots] if self.knots.requires_grad else []
         self.inputs += self.leaves.differentiable
         self.lengths = self.knots.detach().double().diff().tolist()
-        # The step's adjoint serves steps without a gradient to times or states inside them.
-        self.by_adjoint = (
-            not self.knots.requires_grad and len(ts) == 2 and self.options.jumps is None
-        )
+        self.dense = self.options.outputs is not None
+        # The step's adjoint serves steps without a gradient to times.
+        self.by_adjoint = not self.knots.requires_grad and self.options.jumps is None
+        if self.dense:
+            self.by_adjoint = self.by_adjoint and self.options.tableau.middle_has_adjoint
         self.steps: list[StepRecord] = []
         self.calls = BackwardCount()
         self.failed: Tensor | None = None
@@ -110,43 +134,43 @@ class _CheckpointedSolve:
 
     def forward(self, y0: Tensor) -> Solution:
         """Solve."""
-        ts, args = self.leaves.ts, self.leaves.args
-        tape = Tape(self.dynamics, args, self.activation_bytes, by_adjoint=self.by_adjoint)
-        result = integrate(self.f, y0.detach(), ts, args, self.options, tape=tape, knots=self.knots)
+        self.shape = y0.shape
+        args = self.leaves.args
+        by_rows = self.dense or self.options.per_sample
+        tape = Tape(
+            self.dynamics, args, self.activation_bytes, by_adjoint=self.by_adjoint, by_rows=by_rows
+        )
+        result = integrate(self.f, y0.detach(), self.knots, args, self.options, tape=tape)
         self.steps, self.calls = tape.steps, result.stats.backward_counts[0]
-        if result.rows and not (self.options.per_sample and self.options.grid is None):
-            # The rows that failed are part of every step.
+        if result.rows and _share_steps(self.options):
             self.failed = result.failed
             self.substitutes = substitute_rows(self.failed)
             self.steps = [
                 replace(step, graph=None, tape=None, row_tape=None) for step in self.steps
             ]
         self.first, self.first_rows = tape.first, tape.first_rows
+        self.piece_rows = None if result.pieces is None else result.pieces.rows
         return result
 
-    def backward(self, grad_ys: Tensor) -> Tensor:
-        """Return the adjoint at the first output time, and set the gradients of the leaves."""
+    def backward(self, cotangent: Tensor) -> Tensor:
+        """Return the adjoint at the first time, and set the gradients of the leaves.
+
+        Args:
+            cotangent: That of the states at both ends or, with dense output, of the pieces.
+        """
         for leaf in self.inputs:
             leaf.grad = None
-        adjoint, first = torch.zeros_like(grad_ys[0]), grad_ys[0]
+        first = cotangent.new_zeros(self.shape) if self.dense else cotangent[0]
         if self.failed is not None:
             if self.substitutes is None:
                 return first
-            grad_ys = grad_ys.masked_fill(self.failed.view(-1, *(1,) * (adjoint.ndim - 1)), 0.0)
-        if self.by_adjoint:
-            if self.options.per_sample:
-                return self._backward_by_row_adjoints(grad_ys[1]) + first
-            return self._backward_by_adjoint(grad_ys[1]) + first
-        for step in reversed(self.steps):
-            outputs = [
-                _take(_take(grad_ys[output.index], step.rows), output.rows)
-                for output in step.outputs
-            ]
-            before = self._vjp(step, [_take(adjoint, step.rows), *outputs])
-            adjoint = _put(adjoint, step.rows, before)
-        if self.knots.grad is not None:
-            torch.autograd.backward(self.knots_of_times, self.knots.grad, retain_graph=True)
-        return adjoint + first
+            failed = self.failed if self.piece_rows is None else self.failed[self.piece_rows]
+            mask = rowwise(failed, len(self.shape))
+            cotangent = cotangent.masked_fill(mask, 0.0)
+        last, pieces = (first, cotangent) if self.dense else (cotangent[1], None)
+        if not self.by_adjoint or self.dense or self.options.per_sample:
+            return self._backward_by_rows(last, pieces) + first
+        return self._backward_by_adjoint(last) + first
 
     def _vjp(self, step: StepRecord, cotangents: list[Tensor]) -> Tensor:
         """Return the cotangent of a step's start for those of its end and outputs, by autograd."""
@@ -162,16 +186,21 @@ class _CheckpointedSolve:
         assert y.grad is not None
         return _take(y.grad, graph.rows)
 
-    def _backward_by_row_adjoints(self, cotangent: Tensor) -> Tensor:
+    def _backward_by_rows(self, cotangent: Tensor, pieces: Tensor | None) -> Tensor:
         """Return the cotangent of the first state for that of each row's last, step by step."""
         slope: Tensor | None = None  # the cotangent of the slopes that the next steps start with
         for step in reversed(self.steps):
             own = _take(cotangent, step.rows)
+            parts = None
+            if step.piece is not None and pieces is not None:
+                parts = pieces[:, step.piece.place]
             if step.row_tape is None:
-                before = self._vjp(replace(step, outputs=()), [own])
+                before = self._vjp(step, [own] if parts is None else [own, parts])
             else:
+                if step.piece is not None and parts is not None:
+                    parts = _whole(step.piece, parts, own)
                 own_slope = None if slope is None else _take(slope, step.rows)
-                before, start = step.row_tape.vjp(self.options.tableau, own, own_slope)
+                before, start = step.row_tape.vjp(self.options.tableau, own, own_slope, parts)
                 slope = torch.zeros_like(cotangent) if slope is None else slope
                 slope = _put(slope, step.rows, start)
             cotangent = _put(cotangent, step.rows, before)
@@ -222,7 +251,9 @@ class _CheckpointedSolve:
         )
         stepper.rows = self.substitutes if step.rows is None else step.rows
         result = stepper.step(replace(step, y=y), None)
-        ends = [result.y1, *(output.values(result, self.leaves.ts) for output in step.outputs)]
+        ends = [result.y1]
+        if step.piece is not None:
+            ends.append(step.piece.parts(result, step.piece.rows))
         self.calls.add(stepper.calls, step.rows)
         return StepGraph(y, ends)
 
@@ -233,6 +264,15 @@ def _take(whole: Tensor, rows: Tensor | None) -> Tensor:
 
 def _put(whole: Tensor, rows: Tensor | None, part: Tensor) -> Tensor:
     return part if rows is None else whole.index_copy(0, rows, part)
+
+
+def _whole(piece: Piece, parts: Tensor, like: Tensor) -> Tensor:
+    """Return the cotangents of a step's parts for all of its rows, (parts, *state)."""
+    if not piece.by_row:
+        return parts[:, 0]
+    if piece.rows is None:
+        return parts
+    return parts.new_zeros(len(parts), *like.shape).index_copy(1, piece.rows, parts)
 
 
 CHECKPOINT = Checkpoint()  # the mode of the solver's default

@@ -37,6 +37,19 @@ def rms_norm(ratio: Tensor) -> Tensor:
     return norm
 
 
+def moving_rms_norm(ratio: Tensor) -> Tensor:
+    """Root mean square over the rows of `ratio` that are not zero: rows that wait count for none.
+
+    Example:
+        >>> moving_rms_norm(torch.tensor([[1.0, 7.0], [0.0, 0.0]])).item()
+        5.0
+    """
+    rows = ratio.reshape(len(ratio), -1)
+    entries = (rows != 0).any(1).sum() * rows.shape[1]
+    norm: Tensor = torch.linalg.vector_norm(rows) / entries.clamp(min=1).sqrt()
+    return norm
+
+
 def max_norm(ratio: Tensor) -> Tensor:
     """The largest magnitude over all entries of `ratio`, a scalar: for joint steps.
 

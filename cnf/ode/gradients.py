@@ -17,7 +17,7 @@ GRADIENTS: Registry[Gradient] = Registry(
     {
         # The solve itself under autograd: exact for the discrete solve, and differentiable again,
         # with the memory of every evaluation's graph; those of rejected steps are freed at once.
-        "backprop": "cnf.ode.integrate:integrate",
+        "backprop": "cnf.ode.integrate:backprop",
         "checkpoint": "cnf.ode.checkpoint:CHECKPOINT",
         "backsolve": "cnf.ode.backsolve:BACKSOLVE",
     }

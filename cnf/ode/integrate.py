@@ -5,8 +5,8 @@ whole batch or one for each row, and finished rows leave the batch. One number f
 its error, crosses from the device to the host in each step. Where autograd records, all that the
 loop computes is differentiable; where it does not, the accepted steps can be replayed one by one.
 
-A step lies between two knots: the first and the last output time and the stops between them, or the
-times of a grid of fixed steps. One that starts at fraction s of the way starts at the time
+A step lies between two knots: the first and the last time and the stops between them, or the times
+of a grid of fixed steps. One that starts at fraction s of the way starts at the time
 a + s (b − a), differentiable in the knots a and b; s is a constant of the gradient.
 """
 
@@ -19,55 +19,60 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnf.ode.arguments import rowwise
 from cnf.ode.controllers import Array, first_step_size
+from cnf.ode.dense_output import PieceRecorder, with_outputs
 from cnf.ode.dynamics import Dynamics
 from cnf.ode.options import SolveOptions
-from cnf.ode.row_results import Outputs, RowStatus
+from cnf.ode.row_results import Ends, RowStatus
 from cnf.ode.solution import BackwardCount, Solution, Stats, Status
 from cnf.ode.step import StepResult
 from cnf.ode.step_control import (
-    TIME_RESOLUTION,
     Mask,
     StepControlOptions,
     StepControlState,
     TimeScale,
 )
 from cnf.ode.stepper import Stepper
-from cnf.ode.tape import StepOutput, StepRecord, Tape
+from cnf.ode.tape import StepRecord, Tape
 
 
 def integrate(
     f: Dynamics,
     y0: Tensor,
-    ts: Tensor,
+    knots: Tensor,
     args: Any,
     options: SolveOptions,
     *,
     tape: Tape | None = None,
-    knots: Tensor | None = None,
 ) -> Solution:
-    """Integrate dy/dt = f(t, y, args) from `ts[0]` to `ts[-1]`, with outputs at all of `ts`.
+    """Integrate dy/dt = f(t, y, args) from the first of the knots, the times of steps, to the last.
 
-    A tape keeps the accepted steps for a backward pass. The arguments are leaves of their graphs
-    then; where whole steps' graphs are kept the times and the knots, of `options.knots`, are too.
+    With `options.outputs` the solution has the pieces that dense output needs, otherwise the states
+    at both ends. A tape keeps the accepted steps for a backward pass; the knots and the arguments
+    are leaves of their graphs then.
     """
-    knots = options.knots(ts) if knots is None else knots
-    scale = TimeScale(ts)
+    scale = TimeScale(knots)
     lengths = [scale.span] if len(knots) == 2 else knots.detach().double().diff().tolist()
-    loop = _Loop(Stepper(f, args, options, knots, lengths, tape), y0.contiguous(), ts, scale)
+    loop = _Loop(Stepper(f, args, options, knots, lengths, tape), y0.contiguous(), scale)
     loop.begin()
     while loop.running:
         loop.step()
     return loop.end()
 
 
+def backprop(f: Dynamics, y0: Tensor, knots: Tensor, args: Any, options: SolveOptions) -> Solution:
+    """Solve, with gradients straight through the solve."""
+    return with_outputs(integrate(f, y0, knots, args, options), y0, knots, options)
+
+
 class _Loop:
     """The state of the loop: step control, and the states and slopes of the active rows."""
 
-    def __init__(self, stepper: Stepper, y0: Tensor, ts: Tensor, scale: TimeScale) -> None:
+    def __init__(self, stepper: Stepper, y0: Tensor, scale: TimeScale) -> None:
         self.stepper, self.options, self.tape = stepper, stepper.options, stepper.tape
         self.per_sample = self.options.per_sample
-        self.ts, self.scale, self.fractions = ts, scale, scale.fractions(ts)
+        self.scale = scale
         self.batch = y0.shape[0] if y0.ndim else 1
         options = StepControlOptions(self.options, scale, stepper.knots)
         self.control = StepControlState.start(options, self.batch if self.per_sample else 1)
@@ -82,8 +87,11 @@ class _Loop:
         self.attempts = 0
         self.last = np.zeros(0), np.zeros(0, dtype=bool)  # errors and acceptance of the last try
         self.accepted = 0  # how many steps the last try accepted
-        self.outputs = Outputs(y0, len(ts))
-        self.next_output = self.fractions[1]  # the first output time that not all have passed
+        self.ends = Ends(y0)
+        outputs = self.options.outputs
+        self.pieces = None
+        if outputs is not None:
+            self.pieces = PieceRecorder(outputs, self.batch if self.per_sample else None)
         self._start_stepper()
 
     def begin(self) -> None:
@@ -104,11 +112,12 @@ class _Loop:
                 self.slope = self.stepper.first_slope(self.y)
         if not self.running:
             return
-        if self.options.first_step is not None:
-            sizes = np.full(len(self.control), self.options.first_step)
-        else:
+        given = self.options.first_step
+        sizes = np.broadcast_to(np.nan if given is None else given, (self.batch,))
+        sizes = sizes[self.control.index]
+        if np.isnan(sizes).any():
             with torch.no_grad():
-                sizes = self._first_sizes()
+                sizes = np.where(np.isnan(sizes), self._first_sizes(), sizes)
         self.control.size = self.control.accepted_size = sizes / self.scale.length
 
     def step(self) -> None:
@@ -125,7 +134,7 @@ class _Loop:
 
     def _try(self) -> None:
         control = self.control
-        size = control.propose()
+        begin, size = control.fraction, control.propose()
         step = self._plan(size)
         slope = None if self.stepper.keeps_graphs else self.slope
         result = self.stepper.step(step, slope)
@@ -143,7 +152,7 @@ class _Loop:
             kind = "accept" if accept.all() else "reject"
             self.options.observer(kind, result.t.detach(), result.y0.detach(), result.h.detach())
         if self.accepted:
-            self._accept(step, result, accept)
+            self._accept(step, result, accept, begin)
         else:
             # The buffer has overwritten the slope of the step before.
             self.slope = result.stages[0]
@@ -167,21 +176,27 @@ class _Loop:
         fractions = np.minimum(self.row_status.fractions, 1.0)
         times = self.scale.begin + fractions * self.scale.span
         failed = self.row_status.worst_first(None if self.per_sample else self.ratio)
-        ys, status = self.outputs.stack(), self.row_status
-        return Solution(self.ts, ys, status.statuses, stats, failed, times, status.states)
+        status, ts = self.row_status, self.stepper.knots[:: len(self.stepper.knots) - 1]
+        pieces, ys = None, self.ends.y0[None]
+        if self.pieces is None:
+            ys = self.ends.stack()
+        else:
+            knots, finite = self.control.options.knots, not failed
+            pieces = self.pieces.all(ys[0], knots, fractions, finite=finite)
+        return Solution(ts, ys, status.statuses, stats, failed, times, status.states, pieces)
 
     def _start_stepper(self) -> None:
         """Prepare steps, and their tolerance, of the active rows."""
         self.tolerance = self.options.tolerance
         if self.rows is not None:
-            self.tolerance = self.tolerance.take(self.rows, self.outputs.y0.shape)
+            self.tolerance = self.tolerance.take(self.rows, self.ends.y0.shape)
         self.stepper.start(self.y, self.rows if self.per_sample else self.substitutes)
 
     def _to_state(self, values: Array) -> float | Tensor:
         """Return values of step control as factors of the state."""
         if not self.per_sample:
             return float(values[0])
-        return torch.from_numpy(values).to(self.y).view(-1, *(1,) * (self.y.ndim - 1))
+        return rowwise(torch.from_numpy(values).to(self.y), self.y.ndim)
 
     def _plan(self, size: Array) -> StepRecord:
         """Return the step to try."""
@@ -213,7 +228,8 @@ class _Loop:
 
         def change(step: Array) -> Tensor:
             h = self.y.new_tensor(direction) * self._to_state(step)
-            return self.stepper.bound(self.ts[0] + h, self.y + h * self.slope) - self.slope
+            t = self.stepper.knots[0] + h
+            return self.stepper.bound(t, self.y + h * self.slope) - self.slope
 
         order, span = self.control.options.order, self.scale.length
         share = self.stepper.rest_share
@@ -244,9 +260,13 @@ class _Loop:
         numbers: Array = errors.double().cpu().numpy()
         return numbers
 
-    def _accept(self, step: StepRecord, result: StepResult, accept: Mask) -> None:
+    def _accept(self, step: StepRecord, result: StepResult, accept: Mask, begin: Array) -> None:
         """Advance by the accepted steps: outputs, states, slopes and tape."""
-        outputs, values = self._output(result, accept)
+        piece = parts = None
+        if self.pieces is None:
+            self._add_ends(result)
+        else:
+            piece, parts = self.pieces.record(result, self.control, begin, accept)
         chosen = None
         if self.accepted == len(accept):
             self.y = result.y1
@@ -262,37 +282,22 @@ class _Loop:
         if jumped is not None:
             self.slope = self._slope_past_jump(jumped)
         if self.tape is not None:
-            step = replace(step if chosen is None else step.select(chosen), outputs=outputs)
-            self.tape.add(step, result, chosen, values)
+            step = replace(step if chosen is None else step.select(chosen), piece=piece)
+            self.tape.add(step, result, chosen, parts)
 
-    def _output(
-        self, result: StepResult, accept: Mask
-    ) -> tuple[tuple[StepOutput, ...], list[Tensor]]:
-        """Collect the states at the output times that the accepted steps pass."""
-        control = self.control
-        if control.fraction.max() < self.next_output - TIME_RESOLUTION:
-            return (), []
-        passed = np.searchsorted(self.fractions, control.fraction + TIME_RESOLUTION, side="right")
-        outputs, values = [], []
-        for i in range(control.outputs_passed.min(), passed.max()):
-            here = (control.outputs_passed <= i) & (i < passed)
-            if not here.any():
-                continue
-            inside = bool((self.fractions[i] < control.fraction[here] - TIME_RESOLUTION).any())
-            rows = None if here.all() else self._index(here)
-            values.append(StepOutput(i, rows, inside).values(result, self.ts))
-            self._add_output(i, rows, values[-1])
-            chosen = None if here.sum() == accept.sum() else self._index(here[accept])
-            outputs.append(StepOutput(i, chosen, inside))
-        control.outputs_passed = passed
-        self.next_output = self.fractions[min(passed.min(), len(self.fractions) - 1)]
-        return tuple(outputs), values
-
-    def _add_output(self, index: int, rows: Tensor | None, values: Tensor) -> None:
+    def _add_ends(self, result: StepResult) -> None:
+        """Collect the states of rows that have reached the last time."""
+        finished = self.control.finished()
+        count = np.count_nonzero(finished)
+        if not count:
+            return
+        rows, values = self.rows, result.y1
+        if count < len(finished):
+            index = self._index(finished)
+            rows, values = index if rows is None else rows[index], values[index]
         if self.failed is not None:
             values = values.masked_fill(_as_mask(self.failed, values), torch.nan)
-        whole = self.rows if rows is None else rows if self.rows is None else self.rows[rows]
-        self.outputs.add(index, whole, values)
+        self.ends.add(rows, values)
 
     def _index(self, mask: Mask) -> Tensor:
         return torch.from_numpy(np.flatnonzero(mask)).to(self.y.device)
@@ -408,4 +413,4 @@ def _finite_rows(y: Tensor) -> Tensor:
 
 def _as_mask(rows: Tensor, like: Tensor) -> Tensor:
     """Return a mask of rows, shaped to broadcast against a state."""
-    return rows.view(-1, *(1,) * (like.ndim - 1)) if like.ndim else rows[0]
+    return rowwise(rows, like.ndim) if like.ndim else rows[0]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cnf.ode.controllers import Controller, Tolerance
+from cnf.ode.controllers import Array, Controller, Tolerance
 from cnf.ode.dynamics import Dynamics
 from cnf.ode.solution import Solution
 from cnf.ode.tableau import Tableau
+
+if TYPE_CHECKING:
+    from cnf.ode.dense_output import OutputTimes
 
 # Called with "step", "accept" or "reject", a step's start, state and size.
 Observer = Callable[[str, Tensor, Tensor, Tensor], None]
@@ -28,14 +31,20 @@ class SolveOptions:
     tolerance: Tolerance
     controller: Controller
     per_sample: bool = False
-    first_step: float | None = None
-    min_step: float = 0.0
-    max_step: float = float("inf")
+    first_step: float | Array | None = None  # arrays have an entry for each row; NaN as None
+    min_step: float | Array = 0.0
+    max_step: float | Array = float("inf")
     max_steps: int = 10_000
     grid: Grid | None = None  # adaptive steps when None
+    row_step: Array | None = None  # each row's fixed step
     stops: Tensor | None = None  # strictly between the first and the last time, in order
     jumps: Tensor | None = None  # those of the stops at which the dynamics jump
     observer: Observer | None = None
+    outputs: OutputTimes | None = None  # the first time and the last when None
+
+    def fixed_step(self, knots: Tensor) -> Array | float:
+        """Return the size of fixed steps, one or each row's."""
+        return float(knots.diff().abs().max()) if self.row_step is None else self.row_step
 
     def knots(self, ts: Tensor) -> Tensor:
         """Return the times that no step crosses, differentiable in the output times."""
@@ -47,6 +56,7 @@ class SolveOptions:
         return torch.cat([ts[:1], self.stops, ts[-1:]])
 
 
+# Maps dynamics, a first state, the times that no step crosses, arguments and options to a solution.
 Gradient = Callable[[Dynamics, Tensor, Tensor, Any, SolveOptions], Solution]
 
 
@@ -55,3 +65,9 @@ def snapped(times: Tensor, ts: Tensor) -> Tensor:
     sign = (ts[-1] - ts[0]).detach().sign()
     place = torch.searchsorted(sign * ts.detach(), sign * times.detach()).clamp(max=len(ts) - 1)
     return torch.where(ts[place] == times, ts[place], times)
+
+
+def between(times: Tensor, begin: Tensor, end: Tensor) -> Tensor:
+    """Return the times strictly between two others."""
+    low, high = torch.minimum(begin, end), torch.maximum(begin, end)
+    return times[(times > low) & (times < high)]

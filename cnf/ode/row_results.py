@@ -1,4 +1,4 @@
-"""Results of the rows of a batch: their statuses, their last states, and their outputs."""
+"""Results of the rows of a batch: their statuses, and their last states."""
 
 from __future__ import annotations
 
@@ -53,27 +53,26 @@ class RowStatus:
         return tuple(rows[np.argsort(-error[rows], kind="stable")].tolist())
 
 
-class Outputs:
-    """The states at the output times, collected from the rows as they pass them."""
+class Ends:
+    """The states at the last time, collected from the rows as they get there."""
 
-    def __init__(self, y0: Tensor, times: int) -> None:
+    def __init__(self, y0: Tensor) -> None:
         self.y0 = y0
-        self.pieces: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in range(times)]
-        self.add(0, None, y0)
+        self.found: list[tuple[Tensor | None, Tensor]] = []
 
-    def add(self, index: int, rows: Tensor | None, values: Tensor) -> None:
-        """Add the states of some rows (None: all) at an output time."""
-        self.pieces[index].append((rows, values))
+    def add(self, rows: Tensor | None, values: Tensor) -> None:
+        """Add the states of some rows (None: all)."""
+        self.found.append((rows, values))
 
     def stack(self) -> Tensor:
-        """Return all states, shape (times, *state); NaN where a row did not get to the time."""
-        return torch.stack([self._assemble(pieces) for pieces in self.pieces])
+        """Return the first and the last states; NaN where a row did not get there."""
+        return torch.stack([self.y0, self._assemble()])
 
-    def _assemble(self, pieces: list[tuple[Tensor | None, Tensor]]) -> Tensor:
-        if len(pieces) == 1 and pieces[0][0] is None:
-            return pieces[0][1]
+    def _assemble(self) -> Tensor:
+        if len(self.found) == 1 and self.found[0][0] is None:
+            return self.found[0][1]
         whole = torch.full_like(self.y0, torch.nan)
-        if not pieces:
+        if not self.found:
             return whole
-        rows = torch.cat([rows for rows, _ in pieces if rows is not None])
-        return whole.index_copy(0, rows, torch.cat([values for _, values in pieces]))
+        rows = torch.cat([rows for rows, _ in self.found if rows is not None])
+        return whole.index_copy(0, rows, torch.cat([values for _, values in self.found]))

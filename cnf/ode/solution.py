@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from cnf.ode.dense_output import Pieces
 
 
 class Status(Enum):
@@ -121,14 +124,15 @@ class Solution:
     """The states at the requested times, with the status and the cost of the solve.
 
     Attributes:
-        ts: The requested times, shape (T,).
+        ts: The requested times, shape (T,), or (rows, T) where each row has its own.
         ys: The states there, shape (T, *state); NaN at times that a failed row did not reach.
         row_status: The status of each row (along the first axis of the state), an array of
             `Status`.
         stats: The cost.
         rows: The rows that did not finish, the worst first.
-        last_times: How far each row got, shape (rows,): the last of `ts` where it finished.
+        last_times: How far each row got, shape (rows,): the last of its times where it finished.
         last_states: The states there, of y0's shape, without a gradient.
+        pieces: While the solver is at work, the steps of which it computes `ys`.
     """
 
     ts: Tensor
@@ -138,6 +142,7 @@ class Solution:
     rows: tuple[int, ...]
     last_times: NDArray[np.float64]
     last_states: Tensor
+    pieces: Pieces | None = field(default=None, repr=False)
 
     @classmethod
     def unsolved(cls, start: Tensor, status: NDArray[np.object_], stats: Stats) -> Self:

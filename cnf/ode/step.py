@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from cnf.ode.interpolation import bootstrap_middle, interpolate
+from cnf.ode.interpolation import bootstrap_middle, bootstrap_slopes
 from cnf.ode.tableau import Tableau
 
 BoundDynamics = Callable[[Tensor, Tensor], Tensor]
@@ -37,13 +37,14 @@ def tableau_tensors(tableau: Tableau, dtype: torch.dtype, device: torch.device) 
         return torch.tensor(padded, dtype=dtype, device=device)
 
     end = () if tableau.first_same_as_last else (1.0,)
-    return TableauTensors(
-        times=torch.tensor([*tableau.c, *end], dtype=dtype, device=device),
-        a=tuple(tensor(row) for row in tableau.a),
-        b=tensor(tableau.b),
-        e=None if tableau.e is None else tensor(tableau.e),
-        mid=None if tableau.mid is None else tensor(tableau.mid),
-    )
+    with torch.inference_mode(False):  # for solves outside of it as well
+        return TableauTensors(
+            times=torch.tensor([*tableau.c, *end], dtype=dtype, device=device),
+            a=tuple(tensor(row) for row in tableau.a),
+            b=tensor(tableau.b),
+            e=None if tableau.e is None else tensor(tableau.e),
+            mid=None if tableau.mid is None else tensor(tableau.mid),
+        )
 
 
 class Stages:
@@ -134,24 +135,36 @@ class StepResult:
 
     @cached_property
     def middle(self) -> Tensor | None:
-        """The state at the step's middle to order 4; None where dense output does without it."""
+        """The state at the step's middle; None where dense output does without it."""
         kind, mid = self.stages.tableau.dense, self.stages.weights.mid
         slopes = self.stages[0], self.end_slope
         if kind == "bootstrap":
             return bootstrap_middle(self.f, self.t, self.h, self.y0, self.y1, *slopes)
         return None if mid is None else self.stages.state(self.h, mid)
 
-    def inside(self, time: Tensor) -> Tensor:
-        """Return the state at a time inside the step, by dense output."""
-        slopes = self.stages[0], self.end_slope
-        theta = (time - self.t) / self.h
-        return interpolate(theta, self.h, self.y0, self.y1, *slopes, self.middle)
+    def parts(self, *, at_end: int, inside: bool, slope: bool) -> list[Tensor]:
+        """Return the parts of dense output, with zeros for those that no output has a weight for.
 
-    def at_end(self, time: Tensor) -> Tensor:
-        """Return the state at the step's end, at `time`; differentiable in the time."""
-        if not (time.requires_grad and torch.is_grad_enabled()):
-            return self.y1
-        return self.y1 + self.end_slope * (time - (self.t + self.h))
+        Args:
+            at_end: How many parts there are where outputs are at the ends of steps; otherwise 0.
+            inside: Whether there are outputs inside the step.
+            slope: Whether the slope at the end is wanted.
+        """
+        if at_end == 1:
+            return [self.y1]
+        end_slope = self.end_slope if slope or inside else torch.zeros_like(self.y1)
+        if at_end:
+            return [self.y1, end_slope]
+        parts = [self.y0, self.y1, self.stages[0], end_slope]
+        if self.stages.tableau.dense == "cubic":
+            return parts
+        septic = self.stages.tableau.dense == "septic"
+        if not inside:
+            return [*parts, *[torch.zeros_like(self.y1)] * (4 if septic else 1)]
+        assert self.middle is not None
+        if septic:
+            return parts + bootstrap_slopes(self.f, self.t, self.h, [*parts, self.middle])
+        return [*parts, self.middle]
 
     def _evaluate(self, count: int) -> None:
         """Evaluate the first `count` stages, as far as they are missing."""
@@ -186,12 +199,18 @@ def within(f: BoundDynamics, begin: Tensor, end: Tensor) -> BoundDynamics:
 
     The dynamics may jump at either end, and rounding may put a time beyond it.
     """
+    inside = interior(begin, end)
+    return lambda time, y: f(inside(time), y)
+
+
+def interior(begin: Tensor, end: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that clamps times to the interior of an interval, and keeps gradients."""
     first, last = begin.detach(), end.detach()
     after, before = torch.nextafter(first, last), torch.nextafter(last, first)
     low, high = torch.minimum(after, before), torch.maximum(after, before)
 
-    def inside(time: Tensor, y: Tensor) -> Tensor:
+    def inside(time: Tensor) -> Tensor:
         value = time.detach()
-        return f(time + (torch.clamp(value, low, high) - value), y)
+        return time + (torch.clamp(value, low, high) - value)
 
     return inside

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cnf.ode.dynamics import Linearization, StageEvaluation
+from cnf.ode.interpolation import LOBATTO, bootstrap_weights, interpolation_weights
 from cnf.ode.step import Stages, tableau_tensors
 from cnf.ode.tableau import Tableau
 
@@ -72,6 +74,16 @@ class StepTape:
         return start
 
 
+class DenseCotangents(NamedTuple):
+    """The cotangents of the parts of a step's dense output; see `StepResult.parts`."""
+
+    y1: Tensor
+    y0: Tensor | None = None
+    slope0: Tensor | None = None
+    slope1: Tensor | None = None
+    middle: Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class RowStepTape:
     """The evaluations of a per-sample step, for its adjoint.
@@ -82,30 +94,64 @@ class RowStepTape:
     """
 
     stages: tuple[StageEvaluation, ...]  # all after the first that the end depends on
-    end: StageEvaluation  # of the slope at the end
-    size: Tensor  # h, one for each row
+    end: StageEvaluation | None  # of the slope at the end, if it is known
+    size: Tensor  # h, one for each row or for all
     linearization: Linearization
     accepted: Tensor | None  # the rows that accept the step; None for all
+    middle: StageEvaluation | None = None  # of the slope in `bootstrap_middle`
 
     def vjp(
-        self, tableau: Tableau, cotangent: Tensor, slope_cotangent: Tensor | None
+        self,
+        tableau: Tableau,
+        cotangent: Tensor,
+        slope_cotangent: Tensor | None,
+        parts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the cotangents of state and slope at the start for those at the end.
 
-        Rows that have rejected the step have no part in them; a slope without a cotangent has none.
+        Those of the parts of dense output (see `StepResult.parts`) are added. Rows that have
+        rejected the step have no part in them; a slope without a cotangent has none.
         """
-        cotangent = self._tried(cotangent)
-        if slope_cotangent is not None:
-            cotangent = cotangent + self.end.vjp(self._tried(slope_cotangent))
-        adjoint = StepAdjoint(tableau, cotangent)
-        slope = adjoint.stages_vjp(self.stages, cotangent, self.size)
+        y1 = self._tried(cotangent)
+        slope1 = None if slope_cotangent is None else self._tried(slope_cotangent)
+        y0 = slope0 = middle = None
+        if parts is not None:
+            dense = self._dense_cotangents(tableau, [*map(self._tried, parts)])
+            y0, slope0, middle = dense.y0, dense.slope0, dense.middle
+            y1, slope1 = y1 + dense.y1, _sum(slope1, dense.slope1)
+        if slope1 is not None and self.end is not None:
+            y1 = y1 + self.end.vjp(slope1)
+        adjoint = StepAdjoint(tableau, y1, middle=middle is not None)
+        slope = _sum(adjoint.stages_vjp(self.stages, y1, self.size, middle), slope0)
         self.linearization.finish()
-        start = adjoint.buffer.sum(0)
-        return (
-            (start, slope)
-            if self.accepted is None
-            else (start[self.accepted], slope[self.accepted])
-        )
+        start = _sum(adjoint.buffer.sum(0), y0)
+        assert start is not None
+        assert slope is not None
+        if self.accepted is None:
+            return start, slope
+        return start[self.accepted], slope[self.accepted]
+
+    def _dense_cotangents(self, tableau: Tableau, parts: list[Tensor]) -> DenseCotangents:
+        """Return the cotangents of the parts but for those that the others account for."""
+        if len(parts) == 1:
+            return DenseCotangents(parts[0])
+        y0, y1, slope0, slope1, *middles = parts
+        middle = middles[0] if middles else None
+        if middle is not None and tableau.dense == "bootstrap":
+            ends = [y0, y1, slope0, slope1]
+            if self.middle is not None:
+                *weights, weight = bootstrap_weights(self.size)
+                inside = self.middle.vjp(weight * middle)
+                self.middle.linearization.finish()
+                places = interpolation_weights(torch.full_like(self.size, LOBATTO), self.size, 4)
+                ends = [
+                    end + weight * middle + place * inside
+                    for end, weight, place in zip(ends, weights, places, strict=True)
+                ]
+            return DenseCotangents(ends[1], ends[0], ends[2], ends[3])
+        if middle is not None and tableau.mid is not None and tableau.first_same_as_last:
+            slope1 = slope1 + self.size * tableau.mid[-1] * middle
+        return DenseCotangents(y1, y0, slope0, slope1, middle)
 
     def _tried(self, cotangent: Tensor) -> Tensor:
         """Return the cotangents of all rows that tried the step for those that accept it."""
@@ -116,18 +162,23 @@ class RowStepTape:
 
 
 class StepAdjoint:
-    """The cotangents of a step's states, of y's shape, in one buffer, and weighted sums of them."""
+    """The cotangents of a step's states, of y's shape, in one buffer, and weighted sums of them.
 
-    def __init__(self, tableau: Tableau, y: Tensor) -> None:
+    With `middle` there is one for the state that the tableau's `mid` gives, too.
+    """
+
+    def __init__(self, tableau: Tableau, y: Tensor, *, middle: bool = False) -> None:
         self.tableau = tableau
         weights = tableau_tensors(tableau, y.dtype, y.device)
         count = tableau.solution_stages
-        # Row i has the weights of the cotangents Ȳ_j, and of λ, in that of slope i.
-        stacked = torch.stack([*weights.a[:count], weights.b])[:, :count]
-        self.weights = stacked.T.contiguous()
-        self.buffer = y.new_zeros(count + 1, *y.shape)
-        self.cotangents = self.buffer.unbind()
-        self.matrix = self.buffer.view(count + 1, -1).T
+        rows = [*weights.a[:count], weights.b]
+        if middle and weights.mid is not None:
+            rows.append(weights.mid)
+        # Row i has the weights of the cotangents Ȳ_j, of λ and of the middle's, in that of slope i.
+        self.weights = torch.stack(rows)[:, :count].T.contiguous()
+        self.buffer = y.new_zeros(len(rows), *y.shape)
+        self.count, self.cotangents = count, self.buffer.unbind()
+        self.matrix = self.buffer.view(len(rows), -1).T
         self.shape = y.shape
 
     def vjp(self, evaluations: Sequence[StageEvaluation], cotangent: Tensor, size: float) -> Tensor:
@@ -137,11 +188,17 @@ class StepAdjoint:
         return self.buffer.sum(0)
 
     def stages_vjp(
-        self, stages: Sequence[StageEvaluation], cotangent: Tensor, size: float | Tensor
+        self,
+        stages: Sequence[StageEvaluation],
+        cotangent: Tensor,
+        size: float | Tensor,
+        middle: Tensor | None = None,
     ) -> Tensor:
         """Return the cotangent of the first slope, with those of the other stages' states."""
         self.buffer.zero_()  # entries of the step before need not be finite
-        self.cotangents[-1].copy_(cotangent)
+        self.cotangents[self.count].copy_(cotangent)
+        if middle is not None:
+            self.cotangents[-1].copy_(middle)
         for i in reversed(range(1, len(stages) + 1)):
             self.cotangents[i].copy_(stages[i - 1].vjp(self._slope(i, size)))
         return self._slope(0, size)
@@ -149,3 +206,10 @@ class StepAdjoint:
     def _slope(self, i: int, size: float | Tensor) -> Tensor:
         """Return the cotangent of the slope at stage i, of those of later states."""
         return torch.mv(self.matrix, self.weights[i]).view(self.shape).mul_(size)
+
+
+def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    """Return the sum of two cotangents, None standing for zero."""
+    if left is None or right is None:
+        return right if left is None else left
+    return left + right

@@ -32,8 +32,8 @@ NONFINITE_SHRINK = 0.2
 class TimeScale:
     """Times as fractions of the way from the first output time to the last."""
 
-    def __init__(self, ts: Tensor) -> None:
-        self.begin, end = ts[0].item(), ts[-1].item()
+    def __init__(self, knots: Tensor) -> None:
+        self.begin, end = knots[0].item(), knots[-1].item()
         self.span = end - self.begin
         self.length = abs(self.span)
 
@@ -57,6 +57,8 @@ class StepControlOptions:
         # Times that no step crosses, in order; with a grid steps go from each to the next.
         self.knots: Array = np.array([0.0, *scale.fractions(knots)[1:-1], 1.0])
         self.grid = options.grid is not None
+        # The size of each row's fixed steps, where they do not go from knot to knot.
+        self.row_step = None if options.row_step is None else options.row_step / scale.length
         self.jumps: Mask | None = None  # whether the dynamics jump at each knot after the first
         if options.jumps is not None:
             self.jumps = torch.isin(knots[1:], options.jumps).cpu().numpy()
@@ -77,7 +79,6 @@ class StepControlState:
     nonfinite_end: Array  # that end, as a fraction
     knot: Counts  # the index of the knot before the next step
     to_knot: Array  # the distance to the knot after it
-    outputs_passed: Counts
     evaluations: Counts
     accepted: Counts
     rejected: Counts
@@ -97,7 +98,6 @@ class StepControlState:
             nonfinite_end=zeros,
             knot=counts,
             to_knot=zeros,
-            outputs_passed=counts + 1,
             evaluations=counts,
             accepted=counts,
             rejected=counts,
@@ -120,8 +120,12 @@ class StepControlState:
             self.knot = np.searchsorted(options.knots[1:], self.fraction + TIME_RESOLUTION, "right")
             self.to_knot = options.knots[self.knot + 1] - self.fraction
         if options.grid:
-            return self.to_knot
-        size = np.minimum(np.maximum(self.size, options.min_step), options.max_step)
+            if options.row_step is None:
+                return self.to_knot
+            size = options.row_step[self.index]
+            return np.where(size * (1 + 1e-6) >= self.to_knot, self.to_knot, size)
+        smallest, largest = self._of_entries(options.min_step), self._of_entries(options.max_step)
+        size = np.minimum(np.maximum(self.size, smallest), largest)
         return np.where(size >= self.to_knot, self.to_knot, np.minimum(size, self.to_knot / 2))
 
     def between_knots(self, size: Array) -> tuple[Array, Array]:
@@ -136,9 +140,13 @@ class StepControlState:
     def acceptable(self, size: Array, error: Array) -> Mask:
         """Return which steps are accurate enough."""
         good: Mask = error <= 1
-        if self.options.min_step:
-            good |= (size <= self.options.min_step) & np.isfinite(error)
+        if np.any(self.options.min_step):
+            good |= (size <= self._of_entries(self.options.min_step)) & np.isfinite(error)
         return good
+
+    def _of_entries(self, limit: Array | float) -> Array | float:
+        """Return a limit of step sizes, that of each entry where rows have their own."""
+        return limit[self.index] if isinstance(limit, np.ndarray) else limit
 
     def adapt(self, size: Array, error: Array, accept: Mask) -> None:
         """Advance by the accepted steps, and choose the next sizes."""

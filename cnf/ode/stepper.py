@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnf.ode.arguments import take_rows
+from cnf.ode.arguments import rowwise, take_rows
 from cnf.ode.dynamics import Dynamics, StagedDynamics
 from cnf.ode.options import SolveOptions
 from cnf.ode.step import (
@@ -20,6 +20,7 @@ from cnf.ode.step import (
     stage_times,
     within,
 )
+from cnf.ode.step_adjoint import StageRecorder
 from cnf.ode.step_control import Counts
 from cnf.ode.tape import StepRecord, Tape
 
@@ -103,8 +104,7 @@ class Stepper:
             begin, end = self.knots[knot[0]], self.knots[knot[0] + 1]
             return within(self.bound, begin, end)(begin, y)
         place = torch.from_numpy(knot).to(y.device)
-        shape = (-1, *(1,) * (y.ndim - 1))
-        begin, end = self.knots[place].view(shape), self.knots[place + 1].view(shape)
+        begin, end = (rowwise(self.knots[index], y.ndim) for index in (place, place + 1))
         args = take_rows(self.args, rows)
         return within(lambda t, y: self.f(t, y, args), begin, end)(begin, y)
 
@@ -133,22 +133,31 @@ class Stepper:
             size = step.size * self.lengths[step.knot]
         stages.restart(step.y, slope, size)
         if self.tape is not None and self.tape.keeps_evaluations:
-            return self._recorded(f, t, h, stages, self.tape)
+            return self._recorded(t, h, stages, self.tape)
         return advance(f, stages, t, h, self._stagewise(f, stages, t, h))
 
-    def _recorded(
-        self, f: BoundDynamics, t: Tensor, h: Tensor, stages: Stages, tape: Tape
-    ) -> StepResult:
+    def _recorded(self, t: Tensor, h: Tensor, stages: Stages, tape: Tape) -> StepResult:
         """Take a step whose evaluations are recorded for its adjoint."""
         tableau, times = self.options.tableau, stage_times(stages.weights, t, h)
         recorder = tape.evaluations(times[1:], self.active_args)
         at = self._counted(lambda i, y: recorder(i - 1, y, unweighted=tableau.unweighted[i]))
+        f = self._recorded_middle(tape)
         errors = 0 if self.options.grid is not None else tableau.error_stages
         end = recorder.advance(max(tableau.solution_stages, errors), stages, h)
         if end is None:
             return advance(f, stages, t, h, at)
         self.calls += len(stages) - 1
         return StepResult(f, at, t, h, stages.y, end, stages)
+
+    def _recorded_middle(self, tape: Tape) -> BoundDynamics:
+        """Return the dynamics, whose evaluation for a step's middle is recorded."""
+
+        def evaluate(t: Tensor, y: Tensor) -> Tensor:
+            self.calls += 1
+            tape.middle = StageRecorder(tape.dynamics.linearize(t.unsqueeze(0), self.active_args))
+            return tape.middle(0, y)
+
+        return evaluate
 
     def _stagewise(self, f: BoundDynamics, stages: Stages, t: Tensor, h: Tensor) -> StageDynamics:
         """Return the dynamics by the number of the stage; staged ones prepare all stages."""

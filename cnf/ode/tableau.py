@@ -102,15 +102,25 @@ class Tableau:
         return False, *unweighted, False
 
     @cached_property
-    def dense(self) -> Literal["cubic", "quartic", "bootstrap"]:
-        """The kind of dense output, of order 4 or the method's order if that is less.
+    def dense(self) -> Literal["cubic", "quartic", "bootstrap", "septic"]:
+        """The kind of dense output, of the order of the error estimate or the method.
 
         `"cubic"` and `"quartic"`: `interpolate` without the middle state, or with that of `mid`,
         without an evaluation. `"bootstrap"`: with that of `bootstrap_middle`, by one evaluation.
+        `"septic"`: with the slopes of `bootstrap_slopes`, by 7, in steps with outputs inside.
         """
         if self.mid is not None:
-            return "quartic"
+            return "quartic" if self.order <= 5 else "septic"
         return "cubic" if self.order <= 3 else "bootstrap"
+
+    @cached_property
+    def middle_has_adjoint(self) -> bool:
+        """Whether what dense output needs inside a step has an adjoint made of its stages.
+
+        It depends on no stage after those of the solution, but for the slope at the step's end.
+        """
+        between = self.solution_stages, self.stages - self.first_same_as_last
+        return self.dense != "septic" and not any((self.mid or ())[slice(*between)])
 
     def _check_lengths(self) -> None:
         stages, rows = len(self.c), [len(row) for row in self.a]

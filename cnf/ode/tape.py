@@ -10,25 +10,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
+from cnf.ode.arguments import rowwise
+from cnf.ode.dense_output import Piece
 from cnf.ode.dynamics import StagedDynamics, StageEvaluation
 from cnf.ode.step import StepResult
 from cnf.ode.step_adjoint import RowStepTape, StageRecorder, StepTape
-
-
-@dataclass(frozen=True, eq=False)
-class StepOutput:
-    """An output time that a step passes."""
-
-    index: int  # among the output times
-    rows: Tensor | None  # the step's rows that pass it; None for all
-    inside: bool  # whether it lies inside the step, not at its very end
-
-    def values(self, result: StepResult, ts: Tensor) -> Tensor:
-        """Return the states of the rows at the output time."""
-        last = self.index == len(ts) - 1  # there the step's end follows the time by itself
-        time = ts[self.index]
-        values = result.inside(time) if self.inside else result.y1 if last else result.at_end(time)
-        return values if self.rows is None else values[self.rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +22,7 @@ class StepGraph:
     """The autograd graph of a step."""
 
     y: Tensor  # the leaf that it starts from
-    ends: list[Tensor]  # the states at its end, and at each output time that it passes
+    ends: list[Tensor]  # the states at its end, and the parts of dense output
     rows: Tensor | None = None  # the rows of y that have accepted the step; None for all
 
 
@@ -49,7 +35,7 @@ class StepRecord:
     start: float | Tensor  # as a fraction of the way to the next knot
     size: float | Tensor  # as such a fraction
     y: Tensor  # the states that it starts from
-    outputs: tuple[StepOutput, ...] = ()
+    piece: Piece | None = None  # its part in dense output
     graph: StepGraph | None = None  # where that is kept
     # Where the evaluations are kept for the backward pass, of joint or of per-sample steps.
     tape: StepTape | None = None
@@ -60,8 +46,7 @@ class StepRecord:
         begin, end = knots[self.knot], knots[self.knot + 1]
         if isinstance(self.knot, int):
             return begin, end
-        shape = (-1, *(1,) * (self.y.ndim - 1))
-        return begin.view(shape), end.view(shape)
+        return rowwise(begin, self.y.ndim), rowwise(end, self.y.ndim)
 
     def times(self, begin: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
         """Return start time and signed size, of the knot before it and the span to the next."""
@@ -105,18 +90,26 @@ class Tape:
     """The accepted steps of a solve, with what their backward passes need while it fits.
 
     That is the graph of a step or, with `by_adjoint`, its evaluations, whose vector-Jacobian
-    products make up the adjoint of a Runge-Kutta step. The storages of `args` do not count.
+    products make up the adjoint of a Runge-Kutta step: a `RowStepTape` with `by_rows`, otherwise a
+    `StepTape`. The storages of `args` do not count.
     """
 
     def __init__(
-        self, dynamics: StagedDynamics, args: Any, activation_bytes: int, *, by_adjoint: bool
+        self,
+        dynamics: StagedDynamics,
+        args: Any,
+        activation_bytes: int,
+        *,
+        by_adjoint: bool,
+        by_rows: bool,
     ) -> None:
-        self.dynamics, self.by_adjoint = dynamics, by_adjoint
+        self.dynamics, self.by_adjoint, self.by_rows = dynamics, by_adjoint, by_rows
         self.room = activation_bytes  # the bytes that are left
         self.excluded = storages(args) if activation_bytes else frozenset()
         self.steps: list[StepRecord] = []
         self.saved = SavedBytes(self.excluded)
         self.recorder: StageRecorder | None = None  # of the step being tried
+        self.middle: StageRecorder | None = None  # of its evaluation for the middle
         # Of the slope that the next joint step starts with, or the first per-sample steps.
         self.first: StageEvaluation | None = None
         self.first_rows: Tensor | None = None
@@ -148,9 +141,9 @@ class Tape:
         self.room -= self.saved.bytes + self.recorder.linearization.bytes
 
     def add(
-        self, step: StepRecord, result: StepResult, rows: Tensor | None, values: list[Tensor]
+        self, step: StepRecord, result: StepResult, rows: Tensor | None, parts: Tensor | None
     ) -> None:
-        """Append a step of the rows that accept it, with its states at the output times.
+        """Append a step of the rows that accept it, with its parts of dense output.
 
         The result is of all rows that tried it; `rows` are those of them that accept it.
         """
@@ -159,7 +152,8 @@ class Tape:
         elif self.keeps_graphs:
             self.room -= self.saved.bytes
             if self.room >= 0:
-                ends = [result.y1 if rows is None else result.y1[rows], *values]
+                ends = [result.y1 if rows is None else result.y1[rows]]
+                ends += [] if parts is None else [parts]
                 step = replace(step, graph=StepGraph(result.y0, ends, rows))
         self.steps.append(step)
 
@@ -173,10 +167,17 @@ class Tape:
         self.room -= self.saved.bytes + linearization.bytes
         count = result.stages.tableau.solution_stages - 1
         stages = tuple(evaluations[:count])
-        size = result.stages.size
-        if size is None:
-            row_tape = RowStepTape(stages, evaluations[-1], result.h, linearization, rows)
+        if self.by_rows:
+            middle = None if self.middle is None else self.middle.evaluations[0]
+            self.middle = None
+            known = (
+                step.piece is None or step.piece.options["slope"] or step.piece.options["inside"]
+            )
+            end = evaluations[-1] if known else None
+            row_tape = RowStepTape(stages, end, result.h, linearization, rows, middle)
             return replace(step, row_tape=row_tape) if self.room >= 0 else step
+        size = result.stages.size
+        assert size is not None
         tape = StepTape(self.first, stages, size, linearization)
         self.first = evaluations[-1] if evaluations else None
         return replace(step, tape=tape) if self.room >= 0 else step

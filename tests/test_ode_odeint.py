@@ -594,13 +594,35 @@ def test_the_adjoint_warns_of_options_without_effect():
         call(odeint_adjoint, swing, ONE, TIMES, options=options, adjoint_options=options)
 
 
-@pytest.mark.parametrize(
-    ("solver", "names", "method"),
-    [
-        *((s, ("step", "accept_step"), "rk4") for s in BOTH),
-        (odeint_adjoint, ("step_adjoint",), None),
-    ],
-)
-def test_callbacks_that_are_not_called_are_warned_of(solver, names, method):
+@pytest.mark.parametrize("solver", BOTH)
+def test_callbacks_that_are_not_called_are_warned_of(solver):
     with pytest.warns(UserWarning, match="does not support callbacks"):
-        recorded(solver, *names, method=method)
+        recorded(solver, "step", "accept_step", method="rk4")
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_callbacks_of_the_adjoint(method, dtype):
+    """Steps of the backward solve, from the last time to the first, with its state in a tuple."""
+    y0, rate, names = torch.ones(2, dtype=dtype), wanting(dtype=dtype), ("step", "accept_step")
+    runs = []
+    for solver in BOTH_ADJOINT:
+        func, calls = partial(lambda t, y: rate * y * torch.cos(3 * t)), []
+        for name in names if method == "dopri5" else names[:1]:
+
+            def record(t, state, h, calls=calls, name=name):
+                calls.append((name, float(t), [(p.shape, p.dtype) for p in state[1:]], float(h)))
+
+            setattr(func, f"callback_{name}_adjoint", record)
+        ys = solver(func, y0, TIMES, method=method, adjoint_params=(rate,), rtol=1e-5, atol=1e-5)
+        assert not calls
+        ys.abs().sum().backward()
+        runs.append(calls)
+    ours, theirs = runs
+    assert ours[0][:2] == ("step", pytest.approx(float(TIMES[-1]))) == theirs[0][:2]
+    assert {call[2][i] for call in ours for i in range(3)} == {*theirs[0][2]}
+    assert {name for name, *_ in ours} == {name for name, *_ in theirs}
+    assert all(call[3] > 0 for call in ours)
+    assert sum(call[3] for call in ours if call[0] == "step") >= 1.2 - 1e-9
+    if method == "rk4":
+        assert [call[1::2] for call in ours] == [pytest.approx(call[1::2]) for call in theirs]

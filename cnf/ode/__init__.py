@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     )
     from cnf.ode.dynamics import AutogradLinearization, Dynamics, Linearization, StagedDynamics
     from cnf.ode.gradients import GRADIENTS
+    from cnf.ode.neural_ode import NeuralODE
     from cnf.ode.options import Gradient
     from cnf.ode.solution import Solution, SolveError, Stats, Status
     from cnf.ode.solver import StepMode, solve
     from cnf.ode.tableau import Tableau
     from cnf.ode.tableaus import TABLEAUS
-    from cnf.ode.torchdiffeq import odeint, odeint_adjoint
+    from cnf.ode.torchdiffeq import odeint, odeint_adjoint, odeint_event
 else:  # the names of methods and gradient modes need no PyTorch
     _NAMES = {
         "arguments": "PerRow take_rows",
@@ -35,12 +36,13 @@ else:  # the names of methods and gradient modes need no PyTorch
         "row_rms_norm",
         "dynamics": "AutogradLinearization Dynamics Linearization StagedDynamics",
         "gradients": "GRADIENTS",
+        "neural_ode": "NeuralODE",
         "options": "Gradient",
         "solution": "Solution SolveError Stats Status",
         "solver": "StepMode solve",
         "tableau": "Tableau",
         "tableaus": "TABLEAUS",
-        "torchdiffeq": "odeint odeint_adjoint",
+        "torchdiffeq": "odeint odeint_adjoint odeint_event",
     }
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -57,6 +59,7 @@ __all__ = [
     "Gradient",
     "IController",
     "Linearization",
+    "NeuralODE",
     "Norm",
     "PIController",
     "PerRow",
@@ -71,6 +74,7 @@ __all__ = [
     "max_norm",
     "odeint",
     "odeint_adjoint",
+    "odeint_event",
     "rms_norm",
     "row_max_norm",
     "row_rms_norm",

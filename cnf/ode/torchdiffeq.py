@@ -1,33 +1,23 @@
-"""The solver with torchdiffeq's interface: `odeint` and `odeint_adjoint`."""
+"""The solver with torchdiffeq's interface: `odeint`, `odeint_adjoint` and `odeint_event`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
-from warnings import warn
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from cnf.ode.backsolve import Backsolve
-from cnf.ode.options import Gradient
-from cnf.ode.solver import solve
-from cnf.ode.state_layout import InputError, State, StateLayout, is_number
-from cnf.ode.step import BoundDynamics
-from cnf.ode.tableaus import find_tableau
+from cnf.ode.state_layout import State, is_number
+from cnf.ode.tableaus import find_tableau, known_name
+from cnf.ode.torchdiffeq_call import Func, OdeintCall
+from cnf.ode.torchdiffeq_events import EventFunction, solve_until_event
 from cnf.ode.torchdiffeq_options import (
-    CALLBACKS,
     Options,
-    adaptive_options,
-    callback_observer,
-    check_options,
-    fixed_grid,
     uses_seminorm,
-    warn_of_callbacks,
 )
-
-Func = Callable[[Any, Any], Any]
+from cnf.ode.torchdiffeq_scipy import SCIPY, ScipyCall
 
 
 def odeint(
@@ -39,6 +29,7 @@ def odeint(
     atol: Any = 1e-9,
     method: str | None = None,
     options: Options | None = None,
+    event_fn: EventFunction | None = None,
 ) -> Any:
     """Solve dy/dt = func(t, y) from y(t₀) = y0, called as `torchdiffeq.odeint` is.
 
@@ -53,7 +44,9 @@ def odeint(
         rtol: Relative tolerance: a number, a tensor that broadcasts against the state, or for a
             tuple as many of these.
         atol: Absolute tolerance, of the same kinds.
-        method: Name of a tableau in `cnf.ode.TABLEAUS`; `"dopri5"` when None.
+        method: Name of a tableau in `cnf.ode.TABLEAUS`; `"dopri5"` when None. `"scipy_solver"` is
+            SciPy's `solve_ivp`, whose implicit methods are for stiff func; on the CPU in float64,
+            and without gradients, which `odeint_adjoint` has.
         options: For adaptive methods `first_step`, `min_step`, `max_step`; `safety`, `ifactor`,
             `dfactor` (the safety factor of the next step's size, its largest and its smallest
             change); `max_num_steps` (on average over the intervals between output times);
@@ -62,10 +55,16 @@ def odeint(
             methods of fixed steps `step_size` or `grid_constructor` (returns the grid of steps for
             func, y0 and t); without them steps go from each of `t` to the next; `interp`,
             `"linear"` or `"cubic"`, between steps; `perturb`, for a func that jumps at the steps'
-            ends. `dtype` is accepted without effect: step control is in float64.
+            ends. `dtype` is accepted without effect: step control is in float64. For
+            `"scipy_solver"` `solver`, the name of SciPy's method, `"LSODA"`, `"BDF"`, `"Radau"` …;
+            `first_step`, `max_step`, and for LSODA `min_step`.
+        event_fn: Takes a time and a state like y0; returns a tensor. The solve ends where one of
+            its numbers first changes its sign; see `odeint_event`. Then `t` has two times, the
+            start and one that says in which direction time goes, and fixed steps need `step_size`.
 
     Returns:
-        The states at the times `t`: a tensor of shape (T, *y0.shape), or a tuple of such.
+        The states at the times `t`: a tensor of shape (T, *y0.shape), or a tuple of such. With
+        `event_fn` the event's time, and the states at the start and at the event.
 
     Raises:
         ValueError: The method, the step size or another option is not as described, or a tolerance
@@ -75,6 +74,7 @@ def odeint(
         TypeError: `t` is not floating point.
         SolveError: The solve failed: the step limit, a step size that underflows, a state or a norm
             that is not finite (an `AssertionError` in torchdiffeq). Fixed steps do not fail.
+        RuntimeError: No event was found, in `max_num_steps` steps (100,000 without the option).
 
     Source: R. T. Q. Chen (2018), torchdiffeq, https://github.com/rtqichen/torchdiffeq.
 
@@ -83,7 +83,15 @@ def odeint(
         >>> odeint(lambda t, y: -y, y0, t)[-1]
         tensor([0.3679, 0.7358])
     """
-    return _OdeintCall(func, y0, t, rtol, atol, method, options).solve("backprop")
+    if method == SCIPY:
+        _check_no_event(event_fn)
+        return ScipyCall(func, y0, t, rtol, atol, options).solve()
+    call = OdeintCall(func, y0, t, rtol, atol, method, options)
+    return (
+        call.solve("backprop")
+        if event_fn is None
+        else solve_until_event(call, event_fn, "backprop")
+    )
 
 
 def odeint_adjoint(
@@ -95,6 +103,7 @@ def odeint_adjoint(
     atol: Any = 1e-9,
     method: str | None = None,
     options: Options | None = None,
+    event_fn: EventFunction | None = None,
     adjoint_rtol: Any = None,
     adjoint_atol: Any = None,
     adjoint_method: str | None = None,
@@ -109,15 +118,23 @@ def odeint_adjoint(
     linear interpolation at times that no step ends at, it is one state for each step. Gradients
     reach y0, t and `adjoint_params`, leaves or not, and no other tensor that `func` holds.
 
+    With `method="scipy_solver"` the adjoint is solved by SciPy as well, along the dense output of
+    the forward solve, which is kept: a stiff equation cannot be solved backwards.
+
     Args:
-        func: See `odeint`; a module, or `adjoint_params` are given. Its `callback_step_adjoint` and
-            the like are not called.
+        func: See `odeint`; a module, or `adjoint_params` are given. Where it has methods
+            `callback_step_adjoint`, `callback_accept_step_adjoint` or
+            `callback_reject_step_adjoint`, they are called for the steps of the backward solve,
+            with the state in a tuple: zero, y (of a tuple all numbers in one vector), the adjoint,
+            and the gradient of each parameter. (The zero stands for the gradient of the time, which
+            is part of torchdiffeq's backward solve.)
         y0: See `odeint`.
         t: See `odeint`.
         rtol: See `odeint`.
         atol: See `odeint`.
         method: See `odeint`.
         options: See `odeint`.
+        event_fn: See `odeint`.
         adjoint_rtol: Relative tolerance of the backward solve, that of the forward solve when None.
             Of several numbers the least counts.
         adjoint_atol: Absolute tolerance of the backward solve, with the same default.
@@ -137,6 +154,7 @@ def odeint_adjoint(
         InputError: See `odeint`.
         TypeError: See `odeint`.
         SolveError: See `odeint`; in the backward pass too.
+        RuntimeError: See `odeint`.
 
     Source: Chen et al. (2018), Neural ordinary differential equations; Kidger, Chen & Lyons (2021),
     "Hey, that's not an ODE": faster ODE adjoints via seminorms.
@@ -155,134 +173,87 @@ def odeint_adjoint(
             f"Expected adjoint_options with adjoint_method {adjoint_method!r}, which differs from "
             f"method {method!r}; got None: pass adjoint_options={{}} for the defaults"
         )
-    call = _OdeintCall(func, y0, t, rtol, atol, method, options)
+    if method == SCIPY:
+        _check_no_event(event_fn)
+        known_name("adjoint_method", adjoint_method or SCIPY, (SCIPY,))
+        scipy = ScipyCall(func, y0, t, rtol, atol, options)
+        return scipy.solve_adjoint(
+            params, _least(adjoint_rtol), _least(adjoint_atol), adjoint_options
+        )
+    call = OdeintCall(func, y0, t, rtol, atol, method, options)
+    tableau = find_tableau(adjoint_method) if adjoint_method else call.tableau
     gradient = Backsolve(
         _least(adjoint_rtol),
         _least(adjoint_atol),
-        adjoint_method and find_tableau(adjoint_method).name,
+        tableau.name if adjoint_method or event_fn else None,
         "state" if uses_seminorm(adjoint_options, options or {}) else "full",
+        call.adjoint_observer(tableau, params),
     )
-    warn_of_callbacks(func, [f"{name}_adjoint" for name in CALLBACKS.values()], "odeint_adjoint", 3)
+    if event_fn is not None:
+        return solve_until_event(call, event_fn, gradient, params)
     return call.solve(gradient, params)
 
 
-class _OdeintCall:
-    """The checked arguments of a call, with the state in the solver's layout."""
+def odeint_event(
+    func: Func,
+    y0: State,
+    t0: Tensor,
+    *,
+    event_fn: EventFunction,
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **keywords: Any,
+) -> Any:
+    """Solve until an event, called as `torchdiffeq.odeint_event` is.
 
-    def __init__(
-        self,
-        func: Func,
-        y0: State,
-        t: Tensor,
-        rtol: Any,
-        atol: Any,
-        method: str | None,
-        options: Options | None,
-    ) -> None:
-        self.func, self.user_y0 = func, y0
-        self.tableau = find_tableau(method or "dopri5")
-        self.layout = StateLayout.of(y0)
-        self.y0 = self.layout.pack(y0)
-        _check_times(t)
-        device = self.y0.device
-        if t.device != device:
-            warn(f"t is on {t.device} and y0 on {device}: t is moved to {device}", stacklevel=3)
-        self.t = t.to(device)
-        self.rtol = self.layout.tolerance("rtol", rtol, self.y0)
-        self.atol = self.layout.tolerance("atol", atol, self.y0)
-        self.options = dict(options or {})
-        check_options(self.tableau, self.options)
-        if not self.tableau.adaptive:
-            warn_of_callbacks(func, list(CALLBACKS.values())[1:], self.tableau.name, 4)
+    Gradients reach y0, t0, func's tensors as those of `odeint_interface` do, and the tensors that
+    `event_fn` holds; they include how the event's time depends on all of these. (So do those of
+    `odeint` with `event_fn` here, where torchdiffeq's hold the time fixed.)
 
-    def slope(self, t: Tensor, y: Tensor) -> Tensor:
-        """Return the user's slope in the solver's layout."""
-        return self.layout.pack(self.func(t, self.layout.unpack(y)))
+    Args:
+        func: See `odeint`.
+        y0: See `odeint`.
+        t0: The first time, a tensor of one number.
+        event_fn: Takes a time and a state like y0; returns a tensor. The solve ends where one of
+            its numbers first changes its sign, as seen at the ends of steps: an event that comes
+            and goes within one step may be missed, unless `max_step` forbids such steps.
+        reverse_time: Whether time goes backwards.
+        odeint_interface: `odeint` or `odeint_adjoint`.
+        **keywords: Further arguments of the interface.
 
-    def solve(self, gradient: str | Gradient, params: tuple[Tensor, ...] = ()) -> Any:
-        """Return the states at the times `t`, with gradients to `params` as well."""
-        if len(self.t) == 1:
-            return self.layout.unpack(self.y0[None], 1)
-        ts = self.t
-        if self.tableau.adaptive:
-            norm = self.layout.norm(self.options.get("norm"))
-            steps = adaptive_options(self.options, self.t, norm)
-        else:
-            grid = fixed_grid(self.options, self.func, self.user_y0, self.t)
-            # A state that is not finite is returned: fixed steps do not fail.
-            steps = {"step_size": grid, "max_steps": len(grid), "on_failure": "return"}
-            if self.options.get("perturb"):
-                steps["jumps"] = grid
-            linear = self.options.get("interp", "linear") == "linear"
-            if linear and not set(ts.tolist()) <= set(grid.tolist()):
-                ts = grid
-        ys = solve(
-            _with_arguments(self.slope, params),
-            self.y0,
-            ts,
-            tuple(_real_copy(param, self.y0.dtype) for param in params),
-            method=self.tableau.name,
-            rtol=self.rtol,
-            atol=self.atol,
-            gradient=gradient,
-            observer=callback_observer(self.func, self.tableau, self.layout.unpack),
-            **steps,
-        ).ys
-        ys = ys if ts is self.t else _interpolate_linearly(self.t, ts, ys)
-        return self.layout.unpack(ys, len(self.t))
+    Returns:
+        The event's time, a scalar, and the states at t0 and at the event: a tensor of shape
+        (2, *y0.shape), or a tuple of such.
 
+    Raises:
+        ValueError: See `odeint`.
+        RuntimeError: See `odeint`.
 
-class _DynamicsWithArguments(torch.autograd.Function):
-    """Dynamics that hold tensors, whose gradients go to copies passed as arguments.
+    Source: Chen, Amos & Nickel (2021), Learning neural event functions for ordinary differential
+    equations.
 
-    The solver returns gradients to its arguments alone, so it gets copies of the tensors as
-    arguments, while the dynamics use the tensors that they hold.
+    Example:
+        >>> height = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+        >>> y0, t0 = torch.stack([height, torch.zeros_like(height)]), height.new_zeros(())
+        >>> def fall(t, y):
+        ...     return torch.stack([y[1], y.new_tensor(-9.81)])
+        >>> time, states = odeint_event(fall, y0, t0, event_fn=lambda t, y: y[0])
+        >>> time.backward()
+        >>> print(f"{time:.6f} {height.grad:.6f}")  # √(2h/g) and its derivative 1/√(2gh)
+        1.009638 0.100964
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, f: BoundDynamics, held: tuple[Tensor, ...], t: Tensor, y: Tensor, *args: Tensor
-    ) -> Tensor:
-        needed = ctx.needs_input_grad[2:]
-        with torch.enable_grad():
-            t, y = (
-                tensor.detach().requires_grad_(need)
-                for tensor, need in zip((t, y), needed, strict=False)
-            )
-            slope = f(t, y)
-        ctx.slope, ctx.inputs = slope, (t, y, *held)
-        ctx.dtypes = [tensor.dtype for tensor in (t, y, *args)]
-        return slope.detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        grads: list[Tensor | None] = [None] * len(ctx.inputs)
-        if ctx.slope.requires_grad:
-            needed = [i for i, need in enumerate(ctx.needs_input_grad[2:]) if need]
-            inputs = [ctx.inputs[i] for i in needed]
-            parts = torch.autograd.grad(ctx.slope, inputs, cotangent, allow_unused=True)
-            for i, part in zip(needed, parts, strict=True):
-                grads[i] = None if part is None else _real_copy(part, ctx.dtypes[i])
-        return None, None, *grads
+    start = t0.reshape(1)
+    ahead = -1.0 if reverse_time else 1.0
+    t = torch.cat([start, start.detach() + ahead])
+    return odeint_interface(func, y0, t, event_fn=event_fn, **keywords)
 
 
-def _with_arguments(
-    f: BoundDynamics, held: tuple[Tensor, ...]
-) -> Callable[[Tensor, Tensor, Any], Any]:
-    """Return `f` for the solver, with copies of the tensors that it holds as arguments."""
-
-    def dynamics(t: Tensor, y: Tensor, args: tuple[Tensor, ...]) -> Any:
-        if held and torch.is_grad_enabled():
-            return _DynamicsWithArguments.apply(f, held, t, y, *args)  # type: ignore[no-untyped-call]
-        return f(t, y)
-
-    return dynamics
-
-
-def _real_copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-    return real.to(dtype)
+def _check_no_event(event_fn: EventFunction | None) -> None:
+    if event_fn is not None:
+        raise ValueError(
+            f"Expected a Runge-Kutta method with event_fn; got {SCIPY!r}: pass dopri5 or another "
+            "name in cnf.ode.TABLEAUS"
+        )
 
 
 def _differentiable_params(func: Func, given: Iterable[Tensor] | None) -> tuple[Tensor, ...]:
@@ -310,25 +281,3 @@ def _least(tolerance: Any) -> float | None:
     if tolerance is None or is_number(tolerance):
         return None if tolerance is None else float(tolerance)
     return min(float(torch.as_tensor(part).min()) for part in tolerance)
-
-
-def _check_times(t: Tensor) -> None:
-    if not isinstance(t, Tensor):
-        raise InputError(f"Expected t to be a tensor; got {type(t).__name__}")
-    if not t.is_floating_point():
-        raise TypeError(f"Expected t to be floating point; got {t.dtype}")
-    gaps = t.detach().diff() if t.ndim == 1 else None
-    if gaps is None or not len(t) or not ((gaps > 0).all() or (gaps < 0).all()):
-        raise InputError(
-            "Expected t to be one-dimensional and strictly increasing or decreasing; "
-            f"got {t.tolist()}"
-        )
-
-
-def _interpolate_linearly(ts: Tensor, grid: Tensor, ys: Tensor) -> Tensor:
-    """Return the states at the times `ts`, linear between those at the times of a grid."""
-    ahead = 1.0 if grid[-1] > grid[0] else -1.0
-    after = torch.searchsorted(ahead * grid.detach(), ahead * ts.detach()).clamp(min=1)
-    begin, end = grid[after - 1], grid[after]
-    theta = ((ts - begin) / (end - begin)).to(ys.dtype).view(-1, *(1,) * (ys.ndim - 1))
-    return torch.lerp(ys[after - 1], ys[after], theta)

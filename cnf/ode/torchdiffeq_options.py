@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cnf.ode.controllers import Norm, PIController
-from cnf.ode.options import Observer, snapped
+from cnf.ode.options import between, snapped
 from cnf.ode.solver import even_steps
 from cnf.ode.state_layout import InputError, State
 from cnf.ode.tableau import Tableau
@@ -113,30 +113,28 @@ def uses_seminorm(adjoint_options: Options | None, options: Options) -> bool:
 
 
 def callback_observer(
-    func: Any, tableau: Tableau, unpack: Callable[[Tensor], Any]
-) -> Observer | None:
+    func: Any, tableau: Tableau, unpack: Callable[[Any], Any], suffix: str = ""
+) -> Callable[[str, Tensor, Any, Tensor], None] | None:
     """Return an observer that calls the callbacks of `func`; None where it has none.
 
-    A method of fixed steps calls `callback_step` alone.
+    A method of fixed steps calls `callback_step` alone, and warns of the others.
     """
-    kinds = CALLBACKS if tableau.adaptive else {"step": CALLBACKS["step"]}
-    callbacks = {kind: getattr(func, name, None) for kind, name in kinds.items()}
-    if not any(callbacks.values()):
+    found = {kind: getattr(func, f"{name}{suffix}", None) for kind, name in CALLBACKS.items()}
+    callbacks = {kind: callback for kind, callback in found.items() if callback is not None}
+    if not tableau.adaptive:
+        unused = [f"{CALLBACKS[kind]}{suffix}" for kind in callbacks if kind != "step"]
+        if unused:
+            warn(f"{tableau.name} does not support callbacks {unused}", stacklevel=4)
+        callbacks = {kind: callbacks[kind] for kind in callbacks if kind == "step"}
+    if not callbacks:
         return None
 
-    def observe(kind: str, t: Tensor, y: Tensor, h: Tensor) -> None:
+    def observe(kind: str, t: Tensor, y: Any, h: Tensor) -> None:
         callback = callbacks.get(kind)
         if callback is not None:
             callback(t, unpack(y), h.abs())
 
     return observe
-
-
-def warn_of_callbacks(func: Any, names: list[str], solver: str, level: int) -> None:
-    """Warn of callbacks of `func` that a solver does not call."""
-    found = [name for name in names if hasattr(func, name)]
-    if found:
-        warn(f"{solver} does not support callbacks {found}", stacklevel=level)
 
 
 def _stops(options: Options, t: Tensor) -> dict[str, Tensor]:
@@ -152,5 +150,4 @@ def _stops(options: Options, t: Tensor) -> dict[str, Tensor]:
             "Expected step_t and jump_t to have no time in common and none twice; "
             f"got {together.tolist()}"
         )
-    low, high = sorted(t.detach()[[0, -1]].tolist())
-    return {name: times[(low < times) & (times < high)] for name, times in given.items()}
+    return {name: between(times, t[0], t[-1]) for name, times in given.items()}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 FOLDS = 5
+BOOSTING_ROUNDS = 100  # of the classifier
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def two_sample_test(data: Array, samples: Array, seed: int = 0) -> TwoSample:
     halves = [rng.permutation(rows)[:count] for rows in (data, samples)]
     labels = np.repeat([0, 1], count)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    classifier = HistGradientBoostingClassifier(random_state=seed)
+    classifier = HistGradientBoostingClassifier(max_iter=BOOSTING_ROUNDS, random_state=seed)
     predicted = cross_val_predict(classifier, np.vstack(halves), labels, cv=folds)
     accuracy = float((predicted == labels).mean())
     stderr = float(np.sqrt(accuracy * (1 - accuracy) / (2 * count)))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import cos, inf, pi
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,15 +13,14 @@ import torch
 from torch import Tensor
 
 from cnf.tables.code_network import CodeNetwork
-from cnf.training.checkpoint import Checkpointer
+from cnf.training.averaged_run import AveragedRecipe, AveragedRun
+from cnf.training.checkpoint import Checkpointer, run_identity
 from cnf.training.data import BatchSampler, Rows
-from cnf.training.history import History, Record, StepEvent
-from cnf.training.numbers import check_numbers, document_numbers, number
-from cnf.training.optimizer import Optimizer, OptimizerStep, StepLoss
+from cnf.training.history import History, StepEvent
+from cnf.training.numbers import document_numbers, number
+from cnf.training.optimizer import StepLoss
 from cnf.training.progress import TrainingBudget
-from cnf.training.run import Run
-from cnf.utils.distributed import local_slice, mean, parallel, world_size
-from cnf.utils.serialization import add_prefix, strip_prefix
+from cnf.utils.distributed import local_slice, mean, world_size
 from cnf.utils.threads import Threads, check_threads, number_of_threads
 
 OBJECTIVE = "code likelihood"
@@ -32,38 +29,21 @@ CALIBRATION_SHARE = 0.1  # of the budget
 
 
 @dataclass(frozen=True)
-class CodeRecipe:
+class CodeRecipe(AveragedRecipe):
     """The numbers of training a network of codes."""
 
     learning_rate: float = number(2e-3, "peak learning rate")
     final_rate: float = number(0.02, "last learning rate over the peak", low=0)
     warmup: float = number(0.01, "fraction of the run that warms up", high=1)
     weight_decay: float = number(1e-3, "decoupled weight decay", low=0)
+    max_grad_norm: float = number(5.0, "norm that gradients are clipped to")
     momentum: float = number(0.9, "AdamW's decay of the mean gradient", low=0, high=1)
     square_decay: float = number(0.99, "AdamW's decay of the mean square", low=0, high=1)
-    max_grad_norm: float = number(5.0, "norm that gradients are clipped to")
     batch_size: int = number(256, "rows for each step, of each process")
     canonical: float = number(0.5, "share of rows in the order of the coordinates", low=0, high=1)
     next_share: float = number(0.7, "share of the next coordinate in those rows' loss", low=0)
-    ema_decay: float = number(0.99, "decay of the averaged weights", low=0, high=1)
     ema_steps: int = number(5, "steps between two averages", low=1)
-    validations: int = number(16, "number of validations", low=1)
     validation_rows: int = number(2000, "rows for validation at most", low=1)
-    patience: int = number(6, "validations without improvement that end a run", low=1)
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-
-    def rate(self, done: float) -> float:
-        """Return the learning rate: linear warm-up, then a cosine over the run.
-
-        Example:
-            >>> [round(CodeRecipe().rate(done), 6) for done in (0.005, 0.5, 1.0)]
-            [0.00102, 0.00102, 4e-05]
-        """
-        rise = min(1.0, done / self.warmup + 0.01)
-        fall = self.final_rate + (1 - self.final_rate) * 0.5 * (1 + cos(pi * min(1.0, done)))
-        return self.learning_rate * rise * fall
 
 
 document_numbers(CodeRecipe)
@@ -152,8 +132,16 @@ def fit_codes(
         network.start(train.x, train.weight)
     checkpointer = None
     if state is not None:
-        identity = _identity(network, recipe, length, seed, train, held_out)
-        identity |= {} if whole is None else {"whole": dict(whole)}
+        identity = run_identity(
+            asdict(recipe),
+            length,
+            seed,
+            train.x.device,
+            train.fingerprint(),
+            held_out.fingerprint(),
+            network=network.config(),
+            **({} if whole is None else {"whole": dict(whole)}),
+        )
         checkpointer = Checkpointer(Path(state), state_seconds, identity)
     generator = torch.Generator().manual_seed(seed)
     length = replace(length, budget=(1 - CALIBRATION_SHARE) * length.budget)
@@ -230,29 +218,6 @@ def check_weights(weight: Tensor, rows: int) -> None:
         )
 
 
-def _identity(
-    network: CodeNetwork,
-    recipe: CodeRecipe,
-    length: TrainingBudget,
-    seed: int,
-    train: Rows,
-    held_out: Rows,
-) -> dict[str, Any]:
-    """Return what a run may not change when it resumes, ready for JSON."""
-    found = {
-        **asdict(recipe),
-        **{name: None if value == inf else value for name, value in vars(length).items()},
-        "network": network.config(),
-        "seed": seed,
-        "number of processes": world_size(),
-        "kind of device": train.x.device.type,
-        "training rows": train.fingerprint(),
-        "validation rows": held_out.fingerprint(),
-    }
-    identity: dict[str, Any] = json.loads(json.dumps(found))
-    return identity
-
-
 def draw_visible(rows: int, network: CodeNetwork, recipe: CodeRecipe) -> tuple[Tensor, Tensor]:
     """Draw which coordinates each row of a batch sees, and the weights of its other ones.
 
@@ -293,10 +258,11 @@ def _spread(rows: int, count: int) -> Tensor:
     return positions.long() % count
 
 
-class CodeRun(Run[Record, StepEvent]):
+class CodeRun(AveragedRun[CodeNetwork]):
     """A run of `fit_codes`: its network, the average of its weights, and its rows."""
 
-    record_type = Record
+    objective, model_name = OBJECTIVE, "network"
+    sampler: BatchSampler
 
     def __init__(
         self,
@@ -309,40 +275,18 @@ class CodeRun(Run[Record, StepEvent]):
         checkpointer: Checkpointer | None,
         threads: Threads,
     ) -> None:
-        self.network, self.recipe, self.sampler = network, recipe, sampler
-        self.held_out, self.within_nll = held_out, within_nll
+        self.recipe, self.held_out, self.within_nll = recipe, held_out, within_nll
         self.unseen = network.unseen(sampler.rows.x, sampler.rows.weight)
-        self.costs = parallel(network)
-        self.averaged = copy.deepcopy(network)  # after `parallel` has made the weights rank 0's
+        options = (recipe, budget, sampler, checkpointer, threads)
         betas = (recipe.momentum, recipe.square_decay)
-        numbers = (recipe.weight_decay, recipe.max_grad_norm, betas)
-        self.optimizer = Optimizer(list(network.parameters()), *numbers)
-        self.averages = 0
-        options = (network.bias, checkpointer, threads)
-        super().__init__(budget, recipe.validations, (1.0,), recipe.patience, *options)
+        super().__init__(network, network, *options, betas=betas, ema_steps=recipe.ema_steps)
 
-    def step(self, done: float, steps: float) -> tuple[OptimizerStep, float]:
-        codes, rate = self.sampler.batch(self.recipe.batch_size).x, self.recipe.rate(done)
-
-        def loss() -> StepLoss:
-            visible, weights = draw_visible(len(codes), self.network, self.recipe)
-            costs = self.costs(codes, visible.to(codes.device), self.network.dropout, self.unseen)
-            # A gap costs nothing, and so the expected sum is −log p of the others.
-            return StepLoss((weights.to(costs) * costs).sum(1).mean())
-
-        step = self.optimizer.step(loss, rate)
-        if not step.failure and (self.progress.step + 1) % self.recipe.ema_steps == 0:
-            self._update_average()
-        return step, rate
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Update the average, whose decay starts low to forget the start."""
-        self.averages += 1
-        decay = min(self.recipe.ema_decay, self.averages / (9 + self.averages))
-        averaged: list[Tensor] = [*self.averaged.parameters()]
-        current: list[Tensor] = [*self.network.parameters()]
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+    def loss(self, done: float) -> StepLoss:
+        codes = self.sampler.batch(self.recipe.batch_size).x
+        visible, weights = draw_visible(len(codes), self.model, self.recipe)
+        costs = self.losses(codes, visible.to(codes.device), self.model.dropout, self.unseen)
+        # A gap costs nothing, and so the expected sum is −log p of the others.
+        return StepLoss((weights.to(costs) * costs).sum(1).mean())
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -357,34 +301,5 @@ class CodeRun(Run[Record, StepEvent]):
         counted = len(self.held_out) if weight is None else weight.double().sum().item()
         return self.within_nll + total * world_size() / counted
 
-    def record(self, scores: float, seconds: float) -> tuple[Record, float]:
-        progress = self.progress
-        loss = progress.mean_loss + self.within_nll  # of whole rows, as the validation's is
-        counted = (progress.step, seconds, OBJECTIVE, loss, scores, 0.0)
-        return Record(*counted, progress.rate, progress.threads), scores
-
-    def event(
-        self, step: OptimizerStep, done: float, seconds: float, record: Record | None
-    ) -> StepEvent:
-        improved, records = self.improved(record), self.progress.records
-        taken = (self.progress.step, seconds, done, step.loss, step.nfe)
-        return StepEvent(*taken, record, records, improved, self.averaged)
-
-    def weights(self) -> Mapping[str, Tensor]:
-        return self.averaged.state_dict()
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            **add_prefix("network", self.network.state_dict()),
-            **add_prefix("averaged", self.averaged.state_dict()),
-            **add_prefix("optimizer", self.optimizer.tensors()),
-            **add_prefix("order", self.sampler.state()),
-            "averages": torch.tensor(self.averages),
-        }
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.network.load_state_dict(strip_prefix("network", tensors))
-        self.averaged.load_state_dict(strip_prefix("averaged", tensors))
-        self.optimizer.restore(strip_prefix("optimizer", tensors))
-        self.sampler.restore(strip_prefix("order", tensors))
-        self.averages = int(tensors["averages"])
+    def shown_loss(self, mean_loss: float) -> float:
+        return mean_loss + self.within_nll  # of whole rows, as the validation's is

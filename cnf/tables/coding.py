@@ -109,7 +109,7 @@ class Coding:
 
     @property
     def first_bin(self) -> tuple[int, ...]:
-        """The first code of each coordinate that is a bin; the size where there is none."""
+        """The first code of each coordinate that is a bin; its size without bins."""
         return tuple(each.first_bin for each in self.coordinates)
 
     @property

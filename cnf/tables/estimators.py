@@ -6,8 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from numbers import Integral
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from warnings import warn
 
 import numpy as np
@@ -33,8 +32,10 @@ from cnf.flow import Flow
 from cnf.tables.density_training import AnyRecipe, is_coded, train_flow, train_row_model
 from cnf.tables.inputs import (
     PASS_TABLE,
+    AskedRows,
     ContextColumns,
     check_columns,
+    check_count,
     check_seen,
     chosen_schema,
     column_flags,
@@ -43,6 +44,7 @@ from cnf.tables.inputs import (
     describe_foreign,
     given_table,
     is_frame,
+    kept_rows,
     unmasked,
     untyped_gaps,
 )
@@ -189,7 +191,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self._like = X[:0] if is_frame(X) else None  # restores the kind and the types of X
         given = context_table(context, len(table.values))
         check_consistent_length(table.values, given.values)
-        complete = _complete(table, given, self.missing)
+        complete = kept_rows(table, given, self.missing)
         if complete.sum() < MIN_ROWS:
             gaps = np.isnan(table.values).sum(0)
             raise ValueError(
@@ -367,7 +369,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             [0.5, 0.5]
         """
         check_is_fitted(self)
-        _check_count("n_samples", n_samples)
+        check_count("n_samples", n_samples)
         model = self._model() if given is None else self._answering()
         known = self._context.table(context, 1)
         complete_rows(known, drop=False)
@@ -444,7 +446,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             (True, False)
         """
         check_is_fitted(self)
-        _check_count("draws", draws)
+        check_count("draws", draws)
         model, rows = self._answering(), self._rows(X, context, "model")
         contexts = self._known_contexts(rows.context, model)
         self._check_known(rows.table, rows.numbers, stacklevel=3)
@@ -533,16 +535,16 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self._warn(rows, [(impossible, "log p is -inf"), (lost, "log p is NaN")], stacklevel=4)
         return found
 
-    def _rows(self, X: Any, context: Any, missing: Missing) -> _AskedRows:
+    def _rows(self, X: Any, context: Any, missing: Missing) -> AskedRows:
         """Return rows and their context as numbers, after checks of shapes, names and gaps."""
         table = self._table(X, reset=False)
         given = self._context.table(context, len(table.values))
         check_consistent_length(table.values, given.values)
-        complete = _complete(table, given, missing)
+        complete = kept_rows(table, given, missing)
         numbers = self.schema_.numbers(table.values, table.categories, table.types, "keep")
-        return _AskedRows(table, given, complete, numbers)
+        return AskedRows(table, given, complete, numbers)
 
-    def _tensors(self, rows: _AskedRows, model: Model) -> tuple[Tensor, Tensor | None]:
+    def _tensors(self, rows: AskedRows, model: Model) -> tuple[Tensor, Tensor | None]:
         """Return the rows that are not left out, and their context."""
         contexts = _tensor(self._context.numbers(rows.context)[rows.complete], model)
         return torch.tensor(rows.numbers[rows.complete]).to(model.like), contexts
@@ -555,7 +557,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         foreign = self.schema_.outside(self.schema_.nearest(numbers))
         return foreign, outside & ~foreign
 
-    def _warn(self, rows: _AskedRows, cases: Sequence[tuple[Flags, str]], stacklevel: int) -> None:
+    def _warn(self, rows: AskedRows, cases: Sequence[tuple[Flags, str]], stacklevel: int) -> None:
         """Warn of values that columns cannot have, by cases of cells and what becomes of them."""
         foreign, between = self._foreign(rows.numbers)
         every = [(foreign & cells, meaning) for cells, meaning in cases]
@@ -655,34 +657,6 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         with seeded(seed, model.like.device):
             yield
-
-
-class _AskedRows(NamedTuple):
-    """Rows that a fitted model is asked about.
-
-    Attributes:
-        table: The rows.
-        context: Their context.
-        complete: Which rows are not left out, shape (rows,).
-        numbers: The numbers of the schema, shape (rows, columns).
-    """
-
-    table: Table
-    context: Table
-    complete: Flags
-    numbers: Array
-
-
-def _complete(table: Table, context: Table, missing: Missing) -> Flags:
-    """Return which rows are not left out, after the checks of `complete_rows`."""
-    gappy = table if missing == "model" else None
-    return complete_rows(table, context, drop=missing == "drop", gappy=gappy)
-
-
-def _check_count(name: str, value: object) -> None:
-    """Raise a ValueError unless a number is whole and at least 1."""
-    if not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"Expected {name}, a whole number of at least 1; got {value}")
 
 
 def _tensor(contexts: Array, model: Model) -> Tensor | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import check_array
 
-from cnf.datasets import Table, frame_table, from_any
+from cnf.datasets import Missing, Table, frame_table, from_any
 from cnf.datasets.column_types import ColumnType, Family
 from cnf.tables.kinds import CategoricalColumn
 from cnf.tables.schema import Column, Schema
@@ -290,7 +290,7 @@ def check_numbers(table: Table, advice: str, booleans: bool = False) -> None:
 
 
 def describe_foreign(table: Table, schema: Schema, foreign: Flags) -> str | None:
-    """Return a line on the first value that a column cannot have; None where there is none.
+    """Return a line on the first value that a column cannot have; None without such a value.
 
     Args:
         table: The rows.
@@ -313,7 +313,7 @@ def chosen_schema(given: Schema | str | None, table: Table) -> Schema:
     """Return the schema of a table without missing values, as the estimator's parameter says.
 
     Raises:
-        ValueError: It is no schema of the table's columns, or there is none and a column does not
+        ValueError: It is no schema of the table's columns, or a column without a schema does not
             hold numbers.
     """
     if isinstance(given, str) and given == "infer":
@@ -361,3 +361,31 @@ def complete_rows(*tables: Table, drop: bool, gappy: Table | None = None) -> Fla
         f"Expected finite values; got {what} in column {name!r} of {table}, row {row + 1} "
         f"(counting from 1; {bad.any(1).sum()} such rows): {advice}, or leave the column out"
     )
+
+
+class AskedRows(NamedTuple):
+    """Rows that a fitted model is asked about.
+
+    Attributes:
+        table: The rows.
+        context: Their context.
+        complete: Which rows are not left out, shape (rows,).
+        numbers: The numbers of the schema, shape (rows, columns).
+    """
+
+    table: Table
+    context: Table
+    complete: Flags
+    numbers: Array
+
+
+def kept_rows(table: Table, context: Table, missing: Missing) -> Flags:
+    """Return which rows are not left out, after the checks of `complete_rows`."""
+    gappy = table if missing == "model" else None
+    return complete_rows(table, context, drop=missing == "drop", gappy=gappy)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise a ValueError unless a number is whole and at least 1."""
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"Expected {name}, a whole number of at least 1; got {value}")

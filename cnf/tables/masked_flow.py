@@ -6,13 +6,16 @@ import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from cnf.fields.conditional import Conditional, GroupedQuestions, OneQuestion
 from cnf.layers import CNF, TransformResult
 from cnf.layers.settings import SolverSettings
+from cnf.ode import SolveError, Status
 from cnf.tables.mixture import NormalMixture
 
 MIN_GROUP = 256  # rows of a mask that are worth a solve
@@ -184,6 +187,23 @@ class MaskedFlow(nn.Module):
         start, log_det = self._moved(z, given, asked, codes, forward=False)
         known = None if codes is None else codes >= 0
         return (self.base.log_prob(start, given, asked, codes, known) + log_det).to(z.dtype)
+
+    def score(
+        self, z: Tensor, given: Tensor, asked: Tensor, codes: Tensor
+    ) -> tuple[Tensor, NDArray[np.object_]]:
+        """Return log p(asked | given, codes), NaN where a solve fails, and each row's status."""
+        try:
+            return self.log_prob(z, given, asked, codes), np.full(len(z), Status.FINISHED)
+        except SolveError as error:
+            if len(z) == 1:
+                return z.new_full((1,), torch.nan), np.array([error.solution.status])
+        half = len(z) // 2
+        parts = []
+        for some in (slice(half), slice(half, None)):
+            g, a = (mask[some] if mask.ndim == 2 else mask for mask in (given, asked))
+            parts.append(self.score(z[some], g, a, codes[some]))
+        found, status = zip(*parts, strict=True)
+        return torch.cat(found), np.concatenate(status)
 
     def log_prob_of_groups(
         self, z: Tensor, given: Tensor, asked: Tensor, codes: Tensor | None = None

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import cos, inf, isfinite, nan, pi
+from math import inf, isfinite, nan
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +18,16 @@ from cnf.ode import SolveError
 from cnf.tables.code_training import check_weights
 from cnf.tables.masked_flow import MaskedFlow
 from cnf.tables.mixture import NormalMixture
-from cnf.training.checkpoint import Checkpointer
+from cnf.training.averaged_run import AveragedRecipe, AveragedRun
+from cnf.training.checkpoint import Checkpointer, run_identity
 from cnf.training.data import BatchSampler, Rows
 from cnf.training.history import History, Record, StepEvent
-from cnf.training.numbers import check_numbers, document_numbers, number
-from cnf.training.optimizer import Optimizer, OptimizerStep, StepLoss
+from cnf.training.numbers import document_numbers, number
+from cnf.training.optimizer import StepLoss
 from cnf.training.progress import TrainingBudget
-from cnf.training.run import Run
-from cnf.utils.distributed import gather, local_slice, mean, parallel, total, world_size
+from cnf.utils.distributed import gather, local_slice, mean, total
 from cnf.utils.random import seeded
-from cnf.utils.serialization import add_prefix, strip_prefix
+from cnf.utils.serialization import add_prefix
 from cnf.utils.threads import Threads, check_threads
 
 OBJECTIVE = "likelihood of questions"
@@ -40,38 +38,16 @@ Callback = Callable[[StepEvent], None]
 
 
 @dataclass(frozen=True)
-class ValuesRecipe:
+class ValuesRecipe(AveragedRecipe):
     """The numbers of training a `MaskedFlow`."""
 
-    learning_rate: float = number(5e-3, "peak learning rate")
-    final_rate: float = number(0.01, "last learning rate over the peak", low=0)
-    warmup: float = number(0.05, "fraction of the run that warms up", high=1)
-    weight_decay: float = number(1e-4, "decoupled weight decay", low=0)
-    max_grad_norm: float = number(1.0, "norm that gradients are clipped to")
     groups: int = number(16, "groups of rows of one question, of each process", low=1)
     group_rows: int = number(16, "rows of a group", low=1)
     joint: float = number(0.2, "share of groups of which everything is asked", low=0, high=1)
     tolerance: float = number(1e-3, "the solver's tolerance at the end")
     initial_tolerance_factor: float = number(10.0, "its factor at first", low=1)
-    ema_decay: float = number(0.99, "decay of the averaged weights", low=0, high=1)
-    validations: int = number(16, "number of validations", low=1)
     validation_groups: int = number(32, "groups of rows for validation", low=1)
     validation_rows: int = number(1000, "rows for validation of the joint at most", low=1)
-    patience: int = number(6, "validations without improvement that end a run", low=1)
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-
-    def rate(self, done: float) -> float:
-        """Return the learning rate: linear warm-up, then a cosine over the run.
-
-        Example:
-            >>> [round(ValuesRecipe().rate(done), 6) for done in (0.02, 0.5, 1.0)]
-            [0.002048, 0.002525, 5e-05]
-        """
-        rise = min(1.0, done / self.warmup + 0.01) if self.warmup else 1.0
-        fall = self.final_rate + (1 - self.final_rate) * 0.5 * (1 + cos(pi * min(1.0, done)))
-        return self.learning_rate * rise * fall
 
     def tolerances(self, done: float) -> dict[str, float]:
         """Return the solver's tolerances, which fall geometrically."""
@@ -170,7 +146,15 @@ def fit_values(
     held_out = _rows(flow, validation, validation_codes, validation_weight)
     checkpointer, found = None, None
     if state is not None:
-        identity = _identity(flow, recipe, length, seed, train, held_out)
+        identity = run_identity(
+            asdict(recipe),
+            length,
+            seed,
+            train.x.device,
+            train.fingerprint(),
+            held_out.fingerprint(),
+            flow={name: value for name, value in flow.config().items() if name != "base"},
+        )
         checkpointer = Checkpointer(Path(state), state_seconds, identity)
         found = checkpointer.read()
     if found is None:
@@ -246,30 +230,6 @@ def _rows(flow: MaskedFlow, z: Tensor, codes: Tensor | None, weight: Tensor | No
     return Rows(rows.x.to(flow.device), *others)
 
 
-def _identity(
-    flow: MaskedFlow,
-    recipe: ValuesRecipe,
-    length: TrainingBudget,
-    seed: int,
-    train: Rows,
-    held_out: Rows,
-) -> dict[str, Any]:
-    """Return what a run may not change when it resumes, ready for JSON."""
-    config = {name: value for name, value in flow.config().items() if name != "base"}
-    found = {
-        **asdict(recipe),
-        **{name: None if value == inf else value for name, value in vars(length).items()},
-        "flow": config,
-        "seed": seed,
-        "number of processes": world_size(),
-        "kind of device": train.x.device.type,
-        "training rows": train.fingerprint(),
-        "validation rows": held_out.fingerprint(),
-    }
-    identity: dict[str, Any] = json.loads(json.dumps(found))
-    return identity
-
-
 def draw_questions(
     z: Tensor, groups: int, rows: int, joint: float, coordinates: int = 0
 ) -> Questions:
@@ -335,10 +295,11 @@ class _Losses(nn.Module):
         return -(log_prob / cells).mean(), float(np.mean(pulled.stats.evaluations)), ""
 
 
-class ValuesRun(Run[Record, StepEvent]):
+class ValuesRun(AveragedRun[MaskedFlow]):
     """A run of `fit_values`: its flow, the average of its weights, and its rows."""
 
-    record_type = Record
+    objective, model_name = OBJECTIVE, "flow"
+    sampler: BatchSampler
 
     def __init__(
         self,
@@ -352,20 +313,14 @@ class ValuesRun(Run[Record, StepEvent]):
         checkpointer: Checkpointer | None,
         threads: Threads,
     ) -> None:
-        self.flow, self.recipe, self.sampler, self.spent = flow, recipe, sampler, spent
-        self.losses = parallel(_Losses(flow))
-        self.averaged = copy.deepcopy(flow)  # after `parallel` has made the weights rank 0's
-        numbers = (recipe.weight_decay, recipe.max_grad_norm)
-        self.optimizer = Optimizer(list(flow.parameters()), *numbers)
-        self.averages = 0
+        self.recipe, self.spent = recipe, spent
         self.pool = recipe.groups * recipe.group_rows
         if bool(sampler.rows.x.isnan().any()):
             self.pool = max(self.pool, POOL_ROWS)
+        options = (recipe, budget, sampler, checkpointer, threads)
+        super().__init__(flow, _Losses(flow), *options)
         with seeded(seed, held_out.x.device):
             self._hold_out(held_out)
-        super().__init__(
-            budget, recipe.validations, (1.0,), recipe.patience, held_out.x, checkpointer, threads
-        )
         begin = perf_counter()
         self.first = self.best_scores = self.validate()
         (seconds,) = mean([perf_counter() - begin], held_out.x)
@@ -378,32 +333,15 @@ class ValuesRun(Run[Record, StepEvent]):
         recipe = self.recipe
         self.held_out = rows[: recipe.validation_rows]
         count = max(recipe.validation_groups, -(-len(self.held_out) // recipe.group_rows))
-        coordinates = len(self.flow.base.sizes)
+        coordinates = len(self.model.base.sizes)
         self.questions = draw_questions(self.held_out.x, count, recipe.group_rows, 0.0, coordinates)
         self.cells = (~self.held_out.x.isnan()).double().sum(1)
 
-    def step(self, done: float, steps: float) -> tuple[OptimizerStep, float]:
-        recipe, rate = self.recipe, self.recipe.rate(done)
-        pool = self.sampler.batch(self.pool)
+    def loss(self, done: float) -> StepLoss:
+        recipe, pool = self.recipe, self.sampler.batch(self.pool)
         numbers = (recipe.groups, recipe.group_rows, recipe.joint)
-        questions = draw_questions(pool.x, *numbers, len(self.flow.base.sizes))
-
-        def loss() -> StepLoss:
-            return StepLoss(*self.losses(*questions.of(pool), recipe.tolerances(done)))
-
-        step = self.optimizer.step(loss, rate)
-        if not step.failure:
-            self._update_average()
-        return step, rate
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        """Update the average, whose decay starts low to forget the start."""
-        self.averages += 1
-        decay = min(self.recipe.ema_decay, self.averages / (9 + self.averages))
-        averaged: list[Tensor] = [*self.averaged.parameters()]
-        current: list[Tensor] = [*self.flow.parameters()]
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        questions = draw_questions(pool.x, *numbers, len(self.model.base.sizes))
+        return StepLoss(*self.losses(*questions.of(pool), recipe.tolerances(done)))
 
     @torch.no_grad()
     def validate(self) -> Tensor:
@@ -451,13 +389,16 @@ class ValuesRun(Run[Record, StepEvent]):
         found = (scores.mean() if weight is None else scores @ (weight / weight.sum())).item()
         return found if isfinite(found) else inf
 
+    def score(self, scores: Tensor) -> float:
+        return self._mean(scores)
+
+    def shown_loss(self, mean_loss: float) -> float:
+        return mean_loss * self._mean(self.cells)  # of rows, as the validation's is
+
     def record(self, scores: Tensor, seconds: float) -> tuple[Record, float]:
-        progress, value = self.progress, self._mean(scores)
-        if value < progress.best_nll:
+        record, value = super().record(scores, seconds)
+        if value < self.progress.best_nll:
             self.best_scores = scores
-        loss = progress.mean_loss * self._mean(self.cells)  # of rows, as the validation's is
-        counted = (progress.step, seconds, OBJECTIVE, loss, value)
-        record = Record(*counted, progress.mean_nfe, progress.rate, progress.threads)
         return record, value
 
     def finish(self) -> Mapping[str, Tensor]:
@@ -469,36 +410,18 @@ class ValuesRun(Run[Record, StepEvent]):
         if mean_gain > SURE * error:
             return best
         self.progress.best_step = 0
-        last = add_prefix("field.last", self.flow.field.last.state_dict())
+        last = add_prefix("field.last", self.model.field.last.state_dict())
         return {name: 0 * tensor if name in last else tensor for name, tensor in best.items()}
-
-    def event(
-        self, step: OptimizerStep, done: float, seconds: float, record: Record | None
-    ) -> StepEvent:
-        improved, records = self.improved(record), self.progress.records
-        taken = (self.progress.step, seconds, done, step.loss, step.nfe)
-        return StepEvent(*taken, record, records, improved, self.averaged)
-
-    def weights(self) -> Mapping[str, Tensor]:
-        return self.averaged.state_dict()
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            **add_prefix("flow", self.flow.state_dict()),
-            **add_prefix("averaged", self.averaged.state_dict()),
-            **add_prefix("optimizer", self.optimizer.tensors()),
-            **add_prefix("order", self.sampler.state()),
-            "averages": torch.tensor(self.averages),
+            **super().tensors(),
             "first scores": self.first,
             "best scores": self.best_scores,
             "spent": torch.tensor(self.spent, dtype=torch.float64),
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.flow.load_state_dict(strip_prefix("flow", tensors))
-        self.averaged.load_state_dict(strip_prefix("averaged", tensors))
-        self.optimizer.restore(strip_prefix("optimizer", tensors))
-        self.sampler.restore(strip_prefix("order", tensors))
-        self.averages = int(tensors["averages"])
+        super().restore(tensors)
         self.first = tensors["first scores"].to(self.first)
         self.best_scores = tensors["best scores"].to(self.first)

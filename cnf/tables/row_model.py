@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from cnf.flow import Flow, code_flow
 from cnf.flow.batching import chunks
 from cnf.flow.scores import RowLogProbs, Scores, concatenate, mean_mass
-from cnf.ode import SolveError, Stats, Status
+from cnf.ode import Stats, Status
 from cnf.tables.code_network import GAP, PASS_ROWS, CodeNetwork
 from cnf.tables.code_prior import CodePrior
 from cnf.tables.code_training import dropout_for
+from cnf.tables.coded_rows import CodedRows, GivenRows, TighterParts, part_of, shared_masks
 from cnf.tables.coding import Coding
 from cnf.tables.coordinates import NORMAL_CONSTANT, Coded, Codes, Flags
 from cnf.tables.schema import Column, Schema
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from cnf.tables.masked_flow import MaskedFlow
 
 Array = NDArray[np.float64]
-
-_Rows = tuple[Tensor, Tensor | None, Tensor | None]  # with their context, and what is given
 
 DRAWN_ROWS = 4000  # in one pass
 SCORING_TOLERANCE = 1e-8  # of the solve that shows another one's error
@@ -267,7 +266,7 @@ class RowModel(nn.Module):
         """Return log p in its two parts; arguments are those of `log_prob`."""
         rows, batch = self._rows(x, context, given, "draws", draws)
         found = [
-            self._parts(*_part(rows, chunk), seed, draws)
+            self._parts(*part_of(rows, chunk), seed, draws)
             for chunk in chunks(len(rows[0]), max_batch)
         ]
         codes, values = (
@@ -294,7 +293,7 @@ class RowModel(nn.Module):
 
     def _rows(
         self, x: Tensor, context: Tensor | None, given: Tensor | None, name: str, draws: int
-    ) -> tuple[_Rows, torch.Size]:
+    ) -> tuple[GivenRows, torch.Size]:
         if draws < 1:
             raise ValueError(f"Expected {name} of at least 1; got {draws}")
         self.check(x, context)
@@ -404,22 +403,22 @@ class RowModel(nn.Module):
         double = self._tighter()
         scores = concatenate(
             [
-                self._score(double, *_part(rows, chunk), probes, seed)
+                self._score(double, *part_of(rows, chunk), probes, seed)
                 for chunk in chunks(len(rows[0]), max_batch)
             ]
         )
         return scores.reshape(batch).to(x.dtype)
 
-    def _tighter(self) -> _Tighter:
+    def _tighter(self) -> TighterParts:
         network = copy.deepcopy(self.network).double()
         if self.values is None:
-            return _Tighter(network, None)
+            return TighterParts(network, None)
         options = {"rtol": SCORING_TOLERANCE, "atol": SCORING_TOLERANCE}
-        return _Tighter(network, self.values.in_double().with_solver(**options))
+        return TighterParts(network, self.values.in_double().with_solver(**options))
 
     def _score(
         self,
-        double: _Tighter,
+        double: TighterParts,
         x: Tensor,
         context: Tensor | None,
         given: Tensor | None,
@@ -447,7 +446,7 @@ class RowModel(nn.Module):
         status[rows.lost.cpu().numpy()] = Status.NOT_FINITE
         return Scores(log_prob, variance.sqrt(), change, status, stats, tighter, probes)
 
-    def _score_values(self, double: _Tighter, coded: Coded, rows: _CodedRows) -> Scores:
+    def _score_values(self, double: TighterParts, coded: Coded, rows: CodedRows) -> Scores:
         """Return the scores of x given the codes, of one draw of noise."""
         finished = np.full(len(rows.codes), Status.FINISHED)
         if self.flow is not None:
@@ -457,8 +456,8 @@ class RowModel(nn.Module):
             return replace(scores, log_prob=found, tighter=tighter)
         if self.values is not None and double.values is not None:
             shift, asked = self._values_shift(coded, rows), self._values_rows(coded, rows)
-            found, status = _score_masked(self.values, *asked)
-            tighter, again = _score_masked(double.values, *asked)
+            found, status = self.values.score(*asked)
+            tighter, again = double.values.score(*asked)
             status = np.where(status == Status.FINISHED, again, status)
             found, tighter = found + shift, tighter + shift
         else:
@@ -474,7 +473,7 @@ class RowModel(nn.Module):
         given: Tensor | None,
         seed: int | None,
         draws: int,
-    ) -> _CodedRows:
+    ) -> CodedRows:
         """Return rows with each draw of noise in coordinates."""
         numbers = x.cpu()
         before, placed = self.encode_context(context, len(x))
@@ -499,7 +498,7 @@ class RowModel(nn.Module):
         codes = np.column_stack([before, own, self.input_codes(numbers.numpy())])
         seen = np.column_stack([np.ones_like(before, np.bool_), visible, visible[:, self.valued]])
         arrays = (codes, seen, visible, asked, known, lost)
-        return _CodedRows(
+        return CodedRows(
             found, before, *(torch.from_numpy(each).to(self.like.device) for each in arrays)
         )
 
@@ -521,7 +520,7 @@ class RowModel(nn.Module):
         gaps = self.inputs.unseen(numbers)
         return np.where(gaps, GAP, self.inputs.encode(numbers).codes)
 
-    def _log_codes(self, network: CodeNetwork, rows: _CodedRows) -> Tensor:
+    def _log_codes(self, network: CodeNetwork, rows: CodedRows) -> Tensor:
         """Return log p(d) of coded rows."""
         if self.values is None:
             return network.log_prob(rows.codes, rows.fixed if rows.given.any() else None)
@@ -548,7 +547,7 @@ class RowModel(nn.Module):
             places[k] = place
         return CodePrior(self.values.base, self.values.code_shares, places, z, given)
 
-    def _log_values(self, coded: Coded, rows: _CodedRows) -> RowLogProbs:
+    def _log_values(self, coded: Coded, rows: CodedRows) -> RowLogProbs:
         """Return log p(x | d) of coded rows."""
         if self.values is not None:
             found = self.values.log_prob(*self._values_rows(coded, rows))
@@ -558,16 +557,16 @@ class RowModel(nn.Module):
         scores = self.flow.score_draws(*self.flow_rows(coded, rows.context))
         return replace(scores, log_prob=scores.log_prob + self._shift(coded))
 
-    def _values_rows(self, coded: Coded, rows: _CodedRows) -> tuple[Tensor, ...]:
+    def _values_rows(self, coded: Coded, rows: CodedRows) -> tuple[Tensor, ...]:
         """Return rows as `values` take them: z, masks of given and asked z, and the codes."""
         z, own, present = (
             torch.from_numpy(each).to(self.like.device)
             for each in (coded.z[:, self.valued], self.valued, coded.present[:, self.valued])
         )
-        masks = shared(rows.given[:, own] & present, rows.asked[:, own] & present)
+        masks = shared_masks(rows.given[:, own] & present, rows.asked[:, own] & present)
         return z, *masks, rows.codes[:, self.coded]
 
-    def _values_shift(self, coded: Coded, rows: _CodedRows) -> Tensor:
+    def _values_shift(self, coded: Coded, rows: CodedRows) -> Tensor:
         """Return log |det ∂z/∂x| of the asked values, with log p(x | d) of the other columns."""
         return rows.sum(np.where(self.valued, coded.log_det, coded.log_alone))
 
@@ -622,7 +621,7 @@ class RowModel(nn.Module):
         contexts = None if context is None else per_row(context.double(), batch)
         gaps = torch.full((prod(batch), self.dim), torch.nan, dtype=torch.float64)
         rows = (gaps, contexts, torch.zeros_like(gaps, dtype=torch.bool))
-        parts = [self._draw(*_part(rows, chunk)) for chunk in chunks(prod(batch), max_batch)]
+        parts = [self._draw(*part_of(rows, chunk)) for chunk in chunks(prod(batch), max_batch)]
         dtype = self.like.dtype if context is None else context.dtype
         return torch.cat(parts).to(self.like.device, dtype).reshape(*batch, self.dim)
 
@@ -656,7 +655,7 @@ class RowModel(nn.Module):
         """
         self.check_questions()
         rows, batch = self._rows(x, context, given, "draws", 1)
-        parts = [self._draw(*_part(rows, chunk)) for chunk in chunks(len(rows[0]), max_batch)]
+        parts = [self._draw(*part_of(rows, chunk)) for chunk in chunks(len(rows[0]), max_batch)]
         drawn = torch.cat(parts).to(rows[0]).reshape(*batch, self.dim)
         hidden = x.isnan() & ~drawn.isnan()
         return torch.where(hidden if given is None else hidden | ~given, drawn.to(x.dtype), x)
@@ -699,7 +698,7 @@ class RowModel(nn.Module):
                 codes[:, self.coded],
             )
         )
-        drawn = self.values.sample(values, *shared(given, asked), others)
+        drawn = self.values.sample(values, *shared_masks(given, asked), others)
         return drawn.double().cpu().numpy()
 
     @property
@@ -771,67 +770,6 @@ class RowModel(nn.Module):
             values,
             inputs and Coding.of(inputs),
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _CodedRows:
-    """Rows in coordinates, and what is asked of them."""
-
-    draws: list[Coded]  # with each draw of noise, which changes no code
-    context: Codes  # of the context
-    codes: Tensor  # with the context's first, −1 for gaps, (rows, K)
-    fixed: Tensor  # whether a code is of the context, or given, (rows, K)
-    given: Tensor  # whether a value is given, (rows, coordinates)
-    asked: Tensor  # whether it is asked for
-    known: Tensor  # whether all values that are asked for have a code, (rows,)
-    lost: Tensor  # whether a value that is given or of the context has none
-
-    def sum(self, values: Array) -> Tensor:
-        """Return the sum of values (rows, coordinates) over those that are asked for."""
-        asked = self.asked.cpu().numpy()
-        return torch.from_numpy(np.where(asked, values, 0.0).sum(1)).to(self.codes.device)
-
-    def masked(self, log_prob: Tensor) -> Tensor:
-        """Return log p of rows, −∞ where a value has no code, and NaN where a row is lost."""
-        return log_prob.masked_fill(~self.known, -torch.inf).masked_fill(self.lost, torch.nan)
-
-
-@dataclass(frozen=True, eq=False)
-class _Tighter:
-    """The parts of a model in double precision, with a tight tolerance."""
-
-    network: CodeNetwork
-    values: MaskedFlow | None
-
-
-def _part(rows: _Rows, chunk: slice) -> _Rows:
-    x, *others = rows
-    context, given = (None if each is None else each[chunk] for each in others)
-    return x[chunk], context, given
-
-
-def shared(given: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-    """Return masks (rows, C) as those of one row, (C,), where all rows have the same."""
-    same = all(len(mask) > 0 and bool((mask == mask[0]).all()) for mask in (given, asked))
-    return (given[0], asked[0]) if same else (given, asked)
-
-
-def _score_masked(
-    values: MaskedFlow, z: Tensor, given: Tensor, asked: Tensor, codes: Tensor
-) -> tuple[Tensor, NDArray[np.object_]]:
-    """Return log p(asked | given) of rows, NaN where a solve fails, and the rows' status."""
-    try:
-        return values.log_prob(z, given, asked, codes), np.full(len(z), Status.FINISHED)
-    except SolveError as error:
-        if len(z) == 1:
-            return z.new_full((1,), torch.nan), np.array([error.solution.status])
-    half = len(z) // 2
-    parts = []
-    for some in (slice(half), slice(half, None)):
-        g, a = (mask[some] if mask.ndim == 2 else mask for mask in (given, asked))
-        parts.append(_score_masked(values, z[some], g, a, codes[some]))
-    found, status = zip(*parts, strict=True)
-    return torch.cat(found), np.concatenate(status)
 
 
 def _new_values(sizes: Sequence[int], columns: int) -> MaskedFlow:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from cnf.storage import independent_copies
-from cnf.training.progress import TrainingProgress
+from cnf.training.progress import TrainingBudget, TrainingProgress
 from cnf.training.recipes import current_names
-from cnf.utils.distributed import gather, rank
+from cnf.utils.distributed import gather, rank, world_size
 from cnf.utils.serialization import strip_prefix, write_atomic
 
 FORMAT = "cnf-flows training state 1"
@@ -92,6 +92,14 @@ def _content_sha256(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) 
     return sha256(*parts)
 
 
+def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """Return the name and values of the first entry that differs, within dicts too."""
+    while isinstance(old, Mapping) and isinstance(new, Mapping):
+        key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+        name, old, new = f"{name} {key}", old.get(key), new.get(key)
+    return name, old, new
+
+
 @dataclass
 class Checkpointer:
     """A file that a run's state is written to at intervals, and resumed from."""
@@ -115,9 +123,10 @@ class Checkpointer:
         entries = {**self.defaults, **found.run}
         for name, wanted in self.run.items():
             if entries.get(name) != wanted:
+                name, old, new = _difference(name, entries.get(name), wanted)
                 raise ValueError(
                     f"Expected the run that was begun in {self.path.parent}; its {name} was "
-                    f"{entries.get(name)!r}, and now is {wanted!r}. Resume with what it was begun "
+                    f"{old!r}, and now is {new!r}. Resume with what it was begun "
                     "with, or start a new run in another folder"
                 )
         self.written = found.progress.get("seconds", 0.0)
@@ -136,6 +145,40 @@ class Checkpointer:
                 "Training continues; the state written before stays",
                 stacklevel=2,
             )
+
+
+def run_identity(
+    numbers: Mapping[str, Any],
+    length: TrainingBudget,
+    seed: int,
+    device: torch.device,
+    training: str,
+    validation: str,
+    **others: Any,
+) -> dict[str, Any]:
+    """Return what a run may not change when it resumes, ready for JSON.
+
+    Args:
+        numbers: The recipe's numbers by name.
+        length: The length of the run.
+        seed: The seed of the run.
+        device: The device of the training data.
+        training: The SHA-256 of the training data.
+        validation: The SHA-256 of the data for validation.
+        others: What else identifies the run, such as the model's configuration.
+    """
+    found = {
+        **numbers,
+        **{name: None if value == inf else value for name, value in vars(length).items()},
+        **others,
+        "seed": seed,
+        "number of processes": world_size(),
+        "kind of device": device.type,
+        "training rows": training,
+        "validation rows": validation,
+    }
+    identity: dict[str, Any] = json.loads(json.dumps(found))
+    return identity
 
 
 def generators(device: torch.device) -> dict[str, Tensor]:

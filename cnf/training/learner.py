@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cnf.flow import Flow
 from cnf.layers import MovingNorm
 from cnf.ode import SolveError
+from cnf.training.averaged_run import update_average
 from cnf.training.data import Rows
 from cnf.training.objectives import Objective
 from cnf.training.optimizer import Optimizer, OptimizerStep, StepLoss
@@ -85,20 +86,18 @@ class Learner:
         self.optimizer.restore(strip_prefix("optimizer", tensors))
         self.ema_updates = int(tensors["averages"])
 
-    @torch.no_grad()
     def _update_ema(self) -> None:
-        """Update the average θ̄ ← θ̄ + (1 − d)(θ − θ̄), whose decay d starts low to forget the start.
+        """Update the average.
 
         Moving statistics are averaged as the weights are, with which they change: to first order
         the averaged statistics are those of the averaged weights.
         """
         self.ema_updates += 1
-        decay = min(self.recipe.ema_decay, self.ema_updates / (9 + self.ema_updates))
         averaged, current = (
             [*flow.parameters(), *(x for norm in _norms(flow) for x in (norm.mean, norm.variance))]
             for flow in (self.ema, self.flow)
         )
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        update_average(averaged, current, self.ema_updates, self.recipe.ema_decay)
         for averaged_norm, norm in zip(_norms(self.ema), _norms(self.flow), strict=True):
             averaged_norm.updates.copy_(norm.updates)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from math import inf, isfinite
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from cnf.flow import Flow
 from cnf.layers import CNF, FieldLayer, Scaling, Standardize, Steps
 from cnf.ode import SolveError
-from cnf.training.checkpoint import Checkpointer
+from cnf.training.checkpoint import Checkpointer, run_identity
 from cnf.training.data import BatchSampler, Rows, training_rows
 from cnf.training.history import Callback, Event, History, Record
 from cnf.training.learner import Learner
@@ -125,7 +124,15 @@ def fit(
     (spent,) = mean([perf_counter() - start], held_out.x)
     checkpointer = None
     if state is not None:
-        identity = _identity(flow, recipe, length, seed, train, held_out)
+        identity = run_identity(
+            recipe.entries(),
+            length,
+            seed,
+            held_out.x.device,
+            train.fingerprint(),
+            held_out.fingerprint(),
+            **{"shapes of weights": {n: [*w.shape] for n, w in flow.state_dict().items()}},
+        )
         defaults = json.loads(json.dumps(Recipe().entries()))
         checkpointer = Checkpointer(Path(state), state_seconds, identity, defaults)
     run = FlowRun(
@@ -176,24 +183,6 @@ def _fit_scaling(flow: Flow, rows: Rows) -> None:
         if isinstance(layer, Scaling) and not layer.fitted:
             layer.fit(x, rows.weight)
         x = torch.cat([layer.pull(part).value for part in x.split(PASS_CHUNK_ROWS)])
-
-
-def _identity(
-    flow: Flow, recipe: Recipe, length: TrainingBudget, seed: int, train: Rows, held_out: Rows
-) -> dict[str, Any]:
-    """Return what a run may not change when it resumes, ready for JSON."""
-    found = {
-        **recipe.entries(),
-        **{name: None if value == inf else value for name, value in vars(length).items()},
-        "seed": seed,
-        "number of processes": world_size(),
-        "kind of device": held_out.x.device.type,
-        "training rows": train.fingerprint(),
-        "validation rows": held_out.fingerprint(),
-        "shapes of weights": {name: [*value.shape] for name, value in flow.state_dict().items()},
-    }
-    identity: dict[str, Any] = json.loads(json.dumps(found))
-    return identity
 
 
 def _is_compiled(flow: Flow) -> bool:

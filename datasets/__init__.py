@@ -1,7 +1,8 @@
-"""Data sets: toys with known log-density, scikit-learn's tables, benchmarks, images, and files.
+"""Data sets: toys with known log-density, tables, benchmarks, images, series, and files.
 
-`TOYS`, `CONDITIONAL_TOYS`, `TABLES` and `BENCHMARKS` are the registries; `load` takes a table's
-name or a file's path, `load_benchmark` a benchmark's name.
+`TOYS`, `CONDITIONAL_TOYS`, `TABLES`, `BENCHMARKS`, `IMAGES` and `SERIES_DATASETS` are the
+registries; `load` takes a table's name or a file's path, `load_benchmark`, `load_images` and
+`load_series` take a name.
 
 Example:
     >>> from cnf.datasets import TABLES, TOYS, load
@@ -25,8 +26,17 @@ from cnf.datasets.degenerate import Degeneracy, collinear_columns, degeneracies
 from cnf.datasets.files import MISSING, Missing, check_writable, read_table, write_table
 from cnf.datasets.frames import frame_table, from_any, like_frame, table_frame
 from cnf.datasets.images import IMAGES, Images, load_images
+from cnf.datasets.physionet import physionet2012
 from cnf.datasets.pictures import Picture, is_picture, read_picture, word_picture
 from cnf.datasets.reading import ReadOptions
+from cnf.datasets.series import SERIES_DATASETS, SeriesDataset, load_series
+from cnf.datasets.series_toys import (
+    LinearGaussianSeries,
+    OrnsteinUhlenbeckSeries,
+    PeriodicSeries,
+    SeriesToy,
+    SpiralSeries,
+)
 from cnf.datasets.splitting import Split, row_groups, split
 from cnf.datasets.table import Table, closest
 from cnf.datasets.tables import TABLES, load
@@ -39,15 +49,22 @@ __all__ = [
     "DATA_DIR",
     "IMAGES",
     "MISSING",
+    "SERIES_DATASETS",
     "TABLES",
     "TOYS",
     "ColumnType",
     "ConditionalToy",
     "Degeneracy",
     "Images",
+    "LinearGaussianSeries",
     "Missing",
+    "OrnsteinUhlenbeckSeries",
+    "PeriodicSeries",
     "Picture",
     "ReadOptions",
+    "SeriesDataset",
+    "SeriesToy",
+    "SpiralSeries",
     "Split",
     "Table",
     "Toy",
@@ -64,6 +81,8 @@ __all__ = [
     "load",
     "load_benchmark",
     "load_images",
+    "load_series",
+    "physionet2012",
     "read_picture",
     "read_table",
     "row_groups",

@@ -71,7 +71,13 @@ class StorableModel(Protocol):
         ...
 
 
-MODELS: Registry[type[StorableModel]] = Registry({"rows": "cnf.tables.row_model:RowModel"})
+MODELS: Registry[type[StorableModel]] = Registry(
+    {
+        "rows": "cnf.tables.row_model:RowModel",
+        "latent_ode": "cnf.series.latent_ode:LatentODE",
+        "flow_process": "cnf.series.flow_process:FlowProcess",
+    }
+)
 """The kinds of models that can be saved besides flows."""
 
 

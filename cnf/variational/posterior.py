@@ -235,9 +235,16 @@ class Posterior(Distribution):
         pushed = self.flow.transport(z.flatten(0, -2), self._row_contexts(z.shape[:-1]))
         return self._affine(pushed.view_as(z), before=False)
 
-    def rsample_and_log_prob(self, sample_shape: Shape = ()) -> tuple[Tensor, Tensor]:
-        """Draw z with log q of shape (*sample_shape, *batch), in one solve."""
-        noise = self._noise(sample_shape)
+    def rsample_and_log_prob(
+        self, sample_shape: Shape = (), noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw z with log q of shape (*sample_shape, *batch), in one solve.
+
+        Args:
+            sample_shape: The shape of the draws.
+            noise: The standard normal ε that they are made of, (*sample_shape, *batch, dim).
+        """
+        noise = self._noise(sample_shape) if noise is None else noise
         z = self._affine(noise, before=True)
         pushed = self.flow.push(z.flatten(0, -2), self._row_contexts(z.shape[:-1]))
         log_det = pushed.log_det.view(z.shape[:-1]) + self.scale.log().sum(-1)

@@ -1,0 +1,91 @@
+"""The classifier of series, and summaries of what is seen, by which it and draws know series."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import dropout, silu
+
+from cnf.series.batch import SeriesBatch
+from cnf.series.series import Series
+
+SUMMARIES = 7  # of each column
+BOUND = 5.0  # of summaries, in standard deviations of a column
+
+
+def summaries(batch: SeriesBatch) -> Tensor:
+    """Return summaries of each column of scaled series, shape (B, 7 D).
+
+    They are the mean, the first, the last, the least and the greatest value, ln(1 + n) of the
+    number n of values, and whether there is one; 0 without any. Values are cut to ±5.
+
+    Example:
+        >>> import torch
+        >>> values = torch.tensor([[[1.0], [3.0], [0.0]]])
+        >>> mask = torch.tensor([[[1.0], [1.0], [0.0]]])
+        >>> parts = (torch.zeros(1, 3), values, mask, torch.zeros(1, 0), torch.tensor([3]))
+        >>> batch = SeriesBatch(*parts)
+        >>> summaries(batch)
+        tensor([[2.0000, 1.0000, 3.0000, 1.0000, 3.0000, 1.0986, 1.0000]])
+    """
+    values, mask = batch.values.clamp(-BOUND, BOUND), batch.mask
+    steps = torch.arange(1, mask.shape[1] + 1).to(mask)[:, None]
+    count = mask.sum(1)
+    seen = (count > 0).to(values)
+    mean = (values * mask).sum(1) / count.clamp(min=1)
+    last = (mask * steps).argmax(1, keepdim=True)
+    first = (mask * steps.flip(0)).argmax(1, keepdim=True)
+    missing = (1 - mask) * 2 * BOUND
+    found = [
+        mean,
+        values.gather(1, first)[:, 0] * seen,
+        values.gather(1, last)[:, 0] * seen,
+        (values + missing).amin(1) * seen,
+        (values - missing).amax(1) * seen,
+        count.log1p(),
+        seen,
+    ]
+    return torch.cat(found, 1)
+
+
+def traits(series: Series) -> NDArray[np.float64]:
+    """Return numbers that tell series apart, each a function of one alone, (n, 2 D + 1).
+
+    Example:
+        >>> values = np.array([[1.0], [3.0], [2.0]])
+        >>> traits(Series(("x",), np.arange(2), np.array([0, 2, 3]), np.arange(3.0), values))
+        array([[4., 3., 1.],
+               [2., 4., 2.]])
+    """
+    values = np.nan_to_num(series.values)
+    terms = np.concatenate([values, values * series.times[:, None], series.times[:, None]], 1)
+    found = np.zeros((len(series), terms.shape[1]))
+    filled = series.lengths > 0
+    if filled.any():
+        found[filled] = np.add.reduceat(terms, series.offsets[:-1][filled], axis=0)
+    return found
+
+
+class Classifier(nn.Module):
+    """A linear map and a perceptron, whose sum are the logits of classes: A x + W silu(U x + b).
+
+    Args:
+        inputs: Number of inputs.
+        hidden: Number of hidden units.
+        classes: Number of classes.
+    """
+
+    def __init__(self, inputs: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.linear, self.hidden = nn.Linear(inputs, classes), nn.Linear(inputs, hidden)
+        self.last = nn.Linear(hidden, classes, bias=False)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor, rate: float = 0.0) -> Tensor:
+        """Return the logits, (…, inputs) → (…, classes), where a share of the inputs is dropped."""
+        x = dropout(x, rate)
+        logits: Tensor = self.linear(x) + self.last(dropout(silu(self.hidden(x)), rate))
+        return logits

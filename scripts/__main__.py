@@ -18,6 +18,8 @@ PROGRAMS = {
     "log-prob": "score the rows of a file",
     "impute": "fill the gaps of a file with draws given what is there",
     "train-vae": "train a variational autoencoder of images, with a flow as its posterior",
+    "train-series": "fit a model of irregular time series to a file or a toy",
+    "predict": "predict series at any times, with quantiles, from what was seen of them",
     "check": "run numerical checks on a trained flow: pass, warn or fail, with the numbers",
     "plot": "draw a trained flow's figures",
     "benchmark": "measure the solver and the flow against other libraries",
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program that the first argument names."""
     name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if name in ("-h", "--help"):
-        programs = (f"  {program:<10}{purpose}" for program, purpose in PROGRAMS.items())
+        programs = (f"  {program:<14}{purpose}" for program, purpose in PROGRAMS.items())
         say("usage: cnf NAME ... (see cnf NAME --help)\n", *programs, OPTIONS)
         return 0
     if name == "--version":

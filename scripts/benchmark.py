@@ -1,4 +1,4 @@
-"""`benchmark solver`, `flow`, `toys`, `tables`, `mixed`, `questions`, `vae`: comparisons."""
+"""`benchmark solver`, `flow`, `toys`, `tables`, `mixed`, `questions`, `vae`, `series`: tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from pkgutil import resolve_name
 from typing import Any
 
 from cnf.scripts.benchmarks.compared import peer
-from cnf.scripts.benchmarks.options import BenchmarkOptions, check_repository
+from cnf.scripts.benchmarks.options import (
+    FFJORD_REPOSITORY,
+    LATENT_ODE_REPOSITORY,
+    BenchmarkOptions,
+    check_repository,
+)
 from cnf.scripts.program import Parser, program, say
 
 
@@ -52,7 +57,9 @@ BENCHMARK_SUBJECTS: dict[str, dict[str, BenchmarkSection]] = {
         "objectives": _default_threads("toys:objective_lines", "hybrid, or one of its parts"),
         "seeds": _default_threads("toys:seed_lines", "variation over five seeds"),
         "busy": _default_threads("busy:lines", "KL of cnf train beside busy processes"),
-        "ffjord": _default_threads("race:lines", "FFJORD's time to that KL", ("torchdiffeq",)),
+        "ffjord": _default_threads(
+            "race:lines", "FFJORD_REPOSITORY's time to that KL", ("torchdiffeq",)
+        ),
     },
     "tables": {
         "nll": _default_threads("tables:nll_lines", "estimators' scores on held-out rows"),
@@ -69,6 +76,14 @@ BENCHMARK_SUBJECTS: dict[str, dict[str, BenchmarkSection]] = {
     "vae": {
         "bounds": _default_threads("vae:bound_lines", "on test images; takes hours", ("pyro",)),
         "cost": _section("vae:cost_lines", "training steps", ("pyro",)),
+    },
+    "series": {
+        "physionet": _section("series:stay_lines", "errors and intervals on stays"),
+        "mortality": _section("series:mortality_lines", "AUROC on stays"),
+        "periodic": _section("series:periodic_lines", "errors on sine waves"),
+        "laws": _section("series:law_lines", "log p against exact evidence"),
+        "ode": _section("series_costs:output_lines", "output times of each row", ("torchdiffeq",)),
+        "memory": _section("series_costs:depth_lines", "memory of continuous depth"),
     },
 }
 # By the names on the command line. The subject is a positional argument.
@@ -97,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for library in (each for name in names for each in sections[name].peers):
         peer(library)
     if options.ffjord is not None:
-        check_repository(options.ffjord)
+        check_repository(options.ffjord, "--ffjord", *FFJORD_REPOSITORY)
+    if options.latent_ode is not None:
+        check_repository(options.latent_ode, "--latent-ode", *LATENT_ODE_REPOSITORY)
     if options.out is not None:
         _make(options.out)
     for name in names:

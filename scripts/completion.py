@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 
 import shtab
 
 from cnf.datasets import BENCHMARKS, CONDITIONAL_TOYS, IMAGES, TABLES, TOYS
+from cnf.datasets.series import SERIES_DATASETS
 
 COMPLETION_SHELLS = tuple(shtab.SUPPORTED_SHELLS)
 DATA_NAMES = (*TOYS, *CONDITIONAL_TOYS, *TABLES, *BENCHMARKS)
+OTHER_NAMES: dict[str, Iterable[str]] = {"train-vae": IMAGES, "train-series": SERIES_DATASETS}
 PATH_COMPLETIONS = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY}
 
 
@@ -39,7 +41,7 @@ def completion(shell: str, programs: Mapping[str, str]) -> str:
             if action.choices is not None:
                 action.choices = tuple(action.choices)  # a mapping would stand for subcommands
             if action.metavar == "DATA":
-                action.choices = tuple(IMAGES) if name == "train-vae" else DATA_NAMES
+                action.choices = tuple(OTHER_NAMES.get(name, DATA_NAMES))
             elif action.metavar in PATH_COMPLETIONS:
                 action.complete = PATH_COMPLETIONS[action.metavar]
         subcommands.add_parser(name, parents=[own], add_help=False, help=purpose)

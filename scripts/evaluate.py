@@ -1,4 +1,8 @@
-"""`evaluate DIR`: the NLL of held-out rows, against a Gaussian's and the truth if known."""
+"""`evaluate DIR`: the NLL of held-out rows, against a Gaussian's and the truth if known.
+
+Of a model of series: errors at hidden or future observations beside those of trivial baselines,
+the coverage of intervals, and the bound on log p.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ def parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser("evaluate", description=__doc__)
     add_options(parser, "dir", "--data", "--context-data", "--missing", *READ_OPTIONS)
-    add_options(parser, "--divergence", "--draws", "--json")
+    add_options(parser, "--static", "--labels", "--divergence", "--draws", "--json")
     parser.add_argument(
         "--report",
         metavar="FILE",
@@ -31,6 +35,16 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
+    from cnf.scripts.series.kind import OF_ROWS, OF_SERIES, is_series, refuse_options
+
+    if is_series(arguments.dir):
+        of_rows = ("context_data", "missing", "divergence", "draws", "report")
+        refuse_options(parser(), arguments, OF_SERIES, *of_rows)
+        from cnf.scripts.series.evaluation import evaluate_series
+
+        say(*evaluate_series(arguments))
+        return 0
+    refuse_options(parser(), arguments, OF_ROWS, "static", "labels")
     from cnf.scripts.evaluation import summarize, warn_of_rows, with_consistency
     from cnf.scripts.report import check_page, write_report
     from cnf.scripts.trained import TrainedModel

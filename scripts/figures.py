@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import nan
 from pathlib import Path
 from typing import cast
@@ -48,12 +48,35 @@ def plot(
         ValueError: A figure or the film does not exist for such a model, or an .mp4 is asked for
             without ffmpeg.
     """
+    check_names(figures or (), FIGURES, "rows")
     if film:
         plotting.check_film(f".{film}")
         _check_filmed(trained)
     # All are drawn before the first is written, so that a damaged folder stays unchanged.
     drawn = {name: FIGURES[name](trained, data) for name in figures or _default_figures(trained)}
-    folder = trained.folder / "figures"
+    paths = write_figures(drawn, trained.folder / "figures", dark)
+    if film:
+        end = "_dark" if dark else ""
+        flow, x, (names, varying) = _flow(trained), data.test.x, _varying(trained)
+        if _has_drawable_density(trained):
+            drawing = plotting.density_film(flow, x, _bounds(data), dark)
+        else:
+            drawing = plotting.samples_film(flow, x, names, dark, columns=varying)
+        paths.append(plotting.write_film(drawing, trained.folder / "figures" / f"film{end}.{film}"))
+    return paths
+
+
+def check_names(names: Sequence[str], registry: Collection[str], of: str) -> None:
+    """Raise a ValueError for figures that models of `of`, rows or series, do not have."""
+    for name in names:
+        if name not in registry:
+            raise ValueError(
+                f"Expected figures of a model of {of}, {', '.join(registry)}; got {name!r}"
+            )
+
+
+def write_figures(drawn: Mapping[str, Figure], folder: Path, dark: bool = False) -> list[Path]:
+    """Write figures by their names into a folder, on dark pages if asked; return their paths."""
     try:
         folder.mkdir(exist_ok=True)
     except FileExistsError:
@@ -61,18 +84,10 @@ def plot(
             f"Expected to write to the folder {folder}; got a file of that name: move it away"
         ) from None
     end = "_dark" if dark else ""
-    paths = [
+    return [
         write_figure(plotting.darken(figure) if dark else figure, folder / f"{name}{end}.png")
         for name, figure in drawn.items()
     ]
-    if film:
-        flow, x, (names, varying) = _flow(trained), data.test.x, _varying(trained)
-        if _has_drawable_density(trained):
-            drawing = plotting.density_film(flow, x, _bounds(data), dark)
-        else:
-            drawing = plotting.samples_film(flow, x, names, dark, columns=varying)
-        paths.append(plotting.write_film(drawing, folder / f"film{end}.{film}"))
-    return paths
 
 
 def _default_figures(trained: TrainedModel) -> list[str]:
@@ -186,7 +201,12 @@ def _varying(trained: TrainedModel) -> tuple[tuple[str, ...], list[int]]:
 
 def learning_curve(trained: TrainedModel, data: Data) -> Figure:
     """Draw the course of the training, from its records."""
-    metrics = trained.folder / METRICS_FILE
+    return metrics_figure(trained.folder)
+
+
+def metrics_figure(folder: Path) -> Figure:
+    """Draw the records of a training in a folder."""
+    metrics = folder / METRICS_FILE
     if not metrics.exists():
         raise ValueError(f"Expected {metrics} for the figure learning_curve; got none")
     try:

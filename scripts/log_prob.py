@@ -2,7 +2,8 @@
 
 With --given it is that of the other columns given these. A row with a gap has that of what is
 there, where the model was trained with --missing model, and NaN otherwise, as has a context of an
-unknown category. Another unknown category or a value out of bounds has -inf.
+unknown category. Another unknown category or a value out of bounds has -inf. A model of series
+scores each series, by a lower bound, with its standard error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def parser() -> Parser:
         metavar="COL,COL",
         help="columns to condition on, beside the context, of a model that is no flow",
     )
-    add_options(parser, "--context-data", *READ_OPTIONS, "--divergence", "--draws", "--out")
+    add_options(parser, "--context-data", "--static", *READ_OPTIONS)
+    add_options(parser, "--divergence", "--draws", "--out")
     parser.add_argument(
         "--errors",
         action="store_true",
@@ -44,9 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
     from cnf.scripts.output import check_out, write_log_prob, write_scores
+    from cnf.scripts.series.kind import OF_ROWS, OF_SERIES, is_series, refuse_options
     from cnf.scripts.trained import TrainedModel
 
     check_out(arguments.out, data=arguments.data, context_data=arguments.context_data)
+    if is_series(arguments.dir):
+        of_rows = ("given", "context_data", "divergence", "draws", "errors")
+        refuse_options(parser(), arguments, OF_SERIES, *of_rows)
+        from cnf.scripts.series.tables import write_series_scores
+
+        say(write_series_scores(arguments))
+        return 0
+    refuse_options(parser(), arguments, OF_ROWS, "static")
     trained = TrainedModel.read(arguments.dir, arguments.divergence)
     names = () if arguments.given is None else listed(arguments.given)
     if "" in names:

@@ -56,6 +56,15 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         "type": os.path.abspath,
         "help": f"folder with the files of benchmarks or images (default: ${DATA_DIR})",
     },
+    "--static": {
+        "metavar": "FILE",
+        "help": "a table with a row for each series: its id, and columns that do not change",
+    },
+    "--labels": {"metavar": "FILE", "help": "a table with a row for each series: id and label"},
+    "--times": {
+        "metavar": "FILE",
+        "help": "a table of times, with the columns of id and time, or of time for every series",
+    },
     "--divergence": {
         "choices": ("auto", *DIVERGENCES),
         "default": "auto",

@@ -1,4 +1,4 @@
-"""`plot DIR`: write figures and a film of a trained flow to DIR/figures."""
+"""`plot DIR`: write figures of a trained model, and a film of a flow, to DIR/figures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from cnf.scripts.data import Data
+    from cnf.scripts.series.data import SeriesData
+    from cnf.scripts.series.folder import TrainedSeries
     from cnf.scripts.trained import TrainedModel
 
 FIGURES: Registry[Callable[[TrainedModel, Data], Figure]] = Registry(
@@ -30,6 +32,15 @@ FIGURES: Registry[Callable[[TrainedModel, Data], Figure]] = Registry(
 )
 """The figures of a trained flow, by name."""
 
+SERIES_FIGURES: Registry[Callable[[TrainedSeries, SeriesData], Figure]] = Registry(
+    {
+        "series": "cnf.scripts.series.figures:series",
+        "latents": "cnf.scripts.series.figures:latents",
+        "learning_curve": "cnf.scripts.series.figures:series_learning_curve",
+    }
+)
+"""The figures of a trained model of series, by name."""
+
 
 def parser() -> Parser:
     """Return the parser of the command line."""
@@ -40,7 +51,7 @@ def parser() -> Parser:
         metavar="NAME,NAME",
         type=_names,
         help=f"some of {', '.join(FIGURES)} (default: density and strip, or pairs, and "
-        "learning_curve)",
+        f"learning_curve); of a model of series {', '.join(SERIES_FIGURES)} (default: all)",
     )
     parser.add_argument(
         "--film",
@@ -55,6 +66,16 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
+    from cnf.scripts.series.kind import OF_SERIES, is_series, refuse_options
+
+    if is_series(arguments.dir):
+        refuse_options(parser(), arguments, OF_SERIES, "film")
+        from cnf.scripts.series.figures import plot_series
+        from cnf.scripts.series.folder import TrainedSeries
+
+        series = TrainedSeries.read(arguments.dir)
+        say(*plot_series(series, series.data(), arguments.figures, arguments.dark))
+        return 0
     from cnf.scripts.figures import plot
     from cnf.scripts.trained import TrainedModel
 
@@ -65,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _names(text: str) -> list[str]:
     for name in (names := text.split(",")):
-        if name not in FIGURES:
-            known = ", ".join(FIGURES)
+        if name not in (*FIGURES, *SERIES_FIGURES):
+            known = ", ".join({**FIGURES, **SERIES_FIGURES})
             raise argparse.ArgumentTypeError(f"expected figures among {known}; got {name!r}")
     return names
 

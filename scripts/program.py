@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 from cnf.utils.launch import is_alone, is_first
 
 MAX_MESSAGE_LENGTH = 2000  # characters
+MAX_THREADS = 1024
 
 N = TypeVar("N", int, float)
 Main = Callable[..., int]  # of the arguments (the process's own without any) to the exit status
@@ -124,6 +125,11 @@ def positive_number(text: str) -> float:
     return _parsed(float, text, lambda value: 0 < value < float("inf"), "a number above 0")
 
 
+def share(text: str) -> float:
+    """Parse a share: a number from 0 to below 1."""
+    return _parsed(float, text, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
 def positive_integer(text: str) -> int:
     """Parse a whole number above 0."""
     wanted = "a whole number above 0 and below 2^63"
@@ -132,8 +138,9 @@ def positive_integer(text: str) -> int:
 
 def threads(text: str) -> int | str:
     """Parse a number of threads, or "auto"."""
-    wanted = "auto or a whole number above 0 and below 2^63"
-    return text if text == "auto" else _parsed(int, text, lambda value: 0 < value < 2**63, wanted)
+    wanted = f"auto or a whole number from 1 to {MAX_THREADS}"
+    within = range(1, MAX_THREADS + 1)
+    return text if text == "auto" else _parsed(int, text, within.__contains__, wanted)
 
 
 def seed(text: str) -> int:

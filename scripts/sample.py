@@ -2,7 +2,7 @@
 
 From a conditional flow, draw N rows for each row of --context-data, in its order, with the context
 in the first columns. With --given, draw N rows for each of that file's, whose cells stay as they
-are.
+are. From a model of series, draw N series at the times of random training series, or at --times.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ def parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser("sample", description=__doc__)
     add_options(parser, "dir")
-    parser.add_argument("-n", type=positive_integer, required=True, help="number of rows")
+    parser.add_argument(
+        "-n", type=positive_integer, required=True, help="number of rows, or of series"
+    )
     parser.add_argument(
         "--context-data", metavar="FILE", help="contexts at which to sample a conditional model"
     )
@@ -27,7 +29,7 @@ def parser() -> Parser:
         help="rows with some of the model's columns, in which gaps are drawn as well; of a model "
         "that is no flow",
     )
-    add_options(parser, *READ_OPTIONS, "--out", "--seed")
+    add_options(parser, "--times", *READ_OPTIONS, "--out", "--seed")
     return parser
 
 
@@ -36,9 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
     arguments = parser().parse_args(argv)
     from cnf.scripts.output import check_out, write_given_samples, write_samples
+    from cnf.scripts.series.kind import OF_ROWS, OF_SERIES, is_series, refuse_options
     from cnf.scripts.trained import TrainedModel
 
-    check_out(arguments.out, context_data=arguments.context_data, given=arguments.given)
+    files = {"context_data": arguments.context_data, "given": arguments.given}
+    check_out(arguments.out, **files, times=arguments.times)
+    if is_series(arguments.dir):
+        refuse_options(parser(), arguments, OF_SERIES, *files)
+        from cnf.scripts.series.tables import write_drawn_series
+
+        say(write_drawn_series(arguments))
+        return 0
+    refuse_options(parser(), arguments, OF_ROWS, "times")
     trained = TrainedModel.read(arguments.dir)
     reading = read_options(arguments)
     if arguments.given is not None:

@@ -34,6 +34,7 @@ from cnf.scripts.data import (
 from cnf.scripts.gaussian import GaussianBaseline
 from cnf.scripts.given_cells import GivenCells, open_given
 from cnf.scripts.rows import Array, ContextRows, context_tensor, joined_table, no_context
+from cnf.scripts.series.kind import is_series
 from cnf.storage import build_layer, load, load_config, load_flow
 from cnf.tables.kinds import Unknown
 from cnf.tables.row_model import RowModel
@@ -51,7 +52,7 @@ STATE_FILE = "training.safetensors"
 
 
 def state_file(folder: Path) -> Path | None:
-    """Return the file in a folder with the state of a run; None where there is none."""
+    """Return the file in a folder with the state of a run; None without one."""
     files = (folder / name for name in (STATE_FILE, CODES_STATE, VALUES_STATE))
     return next((file for file in files if file.exists()), None)
 
@@ -86,6 +87,11 @@ class TrainedModel:
             ValueError: The folder holds no model that `train` wrote.
         """
         config = load_config(folder, ("metadata",))
+        if is_series(folder):
+            raise ValueError(
+                f"Expected a model of rows; got {folder}, one of series: use it with cnf evaluate, "
+                "predict, sample, log-prob or plot"
+            )
         rows = config.get("kind") == RowModel.kind
         model: Flow | RowModel = load(folder) if rows else load_flow(folder)  # type: ignore[assignment]
         layer = None
@@ -195,7 +201,7 @@ class TrainedModel:
         """Read the rows that --data and --context-data name, or the held-out rows without --data.
 
         Where these have changed, the advice is to name the rows "to score", or what is `doing`.
-        Missing values are refused when `missing` is None, unless the model was trained on gaps.
+        Without `missing`, gaps are refused, unless the model was trained on gaps.
         Categories that are `unknown` are −1 where they are kept.
         """
         missing = missing or ("model" if self.gappy else "refuse")

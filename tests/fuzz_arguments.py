@@ -10,7 +10,7 @@ from pathlib import Path
 from shutil import copytree
 from unittest import mock
 
-from fuzzing import QUICK, Case, Draw, Place
+from fuzzing import QUICK, QUICK_SERIES, SERIES, Case, Draw, Place
 from hypothesis import strategies as st
 
 from cnf.scripts.__main__ import PROGRAMS
@@ -66,16 +66,21 @@ def valid(draw: Draw, place: Place, program: str) -> list[str]:
     """Return arguments that a program takes, quick ones."""
     work, model, rows = place.work, str(place.folder / "model"), str(place.folder / "rows.csv")
     typed = str(place.folder / "typed")  # a model of codes
+    drawn = str(work / "drawn.csv")
     if program == "plot":  # which writes to the folder
         copytree(model, work / "copy")
     tiny = ["--epochs", "1", "--hidden", "4", "--latent-dim", "1", "--samples", "1"]
+    series = str(place.folder / "series.csv")
+    seen = [str(place.folder / "series"), "--data", series]
     trained = ["--out", str(work / "out")] if draw(st.integers(0, 19)) == 7 else ["--show-recipe"]
     return {
         "train": [rows, *trained, *QUICK],
         "train-vae": ["digits", "--out", str(work / "out"), *tiny, "--posterior", "gaussian"],
+        "train-series": [series, *SERIES, *QUICK_SERIES, "--out", str(work / "out")],
+        "predict": [*seen, "--times", str(place.folder / "times.csv"), "--out", drawn],
         "distil": [model, "--out", str(work / "out"), "--updates", "1", "--data", rows],
         "evaluate": [model, "--data", rows],
-        "sample": [model, "-n", "2", "--out", str(work / "drawn.csv")],
+        "sample": [model, "-n", "2", "--out", drawn],
         "log-prob": [model, "--data", rows, "--out", str(work / "scores.csv")],
         "impute": [typed, "--data", f"{typed}.csv", "--out", str(work / "filled.csv")],
         "plot": [str(work / "copy")],

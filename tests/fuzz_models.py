@@ -115,11 +115,18 @@ def file_replaced(draw: Draw, folder: Path) -> bool:
     return False
 
 
+MODELS = {"predict": ("series",), "check": ("model", "model", "typed")}
 DAMAGES = (config_edited, file_damaged, config_edited, file_damaged, weights_foreign, file_replaced,
            metrics_edited)  # fmt: skip
 
 
 def arguments(place: Place, program: str, model: Path) -> tuple[Any, ...]:
+    if model.name == "series" and program in ("evaluate", "log-prob", "predict"):
+        words = ("--data", place.folder / "series.csv")
+        if program == "evaluate":
+            return (*words, "--json")
+        times = ("--times", place.folder / "times.csv") if program == "predict" else ()
+        return (*words, *times, "--out", place.work / "out.csv")
     data = ("--data", place.folder / ("typed.csv" if model.name == "typed" else "rows.csv"))
     out = ("--out", place.work / "out.csv")
     return {
@@ -145,7 +152,7 @@ def answered(place: Place, came: Outcome) -> Any:
 
 def model_case(draw: Draw, place: Place, program: str) -> Case:
     """A damaged model answers as before, refuses, or says so, unless its checksum is right."""
-    name = draw(st.sampled_from(["model", "model", "typed"]))
+    name = draw(st.sampled_from(MODELS.get(program, ("model", "model", "typed", "series"))))
     place.cleared()
     wanted = answer(place, program, name)
     folder = copytree(place.folder / name, place.cleared() / name)
@@ -190,5 +197,5 @@ def train_case(draw: Draw, place: Place) -> Case:
 
 CASES = {"train": train_case} | {
     program: partial(model_case, program=program)
-    for program in ("evaluate", "sample", "log-prob", "plot", "check")
+    for program in ("evaluate", "sample", "log-prob", "plot", "check", "predict")
 }

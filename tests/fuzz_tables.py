@@ -15,7 +15,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from fuzzing import QUICK, Case, Check, Draw, Outcome, Place, changed_bytes
+from fuzzing import (
+    QUICK,
+    QUICK_SERIES,
+    SERIES,
+    Case,
+    Check,
+    Draw,
+    Outcome,
+    Place,
+    changed_bytes,
+    series_text,
+)
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from hypothesis.extra import pandas as frames
@@ -415,8 +426,30 @@ def uci_case(draw: Draw, place: Place) -> Case:
     return Case("benchmark", (*argv, "--splits", 1, "--budget", 0.1, "--data-dir", place.work))
 
 
+def series_case(draw: Draw, place: Place, program: str) -> Case:
+    """Series with odd cells: what comes out has their ids, and numbers alone."""
+    file, out = place.cleared() / "series.csv", place.work / "out.csv"
+    lines = [line.split(",") for line in series_text().splitlines()]
+    for _ in range(draw(st.integers(0, 3))):
+        row, column = draw(st.integers(0, len(lines) - 1)), draw(st.integers(0, 3))
+        lines[row][column] = draw(st.sampled_from(CELLS + HEADERS) | st.text(max_size=3))
+    file.write_text("".join(",".join(line) + "\n" for line in lines), errors="replace")
+    if program == "train-series":
+        return Case(program, (file, *SERIES, *QUICK_SERIES, "--out", out), outs=(out,))
+
+    def check(_: Outcome) -> str:
+        found = pd.read_csv(out)
+        right = found["height"].astype(str).str.startswith("s").all() and len(found) == 2
+        finite = np.isfinite(found.drop(columns="height").to_numpy()).all()
+        return "" if right and finite else f"wrong predictions: {found}"
+
+    files = ("--data", file, "--times", place.folder / "times.csv", "--out", out)
+    return Case(program, (place.folder / "series", *files), check, (out,))
+
+
 CASES = {
     "train": train_case, "train-vae": images_case, "sample": sample_case, "plot": plot_case,
     "benchmark": uci_case,
+    **{name: partial(series_case, program=name) for name in ("train-series", "predict")},
     **{name: partial(scored_case, program=name) for name in ("evaluate", "log-prob", "check")},
 }  # fmt: skip

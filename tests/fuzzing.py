@@ -30,6 +30,8 @@ HELPFUL = re.compile(r"[Ee]xpected |--help\)$")
 FAILED = re.compile(
     "allocate|memory|cannot be integrated|never finite|NaN or infinite|step limit was hit"
 )
+SERIES = ("--id", "height", "--time", "time")  # its columns
+QUICK_SERIES = ("--steps", "1", "--hidden", "4", "--latent-dim", "1")
 QUICK = ("--steps", "1", "--hidden", "4", "--objective", "mle", "--scaling", "standardize",
          "--batch-size", "4")  # fmt: skip
 
@@ -54,13 +56,15 @@ class Place(NamedTuple):
 
 @contextmanager
 def place_in(folder: Path) -> Iterator[Place]:
-    """Train `model`, `given` (its first column), `typed` (integers and categories), and `sourced`
-    (a model whose table is in the case's folder); figures are not drawn, which takes long.
+    """Train `model`, `given` (its first column), `typed` (integers and categories), `series`, and
+    `sourced` (a model whose table is in the case's folder). No figures are drawn, which takes long.
     """
     place = Place(folder)
     write_csv(folder / "rows.csv", rows_of_table(12, seed=1).round(4))
     typed = "x,n,colour\n" + "".join(f"{i / 7},{i % 7},{'rgb'[i % 3]}\n" for i in range(12))
     (folder / "typed.csv").write_text(typed)
+    (folder / "series.csv").write_text(series_text())
+    (folder / "times.csv").write_text("height,time\ns1,0.5\ns0,3\n")
     with mock.patch("cnf.scripts.figures.png", return_value=b"drawn"):
         for name, data, *words in (
             ("model", "rows.csv"),
@@ -69,12 +73,21 @@ def place_in(folder: Path) -> Iterator[Place]:
         ):
             done("train", folder / data, "--out", folder / name, *words, *QUICK)
             rmtree(folder / name / "figures")
+        words = ("--out", folder / "series", *SERIES, *QUICK_SERIES, "--baseline", "none")
+        done("train-series", folder / "series.csv", *words)
+        rmtree(folder / "series" / "figures")
         path = copytree(folder / "model", folder / "sourced") / "config.json"
         config = json.loads(path.read_text())
         config["metadata"]["data"] = str(place.work / "source.csv")
         path.write_text(json.dumps(with_checksum(config)))
         place.cleared()
         yield place
+
+
+def series_text() -> str:
+    """Ten series of three times; no column has the name of one of the tables'."""
+    lines = (f"s{i},{t + i / 50},{i % 3 + t},{i - t}" for i in range(10) for t in range(3))
+    return "height,time,a,b\n" + "".join(f"{line}\n" for line in lines)
 
 
 @dataclass(frozen=True)

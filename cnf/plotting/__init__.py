@@ -50,6 +50,7 @@ from cnf.plotting.scatter import (
     pairs_figure,
     projections_figure,
 )
+from cnf.plotting.series import draw_series, latents_figure, series_figure
 from cnf.plotting.shares import mixed_pairs_figure
 from cnf.plotting.style import DATA_COLOR, DENSITY_MAP, MODEL_COLOR, TIME_MAP, darken, png
 
@@ -81,10 +82,12 @@ __all__ = [
     "draw_projection",
     "draw_samples",
     "draw_samples_strip",
+    "draw_series",
     "draw_trajectories",
     "field_figure",
     "grid_figure",
     "grid_path",
+    "latents_figure",
     "learning_curve_figure",
     "log_prob_at",
     "log_prob_of",
@@ -95,6 +98,7 @@ __all__ = [
     "projections_figure",
     "quick",
     "samples_film",
+    "series_figure",
     "short_name",
     "spread_rows",
     "strip_figure",

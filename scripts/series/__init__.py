@@ -1,0 +1,1 @@
+"""Programs on irregular time series: their data, training, scores, predictions and figures."""

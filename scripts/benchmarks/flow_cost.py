@@ -87,7 +87,7 @@ def toy_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
     yield "floor: only the matrix products and activations of cnf, joint's evaluations, D tangents"
     if options.ffjord is None:
         yield (
-            f"FFJORD's own code is left out: git clone {FFJORD_REPOSITORY} DIR, and "
+            f"FFJORD's own code is left out: git clone {FFJORD_REPOSITORY[0]} DIR, and "
             "give --ffjord DIR"
         )
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +21,8 @@ MIB = 2**20
 PROCESS_STATUS = Path("/proc/self/status")
 STEP_COUNTS = (10, 30, 100, 300, 1000)
 STATE_NUMBERS = 32_768  # float32 numbers: 128 KiB
+Differentiate = Callable[[str, int], int]
+"""A function of a gradient mode and steps, which solves, back-propagates and returns the steps."""
 # Steps are never rejected, and their size never changes.
 CONSTANT_STEPS: dict[str, Any] = {
     "controller": PIController(safety=1.0, factor_min=1.0, factor_max=1.0, beta=0.0),
@@ -41,22 +43,26 @@ def _differentiate(gradient: str, steps: int) -> int:
     return int(solution.stats.accepted)
 
 
-def peak_above_one_step(gradient: str, steps: int) -> tuple[int, int]:
+def peak_above_one_step(
+    gradient: str, steps: int, differentiate: Differentiate = _differentiate
+) -> tuple[int, int]:
     """Return the accepted steps, and by how much this process's peak grows beyond one step's."""
     torch.set_num_threads(1)
-    _differentiate(gradient, 1)
+    differentiate(gradient, 1)
     before = _high_water()
-    return _differentiate(gradient, steps), _high_water() - before
+    return differentiate(gradient, steps), _high_water() - before
 
 
-def measure_memory(gradient: str) -> dict[int, int]:
+def measure_memory(gradient: str, differentiate: Differentiate = _differentiate) -> dict[int, int]:
     """Return the peaks in bytes by accepted steps, each of a new process."""
     # Allocate tensors in separate pages: otherwise freed memory between live tensors counts too.
     with (
         patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536"),
         ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes,
     ):
-        peaks = [processes.submit(peak_above_one_step, gradient, n) for n in STEP_COUNTS]
+        peaks = [
+            processes.submit(peak_above_one_step, gradient, n, differentiate) for n in STEP_COUNTS
+        ]
         return dict(peak.result() for peak in peaks)
 
 

@@ -16,7 +16,12 @@ from cnf.scripts.benchmarks import compared
 from cnf.scripts.program import positive_integer, positive_number
 from cnf.utils.serialization import write_atomic
 
-FFJORD_REPOSITORY = "https://github.com/rtqichen/ffjord"
+FFJORD_REPOSITORY = ("https://github.com/rtqichen/ffjord", "train_misc.py", "lib/layers/cnf.py")
+LATENT_ODE_REPOSITORY = (
+    "https://github.com/YuliaRubanova/latent_ode",
+    *("run_models.py", "lib/latent_ode.py"),
+)
+"""The address of a repository, and files by which a copy of it is recognised."""
 Row = dict[str, Any]
 """A result by its columns' names, of which "note" has the reason of a failure, or is empty."""
 
@@ -56,13 +61,13 @@ def _rivals(text: str) -> tuple[str, ...]:
     return found
 
 
-def check_repository(folder: Path) -> None:
-    """Raise a ValueError where a folder is no copy of FFJORD's repository."""
-    for name in ("train_misc.py", "lib/layers/cnf.py"):
+def check_repository(folder: Path, option: str, url: str, *files: str) -> None:
+    """Raise a ValueError where a folder is no copy of another project's repository."""
+    for name in files:
         if not (folder / name).exists():
             raise ValueError(
-                f"Expected --ffjord to be a copy of {FFJORD_REPOSITORY}; got {folder}, which has "
-                f"no {name}: git clone {FFJORD_REPOSITORY} DIR, and give DIR"
+                f"Expected {option} to be a copy of {url}; got {folder}, which has "
+                f"no {name}: git clone {url} DIR, and give DIR"
             )
 
 
@@ -72,17 +77,21 @@ class BenchmarkOptions:
 
     subject: str
     repeats: int = _option(
-        "solver, flow, questions, vae", 7, positive_integer, "N", "repeats of every timing"
+        "solver, flow, questions, vae, series", 7, positive_integer, "N", "repeats of every timing"
     )
     out: Path | None = _option(  # noqa: RUF009
-        "solver, flow, toys, tables, mixed, questions, vae",
+        "solver, flow, toys, tables, mixed, questions, vae, series",
         None,
         Path,
         "DIR",
         "figures, and results to keep",
     )
     budget: float = _option(
-        "flow, toys, tables, mixed, questions", 60.0, positive_number, "SECONDS", "time of a method"
+        "flow, toys, tables, mixed, questions, series",
+        60.0,
+        positive_number,
+        "SECONDS",
+        "time of a method",
     )
     cap: float = _option("toys", 1800.0, positive_number, "SECONDS", "longest time of FFJORD's")
     steps: int = _option("flow", 2, positive_integer, "K", "steps of discretised flows")
@@ -93,11 +102,16 @@ class BenchmarkOptions:
         "flow", None, Path, "DIR", "a copy of FFJORD's repository, to compare with"
     )
     data_dir: str | None = _option(
-        "flow, tables, mixed, questions, vae",
+        "flow, tables, mixed, questions, vae, series",
         None,
         str,
         "DIR",
-        f"folder of {compared.UCI_FILE}, {compared.MIXED_FOLDER}/*.csv or images, else {DATA_DIR}",
+        f"folder of {compared.UCI_FILE}, {compared.MIXED_FOLDER}/*.csv, images or PhysioNet 2012, "
+        f"else {DATA_DIR}",
+    )
+    seeds: int = _option("series", 3, positive_integer, "N", "seeds of each fit")
+    latent_ode: Path | None = _option(  # noqa: RUF009
+        "series", None, Path, "DIR", "a copy of latent_ode's repository, to compare with"
     )
     toys: tuple[str, ...] = _names("flow, toys", "toys", TOYS, "all; two in seeds and ffjord")
     tables: tuple[str, ...] = _names(

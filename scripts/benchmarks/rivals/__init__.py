@@ -1,4 +1,4 @@
-"""Generators of mixed tables to compare with, each a program for an environment of its own.
+"""Generators of mixed tables to compare with, each a program for a separate environment.
 
 They pin libraries that are older than ours, and so are run by the interpreter of a virtual
 environment that has them: `PYTHON NAME.py FOLDER --budget SECONDS --seed N`. The folder has

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 import cnf
 from cnf.datasets import TOYS
+from cnf.diagnostics import two_sample
 from cnf.tables import mixture
 
 # The tests' tensors are small: more threads only wait for each other. And runs that are compared
@@ -53,9 +54,10 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _few_components() -> Iterator[None]:
-    """Mixtures of at most ten components: the search for more takes seconds in each fit."""
-    with patch.object(mixture, "COMPONENTS", (1, 2, 5, 10)):
+def _small_models() -> Iterator[None]:
+    """Mixtures of few components and classifiers of few trees, which take most of many tests."""
+    few = patch.object(mixture, "COMPONENTS", (1, 2, 5))
+    with few, patch.object(two_sample, "BOOSTING_ROUNDS", 20):
         yield
 
 
@@ -74,20 +76,28 @@ def fitted() -> cnf.Flow:
     return flow.double()
 
 
+# The layout of a figure takes as long as its drawing, and is that of the plots' own tests.
+LAYOUT = "matplotlib.layout_engine.ConstrainedLayoutEngine.execute"
+
+
 @pytest.fixture(scope="module")
 def undrawn() -> Iterator[None]:
-    """Training that draws no figures, and few rows of toys: most of the time of a short run."""
+    """Training that draws no figures, others coarse and without a layout, and few rows of toys."""
     rows = {"train": 20_000, "validation": 1_000, "test": 3_000}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cnf.scripts.data.TOY_ROWS", rows)
         patch.setattr("cnf.scripts.figures._default_figures", lambda trained: [])
+        patch.setattr("cnf.scripts.series.figures._default_figures", lambda trained: [])
+        patch.setattr("cnf.plotting.style.png.__defaults__", (50,))
+        patch.setattr(LAYOUT, lambda self, figure: None)
         yield
 
 
 @pytest.fixture(scope="module")
 def coarse() -> Iterator[None]:
-    """Few rows of toys, coarse shades, short films and few trees of classifiers."""
+    """Few rows of toys, coarse shades without a layout, short films and few trees."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LAYOUT, lambda self, figure: None)
         patch.setattr("cnf.scripts.data.TOY_ROWS", {"train": 2000, "validation": 200, "test": 200})
         patch.setattr("cnf.diagnostics.similarity.TREES", 5)
         patch.setattr("cnf.plotting.density.DENSITY_PIXELS", 12)

@@ -25,15 +25,45 @@ JOINT = {"step": "joint", "method": "midpoint", "step_size": 1.0}
 PER_SAMPLE = {"step": "per_sample", "method": "adaptive_heun", "rtol": 1e-3, "atol": 1e-3}
 
 
-@pytest.mark.parametrize(
-    ("hidden", "options"), [((5, 6), JOINT), ((5,), {**PER_SAMPLE, "activation_bytes": 0})]
-)
-def test_compiled_code_gives_the_same(hidden, options):
+@pytest.fixture
+def uncached():
+    """Functions that are compiled anew."""
+    compiled_functions.cache_clear()
+    yield
+    compiled_functions.cache_clear()
+
+
+def assert_compiled_is_eager(hidden, options):
     field, x = ConcatSquash(2, hidden), torch.randn(7, 2)
     eager, compiled = (
         pull_gradients(CNF(field, compile=compiled, **options), x)[1] for compiled in (False, True)
     )
     assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "options"),
+    [
+        pytest.param((5, 6), JOINT, marks=pytest.mark.slow),
+        ((5,), {**PER_SAMPLE, "activation_bytes": 0}),
+    ],
+)
+def test_compiled_code_gives_the_same(hidden, options):
+    assert_compiled_is_eager(hidden, options)
+
+
+@pytest.mark.usefixtures("uncached")
+def test_captured_graphs_of_whole_steps_give_the_same(monkeypatch):
+    """Without the translation to C++, which takes most of the time."""
+
+    def capture(function, dynamic, options):
+        captured.append(function)
+        return compiler(function, dynamic=dynamic, backend="aot_eager")
+
+    compiler, captured = torch.compile, []
+    monkeypatch.setattr(torch, "compile", capture)
+    assert_compiled_is_eager((5, 6), JOINT)
+    assert len(captured) > 5
 
 
 def test_explicit_steps_share_their_parameters_and_agree():
@@ -45,14 +75,13 @@ def test_explicit_steps_share_their_parameters_and_agree():
         near(compiled.pull(x).log_det, layer.pull(x).log_det, 1e-5)
 
 
+@pytest.mark.usefixtures("uncached")
 def test_without_a_compiler_there_is_a_warning_and_a_result(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler")
 
-    compiled_functions.cache_clear()
     monkeypatch.setattr(torch, "compile", broken)
     field, x = ConcatSquash(2, (4, 4)), torch.randn(3, 2)
     with pytest.warns(RuntimeWarning, match="compile=True has no effect.*no C\\+\\+ compiler"):
         layer = CNF(field, compile=True)
     assert_close(layer(x), CNF(field)(x))
-    compiled_functions.cache_clear()

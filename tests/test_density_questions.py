@@ -62,7 +62,7 @@ def quick(steps=5, **options):
 
 @pytest.fixture(scope="module")
 def coded():
-    fast = quick(100, schema="infer", recipe=CodeRecipe(batch_size=64))
+    fast = quick(100, schema="infer", recipe=CodeRecipe(batch_size=64, validations=2))
     return fast.fit(hide(mixed(1200), 0.2))
 
 
@@ -329,7 +329,7 @@ TYPED_SCHEMA = Schema.infer(TYPED_TABLE)
     start=st.integers(0, ROWS - 6),
     kind=st.sampled_from(sorted(KINDS)),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_filled_tables_have_their_own_types(gaps, start, kind):
     """Whichever cells are gaps; the others are the very ones."""
     part = TYPED.iloc[start : start + len(gaps)]
@@ -357,7 +357,7 @@ def test_filled_tables_have_their_own_types(gaps, start, kind):
     start=st.integers(0, ROWS - 3),
     kind=st.sampled_from(sorted(KINDS)),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_given_cells_come_back(typed, shown, start, kind):
     """In tables of the types of the fit, each twice."""
     part = TYPED.iloc[start : start + len(shown)].where(np.array(shown))

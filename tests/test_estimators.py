@@ -1,7 +1,8 @@
 """The scikit-learn estimator: scikit-learn's checks and tools, weights, contexts, schemas."""
 
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from cnf import CNFDensity
-from cnf.tables import CodeRecipe, RowModel
+from cnf.layers.scalings import quantiles
+from cnf.tables import CodeRecipe, RowModel, mixture, row_training
+from cnf.tables.masked_training import ValuesRecipe
 from cnf.tables.schema import Column, Schema
 from cnf.training.recipes import Recipe
 
@@ -28,6 +31,13 @@ SMALL = Recipe(objective="mle", hidden=(8,), batch_size=64, validations=5)
 MATCHING = replace(SMALL, objective="matching", hidden=(16,), matching_batch=128)
 MATCHING = replace(MATCHING, matching_rate=1e-2, validations=2)
 X = np.random.default_rng(0).normal(size=(300, 2)) @ [[1.0, 0.5], [0.0, 2.0]] + 5
+
+
+@dataclass(frozen=True)
+class FewGroups(ValuesRecipe):
+    groups: int = 2
+    group_rows: int = 4
+    validation_groups: int = 2
 
 
 def small(**options):
@@ -44,6 +54,9 @@ def density():
     return small().fit(X)
 
 
+@patch.object(mixture, "COMPONENTS", (1,))
+@patch.object(quantiles, "BIN_COUNTS", (1, 4))
+@patch.object(row_training, "ValuesRecipe", FewGroups)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "options",

@@ -22,7 +22,13 @@ KINDS = {
     for program, make in import_module(f"fuzz_{kind}").CASES.items()
 }
 FEW = 8
-DEAR = {"check": 2, "train-vae": 3, "plot": 4, "evaluate": 5}  # programs that take seconds
+DEAR = {
+    "check": 2,
+    "train-vae": 3,
+    "train-series": 4,
+    "plot": 4,
+    "evaluate": 5,
+}  # programs that take seconds
 PARTS, PART = 4, 250
 PROCESSES = 50
 

@@ -11,6 +11,7 @@ import pytest
 
 import cnf
 from cnf.scripts.__main__ import PROGRAMS, main
+from cnf.series import fit_series
 from cnf.tables.code_training import fit_codes
 from cnf.tables.masked_training import fit_values
 
@@ -19,6 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "notebooks").rglob("*.md"))]
 LISTED = "benchmarks.md"  # commands of hours, which test_site.py reads but does not run
 QUICK = {
     "train": ("--steps", "2"),
+    "train-series": ("--steps", "2"),
     "train-vae": ("--epochs", "1", "--samples", "2", "--hidden", "16"),
     "distil": ("--updates", "2"),
     "check": ("--points", "100", "--rows", "5"),
@@ -48,6 +50,7 @@ def test_python_examples_run_one_after_the_other(page, tmp_path, monkeypatch):
     fits = {"cnf.fit": cnf.fit, "cnf.tables.density_training.fit": cnf.fit}
     fits["cnf.tables.row_training.fit_codes"] = fit_codes
     fits["cnf.tables.row_training.fit_values"] = fit_values
+    fits["cnf.series.latent_ode.fit_series"] = fit_series
     for place, fit in fits.items():
         monkeypatch.setattr(
             place, lambda *given, fit=fit, **named: fit(*given, **named | {"steps": 5, "budget": 2})
@@ -68,6 +71,16 @@ def test_commands_run_on_a_table(tmp_path, monkeypatch):
     table = pd.DataFrame(rows, columns=["a", "b", "c"])
     table[["a"]].head(2).to_csv("cells.csv", index=False)
     table.mask(rows > 1).to_csv("gaps.csv", index=False)
+    numbers = np.arange(200)
+    stays = pd.DataFrame({"stay": numbers // 5, "hour": numbers % 5 * 2 + 0.5})
+    stays = stays.assign(pulse=np.sin(numbers), temp=np.where(numbers % 3, numbers % 7, np.nan))
+    stays.to_csv("stays.csv", index=False)
+    long = stays.melt(["stay", "hour"], var_name="what", value_name="value")
+    long.dropna().sort_values(["stay", "hour"]).to_csv("long.csv", index=False)
+    stays[["stay"]].drop_duplicates().assign(died=lambda each: each["stay"] % 2).to_csv(
+        "labels.csv", index=False
+    )
+    pd.DataFrame({"hour": [1.0, 6.5]}).to_csv("times.csv", index=False)
     Path("schema.json").write_text('{"c": {"kind": "real", "gaps": "value"}}')
     for arguments in {tuple(each): each for page in shown("sh") for each in commands(page)}:
         assert main([*arguments, *QUICK.get(arguments[0], ())]) == 0

@@ -20,7 +20,7 @@ from cnf.scripts.benchmark import BENCHMARK_SUBJECTS, parser
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "notebooks"
-PARTS = "ode fields layers flow training tables diagnostics variational vae datasets"
+PARTS = "ode fields layers flow training tables series diagnostics variational vae datasets"
 PUBLIC = ["cnf", *(f"cnf.{part}" for part in PARTS.split())]
 DIRECTIVE = re.compile(r"^\.\. auto(\w+):: (\S+)((?:\n {3}:.*)*)", re.MULTILINE)
 
@@ -95,6 +95,13 @@ def side_by_side(title: str, count: int, theirs_too: bool = True) -> tuple[dict,
 def test_the_counterpart_of_ffjords_code_runs():
     _, ours = side_by_side("FFJORD's repository", 4, theirs_too=False)
     assert ours["samples"].shape == (100, 2)
+
+
+def test_the_counterparts_of_code_on_series_run():
+    _, ours = side_by_side("latent_ode", 3, theirs_too=False)
+    assert ours["found"].mean.shape == (10, 20, 1)
+    _, ours = side_by_side("torchcde", 2, theirs_too=False)
+    assert ours["chances"].shape == (10, 2)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

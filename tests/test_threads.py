@@ -208,7 +208,7 @@ def test_the_programs_say_and_record_it(free, undrawn, tmp_path):
 @pytest.mark.parametrize("wrong", ["0", "many", "-3", "1.5"])
 def test_the_programs_refuse_other_numbers(name, wrong, tmp_path):
     line = complaint(name, "moons", "--out", tmp_path / "out", f"--threads={wrong}")
-    assert "argument --threads: expected auto or a whole number above 0" in line
+    assert "argument --threads: expected auto or a whole number from 1 to 1024" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -92,6 +92,10 @@ def _content_sha256(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) 
     return sha256(*parts)
 
 
+# Entries that others follow from, so that a message names them first.
+CAUSES = ("seed", "training rows", "validation rows")
+
+
 def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
     """Return the name and values of the first entry that differs, within dicts too."""
     while isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -121,7 +125,7 @@ class Checkpointer:
             return None
         found = TrainingState.read(self.path)
         entries = {**self.defaults, **found.run}
-        for name, wanted in self.run.items():
+        for name, wanted in sorted(self.run.items(), key=lambda entry: entry[0] not in CAUSES):
             if entries.get(name) != wanted:
                 name, old, new = _difference(name, entries.get(name), wanted)
                 raise ValueError(

@@ -101,6 +101,7 @@ def test_memory_is_printed_and_drawn_without_other_libraries(tmp_path, monkeypat
     assert table_of("memory")[0].startswith("Memory: skipped")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @patch.object(memory, "STEP_COUNTS", (100,))
 def test_states_that_a_step_costs():

@@ -74,6 +74,7 @@ class Task:
         if self.cut is not None:
             seen, wanted = series.cut(self.cut)
             at = decode_clock(np.array([self.cut]), series.clock).iloc[0]
+            at = f"{at:g}" if isinstance(at, float) else at
             counts = np.bincount(seen.owners, weights=seen.observed.any(1), minlength=len(series))
             if (empty := counts == 0).any():
                 raise ValueError(

@@ -21,7 +21,14 @@ from cnf.series.base_process import BaseProcess
 from cnf.series.batch import SeriesBatch
 from cnf.series.checks import check_apart
 from cnf.series.encoders.encoder import TimeFeatures
-from cnf.series.prediction import Prediction, SeriesScores, asked_times, frame_names
+from cnf.series.prediction import (
+    Prediction,
+    SeriesScores,
+    asked_times,
+    check_draws,
+    checked_levels,
+    frame_names,
+)
 from cnf.series.scaling import SeriesScaling
 from cnf.series.series import Series
 from cnf.series.summaries import traits
@@ -221,9 +228,7 @@ class FlowProcess(nn.Module):
         return -log_prob.sum() / (union.wanted * self.scaling.varying).sum().clamp(min=1)
 
     @torch.no_grad()
-    def log_prob(
-        self, series: Series, *, given: Series | None = None, draws: int = 1, seed: int = 0
-    ) -> SeriesScores:
+    def log_prob(self, series: Series, *, given: Series | None = None) -> SeriesScores:
         """Return log p of each series, exact, in nats and the data's own units.
 
         After the task `extrap` it is that of what follows the cut given what comes before. A column
@@ -232,8 +237,6 @@ class FlowProcess(nn.Module):
         Args:
             series: Series to score.
             given: Other observations of the same series, to condition on.
-            draws: As for `LatentODE.log_prob`, here without effect.
-            seed: Likewise.
 
         Raises:
             ValueError: The ids of `given` are others, an observation is given and scored, or an
@@ -290,12 +293,8 @@ class FlowProcess(nn.Module):
             ValueError: A time is before the start or not finite, the columns or ids are others, a
                 level is not between 0 and 1, or there is no draw.
         """
-        levels = np.asarray(quantiles, dtype=np.float64)
-        if draws < 1 or not ((levels > 0) & (levels < 1)).all():
-            raise ValueError(
-                f"Expected draws of at least 1 and quantiles between 0 and 1; got {draws} and "
-                f"{[*quantiles]}: correct them"
-            )
+        check_draws(draws)
+        levels = checked_levels(quantiles)
         series = self.scaling.aligned(series)
         if isinstance(times, Series):
             times = times if self.scaling.clock is None else times.with_clock(self.scaling.clock)

@@ -25,7 +25,14 @@ from cnf.series.encoders import ENCODERS
 from cnf.series.laplace import laplace
 from cnf.series.latent_field import LatentField
 from cnf.series.likelihoods import NOISES
-from cnf.series.prediction import Prediction, SeriesScores, asked_times, frame_names
+from cnf.series.prediction import (
+    Prediction,
+    SeriesScores,
+    asked_times,
+    check_draws,
+    checked_levels,
+    frame_names,
+)
 from cnf.series.scaling import SeriesScaling
 from cnf.series.series import Series
 from cnf.series.summaries import SUMMARIES, Classifier, summaries, traits
@@ -427,12 +434,8 @@ class LatentODE(nn.Module):
         if isinstance(times, Series):
             times = times if self.scaling.clock is None else times.with_clock(self.scaling.clock)
         asked, lengths = asked_times(times, series)
-        levels = np.asarray(quantiles, dtype=np.float64)
-        if not ((levels > 0) & (levels < 1)).all():
-            raise ValueError(
-                f"Expected quantiles between 0 and 1; got {[*quantiles]}: correct them"
-            )
-        _check_draws(draws)
+        levels = checked_levels(quantiles)
+        check_draws(draws)
         scaled = self.scaling.times(asked, series)
         self.scaling.warn_far(scaled)
         order = np.argsort(scaled, axis=1, kind="stable")
@@ -511,7 +514,7 @@ class LatentODE(nn.Module):
         Source: Burda et al. (2016), Importance weighted autoencoders, equation 8; Shun & McCullagh
         (1995), Laplace approximation of high dimensional integrals.
         """
-        _check_draws(draws)
+        check_draws(draws)
         series = self.scaling.aligned(series)
         if self.task.cut is not None:
             if given is None:
@@ -760,11 +763,6 @@ def _check_names(
             raise ValueError(
                 f"Expected {what} to be one of {', '.join(names)}; got {name!r}: choose one"
             )
-
-
-def _check_draws(draws: int) -> None:
-    if draws < 1:
-        raise ValueError(f"Expected draws of at least 1; got {draws}: draw more")
 
 
 def _log_prior(z: Tensor) -> Tensor:

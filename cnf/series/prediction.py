@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +88,20 @@ def frame_names(series: Series) -> dict[str, Any]:
     """Return the names and the clock that predictions of series keep for their table."""
     names = ("id_column", "time_column", "clock")
     return {name: getattr(series, name) for name in names}
+
+
+def check_draws(draws: int) -> None:
+    """Raise a ValueError unless there is a draw."""
+    if draws < 1:
+        raise ValueError(f"Expected draws of at least 1; got {draws}: draw more")
+
+
+def checked_levels(quantiles: Sequence[float]) -> Array:
+    """Return levels of quantiles, shape (Q,); raise a ValueError unless they are in (0, 1)."""
+    levels = np.asarray(quantiles, dtype=np.float64)
+    if not ((levels > 0) & (levels < 1)).all():
+        raise ValueError(f"Expected quantiles between 0 and 1; got {[*quantiles]}: correct them")
+    return levels
 
 
 def asked_times(times: Any, series: Series) -> tuple[Array, NDArray[np.int64]]:

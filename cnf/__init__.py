@@ -33,7 +33,8 @@ else:  # `import cnf` itself imports none of them, nor PyTorch
         "cnf.training": ("History", "distil", "fit"),
         "cnf.variational": ("FlowPosterior", "elbo", "iwae"),
     }
-    _ROOMS = {*_NAMES, "cnf.datasets", "cnf.plotting", "cnf.series", "cnf.vae"}
+    _ROOMS = {*_NAMES, *(f"cnf.{name}" for name in ("adapters", "datasets", "plotting"))}
+    _ROOMS |= {"cnf.outliers", "cnf.series", "cnf.vae"}
     __getattr__, __dir__ = lazy_names(
         __name__,
         {room.removeprefix("cnf."): room for room in _ROOMS}

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = [
     *("cnf.datasets", "cnf.utils", "cnf.ode", "cnf.fields", "cnf.layers", "cnf.flow"),
     *("cnf.variational", "cnf.storage", "cnf.training", "cnf.tables", "cnf.series"),
-    *("cnf.diagnostics", "cnf.plotting", "cnf.vae", "cnf", "cnf.scripts"),
+    *("cnf.outliers", "cnf.adapters", "cnf.diagnostics", "cnf.plotting", "cnf.vae"),
+    *("cnf", "cnf.scripts"),
 ]
 FOLDERS = {"cnf": "cnf", "datasets": "cnf.datasets", "scripts": "cnf.scripts"}
 

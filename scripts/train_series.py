@@ -8,11 +8,12 @@ the model, metrics.jsonl and figures/; scores of held-out series are printed bes
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from cnf.datasets.files import ENDINGS
 from cnf.datasets.series import SERIES_DATASETS
-from cnf.scripts.options import READ_OPTIONS, add_options
+from cnf.scripts.options import READ_OPTIONS, add_options, option_of, text_of
 from cnf.scripts.program import (
     Parser,
     positive_integer,
@@ -22,6 +23,8 @@ from cnf.scripts.program import (
 )
 from cnf.series import EVENTS, SERIES_MODELS
 from cnf.series.encoders import ENCODERS
+from cnf.series.recipe import SeriesRecipe
+from cnf.training.numbers import numbers_of
 
 TASKS = ("interp", "extrap", "filter")
 OWN_LABELS = ""  # the value of --labels that asks for those of a data set by its name
@@ -30,21 +33,29 @@ OWN_LABELS = ""  # the value of --labels that asks for those of a data set by it
 @program("train-series")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program."""
-    arguments = parser().parse_args(argv)
+    everything = "--help-all" in (sys.argv[1:] if argv is None else argv)
+    arguments = parser(everything).parse_args(argv)
     from cnf.scripts.series.training import train_series
 
     train_series(arguments)
     return 0
 
 
-def parser() -> Parser:
-    """Return the parser of the command line."""
+def parser(everything: bool = True) -> Parser:
+    """Return the parser of the command line, with all options shown, or the usual ones."""
     usage = "cnf train-series FILE --id COL --time COL [option ...]"
     parser = Parser("train-series", __doc__, usage=usage)
     _add_data(parser.add_argument_group("data"))
     _add_task(parser.add_argument_group("the task"))
     _add_model(parser.add_argument_group("the model"))
     _add_run(parser.add_argument_group("the run"))
+    parser.add_argument("--help-all", action="help", help="show the options of the recipe as well")
+    recipe = parser.add_argument_group("the recipe (in brackets: the default)")
+    for name, number in numbers_of(SeriesRecipe).items():
+        models = f"{', '.join(number.used_by)}: " if number.used_by else ""
+        text = f"{models}{number.describe()} ({text_of(number.default)})"
+        shown = text if everything else argparse.SUPPRESS
+        recipe.add_argument(option_of(name), metavar="X", help=shown)
     return parser
 
 

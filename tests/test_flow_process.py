@@ -14,9 +14,9 @@ from cnf.series.batch import SeriesBatch
 from cnf.series.flow_process import FlowProcess, _Union
 from cnf.series.kalman import MarkovChain
 from cnf.series.prediction import Prediction
+from cnf.series.recipe import SeriesRecipe
 from cnf.series.series import Series
 from cnf.series.task import Task
-from cnf.series.training import SeriesRecipe
 from cnf.storage import load, save
 
 Array = NDArray[np.float64]

@@ -284,6 +284,11 @@ def test_a_run_resumes(trained, files, tmp_path, undrawn):
     assert again[:-1] == trained[1].splitlines()[: len(again) - 1]
     assert "its seed was 0, and now is 1" in complaint(*words, "--resume", "--seed", 1)
     assert "task hide was 0.1, and now is 0.2" in complaint(*words, "--resume", "--hide", 0.2)
+    rate = ("--resume", "--learning-rate", 0.01)
+    assert "its learning_rate was 0.005, and now is 0.01" in complaint(*words, *rate)
+    assert "the series recipe's pool to be finite and at least 1" in complaint(*words, "--pool", 0)
+    words = (*words, "--model", "flow_process")
+    assert "no --kl-start with a flow_process" in complaint(*words, "--kl-start", 0.1)
 
 
 def edited(folder, change):

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from cnf.series.latent_ode import LatentODE
     from cnf.series.metrics import column_scales, entry_error, series_errors
     from cnf.series.prediction import Prediction, SeriesScores
+    from cnf.series.recipe import SeriesRecipe
     from cnf.series.series import Series
     from cnf.series.task import Task
-    from cnf.series.training import SeriesRecipe, fit_series
+    from cnf.series.training import fit_series
 else:
     __getattr__, __dir__ = lazy_package(
         __name__,
@@ -34,13 +35,14 @@ else:
             "batch": "SeriesBatch",
             "latent_ode": "LatentODE",
             "prediction": "Prediction SeriesScores",
+            "recipe": "SeriesRecipe",
             "checks": "check_training",
             "events": "PoissonEvents",
             "flow_process": "FlowProcess",
             "metrics": "column_scales entry_error series_errors",
             "series": "Series",
             "task": "Task",
-            "training": "SeriesRecipe fit_series",
+            "training": "fit_series",
         },
     )
 

@@ -33,11 +33,12 @@ from cnf.series.prediction import (
     checked_levels,
     frame_names,
 )
+from cnf.series.recipe import SeriesRecipe
 from cnf.series.scaling import SeriesScaling
 from cnf.series.series import Series
 from cnf.series.summaries import SUMMARIES, Classifier, summaries, traits
 from cnf.series.task import Task
-from cnf.series.training import SeriesRecipe, fit_series
+from cnf.series.training import fit_series
 from cnf.training.history import History
 from cnf.utils.random import RowNoise, seeded
 from cnf.variational import FlowPosterior

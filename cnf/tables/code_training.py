@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from cnf.tables.code_network import CodeNetwork
-from cnf.training.averaged_run import AveragedRecipe, AveragedRun
+from cnf.training.averaged_recipe import AveragedRecipe
+from cnf.training.averaged_run import AveragedRun
 from cnf.training.checkpoint import Checkpointer, run_identity
 from cnf.training.data import BatchSampler, Rows
 from cnf.training.history import History, StepEvent

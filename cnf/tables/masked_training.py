@@ -18,7 +18,8 @@ from cnf.ode import SolveError
 from cnf.tables.code_training import check_weights
 from cnf.tables.masked_flow import MaskedFlow
 from cnf.tables.mixture import NormalMixture
-from cnf.training.averaged_run import AveragedRecipe, AveragedRun
+from cnf.training.averaged_recipe import AveragedRecipe
+from cnf.training.averaged_run import AveragedRun
 from cnf.training.checkpoint import Checkpointer, run_identity
 from cnf.training.data import BatchSampler, Rows
 from cnf.training.history import History, Record, StepEvent

@@ -1,54 +1,25 @@
-"""Runs that validate and keep the average of a model's weights, and their recipes."""
+"""Runs that validate and keep the average of a model's weights."""
 
 from __future__ import annotations
 
 import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import cos, inf, isfinite, pi
+from math import inf, isfinite
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from cnf.training.averaged_recipe import AveragedRecipe
 from cnf.training.checkpoint import Checkpointer
 from cnf.training.history import Record, StepEvent
-from cnf.training.numbers import check_numbers, number
 from cnf.training.optimizer import Optimizer, OptimizerStep, StepLoss
 from cnf.training.progress import TrainingBudget
 from cnf.training.run import Run
 from cnf.utils.distributed import parallel
 from cnf.utils.serialization import add_prefix, strip_prefix
 from cnf.utils.threads import Threads
-
-
-@dataclass(frozen=True)
-class AveragedRecipe:
-    """The numbers of training that every `AveragedRun` needs."""
-
-    learning_rate: float = number(5e-3, "peak learning rate")
-    final_rate: float = number(0.01, "last learning rate over the peak", low=0)
-    warmup: float = number(0.05, "fraction of the run that warms up", low=0, high=1)
-    weight_decay: float = number(1e-4, "decoupled weight decay", low=0)
-    max_grad_norm: float = number(1.0, "norm that gradients are clipped to")
-    ema_decay: float = number(0.99, "decay of the averaged weights", low=0, high=1)
-    validations: int = number(16, "number of validations", low=1)
-    patience: int = number(6, "validations without improvement that end a run", low=1)
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-
-    def rate(self, done: float) -> float:
-        """Return the learning rate: linear warm-up, then a cosine over the run.
-
-        Example:
-            >>> [round(AveragedRecipe().rate(done), 6) for done in (0.02, 0.5, 1.0)]
-            [0.002048, 0.002525, 5e-05]
-        """
-        rise = min(1.0, done / self.warmup + 0.01) if self.warmup else 1.0
-        fall = self.final_rate + (1 - self.final_rate) * 0.5 * (1 + cos(pi * min(1.0, done)))
-        return self.learning_rate * rise * fall
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from math import inf
@@ -18,7 +19,7 @@ class Number:
     low: float | None = None  # least value of it, or of a list's entries; above 0 when None
     high: float = inf  # which numbers are below
     choices: Collection[str] | Callable[[], Collection[str]] = ()  # names; any when empty
-    used_by: Collection[str] = ()  # the objectives that use it; all when empty
+    used_by: Collection[str] = ()  # the objectives or models that use it; all when empty
 
     @property
     def names(self) -> Collection[str]:
@@ -89,6 +90,6 @@ def document_numbers(kind: type) -> None:
 
 def check_numbers(configuration: Any) -> None:
     """Raise a ValueError unless a configuration's numbers are within their limits."""
-    owner = type(configuration).__name__.lower()
+    owner = re.sub("(?<=[a-z])(?=[A-Z])", " ", type(configuration).__name__).lower()
     for name, each in numbers_of(type(configuration)).items():
         each.check(f"the {owner}'s {name}", getattr(configuration, name))

@@ -15,7 +15,7 @@ from cnf.datasets import ColumnType
 from cnf.datasets.reading import drop_option
 from cnf.datasets.series import SERIES_DATASETS
 from cnf.scripts.folder import default_folder, run_folder, write_records
-from cnf.scripts.options import READ_OPTIONS, listed, option_of, read_options
+from cnf.scripts.options import READ_OPTIONS, given_numbers, listed, option_of, read_options
 from cnf.scripts.program import say
 from cnf.scripts.series.data import (
     SeriesData,
@@ -30,11 +30,12 @@ from cnf.scripts.series.figures import plot_series
 from cnf.scripts.series.folder import TrainedSeries, series_metadata, time_text
 from cnf.scripts.trained import STATE_FILE
 from cnf.scripts.training import RunRecorder, by_threads, last_threads
-from cnf.series import SERIES_MODELS, Series, Task, check_training
+from cnf.series import SERIES_MODELS, Series, SeriesRecipe, Task, check_training
 from cnf.series.clock import encode_clock
 from cnf.storage import save
 from cnf.training.callbacks import ProgressBar
 from cnf.training.history import History, Record
+from cnf.training.numbers import numbers_of
 from cnf.utils.threads import number_of_threads
 
 LATENT_OPTIONS = (
@@ -49,6 +50,7 @@ LARGEST = float(np.finfo(np.float32).max)
 def train_series(arguments: argparse.Namespace) -> None:
     """Train a model of series as the command line says, score it and draw its figures."""
     layout = _layout(arguments)
+    recipe = _recipe(arguments)
     files = {name: _absolute(getattr(arguments, name)) for name in ("static", "labels")}
     known = (files["static"], files["labels"], arguments.data_dir)
     data = open_series(arguments.data, layout, arguments.seed, *known)
@@ -64,7 +66,7 @@ def train_series(arguments: argparse.Namespace) -> None:
         say(*_summary(data, model, task))
         run = {name: getattr(arguments, name) for name in ("seed", "data_dir", "budget", "steps")}
         metadata = series_metadata(data, layout, task, **files, **run)
-        history = _fit(arguments, data, model, task, folder, metadata)
+        history = _fit(arguments, data, model, task, recipe, folder, metadata)
         threads = history.threads.tolist()
         say(
             f"{history.steps} steps in {history.duration:.1f} s{by_threads(threads)}, ended by "
@@ -141,6 +143,23 @@ def _cut(text: str | None, series: Series) -> float | None:
             f"Expected --cut to be {wanted}, as the times in column {series.time_column!r} are; "
             f"got {text!r}: write one"
         ) from None
+
+
+def _recipe(arguments: argparse.Namespace) -> SeriesRecipe:
+    """Return the numbers of training that the command line sets.
+
+    Raises:
+        ValueError: One is out of range, or has no effect on the model.
+    """
+    numbers = numbers_of(SeriesRecipe)
+    given = given_numbers(arguments, numbers)
+    for name in given:
+        used_by = numbers[name].used_by
+        if used_by and arguments.model not in used_by:
+            raise ValueError(
+                f"Expected no {option_of(name)} with a {arguments.model}; got it: leave it out"
+            )
+    return SeriesRecipe(**given)
 
 
 def _hidden_share(arguments: argparse.Namespace) -> float:
@@ -283,6 +302,7 @@ def _fit(
     data: SeriesData,
     model: Any,
     task: Task,
+    recipe: SeriesRecipe,
     folder: Path,
     metadata: dict[str, Any],
 ) -> History:
@@ -298,6 +318,7 @@ def _fit(
         threads=arguments.threads,
         state=folder / STATE_FILE,
         callbacks=[SeriesProgressBar(), recorder],
+        recipe=recipe,
     )
     save(model, folder, metadata)
     columns = (getattr(history, field.name).tolist() for field in fields(Record))

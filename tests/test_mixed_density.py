@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 import torch
 from scipy import stats
@@ -205,6 +206,15 @@ def test_contexts_of_categories(conditional):
         conditional.sample(1, context=foreign)
     with pytest.raises(ValueError, match="columns of context as in fit, colour, day, unit; got"):
         conditional.sample(1, context=given[["day", "colour", "unit"]])
+
+
+@pytest.mark.parametrize("name", ["colour", None])
+def test_a_context_may_be_one_column_of_text(name):
+    colours = pd.Series(["red", "blue"] * 50, name=name)
+    density = codes().fit(np.random.default_rng(0).normal(size=(100, 1)), context=colours)
+    assert density.sample(3, context=colours[:2], random_state=0).shape == (6, 1)
+    for each in (polars.Series(name or "", ["red"]), pd.DataFrame({"colour": ["red"]})):
+        assert np.isfinite(density.score_samples(np.zeros((1, 1)), context=each)).all()
 
 
 def test_a_constant_context_is_none():

@@ -174,7 +174,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 their ratios matter.
             context: Shape (n_samples, n_context_features) or (n_samples,), finite. A column that
                 does not vary is ignored. With a schema and without a flow's recipe or objective it
-                may be a table with text, categories and dates.
+                may be a table, or a column of one, with text, categories and dates.
 
         Raises:
             ValueError: A shape does not fit, a value is not finite or not allowed in its column,

@@ -71,6 +71,8 @@ def context_table(context: Any, rows: int, types: Mapping[str, ColumnType] | Non
     """
     if context is None:
         return Table("context", np.empty((rows, 0)), ())
+    if hasattr(context, "to_frame"):  # one column of pandas or polars
+        context = context.to_frame(context.name or "c0")
     if is_frame(context):
         return frame_table(from_any(context)[0], "context", types)
     options = {"ensure_2d": False, "ensure_all_finite": False, "input_name": "context"}

@@ -1,9 +1,9 @@
 """Casts between the dtype of a caller's tensors and a flow's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from torch import Tensor
-from torch.distributions import Distribution
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 
 from cnf.utils.shapes import check_tensors
 
@@ -42,17 +42,36 @@ def cast_tensor(like: Tensor, name: str, value: Tensor) -> Tensor:
     return value.to(like.dtype)
 
 
-def tensors_of(base: Distribution) -> Iterator[Tensor]:
-    """Yield the tensors of real numbers that a distribution, or one inside it, consists of.
+def tensors_of(part: object) -> Iterator[Tensor]:
+    """Yield the tensors that a distribution, a transform or a module consists of.
+
+    Also those of distributions, transforms and modules inside it, a flow's base among them.
 
     Example:
         >>> import torch
-        >>> from torch.distributions import Independent, Normal
-        >>> [each.dtype for each in tensors_of(Independent(Normal(torch.zeros(2), 1.0), 1))]
-        [torch.float32, torch.float32]
+        >>> from torch.distributions import AffineTransform, Normal, TransformedDistribution
+        >>> loc, shift = torch.zeros(()), torch.ones(())
+        >>> base = TransformedDistribution(Normal(loc, 2.0), AffineTransform(shift, 3.0))
+        >>> sorted(float(each) for each in tensors_of(base))
+        [0.0, 1.0, 2.0]
     """
-    for value in vars(base).values():
-        if isinstance(value, Distribution):
-            yield from tensors_of(value)
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            yield value
+    seen: set[int] = set()  # a transform and its inverse name each other
+    yield from _tensors_within(part, seen)
+
+
+def _tensors_within(part: object, seen: set[int]) -> Iterator[Tensor]:
+    """Yield the tensors of a part, but for those of parts that were seen."""
+    if isinstance(part, Tensor):
+        yield part
+        return
+    inside: Iterable[object] = ()
+    if isinstance(part, list | tuple):
+        inside = part
+    elif isinstance(part, Distribution | Transform) and id(part) not in seen:
+        seen.add(id(part))
+        inside = [*vars(part).values()]
+    elif isinstance(part, nn.Module):
+        own = (each for each in vars(part).values() if isinstance(each, Distribution))
+        inside = [*part.parameters(), *part.buffers(), *own]
+    for each in inside:
+        yield from _tensors_within(each, seen)

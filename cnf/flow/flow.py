@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain
 from math import log
 from typing import Any, Self, cast
 
@@ -109,8 +108,7 @@ class Flow(nn.Module):
     @property
     def like(self) -> Tensor:
         """An empty tensor of the flow's dtype on its device."""
-        tensors = chain(self.parameters(), self.buffers(), tensors_of(self.base))
-        found = (each for each in tensors if each.is_floating_point())
+        found = (each for each in tensors_of(self) if each.is_floating_point())
         return next(found, torch.empty(0)).new_empty(0)
 
     @property
@@ -245,25 +243,25 @@ class Flow(nn.Module):
         solve, as in `log_prob`; they are the same.
         """
         with torch.no_grad():
-            return self._draw(self.base.sample, shape, context, self.transport, max_batch)
+            return self._draw(self.base.sample, shape, context, Flow.transport, max_batch)
 
     def rsample(self, shape: Shape = (), context: Tensor | None = None) -> Tensor:
         """Return draws with a gradient to the parameters and the context (reparameterised)."""
-        return self._draw(self._base_rsample, shape, context, self.transport)
+        return self._draw(self._base_rsample, shape, context, Flow.transport)
 
     def sample_and_log_prob(
         self, shape: Shape = (), context: Tensor | None = None, *, max_batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return draws and their log p by one solve, without a gradient; see `log_prob`."""
         with torch.no_grad():
-            joint = self._draw(self.base.sample, shape, context, self._joint, max_batch)
+            joint = self._draw(self.base.sample, shape, context, Flow._joint, max_batch)
         return joint[..., :-1], joint[..., -1]
 
     def rsample_and_log_prob(
         self, shape: Shape = (), context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return draws and their log p by one solve, with a gradient to parameters and context."""
-        joint = self._draw(self._base_rsample, shape, context, self._joint)
+        joint = self._draw(self._base_rsample, shape, context, Flow._joint)
         return joint[..., :-1], joint[..., -1]
 
     def score(
@@ -577,19 +575,45 @@ class Flow(nn.Module):
         encoded: Tensor = self.context(context)
         return encoded
 
+    def encoded(
+        self, context: Tensor | None, max_batch: int | None = None
+    ) -> tuple["Flow", Tensor | None]:
+        """Return the flow behind its encoder, and encoded contexts: each once for many points.
+
+        Without an encoder they are as given. Both share the parameters.
+
+        Shapes: (*batch, context_dim) → (*batch, size of the layers' context), so many at once.
+
+        Example:
+            >>> from cnf.flow import ffjord
+            >>> flow, context = ffjord(2, context_dim=3), torch.zeros(3)
+            >>> flow.encoded(context)[1] is context
+            True
+        """
+        if context is None or not isinstance(self.context, ContextEncoder):
+            return self, context
+        rows = per_row(context, context.shape[:-1])
+
+        def encode(rows: Tensor, _: Tensor | None) -> Tensor:
+            return cast("Tensor", self.standardized(rows))
+
+        found = in_chunks(encode, rows, None, max_batch)
+        return Flow(self.base, self.layers), found.reshape(*context.shape[:-1], found.shape[1])
+
     def _draw(
         self,
         base_sample: Callable[[torch.Size], Tensor],
         shape: Shape,
         context: Tensor | None,
-        carry: Callable[[Tensor, Tensor | None], Tensor],
+        carry: Callable[["Flow", Tensor, Tensor | None], Tensor],
         max_batch: int | None = None,
     ) -> Tensor:
         given = None if context is None else cast_tensor(self.like, "context", context)
         batch = () if given is None else given.shape[:-1]
         z = base_sample(torch.Size((*sizes(shape), *batch)))
+        flow, given = self.encoded(given, max_batch)
         rows, given, batch = as_rows(z, given)
-        drawn = in_chunks(carry, rows, given, max_batch)
+        drawn = in_chunks(partial(carry, flow), rows, given, max_batch)
         drawn = drawn if context is None else drawn.to(context.dtype)
         return drawn.reshape(*batch, drawn.shape[1])
 

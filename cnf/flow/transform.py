@@ -12,6 +12,7 @@ from torch.distributions import Transform, constraints
 from torch.distributions.constraints import Constraint
 
 from cnf.flow.casting import cast_points
+from cnf.flow.snapshot import Snapshot
 from cnf.utils.angles import wrap_columns
 from cnf.utils.shapes import as_rows
 
@@ -21,14 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class _CachedSolve:
-    """A pair of points, with marks and copies of all tensors that their solve depended on."""
+    """A pair of points, and the state of all tensors that their solve depended on.
+
+    The state is None where nothing is kept.
+    """
 
     z: Tensor
     x: Tensor
     log_det: Tensor
-    mark: tuple[Any, ...]
-    contents: tuple[Tensor, ...]
-    with_grad: bool
+    state: Snapshot | None
 
 
 class FlowTransform(Transform):
@@ -150,9 +152,8 @@ class FlowTransform(Transform):
         return self._remember(z, x, -mapped.log_det.reshape(batch).to(x.dtype))
 
     def _remember(self, z: Tensor, x: Tensor, log_det: Tensor) -> _CachedSolve:
-        tensors = self._tensors(z, x)
-        contents = tuple(each.detach().clone() for each in tensors) if self._cache_size else ()
-        return _CachedSolve(z, x, log_det, _mark(tensors), contents, torch.is_grad_enabled())
+        state = Snapshot(self._tensors(z, x)) if self._cache_size else None
+        return _CachedSolve(z, x, log_det, state)
 
     def _rows(self, points: Tensor, columns: int) -> tuple[Tensor, Tensor | None, torch.Size]:
         if points.shape[-1:] != (columns,):
@@ -164,13 +165,9 @@ class FlowTransform(Transform):
     def _cached(self) -> _CachedSolve | None:
         """Return the last solve, if another one would give the same."""
         last = self._last
-        if last is None or (torch.is_grad_enabled() and not last.with_grad):
+        if last is None or last.state is None:
             return None
-        tensors = self._tensors(last.z, last.x)
-        if _mark(tensors) != last.mark:
-            return None
-        # Assignments to `.data` are counted nowhere: they show in the contents alone.
-        return last if all(map(torch.equal, tensors, last.contents)) else None
+        return last if last.state.matches(self._tensors(last.z, last.x)) else None
 
     def _tensors(self, z: Tensor, x: Tensor) -> list[Tensor]:
         given = [] if self.context is None else [self.context]
@@ -179,10 +176,3 @@ class FlowTransform(Transform):
     def _reshaped(self, shape: Sequence[int], columns: int) -> torch.Size:
         given = () if self.context is None else self.context.shape[:-1]
         return torch.Size((*torch.broadcast_shapes(tuple(shape[:-1]), given), columns))
-
-
-def _mark(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    """Return which tensors these are, and how often each has been changed in place."""
-    versions = (0 if each.is_inference() else each._version for each in tensors)  # not counted then
-    own = ((id(each), each.requires_grad, each.dtype, each.device) for each in tensors)
-    return tuple(zip(own, versions, strict=True))

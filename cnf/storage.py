@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -37,6 +38,7 @@ CHECKSUM = "seal"  # the entry of config.json with the SHA-256 of all others
 FLOW_ENTRIES = ("dtype", "base", "layers", "metadata")  # required in a flow's configuration
 SIZE_ARGUMENTS = {
     *("dim", "hidden", "context_dim", "time_features", "x_features", "harmonics"),
+    *("sizes", "continuous", "embedding", "shape"),  # of contexts
     "count",  # of explicit steps
 }
 RENAMED_LAYERS = {"beside": "concatenate", "keep": "identity"}  # by earlier names
@@ -225,7 +227,7 @@ def load_flow(folder: str | Path) -> Flow:
 
 def _built_flow(config: Mapping[str, Any], tensors: dict[str, Tensor], limit: int) -> Flow:
     """Build a flow of its configuration and tensors, whose file has so many bytes."""
-    _check_sizes(config["layers"], limit)
+    _check_sizes([config["layers"], config.get("context")], limit)
     base = rebuild(config["base"], "base", tensors)
     with seeded(0):  # initial weights are replaced
         layers = [build_layer(layer) for layer in config["layers"]]
@@ -243,7 +245,9 @@ def _check_sizes(entries: Any, weight_bytes: int) -> None:
     if isinstance(entries, dict):
         for name in SIZE_ARGUMENTS & entries.keys():
             sizes = entries[name] if isinstance(entries[name], list) else [entries[name]]
-            if any(isinstance(size, int | float) and size > weight_bytes for size in sizes):
+            sizes = [size for size in sizes if isinstance(size, int | float)]
+            sizes = [*sizes, prod(sizes)] if name == "shape" else sizes
+            if any(size > weight_bytes for size in sizes):
                 size = f"{name} {entries[name]}"
                 raise ValueError(f"{size}, beyond its {weight_bytes} bytes of weights")
         entries = list(entries.values())

@@ -13,6 +13,7 @@ from torch import nn
 
 import cnf
 from cnf import storage
+from cnf.adapters.simulation_flow import simulation_flow
 from cnf.fields import ConcatSquash
 from cnf.utils import serialization
 
@@ -183,6 +184,18 @@ def test_explicit_steps_come_back_with_what_they_learnt(flow, towards, tmp_path)
     assert torch.equal(loaded.log_prob(x), steps.log_prob(x))
     assert loaded.layers[0].config() == steps.layers[0].config()
     assert not torch.equal(loaded.log_prob(x), flow.discretized(3, "heun2").log_prob(x))
+
+
+@pytest.mark.parametrize("shape", [[10**11], [10**4, 10**4]])
+def test_contexts_beyond_the_weights_are_refused_before_memory_is_taken(tmp_path, shape):
+    theta, x = torch.randn(2, 20, 2)
+    cnf.save(simulation_flow(theta, x), tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["context"]["shape"] = shape
+    path.write_text(json.dumps(storage.with_checksum(config)))
+    with pytest.raises(ValueError, match="shape .*, beyond its .* bytes of weights"):
+        cnf.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cnf.layers.columns.dequantize import Dequantize
     from cnf.layers.columns.identity import Identity
     from cnf.layers.columns.positive import Positive
+    from cnf.layers.conditional_affine import ConditionalAffine
     from cnf.layers.field_layer import FieldLayer
     from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformResult
     from cnf.layers.moving_norm import MovingNorm
@@ -41,6 +42,7 @@ else:  # imported on first use, so that the registries need no PyTorch
             "columns.dequantize": "Dequantize",
             "columns.identity": "Identity",
             "columns.positive": "Positive",
+            "conditional_affine": "ConditionalAffine",
             "field_layer": "FieldLayer",
             "layer": "Layer ScoredTransform ScoringOptions TransformResult",
             "moving_norm": "MovingNorm",
@@ -55,6 +57,7 @@ _OTHERS: Registry[Any] = Registry(
         "cnf": "cnf.layers.cnf:CNF",
         "steps": "cnf.layers.steps:Steps",
         "moving_norm": "cnf.layers.moving_norm:MovingNorm",
+        "conditional_affine": "cnf.layers.conditional_affine:ConditionalAffine",
         "concatenate": "cnf.layers.columns.concatenate:Concatenate",
         "identity": "cnf.layers.columns.identity:Identity",
         "constant": "cnf.layers.columns.constant:Constant",
@@ -77,6 +80,7 @@ __all__ = [
     "Bounded",
     "Circular",
     "Concatenate",
+    "ConditionalAffine",
     "Constant",
     "Dequantize",
     "FieldLayer",

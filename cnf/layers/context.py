@@ -12,7 +12,12 @@ from cnf.utils.registry import Registry, constructor_arguments
 
 HARMONICS = 2  # of the Fourier features of ordered codes
 
-CONTEXTS: "Registry[type[ContextEncoder]]" = Registry({"codes": "cnf.layers.context:CodeContext"})
+CONTEXTS: "Registry[type[ContextEncoder]]" = Registry(
+    {
+        "codes": "cnf.layers.context:CodeContext",
+        "data": "cnf.layers.data_context:DataContext",
+    }
+)
 """The encoders of a flow's context, by the name in its configuration."""
 
 
@@ -26,6 +31,12 @@ class ContextEncoder(nn.Module, ABC):
     """
 
     dim: int
+
+    def fit(self, context: Tensor, weight: Tensor | None = None) -> None:
+        """Fit statistics to the contexts of training rows, once; do nothing where there are none.
+
+        Shapes: (rows, dim), weights of the rows (rows,).
+        """
 
     @abstractmethod
     def forward(self, context: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def test_numbers_without_a_use_are_named():
     assert unused(Recipe()) == {"x_scale": "x_features 0"}
     without = {"activation_bytes": "gradient backprop"}
     assert unused(dataclasses.replace(features, gradient="backprop")) == without
-    matching = {"matching", "matching_batch", "matching_rate", "coupling"}
+    matching = {"matching", "matching_batch", "matching_rate", "coupling", "path"}
     assert unused(dataclasses.replace(features, objective="mle")).keys() == matching
     found = unused(dataclasses.replace(features, objective="matching"))
     assert found.keys() >= {"matching", "batch_size", "steer", "gradient", *REGULARIZERS}

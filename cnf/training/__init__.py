@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from cnf.training.distillation import distil
     from cnf.training.history import Callback, Event, History, Record, StepEvent
     from cnf.training.loop import fit
-    from cnf.training.recipes import COUPLINGS, OBJECTIVES, RECIPES, Recipe
+    from cnf.training.recipes import COUPLINGS, OBJECTIVES, PATHS, RECIPES, Recipe
     from cnf.training.run import TrainingError
 else:  # recipes are read without PyTorch
     __getattr__, __dir__ = lazy_package(
@@ -17,7 +17,7 @@ else:  # recipes are read without PyTorch
             "distillation": "distil",
             "history": "Callback Event History Record StepEvent",
             "loop": "fit",
-            "recipes": "COUPLINGS OBJECTIVES RECIPES Recipe",
+            "recipes": "COUPLINGS OBJECTIVES PATHS RECIPES Recipe",
             "run": "TrainingError",
         },
     )
@@ -25,6 +25,7 @@ else:  # recipes are read without PyTorch
 __all__ = [
     "COUPLINGS",
     "OBJECTIVES",
+    "PATHS",
     "RECIPES",
     "Callback",
     "Event",

@@ -35,6 +35,7 @@ class Learner:
         self.losses = parallel(_Losses(flow.for_training(**solver, **divergence)))
         self.ema = copy.deepcopy(flow)  # after `parallel` has made the weights those of rank 0
         self.validated = self.ema.for_training(**solver)  # as the last steps of training solve
+        self.validated.eval()
         self.parameters = [p for p in flow.parameters() if p.requires_grad]
         self.restart()
 
@@ -69,6 +70,16 @@ class Learner:
                     layer.update(total(layer.sums(x)))
             self._update_ema()
         return step
+
+    def copy_statistics(self) -> None:
+        """Copy to the average what modules keep of their inputs, such as those of `BatchNorm1d`.
+
+        Those of a `MovingNorm` are averaged.
+        """
+        averaged = {id(each) for norm in _norms(self.ema) for each in norm.buffers()}
+        for kept, current in zip(self.ema.buffers(), self.flow.buffers(), strict=True):
+            if id(kept) not in averaged:
+                kept.copy_(current)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return weights, averages and the optimizer's state by their names in training states."""

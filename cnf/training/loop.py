@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from cnf.flow import Flow
-from cnf.layers import CNF, FieldLayer, Scaling, Standardize, Steps
+from cnf.layers import CNF, ConditionalAffine, FieldLayer, Scaling, Standardize, Steps
+from cnf.layers.context import ContextEncoder
 from cnf.ode import SolveError
 from cnf.training.checkpoint import Checkpointer, run_identity
 from cnf.training.data import BatchSampler, Rows, training_rows
@@ -55,6 +56,7 @@ def fit(
     """Train `flow` on `data` and leave it with its best weights on validation.
 
     Scaling layers next to the data that are not fitted yet are first fitted on the training rows.
+    Modules such as dropout train in training mode, and validate and end in evaluation mode.
     The loop takes AdamW steps by the recipe's schedule, solves at the recipe's loose tolerance, and
     validates a moving average of the weights. Ctrl-C ends it cleanly. Its random numbers depend on
     `seed` alone, and PyTorch's generator is left as it was.
@@ -119,8 +121,9 @@ def fit(
     plan = stages(recipe)
     for stage in plan:
         stage.objective.check(flow, conditional=context is not None)
+    flow.train()
     with seeded(seed, flow.like.device):  # the same noise in every process
-        _fit_scaling(flow, train)
+        fit_scalings(flow, train)
     (spent,) = mean([perf_counter() - start], held_out.x)
     checkpointer = None
     if state is not None:
@@ -146,6 +149,7 @@ def fit(
     )
     run.run(callbacks, seed)
     flow.load_state_dict(run.finish())
+    flow.eval()
     return History.of(run.progress)
 
 
@@ -169,20 +173,36 @@ def mean_nll(flow: Flow, rows: Rows) -> float:
     return found if isfinite(found) else inf
 
 
-def _fit_scaling(flow: Flow, rows: Rows) -> None:
-    """Fit the scalings of the context, and those between the data and the first field."""
+def fit_scalings(flow: Flow, rows: Rows) -> None:
+    """Fit the scalings of the context, and those between the data and the first field.
+
+    Those that are fitted already stay as they are.
+    """
     if rows.weight is None and len(rows) > MAX_SCALING_ROWS:
         rows = rows[torch.randint(len(rows), (MAX_SCALING_ROWS,)).to(rows.x.device)]
     scaling = flow.context
+    if isinstance(scaling, ContextEncoder) and rows.context is not None:
+        scaling.fit(rows.context, rows.weight)
     if isinstance(scaling, Standardize) and rows.context is not None and not scaling.fitted:
         scaling.fit(rows.context, rows.weight)
     x = rows.x
     for layer in reversed(flow.layers):
-        if isinstance(layer, FieldLayer):
+        if isinstance(layer, ConditionalAffine):
+            layer.fit(x, _encoded(flow, rows.context), rows.weight)
+        if isinstance(layer, FieldLayer | ConditionalAffine):
             return
         if isinstance(layer, Scaling) and not layer.fitted:
             layer.fit(x, rows.weight)
         x = torch.cat([layer.pull(part).value for part in x.split(PASS_CHUNK_ROWS)])
+
+
+@torch.no_grad()
+def _encoded(flow: Flow, context: Tensor | None) -> Tensor | None:
+    """Return contexts as the flow's layers receive them, without a gradient."""
+    if context is None:
+        return None
+    parts = (flow.standardized(part) for part in context.split(PASS_CHUNK_ROWS))
+    return torch.cat([part for part in parts if part is not None])
 
 
 def _is_compiled(flow: Flow) -> bool:
@@ -223,6 +243,7 @@ class FlowRun(Run[Record, Event]):
         return self.learner.step(stage.objective, batch, rate, factor), rate
 
     def validate(self) -> float:
+        self.learner.copy_statistics()
         return mean_nll(self.learner.validated, self.held_out)
 
     def record(self, scores: float, seconds: float) -> tuple[Record, float]:

@@ -13,7 +13,7 @@ from cnf.fields.regularizers import Regularization
 from cnf.flow import Flow
 from cnf.layers import CNF, Layer, MovingNorm
 from cnf.ode import Stats
-from cnf.training.recipes import COUPLINGS
+from cnf.training.recipes import COUPLINGS, PATHS
 from cnf.utils.angles import nearest_image
 
 
@@ -84,11 +84,11 @@ class MaximumLikelihood:
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """Conditional flow matching: the field regresses the velocity of straight paths.
+    """Conditional flow matching: the field regresses the velocity of paths, straight by default.
 
     With z from the base and x from the data, drawn by a coupling, and t ~ U(0, 1),
 
-        x_t = (1 − t) z + t x,    loss = mean of |f(t, x_t, c) − (x − z)|²,
+        loss = mean of |f(t, x_t, c) − dx_t/dt|²,    x_t = (1 − t) z + t x on a straight path,
 
     whose minimiser is the field that takes the base to the data: no equation is solved. The times
     of a batch are stratified, one in each nth of the interval, which lowers the variance.
@@ -97,15 +97,17 @@ class FlowMatching:
 
     Fixed layers on the data's side are applied to x, those on the base's side to z. Layer
     k = 1 … K of a stack of K adjacent CNF layers learns the piece of the path at times
-    t ∈ [(k − 1) / K, k / K], its time running from 0 to 1 and its velocity being (x − z) / K. Other
-    layers are not trained. A `MovingNorm` is refused: no rows pass through it.
+    t ∈ [(k − 1) / K, k / K], its time running from 0 to 1 and its velocity being a Kth of the
+    path's. Other layers are not trained. A `MovingNorm` is refused: no rows pass through it.
 
     Attributes:
         coupling: A name in `cnf.training.COUPLINGS`.
+        path: A name in `cnf.training.PATHS`.
 
     Raises:
         ValueError: From `check`: the flow has no CNF layer, another layer between two, or moving
-            statistics; or it is conditional and the coupling breaks the condition.
+            statistics; it is conditional and the coupling breaks the condition; or it has angles
+            and paths are not straight.
 
     Source: Lipman et al. (2022), Flow matching for generative modeling; Tong et al. (2023).
 
@@ -117,6 +119,7 @@ class FlowMatching:
 
     name: ClassVar[str] = "flow matching"
     coupling: str = "independent"
+    path: str = "straight"
 
     def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
         before, cnfs, after = _split_layers(flow)
@@ -134,7 +137,8 @@ class FlowMatching:
             assert isinstance(layer, CNF)  # by `check`
             rows = slice(len(x) * k // len(cnfs), len(x) * (k + 1) // len(cnfs))
             given = None if context is None else context[rows]
-            losses.append(_squared_errors(layer, (k, len(cnfs)), z[rows], x[rows], given))
+            piece = self.path, k, len(cnfs)
+            losses.append(_squared_errors(layer, piece, z[rows], x[rows], given))
         return Loss(torch.cat(losses).mean())
 
     def check(self, flow: Flow, *, conditional: bool) -> None:
@@ -154,6 +158,10 @@ class FlowMatching:
                     f"are straight from the first one to the last; got {type(layer).__name__} "
                     "between them. Train by maximum likelihood (mle)"
                 )
+        if flow.circular and self.path != "straight":
+            raise ValueError(
+                f"Expected straight paths for angles, along the circle; got path {self.path}"
+            )
         if conditional and not COUPLINGS[self.coupling].keeps_condition:
             raise ValueError(
                 f"Expected the coupling of a conditional flow to be independent; {self.coupling} "
@@ -163,14 +171,15 @@ class FlowMatching:
 
 
 def _squared_errors(
-    layer: CNF, piece: tuple[int, int], z: Tensor, x: Tensor, context: Tensor | None
+    layer: CNF, piece: tuple[str, int, int], z: Tensor, x: Tensor, context: Tensor | None
 ) -> Tensor:
     """Return the squared errors of layer k of K, at stratified times on paths from z to x."""
-    k, count = piece
+    path, k, count = piece
     strata = torch.arange(len(x), dtype=x.dtype, device=x.device).unsqueeze(1)
     times = (strata + torch.rand_like(strata)) / len(x)
-    velocity = layer.velocity(times, torch.lerp(z, x, (k + times) / count), context)
-    return (count * velocity - (x - z)).square().sum(1)
+    point, slope = PATHS[path](z, x, (k + times) / count)
+    velocity = layer.velocity(times, point, context)
+    return (count * velocity - slope).square().sum(1)
 
 
 def _split_layers(flow: Flow) -> tuple[Sequence[Layer], Sequence[Layer], Sequence[Layer]]:

@@ -19,6 +19,7 @@ from cnf.utils.registry import Registry
 if TYPE_CHECKING:  # the command line reads recipes before there is work
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from cnf.flow import Flow
     from cnf.layers import Layer
@@ -41,6 +42,14 @@ COUPLINGS: Registry[Coupling] = Registry(
     }
 )
 """Couplings of base and data points by name."""
+
+PATHS: Registry[Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = Registry(
+    {
+        "straight": "cnf.training.paths:straight",
+        "trigonometric": "cnf.training.paths:trigonometric",
+    }
+)
+"""Functions of base points, data points and times that return points and velocities, by name."""
 
 SCHEDULES = ("cosine", "constant")
 
@@ -117,6 +126,7 @@ class Recipe:
     matching_batch: int = _matching(512, "rows for each step of flow matching, of each process")
     matching_rate: float = _matching(1e-2, "peak learning rate of flow matching")
     coupling: str = _matching("independent", "coupling of base and data", choices=COUPLINGS)
+    path: str = _matching("straight", "path between base and data", choices=PATHS)
     method: str = _solver(
         TRAINING_SOLVER["method"], "method in maximum likelihood", choices=_adaptive_methods
     )
@@ -316,7 +326,7 @@ def unused(recipe: Recipe) -> dict[str, str]:
 
     Example:
         >>> sorted(unused(Recipe(objective="mle", x_features=8)))
-        ['coupling', 'matching', 'matching_batch', 'matching_rate']
+        ['coupling', 'matching', 'matching_batch', 'matching_rate', 'path']
         >>> unused(Recipe())
         {'x_scale': 'x_features 0'}
     """

@@ -92,7 +92,7 @@ def stages(recipe: Recipe) -> tuple[Stage, ...]:
 def flow_matching(recipe: Recipe) -> tuple[Stage, ...]:
     """Return the stage of flow matching, the share `recipe.matching` of a hybrid run."""
     numbers = (recipe.matching, recipe.matching_rate, recipe.matching_batch)
-    return (Stage(FlowMatching(recipe.coupling), *numbers, **_shape(recipe)),)
+    return (Stage(FlowMatching(recipe.coupling, recipe.path), *numbers, **_shape(recipe)),)
 
 
 def maximum_likelihood(recipe: Recipe) -> tuple[Stage, ...]:

@@ -2,16 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from cnf.adapters.hosts import HOSTS
 from cnf.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cnf.adapters.hosts import HOSTS
+    from cnf.adapters import nessai, pyod, pyro, sbi
 else:
-    __getattr__, __dir__ = lazy_names(
-        __name__,
-        {
-            "HOSTS": "cnf.adapters.hosts:HOSTS",
-        },
-    )
+    __getattr__, __dir__ = lazy_names(__name__, {name: f"cnf.adapters.{name}" for name in HOSTS})
 
-__all__ = ["HOSTS"]
+__all__ = ["HOSTS", "nessai", "pyod", "pyro", "sbi"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cnf.flow import Flow, ffjord
     from cnf.layers import CNF, Gaussianize, Standardize, Whiten
     from cnf.ode import SolveError
+    from cnf.outliers import CNFOutlier
     from cnf.storage import load, save
     from cnf.tables import CNFDensity
     from cnf.training import History, distil, fit
@@ -28,13 +29,14 @@ else:  # `import cnf` itself imports none of them, nor PyTorch
         "cnf.flow": ("Flow", "ffjord"),
         "cnf.layers": ("CNF", "Gaussianize", "Standardize", "Whiten"),
         "cnf.ode": ("SolveError",),
+        "cnf.outliers": ("CNFOutlier",),
         "cnf.storage": ("load", "save"),
         "cnf.tables": ("CNFDensity",),
         "cnf.training": ("History", "distil", "fit"),
         "cnf.variational": ("FlowPosterior", "elbo", "iwae"),
     }
     _ROOMS = {*_NAMES, *(f"cnf.{name}" for name in ("adapters", "datasets", "plotting"))}
-    _ROOMS |= {"cnf.outliers", "cnf.series", "cnf.vae"}
+    _ROOMS |= {"cnf.series", "cnf.vae"}
     __getattr__, __dir__ = lazy_names(
         __name__,
         {room.removeprefix("cnf."): room for room in _ROOMS}
@@ -46,6 +48,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CNF",
     "CNFDensity",
+    "CNFOutlier",
     "ConcatSquash",
     "Flow",
     "FlowPosterior",

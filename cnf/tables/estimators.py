@@ -10,12 +10,11 @@ from typing import Any, Self
 from warnings import warn
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import Tags, check_consistent_length, check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from torch import Tensor
 
 from cnf.datasets import (
@@ -31,12 +30,13 @@ from cnf.datasets import (
 from cnf.flow import Flow
 from cnf.tables.density_training import AnyRecipe, is_coded, train_flow, train_row_model
 from cnf.tables.inputs import (
-    PASS_TABLE,
     AskedRows,
     ContextColumns,
     check_columns,
     check_count,
+    check_names,
     check_seen,
+    checked_array,
     chosen_schema,
     column_flags,
     complete_rows,
@@ -45,7 +45,6 @@ from cnf.tables.inputs import (
     given_table,
     is_frame,
     kept_rows,
-    unmasked,
     untyped_gaps,
 )
 from cnf.tables.outputs import fill_frame, fill_gaps, given_cells, long_form
@@ -594,30 +593,16 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         options: dict[str, Any] = {"dtype": np.float64, "reset": reset, "ensure_all_finite": False}
         options |= {"ensure_min_samples": MIN_ROWS} if reset else {}
         if not is_frame(X):
-            rows = self._numbers(X, options)
+            rows = checked_array(self, X, **options)
             names = [f"x{i}" for i in range(rows.shape[1])] if reset else self.schema_.names
             return Table("X", rows, tuple(names))
         frame, _ = from_any(X)
         table = frame_table(frame, "X", None if reset else self.schema_.types)
         table = table if reset else untyped_gaps(table)
-        labels = X.columns if isinstance(X, pd.DataFrame) else frame.columns
-        named = all(isinstance(label, str) for label in labels)  # as scikit-learn demands
-        validate_data(self, pd.DataFrame(table.values, None, labels if named else None), **options)
+        check_names(self, X, table, **options)
         if not reset and self._like is not None:
             check_columns(table, self.schema_.names)
         return table
-
-    def _numbers(self, X: Any, options: dict[str, Any]) -> Array:
-        """Return an array after scikit-learn's checks, whose errors become one line."""
-        try:
-            return np.asarray(validate_data(self, unmasked(X), **options))
-        except ValueError as error:
-            first, *others = str(error).splitlines()
-            if "could not convert string" in first:
-                text = first.partition(": ")[2]
-                first = f"Expected numbers in an array; got text, {text}: {PASS_TABLE}"
-            advice = (line for line in others if line.startswith("Reshape"))
-            raise ValueError(" ".join([first, *advice])) from None
 
     def _check(self, rows: Array, coded: bool) -> None:
         """Refuse rows that have no density, and warn of those that seem to have none."""

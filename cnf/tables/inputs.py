@@ -8,8 +8,11 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
 
 from cnf.datasets import Missing, Table, frame_table, from_any
 from cnf.datasets.column_types import ColumnType, Family
@@ -40,8 +43,12 @@ def is_frame(X: object) -> bool:
     return hasattr(type(X), "columns") or hasattr(type(X), "column_names")
 
 
-def unmasked(X: Any) -> Any:
+def unmasked(X: Any, advice: str = PASS_TABLE) -> Any:
     """Return a masked array with NaN in place of what is masked, others as they are.
+
+    Args:
+        X: The array.
+        advice: What to do about dates.
 
     Raises:
         ValueError: It is an array of dates, of which NumPy would make large numbers.
@@ -51,8 +58,61 @@ def unmasked(X: Any) -> Any:
         [1.0, nan]
     """
     if isinstance(X, np.ndarray) and X.dtype.kind in "mM":
-        raise ValueError(f"Expected numbers in an array; got {X.dtype}: {PASS_TABLE}")
+        raise ValueError(f"Expected numbers in an array; got {X.dtype}: {advice}")
     return np.ma.filled(X.astype(np.float64), np.nan) if isinstance(X, np.ma.MaskedArray) else X
+
+
+def checked_array(
+    estimator: BaseEstimator, X: Any, advice: str = PASS_TABLE, **options: Any
+) -> Array:
+    """Return an array after scikit-learn's checks for an estimator, whose errors become one line.
+
+    Args:
+        estimator: The estimator, whose `n_features_in_` is set or compared.
+        X: Array-like, of any shape.
+        advice: What to do about values that are no numbers.
+        options: Those of `sklearn.utils.validation.validate_data`.
+
+    Raises:
+        ValueError: The shape does not fit, or a value is no number.
+
+    Example:
+        >>> checked_array(BaseEstimator(), np.ma.masked_equal([[1, 2]], 2), ensure_all_finite=False)
+        array([[ 1., nan]])
+    """
+    try:
+        return np.asarray(validate_data(estimator, unmasked(X, advice), **options))
+    except ValueError as error:
+        first, *others = str(error).splitlines()
+        if "could not convert string" in first:
+            text = first.partition(": ")[2]
+            first = f"Expected numbers in an array; got text, {text}: {advice}"
+        reshape = (line for line in others if line.startswith("Reshape"))
+        raise ValueError(" ".join([first, *reshape])) from None
+
+
+def check_names(estimator: BaseEstimator, X: Any, table: Table, **options: Any) -> None:
+    """Run scikit-learn's checks for an estimator on a table that came as X, names included.
+
+    Args:
+        estimator: The estimator, whose `n_features_in_` and `feature_names_in_` are set, where all
+            labels are text, or compared.
+        X: The table as it came.
+        table: Its numbers.
+        options: Those of `sklearn.utils.validation.validate_data`.
+
+    Raises:
+        ValueError: The shape or the names do not fit.
+
+    Example:
+        >>> estimator, X = BaseEstimator(), pd.DataFrame({"width": [0.5]})
+        >>> check_names(estimator, X, frame_table(X))
+        >>> estimator.feature_names_in_.tolist()
+        ['width']
+    """
+    labels = X.columns if isinstance(X, pd.DataFrame) else table.columns
+    named = all(isinstance(label, str) for label in labels)  # as scikit-learn demands
+    validate_data(estimator, pd.DataFrame(table.values, None, labels if named else None), **options)
 
 
 def context_table(context: Any, rows: int, types: Mapping[str, ColumnType] | None = None) -> Table:

@@ -1,4 +1,4 @@
-"""`benchmark solver`, `flow`, `toys`, `tables`, `mixed`, `questions`, `vae`, `series`: tables."""
+"""Tables of measurements, of one subject at a time."""
 
 from __future__ import annotations
 
@@ -85,6 +85,19 @@ BENCHMARK_SUBJECTS: dict[str, dict[str, BenchmarkSection]] = {
         "ode": _section("series_costs:output_lines", "output times of each row", ("torchdiffeq",)),
         "memory": _section("series_costs:depth_lines", "memory of continuous depth"),
     },
+    "evidence": {"nessai": _section("evidence:lines", "log Z and calls by nessai", ("nessai",))},
+    "outliers": {
+        "novelty": _section("outliers:novelty_lines", "AUROC, trained on normal rows"),
+        "contaminated": _section("outliers:contaminated_lines", "AUROC, trained on all rows"),
+        "scores": _section("outliers:score_lines", "AUROC of a flow's scores"),
+        "vae": _section("outliers:vae_lines", "AUROC of PyOD's VAE, one seed", ("pyod",)),
+        "explain": _section("outlier_errors:lines", "planted errors that explain names first"),
+    },
+    "inference": {
+        "posteriors": _section("inference:lines", "two-sample tests of posteriors", ("sbi",)),
+        "scoring": _section("inference_checks:scoring_lines", "log p beside FMPE's", ("sbi",)),
+        "calibration": _section("inference_checks:calibration_lines", "ranks and coverage"),
+    },
 }
 # By the names on the command line. The subject is a positional argument.
 _OPTIONS = {f"--{each.name.replace('_', '-')}": each for each in fields(BenchmarkOptions)[1:]}
@@ -137,7 +150,7 @@ def _run(options: BenchmarkOptions, name: str, given: dict[str, Any], page: Path
     if page is not None:  # after each table, so that an interruption loses one at most
         words = ["cnf", "benchmark", options.subject, "--section", name]
         for option, value in given.items():
-            words += [option, ",".join(value) if isinstance(value, tuple) else f"{value}"]
+            words += [option, ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"]
         put_part(page, f"{options.subject}: {name}", shlex.join(words), setting, lines)
 
 

@@ -29,10 +29,22 @@ UCI_TABLES = (
 )
 MIXED_FOLDER = "mixed"  # of CSV files, whose columns are of all types
 MIXED_TABLES = ("adult", "shoppers", "magic")
+OUTLIER_FOLDER = "adbench"  # of .npz files with rows X and labels y
 QUESTION_TABLES = ("wine", "protein", "parkinsons", "bike", "adult")
 COSTLY_TABLES = ("protein", "bike")  # whose solves are timed
 RIVALS = {"arf": "forest.py", "argn": "argn.py"}
 """The programs in `rivals` that are compared on these tables, by the names of the methods."""
+
+INFERENCE_METHODS: Registry[Callable[..., Any]] = Registry(
+    {
+        "ours": "cnf.scripts.benchmarks.posteriors:fit_ours",
+        "mixture": "cnf.scripts.benchmarks.posteriors:fit_mixture",
+        "npe": "cnf.scripts.benchmarks.posteriors:fit_npe",
+        "fmpe": "cnf.scripts.benchmarks.posteriors:fit_fmpe",
+    }
+)
+"""Functions of a task, parameters, data and a seed that return a `FittedPosterior`."""
+INFERENCE_TASK_NAMES = ("two_moons", "slcp", "gaussian_linear", "sir", "bernoulli_glm")
 
 # With per-row weights, one hidden layer does as well as two in a third of the time.
 POSTERIOR_FIELDS: dict[str, dict[str, Any]] = {"rank": {"field": (64,)}, "hyper": {"field": (64,)}}

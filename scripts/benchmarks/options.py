@@ -48,6 +48,11 @@ def _names(subject: str, what: str, known: Collection[str], usual: str = "all") 
     return _option(subject, (), parse, "NAME,NAME", text)
 
 
+def _integers(text: str) -> tuple[int, ...]:
+    """Return positive whole numbers that commas separate."""
+    return tuple(map(positive_integer, text.split(",")))
+
+
 def _rivals(text: str) -> tuple[str, ...]:
     """Return the parts of NAME=PYTHON,NAME=PYTHON, the names and interpreters of rivals."""
     found = tuple(text.split(","))
@@ -77,17 +82,21 @@ class BenchmarkOptions:
 
     subject: str
     repeats: int = _option(
-        "solver, flow, questions, vae, series", 7, positive_integer, "N", "repeats of every timing"
+        "solver, flow, questions, vae, series, inference",
+        7,
+        positive_integer,
+        "N",
+        "repeats of every timing",
     )
     out: Path | None = _option(  # noqa: RUF009
-        "solver, flow, toys, tables, mixed, questions, vae, series",
+        "solver, flow, toys, tables, mixed, questions, vae, series, evidence, outliers, inference",
         None,
         Path,
         "DIR",
         "figures, and results to keep",
     )
     budget: float = _option(
-        "flow, toys, tables, mixed, questions, series",
+        "flow, toys, tables, mixed, questions, series, outliers",
         60.0,
         positive_number,
         "SECONDS",
@@ -102,17 +111,31 @@ class BenchmarkOptions:
         "flow", None, Path, "DIR", "a copy of FFJORD's repository, to compare with"
     )
     data_dir: str | None = _option(
-        "flow, tables, mixed, questions, vae, series",
+        "flow, tables, mixed, questions, vae, series, outliers",
         None,
         str,
         "DIR",
-        f"folder of {compared.UCI_FILE}, {compared.MIXED_FOLDER}/*.csv, images or PhysioNet 2012, "
-        f"else {DATA_DIR}",
+        f"folder of {compared.UCI_FILE}, {compared.MIXED_FOLDER}/*.csv, images, PhysioNet 2012 or "
+        f"{compared.OUTLIER_FOLDER}/*.npz, else {DATA_DIR}",
     )
-    seeds: int = _option("series", 3, positive_integer, "N", "seeds of each fit")
+    seeds: int = _option(
+        "series, evidence, outliers", 3, positive_integer, "N", "seeds of each fit"
+    )
+    live: int = _option("evidence", 500, positive_integer, "N", "live points")
     latent_ode: Path | None = _option(  # noqa: RUF009
         "series", None, Path, "DIR", "a copy of latent_ode's repository, to compare with"
     )
+    sbibm: Path | None = _option(  # noqa: RUF009
+        "inference", None, Path, "DIR", "the unpacked wheel of sbibm 1.1.0"
+    )
+    observations: int = _option(
+        "inference", 10, positive_integer, "N", "observations of each task, at most 10"
+    )
+    simulations: tuple[int, ...] = _option(
+        "inference", (), _integers, "N,N", "numbers of simulations (default: 10000,1000)"
+    )
+    tasks: tuple[str, ...] = _names("inference", "tasks", compared.INFERENCE_TASK_NAMES)
+    estimators: tuple[str, ...] = _names("inference", "estimators", compared.INFERENCE_METHODS)
     toys: tuple[str, ...] = _names("flow, toys", "toys", TOYS, "all; two in seeds and ffjord")
     tables: tuple[str, ...] = _names(
         "flow, tables, mixed, questions",
@@ -129,6 +152,13 @@ class BenchmarkOptions:
         f"some of {', '.join(compared.RIVALS)}, by the interpreters of environments of their own",
     )
     methods: tuple[str, ...] = _names("tables", "methods", compared.METHODS)
+    sets: tuple[str, ...] = _option(
+        "outliers",
+        (),
+        lambda text: tuple(dict.fromkeys(text.split(","))),
+        "NAME,NAME",
+        f"some of the files in {compared.OUTLIER_FOLDER}, without .npz (default: all)",
+    )
     images: tuple[str, ...] = _names("vae", "images", compared.VAE_SETTINGS)
     posteriors: tuple[str, ...] = _names("vae", "posteriors", compared.VAE_POSTERIORS)
 

@@ -1,5 +1,6 @@
 """README and the site's pages: examples run, and commands are the programs' own."""
 
+import pkgutil
 import re
 import shlex
 from itertools import pairwise
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import cnf
+from cnf.outliers import fit_detector
 from cnf.scripts.__main__ import PROGRAMS, main
 from cnf.series import fit_series
 from cnf.tables.code_training import fit_codes
@@ -38,22 +41,51 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line[:4] == "cnf "]
 
 
+def quick(arguments: list[str]) -> list[str]:
+    """Return a command line for few steps, and a small network where it trains a flow."""
+    found = [*arguments, *QUICK.get(arguments[0], ())]
+    if arguments[0] == "train" and not {"mixed.csv", "--missing", "--recipe"} & {*arguments}:
+        found += ["--hidden", "16"]
+    return found
+
+
 def shown(language: str) -> list[Path]:
     """The pages with such blocks, except the one of long commands."""
     return [page for page in PAGES if page.name != LISTED and blocks(page, language)]
 
 
+def shorten_sbi(monkeypatch) -> None:
+    """Training of an epoch, MCMC without tuning, and no classifiers in sbi's diagnostics."""
+    sampler = "sbi.inference.posteriors.mcmc_posterior.SliceSamplerVectorized"
+    slices, quick = pkgutil.resolve_name(sampler), {"tuning": 1, "init_width": 1.0}
+    monkeypatch.setattr(sampler, lambda **named: slices(**named | quick))
+    monkeypatch.setattr("sbi.diagnostics.sbc.c2st", lambda *given, **named: torch.tensor([0.5]))
+    for trainer in ("base.NeuralInference", "vfpe.base_vf_inference.VectorFieldTrainer"):
+        monkeypatch.setattr(
+            f"sbi.inference.trainers.{trainer}._converged", lambda self, epoch, *given: epoch > 0
+        )
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.filterwarnings(
+    "ignore:Capping max_sampling_batch_size:UserWarning"
+)  # sbi's, of its own
+@pytest.mark.filterwarnings("ignore:The `nessai.gw` module will be deprecated:FutureWarning")
 @pytest.mark.parametrize("page", shown("python"), ids=lambda page: page.stem)
 def test_python_examples_run_one_after_the_other(page, tmp_path, monkeypatch):
-    """With fits of five steps, whose mixtures take a second at most."""
+    """With fits of two steps, whose mixtures take a second at most."""
     monkeypatch.chdir(tmp_path)
+    if page.stem == "sbi":
+        shorten_sbi(monkeypatch)
     fits = {"cnf.fit": cnf.fit, "cnf.tables.density_training.fit": cnf.fit}
     fits["cnf.tables.row_training.fit_codes"] = fit_codes
     fits["cnf.tables.row_training.fit_values"] = fit_values
     fits["cnf.series.latent_ode.fit_series"] = fit_series
+    fits["cnf.adapters.simulation_flow.fit"] = cnf.fit
+    fits["cnf.outliers.estimator.fit_detector"] = fit_detector
     for place, fit in fits.items():
         monkeypatch.setattr(
-            place, lambda *given, fit=fit, **named: fit(*given, **named | {"steps": 5, "budget": 2})
+            place, lambda *given, fit=fit, **named: fit(*given, **named | {"steps": 2, "budget": 1})
         )
     names: dict[str, object] = {}
     for example in blocks(page, "python"):
@@ -82,8 +114,9 @@ def test_commands_run_on_a_table(tmp_path, monkeypatch):
     )
     pd.DataFrame({"hour": [1.0, 6.5]}).to_csv("times.csv", index=False)
     Path("schema.json").write_text('{"c": {"kind": "real", "gaps": "value"}}')
+    monkeypatch.setattr("cnf.scripts.report.png", lambda *_: b"")  # whose drawing takes long
     for arguments in {tuple(each): each for page in shown("sh") for each in commands(page)}:
-        assert main([*arguments, *QUICK.get(arguments[0], ())]) == 0
+        assert main(quick(arguments)) == 0
         for option, written in pairwise(arguments):
             assert option != "--out" or Path(written).exists()
 

@@ -20,7 +20,9 @@ from cnf.scripts.benchmark import BENCHMARK_SUBJECTS, parser
 
 ROOT = Path(__file__).parents[1]
 SITE = ROOT / "notebooks"
-PARTS = "ode fields layers flow training tables series diagnostics variational vae datasets"
+PARTS = (
+    "ode fields layers flow training tables series outliers diagnostics variational vae datasets"
+)
 PUBLIC = ["cnf", *(f"cnf.{part}" for part in PARTS.split())]
 DIRECTIVE = re.compile(r"^\.\. auto(\w+):: (\S+)((?:\n {3}:.*)*)", re.MULTILINE)
 

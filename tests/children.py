@@ -98,24 +98,27 @@ def run_program(folder: Path, words: list[str]) -> None:
     sys.exit(_called(folder, words))
 
 
-def both(folder: Path, *commands: tuple[object, ...]) -> list[tuple[list, list]]:
+def run_programs(folder: Path, ports: list[int], commands: list[list[str]]) -> None:
+    """Run `cnf …` commands in one of two joined processes; FOLDER/found has their outcomes."""
+    found = []
+    for port, words in zip(ports, commands, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        found.append([_called(folder, words), *said(folder)])
+    (folder / "found").write_text(json.dumps(found))
+
+
+def both(
+    folder: Path, *commands: tuple[object, ...], target=run_programs
+) -> list[tuple[list, list]]:
     """Run `cnf …` commands one after the other, each in the same two joined processes.
 
     Gives the status, the output and the errors of both processes for each command.
     """
     ports = [_free_port() for _ in commands]
     words = [[str(word) for word in command] for command in commands]
-    assert together(_programs, folder, ports, words) == [0, 0]
+    assert together(target, folder, ports, words) == [0, 0]
     found = (json.loads((folder / str(rank) / "found").read_text()) for rank in range(2))
     return list(zip(*found, strict=True))
-
-
-def _programs(folder: Path, ports: list[int], commands: list[list[str]]) -> None:
-    found = []
-    for port, words in zip(ports, commands, strict=True):
-        os.environ["MASTER_PORT"] = str(port)
-        found.append([_called(folder, words), *said(folder)])
-    (folder / "found").write_text(json.dumps(found))
 
 
 def _called(folder: Path, words: list[str]) -> int:

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 import cnf
 from cnf.datasets import TOYS
 from cnf.diagnostics import two_sample
+from cnf.diagnostics.consistency import consistency
 from cnf.tables import mixture
 
 # The tests' tensors are small: more threads only wait for each other. And runs that are compared
@@ -82,7 +83,10 @@ LAYOUT = "matplotlib.layout_engine.ConstrainedLayoutEngine.execute"
 
 @pytest.fixture(scope="module")
 def undrawn() -> Iterator[None]:
-    """Training that draws no figures, others coarse and without a layout, and few rows of toys."""
+    """No figures of training, others coarse without a layout, few rows of toys, smaller mixtures.
+
+    And answers of models of rows are compared over few splits of their columns.
+    """
     rows = {"train": 20_000, "validation": 1_000, "test": 3_000}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cnf.scripts.data.TOY_ROWS", rows)
@@ -90,6 +94,8 @@ def undrawn() -> Iterator[None]:
         patch.setattr("cnf.scripts.series.figures._default_figures", lambda trained: [])
         patch.setattr("cnf.plotting.style.png.__defaults__", (50,))
         patch.setattr(LAYOUT, lambda self, figure: None)
+        patch.setattr(mixture, "COMPONENTS", (1, 2))
+        patch.setitem(consistency.__wrapped__.__kwdefaults__, "splits", 3)
         yield
 
 

@@ -187,7 +187,8 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", [pytest.param("banana", marks=pytest.mark.slow), "bimodal"])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
 def test_a_bent_and_a_split_posterior(shape):
     mean, noise, x, hidden, numbers = SHAPES[shape]
     numbers = dict(zip(("steps", "samples", "rate"), numbers, strict=True))
@@ -233,6 +234,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow  # a notebook compares the two as well
 def test_any_vae_trains_better_with_a_few_changed_lines():
     """On scikit-learn's digits in black and white."""
     x = (torch.from_numpy(load_digits().data).float() > 8).float()

@@ -264,7 +264,14 @@ def test_optimal_transport_is_the_best_of_all_permutations(numbers):
     assert cost(optimal_transport(z, x, (1,))) == pytest.approx(best, abs=1e-9)
 
 
-@pytest.mark.parametrize(("objective", "steps"), [("mle", 50), ("matching", 150), ("hybrid", 50)])
+@pytest.mark.parametrize(
+    ("objective", "steps"),
+    [
+        pytest.param("mle", 50, marks=pytest.mark.slow),  # both are parts of the hybrid
+        pytest.param("matching", 150, marks=pytest.mark.slow),
+        ("hybrid", 50),
+    ],
+)
 def test_training_on_a_density_across_the_ends(objective, steps):
     """KL to the truth, by quadrature over the hours of a day."""
     x = (TRUTH.sample((10_000, 1)) + math.pi) / TURN * 24

@@ -149,10 +149,10 @@ def test_training_finds_the_dependence_and_resumes(tmp_path):
     """Down to the entropy; bit for bit as if it had not stopped."""
     codes, validation = dependent(2000), dependent(500, seed=1)
 
-    def fit(state=None, callbacks=()):
+    def fit(state=None, callbacks=(), seconds=30.0):
         torch.manual_seed(0)
         net = CodeNetwork(SIZES, FIRST_BIN, FEATURES, hidden=24, blocks=1, dropout=0.1)
-        options = {"steps": 200, "state": state, "state_seconds": 0.0, "callbacks": callbacks}
+        options = {"steps": 200, "state": state, "state_seconds": seconds, "callbacks": callbacks}
         history = fit_codes(net, codes, validation=validation, **options)
         return net, history
 
@@ -173,7 +173,7 @@ def test_training_finds_the_dependence_and_resumes(tmp_path):
 
     state = tmp_path / "state.safetensors"
     with pytest.raises(StopError):
-        fit(state, [stop])
+        fit(state, [stop], seconds=0.0)
     again, resumed = fit(state)
     assert resumed.validation_nll.tolist() == history.validation_nll.tolist()
     for name, value in net.state_dict().items():

@@ -55,7 +55,7 @@ def real(rows, seed=0):
     return rng.normal(size=(rows, 1)) * 3 + rng.normal(size=(rows, 3)) + [0.0, 5.0, -5.0]
 
 
-def quick(steps=5, **options):
+def quick(steps=2, **options):
     fixed = {"missing": "model", "max_steps": steps, "random_state": 0, "threads": 1}
     return CNFDensity(**{**fixed, **options})
 
@@ -86,7 +86,6 @@ def test_columns_and_contexts_choose_the_model():
         (flags, {"schema": "infer"}, None, True),
         (flags[["y"]], {"schema": "infer"}, None, False),
         (numbers, {}, None, True),
-        (numbers, {"schema": "infer"}, None, True),
         (numbers, {"recipe": "codes"}, None, False),
         (numbers, {"schema": gap_value}, None, True),
         (numbers[:, :2], {}, numbers[:, 2], True),

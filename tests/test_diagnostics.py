@@ -24,7 +24,7 @@ from cnf.tables.schema import Column, Schema
 from cnf.training.recipes import RECIPES
 
 SMALL = {"rows": 10, "points": 500}
-FAST = ("toy", "table-tiny")  # of the recipes
+FAST = ("table-tiny",)  # of the recipes
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in FAST]
 
 
@@ -82,7 +82,14 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("kind", RIGHT)
+# These are checked as others are: Hutch++, adaptive steps, and steps or a context alone.
+ALIKE = ("estimated trace", "double", "joint steps", "explicit steps given a context")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ALIKE)) for kind in RIGHT],
+)
 def test_right_flows_pass(kind, monkeypatch):
     conditional = kind in ("conditional", "explicit steps given a context")
     if kind != "conditional":

@@ -275,7 +275,7 @@ def test_likelihood_alone_folds_and_the_penalty_prevents_it() -> None:
     flow = cnf.ffjord(2, hidden=(32,))
     recipe = replace(FAST, learning_rate=3e-2)
     alone = UnfoldedLikelihood(penalty=0.0)
-    options = {"steps": 1, "method": "midpoint", "updates": 150, "recipe": recipe}
+    options = {"steps": 1, "method": "midpoint", "updates": 100, "recipe": recipe}
     with pytest.raises(TrainingError, match="folds"):
         distil(flow, clusters(2000), objective=alone, **options)
     assert fold_mass(distil(flow, clusters(2000), **options)).accepted

@@ -62,8 +62,13 @@ def density():
     "options",
     [
         {"recipe": replace(MATCHING, hidden=(4,), validations=1), "max_steps": 2},
-        {"recipe": CodeRecipe(validations=1, batch_size=32), "max_steps": 1, "threads": 1},
-        {"missing": "model", "max_steps": 1, "threads": 1},
+        pytest.param(  # a part of the model of values
+            {"recipe": CodeRecipe(validations=1, batch_size=32), "max_steps": 1, "threads": 1},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(  # whose validation of input is that of a flow
+            {"missing": "model", "max_steps": 1, "threads": 1}, marks=pytest.mark.slow
+        ),
     ],
     ids=["flow", "codes", "values"],
 )
@@ -159,9 +164,9 @@ def test_conditional_densities():
     rng = np.random.default_rng(3)
     c = rng.uniform(-3, 3, 1000)
     rows = (c + 0.1 * rng.normal(size=1000))[:, None]
-    density = matched(300).fit(rows, context=c)
+    density = matched(200).fit(rows, context=c)
     assert density.n_context_features_in_ == 1
-    assert density.score(rows, context=c) > matched(300).fit(rows).score(rows) + 1
+    assert density.score(rows, context=c) > matched(50).fit(rows).score(rows) + 1
     drawn = density.sample(200, random_state=0, context=[[-2.0], [2.0]])
     assert drawn.shape == (400, 1)
     np.testing.assert_allclose(drawn.reshape(2, 200).mean(1), [-2, 2], atol=0.2)

@@ -21,13 +21,14 @@ KINDS = {
     for kind in ("tables", "arguments", "models")
     for program, make in import_module(f"fuzz_{kind}").CASES.items()
 }
-FEW = 8
+FEW = 5
 DEAR = {
     "check": 2,
-    "train-vae": 3,
-    "train-series": 4,
-    "plot": 4,
-    "evaluate": 5,
+    "train": 3,
+    "train-vae": 2,
+    "train-series": 3,
+    "plot": 3,
+    "evaluate": 3,
 }  # programs that take seconds
 PARTS, PART = 4, 250
 PROCESSES = 50

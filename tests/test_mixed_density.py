@@ -116,7 +116,7 @@ def mixed_frame(rows, seed=0):
     )
 
 
-def codes(steps=5, **options):
+def codes(steps=2, **options):
     fixed = {"schema": "infer", "max_steps": steps, "random_state": 0, "threads": 1}
     return CNFDensity(**{**fixed, **options})
 

@@ -66,8 +66,13 @@ def decay(rate, gradient, y0=None, **options):
     return solve(lambda t, y, a: a * y, y0, [0.0, 1.0], rate, gradient=gradient, **options).ys
 
 
-@every_step
-@pytest.mark.parametrize("gradient", [*MODES, Backsolve(norm="full"), Backsolve(method="dopri5")])
+@pytest.mark.parametrize(
+    ("gradient", "step"),
+    [
+        *product(MODES, STEPS),
+        *((Backsolve(norm="full"), "joint"), (Backsolve(method="dopri5"), "per_sample")),
+    ],
+)
 def test_gradcheck_of_state_times_and_arguments(problem, step, gradient):
     def end(*inputs):
         return outputs(gradient, step, *inputs, tolerance=1e-7)

@@ -150,7 +150,7 @@ def test_other_imputers_keep_what_is_there():
 
 
 def _command(folder, section: str, tables: str, *more: object) -> tuple[object, ...]:
-    given = ("--data-dir", folder, "--splits", 1, "--budget", 0.5, "--tables", tables)
+    given = ("--data-dir", folder, "--splits", 1, "--budget", 0.2, "--tables", tables)
     return ("benchmark", "questions", "--section", section, *given, *more)
 
 

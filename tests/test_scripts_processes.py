@@ -1,6 +1,7 @@
 """Behaviour that needs real processes: signals, pipes, other directories, the same bits."""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import PATIENCE, program, said, wait
+from children import PATIENCE, program, said, start, wait
 from test_scripts_running import COLUMNS, SMALL, complaint, done, rows_of_table, write_csv
 
 import cnf
@@ -34,19 +35,36 @@ def options(cwd: Path, **pipes: object) -> dict:
     return {"cwd": cwd, "env": environment, "text": True, "timeout": 120, **streams}
 
 
+def run_script(folder: Path, path: Path, *words: object) -> None:
+    """Run a file as `python FILE …` does; what it says is in FOLDER/out and FOLDER/err."""
+    torch.set_num_threads(1)
+    sys.argv = [str(path), *map(str, words)]
+    with open(folder / "out", "w") as sys.stdout, open(folder / "err", "w") as sys.stderr:
+        runpy.run_path(str(path), run_name="__main__")
+
+
 def test_script_is_the_command(data, tmp_path, monkeypatch):
     """Both train the same model, in the user's directory; without a terminal there is no bar."""
     monkeypatch.chdir(tmp_path)
     words = (*SMALL, "--objective", "mle")  # a hybrid run says when its objective changes
-    script = [sys.executable, SCRIPTS / "train.py", "rows.csv", "--out", "a", *words]
-    ended = subprocess.run(script, **options(tmp_path))
-    assert (ended.returncode, ended.stderr) == (0, "")
-    own = ended.stdout.splitlines()
+    file = SCRIPTS / "train.py"
+    script = start(run_script, tmp_path / "said", file, "rows.csv", "--out", "a", *words)
+    assert wait(script) == [0]
+    out, err = said(tmp_path / "said")
+    assert err == ""
+    own = out.splitlines()
     command = done("train", "rows.csv", "--out", "b", *words).splitlines()
     assert own[0] == command[0]  # the data and the flow
     assert own[2:-2] == command[2:-2]  # the scores; the line between has the time
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert weights[0] == weights[1]
+
+
+def test_no_script_has_the_name_of_a_module_that_it_hides():
+    """The folder of a script that is run is the first in which Python looks for modules."""
+    scripts = {path.stem for path in SCRIPTS.glob("*.py")} - {"__init__", "__main__"}
+    imported = {name for name in sys.modules if "." not in name}
+    assert not scripts & (imported | sys.stdlib_module_names)
 
 
 def finite(folder: Path) -> bool:

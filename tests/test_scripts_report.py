@@ -3,6 +3,7 @@
 import re
 import shutil
 from base64 import b64decode
+from contextlib import contextmanager
 from html import unescape
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from children import both
+from children import both, run_programs
 from matplotlib.figure import Figure
 from test_scripts_programs import evaluation, log_probs
 from test_scripts_running import COLUMNS, SMALL, complaint, done, rows_of_table, write_csv
@@ -33,12 +34,23 @@ DOT = png(Figure((1, 1)), 1)  # in place of figures, whose drawing takes most of
 BLANK = ("meta", "img", "br")  # elements that have no end
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small():
+@contextmanager
+def small():
     few = {"MIN_SAMPLES": 200, "MAX_SAMPLES": 500, "MAX_CLASSIFIER_ROWS": 150, "REPORT_DPI": 60}
     trees = mock.patch("cnf.diagnostics.similarity.TREES", 5)
     with mock.patch.multiple(report, **few, png=lambda *_: DOT), trees:
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    with small():
+        yield
+
+
+def small_programs(*arguments):
+    with small():
+        run_programs(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +291,7 @@ def test_numbers_come_before_the_path_and_the_page_is_the_same_again(
 def test_first_of_two_processes_writes_the_page_or_says_why_not(folder, tmp_path):
     path, missing = tmp_path / "page.html", tmp_path / "missing" / "page.html"
     commands = [("evaluate", folder, "--report", out) for out in (path, missing)]
-    well, ill = both(tmp_path / "two", *commands)
+    well, ill = both(tmp_path / "two", *commands, target=small_programs)
     (status, text, errors), other = well
     assert (status, text.splitlines()[-1], errors, other) == (0, f"  {path}", "", [0, "", ""])
     assert Page(path).headings == HEADINGS

@@ -43,7 +43,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("mixed")
     mixed().to_csv(place / "rows.csv", index=False)
     (place / "schema.json").write_text(json.dumps(KINDS))
-    words = ("train", place / "rows.csv", "--schema", place / "schema.json", "--steps", 5, "--out")
+    words = ("train", place / "rows.csv", "--schema", place / "schema.json", "--steps", 2, "--out")
     (place / "said.txt").write_text(done(*words, place / "out"))
     (place / "flow.txt").write_text(done(*words, place / "flow", "--hidden", 8))
     return place
@@ -73,7 +73,7 @@ def test_training_says_and_writes_down_what_it_takes_columns_for(place):
     x = torch.tensor(TrainedModel.read(str(place / "out")).data().test.x[:5])
     assert cnf.load(place / "out").log_prob(x).isfinite().all()
     metrics = [json.loads(line) for line in (place / "out/metrics.jsonl").read_text().splitlines()]
-    assert metrics[-1]["step"] == 5
+    assert metrics[-1]["step"] == 2
     assert metrics[-1]["nfe"] == 0
 
 
@@ -142,7 +142,7 @@ def test_some_columns_given_others(place):
     schema = place / "given.json"
     schema.write_text('{"stars": {"kind": "categorical"}}')
     words = ("--context", "height,colour,stars", "--drop", "zero,unit", "--schema", schema)
-    said = done("train", rows, *words, "--steps", 5, "--out", out)
+    said = done("train", rows, *words, "--steps", 2, "--out", out)
     assert "given categorical colour one of blue, green, red; stars one of 1, 2, 3" in said
     done("sample", out, "-n", 2, "--context-data", rows, "--out", drawn)
     table, found = mixed(), pd.read_csv(drawn)
@@ -164,17 +164,16 @@ def test_some_columns_given_others(place):
 
 
 def test_a_recipe_of_codes_is_shown_read_and_chosen_by_name(place, tmp_path):
-    words = ("train", place / "rows.csv", "--steps", 5, "--out")
+    words = ("train", place / "rows.csv", "--steps", 2, "--out")
     changes = ("--learning-rate", "0.01", "--batch-size", "32")
     shown = done(*words, tmp_path / "a", *changes, "--show-recipe")
     assert (json.loads(shown)["learning_rate"], json.loads(shown)["canonical"]) == (0.01, 0.5)
     (tmp_path / "recipe.json").write_text(shown)
     done(*words, tmp_path / "a", *changes)
     done(*words, tmp_path / "b", "--recipe", tmp_path / "recipe.json")
-    done(*words, tmp_path / "c", "--recipe", tmp_path / "a/config.json")
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
-    assert weights[0] == weights[1] == weights[2]
-    said = done("train", "diabetes", "--recipe", "codes", "--steps", 5, "--out", tmp_path / "d")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+    said = done("train", "diabetes", "--recipe", "codes", "--steps", 2, "--out", tmp_path / "d")
     assert "recipe codes" in said
     assert '"ema_decay": 0.9,' in done(*words, tmp_path / "e", "--ema-decay", 0.9, "--show-recipe")
     assert "flow over dequantized columns, by --recipe table" in done(

@@ -501,8 +501,10 @@ def whole(files):
     return files / "whole.csv"
 
 
-@pytest.mark.parametrize("task", ["interp", "extrap", "filter"])
-@pytest.mark.parametrize("together", [(), ("--together",)])
+@pytest.mark.parametrize(
+    ("task", "together"),
+    [("interp", ()), ("interp", ("--together",)), ("extrap", ("--together",)), ("filter", ())],
+)
 def test_a_flow_process_does_every_task(whole, tmp_path, monkeypatch, together, task):
     """One that transforms its columns together has whole rows hidden."""
     monkeypatch.setattr("cnf.scripts.series.figures._default_figures", lambda _: ["series"])

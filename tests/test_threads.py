@@ -145,7 +145,7 @@ def test_more_threads_than_cores_are_cores(free):
 
 def fit(**options):
     torch.manual_seed(0)
-    return cnf.fit(cnf.ffjord(2, hidden=(4,)), ROWS, **{"steps": 6, **options})
+    return cnf.fit(cnf.ffjord(2, hidden=(4,)), ROWS, **{"steps": 4, **options})
 
 
 def test_a_run_has_its_number_and_the_caller_gets_theirs_back(free):

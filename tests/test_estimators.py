@@ -66,9 +66,7 @@ def density():
             {"recipe": CodeRecipe(validations=1, batch_size=32), "max_steps": 1, "threads": 1},
             marks=pytest.mark.slow,
         ),
-        pytest.param(  # whose validation of input is that of a flow
-            {"missing": "model", "max_steps": 1, "threads": 1}, marks=pytest.mark.slow
-        ),
+        {"missing": "model", "max_steps": 1, "threads": 1},
     ],
     ids=["flow", "codes", "values"],
 )

@@ -45,7 +45,7 @@ class OutlierSplit:
     """Rows to train on and to test, in units of the training rows' deviations.
 
     Attributes:
-        train: Training rows; columns that are constant in them are in units of their own.
+        train: Training rows; columns that are constant in them keep their units.
         test: Test rows.
         outlier: Which test rows are outliers.
         contamination: The share of outliers among the training rows.

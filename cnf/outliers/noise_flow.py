@@ -59,7 +59,7 @@ class NoiseFlow(nn.Module):
 
         Shapes: y (levels, rows, dim), σ (levels,) → (levels, rows, dim) each.
         """
-        mean = self.mixture(y, sigma).mean
+        mean = self.mixture.denoise(y, sigma)
         sigma = sigma[:, None, None]
         total = self.variances + sigma.square()
         u = y * total.rsqrt()

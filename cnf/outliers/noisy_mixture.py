@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 from time import perf_counter
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,6 @@ FIRST_VARIANCE = 0.5  # of all components
 POOLED_ROWS = 4.0  # of the components' mean variance that each one is given beforehand
 PASS_ROWS = 4096  # at once
 LEAST_COUNT = 1e-6  # rows of a component that has none
-
-
-class Denoised(NamedTuple):
-    """Noisy rows' log-densities (…, rows), and the expected rows without noise (…, rows, dim)."""
-
-    log_prob: Tensor
-    mean: Tensor
 
 
 class NoisyMixture(nn.Module):
@@ -38,9 +31,10 @@ class NoisyMixture(nn.Module):
 
     Example:
         >>> mixture = NoisyMixture.fit(torch.randn(200, 3), components=4)
-        >>> found = mixture(torch.zeros(2, 5, 3), torch.tensor([0.1, 1.0]))
-        >>> found.log_prob.shape, found.mean.shape
-        (torch.Size([2, 5]), torch.Size([2, 5, 3]))
+        >>> mixture.denoise(torch.zeros(2, 5, 3), torch.tensor([0.1, 1.0])).shape
+        torch.Size([2, 5, 3])
+        >>> mixture.log_prob(torch.zeros(5, 3), torch.tensor(0.1)).shape
+        torch.Size([5])
     """
 
     log_weights: Tensor
@@ -106,16 +100,14 @@ class NoisyMixture(nn.Module):
         constants = (self.means * scaled + variances.log()).sum(-1)
         return self.log_weights - 0.5 * (squares + constants.unsqueeze(-2))
 
-    def forward(self, y: Tensor, sigma: Tensor) -> Denoised:
-        """Return log p_σ(y), but for −½ dim log 2π, and E[x | y].
+    def denoise(self, y: Tensor, sigma: Tensor) -> Tensor:
+        """Return E[x | y], the expected rows without noise.
 
-        Shapes: y (levels, rows, dim), σ (levels,).
+        Shapes: y (levels, rows, dim), σ (levels,) → (levels, rows, dim).
         """
         variances = self.variances + sigma[:, None, None].square()
-        logits = self.logits(y, variances)
-        shares, kept = logits.softmax(-1), self.variances / variances
-        mean = shares @ (self.means * (1 - kept)) + (shares @ kept) * y
-        return Denoised(logits.logsumexp(-1), mean)
+        shares, kept = self.logits(y, variances).softmax(-1), self.variances / variances
+        return shares @ (self.means * (1 - kept)) + (shares @ kept) * y
 
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return log p_σ(x), but for −½ dim log 2π, of rows (rows, dim) for a scalar σ: (rows,)."""

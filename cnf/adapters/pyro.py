@@ -197,6 +197,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         >>> def model():
         ...     rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
         ...     pyro.sample("count", dist.Poisson(rate), obs=torch.tensor(3.0))
+        >>> pyro.clear_param_store()  # of guides before
         >>> guide = AutoFlow(model, hidden=(16,))
         >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
         >>> losses = [svi.step() for _ in range(3)]

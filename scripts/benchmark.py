@@ -53,12 +53,14 @@ BENCHMARK_SUBJECTS: dict[str, dict[str, BenchmarkSection]] = {
         ),
     },
     "toys": {
-        "fit": _default_threads("toys:fit_lines", "KL to the truth after --budget seconds"),
+        "fit": _default_threads(
+            "toys:fit_lines", "KL to the truth after --budget seconds, and NSF's", ("zuko",)
+        ),
         "objectives": _default_threads("toys:objective_lines", "hybrid, or one of its parts"),
         "seeds": _default_threads("toys:seed_lines", "variation over five seeds"),
         "busy": _default_threads("busy:lines", "KL of cnf train beside busy processes"),
         "ffjord": _default_threads(
-            "race:lines", "FFJORD_REPOSITORY's time to that KL", ("torchdiffeq",)
+            "race:lines", "FFJORD's own code trained to that KL", ("torchdiffeq",)
         ),
     },
     "tables": {

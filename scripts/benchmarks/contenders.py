@@ -74,7 +74,7 @@ class ConcatSquashNetwork(nn.Module):
 
 
 class FFJORD(nn.Module):
-    """A rewrite of FFJORD's method, on torchdiffeq: dopri5 from t = `end` to 0, and its adjoint.
+    """A rewrite of FFJORD's method, on torchdiffeq: dopri5 from t = 1 to 0, and its adjoint.
 
     It checks that fields are equal, and stands where FFJORD's own code does not run: see
     `FFJORDRepository`.
@@ -87,13 +87,11 @@ class FFJORD(nn.Module):
     Source: Grathwohl et al. (2019), FFJORD.
     """
 
-    def __init__(
-        self, network: nn.Module, rtol: float, atol: float, *, exact: bool, end: float = 1.0
-    ) -> None:
+    def __init__(self, network: nn.Module, rtol: float, atol: float, *, exact: bool) -> None:
         super().__init__()
         self.name = "FFJORD rewritten" if exact else "rewritten, hutchinson"
         self.module, self.evaluations = network, 0
-        self.rtol, self.atol, self.exact, self.end = rtol, atol, exact, end
+        self.rtol, self.atol, self.exact = rtol, atol, exact
 
     def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the derivatives of (x, log-determinant), with the published code's graph."""
@@ -117,7 +115,7 @@ class FFJORD(nn.Module):
         z, log_det = peer("torchdiffeq").odeint_adjoint(
             self,
             (x, x.new_zeros(len(x))),
-            torch.tensor([self.end, 0.0], dtype=x.dtype),
+            torch.tensor([1.0, 0.0], dtype=x.dtype),
             rtol=self.rtol,
             atol=self.atol,
             method="dopri5",

@@ -102,13 +102,15 @@ class BenchmarkOptions:
         "SECONDS",
         "time of a method",
     )
-    cap: float = _option("toys", 1800.0, positive_number, "SECONDS", "longest time of FFJORD's")
+    cap: float = _option(
+        "toys", 1800.0, positive_number, "SECONDS", "longest training of FFJORD's own code"
+    )
     steps: int = _option("flow", 2, positive_integer, "K", "steps of discretised flows")
     splits: int = _option(
         "tables, mixed, questions", 3, positive_integer, "N", "splits of each table"
     )
     ffjord: Path | None = _option(  # noqa: RUF009
-        "flow", None, Path, "DIR", "a copy of FFJORD's repository, to compare with"
+        "flow, toys", None, Path, "DIR", "a copy of FFJORD's repository, to compare with"
     )
     data_dir: str | None = _option(
         "flow, tables, mixed, questions, vae, series, outliers",

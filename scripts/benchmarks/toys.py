@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import getsource
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from cnf.flow import Flow
 from cnf.ode import SolveError
 from cnf.plotting import draw_density
 from cnf.plotting.evolution import log_prob_of, quick
-from cnf.scripts.benchmarks.density import trained_flow
+from cnf.scripts.benchmarks import density
+from cnf.scripts.benchmarks.compared import METHODS
+from cnf.scripts.benchmarks.density import StandardizedSplit, trained_flow
 from cnf.scripts.benchmarks.measure import BENCHMARK_CHUNK_ROWS, Average, TableItem, threads_used
 from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
 from cnf.scripts.data import TOY_ROWS, open_data
@@ -56,16 +59,20 @@ TRADE_OFF_RECIPE = Recipe(
 
 
 def fit_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
-    """Yield the table of all toys by the default recipe, and the path of its contact sheet."""
+    """Yield the table of all toys by the default recipe and zuko's NSF, and a figure's path."""
     yield _title("Toys", options)
     flows: dict[str, tuple[Flow | None, Average]] = {}
     for toy in options.toys or TOYS:
         row = fit_of(options, toy)
-        yield {"toy": toy, **row}
+        spline = spline_of(options, toy)
+        numbers = {name: row[name] for name in FIT_COLUMNS}
+        theirs = {"NSF's KL": spline["KL"], "NSF's stderr": spline["stderr"]}
+        yield {"toy": toy, **numbers, **theirs, "note": _notes([row, spline])}
         folder = options.results.model_folder(fit_key(options, toy))
         flow = None if folder is None or isnan(row["KL"]) else load_flow(folder)
         flows[toy] = (flow, Average(row["KL"], row["stderr"]))
     yield f"evals: of a training solve; scoring: of a solve of {BENCHMARK_CHUNK_ROWS} rows"
+    yield "NSF: zuko's neural spline flow, trained for as long on the same rows, standardised"
     if options.out is not None:
         yield str(write_figure(contact_sheet(flows), options.out / "toys.png"))
 
@@ -149,6 +156,32 @@ def _train(key: Row, folder: Path | None) -> Row:
 def _fitted(recipe: Recipe, toy: str, seed: int, **length: Any) -> tuple[Flow, History]:
     data = open_data(toy, seed)
     return trained_flow(recipe, data.train.x, data.validation.x, seed, **length)
+
+
+def spline_of(options: BenchmarkOptions, toy: str, seed: int = 0) -> Row:
+    """Return the fit of zuko's neural spline flow to a toy, trained unless it is cached.
+
+    Returns:
+        "KL" to the flow over the fresh rows of `fit_of`, in nats, with its "stderr".
+    """
+    names = {"toy": toy, "method": "spline", "budget": options.budget, "seed": seed}
+    key = key_of(names, getsource(density))
+    return options.results.recall(key, partial(_train_spline, toy, options.budget, seed))
+
+
+def _train_spline(toy: str, budget: float, seed: int) -> Row:
+    """Train a spline flow in units of the training rows' deviations, and score it in the toy's."""
+    data, rows = open_data(toy, seed), fresh_rows(toy, KL_ROWS, seed)
+    center, scale = data.train.x.mean(0), data.train.x.std(0)
+    own = (data.train.x, data.validation.x, rows)
+    parts = StandardizedSplit(*((each - center) / scale for each in own))
+    try:
+        fitted = METHODS["spline"](parts, budget, seed)
+    except ValueError as error:  # the table continues with its next row
+        return {"KL": nan, "stderr": nan, "note": f"NSF failed: {error}"}
+    log_prob = fitted.log_prob(parts.test) - np.log(scale).sum()
+    far = Average.of(TOYS[toy].log_prob(rows) - log_prob)
+    return {"KL": far.mean, "stderr": far.stderr, "note": ""}
 
 
 def fresh_rows(toy: str, rows: int, seed: int, stream: int = KL_STREAM) -> Array:

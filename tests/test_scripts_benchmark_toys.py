@@ -1,8 +1,9 @@
 """The benchmark of toys: what is measured, what is cached, and when a race is over."""
 
 import math
+import sys
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -16,6 +17,8 @@ from cnf.datasets import TOYS
 from cnf.datasets.toys import Gaussians
 from cnf.scripts import data
 from cnf.scripts.benchmarks import busy, density, race, toys
+from cnf.scripts.benchmarks.compared import METHODS
+from cnf.scripts.benchmarks.density import FittedDensity
 from cnf.scripts.benchmarks.measure import Average
 from cnf.scripts.benchmarks.options import BenchmarkOptions, ResultCache
 from cnf.scripts.benchmarks.toys import distance_of, fresh_rows
@@ -33,8 +36,27 @@ def small(monkeypatch):
     for module in (toys, race):
         monkeypatch.setattr(module, "KL_ROWS", 60)
     monkeypatch.setattr(toys, "PANEL_PIXELS", 10)
+    monkeypatch.setitem(sys.modules, "zuko", ModuleType("zuko"))
+    monkeypatch.setitem(METHODS, "spline", Mock(return_value=unfitted()))
     with patch.object(density, "fit", wraps=density.fit) as trained:
         yield trained
+
+
+def unfitted(level: float = -2.0) -> FittedDensity:
+    """A density that is the same everywhere."""
+    return FittedDensity(lambda rows: np.full(len(rows), level), Mock(), "")
+
+
+class Normal(torch.nn.Module):
+    """A normal distribution with a mean, in place of a flow of FFJORD's own code."""
+
+    def __init__(self, *mean: float) -> None:
+        super().__init__()
+        self.mean, self.module = torch.nn.Parameter(torch.tensor(mean)), self
+        self.log_prob = Mock(side_effect=self.forward)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.distributions.Normal(self.mean, 1.0).log_prob(x).sum(1)
 
 
 @pytest.fixture
@@ -176,18 +198,20 @@ def test_all_sections_share_the_fits_without_a_folder_too(small, monkeypatch):
     pytest.importorskip("torchdiffeq")
     monkeypatch.setattr(toys, "SEED_COUNT", 3)
     monkeypatch.setattr(busy, "BUSY_COUNTS", ())  # whose trainings are processes
-    table = done("benchmark", "toys", "--budget", BUDGET, "--toys", "moons", "--cap", "0.1")
-    assert small.call_count == 1 + 2 + 2  # fit; two more objectives; two more seeds; the race none
-    assert table.count(f"threads: {torch.get_num_threads()}") == 4
-    assert table.count("\nmoons") == 4
-    assert table.count("cached") == 3
-    assert " times as long" in table
+    table = done("benchmark", "toys", "--budget", BUDGET, "--toys", "moons")
+    assert small.call_count == 1 + 2 + 2  # fit; two more objectives; two more seeds
+    assert table.count(f"threads: {torch.get_num_threads()}") == 3
+    assert table.count("\nmoons") == 3
+    assert table.count("cached") == 2
+    assert table.endswith(
+        "git clone https://github.com/rtqichen/ffjord DIR, and give --ffjord DIR\n\n"
+    )
 
 
 def test_each_section_has_its_default_toys(monkeypatch):
     spy = Mock(return_value=dict.fromkeys(toys.FIT_COLUMNS, NAN) | {"note": "failed"})
-    for module in (toys, race):
-        monkeypatch.setattr(module, "fit_of", spy)
+    for module, name in ((toys, "fit_of"), (toys, "spline_of"), (race, "fit_of")):
+        monkeypatch.setattr(module, name, spy)
     for lines, names in (
         (toys.fit_lines, tuple(TOYS)),
         (toys.objective_lines, tuple(TOYS)),
@@ -195,9 +219,41 @@ def test_each_section_has_its_default_toys(monkeypatch):
         (race.lines, ("8gaussians", "moons")),
     ):
         spy.reset_mock()
-        shown = list(lines(options()))
+        shown = list(lines(options(ffjord="unread")))
         assert tuple(dict.fromkeys(call.args[1] for call in spy.call_args_list)) == names
     assert shown[-1] == "moons: no race"
+
+
+def test_spline_flow_has_standardised_rows_and_its_distance_is_in_the_toys_units(monkeypatch):
+    """The truth in units of the training rows' deviations is at a KL of zero."""
+    monkeypatch.setattr(toys, "KL_ROWS", 60)
+    own, toy, given = data.open_data("moons", seed=3), TOYS["moons"], []
+    center, scale = own.train.x.mean(0), own.train.x.std(0)
+
+    def exact(parts, *others):
+        given.extend((parts, others))
+        log_det = np.log(scale).sum()
+        return replace(unfitted(), log_prob=lambda z: toy.log_prob(z * scale + center) + log_det)
+
+    monkeypatch.setitem(METHODS, "spline", exact)
+    row = toys.spline_of(options(), "moons", seed=3)
+    assert row == {
+        "KL": pytest.approx(0, abs=1e-9),
+        "stderr": pytest.approx(0, abs=1e-9),
+        "note": "",
+    }
+    parts, others = given
+    assert others == (BUDGET, 3)
+    expected = (own.train.x, own.validation.x, fresh_rows("moons", 60, 3))
+    for found, rows in zip(parts, expected, strict=True):
+        np.testing.assert_allclose(found * scale + center, rows)
+
+
+def test_failed_spline_flow_stands_beside_our_fit(small, tmp_path):
+    METHODS["spline"].side_effect = ValueError("none finite")
+    assert done(*command(tmp_path)).count("NSF failed: none finite") == 2
+    assert done(*command(tmp_path)).count("NSF failed: none finite, cached") == 2
+    assert METHODS["spline"].call_count == 2
 
 
 def test_seeds_have_their_median_and_worst(monkeypatch):
@@ -225,75 +281,98 @@ def test_contact_sheet_shows_flow_and_truth_in_the_same_colours(normal, monkeypa
     assert sum(ax.get_xlabel() == "failed" for ax in figure.axes) == 1
 
 
-def test_reference_learns():
-    pytest.importorskip("torchdiffeq")
-    reference = race.FFJORDReference("moons", hidden=(16,), learning_rate=3e-2, tolerance=1e-2)
-    rows = fresh_rows("moons", 100, seed=0)
-    before, losses = reference.distance(rows).mean, [reference.step() for _ in range(10)]
-    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.2
-    assert reference.distance(rows).mean < before - 0.2
-
-
-def test_reference_has_the_settings_of_train_toy():
+def test_ffjords_training_has_the_settings_of_train_toy(monkeypatch):
     """Its defaults: https://github.com/rtqichen/ffjord, train_toy.py."""
-    reference = race.FFJORDReference("moons")
-    flow, network = reference.flow, reference.flow.module
-    assert [layer.linear.out_features for layer in network.layers] == [64, 64, 64, 2]
-    assert network.layers[-1].gate is not None
-    assert isinstance(network.activation, torch.nn.Tanh)
-    assert (flow.rtol, flow.atol, flow.end, flow.exact) == (1e-5, 1e-5, 0.5, True)
-    (group,) = reference.optimizer.param_groups
-    assert (reference.batch, group["lr"], group["weight_decay"]) == (100, 1e-3, 1e-5)
+    network = race.TOY_NETWORK
+    assert (network.hidden, network.activation) == ((64, 64, 64), "tanh")
+    assert (network.rtol, network.atol) == (1e-5, 1e-5)
+    monkeypatch.setattr(race, "KL_ROWS", 5000)
+    monkeypatch.setitem(TOYS, "normal", Gaussians(name="normal", centers=((0.0, 0.0),), noise=1.0))
+    flow = Normal(2.0, -1.0)
+    training = race.FFJORDTraining(flow, "normal")
+    (group,) = training.optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (1e-3, 1e-5)
+    before = training.distance()
+    assert abs(before.mean - 2.5) < 4 * before.stderr  # half the square of the mean
+    flow.log_prob.reset_mock()
+    for _ in range(20):
+        training.step()
+    first, *others = (call.args[0] for call in flow.log_prob.call_args_list)
+    assert first.shape == (100, 2)
+    assert not any(torch.equal(first, each) for each in others)
+    assert flow.mean.tolist() == pytest.approx([1.98, -0.98], abs=2e-3)  # Adam's steps are 1e-3
+    assert training.distance().mean < before.mean - 0.03
 
 
-def test_shorter_time_is_a_slower_field():
-    """Up to T at the velocity f(t, x) is up to 1 at T f(T t, x)."""
-    pytest.importorskip("torchdiffeq")
-    short, x = race.FFJORDReference("moons", hidden=(8,)).flow, torch.randn(20, 2)
-    field = torch.nn.Module()
-    field.forward = lambda t, x: 0.5 * short.module(0.5 * t, x)
-    slowed = race.FFJORD(field, 1e-6, 1e-6, exact=True)
-    torch.testing.assert_close(slowed.log_prob(x), short.log_prob(x), rtol=1e-4, atol=1e-4)
-    short.end = 1.0
-    assert (slowed.log_prob(x) - short.log_prob(x)).abs().max() > 1e-2
+def test_training_is_measured_at_its_times_up_to_a_failure(monkeypatch):
+    """A step takes a second and lowers the KL by a tenth; a measurement takes an hour."""
+    training = race.FFJORDTraining(Normal(0.0, 0.0), "moons")
+    training.step = step = Mock(side_effect=[*[None] * 7, AssertionError("underflow in dt 0.0")])
+    training.distance = far = Mock(side_effect=lambda: Average(1.0 - step.call_count / 10, 0.01))
+    training.clock = lambda: step.call_count + 3600.0 * far.call_count
+    first, second, third = (list(training.until(mark).values()) for mark in (3.0, 5.5, 9.0))
+    assert first == [3.0, 3, pytest.approx(0.7), 0.01, ""]
+    assert second == [6.0, 6, pytest.approx(0.4), 0.01, ""]
+    assert [str(each) for each in third] == [
+        "7.0",
+        "7",
+        "nan",
+        "nan",
+        "failed: underflow in dt 0.0",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("target", "cap", "breaks_at", "seconds", "measured", "result"),
+    ("kls", "result"),
     [
-        (0.55, 100.0, 99, 6.0, 2, "takes 3.0 times as long"),
-        (-9.0, 7.0, 99, 7.0, 3, "takes more than 3.5 times as long"),
-        (0.0, 100.0, 4, 4.0, 1, "failed"),
+        ((0.8, 0.5, 0.3), "takes 1.5 to 3.0 times as long"),
+        ((0.4, NAN), "takes at most 1.5 times as long"),
+        ((0.8, 0.6, 0.51), "takes more than 4.5 times as long"),
+        ((0.8, NAN), "failed, after 3.0 times as long"),
+        ((NAN,), "failed, after 1.5 times as long"),
     ],
 )
-def test_race_ends_at_the_target_the_cap_or_a_failure(
-    target, cap, breaks_at, seconds, measured, result, monkeypatch
-):
-    """A step takes a second and lowers the KL by a tenth; a measurement takes an hour."""
-    monkeypatch.setattr(race, "MEASURE_SECONDS", 3.0)
-    step = Mock(side_effect=[*[None] * breaks_at, AssertionError("underflow in dt")])
-    distance = Mock(side_effect=lambda: Average(1.0 - step.call_count / 10, 0.01))
-    last = race.race(
-        step, distance, target, cap, lambda: step.call_count + 3600.0 * distance.call_count
-    )
-    assert (last["seconds"], last["steps"]) == (seconds, seconds)
-    assert distance.call_count == measured
-    ours = {"seconds": 2.0, "KL": target}
-    assert race.race_result("moons", ours, last) == f"moons: FFJORD's training {result}"
+def test_race_has_the_times_between_which_the_target_is_reached(kls, result):
+    theirs = [{"KL": kl, "seconds": 3.0 * (i + 1)} for i, kl in enumerate(kls)]
+    ours = {"KL": 0.5, "seconds": 2.0}
+    assert race.race_result("moons", ours, theirs) == f"moons: FFJORD's own training {result}"
 
 
-def test_finished_race_is_not_run_again(tmp_path, monkeypatch):
-    ours = dict.fromkeys(race.RACE_COLUMNS, 0.55) | {"note": ""}
-    spy = Mock(return_value=dict(zip(race.RACE_COLUMNS, (6.0, 9, 0.5, 0.01, ""), strict=True)))
-    monkeypatch.setattr(race, "race", spy)
-    monkeypatch.setattr(race, "fit_of", lambda *_: ours)
+def test_each_measurement_is_cached_and_a_failure_ends_the_race(tmp_path, monkeypatch):
+    monkeypatch.setattr(race, "RACE_MARKS", (2.0, 4.0, 6.0))
+    monkeypatch.setattr(race, "FFJORDRepository", lambda *_: Normal(0.0, 0.0))
+    kls = {2.0: 0.9, 3.0: 0.8, 4.0: 0.7, 6.0: 0.6, 9.0: NAN}
+    until = Mock(side_effect=lambda mark: {"seconds": mark, "KL": kls[mark], "note": ""})
+    monkeypatch.setattr(race.FFJORDTraining, "until", until)
 
-    def raced(cap=50.0):
-        return list(race.lines(options(out=tmp_path, toys=("moons",), cap=cap)))
+    def measured(cap):
+        given = options(out=tmp_path, cap=cap)
+        return [row["seconds"] for row in race.measured_rows(given, tmp_path, "moons")]
 
-    first, second, _ = raced(), raced(), raced(40.0)
-    assert (first[3]["note"], second[3]["note"]) == ("", "cached")
-    assert first[-1] == second[-1]
-    ours["KL"] = 0.45
-    raced()
-    assert [call.args[2:] for call in spy.call_args_list] == [(0.55, 50), (0.55, 40), (0.45, 50)]
+    assert measured(3.0) == [2.0, 3.0]
+    assert measured(9.0) == measured(9.0) == [2.0, 4.0, 6.0, 9.0]
+    assert [call.args[0] for call in until.call_args_list] == [2.0, 3.0, 4.0, 6.0, 9.0]
+    kls[8.0] = kls[4.5] = NAN
+    monkeypatch.setattr(race, "RACE_MARKS", (2.0, 4.5, 6.0))
+    assert measured(8.0) == [2.0, 4.5]
+
+
+def test_ffjords_own_code_is_trained_beside_our_fit(small, tmp_path, monkeypatch):
+    pytest.importorskip("torchdiffeq")
+    from test_scripts_benchmark_flow import write_repository
+
+    repository = write_repository(tmp_path)
+    network = replace(race.TOY_NETWORK, hidden=(8,), rtol=1e-2, atol=1e-2)
+    monkeypatch.setattr(race, "TOY_NETWORK", network)
+    monkeypatch.setattr(race, "RACE_MARKS", (0.05, 99.0))
+    given = ("--budget", BUDGET, "--toys", "moons", "--cap", "0.1", "--ffjord", repository)
+    table = done("benchmark", "toys", "--section", "ffjord", *given)
+    assert small.call_count == 1
+    ours, *theirs, result = table.strip().splitlines()[3:]
+    assert ours.startswith("cnf, moons")
+    for line, mark in zip(theirs, (0.05, 0.1), strict=True):
+        assert line.startswith("FFJORD's, moons")
+        seconds, _, kl, *_ = map(float, line.split()[2:])
+        assert seconds > 0.99 * mark
+        assert math.isfinite(kl)
+    assert result.endswith("times as long")

@@ -126,12 +126,12 @@ class FFJORDTraining:
 
 def race_result(toy: str, ours: Row, theirs: Sequence[Row]) -> str:
     """Return how many times as long as this library's fit FFJORD's training takes to its KL."""
-    before = 0.0
+    name, times = f"{toy}: FFJORD's own training", 0.0
     for row in theirs:
-        times = row["seconds"] / ours["seconds"]
+        before, times = times, row["seconds"] / ours["seconds"]
         if row["KL"] <= ours["KL"]:
-            return f"{toy}: FFJORD's own training takes {before:.1f} to {times:.1f} times as long"
-        before = times
+            least = f"{before:.1f} to" if before else "at most"
+            return f"{name} takes {least} {times:.1f} times as long"
     if isnan(theirs[-1]["KL"]):
-        return f"{toy}: FFJORD's own training failed after {before:.1f} times as long"
-    return f"{toy}: FFJORD's own training takes more than {before:.1f} times as long"
+        return f"{name} failed, after {times:.1f} times as long"
+    return f"{name} takes more than {times:.1f} times as long"

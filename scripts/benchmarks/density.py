@@ -21,7 +21,7 @@ from cnf.flow import Flow
 from cnf.scripts.benchmarks.compared import peer
 from cnf.scripts.benchmarks.measure import BENCHMARK_CHUNK_ROWS, Array
 from cnf.training import History, fit
-from cnf.training.recipes import Recipe, choose_recipe
+from cnf.training.recipes import Recipe
 from cnf.utils.random import seeded
 
 COMPONENTS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
@@ -60,6 +60,7 @@ class FittedDensity:
     log_prob: Callable[[Array], Array]  # of rows (rows, columns) in nats, shape (rows,)
     sample: Callable[[int, int], Array]  # a number and a seed → shape (number, columns)
     chosen: str
+    seconds: float | None = None  # of the fit, where its call also does something else
 
 
 def fit_gaussian(parts: StandardizedSplit, budget: float, seed: int) -> FittedDensity:
@@ -159,14 +160,6 @@ def _mixture(model: GaussianMixture) -> FittedDensity:
     )
 
 
-def fit_cnf(parts: StandardizedSplit, budget: float, seed: int) -> FittedDensity:
-    """Train this library's flow by the recipe for the size of the data."""
-    _, recipe = choose_recipe(None, *parts.train.shape)
-    flow, history = trained_flow(recipe, parts.train, parts.validation, seed, budget=budget)
-    sample = partial(flow.sample, max_batch=BENCHMARK_CHUNK_ROWS)
-    return _fitted(flow.log_prob, sample, f"step {history.best_step} of {history.steps}")
-
-
 def fit_spline(parts: StandardizedSplit, budget: float, seed: int) -> FittedDensity:
     """Train zuko's neural spline flow."""
     return _fit_zuko(peer("zuko.flows").NSF, parts, budget, seed)
@@ -211,10 +204,10 @@ def _fit_zuko(
         raise ValueError("Expected a finite validation NLL; got none: give a longer budget")
     flow.load_state_dict(best)
     chosen = f"step {best_step} of {step}"
-    return _fitted(lambda x: flow().log_prob(x), lambda shape: flow().sample(shape), chosen)
+    return density_of(lambda x: flow().log_prob(x), lambda shape: flow().sample(shape), chosen)
 
 
-def _fitted(
+def density_of(
     log_prob: Callable[[Tensor], Tensor], sample: Callable[[tuple[int]], Tensor], chosen: str
 ) -> FittedDensity:
     """Return a density of arrays from functions of float32 tensors."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from math import log, nan
 from pathlib import Path
-from subprocess import run
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
@@ -20,10 +19,10 @@ from numpy.typing import NDArray
 
 from cnf.datasets import DATA_DIR, Table, frame_table, load, row_groups, split, table_frame
 from cnf.diagnostics.similarity import similarity
-from cnf.scripts.benchmarks import rivals
-from cnf.scripts.benchmarks.compared import MIXED_FOLDER, MIXED_TABLES, RIVALS
+from cnf.scripts.benchmarks.compared import MIXED_FOLDER, MIXED_TABLES
 from cnf.scripts.benchmarks.measure import BENCHMARK_CHUNK_ROWS, Average, TableItem, threads_used
 from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
+from cnf.scripts.benchmarks.rival_programs import run_program
 from cnf.tables import Column, Schema
 from cnf.tables.coding import Coding
 from cnf.tables.kinds import CategoricalColumn
@@ -193,16 +192,11 @@ def run_rival(
     Raises:
         RuntimeError: The program failed.
     """
-    program = Path(rivals.__file__).with_name(RIVALS[method])
     for part in ("train", "test"):
         frame = table_frame(rows.schema.table(getattr(rows, part)))
         frame.to_csv(folder / f"{part}.csv", index=False)
     (folder / "columns.json").write_text(json.dumps(rows.steps))
-    command = [python, program, folder, "--budget", budget, "--seed", seed]
-    ended = run([*map(str, command)], capture_output=True, text=True, check=False)
-    if ended.returncode:
-        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"{method} ended with status {ended.returncode}: {last}")
+    run_program(folder, method, python, budget, seed)
 
 
 def _drawn(path: Path, rows: MixedSplit) -> Table:

@@ -8,8 +8,11 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cnf.datasets import DATA_DIR, TOYS
 from cnf.scripts.benchmarks import compared
@@ -32,19 +35,25 @@ def _option(subjects: str, default: Any, parse: Any, metavar: str, text: str) ->
     return field(default=default, metadata={"subjects": subjects, "argument": metadata})
 
 
-def _names(subject: str, what: str, known: Collection[str], usual: str = "all") -> Any:
-    """Return a field for a comma-separated list of known names, each kept once."""
+def _names(
+    subject: str,
+    what: str,
+    known: Collection[str],
+    usual: str = "all",
+    groups: Mapping[str, tuple[str, ...]] | None = None,
+) -> Any:
+    """Return a field for a comma-separated list of known names or groups, each kept once."""
+    grouped, named = groups or {}, (*known, *(groups or {}))
 
     def parse(text: str) -> tuple[str, ...]:
-        names = tuple(dict.fromkeys(text.split(",")))
-        for name in names:
-            if name not in known:
+        for name in (given := text.split(",")):
+            if name not in named:
                 raise argparse.ArgumentTypeError(
-                    f"expected {what} among {', '.join(known)}; got {name!r}"
+                    f"expected {what} among {', '.join(named)}; got {name!r}"
                 )
-        return names
+        return tuple(dict.fromkeys(each for name in given for each in grouped.get(name, (name,))))
 
-    text = f"some of {', '.join(known)} (default: {usual})"
+    text = f"some of {', '.join(named)} (default: {usual})"
     return _option(subject, (), parse, "NAME,NAME", text)
 
 
@@ -117,8 +126,8 @@ class BenchmarkOptions:
         None,
         str,
         "DIR",
-        f"folder of {compared.UCI_FILE}, {compared.MIXED_FOLDER}/*.csv, images, PhysioNet 2012 or "
-        f"{compared.OUTLIER_FOLDER}/*.npz, else {DATA_DIR}",
+        f"folder of {compared.UCI_FILE}, {compared.MIXED_FOLDER}/*.csv, images, PhysioNet 2012, "
+        f"{compared.OUTLIER_FOLDER}/*.npz or packages of tables, else {DATA_DIR}",
     )
     seeds: int = _option(
         "series, evidence, outliers", 3, positive_integer, "N", "seeds of each fit"
@@ -142,12 +151,13 @@ class BenchmarkOptions:
     tables: tuple[str, ...] = _names(
         "flow, tables, mixed, questions",
         "tables",
-        (*compared.UCI_TABLES, *compared.MIXED_TABLES),
-        f"all; of flow protein and bike, of mixed {', '.join(compared.MIXED_TABLES)}; "
+        (*compared.UCI_TABLES, *compared.MIXED_TABLES, *compared.PACKAGE_TABLES),
+        f"of tables uci; of flow protein and bike, of mixed {', '.join(compared.MIXED_TABLES)}; "
         f"of questions {', '.join(compared.QUESTION_TABLES)}",
+        compared.TABLE_GROUPS,
     )
     rivals: tuple[str, ...] = _option(
-        "mixed, questions",
+        "tables, mixed, questions",
         (),
         _rivals,
         "NAME=PYTHON,…",
@@ -173,24 +183,54 @@ class BenchmarkOptions:
 class ResultCache:
     """A cache of results by their keys in a file of a folder, one JSON object a line; or in memory.
 
-    Numbers that are not finite are written as Python's JSON does: NaN and Infinity.
+    Numbers that are not finite are written as Python's JSON does: NaN and Infinity. Arrays are in
+    files of their own, in a folder beside.
     """
 
     def __init__(self, folder: Path | None, name: str) -> None:
         self.path = None if folder is None else folder / name
         self._lines: list[str] = []
+        self._arrays: dict[str, bytes] = {}
 
     def recall(self, key: Mapping[str, Any], measure: Callable[[], Row]) -> Row:
         """Return the result with this key, which is measured unless it is cached."""
         entries = [self._entry(i, line) for i, line in enumerate(self._read(), 1)]
-        found: list[Row] = [each["result"] for each in entries if each.get("key") == key]
+        found: list[Row] = [each for each in entries if each.get("key") == key]
         if found:
-            return found[0] | {"note": ", ".join(filter(None, (found[0]["note"], "cached")))}
+            row, arrays = found[0]["result"], found[0].get("arrays")
+            read = {} if arrays is None else self._read_arrays(arrays)
+            return row | read | {"note": ", ".join(filter(None, (row["note"], "cached")))}
         row = measure()
-        self._lines = [*self._read(), json.dumps({"key": dict(key), "result": row})]
+        entry: Row = {"key": dict(key), "result": row}
+        arrays = {name: each for name, each in row.items() if isinstance(each, np.ndarray)}
+        if arrays:
+            entry["result"] = {name: row[name] for name in row.keys() - arrays.keys()}
+            entry["arrays"] = self._write_arrays(key, arrays)
+        self._lines = [*self._read(), json.dumps(entry)]
         if self.path is not None:  # replaced atomically, so that it is always complete
             write_atomic({self.path: "".join(f"{each}\n" for each in self._lines).encode()})
         return row
+
+    def _write_arrays(self, key: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+        """Keep arrays, and return their name: of a file in the folder, or in memory."""
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16] + ".npz"
+        buffer = BytesIO()
+        np.savez(buffer, **arrays)
+        if self.path is None:
+            self._arrays[name] = buffer.getvalue()
+        else:
+            folder = self.path.with_suffix("")
+            folder.mkdir(exist_ok=True)
+            write_atomic({folder / name: buffer.getvalue()})
+        return name
+
+    def _read_arrays(self, name: str) -> Row:
+        """Return the arrays that were kept under a name."""
+        file = (
+            BytesIO(self._arrays[name]) if self.path is None else self.path.with_suffix("") / name
+        )
+        with np.load(file) as arrays:
+            return dict(arrays)
 
     def model_folder(self, key: Mapping[str, Any]) -> Path | None:
         """Return the folder for the model of a key; None where there is no file."""

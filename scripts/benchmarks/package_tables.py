@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from io import StringIO
-from itertools import cycle, groupby
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np

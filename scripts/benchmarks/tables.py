@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from inspect import getsource
 from math import inf, nan
@@ -16,59 +17,118 @@ import torch
 
 from cnf.datasets import DATA_DIR, Table, collinear_columns, read_table, split
 from cnf.diagnostics.two_sample import two_sample_test
-from cnf.scripts.benchmarks.compared import METHOD_PEERS, METHODS, UCI_FILE, UCI_TABLES, peer
+from cnf.scripts.benchmarks.compared import (
+    METHOD_PEERS,
+    METHODS,
+    PACKAGE_TABLES,
+    UCI_FILE,
+    UCI_TABLES,
+    peer,
+)
 from cnf.scripts.benchmarks.density import FittedDensity, StandardizedSplit
 from cnf.scripts.benchmarks.measure import Array, Average, TableItem, threads_used
 from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
+from cnf.scripts.benchmarks.package_tables import choose_tables, package_table
+from cnf.scripts.benchmarks.rival_programs import fit_rival, program_of, table_rivals
 from cnf.training.recipes import choose_recipe
 
 OWN_METHOD, BASELINE_METHOD = "cnf", "gaussian"
+BEHIND = f"{OWN_METHOD} - best other"
 FAILURES = (RuntimeError, ValueError, ArithmeticError, MemoryError)  # noted, and the next one runs
+
+
+@dataclass(frozen=True)
+class TableMethod:
+    """A function of a split, a budget and a seed that fits a density, and what determines it."""
+
+    fit: Callable[[StandardizedSplit, float, int], FittedDensity]
+    source: str
+
+
+def methods_of(options: BenchmarkOptions) -> dict[str, TableMethod]:
+    """Return the methods to compare, rivals' programs last, by name.
+
+    Raises:
+        ValueError: A library of theirs is missing.
+    """
+    names = options.methods or tuple(METHODS)
+    for library in {METHOD_PEERS[name] for name in names if name in METHOD_PEERS}:
+        peer(library)
+    found = {
+        name: TableMethod(METHODS[name], getsource(sys.modules[METHODS[name].__module__]))
+        for name in names
+    }
+    for name, (python, library) in table_rivals(options.rivals).items():
+        fit = partial(fit_rival, method=name, python=python)
+        found[name] = TableMethod(fit, f"{library}\n{program_of(name).read_text()}")
+    return found
 
 
 def _compared(options: BenchmarkOptions, column: str) -> Iterator[TableItem]:
     """Yield a row for each trial, then one for each table, and a summary."""
     tables = {
-        name: prepare(uci_table(options.data_dir, name).values)
-        for name in options.tables or UCI_TABLES
+        name: prepare(table_values(options.data_dir, name)) for name in options.tables or UCI_TABLES
     }
-    methods = options.methods or tuple(METHODS)
-    _warm_up(methods)
+    methods = methods_of(options)
+    _warm_up()
     yield (
         "Test NLL in nats, of standardised columns, and accuracy of a classifier that tells "
         f"samples from test rows; {options.budget:g} s each, splits: {options.splits}, "
         f"{threads_used()}"
     )
-    found: dict[tuple[str, int], dict[str, float]] = {}
+    found: dict[tuple[str, int], dict[str, Row]] = {}
     for table, (values, description) in tables.items():
         yield f"{table}: {description}"
         for seed in range(options.splits):
             found[table, seed] = {}
-            for method in methods:
-                trial = trial_of(options, table, values, seed, method)
-                found[table, seed][method] = trial[column]
-                yield {"split": seed, "method": method, **trial}
+            for name, method in methods.items():
+                trial = trial_of(options, table, values, seed, name, method)
+                found[table, seed][name] = trial
+                shown = {key: value for key, value in trial.items() if key != "log_prob"}
+                yield {"split": seed, "method": name, **shown}
         yield ""
-    yield from compare(pd.DataFrame(found).T, column)
+    yield from compare(found, column)
 
 
 nll_lines = partial(_compared, column="NLL")
 two_sample_lines = partial(_compared, column="accuracy")
 
 
-def trial_of(options: BenchmarkOptions, table: str, values: Array, seed: int, method: str) -> Row:
+def choice_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
+    """Yield the tables that the rule chooses beside UCI's, and whether they are as stated."""
+    before = [prepare(uci_table(options.data_dir, name).values)[0] for name in UCI_TABLES]
+    try:
+        chosen = dict(choose_tables(options.data_dir, len(PACKAGE_TABLES), before))
+    except ValueError as error:
+        yield f"The rule was not applied. {error}"
+        return
+    for name, values in chosen.items():
+        yield {"table": name, "rows": len(values), "columns": values.shape[1]}
+    same = tuple(chosen) == PACKAGE_TABLES
+    yield f"The rule's choice is {'' if same else 'not '}the tables that are compared"
+
+
+def trial_of(
+    options: BenchmarkOptions,
+    table: str,
+    values: Array,
+    seed: int,
+    name: str,
+    method: TableMethod,
+) -> Row:
     """Return the trial of a method on a split of a table, run unless it is cached.
 
     Returns:
-        The NLL and its standard error over the test rows; the accuracy of a classifier that tells
-        samples from test rows, and its standard error; the seconds of the fit, and its choices.
-        Numbers are NaN after a failure, which "note" describes.
+        The NLL and its standard error over the test rows, and their log p as "log_prob"; the
+        accuracy of a classifier that tells samples from test rows, and its standard error; the
+        seconds of the fit, and its choices. Numbers are NaN after a failure, which "note"
+        describes.
     """
-    parts, fit = standardized(values, seed), METHODS[method]
-    _, recipe = choose_recipe(None, *parts.train.shape)
-    names = {"table": table, "method": method, "split": seed, "budget": options.budget}
-    key = key_of(names, values, getsource(sys.modules[fit.__module__]), recipe)
-    return options.results.recall(key, partial(_run, parts, fit, options.budget, seed))
+    parts = standardized(values, seed)
+    names = {"table": table, "method": name, "split": seed, "budget": options.budget}
+    recipe = choose_recipe(None, *parts.train.shape)[1] if name == OWN_METHOD else None
+    key = key_of(names, values, method.source, recipe)
+    return options.results.recall(key, partial(_run, parts, method.fit, options.budget, seed))
 
 
 def _run(
@@ -76,12 +136,12 @@ def _run(
 ) -> Row:
     """Fit, score and sample; a failure is noted and does not end the table."""
     row: Row = dict.fromkeys(("NLL", "± NLL", "accuracy", "± accuracy", "seconds"), nan)
-    row |= {"chosen": "", "note": ""}
+    row |= {"chosen": "", "note": "", "log_prob": np.full(len(parts.test), nan)}
     begin = perf_counter()
     try:
         fitted = fit(parts, budget, seed)
-        row |= {"seconds": perf_counter() - begin, "chosen": fitted.chosen}
-        log_prob = fitted.log_prob(parts.test)
+        row |= {"seconds": fitted.seconds or perf_counter() - begin, "chosen": fitted.chosen}
+        log_prob = row["log_prob"] = fitted.log_prob(parts.test)
         if not np.isfinite(log_prob).all():
             raise ValueError(f"{(~np.isfinite(log_prob)).sum()} log-densities are not finite")
         nll = Average.of(-log_prob)
@@ -93,50 +153,93 @@ def _run(
     return row
 
 
-def _warm_up(methods: tuple[str, ...]) -> None:
-    """Import the libraries of methods and take a step, which the first fit would pay for."""
-    for library in {METHOD_PEERS[method] for method in methods if method in METHOD_PEERS}:
-        peer(library)
+def _warm_up() -> None:
+    """Take an optimizer step, whose imports the first fit would pay for."""
     weight = torch.zeros(1, requires_grad=True)
     weight.sum().backward()
     torch.optim.AdamW([weight]).step()
 
 
-def compare(found: pd.DataFrame, column: str) -> Iterator[TableItem]:
+Trials = Mapping[tuple[str, int], Mapping[str, Row]]
+"""Trials by table and split, and by method."""
+
+
+def compare(found: Trials, column: str) -> Iterator[TableItem]:
     """Yield a row of means, standard errors and ranks for each table, and a summary of them.
 
-    The frame has a number for each method, the lower the better and NaN where it failed, in a row
-    for each table and split.
+    The lower the column's number the better; it is NaN where a method failed.
     """
     yield f"{column}, mean over splits ± standard error; the rank, with * for the best"
-    tables = {str(table): rows for table, rows in found.groupby(level=0, sort=False)}
-    means = pd.DataFrame({table: rows.mean(skipna=False) for table, rows in tables.items()}).T
+    tables: dict[str, list[Mapping[str, Row]]] = {}
+    for (table, _), trials in found.items():
+        tables.setdefault(table, []).append(trials)
+    numbers = {
+        table: pd.DataFrame([{name: row[column] for name, row in each.items()} for each in splits])
+        for table, splits in tables.items()
+    }
+    means = pd.DataFrame({table: rows.mean(skipna=False) for table, rows in numbers.items()}).T
     ranks = means.rank(axis=1, na_option="bottom")  # failures share the last ranks
-    for table, rows in tables.items():
+    with_own = column == "NLL" and OWN_METHOD in means and len(means.columns) > 1
+    behind = {table: behind_best(splits) for table, splits in tables.items()} if with_own else {}
+    for table, rows in numbers.items():
         line = means.loc[table]
         cells = {
             str(method): f"{Average.of(rows[method])}  {'*' if mean == line.min() else ''}{rank:g}"
             for (method, mean), rank in zip(line.items(), ranks.loc[table], strict=True)
         }
-        yield {"table": table, **cells}
-    yield {"table": "mean rank", **ranks.mean().map("{:.2f}".format)}
-    if column == "NLL" and OWN_METHOD in means:
-        near = sum(is_near_best(rows, OWN_METHOD) for rows in tables.values())
-        beside = "best, or within one standard error (of the difference, split by split) of it"
-        yield f"{OWN_METHOD} is the {beside}, on {near} of {len(tables)} tables"
-        worse = ~(means[OWN_METHOD] <= means.get(BASELINE_METHOD, means[OWN_METHOD]).fillna(inf))
-        beyond = f"worse than the {BASELINE_METHOD} or " if BASELINE_METHOD in means else ""
-        yield f"{OWN_METHOD} is {beyond}failed on {worse.sum()} of {len(tables)} tables"
+        yield {"table": table, **cells, **({BEHIND: behind[table]} if with_own else {})}
+    mean_ranks = {name: f"{rank:.2f}" for name, rank in ranks.mean().items()}
+    yield {"table": "mean rank", **mean_ranks, **({BEHIND: ""} if with_own else {})}
+    if with_own:
+        yield from _summary(means, behind)
 
 
-def is_near_best(numbers: pd.DataFrame, name: str) -> bool:
-    """Return whether a method is the best on a table, or within one standard error of it.
+def _summary(means: pd.DataFrame, behind: Mapping[str, Average]) -> Iterator[str]:
+    """Yield sentences on the tables where this library's method is near the best, or is not."""
+    near = sum(off.mean <= off.stderr for off in behind.values())
+    beside = "best, or within one standard error (of the difference, test row by test row) of it"
+    yield f"{OWN_METHOD} is the {beside}, on {near} of {len(behind)} tables"
+    lost = {table: off.mean for table, off in behind.items() if off.mean > 0}
+    if lost:
+        most = max(lost, key=lambda table: lost[table])
+        yield f"{OWN_METHOD} is {lost[most]:.4f} nats behind the best at most, on {most}"
+    worse = ~(means[OWN_METHOD] <= means.get(BASELINE_METHOD, means[OWN_METHOD]).fillna(inf))
+    beyond = f"worse than the {BASELINE_METHOD} or " if BASELINE_METHOD in means else ""
+    yield f"{OWN_METHOD} is {beyond}failed on {worse.sum()} of {len(behind)} tables"
 
-    The standard error is that of the difference from the best over splits, if there are several.
+
+def behind_best(splits: Sequence[Mapping[str, Row]]) -> Average:
+    """Return by how many nats this library's method is behind the best other one on a table.
+
+    The standard error is that of the differences between the log p of the same test rows: of their
+    mean in each split, and of the mean over splits as if these were independent. It is NaN where
+    the method failed; where all others did, the difference is -∞.
     """
-    means = numbers.mean(skipna=False).fillna(inf)
-    off = Average.of(numbers[name] - numbers[means.idxmin()])
-    return bool(means[name] < inf and (off.mean == 0 or off.mean <= off.stderr))
+    own = [trials[OWN_METHOD] for trials in splits]
+    others = {
+        name: np.mean([trials[name]["NLL"] for trials in splits])
+        for name in splits[0]
+        if name != OWN_METHOD
+    }
+    finite = {name: mean for name, mean in others.items() if np.isfinite(mean)}
+    if not np.isfinite([row["NLL"] for row in own]).all():
+        return Average(nan, nan)
+    if not finite:
+        return Average(-inf, 0.0)
+    best = min(finite, key=lambda name: finite[name])
+    pairs = zip(own, (trials[best] for trials in splits), strict=True)
+    each = [Average.of(other["log_prob"] - mine["log_prob"]) for mine, other in pairs]
+    stderr = np.sqrt(np.sum(np.square([off.stderr for off in each]))) / len(each)
+    return Average(float(np.mean([off.mean for off in each])), float(stderr))
+
+
+def table_values(data_dir: str | None, name: str) -> Array:
+    """Read a table of UCI or of a package.
+
+    Raises:
+        ValueError: Its file or its package is missing.
+    """
+    return package_table(data_dir, name) if "/" in name else uci_table(data_dir, name).values
 
 
 def uci_table(data_dir: str | None, name: str) -> Table:

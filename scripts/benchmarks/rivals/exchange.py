@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 Steps = Mapping[str, float | None]
-"""The step of each column of numbers, None for categories."""
+"""The step of each column of numbers, 0 where its values have a density; None for categories."""
 
 
 @dataclass
@@ -38,10 +38,25 @@ class Exchange:
         return Exchange(given.folder, given.budget, given.seed, steps)
 
     def read(self, part: str) -> pd.DataFrame:
-        """Return `"train"` or `"test"`, categories as text."""
+        """Return `"train"`, `"validation"` or `"test"`, categories as text."""
         types = {name: str for name, step in self.steps.items() if step is None}
         path = self.folder / f"{part}.csv"
         return pd.read_csv(path, dtype=types, keep_default_na=False)
+
+    def read_numbers(self, part: str) -> Any:
+        """Return a part of a table of real numbers, (rows, columns).
+
+        Raises:
+            ValueError: The table has other columns too.
+        """
+        others = [name for name, step in self.steps.items() if step != 0]
+        if others:
+            raise ValueError(f"Expected columns of real numbers; got {others[0]}: leave it out")
+        return self.read(part).to_numpy(float)
+
+    def frame(self, rows: Any) -> pd.DataFrame:
+        """Return rows of numbers, (rows, columns), with the columns' names."""
+        return pd.DataFrame(rows, columns=[*self.steps])
 
     def counted(self, table: pd.DataFrame) -> pd.DataFrame:
         """Return a table whose numbers are counts of the steps, the centers of the grid's cells."""
@@ -59,11 +74,12 @@ class Exchange:
         self.seconds[name] = time.perf_counter() - begin
         return found
 
-    def write(self, draws: pd.DataFrame, log_mass: Any) -> None:
-        """Write draws, and the log-masses (rows,) of the test rows."""
+    def write(self, draws: pd.DataFrame, log_mass: Any, chosen: str = "") -> None:
+        """Write draws, the log-masses (rows,) of the test rows, and choices in words."""
         draws[[*self.steps]].to_csv(self.folder / "draws.csv", index=False)
         pd.DataFrame({"log_mass": log_mass}).to_csv(self.folder / "log_mass.csv", index=False)
         (self.folder / "seconds.json").write_text(json.dumps(self.seconds))
+        (self.folder / "chosen.txt").write_text(chosen)
 
     def masks(self) -> Any:
         """Return masks (masks, columns) of questions about the test rows, None without any."""

@@ -5,7 +5,8 @@ It runs with pandas below 2.3, NumPy below 2, scikit-learn below 1.6 and SciPy b
     p(x) = Σ over trees t of p(x | leaf of x in t) P(leaf of x in t) / T,
 
 where a leaf has independent columns: shares of categories, and normal distributions between the
-leaf's bounds, from which a number's mass is that of the cell around it.
+leaf's bounds, from which a number's mass is that of the cell around it, or its density where a
+step is 0.
 
 Source: Watson, Blesch, Kapar and Wright (2023), Adversarial random forests for density estimation
 and generative modeling.
@@ -33,18 +34,21 @@ def cell_log_mass(x: Array, step: float, leaves: pd.DataFrame) -> Array:
 
     Args:
         x: Centers of the cells, shape (rows,), or (rows, 1) for all leaves at each.
-        step: Their width.
+        step: Their width; 0 for the log-density at x.
         leaves: The columns mean, sd, min and max, one line for each of the rows, or for each leaf.
     """
     mean, sd, low, high = (leaves[each].to_numpy(float) for each in ("mean", "sd", "min", "max"))
     point = ~(sd > 0)
     scale = np.where(point, 1.0, sd)
-    begin, end = (np.clip(x + half, low, high) for half in (-step / 2, step / 2))
-    cell, whole = (
-        _log_interval((a - mean) / scale, (b - mean) / scale)
-        for a, b in ((begin, end), (low, high))
-    )
-    at_point = np.where(np.abs(x - mean) <= step / 2, 0.0, -np.inf)
+    whole = _log_interval((low - mean) / scale, (high - mean) / scale)
+    if step == 0:
+        log_density = -0.5 * ((x - mean) / scale) ** 2 - np.log(scale * np.sqrt(2 * np.pi))
+        cell = np.where((low <= x) & (x <= high), log_density, -np.inf)
+        at_point = np.where(x == mean, np.inf, -np.inf)
+    else:
+        begin, end = (np.clip(x + half, low, high) for half in (-step / 2, step / 2))
+        cell = _log_interval((begin - mean) / scale, (end - mean) / scale)
+        at_point = np.where(np.abs(x - mean) <= step / 2, 0.0, -np.inf)
     return np.where(point, at_point, cell - whole)
 
 

@@ -66,7 +66,7 @@ def test_a_rival_without_its_library_is_named_with_its_error(folder):
 
 def test_a_rival_is_given_by_its_interpreter(folder):
     told = complaint(*command(folder, "--rivals", "arf=gone"), status=2)
-    assert "expected NAME=PYTHON, a name among arf, argn and the interpreter" in told
+    assert "expected NAME=PYTHON, a name among arf, argn, vine, circuit and the" in told
 
 
 def test_a_folder_without_the_file_is_named_in_one_line(folder, monkeypatch):

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from unittest.mock import DEFAULT, Mock, patch
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy.stats import gaussian_kde, multivariate_normal, norm
 from test_scripts_running import complaint, done
@@ -18,7 +17,7 @@ from torch.distributions import Distribution
 
 import cnf
 from cnf.datasets import split
-from cnf.scripts.benchmarks import density, tables
+from cnf.scripts.benchmarks import density, own_density, tables
 from cnf.scripts.benchmarks.compared import METHODS, UCI_FILE
 from cnf.scripts.benchmarks.density import FittedDensity
 from cnf.scripts.benchmarks.options import BenchmarkOptions, ResultCache
@@ -58,7 +57,8 @@ def fit_normal(parts, budget, seed):
 
 def trial(table=None, split=0, method="cnf", budget=1.0):
     rows = bumps(60) if table is None else table
-    return tables.trial_of(BenchmarkOptions("tables", budget=budget), "wine", rows, split, method)
+    options = BenchmarkOptions("tables", budget=budget, methods=(method,))
+    return tables.trial_of(options, "wine", rows, split, method, tables.methods_of(options)[method])
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_methods_come_near_the_truth(method, off, monkeypatch):
     if method in ("spline", "maf"):
         pytest.importorskip("zuko")
         monkeypatch.setattr(density, "perf_counter", count(step=0.03).__next__)  # 66 steps
-    tables._warm_up((method,))
+    tables._warm_up()
     row = trial(bumps(), method=method, budget=2.0)
     assert row["note"] == ""
     assert abs(row["NLL"] - bumps_nll()) < off
@@ -229,7 +229,7 @@ def test_interrupted_method_is_not_cached_and_the_others_are(folder, fitted, mon
     # `fit` takes Ctrl-C as early stopping.
     monkeypatch.setattr(density, "fit", lambda *_, **__: SimpleNamespace(reason="interrupted"))
     with pytest.raises(KeyboardInterrupt):
-        density.fit_cnf(standardized(bumps(60), 0), 1.0, 0)
+        own_density.fit_cnf(standardized(bumps(60), 0), 1.0, 0)
 
 
 def test_second_run_and_section_fit_nothing_and_print_the_same(folder, fitted):
@@ -255,29 +255,83 @@ def test_another_budget_split_table_or_recipe_is_another_result(fitted, monkeypa
     assert len(set(keys)) == len(keys) == 5
 
 
+def test_a_change_of_our_recipe_leaves_the_others_results(monkeypatch):
+    keys = {}
+
+    def kept(_, key, measure):
+        keys.setdefault(key["method"], set()).add(key["settings"])
+
+    monkeypatch.setattr(ResultCache, "recall", kept)
+    for rate in (1e-3, 1e-4):
+        for name, recipe in list(RECIPES.items()):
+            monkeypatch.setitem(RECIPES, name, replace(recipe, learning_rate=rate))
+        for method in ("cnf", "mixture"):
+            trial(method=method)
+    assert {name: len(each) for name, each in keys.items()} == {"cnf": 2, "mixture": 1}
+
+
+@pytest.mark.parametrize("out", [True, False])
+def test_log_prob_of_test_rows_is_cached_beside_the_results(out, tmp_path, fitted):
+    options = BenchmarkOptions("tables", out=tmp_path if out else None, methods=("cnf",))
+    method = tables.methods_of(options)["cnf"]
+    first, second = (
+        tables.trial_of(options, "wine", bumps(60), 0, "cnf", method) for _ in range(2)
+    )
+    assert (second["note"], fitted.call_count) == ("cached", 1)
+    np.testing.assert_array_equal(first["log_prob"], second["log_prob"])
+    assert first["NLL"] == -first["log_prob"].mean() == second["NLL"]
+    assert len([*tmp_path.rglob("*.npz")]) == out
+
+
+def made(*, failed=(), **log_prob):
+    """Trials of a split, by log p of their test rows."""
+    return {
+        name: {"NLL": NAN if name in failed else -np.mean(each), "log_prob": np.array(each)}
+        for name, each in log_prob.items()
+    }
+
+
 def test_comparison_ranks_and_summarizes():
     found = {
-        ("wine", 0): {"gaussian": 3.0, "maf": 3.1, "cnf": 1.0},
-        ("wine", 1): {"gaussian": 3.2, "maf": 3.1, "cnf": 1.4},
-        ("energy", 0): {"gaussian": -1.0, "maf": NAN, "cnf": -0.5},
-        ("energy", 1): {"gaussian": -1.0, "maf": -9.0, "cnf": NAN},
+        ("wine", 0): made(gaussian=[-3.0], maf=[-3.1], cnf=[-1.0]),
+        ("wine", 1): made(gaussian=[-3.2], maf=[-3.1], cnf=[-1.4]),
+        ("energy", 0): made(gaussian=[1.0, 1.0], maf=[0.5, 0.5], cnf=[0.5, 0.7], failed=["maf"]),
+        ("energy", 1): made(gaussian=[1.0, 1.0], maf=[9.0, 9.0], cnf=[0.5, 0.5]),
     }
-    _, wine, energy, mean, near, worse = tables.compare(pd.DataFrame(found).T, "NLL")
+    _, wine, energy, mean, near, lost, worse = tables.compare(found, "NLL")
     assert wine["cnf"] == "1.2000 ± 0.2000  *1"
     assert wine["gaussian"].split() == ["3.1000", "±", "0.1000", "2.5"]
-    assert (energy["gaussian"], energy["maf"]) == ("-1.0000 ± 0.0000  *1", "failed  2.5")
-    assert mean == {"table": "mean rank", "gaussian": "1.75", "maf": "2.50", "cnf": "1.75"}
-    assert "on 1 of 2 tables" in near
+    assert wine["cnf - best other"].mean == pytest.approx(-1.9)
+    assert (energy["gaussian"], energy["maf"]) == ("-1.0000 ± 0.0000  *1", "failed  3")
+    ranks = {"gaussian": "1.75", "maf": "2.75", "cnf": "1.50"}
+    assert mean == {"table": "mean rank", **ranks, "cnf - best other": ""}
+    assert "on 0 of 2 tables" in near  # one test row of wine has no error
+    assert lost == "cnf is 0.4500 nats behind the best at most, on energy"
     assert worse == "cnf is worse than the gaussian or failed on 1 of 2 tables"
+    *_, failed = tables.compare(
+        {("wine", 0): made(cnf=[1.0], gaussian=[0.5], failed=["cnf"])}, "NLL"
+    )
+    assert failed == "cnf is worse than the gaussian or failed on 1 of 1 tables"
 
 
-def test_near_the_best_is_within_the_error_of_the_difference():
-    """Splits differ by far more than methods do: off by 0.05 ± 0.087, and by 0.15 ± 0.029."""
-    methods = {"best": [10.0, 20.0, 30.0], "near": [10.2, 19.9, 30.05], "far": [10.2, 20.1, 30.15]}
-    frame = pd.DataFrame(methods | {"equal": methods["best"], "failed": [10.0, NAN, 30.0]})
-    found = {name: tables.is_near_best(frame[["best", name]], name) for name in frame.columns[1:]}
-    assert found == {"near": True, "far": False, "equal": True, "failed": False}
-    assert not tables.is_near_best(frame[:1], "near")  # one split has no error
+def test_errors_of_differences_are_paired_over_test_rows():
+    """Rows differ by far more than methods do: off by 0.1 ± 0.2 and 0.3 ± 0.1 in two splits."""
+    rng, off = np.random.default_rng(0), np.array([1.0, -1.0] * 13)
+    off /= off.std(ddof=1) / np.sqrt(26)  # a standard error of 1
+    splits = []
+    for mean, error in ((0.1, 0.2), (0.3, 0.1)):
+        rows = 100 * rng.normal(size=26)
+        splits.append(made(best=rows, far=rows - 50, cnf=rows - mean - error * off))
+    found = tables.behind_best(splits)
+    assert found.mean == pytest.approx(0.2)
+    assert found.stderr == pytest.approx(np.hypot(0.2, 0.1) / 2)
+    ahead = tables.behind_best(
+        [{**split, "cnf": split["best"], "best": split["far"]} for split in splits]
+    )
+    assert (ahead.mean, ahead.stderr) == (pytest.approx(-50), pytest.approx(0, abs=1e-12))
+    without = [made(best=[1.0], cnf=[2.0], failed=["best"])]
+    assert tables.behind_best(without).mean == -math.inf
+    assert math.isnan(tables.behind_best([made(best=[1.0], cnf=[2.0], failed=["cnf"])]).mean)
 
 
 def test_damaged_or_missing_tables_are_one_line_before_anything_is_fitted(

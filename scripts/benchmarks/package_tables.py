@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 ROWS, COLUMNS = (200, 50_000), (4, 50)
 MIN_DISTINCT = 20
 MAX_SHARE = 0.1  # of the rows that are missing in a column, or that have the same value
-QUANTILES, SAME = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0), 0.01  # standard deviations between copies
+QUANTILES, SAME = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95), 0.01  # standard deviations apart
 SKLEARN = "sklearn"
 SKLEARN_TABLES = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")
 PACKAGE_FILES = {
@@ -72,18 +72,23 @@ def package_table(data_dir: str | None, name: str) -> Array:
     Raises:
         ValueError: There is no such table, or its package is missing.
     """
+    return real_columns(_package_frame(data_dir, name))
+
+
+def _package_frame(data_dir: str | None, name: str) -> pd.DataFrame:
     package, _, item = name.partition("/")
     if package == SKLEARN:
         from sklearn import datasets  # here, since it takes long to import
 
-        return real_columns(getattr(datasets, f"load_{item}")(as_frame=True).frame)
+        frame: pd.DataFrame = getattr(datasets, f"load_{item}")(as_frame=True).frame
+        return frame
     files = table_files(package, data_dir)
     if name not in files:
         raise ValueError(
             f"Expected a table that {package} has, such as {next(iter(files), 'none')}; got "
             f"{name}: give another name, or take another version of the package"
         )
-    return real_columns(_frame(files[name]))
+    return _frame(files[name])
 
 
 def table_files(package: str, data_dir: str | None) -> dict[str, Path]:
@@ -129,7 +134,7 @@ def _frame(file: Path) -> pd.DataFrame:
 def real_columns(frame: pd.DataFrame) -> Array:
     """Return the columns and rows of a table that `choose_tables` keeps, (rows, columns)."""
     numbers = frame.select_dtypes("number").to_numpy(np.float64, na_value=np.nan)
-    numbers[~np.isfinite(numbers)] = np.nan
+    numbers = np.where(np.isfinite(numbers), numbers, np.nan)
     numbers = numbers[:, [_is_real(column) for column in numbers.T]]
     kept = pd.DataFrame(numbers).dropna().drop_duplicates().to_numpy()
     kept = kept[:, [_is_real(column) for column in kept.T]]  # some rows are left out by now
@@ -157,9 +162,10 @@ def _new_tables(
     for _, group in groupby(names, lambda name: name.split("/")[:2]):
         for name in group:
             try:
-                values = package_table(data_dir, name)
+                frame = _package_frame(data_dir, name)
             except ValueError:  # a file that is no table
                 continue
+            values = real_columns(frame)
             sizes = zip(values.shape, (ROWS, COLUMNS), strict=True)
             if not all(low <= size <= high for size, (low, high) in sizes):
                 continue

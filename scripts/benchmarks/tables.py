@@ -96,8 +96,8 @@ two_sample_lines = partial(_compared, column="accuracy")
 
 def choice_lines(options: BenchmarkOptions) -> Iterator[TableItem]:
     """Yield the tables that the rule chooses beside UCI's, and whether they are as stated."""
-    before = [prepare(uci_table(options.data_dir, name).values)[0] for name in UCI_TABLES]
     try:
+        before = [prepare(uci_table(options.data_dir, name).values)[0] for name in UCI_TABLES]
         chosen = dict(choose_tables(options.data_dir, len(PACKAGE_TABLES), before))
     except ValueError as error:
         yield f"The rule was not applied. {error}"

@@ -90,8 +90,10 @@ def _drawn(circuit: Any, count: int) -> Any:
     import torch
     from cirkit.backend.torch.queries import SamplingQuery
 
-    with torch.no_grad():
-        return SamplingQuery(circuit)(count)[0].double().numpy()
+    query, sizes = SamplingQuery(circuit), [CHUNK_ROWS] * (count // CHUNK_ROWS)
+    sizes += [count % CHUNK_ROWS] if count % CHUNK_ROWS else []
+    with torch.no_grad():  # a draw keeps all units of all layers
+        return np.concatenate([query(size)[0].double().numpy() for size in sizes])
 
 
 if __name__ == "__main__":

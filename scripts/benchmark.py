@@ -64,9 +64,9 @@ BENCHMARK_SUBJECTS: dict[str, dict[str, BenchmarkSection]] = {
         ),
     },
     "tables": {
+        "choice": _section("tables:choice_lines", "the packages' tables, by a rule"),
         "nll": _default_threads("tables:nll_lines", "estimators' scores on held-out rows"),
         "two-sample": _default_threads("tables:two_sample_lines", "their samples against rows"),
-        "choice": _section("tables:choice_lines", "the packages' tables, by a rule"),
     },
     "mixed": {"rows": _section("mixed:lines", "row models' NLL and draws on tables of all types")},
     "questions": {

@@ -195,16 +195,17 @@ class ResultCache:
     def recall(self, key: Mapping[str, Any], measure: Callable[[], Row]) -> Row:
         """Return the result with this key, which is measured unless it is cached."""
         entries = [self._entry(i, line) for i, line in enumerate(self._read(), 1)]
-        found: list[Row] = [each for each in entries if each.get("key") == key]
+        found = [each for each in entries if each.get("key") == key]
         if found:
-            row, arrays = found[0]["result"], found[0].get("arrays")
-            read = {} if arrays is None else self._read_arrays(arrays)
-            return row | read | {"note": ", ".join(filter(None, (row["note"], "cached")))}
+            row: Row = found[0]["result"] | self._read_arrays(found[0].get("arrays"))
+            return row | {"note": ", ".join(filter(None, (row["note"], "cached")))}
         row = measure()
-        entry: Row = {"key": dict(key), "result": row}
         arrays = {name: each for name, each in row.items() if isinstance(each, np.ndarray)}
+        entry: Row = {
+            "key": dict(key),
+            "result": {name: each for name, each in row.items() if name not in arrays},
+        }
         if arrays:
-            entry["result"] = {name: row[name] for name in row.keys() - arrays.keys()}
             entry["arrays"] = self._write_arrays(key, arrays)
         self._lines = [*self._read(), json.dumps(entry)]
         if self.path is not None:  # replaced atomically, so that it is always complete
@@ -224,12 +225,14 @@ class ResultCache:
             write_atomic({folder / name: buffer.getvalue()})
         return name
 
-    def _read_arrays(self, name: str) -> Row:
+    def _read_arrays(self, name: str | None) -> Row:
         """Return the arrays that were kept under a name."""
-        file = (
+        if name is None:
+            return {}
+        kept = (
             BytesIO(self._arrays[name]) if self.path is None else self.path.with_suffix("") / name
         )
-        with np.load(file) as arrays:
+        with np.load(kept) as arrays:
             return dict(arrays)
 
     def model_folder(self, key: Mapping[str, Any]) -> Path | None:

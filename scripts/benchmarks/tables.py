@@ -188,7 +188,7 @@ def compare(found: Trials, column: str) -> Iterator[TableItem]:
             for (method, mean), rank in zip(line.items(), ranks.loc[table], strict=True)
         }
         yield {"table": table, **cells, **({BEHIND: behind[table]} if with_own else {})}
-    mean_ranks = {name: f"{rank:.2f}" for name, rank in ranks.mean().items()}
+    mean_ranks = {str(name): f"{rank:.2f}" for name, rank in ranks.mean().items()}
     yield {"table": "mean rank", **mean_ranks, **({BEHIND: ""} if with_own else {})}
     if with_own:
         yield from _summary(means, behind)

@@ -19,7 +19,7 @@ import numpy as np
 
 UNITS, LEARNING_RATE, BATCH_ROWS = 64, 1e-2, 256
 VALIDATION_STEPS = 20  # the fewest between two validations; an epoch where that is longer
-CHUNK_ROWS = 2000
+CIRCUIT_ROWS = 2000
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def _scored(circuit: Any, rows: Any) -> Any:
 
     with torch.no_grad():
         return np.concatenate(
-            [circuit(part).double().numpy().reshape(-1) for part in rows.split(CHUNK_ROWS)]
+            [circuit(part).double().numpy().reshape(-1) for part in rows.split(CIRCUIT_ROWS)]
         )
 
 
@@ -90,8 +90,8 @@ def _drawn(circuit: Any, count: int) -> Any:
     import torch
     from cirkit.backend.torch.queries import SamplingQuery
 
-    query, sizes = SamplingQuery(circuit), [CHUNK_ROWS] * (count // CHUNK_ROWS)
-    sizes += [count % CHUNK_ROWS] if count % CHUNK_ROWS else []
+    query, sizes = SamplingQuery(circuit), [CIRCUIT_ROWS] * (count // CIRCUIT_ROWS)
+    sizes += [count % CIRCUIT_ROWS] if count % CIRCUIT_ROWS else []
     with torch.no_grad():  # a draw keeps all units of all layers
         return np.concatenate([query(size)[0].double().numpy() for size in sizes])
 

@@ -283,6 +283,25 @@ def test_log_prob_of_test_rows_is_cached_beside_the_results(out, tmp_path, fitte
     assert len([*tmp_path.rglob("*.npz")]) == out
 
 
+def test_rivals_are_compared_after_the_methods_and_cached_by_their_programs(
+    folder, fitted, monkeypatch, tmp_path
+):
+    program, versions = tmp_path / "program.py", iter(("1", "1", "2", "2"))
+    rival = Mock(side_effect=lambda parts, budget, seed, **_: fit_normal(parts, budget, seed))
+    monkeypatch.setattr(tables, "fit_rival", rival)
+    monkeypatch.setattr(tables, "program_of", lambda name: program)
+    monkeypatch.setattr(tables, "table_rivals", lambda _: {"vine": ("python", next(versions))})
+    given = (*command(folder, "--section", "nll", "--out", folder / "out"), "--splits", 1)
+    for text, fits in (("one", 2), ("one", 2), ("one", 4), ("two", 6)):
+        program.write_text(text)
+        printed = done(*given, "--rivals", f"vine={sys.executable}")
+        assert rival.call_count == fits
+    assert rival.call_args.kwargs == {"method": "vine", "python": "python"}
+    lines = [line.split() for line in printed.splitlines()]
+    assert [each[1] for each in lines if each[:1] == ["0"]] == ["gaussian", "cnf", "vine"] * 2
+    assert ["table", "gaussian", "cnf", "vine", "cnf", "-", "best", "other"] in lines
+
+
 def made(*, failed=(), **log_prob):
     """Trials of a split, by log p of their test rows."""
     return {

@@ -34,7 +34,9 @@ from cnf.tables.schema import Column, Schema, check_single_precision
 
 AnyToy = Toy | ConditionalToy
 
-TOY_ROWS = {"train": 100_000, "validation": 5_000, "test": 10_000}
+# So many that a few minutes do not overfit them: with 100,000, training rows had KLs 0.004 to 0.01
+# nats lower than fresh ones after 60 s.
+TOY_ROWS = {"train": 1_000_000, "validation": 5_000, "test": 10_000}
 TOY_COLUMNS = ("x", "y")
 FOUND_OUT = ReadOptions()  # all that there is to know about how a file is read
 

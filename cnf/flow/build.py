@@ -56,7 +56,8 @@ def ffjord(
             `zero_last` is made without it, unless it is given.
         field_options: What else the field takes, such as `{"x_features": 64, "x_scale": 5.0}`.
         scaling: A name in `cnf.layers.SCALINGS`: `"standardize"`; `"whiten"`, which takes the
-            columns' correlation out as well; `"gaussianize"`, which first makes each column normal.
+            columns' correlation out as well; `"gaussianize"`, which first makes each column normal;
+            `"gaussianize_uneven"`, which does so for columns far from it.
         batch_norm: Whether a `cnf.layers.MovingNorm` follows each CNF layer on the way to the base;
             the scaling stands for FFJORD's next to the data. For maximum likelihood alone.
         circular: Which columns are angles in radians, drawn in [−π, π); in other units they are by

@@ -272,7 +272,7 @@ TABLE = Recipe(scaling="gaussianize", learning_rate=3e-2, ema_decay=0.99)
 
 # Fourier features of x fit edges; the coupling's paths take two thirds of the evaluations.
 TOY = Recipe(
-    hidden=(64, 64, 64),
+    hidden=(64, 64, 64, 64),
     field="concat",
     x_features=32,
     x_scale=3.0,
@@ -285,7 +285,14 @@ CODES, BY_SIZE = "codes", "table"  # names of a model of rows, and of a flow by 
 RECIPES: dict[str, Recipe] = {
     "toy": TOY,
     # Pictures have finer edges, which flow matching finds sooner than maximum likelihood does.
-    "picture": replace(TOY, x_features=64, x_scale=6.0, matching_batch=256, matching=0.6),
+    "picture": replace(
+        TOY,
+        hidden=(64, 64, 64),
+        x_features=64,
+        x_scale=6.0,
+        matching_batch=256,
+        matching=0.6,
+    ),
     # With two hidden layers the trace has a closed form. Normal marginals allow for a high learning
     # rate, and leave the field the dependence. Regularizers keep few rows from being overfitted.
     "table-tiny": replace(
@@ -294,7 +301,8 @@ RECIPES: dict[str, Recipe] = {
     "table-small": replace(
         TABLE, matching_batch=256, weight_decay=1e-2, regularizers={"kinetic": 0.1, "jacobian": 0.1}
     ),
-    "table-large": replace(TABLE, hidden=(128, 128)),
+    # Many rows show the field the shapes of columns that are nearly even.
+    "table-large": replace(TABLE, hidden=(128, 128), scaling="gaussianize_uneven"),
     "ffjord-paper": PAPER,
     # Table 4 of the paper: hidden layers of 10 or 20 times as many units as there are columns.
     "ffjord-paper-power": replace(PAPER_TABLE, hidden=(60, 60, 60), blocks=5, batch_size=10_000),

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from cnf.layers.layer import TransformResult
-from cnf.layers.scalings.quantiles import BIN_COUNTS, normalizing_curve
+from cnf.layers.scalings.quantiles import (
+    BIN_COUNTS,
+    Array,
+    gaussianization_gain,
+    normalizing_curve,
+)
 from cnf.layers.scalings.rational_quadratic import RationalQuadratic
 from cnf.layers.scalings.scaling import Scaling
 
@@ -41,6 +46,7 @@ class Gaussianize(Scaling):
     """
 
     follows: ClassVar[str | None] = "whiten"
+    least_gain: ClassVar[float] = -inf
 
     knots: Tensor
     normal: Tensor
@@ -77,6 +83,8 @@ class Gaussianize(Scaling):
     def _fit_standard(self, z: Tensor, shares: Tensor) -> None:
         weights = shares.cpu().numpy()
         for column, values in zip(self.scaled_columns, z.T.cpu().numpy(), strict=True):
+            if not self._gains(values, weights):
+                continue
             curve = normalizing_curve(values, weights)
             count = curve.x.shape[1]
             buffers = (self.knots, self.normal, self.slope)
@@ -85,3 +93,7 @@ class Gaussianize(Scaling):
                 buffer[column, count:] = inf  # padding above the last knot
             self.last[column] = count - 1
             self.shaped[column] = True
+
+    def _gains(self, values: Array, weights: Array) -> bool:
+        """Return whether a column's curve gains enough over a Gaussian to be used."""
+        return self.least_gain == -inf or gaussianization_gain(values, weights) > self.least_gain

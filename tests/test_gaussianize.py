@@ -12,8 +12,8 @@ from scipy.stats import expon, gaussian_kde, norm
 from torch.testing import assert_close
 
 import cnf
-from cnf.layers import Gaussianize, Whiten
-from cnf.layers.scalings.quantiles import normalizing_curve
+from cnf.layers import Gaussianize, GaussianizeUneven, Whiten
+from cnf.layers.scalings.quantiles import gaussianization_gain, normalizing_curve
 from cnf.layers.scalings.rational_quadratic import RationalQuadratic
 from cnf.training.recipes import Recipe
 
@@ -138,6 +138,29 @@ def test_a_flow_that_gaussianizes_makes_rows_normal_and_uncorrelated_before_its_
     # A saved flow keeps its curves.
     cnf.save(flow, tmp_path)
     assert_close(cnf.load(tmp_path).log_prob(x[:20]), flow.log_prob(x[:20]))
+
+
+def test_only_columns_far_from_normal_are_gaussianized_where_that_is_asked():
+    rng = np.random.default_rng(0)
+    x = torch.cat([drawn(3000), torch.from_numpy(rng.random((3000, 1)))], 1)
+    x[:, 1] = x[:, 1].exp()
+    layer, whole = GaussianizeUneven(4).double().fit(x), Gaussianize(4).double().fit(x)
+    assert layer.shaped.tolist() == [True, True, False, False]  # not the normal and the uniform one
+    (z, log_det), (every, _) = layer.inverse(x), whole.inverse(x)
+    assert_close(z[:, :2], every[:, :2])
+    assert_close(z[:, 2:], ((x - x.mean(0)) / x.std(0, correction=0))[:, 2:])
+    assert_close(layer(z)[1], -log_det)
+
+
+def test_gain_of_weighted_rows_is_that_of_rows_repeated():
+    values = np.random.default_rng(1).exponential(size=4000)
+    low = values < np.median(values)
+    whole = gaussianization_gain(values)
+    assert gaussianization_gain(values, np.full(4000, 3.0)) == pytest.approx(whole)
+    # The rows of the lower half alone are nearly uniform.
+    found = gaussianization_gain(values, low.astype(float))
+    assert found == pytest.approx(gaussianization_gain(values[low]), abs=0.06)
+    assert found < 0.25 < whole
 
 
 def test_the_time_to_fit_curves_is_part_of_a_runs_budget(monkeypatch):

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from cnf.layers.field_layer import FieldLayer
     from cnf.layers.layer import Layer, ScoredTransform, ScoringOptions, TransformResult
     from cnf.layers.moving_norm import MovingNorm
-    from cnf.layers.scalings import Gaussianize, Scaling, Standardize, Whiten
+    from cnf.layers.scalings import (
+        Gaussianize,
+        GaussianizeUneven,
+        Scaling,
+        Standardize,
+        Whiten,
+    )
     from cnf.layers.settings import SolverSettings
     from cnf.layers.steps import Steps
 else:  # imported on first use, so that the registries need no PyTorch
@@ -46,7 +52,7 @@ else:  # imported on first use, so that the registries need no PyTorch
             "field_layer": "FieldLayer",
             "layer": "Layer ScoredTransform ScoringOptions TransformResult",
             "moving_norm": "MovingNorm",
-            "scalings": "Gaussianize Scaling Standardize Whiten",
+            "scalings": "Gaussianize GaussianizeUneven Scaling Standardize Whiten",
             "settings": "SolverSettings",
             "steps": "Steps",
         },
@@ -85,6 +91,7 @@ __all__ = [
     "Dequantize",
     "FieldLayer",
     "Gaussianize",
+    "GaussianizeUneven",
     "Identity",
     "Layer",
     "MovingNorm",

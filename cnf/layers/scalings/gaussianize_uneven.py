@@ -8,10 +8,9 @@ from cnf.layers.scalings.gaussianize import Gaussianize
 class GaussianizeUneven(Gaussianize):
     """The marginal Gaussianization of the columns whose curve gains 0.2 nats over a Gaussian.
 
-    The others are standardised. That is a little more than a uniform column gains, 0.18: what sets
-    a skewed or heavy tail, a spike or separate clusters apart. A curve bends whatever depends on
-    its column, which the field then has to undo: with many rows it learns the shape of a nearly
-    even column sooner.
+    The others are standardised. That is a little more than a uniform column gains, 0.18; skewed
+    columns, spikes and separate clusters gain more. A curve bends whatever depends on its column,
+    which the field has to undo: with many rows it learns the shape of a nearly even column sooner.
 
     Arguments are those of `cnf.layers.scalings.scaling.Scaling`.
 
@@ -20,6 +19,7 @@ class GaussianizeUneven(Gaussianize):
     Source: Chen and Gopinath (2000), Gaussianization.
 
     Example:
+        >>> import torch
         >>> x = torch.stack([torch.linspace(-2, 2, 2000), torch.linspace(-4, 4, 2000).exp()], 1)
         >>> GaussianizeUneven(2).fit(x).shaped
         tensor([False,  True])

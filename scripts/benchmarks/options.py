@@ -184,7 +184,7 @@ class ResultCache:
     """A cache of results by their keys in a file of a folder, one JSON object a line; or in memory.
 
     Numbers that are not finite are written as Python's JSON does: NaN and Infinity. Arrays are in
-    files of their own, in a folder beside.
+    separate files, in a folder beside.
     """
 
     def __init__(self, folder: Path | None, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Programs of rivals, run by the interpreters of environments of their own."""
+"""Programs of rivals, run by the interpreters of separate environments."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def table_rivals(given: Sequence[str]) -> dict[str, tuple[Path, str]]:
     """Return the interpreters, and libraries with their versions, of NAME=PYTHON by name.
 
     Raises:
-        ValueError: A rival is none for tables of real numbers, or its library is missing.
+        ValueError: A rival does not model tables of real numbers, or its library is missing.
     """
     found = {}
     for each in given:

@@ -18,7 +18,24 @@ from cnf.utils.shapes import Shape, sizes
 MAX_BATCH = 10_000  # rows in one solve
 
 
-class FlowEstimator(ConditionalDensityEstimator):  # type: ignore[misc]  # sbi has no types
+class _OfFlow:
+    """The flow of an estimator that sbi keeps as its network, and the flow's encoder."""
+
+    net: nn.Module
+
+    @property
+    def flow(self) -> Flow:
+        assert isinstance(self.net, Flow)
+        return self.net
+
+    @property
+    def embedding_net(self) -> nn.Module | None:
+        """The encoder of conditions (rows, *shape), which sbi's tests of them use; None without."""
+        context = self.flow.context
+        return context if isinstance(context, ContextEncoder) else None
+
+
+class FlowEstimator(_OfFlow, ConditionalDensityEstimator):  # type: ignore[misc]  # sbi has no types
     """A flow p(input | condition) as sbi's trainers and posteriors take it.
 
     For a posterior the input is θ and the condition x, for a likelihood the other way round. The
@@ -50,15 +67,6 @@ class FlowEstimator(ConditionalDensityEstimator):  # type: ignore[misc]  # sbi h
     def __init__(self, flow: Flow, condition_shape: Sequence[int]) -> None:
         _check_condition_size(flow, condition_shape)
         super().__init__(flow, torch.Size([flow.dim]), torch.Size(condition_shape))
-
-    @property
-    def flow(self) -> Flow:
-        return _flow_of(self.net)
-
-    @property
-    def embedding_net(self) -> nn.Module | None:
-        """The encoder of conditions (rows, *shape), which sbi's tests of them use; None without."""
-        return _encoder_of(self.flow)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return −log p of each row, solved for training, (batch, dim) → (batch,)."""
@@ -101,7 +109,7 @@ class FlowEstimator(ConditionalDensityEstimator):  # type: ignore[misc]  # sbi h
         return _encoded(self.flow, condition, self.condition_shape)
 
 
-class FieldEstimator(ConditionalVectorFieldEstimator):  # type: ignore[misc]  # sbi has no types
+class FieldEstimator(_OfFlow, ConditionalVectorFieldEstimator):  # type: ignore[misc]  # sbi has no types
     """A flow's field as sbi's FMPE trains and integrates it, by flow matching.
 
     With sbi's time s = 1 − t from the data to the base, and z = (θ − loc) / scale,
@@ -143,15 +151,6 @@ class FieldEstimator(ConditionalVectorFieldEstimator):  # type: ignore[misc]  # 
         self._mean_base.copy_(scaling.loc)
         self._std_base.copy_(scaling.scale)
 
-    @property
-    def flow(self) -> Flow:
-        return _flow_of(self.net)
-
-    @property
-    def embedding_net(self) -> nn.Module | None:
-        """The encoder of conditions, as that of `FlowEstimator`."""
-        return _encoder_of(self.flow)
-
     def forward(self, input: Tensor, condition: Tensor, time: Tensor) -> Tensor:
         """Return dθ/ds at times s, which broadcast with inputs (..., dim) and conditions."""
         self._check_condition_shape(condition)
@@ -188,15 +187,6 @@ class FieldEstimator(ConditionalVectorFieldEstimator):  # type: ignore[misc]  # 
         assert isinstance(layer, CNF)
         rows, contexts = z.reshape(-1, flow.dim), context.reshape(-1, context.shape[-1])
         return layer.velocity(times.reshape(-1, 1), rows, contexts).view_as(z)
-
-
-def _flow_of(net: nn.Module) -> Flow:
-    assert isinstance(net, Flow)
-    return net
-
-
-def _encoder_of(flow: Flow) -> ContextEncoder | None:
-    return flow.context if isinstance(flow.context, ContextEncoder) else None
 
 
 def _check_condition_size(flow: Flow, condition_shape: Sequence[int]) -> None:

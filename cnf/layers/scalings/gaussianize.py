@@ -31,6 +31,10 @@ class Gaussianize(Scaling):
 
     Arguments are those of `Scaling`.
 
+    Attributes:
+        least_gain: Nats that a column's curve has to gain over a Gaussian, else the column is only
+            standardised; −∞ where all columns have curves.
+
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
     Source: Chen and Gopinath (2000), Gaussianization; Laparra, Camps-Valls and Malo (2011),

@@ -14,25 +14,25 @@ from cnf.utils.lazy import lazy_names
 if TYPE_CHECKING:
     from cnf.diagnostics import Report, check
     from cnf.fields import ConcatSquash
-    from cnf.flow import Flow, ffjord
+    from cnf.flow import Flow, FlowMixture, ffjord
     from cnf.layers import CNF, Gaussianize, Standardize, Whiten
     from cnf.ode import SolveError
     from cnf.outliers import CNFOutlier
     from cnf.storage import load, save
     from cnf.tables import CNFDensity
-    from cnf.training import History, distil, fit
+    from cnf.training import History, distil, fit, fit_mixture
     from cnf.variational import FlowPosterior, elbo, iwae
 else:  # `import cnf` itself imports none of them, nor PyTorch
     _NAMES = {
         "cnf.diagnostics": ("Report", "check"),
         "cnf.fields": ("ConcatSquash",),
-        "cnf.flow": ("Flow", "ffjord"),
+        "cnf.flow": ("Flow", "FlowMixture", "ffjord"),
         "cnf.layers": ("CNF", "Gaussianize", "Standardize", "Whiten"),
         "cnf.ode": ("SolveError",),
         "cnf.outliers": ("CNFOutlier",),
         "cnf.storage": ("load", "save"),
         "cnf.tables": ("CNFDensity",),
-        "cnf.training": ("History", "distil", "fit"),
+        "cnf.training": ("History", "distil", "fit", "fit_mixture"),
         "cnf.variational": ("FlowPosterior", "elbo", "iwae"),
     }
     _ROOMS = {*_NAMES, *(f"cnf.{name}" for name in ("adapters", "datasets", "plotting"))}
@@ -51,6 +51,7 @@ __all__ = [
     "CNFOutlier",
     "ConcatSquash",
     "Flow",
+    "FlowMixture",
     "FlowPosterior",
     "Gaussianize",
     "History",
@@ -63,6 +64,7 @@ __all__ = [
     "elbo",
     "ffjord",
     "fit",
+    "fit_mixture",
     "iwae",
     "load",
     "save",

@@ -33,7 +33,6 @@ from cnf.utils.sharing import restore_sharing, shared_parts
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-PART_PREFIX = "flow."  # of the tensors of a flow that is a part of another model
 CHECKSUM = "seal"  # the entry of config.json with the SHA-256 of all others
 FLOW_ENTRIES = ("dtype", "base", "layers", "metadata")  # required in a flow's configuration
 SIZE_ARGUMENTS = {
@@ -52,16 +51,18 @@ class StorableModel(Protocol):
 
     kind: ClassVar[str]
     """The name in `MODELS`."""
-    flow: Flow | None
-    """The flow that is a part of it, saved with it."""
+
+    def inner_flows(self) -> Mapping[str, Flow]:
+        """Return the flows that are parts of it, by their names in its state dict."""
+        ...
 
     def config(self) -> dict[str, Any]:
         """Return the configuration of the rest, ready for JSON."""
         ...
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], flow: Flow | None) -> Self:
-        """Return a model of a configuration, whose weights are loaded afterwards."""
+    def of(cls, config: Mapping[str, Any], parts: Mapping[str, Flow]) -> Self:
+        """Return a model of a configuration and parts, whose weights are loaded afterwards."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -75,6 +76,7 @@ class StorableModel(Protocol):
 
 MODELS: Registry[type[StorableModel]] = Registry(
     {
+        "mixture": "cnf.flow.mixture:FlowMixture",
         "rows": "cnf.tables.row_model:RowModel",
         "latent_ode": "cnf.series.latent_ode:LatentODE",
         "flow_process": "cnf.series.flow_process:FlowProcess",
@@ -111,13 +113,11 @@ def save(
     if isinstance(flow, Flow):
         tensors, config = _flow_parts(flow)
     else:
-        tensors, within = {}, None
-        if flow.flow is not None:
-            parts, within = _flow_parts(flow.flow)
-            tensors = add_prefix("flow", parts)
-        config = {"kind": flow.kind, **flow.config(), "flow": within}
-        own = flow.state_dict().items()
-        tensors |= {name: each for name, each in own if not name.startswith(PART_PREFIX)}
+        tensors, parts = flow.state_dict(), {}
+        for name, part in flow.inner_flows().items():
+            own, parts[name] = _flow_parts(part)
+            tensors |= add_prefix(name, own)
+        config = {"kind": flow.kind, **flow.config(), "parts": parts}
     write_model(folder, tensors, {**config, **entries})
 
 
@@ -203,15 +203,25 @@ def load(folder: str | Path) -> Flow | StorableModel:
     if "kind" not in config:
         return load_flow(folder)
     with reporting_load_errors("a model", folder):
-        tensors, flow = safetensors.torch.load(weights), None
-        if config["flow"] is not None:
-            flow = _built_flow(config["flow"], strip_prefix("flow", tensors), len(weights))
+        tensors = safetensors.torch.load(weights)
+        parts = {
+            name: _built_flow(part, strip_prefix(name, tensors), len(weights))
+            for name, part in _parts_config(config).items()
+        }
         with seeded(0):  # initial weights are replaced
-            model = MODELS[config["kind"]].of(config, flow)
-        within = {} if flow is None else add_prefix("flow", flow.state_dict())
-        own = {name: each for name, each in tensors.items() if not name.startswith(PART_PREFIX)}
-        model.load_state_dict({**own, **within})
+            model = MODELS[config["kind"]].of(config, parts)
+        bases = tuple(f"{name}.base." for name in parts)  # which are no part of a state dict
+        model.load_state_dict(
+            {name: each for name, each in tensors.items() if not name.startswith(bases)}
+        )
     return model
+
+
+def _parts_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configurations of a model's flows; earlier versions wrote at most one."""
+    if "parts" in config:
+        return dict(config["parts"])
+    return {} if config["flow"] is None else {"flow": config["flow"]}
 
 
 def load_flow(folder: str | Path) -> Flow:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cnf.datasets import MISSING, ColumnType, Missing, ReadOptions, Table, closest
 from cnf.fields import as_field
 from cnf.fields.divergence import choose_divergence, with_count
-from cnf.flow import Flow
+from cnf.flow import Flow, FlowMixture
 from cnf.flow.scores import Scores, concatenate
 from cnf.layers import CNF, Concatenate, FieldLayer, Layer
 from cnf.ode import SolveError, Status
@@ -62,7 +62,7 @@ class TrainedModel:
     """A trained model, on the CPU, with a record of its training data."""
 
     folder: Path
-    model: Flow | RowModel
+    model: Flow | FlowMixture | RowModel
     schema: Schema  # the columns that the flow was fitted on, and their kinds
     context_columns: tuple[str, ...]  # columns to condition on; usually empty
     source: str  # the DATA argument of the training
@@ -92,18 +92,19 @@ class TrainedModel:
                 f"Expected a model of rows; got {folder}, one of series: use it with cnf evaluate, "
                 "predict, sample, log-prob or plot"
             )
-        rows = config.get("kind") == RowModel.kind
-        model: Flow | RowModel = load(folder) if rows else load_flow(folder)  # type: ignore[assignment]
-        layer = None
-        if isinstance(model, Flow):
-            layer = next((layer for layer in model.layers if isinstance(layer, CNF)), None)
-        if isinstance(model, Flow) and layer is not None:
-            chosen = choose_divergence(divergence, as_field(layer.field), model.base.event_shape[0])
+        kinds = (FlowMixture.kind, RowModel.kind)
+        model: Flow | FlowMixture | RowModel
+        model = load(folder) if config.get("kind") in kinds else load_flow(folder)  # type: ignore[assignment]
+        layers = () if isinstance(model, RowModel) else flows_of(model)[0].layers
+        layer = next((layer for layer in layers if isinstance(layer, CNF)), None)
+        if not isinstance(model, RowModel) and layer is not None:
+            width = flows_of(model)[0].base.event_shape[0]
+            chosen = choose_divergence(divergence, as_field(layer.field), width)
             model = model.with_solver(divergence=with_count(chosen, HUTCHINSON_PROBES))
         elif divergence != "auto":
-            kind = "rows, whose log p is exact"
-            if not rows:
-                kind = "explicit steps, whose determinants are exact"
+            kind = "explicit steps, whose determinants are exact"
+            if isinstance(model, RowModel):
+                kind = "rows, whose log p is exact"
             raise ValueError(
                 f"Expected no --divergence with a model of {kind}; got {divergence}: leave it out"
             )
@@ -124,12 +125,13 @@ class TrainedModel:
         """The model where it is a flow.
 
         Raises:
-            ValueError: It is one of codes, or of answers.
+            ValueError: It is a mixture of flows, or a model of codes, or of answers.
         """
-        if isinstance(self.model, RowModel):
+        if not isinstance(self.model, Flow):
+            mixed = isinstance(self.model, FlowMixture)
             raise ValueError(
                 f"Expected a flow, which steps can replace; the model in {self.folder} is "
-                f"{self.kind}: use it as it is"
+                f"{self.kind}: {'train with --flows 1' if mixed else 'use it as it is'}"
             )
         return self.model
 
@@ -143,6 +145,8 @@ class TrainedModel:
         """The kind of the model in words."""
         if isinstance(self.model, Flow):
             return "a flow"
+        if isinstance(self.model, FlowMixture):
+            return f"a mixture of {len(self.model.flows)} flows"
         return f"a model of {'codes' if self.model.values is None else 'answers'}"
 
     @property
@@ -150,12 +154,12 @@ class TrainedModel:
         """The model where it answers questions about parts of a row.
 
         Raises:
-            ValueError: It is a flow.
+            ValueError: It is a flow, or a mixture of flows.
         """
-        if isinstance(self.model, Flow):
+        if not isinstance(self.model, RowModel):
             raise ValueError(
-                "Expected a model that answers questions about parts of a row; got a flow: train "
-                "with --missing model"
+                f"Expected a model that answers questions about parts of a row; got {self.kind}: "
+                "train with --missing model"
             )
         return self.model
 
@@ -286,8 +290,10 @@ class TrainedModel:
             return found.log_prob.double().cpu().numpy(), 0.0
         scored = model.score_draws(x, context, self.seed, draws)
         log_prob = scored.log_prob.double().cpu().numpy()
-        solves = sum(isinstance(layer, FieldLayer) for layer in model.layers)
-        solves = max(1, solves) * (draws if model.noisy else 1)
+        layers = [layer for flow in flows_of(model) for layer in flow.layers]
+        solves = max(1, sum(isinstance(layer, FieldLayer) for layer in layers)) * (
+            draws if model.noisy else 1
+        )
         return log_prob, float(np.mean(scored.stats.evaluations)) / solves
 
     def score_with_errors(
@@ -450,6 +456,11 @@ class TrainedModel:
         return np.concatenate(parts)
 
 
+def flows_of(model: Flow | FlowMixture) -> Sequence[Flow]:
+    """Return the flows of a mixture, or a flow alone."""
+    return model.flows if isinstance(model, FlowMixture) else [model]
+
+
 def continuous_columns(
     flow: Flow,
     schema: Schema,
@@ -512,7 +523,7 @@ def _chunks(starts: range, doing: str) -> Iterable[int]:
     return tqdm(starts, desc=doing, disable=quiet, leave=False)
 
 
-def _checked(metadata: Mapping[str, Any], model: Flow | RowModel) -> Iterator[Any]:
+def _checked(metadata: Mapping[str, Any], model: Flow | FlowMixture | RowModel) -> Iterator[Any]:
     """Yield the attributes that `train` wrote, or raise a KeyError, TypeError or ValueError."""
     moments = (np.array(metadata["gaussian"][name], float) for name in ("mean", "covariance"))
     gaussian = GaussianBaseline(*moments)
@@ -540,8 +551,8 @@ def _checked(metadata: Mapping[str, Any], model: Flow | RowModel) -> Iterator[An
             size = schema.width + _features(given, np.empty((0, len(context)))).shape[1]
         _require(model.context_dim == len(context))
     else:
-        dequantizing = model
-        _require(schema.width == model.base.event_shape[0])
+        dequantizing = flows_of(model)[0]
+        _require(schema.width == dequantizing.base.event_shape[0])
     _require(
         len(columns) == model.dim,
         gaussian.mean.shape == (size,) and gaussian.covariance.shape == (size, size),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cnf.datasets import CONDITIONAL_TOYS, TOYS, Picture, degeneracies, is_picture
 from cnf.datasets.reading import drop_option
-from cnf.flow import Flow
+from cnf.flow import Flow, FlowMixture
 from cnf.layers import CNF
 from cnf.scripts.data import ColumnChoices, Data, open_data
 from cnf.scripts.distillation import DistillationPlan, TuningRows, comparison, is_tuned, tune
@@ -46,6 +46,7 @@ from cnf.scripts.trained import (
     TrainedModel,
     continuous_columns,
     dequantizing_flow,
+    flows_of,
     state_file,
 )
 from cnf.storage import CONFIG, load_config, save
@@ -57,13 +58,16 @@ from cnf.tables.row_training import fit_rows
 from cnf.training.callbacks import ProgressBar, TensorBoard
 from cnf.training.checkpoint import TrainingState
 from cnf.training.distillation import default_method
-from cnf.training.history import Callback, Event, History, Record
+from cnf.training.history import Callback, Event, History
 from cnf.training.loop import fit
+from cnf.training.mixture import fit_mixture
 from cnf.training.recipes import CODES, Recipe
 from cnf.training.run import TrainingError
 from cnf.training.schedule import Stage, stages
 from cnf.utils.distributed import barrier, process_group, rank
 from cnf.utils.threads import number_of_threads
+
+Model = Flow | FlowMixture | RowModel
 
 STORED_ARGUMENTS = ("seed", "missing", "data_dir", "budget", "steps", "discretize")
 ADAPTIVE = "adaptive"  # the folder, in that of a run, of the flow that explicit steps are tuned to
@@ -133,14 +137,14 @@ def _run(
             _draw(_discretized(trained, data, plan, out), data)
 
 
-def _new_model(data: Data, recipe: AnyRecipe) -> Flow | RowModel:
+def _new_model(data: Data, recipe: AnyRecipe) -> Model:
     """Return a new model of the data, with random weights."""
     if not isinstance(recipe, Recipe):
         context = None if data.given is None else (data.given, data.train.context)
         known = (data.schema, data.train.x)
         return RowModel.build(*known, context=context, values=data.values)
     layers = data.schema.layers(data.train.x)
-    return recipe.flow(data.schema.width, len(data.context_columns), layers)
+    return recipe.model(data.schema.width, len(data.context_columns), layers)
 
 
 def by_threads(threads: Sequence[int]) -> str:
@@ -197,13 +201,13 @@ def _draw(trained: TrainedModel, data: Data) -> None:
         say(*(f"  {path}" for path in plot(trained, data, film=film)))
 
 
-def _tuning_plan(arguments: argparse.Namespace, model: Flow | RowModel) -> DistillationPlan | None:
+def _tuning_plan(arguments: argparse.Namespace, model: Model) -> DistillationPlan | None:
     """Return the explicit steps that a flow is replaced by after its training, if any.
 
     Raises:
         ValueError: The flow cannot be replaced by such steps.
     """
-    if arguments.discretize is None or isinstance(model, RowModel):
+    if arguments.discretize is None or not isinstance(model, Flow):
         return None
     budget, steps = arguments.budget, arguments.steps
     plan = DistillationPlan(
@@ -310,6 +314,10 @@ def _resumed_run(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     if arguments.resume and (path := state_file(Path(arguments.out))):
         resumed = TrainingState.read(path).run
         resumed = {**resumed, **resumed.get("whole", {})}
+        flows = resumed.get("flows", 1)  # each of which has a part of the run's length
+        for name in ("budget", "steps"):
+            if resumed.get(name) is not None and flows > 1:
+                resumed = {**resumed, name: flows * resumed[name]}
         if arguments.missing == "refuse" and kind_of(resumed) is ValuesRecipe:
             arguments.missing = "model"
     if resumed is not None:
@@ -347,7 +355,7 @@ def _resume_discretized(arguments: argparse.Namespace, resumed: Mapping[str, Any
         arguments.budget = begun.get("budget")
 
 
-def _summary(data: Data, model: Flow | RowModel, recipe: str) -> list[str]:
+def _summary(data: Data, model: Model, recipe: str) -> list[str]:
     """Return lines that describe the data and the model to be trained."""
     given = f" given {', '.join(data.context_columns)}" if data.context_columns else ""
     if isinstance(model, RowModel):
@@ -363,8 +371,10 @@ def _summary(data: Data, model: Flow | RowModel, recipe: str) -> list[str]:
         parts += [f"a flow of any of {values} columns given any others"] if values else []
         kind = ", ".join(parts)
     else:
-        layer = next(layer for layer in model.layers if isinstance(layer, CNF))
+        flows = flows_of(model)
+        layer = next(layer for layer in flows[0].layers if isinstance(layer, CNF))
         kind = f"divergence {layer.trace()}"
+        kind = f"{len(flows)} flows, {kind}" if len(flows) > 1 else kind
     left_out = f" ({data.dropped} rows with missing values left out)" if data.dropped else ""
     if gaps := np.isnan(data.train.x).mean():
         left_out += f" ({gaps:.1%} of their cells are gaps)"
@@ -414,7 +424,7 @@ def _metadata(arguments: argparse.Namespace, data: Data, recipe: AnyRecipe) -> d
 def _train(
     arguments: argparse.Namespace,
     data: Data,
-    model: Flow | RowModel,
+    model: Model,
     recipe: AnyRecipe,
     out: Path,
     folder: Path,
@@ -437,17 +447,15 @@ def _train(
     history = _fit(data, model, recipe, out, {**given, "callbacks": callbacks})
     if rank() == 0:
         save(model, folder, metadata)
-        columns = (getattr(history, field.name).tolist() for field in fields(Record))
-        records = [Record(*row) for row in zip(*columns, strict=True)]
-        if records:  # which a full disk or a killed process may have left unwritten
-            write_records(folder, records)
+        if history.records:  # which a full disk or a killed process may have left unwritten
+            write_records(folder, history.records)
     barrier()
     return history
 
 
 def _fit(
     data: Data,
-    model: Flow | RowModel,
+    model: Model,
     recipe: AnyRecipe,
     out: Path,
     options: dict[str, Any],
@@ -466,14 +474,14 @@ def _fit(
             **options,
         ).whole
     assert isinstance(recipe, Recipe)
-    assert isinstance(model, Flow)
+    assert not isinstance(model, RowModel)
     (x, given), (rows, contexts) = (part.tensors(model.like) for part in (train, held_out))
-    return fit(
-        model,
-        x,
-        context=given,
-        recipe=recipe,
-        validation=rows if contexts is None else (rows, contexts),
-        state=out / STATE_FILE,
-        **options,
-    )
+    options |= {
+        "context": given,
+        "recipe": recipe,
+        "validation": rows if contexts is None else (rows, contexts),
+        "state": out / STATE_FILE,
+    }
+    if isinstance(model, FlowMixture):
+        return fit_mixture(model, x, **options)
+    return fit(model, x, **options)

@@ -127,7 +127,7 @@ def test_a_saved_model_is_the_same(trained: tuple[RowModel, np.ndarray], tmp_pat
         assert torch.equal(loaded.log_prob(rows), model.log_prob(rows))
     config = model.config()
     del config["given"]  # as earlier versions
-    assert RowModel.of(config, None).context_dim == 0
+    assert RowModel.of(config, {}).context_dim == 0
 
 
 @pytest.mark.parametrize("last", [7, 19, None])

@@ -8,6 +8,7 @@ on what it did not check. A new one is a function with its limits, entered in `C
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import nan
 from typing import TypeVar
 
@@ -16,16 +17,19 @@ from tqdm import tqdm
 
 from cnf.diagnostics import MAX_CHECK_POINTS, MAX_CHECK_ROWS
 from cnf.diagnostics.context import CheckContext, CheckedRows
+from cnf.diagnostics.mixture_checks import check_samples, worst_of
 from cnf.diagnostics.report import Finding, Findings, Report
 from cnf.diagnostics.row_context import RowContext, check_codes
 from cnf.diagnostics.solves import check_rows
-from cnf.flow import Flow
+from cnf.flow import Flow, FlowMixture
 from cnf.ode import SolveError
 from cnf.tables.row_model import RowModel
 from cnf.utils.registry import Registry
 
 C = TypeVar("C", bound=CheckedRows)
 Check = Callable[[C], Findings]
+
+TWO_SAMPLE = "two-sample"
 
 CHECKS: Registry[Check[CheckContext]] = Registry(
     {
@@ -41,7 +45,7 @@ CHECKS: Registry[Check[CheckContext]] = Registry(
         "integral": "cnf.diagnostics.densities:check_integral",
         "folds": "cnf.diagnostics.densities:check_folds",
         "gradient": "cnf.diagnostics.densities:check_gradient",
-        "two-sample": "cnf.diagnostics.solves:check_two_samples",
+        TWO_SAMPLE: "cnf.diagnostics.solves:check_two_samples",
     }
 )
 """The checks of a flow by name, in their order, after the one that every row has a log p."""
@@ -67,7 +71,7 @@ ROW_CHECKS: Registry[Check[RowContext]] = Registry(
 
 
 def check(
-    model: Flow | RowModel,
+    model: Flow | FlowMixture | RowModel,
     data: Tensor,
     context: Tensor | None = None,
     *,
@@ -83,6 +87,9 @@ def check(
     explicit steps; samples against data by a classifier; and the cost of the solves. In columns of
     whole numbers or categories the checks are of the density of the numbers beneath, with noise
     drawn once by the seed.
+
+    Of a mixture of flows: the worst finding of each check over its flows, and its own samples
+    against data.
 
     Of a model of mixed rows: a code for every value; log p in both precisions and among other rows;
     round trips; the total mass of all codes, of each conditional and within each bin; log p in
@@ -121,7 +128,19 @@ def check(
     taken = (data, context, rows, seed, points)
     if isinstance(model, RowModel):
         return _report(RowContext.of(model, *taken), check_codes, ROW_CHECKS)
+    if isinstance(model, FlowMixture):
+        return _mixture_report(model, [CheckContext.of(flow, *taken) for flow in model.weighted])
     return _report(CheckContext.of(model, *taken), check_rows, CHECKS)
+
+
+def _mixture_report(model: FlowMixture, contexts: list[CheckContext]) -> Report:
+    """Return the report of a mixture, from the contexts of its flows."""
+    checks = {name: each for name, each in CHECKS.items() if name != TWO_SAMPLE}
+    worst = worst_of([_report(ctx, check_rows, checks) for ctx in contexts])
+    of_all = {TWO_SAMPLE: partial(check_samples, model=model)}
+    samples = _report(contexts[0], lambda _: iter(()), of_all)
+    findings, notes = worst.findings + samples.findings, dict.fromkeys(worst.notes + samples.notes)
+    return Report(findings, (*notes,), worst.rows)
 
 
 def _report(ctx: C, check_first: Check[C], checks: Mapping[str, Check[C]]) -> Report:

@@ -159,7 +159,7 @@ def check_two_samples(ctx: CheckContext) -> Findings:
         with seeded_for(flow, ctx.seed):
             return flow.sample(shape, others.context, max_batch=rows_in_solve(flow))
 
-    yield from told_from_data(ctx, draw, lambda x: _in_one_turn(flow, x, ctx.seed))
+    yield from told_from_data(ctx, draw, lambda x: in_one_turn(flow, x, ctx.seed))
 
 
 def told_from_data(
@@ -196,7 +196,7 @@ def told_from_data(
     )
 
 
-def _in_one_turn(flow: Flow, x: Tensor, seed: int) -> Tensor:
+def in_one_turn(flow: Flow, x: Tensor, seed: int) -> Tensor:
     """Return rows with angles in the turn that the flow draws them from."""
     if not flow.circular:
         return x

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cnf.flow.cylinder import Cylinder
     from cnf.flow.distribution import FlowDistribution
     from cnf.flow.flow import Flow
+    from cnf.flow.mixture import FlowMixture
     from cnf.flow.scores import Scores
     from cnf.flow.transform import FlowTransform
 else:  # imported on first use, with PyTorch
@@ -21,9 +22,19 @@ else:  # imported on first use, with PyTorch
             "cylinder": "Cylinder",
             "distribution": "FlowDistribution",
             "flow": "Flow",
+            "mixture": "FlowMixture",
             "scores": "Scores",
             "transform": "FlowTransform",
         },
     )
 
-__all__ = ["Cylinder", "Flow", "FlowDistribution", "FlowTransform", "Scores", "code_flow", "ffjord"]
+__all__ = [
+    "Cylinder",
+    "Flow",
+    "FlowDistribution",
+    "FlowMixture",
+    "FlowTransform",
+    "Scores",
+    "code_flow",
+    "ffjord",
+]

@@ -136,6 +136,10 @@ class FlowProcess(nn.Module):
         """An empty tensor of the weights' dtype and device."""
         return self.base.log_rate.new_empty(0)
 
+    def inner_flows(self) -> dict[str, Flow]:
+        """Return the flow."""
+        return {"flow": self.flow}
+
     def config(self) -> dict[str, Any]:
         """Return the arguments but for the flow, the task and the clock, ready for JSON."""
         clock = self.scaling.clock
@@ -149,10 +153,11 @@ class FlowProcess(nn.Module):
         }
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], flow: Flow | None) -> Self:
+    def of(cls, config: Mapping[str, Any], parts: Mapping[str, Flow]) -> Self:
         """Return the model of a configuration, with weights to be loaded."""
         names = ("columns", "together", "time_features")
-        model = cls(base=config["process"], flow=flow, **{name: config[name] for name in names})
+        options = {name: config[name] for name in names}
+        model = cls(base=config["process"], flow=parts["flow"], **options)
         model.task, clock = Task(**config["task"]), config["clock"]
         model.scaling.clock = None if clock is None else ColumnType(**clock)
         return model

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cnf.datasets import ColumnType
+from cnf.flow import Flow
 from cnf.ode import Dynamics, solve
 from cnf.ode.tableaus import find_tableau
 from cnf.series import EVENTS
@@ -105,7 +106,6 @@ class LatentODE(nn.Module):
     """
 
     kind: ClassVar[str] = "latent_ode"
-    flow: ClassVar[None] = None  # no flow is a part of it
 
     def __init__(
         self,
@@ -705,6 +705,10 @@ class LatentODE(nn.Module):
         view.solver = _checked_solver({**self.solver, **changes})
         return view
 
+    def inner_flows(self) -> dict[str, Flow]:
+        """Return no flow: a posterior's is one of its modules."""
+        return {}
+
     def config(self) -> dict[str, Any]:
         """Return the arguments, the task and the clock, ready for JSON."""
         clock = self.scaling.clock
@@ -718,7 +722,7 @@ class LatentODE(nn.Module):
         }
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], flow: None) -> LatentODE:
+    def of(cls, config: Mapping[str, Any], parts: Mapping[str, Flow]) -> LatentODE:
         """Return a model of a configuration, whose weights are loaded afterwards."""
         names = {"static": config["static"], "solver": config["solver"]}
         model = cls(config["columns"], **config["architecture"], **names)

@@ -1,4 +1,4 @@
-"""The models of the density estimator: a flow, or a model of rows."""
+"""The models of the density estimator: a flow, a mixture of flows, or a model of rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnf.datasets import Table
-from cnf.flow import Flow
+from cnf.flow import Flow, FlowMixture
 from cnf.tables.code_training import QUESTIONS, CodeRecipe
 from cnf.tables.coding import has_codes
 from cnf.tables.inputs import ContextColumns, not_numeric
@@ -18,6 +18,7 @@ from cnf.tables.row_training import fit_rows, new_row_model
 from cnf.tables.schema import Schema
 from cnf.training.history import History
 from cnf.training.loop import fit
+from cnf.training.mixture import fit_mixture
 from cnf.training.recipes import CODES, Recipe, choose_recipe
 from cnf.utils.random import seeded
 
@@ -113,26 +114,26 @@ def train_flow(
     seed: int,
     device: torch.device,
     **options: Any,
-) -> tuple[Flow, History]:
+) -> tuple[Flow | FlowMixture, History]:
     """Return a flow that is fitted to rows, given contexts where these have columns.
 
-    It is in double precision on the CPU.
+    It is a mixture of flows where the recipe says so, and in double precision on the CPU.
     """
     if not isinstance(recipe, Recipe):
         assert recipe is None or isinstance(recipe, str)  # by `is_coded`
         known = (len(rows), schema.width, bool(contexts.size), objective)
         _, recipe = choose_recipe(recipe, *known, schema.continuous(rows))
     with seeded(seed):
-        flow = recipe.flow(schema.width, contexts.shape[1], schema.layers(rows))
-    flow = flow.to(device)
-    history = fit(
-        flow,
-        torch.tensor(rows),
-        context=torch.tensor(contexts) if contexts.size else None,
-        weight=None if weight is None else torch.tensor(weight),
-        objective=objective,
-        recipe=recipe,
-        seed=seed,
-        **options,
-    )
-    return flow.cpu().double(), history
+        model = recipe.model(schema.width, contexts.shape[1], schema.layers(rows)).to(device)
+    options |= {
+        "context": torch.tensor(contexts) if contexts.size else None,
+        "weight": None if weight is None else torch.tensor(weight),
+        "objective": objective,
+        "recipe": recipe,
+        "seed": seed,
+    }
+    if isinstance(model, FlowMixture):
+        history = fit_mixture(model, torch.tensor(rows), **options)
+    else:
+        history = fit(model, torch.tensor(rows), **options)
+    return model.cpu().double(), history

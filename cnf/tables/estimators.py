@@ -27,7 +27,7 @@ from cnf.datasets import (
     like_frame,
     table_frame,
 )
-from cnf.flow import Flow
+from cnf.flow import Flow, FlowMixture
 from cnf.tables.density_training import AnyRecipe, is_coded, train_flow, train_row_model
 from cnf.tables.inputs import (
     AskedRows,
@@ -57,7 +57,7 @@ from cnf.utils.threads import Threads
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-Model = Flow | RowModel
+Model = Flow | FlowMixture | RowModel
 State = int | np.random.RandomState | None
 
 SOLVE_ROWS = 8000  # rows in one solve, many of which share steps
@@ -108,7 +108,8 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         verbose: Whether a progress bar is shown on a terminal.
 
     Attributes:
-        model_: The fitted `cnf.Flow`, in float64, or `cnf.tables.RowModel`, on the CPU.
+        model_: The fitted model, on the CPU: a `cnf.Flow` or, of few rows, a `cnf.FlowMixture`,
+            in float64, or a `cnf.tables.RowModel`.
         schema_: The schema of X.
         history_: The training's `cnf.History`: of a model of rows that of its codes, whose
             validation NLL is of whole rows.
@@ -240,11 +241,11 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
             self.model_, self.history_ = train_flow(self.schema_, rows, contexts, **options)
 
     @property
-    def flow_(self) -> Flow:
-        """The fitted flow, the same as `model_` where that is one."""
-        if isinstance(self.model_, Flow):
-            return self.model_
-        raise AttributeError("Expected a fitted flow; got a model of rows: use model_")
+    def flow_(self) -> Flow | FlowMixture:
+        """The fitted flow, or mixture of flows, the same as `model_` where that is one."""
+        if isinstance(self.model_, RowModel):
+            raise AttributeError("Expected a fitted flow; got a model of rows: use model_")
+        return self.model_
 
     def score_samples(self, X: Any, context: Any = None, given: Any = None) -> Array:
         """Return the log-densities log p(x | context) in nats, shape (n_samples,).
@@ -551,7 +552,7 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def _foreign(self, numbers: Array) -> tuple[Flags, Flags]:
         """Return which numbers columns cannot have, and which count as the nearest ones."""
         outside = self.schema_.outside(numbers)
-        if isinstance(self.model_, Flow):
+        if not isinstance(self.model_, RowModel):
             return outside, np.zeros_like(outside)
         foreign = self.schema_.outside(self.schema_.nearest(numbers))
         return foreign, outside & ~foreign

@@ -742,6 +742,10 @@ class RowModel(nn.Module):
             None if self.values is None else self.values.in_double(),
         )
 
+    def inner_flows(self) -> dict[str, Flow]:
+        """Return the flow within bins, where there is one."""
+        return {} if self.flow is None else {"flow": self.flow}
+
     def config(self) -> dict[str, Any]:
         """Return the codings and the arguments of network and values, ready for JSON."""
         return {
@@ -753,7 +757,7 @@ class RowModel(nn.Module):
         }
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], flow: Flow | None) -> Self:
+    def of(cls, config: Mapping[str, Any], parts: Mapping[str, Flow]) -> Self:
         """Return the model of a configuration, with random weights of the network."""
         # Entries that earlier versions lack are those of parts that their models have not.
         given, entries, inputs = (config.get(name) for name in ("given", "values", "inputs"))
@@ -765,7 +769,7 @@ class RowModel(nn.Module):
         return cls(
             Coding.of(config["coding"]),
             network,
-            flow,
+            parts.get("flow"),
             given and Coding.of(given),
             values,
             inputs and Coding.of(inputs),

@@ -163,7 +163,7 @@ def training_rows(
     data: Tensor,
     context: Tensor | None,
     weight: Tensor | None,
-    validation: Tensor | tuple[Tensor, Tensor] | None,
+    validation: Tensor | tuple[Tensor, Tensor] | Rows | None,
     generator: torch.Generator,
 ) -> tuple[Rows, Rows]:
     """Return rows to train on and rows for validation, a held-out tenth where none are given.
@@ -173,6 +173,8 @@ def training_rows(
     train = rows_for(flow, "data", data, context, weight)
     if validation is None:
         return hold_out(train, generator)
+    if isinstance(validation, Rows):
+        return train, validation
     pair = validation if isinstance(validation, tuple) else (validation, None)
     return train, rows_for(flow, "validation", *pair)
 

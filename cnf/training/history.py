@@ -115,6 +115,12 @@ class History:
     skipped: int
     reason: str
 
+    @property
+    def records(self) -> list[Record]:
+        """The validations, one after the other."""
+        columns = (getattr(self, name).tolist() for name in Record.__annotations__)
+        return [Record(*row) for row in zip(*columns, strict=True)]
+
     def followed_by(self, other: History) -> History:
         """Return the history of this run and of another that came after it."""
         shifts = {"step": self.steps, "seconds": self.duration}

@@ -46,7 +46,7 @@ def fit(
     recipe: str | Recipe | None = None,
     budget: float | None = None,
     steps: int | None = None,
-    validation: Tensor | tuple[Tensor, Tensor] | None = None,
+    validation: Tensor | tuple[Tensor, Tensor] | Rows | None = None,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
     state: str | Path | None = None,
@@ -79,6 +79,7 @@ def fit(
         budget: Seconds from this call to the loop's end; 60 where neither it nor steps is given.
         steps: Number of steps; with a budget too, whichever is reached first ends the run.
         validation: Rows for validation, with their context as a pair; a held-out tenth when None.
+            `cnf.training.data.Rows`, as the flow takes them, may have weights too.
         seed: Seed of the held-out rows, of the order of the data, and of training's random numbers.
         callbacks: Called after every step.
         state: A file for the run's state. Where it exists, its run resumes, bit for bit as if it

@@ -168,7 +168,9 @@ class FlowMixture(nn.Module):
         whole = torch.Size((*sizes(shape), *batch))
         if context is not None:
             given = per_row(context, whole)
-        chosen = torch.multinomial(self.weights, whole.numel(), replacement=True)
+        ends = self.weights.cumsum(0)
+        uniform = torch.rand(whole.numel()).to(ends)
+        chosen = torch.searchsorted(ends / ends[-1], uniform, right=True)
         drawn = None
         for k, flow in enumerate(self.flows):
             places = (chosen == k).nonzero().squeeze(1)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from scipy.linalg import solve_triangular
 
+from cnf.mixtures.normal import NormalMixture
 from cnf.scripts.rows import Array, ContextRows
-from cnf.tables.mixture import NormalMixture
 
 SHRINKAGES: Array = np.append(0.0, np.geomspace(1e-6, 1.0, 61))
 FOLDS = 5

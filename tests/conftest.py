@@ -15,7 +15,7 @@ import cnf
 from cnf.datasets import TOYS
 from cnf.diagnostics import two_sample
 from cnf.diagnostics.consistency import consistency
-from cnf.tables import mixture
+from cnf.mixtures import normal as mixture
 
 # The tests' tensors are small: more threads only wait for each other. And runs that are compared
 # bit by bit may not choose their number.

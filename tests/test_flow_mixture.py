@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
+from sklearn.mixture import GaussianMixture
 from test_scripts_running import complaint, done
 
 import cnf
@@ -78,6 +79,39 @@ def test_a_single_flow_is_its_mixture():
     assert mixture.in_double().like.dtype == DOUBLE
     assert mixture.support().check(x).all()
     assert (mixture.dim, mixture.context_dim, mixture.solves, mixture.noisy) == (2, 0, 1, False)
+
+
+def test_a_base_may_be_a_mixture(tmp_path):
+    """It is fitted before the field, which starts from what it is."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(300, 2) - 4, torch.randn(300, 2) @ torch.tensor([[1, 1], [0, 1.0]])])
+    flow = cnf.ffjord(2, hidden=(8,), base="mixture")
+    assert flow.sample(0).shape == (0, 2)
+    recipe = Recipe(objective="mle", learning_rate=1e-9)
+    cnf.fit(flow, x, recipe=recipe, steps=1)
+    assert flow.base.component_distribution.batch_shape == (2,)
+    expected = GaussianMixture(2, random_state=0).fit(x).score_samples(x)
+    assert np.abs(flow.log_prob(x).detach().numpy() - expected).mean() < 0.05
+    means = flow.base.component_distribution.loc.clone()
+    cnf.fit(flow, x, recipe=recipe, steps=1)  # a base that is fitted stays
+    assert torch.equal(flow.base.component_distribution.loc, means)
+    cnf.save(flow, tmp_path)
+    assert torch.equal(cnf.load(tmp_path).log_prob(x), flow.log_prob(x))
+    near(flow.score(x[:5]).log_prob, flow.log_prob(x[:5]).detach(), 1e-5)
+    assert cnf.ffjord(2, base="mixture", circular=(0,)).circular == (0,)  # which has none
+    with pytest.raises(ValueError, match="base to be one of normal, mixture; got 'cauchy'"):
+        cnf.ffjord(2, base="cauchy")
+
+
+def test_flows_of_a_mixture_take_turns():
+    recipe = Recipe(flows=5, other_scaling="whiten", other_base="mixture")
+    found = [recipe.of_flow(k) for k in range(5)]
+    assert found[0] == found[4] == recipe
+    assert [each.scaling for each in found] == ["standardize", "whiten"] * 2 + ["standardize"]
+    assert [each.base for each in found] == ["normal"] * 2 + ["mixture"] * 2 + ["normal"]
+    assert [each.objective for each in found] == ["hybrid"] * 2 + ["mle"] * 2 + ["hybrid"]
+    matching = dataclasses.replace(recipe, objective="matching").of_flow(2)
+    assert (matching.base, matching.objective) == ("normal", "matching")
 
 
 def test_noise_is_the_same_for_all_flows():

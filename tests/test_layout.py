@@ -12,8 +12,8 @@ import cnf
 
 ROOT = Path(__file__).parents[1]
 ROOMS = [
-    *("cnf.datasets", "cnf.utils", "cnf.ode", "cnf.fields", "cnf.layers", "cnf.flow"),
-    *("cnf.variational", "cnf.storage", "cnf.training", "cnf.tables", "cnf.series"),
+    *("cnf.datasets", "cnf.utils", "cnf.mixtures", "cnf.ode", "cnf.fields", "cnf.layers"),
+    *("cnf.flow", "cnf.variational", "cnf.storage", "cnf.training", "cnf.tables", "cnf.series"),
     *("cnf.outliers", "cnf.adapters", "cnf.diagnostics", "cnf.plotting", "cnf.vae"),
     *("cnf", "cnf.scripts"),
 ]

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from cnf.fields.conditional import Conditional, GroupedQuestions, OneQuestion
 from cnf.layers import CNF
+from cnf.mixtures.normal import NormalMixture
 from cnf.tables import masked_flow
 from cnf.tables.masked_flow import MaskedFlow
 from cnf.tables.masked_training import ValuesRecipe, draw_questions, fit_values
-from cnf.tables.mixture import NormalMixture
 
 DIM = 4
 TIGHT = {"rtol": 1e-9, "atol": 1e-9, "divergence": "exact"}

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
-from cnf.tables.mixture import NormalMixture
+from cnf.mixtures.normal import NormalMixture
 
 DIM, SIZES = 4, [2, 3]
 NONE, ALL = torch.zeros(DIM, dtype=torch.bool), torch.ones(DIM, dtype=torch.bool)
@@ -55,7 +55,7 @@ def scipy_log_density(mixture, z, codes, columns, coordinates):
 
 @pytest.mark.parametrize("numbers", [2**19, 500])  # rows at once, and in many blocks
 def test_log_prob_is_the_joint_over_the_marginal(numbers, monkeypatch):
-    monkeypatch.setattr("cnf.tables.mixture.BLOCK_NUMBERS", numbers)
+    monkeypatch.setattr("cnf.mixtures.normal.BLOCK_NUMBERS", numbers)
     mixture, rows = known_mixture(), 60
     z, (given, asked) = normal(rows, DIM, seed=5), split_masks(rows)
     codes = CODES[torch.arange(rows) % 6].clone()

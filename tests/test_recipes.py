@@ -109,7 +109,8 @@ def test_matching_with_a_regularizer_is_refused(change):
 def test_numbers_without_a_use_are_named():
     features = Recipe(x_features=4, flows=2)
     assert unused(features) == {}
-    assert unused(Recipe()) == {"x_scale": "x_features 0", "other_scaling": "flows 1"}
+    alone = {"other_scaling": "flows 1", "other_base": "flows 1"}
+    assert unused(Recipe()) == {"x_scale": "x_features 0", **alone}
     without = {"activation_bytes": "gradient backprop"}
     assert unused(dataclasses.replace(features, gradient="backprop")) == without
     matching = {"matching", "matching_batch", "matching_rate", "coupling", "path"}
@@ -224,7 +225,7 @@ def test_batch_norm_trains_on_the_command_line(rows, tmp_path):
     words = ("train", rows, "--objective", "mle", "--out", tmp_path / "run", *SMALL[:4])
     message = "--batch-norm to be false or true; got 'maybe'"
     assert message in complaint(*words, "--batch-norm", "maybe")
-    done(*words, "--batch-norm", "true", "--blocks", 2, "--steps", 1)
+    done(*words, "--batch-norm", "true", "--blocks", 2, "--flows", 1, "--steps", 1)
     assert sum(isinstance(layer, MovingNorm) for layer in cnf.load(tmp_path / "run").layers) == 2
 
 

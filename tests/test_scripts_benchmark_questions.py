@@ -9,6 +9,7 @@ import torch
 from test_scripts_running import complaint, done
 
 from cnf.datasets import Table
+from cnf.mixtures.normal import NormalMixture
 from cnf.scripts.benchmarks import known_laws, questions
 from cnf.scripts.benchmarks.imputers import IMPUTERS, Design, DrawScores
 from cnf.scripts.benchmarks.known_laws import KNOWN_LAWS
@@ -23,7 +24,6 @@ from cnf.scripts.benchmarks.question_tables import (
 from cnf.tables import Schema
 from cnf.tables.coding import Coding
 from cnf.tables.masked_flow import MaskedFlow
-from cnf.tables.mixture import NormalMixture
 
 COLUMNS = ("kind", "x", "y")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from cnf.mixtures.normal import NormalMixture
 from cnf.storage import load, save
 from cnf.tables import Column, RowModel, Schema, explain, fit_rows
 from cnf.tables.code_network import CodeNetwork
 from cnf.tables.code_prior import CodePrior, fit_share
 from cnf.tables.code_training import QUESTIONS, draw_visible
-from cnf.tables.mixture import NormalMixture
 from cnf.tables.row_training import new_row_model
 
 SCHEMA = Schema(

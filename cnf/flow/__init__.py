@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING
 
 from cnf.utils.lazy import lazy_package
 
+BASES = ("normal", "mixture")
+"""Names of the bases of `cnf.ffjord`."""
+
 if TYPE_CHECKING:
     from cnf.flow.build import ffjord
     from cnf.flow.codes import code_flow
@@ -29,6 +32,7 @@ else:  # imported on first use, with PyTorch
     )
 
 __all__ = [
+    "BASES",
     "Cylinder",
     "Flow",
     "FlowDistribution",

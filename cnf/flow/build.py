@@ -9,8 +9,10 @@ import torch
 from torch.distributions import Distribution, Independent, Normal
 
 from cnf.fields import make_field
+from cnf.flow import BASES
 from cnf.flow.cylinder import Cylinder
 from cnf.flow.flow import Flow
+from cnf.flow.mixture_base import unfitted_mixture
 from cnf.layers import (
     CNF,
     SCALINGS,
@@ -34,12 +36,13 @@ def ffjord(
     field: str = "concat_squash",
     field_options: Mapping[str, Any] | None = None,
     scaling: str = "standardize",
+    base: str = "normal",
     batch_norm: bool = False,
     circular: Sequence[int] = (),
     columns: Sequence[Layer] = (),
     **solver: Any,
 ) -> Flow:
-    """Return FFJORD's flow: a normal base, CNF layers with concat-squash fields, a scaling.
+    """Return FFJORD's flow: a base, CNF layers with concat-squash fields, a scaling.
 
     Angles are uniform at the base, and field and density are functions on the circle.
 
@@ -58,6 +61,8 @@ def ffjord(
         scaling: A name in `cnf.layers.SCALINGS`: `"standardize"`; `"whiten"`, which takes the
             columns' correlation out as well; `"gaussianize"`, which first makes each column normal;
             `"gaussianize_uneven"`, which does so for columns far from it.
+        base: A name in `cnf.flow.BASES`: `"normal"`; or `"mixture"`, of normal distributions, which
+            `cnf.fit` fits by expectation maximisation before it trains the field. Angles have none.
         batch_norm: Whether a `cnf.layers.MovingNorm` follows each CNF layer on the way to the base;
             the scaling stands for FFJORD's next to the data. For maximum likelihood alone.
         circular: Which columns are angles in radians, drawn in [−π, π); in other units they are by
@@ -83,6 +88,8 @@ def ffjord(
         raise ValueError(f"Expected blocks of at least 1; got {blocks}")
     if scaling not in SCALINGS:
         raise ValueError(f"Expected scaling to be one of {', '.join(SCALINGS)}; got {scaling!r}")
+    if base not in BASES:
+        raise ValueError(f"Expected base to be one of {', '.join(BASES)}; got {base!r}")
     if circular:
         columns = [_angles(circular_columns(circular, dim), dim), *columns]
     angles = (columns[0].circular if columns else None) or ()
@@ -100,11 +107,16 @@ def ffjord(
     kind = SCALINGS[scaling]
     layers += [SCALINGS[kind.follows](dim, angles)] if kind.follows else []
     layers += [kind(dim, angles)]
+    return Flow(_base(base, dim, angles), [*layers, *columns], context)
+
+
+def _base(name: str, dim: int, angles: Sequence[int]) -> Distribution:
     loc = torch.zeros(dim - len(angles))
-    base: Distribution = Independent(Normal(loc, torch.ones_like(loc)), 1)
     if angles:
-        base = Cylinder(loc, torch.ones_like(loc), angles)
-    return Flow(base, [*layers, *columns], context)
+        return Cylinder(loc, torch.ones_like(loc), angles)
+    if name == "mixture":
+        return unfitted_mixture(dim)
+    return Independent(Normal(loc, torch.ones_like(loc)), 1)
 
 
 def _angles(circular: tuple[int, ...], dim: int) -> Layer:

@@ -610,7 +610,11 @@ class Flow(nn.Module):
     ) -> Tensor:
         given = None if context is None else cast_tensor(self.like, "context", context)
         batch = () if given is None else given.shape[:-1]
-        z = base_sample(torch.Size((*sizes(shape), *batch)))
+        whole = torch.Size((*sizes(shape), *batch))
+        if whole.numel():
+            z = base_sample(whole)
+        else:  # which PyTorch's mixtures do not draw
+            z = base_sample(torch.Size((1,))).new_empty(*whole, *self.base.event_shape)
         flow, given = self.encoded(given, max_batch)
         rows, given, batch = as_rows(z, given)
         drawn = in_chunks(partial(carry, flow), rows, given, max_batch)

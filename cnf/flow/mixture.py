@@ -174,6 +174,8 @@ class FlowMixture(nn.Module):
         drawn = None
         for k, flow in enumerate(self.flows):
             places = (chosen == k).nonzero().squeeze(1)
+            if drawn is not None and not len(places):
+                continue
             if given is None:
                 part = flow.sample((len(places),), max_batch=max_batch)
             else:

@@ -22,7 +22,7 @@ class NoisyMixture(nn.Module):
         p_σ(y) = Σ_k w_k N(y; μ_k, V_k + σ² I),
         E[x | y] = Σ_k r_k(y) (μ_k + V_k (V_k + σ² I)⁻¹ (y − μ_k)),   r_k ∝ w_k N(y; μ_k, V_k + σ²)
 
-    for y = x + σ ε with standard normal ε. Unlike `cnf.tables.mixture.NormalMixture`, whose full
+    for y = x + σ ε with standard normal ε. Unlike `cnf.mixtures.normal.NormalMixture`, whose full
     covariances would be factorised for each σ and component, it is cheap at many scales of noise.
 
     Args:

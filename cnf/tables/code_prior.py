@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cnf.tables.mixture import NormalMixture
+from cnf.mixtures.normal import NormalMixture
 
 Rows = slice | Tensor
 

@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 from cnf.fields.conditional import Conditional, GroupedQuestions, OneQuestion
 from cnf.layers import CNF, TransformResult
 from cnf.layers.settings import SolverSettings
+from cnf.mixtures.normal import NormalMixture
 from cnf.ode import SolveError, Status
-from cnf.tables.mixture import NormalMixture
 
 MIN_GROUP = 256  # rows of a mask that are worth a solve
 MAX_ROWS = 384  # that are solved together, each with a mask and a matrix

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from cnf.layers.training_solver import TRAINING_SOLVER
+from cnf.mixtures.normal import NormalMixture
 from cnf.ode import SolveError
 from cnf.tables.code_training import check_weights
 from cnf.tables.masked_flow import MaskedFlow
-from cnf.tables.mixture import NormalMixture
 from cnf.training.averaged_recipe import AveragedRecipe
 from cnf.training.averaged_run import AveragedRun
 from cnf.training.checkpoint import Checkpointer, run_identity

@@ -778,8 +778,8 @@ class RowModel(nn.Module):
 
 def _new_values(sizes: Sequence[int], columns: int) -> MaskedFlow:
     """Return a new model of values given codes, whose mixture and field are trained later."""
+    from cnf.mixtures.normal import NormalMixture
     from cnf.tables.masked_flow import MaskedFlow
-    from cnf.tables.mixture import NormalMixture
 
     return MaskedFlow(NormalMixture(1, columns, [size for size in sizes if size > 1]))
 

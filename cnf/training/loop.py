@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from cnf.flow import Flow
+from cnf.flow.base_config import map_tensors
+from cnf.flow.mixture_base import is_unfitted, mixture_base
 from cnf.layers import CNF, ConditionalAffine, FieldLayer, Scaling, Standardize, Steps
 from cnf.layers.context import ContextEncoder
+from cnf.mixtures import NormalMixture
 from cnf.ode import SolveError
 from cnf.training.checkpoint import Checkpointer, run_identity
 from cnf.training.data import BatchSampler, Rows, training_rows
@@ -33,6 +36,8 @@ from cnf.utils.threads import Threads, check_threads
 # Scalings are fitted on as many random rows: means are then known to two thousandths of a
 # deviation, and the field learns the rest.
 MAX_SCALING_ROWS = 200_000
+# A mixture as a base is fitted to as many rows, and has as many components, which take seconds.
+MAX_BASE_ROWS, MAX_BASE_COMPONENTS = 5000, 50
 PASS_CHUNK_ROWS = 1000  # rows that pass through a flow, or through its layers, at once
 
 
@@ -55,7 +60,8 @@ def fit(
 ) -> History:
     """Train `flow` on `data` and leave it with its best weights on validation.
 
-    Scaling layers next to the data that are not fitted yet are first fitted on the training rows.
+    Scaling layers next to the data that are not fitted yet are first fitted on the training rows,
+    and so is a base of `cnf.ffjord(base="mixture")`.
     Modules such as dropout train in training mode, and validate and end in evaluation mode.
     The loop takes AdamW steps by the recipe's schedule, solves at the recipe's loose tolerance, and
     validates a moving average of the weights. Ctrl-C ends it cleanly. Its random numbers depend on
@@ -125,6 +131,7 @@ def fit(
     flow.train()
     with seeded(seed, flow.like.device):  # the same noise in every process
         fit_scalings(flow, train)
+        fit_base(flow, train, held_out, seed)
     (spent,) = mean([perf_counter() - start], held_out.x)
     checkpointer = None
     if state is not None:
@@ -195,6 +202,27 @@ def fit_scalings(flow: Flow, rows: Rows) -> None:
         if isinstance(layer, Scaling) and not layer.fitted:
             layer.fit(x, rows.weight)
         x = torch.cat([layer.pull(part).value for part in x.split(PASS_CHUNK_ROWS)])
+
+
+@torch.no_grad()
+def fit_base(flow: Flow, train: Rows, held_out: Rows, seed: int) -> None:
+    """Fit a base that is an unfitted mixture by expectation maximisation on rows at the base.
+
+    The number of components is the best one on held-out rows. Other bases stay as they are.
+    """
+    if not is_unfitted(flow.base):
+        return
+    parts = []
+    train = train[torch.randperm(len(train))[:MAX_BASE_ROWS].to(train.x.device)]
+    for rows in (train, held_out[:MAX_BASE_ROWS]):
+        pulled = [flow.pull(part.x, part.context).value for part in rows.split(PASS_CHUNK_ROWS)]
+        parts.append(torch.cat(pulled).double().cpu())
+    weight = None if train.weight is None else train.weight.double().cpu()
+    mixture = NormalMixture.choose(
+        *parts, weight=weight, max_components=MAX_BASE_COMPONENTS, seed=seed
+    )
+    numbers = (mixture.log_weights.exp(), mixture.means, mixture.covariances)
+    flow.base = map_tensors(mixture_base(*numbers), lambda tensor: tensor.to(flow.like))
 
 
 @torch.no_grad()

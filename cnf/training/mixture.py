@@ -17,6 +17,7 @@ from cnf.training.data import Rows, training_rows
 from cnf.training.history import Callback, Event, History, Record
 from cnf.training.loop import fit
 from cnf.training.progress import TrainingBudget
+from cnf.training.recipes import Recipe, choose_recipe
 from cnf.training.run import TrainingError
 
 
@@ -32,6 +33,8 @@ def fit_mixture(
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
     state: str | Path | None = None,
+    objective: str | None = None,
+    recipe: str | Recipe | None = None,
     **options: Any,
 ) -> History:
     """Train the flows of a mixture on data, and then find their weights on the validation rows.
@@ -52,6 +55,8 @@ def fit_mixture(
             so far, with equal weights, and whose steps, seconds and progress are of all flows.
         state: A file for the state of the first flow's run; a number is added to its name for
             those of the others. Where they exist, the run resumes.
+        objective: As for `cnf.fit`.
+        recipe: A recipe or its name, as for `cnf.fit`; each flow has its own by `Recipe.of_flow`.
         options: Further arguments of `cnf.fit`.
 
     Returns:
@@ -73,6 +78,9 @@ def fit_mixture(
     given = (context, weight, validation)
     train, held_out = training_rows(mixture.flows[0], data, *given, generator)
     done = _TrainedFlows(mixture, held_out, seed)
+    if not isinstance(recipe, Recipe):
+        recipe = choose_recipe(recipe, len(train), mixture.dim, context is not None, objective)[1]
+    recipe = replace(recipe, objective=objective or recipe.objective)
     for k, flow in enumerate(mixture.flows):
         try:
             history = fit(
@@ -81,6 +89,7 @@ def fit_mixture(
                 context=train.context,
                 weight=train.weight,
                 validation=held_out,
+                recipe=recipe.of_flow(k),
                 budget=None if length.budget == inf else length.budget / count,
                 steps=None if length.steps == inf else max(1, round(length.steps / count)),
                 seed=seed + k,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnf.fields import ACTIVATIONS, DIVERGENCES, FIELDS, field_arguments
 from cnf.fields.regularizers import REGULARIZERS, Regularization
+from cnf.flow import BASES
 from cnf.layers import SCALINGS
 from cnf.layers.training_solver import TRAINING_SOLVER
 from cnf.ode import GRADIENTS, TABLEAUS
@@ -93,9 +94,13 @@ class Recipe:
     x_features: int = _flow(0, "sines and cosines of x, of random frequencies, in fields", low=0)
     x_scale: float = _flow(1.0, "standard deviation of these frequencies, of standardised columns")
     scaling: str = _flow("standardize", "layer that scales the columns", choices=SCALINGS)
+    base: str = _flow("normal", "base: normal, or a mixture fitted before the field", choices=BASES)
     flows: int = _flow(1, "number of flows, whose mixture is the density")
     other_scaling: str = _flow(
         "standardize", "scaling of every second flow of a mixture", choices=SCALINGS
+    )
+    other_base: str = _flow(
+        "normal", "base of the third and fourth of every four flows", choices=BASES
     )
     batch_norm: bool = _flow(
         False, "true or false: batch normalisation on the base side of each CNF layer (mle)"
@@ -229,7 +234,7 @@ class Recipe:
         """
         from cnf.flow import ffjord
 
-        names = {"blocks", "field", "field_options", "scaling", "batch_norm"}
+        names = {"blocks", "field", "field_options", "scaling", "base", "batch_norm"}
         names |= {"hidden", "activation"} & set(field_arguments(self.field))
         options = {name: getattr(self, name) for name in names}
         return ffjord(dim, context_dim=context_dim, columns=columns, **options)
@@ -247,11 +252,26 @@ class Recipe:
             return self.flow(dim, context_dim, columns)
         from cnf.flow import FlowMixture
 
-        scalings = (self.scaling, self.other_scaling)
         return FlowMixture(
-            replace(self, scaling=scalings[k % 2]).flow(dim, context_dim, deepcopy([*columns]))
-            for k in range(self.flows)
+            self.of_flow(k).flow(dim, context_dim, deepcopy([*columns])) for k in range(self.flows)
         )
+
+    def of_flow(self, k: int) -> Recipe:
+        """Return the recipe of flow k of a mixture, counted from 0; the first one's is the whole's.
+
+        A flow whose base is a mixture is trained by likelihood alone, from what the base is: flow
+        matching between independent points would lose it. With that objective all bases are alike.
+
+        Example:
+            >>> recipe = RECIPES["table-tiny"].of_flow(3)
+            >>> recipe.scaling, recipe.base, recipe.objective
+            ('gaussianize_uneven', 'mixture', 'mle')
+        """
+        found = replace(self, scaling=self.other_scaling) if k % 2 else self
+        if k % 4 < 2 or self.objective == "matching":
+            return found
+        objective = "mle" if self.other_base == "mixture" else self.objective
+        return replace(found, base=self.other_base, objective=objective)
 
 
 document_numbers(Recipe)
@@ -293,9 +313,14 @@ PAPER_TABLE = replace(
 )
 
 TABLE = Recipe(scaling="gaussianize", learning_rate=3e-2, ema_decay=0.99)
-# Few rows are overfitted in another way by each flow, and do not tell the better scaling.
+# Few rows are overfitted in another way by each flow, and do not tell the better scaling or base.
 SMALL_TABLE = replace(
-    TABLE, flows=4, other_scaling="gaussianize_uneven", matching_batch=256, weight_decay=1e-2
+    TABLE,
+    flows=4,
+    other_scaling="gaussianize_uneven",
+    other_base="mixture",
+    matching_batch=256,
+    weight_decay=1e-2,
 )
 
 # Fourier features of x fit edges; the coupling's paths take two thirds of the evaluations.
@@ -357,16 +382,17 @@ def unused(recipe: Recipe) -> dict[str, str]:
     """Return the attributes without effect in a recipe, each with the attribute that disables it.
 
     Example:
-        >>> sorted(unused(Recipe(objective="mle", x_features=8)))
-        ['coupling', 'matching', 'matching_batch', 'matching_rate', 'other_scaling', 'path']
+        >>> sorted(unused(Recipe(objective="mle", x_features=8, flows=2)))
+        ['coupling', 'matching', 'matching_batch', 'matching_rate', 'path']
         >>> unused(Recipe())
-        {'x_scale': 'x_features 0', 'other_scaling': 'flows 1'}
+        {'x_scale': 'x_features 0', 'other_scaling': 'flows 1', 'other_base': 'flows 1'}
     """
     network = ("hidden", "activation", "time_features", "x_features")
     taken = field_arguments(recipe.field)
     found = {name: f"field {recipe.field}" for name in network if name not in taken}
     found |= {} if recipe.x_features else {"x_scale": "x_features 0"}
-    found |= {} if recipe.flows > 1 else {"other_scaling": "flows 1"}
+    if recipe.flows == 1:
+        found |= {"other_scaling": "flows 1", "other_base": "flows 1"}
     if recipe.gradient != "checkpoint":
         found["activation_bytes"] = f"gradient {recipe.gradient}"
     return found | {

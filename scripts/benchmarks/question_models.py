@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnf.mixtures.normal import NormalMixture
 from cnf.scripts.benchmarks.measure import BENCHMARK_CHUNK_ROWS
 from cnf.scripts.benchmarks.question_tables import Array, Mask, QuestionSplit
 from cnf.storage import load, save
@@ -19,7 +20,6 @@ from cnf.tables import RowModel
 from cnf.tables.code_training import QUESTIONS
 from cnf.tables.coding import Coding
 from cnf.tables.masked_training import ValuesRecipe
-from cnf.tables.mixture import NormalMixture
 from cnf.tables.row_training import fit_rows, new_row_model
 from cnf.utils.random import seeded
 

@@ -12,7 +12,7 @@ from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from cnf.tables.mixture import MaskBlock, MaskBlocks, NormalMixture
+from cnf.mixtures.normal import MaskBlock, MaskBlocks, NormalMixture
 
 BATCH_ROWS, BATCHES = 100, 10  # of incremental steps: rows at least, and their number at most
 TOLERANCE = 3e-4  # nats a row that a pass must gain

@@ -128,7 +128,7 @@ class NormalMixture(nn.Module):
         incomplete data via an EM approach; Fraley and Raftery (2007), Bayesian regularization for
         normal mixture estimation and model-based clustering.
         """
-        from cnf.tables.mixture_training import MixtureFitting
+        from cnf.mixtures.fitting import MixtureFitting
 
         fitting = MixtureFitting(z, codes, sizes, weight, seed, floor)
         return fitting.run(components, iterations, seconds, prior)
@@ -152,7 +152,7 @@ class NormalMixture(nn.Module):
         since many smooth components may be better than a few. The best one is fitted to the end if
         that helps. The search ends early when the seconds are over. Other arguments as in `fit`.
         """
-        from cnf.tables.mixture_training import MixtureFitting
+        from cnf.mixtures.fitting import MixtureFitting
 
         end = perf_counter() + seconds
         fitting = MixtureFitting(z, codes, sizes, weight, seed, FLOOR)

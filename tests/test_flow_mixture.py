@@ -179,6 +179,11 @@ def test_mistakes_are_named(flows, weights, message):
         FlowMixture(flows, weights)
 
 
+def test_fit_names_the_function_for_a_mixture():
+    with pytest.raises(TypeError, match=r"a flow; got FlowMixture: .* by cnf.fit_mixture"):
+        cnf.fit(shifted(0.0), torch.zeros(5, 2), steps=1)
+
+
 def data(rows=60):
     return torch.randn(rows, 2, generator=torch.Generator().manual_seed(0)) * 2 + 3
 

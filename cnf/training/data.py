@@ -170,6 +170,11 @@ def training_rows(
 
     Arguments and errors are those of `cnf.fit`.
     """
+    if not isinstance(flow, Flow):
+        raise TypeError(
+            f"Expected a flow; got {type(flow).__name__}: train a mixture of flows by "
+            "cnf.fit_mixture"
+        )
     train = rows_for(flow, "data", data, context, weight)
     if validation is None:
         return hold_out(train, generator)

@@ -59,8 +59,7 @@ from cnf.training.callbacks import ProgressBar, TensorBoard
 from cnf.training.checkpoint import TrainingState
 from cnf.training.distillation import default_method
 from cnf.training.history import Callback, Event, History
-from cnf.training.loop import fit
-from cnf.training.mixture import fit_mixture
+from cnf.training.mixture import fit_model
 from cnf.training.recipes import CODES, Recipe
 from cnf.training.run import TrainingError
 from cnf.training.schedule import Stage, stages
@@ -476,12 +475,12 @@ def _fit(
     assert isinstance(recipe, Recipe)
     assert not isinstance(model, RowModel)
     (x, given), (rows, contexts) = (part.tensors(model.like) for part in (train, held_out))
-    options |= {
-        "context": given,
-        "recipe": recipe,
-        "validation": rows if contexts is None else (rows, contexts),
-        "state": out / STATE_FILE,
-    }
-    if isinstance(model, FlowMixture):
-        return fit_mixture(model, x, **options)
-    return fit(model, x, **options)
+    return fit_model(
+        model,
+        x,
+        context=given,
+        recipe=recipe,
+        validation=rows if contexts is None else (rows, contexts),
+        state=out / STATE_FILE,
+        **options,
+    )

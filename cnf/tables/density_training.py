@@ -17,8 +17,7 @@ from cnf.tables.row_model import RowModel
 from cnf.tables.row_training import fit_rows, new_row_model
 from cnf.tables.schema import Schema
 from cnf.training.history import History
-from cnf.training.loop import fit
-from cnf.training.mixture import fit_mixture
+from cnf.training.mixture import fit_model
 from cnf.training.recipes import CODES, Recipe, choose_recipe
 from cnf.utils.random import seeded
 
@@ -125,15 +124,14 @@ def train_flow(
         _, recipe = choose_recipe(recipe, *known, schema.continuous(rows))
     with seeded(seed):
         model = recipe.model(schema.width, contexts.shape[1], schema.layers(rows)).to(device)
-    options |= {
-        "context": torch.tensor(contexts) if contexts.size else None,
-        "weight": None if weight is None else torch.tensor(weight),
-        "objective": objective,
-        "recipe": recipe,
-        "seed": seed,
-    }
-    if isinstance(model, FlowMixture):
-        history = fit_mixture(model, torch.tensor(rows), **options)
-    else:
-        history = fit(model, torch.tensor(rows), **options)
+    history = fit_model(
+        model,
+        torch.tensor(rows),
+        context=torch.tensor(contexts) if contexts.size else None,
+        weight=None if weight is None else torch.tensor(weight),
+        objective=objective,
+        recipe=recipe,
+        seed=seed,
+        **options,
+    )
     return model.cpu().double(), history

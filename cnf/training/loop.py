@@ -103,7 +103,7 @@ def fit(
     Raises:
         ValueError: The data does not fit the flow, a number or name is out of range, the objective
             cannot train the flow, or the state belongs to another run.
-        TypeError: Data, a context or weights are not tensors.
+        TypeError: Data, a context or weights are not tensors, or the flow is none.
         TrainingError: Too many steps failed in a row, or no validation could be scored.
 
     Example:
@@ -115,13 +115,13 @@ def fit(
     """
     length, start = TrainingBudget.of(budget, steps), perf_counter()
     threads = check_threads(threads)
+    generator = torch.Generator().manual_seed(seed)
+    train, held_out = training_rows(flow, data, context, weight, validation, generator)
     if any(isinstance(layer, Steps) for layer in flow.layers):
         raise ValueError(
             "Expected a flow of CNF layers to fit; got Steps, which likelihood alone would fold: "
             "fit the flow with CNF layers, and use cnf.distil"
         )
-    generator = torch.Generator().manual_seed(seed)
-    train, held_out = training_rows(flow, data, context, weight, validation, generator)
     if not isinstance(recipe, Recipe):
         recipe = choose_recipe(recipe, len(train), flow.dim, context is not None, objective)[1]
     recipe = replace(recipe, objective=objective or recipe.objective)
@@ -212,14 +212,17 @@ def fit_base(flow: Flow, train: Rows, held_out: Rows, seed: int) -> None:
     """
     if not is_unfitted(flow.base):
         return
-    parts = []
     train = train[torch.randperm(len(train))[:MAX_BASE_ROWS].to(train.x.device)]
-    for rows in (train, held_out[:MAX_BASE_ROWS]):
-        pulled = [flow.pull(part.x, part.context).value for part in rows.split(PASS_CHUNK_ROWS)]
-        parts.append(torch.cat(pulled).double().cpu())
-    weight = None if train.weight is None else train.weight.double().cpu()
+    z, other_z = (
+        torch.cat([flow.pull(part.x, part.context).value for part in rows.split(PASS_CHUNK_ROWS)])
+        for rows in (train, held_out[:MAX_BASE_ROWS])
+    )
     mixture = NormalMixture.choose(
-        *parts, weight=weight, max_components=MAX_BASE_COMPONENTS, seed=seed
+        z.double().cpu(),
+        other_z.double().cpu(),
+        weight=None if train.weight is None else train.weight.double().cpu(),
+        max_components=MAX_BASE_COMPONENTS,
+        seed=seed,
     )
     numbers = (mixture.log_weights.exp(), mixture.means, mixture.covariances)
     flow.base = map_tensors(mixture_base(*numbers), lambda tensor: tensor.to(flow.like))

@@ -106,6 +106,19 @@ def fit_mixture(
     return done.finish()
 
 
+def fit_model(model: Flow | FlowMixture, data: Tensor, **options: Any) -> History:
+    """Train a flow by `cnf.fit`, or a mixture of flows by `fit_mixture`, with arguments of both.
+
+    Example:
+        >>> from cnf.flow import ffjord
+        >>> fit_model(ffjord(2, hidden=(8,)), torch.randn(50, 2), steps=3).steps
+        3
+    """
+    if isinstance(model, FlowMixture):
+        return fit_mixture(model, data, **options)
+    return fit(model, data, **options)
+
+
 class _TrainedFlows:
     """The flows of a mixture whose training has ended, with their scores of held-out rows."""
 

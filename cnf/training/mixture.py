@@ -77,10 +77,10 @@ def fit_mixture(
     generator = torch.Generator().manual_seed(seed)
     given = (context, weight, validation)
     train, held_out = training_rows(mixture.flows[0], data, *given, generator)
-    done = _TrainedFlows(mixture, held_out, seed)
     if not isinstance(recipe, Recipe):
         recipe = choose_recipe(recipe, len(train), mixture.dim, context is not None, objective)[1]
     recipe = replace(recipe, objective=objective or recipe.objective)
+    done = _TrainedFlows(mixture, held_out[: recipe.validation_rows], seed)
     for k, flow in enumerate(mixture.flows):
         try:
             history = fit(

@@ -88,7 +88,8 @@ def test_a_base_may_be_a_mixture(tmp_path):
     flow = cnf.ffjord(2, hidden=(8,), base="mixture")
     assert flow.sample(0).shape == (0, 2)
     recipe = Recipe(objective="mle", learning_rate=1e-9)
-    cnf.fit(flow, x, recipe=recipe, steps=1)
+    history = cnf.fit(flow, x, recipe=recipe, steps=1)
+    assert history.step.tolist() == [0, 1]
     assert flow.base.component_distribution.batch_shape[0] in (2, 5)
     expected = GaussianMixture(2, random_state=0).fit(x).score(x)
     assert abs(flow.log_prob(x).mean().item() - expected) < 0.05
@@ -101,6 +102,15 @@ def test_a_base_may_be_a_mixture(tmp_path):
     assert cnf.ffjord(2, base="mixture", circular=(0,)).circular == (0,)  # which has none
     with pytest.raises(ValueError, match="base to be one of normal, mixture; got 'cauchy'"):
         cnf.ffjord(2, base="cauchy")
+
+
+def test_the_base_is_kept_where_the_field_is_worse():
+    x = torch.randn(100, 2)
+    flow, held_out = cnf.ffjord(2, hidden=(8,), base="mixture"), torch.randn(500, 2)
+    recipe = Recipe(objective="mle", learning_rate=1.0, ema_decay=0.0, max_grad_norm=1e9)
+    history = cnf.fit(flow, x, validation=held_out, recipe=recipe, steps=40)
+    assert (history.best_step, history.validation_nll.argmin()) == (0, 0)
+    near(flow.pull(x).value[:, 0], flow.layers[-1].pull(x).value[:, 0], 1e-6)
 
 
 def test_flows_of_a_mixture_take_turns():

@@ -227,7 +227,8 @@ def test_interrupted_method_is_not_cached_and_the_others_are(folder, fitted, mon
     assert done(*given).count("cached") == 3
     assert fitted.call_count == 5
     # `fit` takes Ctrl-C as early stopping.
-    monkeypatch.setattr(density, "fit_model", lambda *_, **__: SimpleNamespace(reason="interrupted"))
+    interrupted = SimpleNamespace(reason="interrupted")
+    monkeypatch.setattr(density, "fit_model", lambda *_, **__: interrupted)
     with pytest.raises(KeyboardInterrupt):
         own_density.fit_cnf(standardized(bumps(60), 0), 1.0, 0)
 

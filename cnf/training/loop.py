@@ -131,7 +131,7 @@ def fit(
     flow.train()
     with seeded(seed, flow.like.device):  # the same noise in every process
         fit_scalings(flow, train)
-        fit_base(flow, train, held_out, seed)
+        new_base = fit_base(flow, train, held_out, seed)
     (spent,) = mean([perf_counter() - start], held_out.x)
     checkpointer = None
     if state is not None:
@@ -155,6 +155,8 @@ def fit(
         checkpointer,
         threads,
     )
+    if new_base:  # of which the field starts, and which may be better than what it becomes
+        run.validate_start()
     run.run(callbacks, seed)
     flow.load_state_dict(run.finish())
     flow.eval()
@@ -205,13 +207,14 @@ def fit_scalings(flow: Flow, rows: Rows) -> None:
 
 
 @torch.no_grad()
-def fit_base(flow: Flow, train: Rows, held_out: Rows, seed: int) -> None:
+def fit_base(flow: Flow, train: Rows, held_out: Rows, seed: int) -> bool:
     """Fit a base that is an unfitted mixture by expectation maximisation on rows at the base.
 
-    The number of components is the best one on held-out rows. Other bases stay as they are.
+    The number of components is the best one on held-out rows. Other bases stay as they are. Return
+    whether it was fitted.
     """
     if not is_unfitted(flow.base):
-        return
+        return False
     train = train[torch.randperm(len(train))[:MAX_BASE_ROWS].to(train.x.device)]
     z, other_z = (
         torch.cat([flow.pull(part.x, part.context).value for part in rows.split(PASS_CHUNK_ROWS)])
@@ -226,6 +229,7 @@ def fit_base(flow: Flow, train: Rows, held_out: Rows, seed: int) -> None:
     )
     numbers = (mixture.log_weights.exp(), mixture.means, mixture.covariances)
     flow.base = map_tensors(mixture_base(*numbers), lambda tensor: tensor.to(flow.like))
+    return True
 
 
 @torch.no_grad()
@@ -273,6 +277,11 @@ class FlowRun(Run[Record, Event]):
         batch = self.sampler.batch(stage.batch_size)
         rate, factor = stage.rate(done, steps), stage.tolerance_factor(done, steps)
         return self.learner.step(stage.objective, batch, rate, factor), rate
+
+    def validate_start(self) -> None:
+        """Validate the weights that the run begins with, which are kept where none are better."""
+        record, value = self.record(self.validate(), 0.0)
+        self.progress.add_record(record, value, 0.0)
 
     def validate(self) -> float:
         self.learner.copy_statistics()

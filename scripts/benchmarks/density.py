@@ -17,11 +17,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from cnf.flow import Flow, FlowMixture
+from cnf.flow import Flow
 from cnf.scripts.benchmarks.compared import peer
 from cnf.scripts.benchmarks.measure import BENCHMARK_CHUNK_ROWS, Array
-from cnf.training import History
-from cnf.training.mixture import fit_model
+from cnf.training import History, fit
 from cnf.training.recipes import Recipe
 from cnf.utils.random import seeded
 
@@ -226,31 +225,11 @@ def trained_flow(
     """Train a flow by a recipe on arrays, up to `length`: `steps` or a `budget` in seconds."""
     with seeded(seed):
         flow = recipe.flow(train.shape[1])
-    return flow, _fit(flow, recipe, train, validation, seed, **length)
-
-
-def trained_model(
-    recipe: Recipe, train: Array, validation: Array, seed: int, **length: Any
-) -> tuple[Flow | FlowMixture, History]:
-    """Train a flow, or a mixture where the recipe has several, as `trained_flow` does."""
-    with seeded(seed):
-        model = recipe.model(train.shape[1])
-    return model, _fit(model, recipe, train, validation, seed, **length)
-
-
-def _fit(
-    model: Flow | FlowMixture,
-    recipe: Recipe,
-    train: Array,
-    validation: Array,
-    seed: int,
-    **length: Any,
-) -> History:
-    rows, held_out = (torch.from_numpy(part).to(model.like) for part in (train, validation))
-    history = fit_model(model, rows, recipe=recipe, validation=held_out, seed=seed, **length)
+    rows, held_out = (torch.from_numpy(part).to(flow.like) for part in (train, validation))
+    history = fit(flow, rows, recipe=recipe, validation=held_out, seed=seed, **length)
     if history.reason == "interrupted":  # `fit` treats Ctrl-C as early stopping
         raise KeyboardInterrupt
-    return history
+    return flow, history
 
 
 @torch.no_grad()

@@ -280,7 +280,7 @@ def reporting_load_errors(kind: str, folder: str | Path) -> Iterator[None]:
         raise ValueError(f"Expected {kind} of cnf-flows in {folder}; got: {reason}") from None
 
 
-def load_config(folder: str | Path, required: Collection[str] = FLOW_ENTRIES) -> dict[str, Any]:
+def load_config(folder: str | Path, required: Collection[str] = ("metadata",)) -> dict[str, Any]:
     """Read `config.json` in a folder, and check its format and required entries.
 
     Warns where it has changed since it was written, by hand or by damage.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cnf.datasets import row_groups, split
-from cnf.flow import Flow
+from cnf.flow import Flow, FlowMixture
 from cnf.flow.folds import FoldMass, fold_mass
 from cnf.layers import Steps
 from cnf.scripts.data import AnyToy, Data
@@ -22,11 +22,12 @@ from cnf.scripts.folder import run_folder, write_records
 from cnf.scripts.options import read_options
 from cnf.scripts.program import say
 from cnf.scripts.rows import Array, ContextRows, no_context
-from cnf.scripts.trained import TrainedModel, check_unused
+from cnf.scripts.trained import TrainedModel, check_unused, flows_of
 from cnf.storage import CONFIG, load_config, save
 from cnf.training.callbacks import ProgressBar
-from cnf.training.distillation import default_method, distil
+from cnf.training.distillation import default_method
 from cnf.training.history import Callback, Event
+from cnf.training.mixture import distil_flows
 from cnf.utils.distributed import barrier, process_group, rank
 from cnf.utils.threads import Threads
 
@@ -55,9 +56,10 @@ class DistillationPlan:
     seed: int = 0
     threads: Threads = "auto"
 
-    def check(self, flow: Flow) -> None:
-        """Raise a ValueError unless the flow can be replaced by such steps."""
-        flow.discretized(self.steps, self.method)
+    def check(self, model: Flow | FlowMixture) -> None:
+        """Raise a ValueError unless the model's flows can be replaced by such steps."""
+        for flow in flows_of(model):
+            flow.discretized(self.steps, self.method)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def distil_model(arguments: argparse.Namespace) -> None:
                 "explicit steps: name the folder of the model that it was distilled from"
             )
         names = ("steps", "budget", "updates", "seed", "threads")
-        method = arguments.method or default_method(trained.flow)
+        method = arguments.method or default_method(flows_of(trained.flow)[0])
         given = {name: getattr(arguments, name) for name in names}
         plan = DistillationPlan(method=method, **given)
         plan.check(trained.flow)
@@ -113,7 +115,7 @@ def tune(trained: TrainedModel, rows: TuningRows, plan: DistillationPlan, out: P
         for part in (rows.train, rows.validation)
     )
     begin = perf_counter()
-    steps = distil(
+    steps = distil_flows(
         flow,
         x,
         context=context,

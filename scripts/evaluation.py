@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from cnf.datasets import row_groups
 from cnf.diagnostics.consistency import consistency
 from cnf.diagnostics.similarity import Similarity
-from cnf.flow import Flow
 from cnf.flow.scores import Scores
 from cnf.layers import Steps
 from cnf.scripts.data import AnyToy, true_log_prob
 from cnf.scripts.rows import Array, ContextRows
-from cnf.scripts.trained import TrainedModel
+from cnf.scripts.trained import TrainedModel, flows_of
 from cnf.tables.row_model import RowModel
 from cnf.utils.distributed import rank
 from cnf.utils.serialization import json_value
@@ -224,7 +223,9 @@ def folded_rows(trained: TrainedModel, rows: ContextRows, log_prob: Array) -> ND
 
 def _has_steps(trained: TrainedModel) -> bool:
     model = trained.model
-    return isinstance(model, Flow) and any(isinstance(layer, Steps) for layer in model.layers)
+    if isinstance(model, RowModel):
+        return False
+    return any(isinstance(layer, Steps) for flow in flows_of(model) for layer in flow.layers)
 
 
 def warn_of_rows(trained: TrainedModel, rows: ContextRows, log_prob: Array) -> None:

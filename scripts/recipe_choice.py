@@ -176,14 +176,7 @@ def _flow_recipe(
     if changes.get("field") in FIELDS:  # whose features may not be the recipe's
         taken = field_arguments(changes["field"])
         lost = {name: 0 for name in ("time_features", "x_features") if name not in taken}
-    if arguments.discretize:  # steps replace a single flow
-        lost["flows"] = 1
     recipe = replace(recipe, **{**lost, **changes})
-    if arguments.discretize and recipe.flows > 1:
-        raise ValueError(
-            f"Expected --flows 1 with --discretize, whose steps replace a single flow; got "
-            f"{recipe.flows}: leave one of them out"
-        )
     for useless, why in unused(recipe).items():
         if useless in changes:
             raise ValueError(f"Expected no {option_of(useless)} with {why}, which does not use it")

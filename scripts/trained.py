@@ -121,17 +121,16 @@ class TrainedModel:
         return replace(self, model=self.model.in_double())
 
     @property
-    def flow(self) -> Flow:
-        """The model where it is a flow.
+    def flow(self) -> Flow | FlowMixture:
+        """The model where it is a flow, or a mixture of flows.
 
         Raises:
-            ValueError: It is a mixture of flows, or a model of codes, or of answers.
+            ValueError: It is one of codes, or of answers.
         """
-        if not isinstance(self.model, Flow):
-            mixed = isinstance(self.model, FlowMixture)
+        if isinstance(self.model, RowModel):
             raise ValueError(
                 f"Expected a flow, which steps can replace; the model in {self.folder} is "
-                f"{self.kind}: {'train with --flows 1' if mixed else 'use it as it is'}"
+                f"{self.kind}: use it as it is"
             )
         return self.model
 

@@ -59,7 +59,7 @@ from cnf.training.callbacks import ProgressBar, TensorBoard
 from cnf.training.checkpoint import TrainingState
 from cnf.training.distillation import default_method
 from cnf.training.history import Callback, Event, History
-from cnf.training.mixture import fit_model
+from cnf.training.mixture import fit_flows
 from cnf.training.recipes import CODES, Recipe
 from cnf.training.run import TrainingError
 from cnf.training.schedule import Stage, stages
@@ -206,12 +206,12 @@ def _tuning_plan(arguments: argparse.Namespace, model: Model) -> DistillationPla
     Raises:
         ValueError: The flow cannot be replaced by such steps.
     """
-    if arguments.discretize is None or not isinstance(model, Flow):
+    if arguments.discretize is None or isinstance(model, RowModel):
         return None
     budget, steps = arguments.budget, arguments.steps
     plan = DistillationPlan(
         arguments.discretize,
-        default_method(model),
+        default_method(flows_of(model)[0]),
         budget=None if budget is None else (1 - TRAINING_SHARE) * budget,
         updates=None if steps is None else max(1, round(UPDATES_SHARE * steps)),
         seed=arguments.seed,
@@ -475,7 +475,7 @@ def _fit(
     assert isinstance(recipe, Recipe)
     assert not isinstance(model, RowModel)
     (x, given), (rows, contexts) = (part.tensors(model.like) for part in (train, held_out))
-    return fit_model(
+    return fit_flows(
         model,
         x,
         context=given,

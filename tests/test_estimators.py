@@ -22,7 +22,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from cnf import CNFDensity
 from cnf.layers.scalings import quantiles
-from cnf.tables import CodeRecipe, RowModel, mixture, row_training
+from cnf.mixtures import normal as mixture
+from cnf.tables import CodeRecipe, RowModel, row_training
 from cnf.tables.masked_training import ValuesRecipe
 from cnf.tables.schema import Column, Schema
 from cnf.training.recipes import Recipe

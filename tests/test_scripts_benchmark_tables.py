@@ -228,7 +228,7 @@ def test_interrupted_method_is_not_cached_and_the_others_are(folder, fitted, mon
     assert fitted.call_count == 5
     # `fit` takes Ctrl-C as early stopping.
     interrupted = SimpleNamespace(reason="interrupted")
-    monkeypatch.setattr(own_density, "fit_model", lambda *_, **__: interrupted)
+    monkeypatch.setattr(own_density, "fit_flows", lambda *_, **__: interrupted)
     with pytest.raises(KeyboardInterrupt):
         own_density.fit_cnf(standardized(bumps(60), 0), 1.0, 0)
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
 
 import torch
 from torch import Tensor
-from torch.distributions import AffineTransform, Distribution, TransformedDistribution
+from torch.distributions import (
+    AffineTransform,
+    Distribution,
+    MixtureSameFamily,
+    MultivariateNormal,
+    TransformedDistribution,
+)
 
 from cnf.flow.flow import Flow
+from cnf.flow.mixture import FlowMixture
 from cnf.flow.scores import log_prob_or_nan
 from cnf.layers import CNF, Steps
 from cnf.layers.layer import ScoringOptions
@@ -129,7 +137,7 @@ def propose(
 
 @torch.no_grad()
 def fold_mass(
-    flow: Flow,
+    flow: Flow | FlowMixture,
     *,
     draws: int = DRAWS,
     context: Tensor | None = None,
@@ -148,7 +156,8 @@ def fold_mass(
     takes another point to it too.
 
     Args:
-        flow: The flow; without `Steps` layers the mass is 0.
+        flow: The flow; without `Steps` layers the mass is 0. A mixture's is the weighted mean of
+            its flows', and as well known as the least known of them.
         draws: Number of draws from q; four times as many where too few of them count.
         context: Rows of context (n, context_dim) of a conditional flow: the mass is their mean.
         seed: Seed of the draws.
@@ -167,10 +176,30 @@ def fold_mass(
         >>> found.mass, found.known, abs(found.integral - 1) < 0.05
         (0.0, True, True)
     """
+    if isinstance(flow, FlowMixture):
+        parts = [fold_mass(each, draws=draws, context=context, seed=seed) for each in flow.weighted]
+        return _mean_mass(parts, flow.weights[flow.weights > 0].double())
     if proposal is not None:
         return _weighed(flow, proposal)
     found = _weighed(flow, propose(flow, draws, context, seed))
     return found if found.known else _weighed(flow, propose(flow, MORE * draws, context, seed))
+
+
+def _mean_mass(parts: Sequence[FoldMass], weights: Tensor) -> FoldMass:
+    def numbers(name: str) -> Tensor:
+        return torch.tensor([getattr(each, name) for each in parts]).to(weights)
+
+    def error(name: str) -> float:
+        return (weights * numbers(name)).square().sum().sqrt().item()
+
+    return FoldMass(
+        (weights * numbers("mass")).sum().item(),
+        error("stderr"),
+        (weights * numbers("integral")).sum().item(),
+        error("integral_stderr"),
+        min(each.effective for each in parts),
+        sum(each.draws for each in parts),
+    )
 
 
 def _weighed(flow: Flow, proposal: Proposal) -> FoldMass:
@@ -224,7 +253,15 @@ def _absolute_part(flow: Flow, x: Tensor, context: Tensor | None) -> tuple[Tenso
 
 
 def _widened(base: Distribution) -> Distribution:
-    """Return z ↦ m + 1.15 (z − m) of a base of mean m, from 0 where it has or knows none."""
+    """Return z ↦ m + 1.15 (z − m) of a base of mean m, from 0 where it has or knows none.
+
+    Components of a mixture of normal distributions are widened one by one.
+    """
+    if isinstance(base, MixtureSameFamily):
+        parts = base.component_distribution
+        if isinstance(parts, MultivariateNormal):
+            wide = MultivariateNormal(parts.loc, scale_tril=WIDTH * parts.scale_tril)
+            return MixtureSameFamily(base.mixture_distribution, wide)
     try:
         mean = base.mean
     except NotImplementedError:

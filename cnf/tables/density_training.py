@@ -17,7 +17,7 @@ from cnf.tables.row_model import RowModel
 from cnf.tables.row_training import fit_rows, new_row_model
 from cnf.tables.schema import Schema
 from cnf.training.history import History
-from cnf.training.mixture import fit_model
+from cnf.training.mixture import fit_flows
 from cnf.training.recipes import CODES, Recipe, choose_recipe
 from cnf.utils.random import seeded
 
@@ -124,7 +124,7 @@ def train_flow(
         _, recipe = choose_recipe(recipe, *known, schema.continuous(rows))
     with seeded(seed):
         model = recipe.model(schema.width, contexts.shape[1], schema.layers(rows)).to(device)
-    history = fit_model(
+    history = fit_flows(
         model,
         torch.tensor(rows),
         context=torch.tensor(contexts) if contexts.size else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 from math import inf, nan
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from cnf.flow import Flow, FlowMixture
-from cnf.training.data import Rows, training_rows
+from cnf.training.data import training_rows
+from cnf.training.distillation import BUDGET, distil
 from cnf.training.history import Callback, Event, History, Record
 from cnf.training.loop import fit
 from cnf.training.progress import TrainingBudget
@@ -80,7 +82,11 @@ def fit_mixture(
     if not isinstance(recipe, Recipe):
         recipe = choose_recipe(recipe, len(train), mixture.dim, context is not None, objective)[1]
     recipe = replace(recipe, objective=objective or recipe.objective)
-    done = _TrainedFlows(mixture, held_out[: recipe.validation_rows], seed)
+    held_out = held_out[: recipe.validation_rows]
+    events = _WholeEvents(callbacks, count)
+    histories: list[History] = []
+    log_probs: list[Tensor] = []  # NaN of a flow whose training failed
+    failure = TrainingError("Training ended with nothing to keep: there was no flow")
     for k, flow in enumerate(mixture.flows):
         try:
             history = fit(
@@ -93,25 +99,34 @@ def fit_mixture(
                 budget=None if length.budget == inf else length.budget / count,
                 steps=None if length.steps == inf else max(1, round(length.steps / count)),
                 seed=seed + k,
-                callbacks=[done.whole(each) for each in callbacks],
+                callbacks=[events] if callbacks else [],
                 state=None if state is None else _numbered(Path(state), k),
                 **options,
             )
         except TrainingError as error:
-            done.fail(error)
+            failure = error
+            events.end(None)
+            log_probs.append(held_out.x.new_full((len(held_out),), nan))
             continue
-        done.add(flow, history)
+        events.end(flow, history)
+        histories.append(history)
+        log_probs.append(flow.score(held_out.x, held_out.context, seed=seed).log_prob)
         if history.reason == "interrupted":
             break
-    return done.finish()
+    if not histories:
+        raise failure
+    if lost := len(log_probs) - len(histories):
+        warn(f"{lost} flows of {len(log_probs)} have no weight: {failure}", stacklevel=2)
+    mixture.fit_weights(torch.stack(log_probs), held_out.weight)
+    return reduce(History.followed_by, histories)
 
 
-def fit_model(model: Flow | FlowMixture, data: Tensor, **options: Any) -> History:
+def fit_flows(model: Flow | FlowMixture, data: Tensor, **options: Any) -> History:
     """Train a flow by `cnf.fit`, or a mixture of flows by `fit_mixture`, with arguments of both.
 
     Example:
         >>> from cnf.flow import ffjord
-        >>> fit_model(ffjord(2, hidden=(8,)), torch.randn(50, 2), steps=3).steps
+        >>> fit_flows(ffjord(2, hidden=(8,)), torch.randn(50, 2), steps=3).steps
         3
     """
     if isinstance(model, FlowMixture):
@@ -119,64 +134,97 @@ def fit_model(model: Flow | FlowMixture, data: Tensor, **options: Any) -> Histor
     return fit(model, data, **options)
 
 
-class _TrainedFlows:
-    """The flows of a mixture whose training has ended, with their scores of held-out rows."""
+def distil_flows(
+    model: Flow | FlowMixture,
+    data: Tensor | None = None,
+    *,
+    budget: float | None = None,
+    updates: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> Flow | FlowMixture:
+    """Return what `cnf.distil` makes of a flow, or of each flow of a mixture, with their weights.
 
-    def __init__(self, mixture: FlowMixture, held_out: Rows, seed: int) -> None:
-        self.mixture, self.held_out, self.seed = mixture, held_out, seed
+    Each flow has an equal part of the budget, or of the updates. Arguments are those of `distil`;
+    events are as in `fit_mixture`.
+
+    Example:
+        >>> from cnf.flow import ffjord
+        >>> mixture = FlowMixture([ffjord(2, hidden=(8,)), ffjord(2, hidden=(8,))])
+        >>> fast = distil_flows(mixture, 2 * torch.randn(300, 2), updates=4)
+        >>> fast.log_prob(torch.zeros(3, 2)).shape
+        torch.Size([3])
+    """
+    if isinstance(model, Flow):
+        limits: dict[str, Any] = {"budget": budget, "updates": updates}
+        return distil(model, data, callbacks=callbacks, **limits, **options)
+    flows = model.weighted
+    events = _WholeEvents(callbacks, len(flows))
+    limits = {
+        "budget": None if budget is None else budget / len(flows),
+        "updates": None if updates is None else max(1, round(updates / len(flows))),
+    }
+    if budget is updates is None:
+        limits["budget"] = BUDGET / len(flows)
+    for flow in flows:
+        events.end(distil(flow, data, callbacks=[events], **limits, **options))
+        if events.interrupted:
+            break
+    return FlowMixture(events.flows, model.weights[model.weights > 0][: len(events.flows)])
+
+
+class _WholeEvents:
+    """A callback of a mixture's flows, one after the other, which gives others whole events.
+
+    The model of an event is the mixture of the flows so far, with equal weights.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback], count: int) -> None:
+        self.callbacks, self.count = callbacks, count
         self.flows: list[Flow] = []
-        self.log_probs: list[Tensor] = []  # NaN of a flow whose training failed
-        self.history: History | None = None
-        self.failure: TrainingError | None = None
+        self.ended, self.steps, self.seconds = 0, 0, 0.0
+        self.records: list[Record] = []
+        self.last: Event | None = None  # of the flow that is trained now
 
-    def add(self, flow: Flow, history: History) -> None:
-        """Count a flow whose training has ended."""
-        self.flows.append(flow)
-        scores = flow.score(self.held_out.x, self.held_out.context, seed=self.seed)
-        self.log_probs.append(scores.log_prob)
-        self.history = history if self.history is None else self.history.followed_by(history)
+    @property
+    def interrupted(self) -> bool:
+        """Whether the flow that ended last had not taken its part of the run."""
+        return self.last is not None and self.last.progress < 1
 
-    def fail(self, error: TrainingError) -> None:
-        """Count a flow whose training has failed."""
-        self.failure = error
-        self.log_probs.append(self.held_out.x.new_full((len(self.held_out),), nan))
+    def __call__(self, event: Event) -> None:
+        """Call the others with a flow's event as one of the mixture."""
+        self.last = event
+        if not self.callbacks:
+            return
+        whole = replace(
+            event,
+            step=event.step + self.steps,
+            seconds=event.seconds + self.seconds,
+            progress=(self.ended + event.progress) / self.count,
+            record=event.record and self._moved(event.record),
+            records=[*self.records, *map(self._moved, event.records)],
+            model=cast("Any", FlowMixture([*self.flows, event.flow])),
+        )
+        for callback in self.callbacks:
+            callback(whole)
 
-    def finish(self) -> History:
-        """Set the mixture's weights, and return the histories of its flows, one after the other."""
-        lost = len(self.log_probs) - len(self.flows)
-        if self.history is None:
-            raise self.failure or TrainingError("Training ended with nothing to keep: no flow")
-        if lost:
-            text = f"{lost} flows of {len(self.log_probs)} have no weight: {self.failure}"
-            warn(text, stacklevel=3)
-        self.mixture.fit_weights(torch.stack(self.log_probs), self.held_out.weight)
-        return self.history
+    def end(self, flow: Flow | None, history: History | None = None) -> None:
+        """Go on to the next flow, from one that is kept unless None, with its history if known."""
+        self.ended += 1
+        if flow is not None:
+            self.flows.append(flow)
+        if history is not None:
+            self._add(history.steps, history.duration, history.records)
+        elif self.last is not None:
+            self._add(self.last.step, self.last.seconds, self.last.records)
 
-    def whole(self, callback: Callback) -> Callback:
-        """Return a callback of a flow's events that gives those of the mixture to another."""
-        earlier = self.history
-        steps, seconds, records = 0, 0.0, list[Record]()
-        if earlier is not None:
-            steps, seconds, records = earlier.steps, earlier.duration, earlier.records
-        flows, begun = [*self.flows], len(self.log_probs)
+    def _add(self, steps: int, seconds: float, records: Sequence[Record]) -> None:
+        self.records += map(self._moved, records)
+        self.steps, self.seconds = self.steps + steps, self.seconds + seconds
 
-        def moved(record: Record) -> Record:
-            return replace(record, step=record.step + steps, seconds=record.seconds + seconds)
-
-        def call(event: Event) -> None:
-            callback(
-                replace(
-                    event,
-                    step=event.step + steps,
-                    seconds=event.seconds + seconds,
-                    progress=(begun + event.progress) / len(self.mixture.flows),
-                    record=event.record and moved(event.record),
-                    records=[*records, *map(moved, event.records)],
-                    model=cast("Any", FlowMixture([*flows, event.flow])),
-                )
-            )
-
-        return call
+    def _moved(self, record: Record) -> Record:
+        seconds = record.seconds + self.seconds
+        return replace(record, step=record.step + self.steps, seconds=seconds)
 
 
 def _numbered(path: Path, k: int) -> Path:

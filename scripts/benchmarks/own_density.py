@@ -8,7 +8,7 @@ import torch
 
 from cnf.scripts.benchmarks.density import FittedDensity, StandardizedSplit, density_of
 from cnf.scripts.benchmarks.measure import BENCHMARK_CHUNK_ROWS
-from cnf.training.mixture import fit_model
+from cnf.training.mixture import fit_flows
 from cnf.training.recipes import choose_recipe
 from cnf.utils.random import seeded
 
@@ -23,7 +23,7 @@ def fit_cnf(parts: StandardizedSplit, budget: float, seed: int) -> FittedDensity
         torch.from_numpy(part).to(model.like) for part in (parts.train, parts.validation)
     )
     options = {"recipe": recipe, "validation": held_out, "seed": seed, "budget": budget}
-    history = fit_model(model, x, **options)
+    history = fit_flows(model, x, **options)
     if history.reason == "interrupted":  # `fit` treats Ctrl-C as early stopping
         raise KeyboardInterrupt
     sample = partial(model.sample, max_batch=BENCHMARK_CHUNK_ROWS)

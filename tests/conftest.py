@@ -126,7 +126,8 @@ def data(tmp_path) -> Path:
 def table(tmp_path_factory) -> Path:
     """A folder trained on `rows_of_table()`, which is in rows.csv next to it."""
     out = tmp_path_factory.mktemp("table") / "out"
-    done("train", write_csv(out.parent / "rows.csv", rows_of_table()), "--out", out, *SMALL)
+    rows = write_csv(out.parent / "rows.csv", rows_of_table())
+    done("train", rows, "--out", out, *SMALL, "--flows", 1)
     return out
 
 
@@ -134,7 +135,8 @@ def table(tmp_path_factory) -> Path:
 def given(table) -> Path:
     """A folder trained on the same table with `width` as the context."""
     out = table.parent / "given"
-    done("train", table.parent / "rows.csv", "--context", "width", "--out", out, *SMALL)
+    words = ("train", table.parent / "rows.csv", "--context", "width", "--flows", 1)
+    done(*words, "--out", out, *SMALL)
     return out
 
 

@@ -77,7 +77,7 @@ def test_python_examples_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if page.stem == "sbi":
         shorten_sbi(monkeypatch)
-    fits = {"cnf.fit": cnf.fit, "cnf.tables.density_training.fit": cnf.fit}
+    fits = {"cnf.fit": cnf.fit, "cnf.training.mixture.fit": cnf.fit}
     fits["cnf.tables.row_training.fit_codes"] = fit_codes
     fits["cnf.tables.row_training.fit_values"] = fit_values
     fits["cnf.series.latent_ode.fit_series"] = fit_series

@@ -234,8 +234,8 @@ def test_columns_and_recipes_choose_the_model():
     quick = {"max_steps": 1, "threads": 1, "verbose": True}
     for data, options, wanted in (
         (frame, {"schema": "infer"}, RowModel),
-        (frame, {"schema": "infer", "objective": "matching"}, cnf.Flow),
-        (frame, {"schema": "infer", "recipe": "table-tiny", "objective": "matching"}, cnf.Flow),
+        (frame, {"schema": "infer", "objective": "matching"}, cnf.FlowMixture),
+        (frame, {"schema": "infer", "recipe": "table-large", "objective": "matching"}, cnf.Flow),
         (frame, {"schema": "infer", "recipe": CodeRecipe(batch_size=32)}, RowModel),
         (turning, {"schema": kinds}, RowModel),
         (real, {"schema": "infer"}, cnf.Flow),
@@ -244,7 +244,7 @@ def test_columns_and_recipes_choose_the_model():
     ):
         density = CNFDensity(**quick, **options).fit(data)
         assert type(density.model_) is wanted, options
-        assert (getattr(density, "flow_", None) is not None) == (wanted is cnf.Flow)
+        assert (getattr(density, "flow_", None) is not None) == (wanted is not RowModel)
 
 
 def test_weights_are_shares_of_a_category():

@@ -174,7 +174,7 @@ def test_flows_without_explicit_steps_are_refused_before_their_training(kind, me
 
 def test_train_discretizes_and_resumes(data, tmp_path):
     out = tmp_path / "out"
-    words = ("train", data, "--out", out, *SMALL)
+    words = ("train", data, "--out", out, *SMALL, "--flows", 1)
     text = done(*words, "--discretize", 2)
     assert "5 steps of training, then 1 updates of tuning 2 explicit steps" in text
     assert "adaptive NLL" in text
@@ -216,7 +216,7 @@ def test_the_budget_is_shared_and_kept(data, tmp_path, monkeypatch):
     def failing(*_, **__):
         raise TrainingError("Expected weights without folds: take more steps")
 
-    monkeypatch.setattr("cnf.scripts.distillation.distil", failing)
+    monkeypatch.setattr("cnf.training.mixture.distil", failing)
     line = complaint("train", data, "--out", out, "--hidden", "8", "--resume", status=1)
     assert f"The trained flow is in {out / 'adaptive'}: cnf distil" in line
     assert "--steps 4" in line

@@ -72,7 +72,7 @@ def test_picture_has_its_recipe_and_budget(tmp_path, monkeypatch):
     shown = done("train", "word:I", "--show-recipe")
     assert f'"x_features": {RECIPES["picture"].x_features}' in shown
     fit = Mock(side_effect=RuntimeError("enough"))
-    monkeypatch.setattr("cnf.scripts.training.fit", fit)
+    monkeypatch.setattr("cnf.scripts.training.fit_flows", fit)
     complaint("train", "word:I", "--out", tmp_path / "one", status=1)
     complaint("train", "word:I", "--steps", 3, "--out", tmp_path / "two", status=1)
     given = [(call.kwargs["budget"], call.kwargs["steps"]) for call in fit.call_args_list]

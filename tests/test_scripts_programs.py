@@ -117,7 +117,8 @@ def test_every_kind_of_file_trains_the_same_model(kind, table, tmp_path):
     else:
         others = {"others": np.zeros((4, 2))} if ":" in kind else {}
         np.savez(path, rows=ROWS, columns=np.array(COLUMNS), **others)
-    done("train", tmp_path / f"rows.{kind}", "--out", tmp_path / "out", *SMALL)
+    words = ("train", tmp_path / f"rows.{kind}", "--out", tmp_path / "out")
+    done(*words, *SMALL, "--flows", 1)
     assert evaluation(tmp_path / "out") == evaluation(table)
     done("sample", tmp_path / "out", "-n", 2, "--out", tmp_path / "drawn.csv")
     names = ("x0", "x1", "x2") if kind == "npy" else COLUMNS
@@ -153,7 +154,7 @@ def test_log_prob_is_the_loaded_flows_whatever_rows_are_with_it(table, tmp_path)
 
 
 def test_seed_and_numbers_of_the_command_line_decide_the_model(table, tmp_path):
-    words = ("train", table.parent / "rows.csv", "--out")
+    words = ("train", table.parent / "rows.csv", "--flows", 1, "--out")
     done(*words, tmp_path / "seed", "--seed", 1, *SMALL)
     left, right = ((out / "model.safetensors").read_bytes() for out in (table, tmp_path / "seed"))
     assert left != right
@@ -184,7 +185,8 @@ def test_every_field_can_be_asked_for(field, tmp_path):
 
 def test_diverged_training_says_so_and_its_metrics_are_json(table, tmp_path):
     wild = ("--objective", "mle", "--learning-rate", "1e30", "--max-grad-norm", "1e30")
-    words = (table.parent / "rows.csv", "--out", tmp_path / "out", *wild, "--hidden", 8)
+    wild += ("--hidden", 8, "--flows", 1)
+    words = (table.parent / "rows.csv", "--out", tmp_path / "out", *wild)
     assert "learning rate" in complaint("train", *words, "--steps", 30, status=1)
     for record in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines():
         strict_json(record)

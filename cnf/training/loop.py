@@ -103,7 +103,7 @@ def fit(
     Raises:
         ValueError: The data does not fit the flow, a number or name is out of range, the objective
             cannot train the flow, or the state belongs to another run.
-        TypeError: Data, a context or weights are not tensors, or the flow is none.
+        TypeError: Data, a context or weights are no tensors, or a mixture is given as the flow.
         TrainingError: Too many steps failed in a row, or no validation could be scored.
 
     Example:

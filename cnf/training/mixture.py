@@ -41,7 +41,7 @@ def fit_mixture(
 ) -> History:
     """Train the flows of a mixture on data, and then find their weights on the validation rows.
 
-    Each flow has an equal part of the budget, or of the steps, and a seed of its own; all share
+    Each flow has an equal part of the budget, or of the steps, and another seed; all share
     the training rows and those for validation. A flow whose training fails has weight 0.
 
     Args:

@@ -260,7 +260,7 @@ class Recipe:
         """Return the recipe of flow k of a mixture, counted from 0; the first one's is the whole's.
 
         A flow whose base is a mixture is trained by likelihood alone, from what the base is: flow
-        matching between independent points would lose it. Flow matching alone leaves all bases as `base` says.
+        matching between independent points would lose it. Where all is matching, bases are `base`.
 
         Example:
             >>> recipe = RECIPES["table-tiny"].of_flow(3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from time import perf_counter
 
@@ -25,9 +26,9 @@ from cnf.scripts.rows import Array, ContextRows, no_context
 from cnf.scripts.trained import TrainedModel, check_unused, flows_of
 from cnf.storage import CONFIG, load_config, save
 from cnf.training.callbacks import ProgressBar
-from cnf.training.distillation import default_method
+from cnf.training.distillation import BUDGET, default_method
 from cnf.training.history import Callback, Event
-from cnf.training.mixture import distil_flows
+from cnf.training.mixture import distil_flows, is_over
 from cnf.utils.distributed import barrier, process_group, rank
 from cnf.utils.threads import Threads
 
@@ -55,6 +56,13 @@ class DistillationPlan:
     updates: int | None = None
     seed: int = 0
     threads: Threads = "auto"
+
+    @property
+    def seconds(self) -> float:
+        """The seconds after which it ends, infinite where only updates do."""
+        if self.budget is not None:
+            return self.budget
+        return BUDGET if self.updates is None else inf
 
     def check(self, model: Flow | FlowMixture) -> None:
         """Raise a ValueError unless the model's flows can be replaced by such steps."""
@@ -123,11 +131,11 @@ def tune(trained: TrainedModel, rows: TuningRows, plan: DistillationPlan, out: P
         callbacks=callbacks,
         **asdict(plan),
     )
-    updates = last[0].step if last else 0
-    complete = bool(last) and last[0].progress >= 1
+    seconds, updates = perf_counter() - begin, last[0].step if last else 0
+    complete = is_over(last[0] if last else None, seconds, plan.seconds)
     say(
-        f"{plan.steps} {plan.method} steps tuned by {updates} updates in "
-        f"{perf_counter() - begin:.1f} s" + ("" if complete else ", ended by interrupted")
+        f"{plan.steps} {plan.method} steps tuned by {updates} updates in {seconds:.1f} s"
+        + ("" if complete else ", ended by interrupted")
     )
     if rank() == 0:
         config = load_config(trained.folder)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import reduce
 from math import inf, nan
 from pathlib import Path
+from time import perf_counter
 from typing import Any, cast
 from warnings import warn
 
@@ -21,6 +22,9 @@ from cnf.training.loop import fit
 from cnf.training.progress import TrainingBudget
 from cnf.training.recipes import Recipe, choose_recipe
 from cnf.training.run import TrainingError
+
+
+ENDED_SHARE = 0.9  # of a budget, after which no interruption is told from the end
 
 
 def fit_mixture(
@@ -167,10 +171,20 @@ def distil_flows(
     if budget is updates is None:
         limits["budget"] = BUDGET / len(flows)
     for flow in flows:
+        begin = perf_counter()
         events.end(distil(flow, data, callbacks=[events], **limits, **options))
-        if events.interrupted:
+        seconds, limit = perf_counter() - begin, limits["budget"]
+        if not is_over(events.last, seconds, inf if limit is None else limit):  # but interrupted
             break
     return FlowMixture(events.flows, model.weights[model.weights > 0][: len(events.flows)])
+
+
+def is_over(last: Event | None, seconds: float, budget: float) -> bool:
+    """Return whether a distillation has ended by itself, by its last event and its time.
+
+    One that a budget ends does so before a step that would exceed it.
+    """
+    return (last is not None and last.progress >= 1) or seconds >= ENDED_SHARE * budget
 
 
 class _WholeEvents:
@@ -185,11 +199,6 @@ class _WholeEvents:
         self.ended, self.steps, self.seconds = 0, 0, 0.0
         self.records: list[Record] = []
         self.last: Event | None = None  # of the flow that is trained now
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the flow that ended last had not taken its part of the run."""
-        return self.last is not None and self.last.progress < 1
 
     def __call__(self, event: Event) -> None:
         """Call the others with a flow's event as one of the mixture."""

@@ -23,7 +23,6 @@ from cnf.training.progress import TrainingBudget
 from cnf.training.recipes import Recipe, choose_recipe
 from cnf.training.run import TrainingError
 
-
 ENDED_SHARE = 0.9  # of a budget, after which no interruption is told from the end
 
 

@@ -277,6 +277,14 @@ def test_learning_curves_have_evaluations_where_they_were(loss, nll, nfe, labels
     np.testing.assert_array_equal(drawn, [] if counts is None else [counts])
 
 
+def test_learning_curves_have_a_gap_where_another_model_begins():
+    loss = [np.nan, 3.0, 2.0, np.nan, 4.0]  # flow matching has none in nats
+    figure = plotting.learning_curve_figure(range(5), loss, [5.0, 4.0, 3.0, 6.0, 5.0], [0] * 5)
+    line = figure.get_axes()[0].get_lines()[1].get_xydata()
+    np.testing.assert_array_equal(line[:, 1], [5.0, 4.0, 3.0, np.nan, 6.0, 5.0])
+    np.testing.assert_array_equal(line[:, 0], [0, 1, 2, np.nan, 3, 4])
+
+
 @pytest.mark.parametrize(
     ("draw", "panels", "bounds"),
     [

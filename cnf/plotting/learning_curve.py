@@ -12,10 +12,18 @@ from cnf.plotting.style import DATA_COLOR, GRID_COLOR, MODEL_COLOR
 def draw_learning_curve(
     ax: Axes, seconds: Sequence[float], loss: Sequence[float], validation_nll: Sequence[float]
 ) -> Axes:
-    """Plot training loss and validation NLL over the seconds of training."""
+    """Plot training loss and validation NLL over the seconds of training.
+
+    The line of the latter has a gap where another model begins: where no loss follows one.
+    """
     if np.isfinite(loss).any():
         ax.plot(seconds, loss, color=DATA_COLOR, lw=1, marker=".", ms=3, label="training loss")
-    ax.plot(seconds, validation_nll, color=MODEL_COLOR, label="validation NLL")
+    known = np.isfinite(loss)
+    starts = np.flatnonzero(known[:-1] & ~known[1:]) + 1
+    line = (
+        np.insert(np.asarray(each, float), starts, np.nan) for each in (seconds, validation_nll)
+    )
+    ax.plot(*line, color=MODEL_COLOR, label="validation NLL")
     if np.isfinite(validation_nll).any():
         best = int(np.nanargmin(validation_nll))
         ax.plot(seconds[best], validation_nll[best], "o", color=MODEL_COLOR, label="best")

@@ -19,9 +19,7 @@ from cnf.flow import Flow, FlowMixture
 from cnf.layers import Dequantize, Standardize, Steps
 from cnf.training.recipes import RECIPES, Recipe
 
-QUICK = Recipe(
-    objective="mle", hidden=(8,), batch_size=16, flows=3, other_scaling="whiten", validations=2
-)
+QUICK = Recipe(objective="mle", hidden=(8,), batch_size=16, flows=3, validations=2)
 
 
 def shifted(*means, context_dim=0, weights=None):
@@ -114,12 +112,13 @@ def test_the_base_is_kept_where_the_field_is_worse():
 
 
 def test_flows_of_a_mixture_take_turns():
-    recipe = Recipe(flows=5, other_scaling="whiten", other_base="mixture")
-    found = [recipe.of_flow(k) for k in range(5)]
-    assert found[0] == found[4] == recipe
-    assert [each.scaling for each in found] == ["standardize", "whiten"] * 2 + ["standardize"]
-    assert [each.base for each in found] == ["normal"] * 2 + ["mixture"] * 2 + ["normal"]
-    assert [each.objective for each in found] == ["hybrid"] * 2 + ["mle"] * 2 + ["hybrid"]
+    recipe = Recipe(flows=6, scaling="whiten")
+    found = [recipe.of_flow(k) for k in range(6)]
+    assert found[0] == found[5] == recipe
+    uneven = "gaussianize_uneven"
+    assert [each.scaling for each in found[1:5]] == [uneven, "whiten", uneven, "standardize"]
+    assert [each.base for each in found[1:5]] == ["normal", *["mixture"] * 3]
+    assert [each.objective for each in found[1:5]] == ["hybrid", *["mle"] * 3]
     matching = dataclasses.replace(recipe, objective="matching").of_flow(2)
     assert (matching.base, matching.objective) == ("normal", "matching")
 
@@ -221,14 +220,14 @@ def test_a_run_resumes_where_it_stopped(tmp_path):
     assert [record.step for record in events[-1].records] == history.step.tolist()
     assert history.records == events[-1].records
     scalings = [type(flow.layers[-1]).__name__ for flow in whole.flows]
-    assert scalings == ["Standardize", "Whiten", "Standardize"]
+    assert scalings == ["Standardize", "GaussianizeUneven", "Standardize"]
 
 
 def test_row_weights_reach_the_flows_and_their_weights():
     rows = torch.cat([data(40), data(40) + 100])
     weight = torch.cat([torch.ones(40), torch.zeros(40)])
-    recipe = dataclasses.replace(QUICK, flows=2, other_scaling="standardize")
-    mixture = recipe.model(2)
+    recipe = dataclasses.replace(QUICK, flows=2)
+    mixture = FlowMixture(recipe.flow(2) for _ in range(2))
     cnf.fit_mixture(mixture, rows, weight=weight, recipe=recipe, steps=4)
     for flow in mixture.flows:
         assert isinstance(flow.layers[-1], Standardize)
@@ -261,35 +260,35 @@ def test_a_run_without_a_trained_flow_fails(monkeypatch):
 
 
 def test_small_tables_get_a_mixture():
-    assert RECIPES["table-tiny"].flows == RECIPES["table-small"].flows == 4
+    assert RECIPES["table-tiny"].flows == RECIPES["table-small"].flows == 5
     assert isinstance(RECIPES["table-large"].model(3), Flow)
-    density = cnf.CNFDensity(max_steps=4, random_state=0).fit(
+    density = cnf.CNFDensity(max_steps=5, random_state=0).fit(
         np.random.default_rng(0).normal(size=(60, 3))
     )
     assert isinstance(density.flow_, FlowMixture)
     assert density.sample(3).shape == (3, 3)
-    assert density.history_.steps == 4
+    assert density.history_.steps == 5
 
 
 def test_programs_take_a_mixture(tmp_path):
     file, out = tmp_path / "t.csv", tmp_path / "out"
     rows = np.random.default_rng(0).normal(size=(90, 3))
     np.savetxt(file, rows, delimiter=",", header="a,b,c", comments="")
-    text = done("train", file, "--out", out, "--steps", 8)
-    assert "4 flows, divergence exact" in text
+    text = done("train", file, "--out", out, "--steps", 10)
+    assert "5 flows, divergence exact" in text
     assert "nats per row" in done("evaluate", out)
-    assert done("train", file, "--out", out, "--resume").count("8 steps in")
+    assert done("train", file, "--out", out, "--resume").count("10 steps in")
     done("sample", out, "-n", 5, "--out", tmp_path / "drawn.csv")
     done("log-prob", out, "--data", file, "--out", tmp_path / "scores.csv")
-    assert "worst of 4" in done("check", out, "--rows", 9, "--points", 500)
+    assert "worst of 5" in done("check", out, "--rows", 9, "--points", 500)
     fast = tmp_path / "fast"
-    text = done("distil", out, "--steps", 2, "--updates", 4, "--out", fast)
-    assert "tuned by 4 updates" in text
+    text = done("distil", out, "--steps", 2, "--updates", 5, "--out", fast)
+    assert "tuned by 5 updates" in text
     assert "the density integrates to" in text
     assert all(isinstance(flow.layers[0], Steps) for flow in cnf.load(fast).flows)
     done("train", file, "--out", tmp_path / "both", "--steps", 4, "--discretize", 2)
     for words, message in (
-        (("impute", out, "--data", file, "--out", tmp_path / "i.csv"), "got a mixture of 4 flows"),
+        (("impute", out, "--data", file, "--out", tmp_path / "i.csv"), "got a mixture of 5 flows"),
         (("plot", out, "--figures", "density"), "Expected a flow over two real columns"),
     ):
         assert message in complaint(*words)

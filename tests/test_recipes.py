@@ -107,10 +107,9 @@ def test_matching_with_a_regularizer_is_refused(change):
 
 
 def test_numbers_without_a_use_are_named():
-    features = Recipe(x_features=4, flows=2)
+    features = Recipe(x_features=4)
     assert unused(features) == {}
-    alone = {"other_scaling": "flows 1", "other_base": "flows 1"}
-    assert unused(Recipe()) == {"x_scale": "x_features 0", **alone}
+    assert unused(Recipe()) == {"x_scale": "x_features 0"}
     without = {"activation_bytes": "gradient backprop"}
     assert unused(dataclasses.replace(features, gradient="backprop")) == without
     matching = {"matching", "matching_batch", "matching_rate", "coupling", "path"}

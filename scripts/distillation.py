@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 from dataclasses import asdict, dataclass
-from math import inf
 from pathlib import Path
 from time import perf_counter
 
@@ -26,9 +25,9 @@ from cnf.scripts.rows import Array, ContextRows, no_context
 from cnf.scripts.trained import TrainedModel, check_unused, flows_of
 from cnf.storage import CONFIG, load_config, save
 from cnf.training.callbacks import ProgressBar
-from cnf.training.distillation import BUDGET, default_method
-from cnf.training.history import Callback, Event
-from cnf.training.mixture import distil_flows, is_over
+from cnf.training.distillation import default_method
+from cnf.training.history import Callback
+from cnf.training.mixture import distil_flows
 from cnf.utils.distributed import barrier, process_group, rank
 from cnf.utils.threads import Threads
 
@@ -56,13 +55,6 @@ class DistillationPlan:
     updates: int | None = None
     seed: int = 0
     threads: Threads = "auto"
-
-    @property
-    def seconds(self) -> float:
-        """The seconds after which it ends, infinite where only updates do."""
-        if self.budget is not None:
-            return self.budget
-        return BUDGET if self.updates is None else inf
 
     def check(self, model: Flow | FlowMixture) -> None:
         """Raise a ValueError unless the model's flows can be replaced by such steps."""
@@ -112,18 +104,13 @@ def distil_model(arguments: argparse.Namespace) -> None:
 def tune(trained: TrainedModel, rows: TuningRows, plan: DistillationPlan, out: Path) -> None:
     """Tune explicit steps to a model, and save them with the validations to a folder."""
     flow = copy.deepcopy(trained.flow).to("cuda" if torch.cuda.is_available() else "cpu")
-    last: list[Event] = []
-
-    def keep(event: Event) -> None:
-        last[:] = [event]
-
-    callbacks: list[Callback] = [keep, *([ProgressBar()] if rank() == 0 else [])]
+    callbacks: list[Callback] = [ProgressBar()] if rank() == 0 else []
     (x, context), validation = (
         (None, None) if part is None else part.tensors(flow.like)
         for part in (rows.train, rows.validation)
     )
     begin = perf_counter()
-    steps = distil_flows(
+    steps, history = distil_flows(
         flow,
         x,
         context=context,
@@ -131,17 +118,16 @@ def tune(trained: TrainedModel, rows: TuningRows, plan: DistillationPlan, out: P
         callbacks=callbacks,
         **asdict(plan),
     )
-    seconds, updates = perf_counter() - begin, last[0].step if last else 0
-    complete = is_over(last[0] if last else None, seconds, plan.seconds)
+    complete = history.reason != "interrupted"
     say(
-        f"{plan.steps} {plan.method} steps tuned by {updates} updates in {seconds:.1f} s"
-        + ("" if complete else ", ended by interrupted")
+        f"{plan.steps} {plan.method} steps tuned by {history.steps} updates in "
+        f"{perf_counter() - begin:.1f} s" + ("" if complete else ", ended by interrupted")
     )
     if rank() == 0:
         config = load_config(trained.folder)
         entry = {"model": str(trained.folder.resolve()), **asdict(plan)}
         entry |= {"weights": config["sha256"], "complete": complete}
-        write_records(out, last[0].records if last else ())
+        write_records(out, history.records)
         save(steps.to("cpu"), out, {**config["metadata"], DISTILLED: entry})
     barrier()
 

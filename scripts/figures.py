@@ -150,7 +150,7 @@ def _check_plane(trained: TrainedModel, name: str) -> None:
     if trained.context_columns or not _has_drawable_density(trained):
         raise ValueError(
             f"Expected a flow over two real columns, without a context, for the figure {name}; got "
-            f"{len(trained.schema.columns)} columns{_given(trained)}: draw pairs"
+            f"{trained.kind} of {len(trained.schema.columns)} columns{_given(trained)}: draw pairs"
         )
 
 

@@ -289,7 +289,8 @@ class TrainedModel:
             return found.log_prob.double().cpu().numpy(), 0.0
         scored = model.score_draws(x, context, self.seed, draws)
         log_prob = scored.log_prob.double().cpu().numpy()
-        layers = [layer for flow in flows_of(model) for layer in flow.layers]
+        flows = model.weighted if isinstance(model, FlowMixture) else [model]
+        layers = [layer for flow in flows for layer in flow.layers]
         solves = max(1, sum(isinstance(layer, FieldLayer) for layer in layers)) * (
             draws if model.noisy else 1
         )

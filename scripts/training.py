@@ -122,9 +122,12 @@ def _run(
         warn(remark, stacklevel=2)
     folder = out if plan is None else out / ADAPTIVE
     history = _train(arguments, data, model, recipe, out, folder)
+    kept = f"kept the averaged weights of step {history.best_step}"
+    if isinstance(model, FlowMixture):
+        kept = f"flows weigh {', '.join(f'{weight:.2f}' for weight in model.weights.tolist())}"
     say(
         f"{history.steps} steps in {history.duration:.1f} s{by_threads(history.threads.tolist())}, "
-        f"ended by {history.reason}; kept the averaged weights of step {history.best_step}"
+        f"ended by {history.reason}; {kept}"
     )
     with number_of_threads(last_threads(history.threads.tolist())):
         trained = TrainedModel.read(str(folder))

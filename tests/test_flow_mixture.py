@@ -2,6 +2,8 @@
 
 import dataclasses
 from math import log
+from time import sleep
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +18,11 @@ from test_scripts_running import complaint, done
 
 import cnf
 from cnf.flow import Flow, FlowMixture
+from cnf.flow.folds import fold_mass, propose
+from cnf.flow.mixture_base import mixture_base, unfitted_mixture
 from cnf.layers import Dequantize, Standardize, Steps
+from cnf.mixtures import NormalMixture
+from cnf.training import distil_flows
 from cnf.training.recipes import RECIPES, Recipe
 
 QUICK = Recipe(objective="mle", hidden=(8,), batch_size=16, flows=3, validations=2)
@@ -85,7 +91,7 @@ def test_a_base_may_be_a_mixture(tmp_path):
     x = torch.cat([torch.randn(300, 2) - 4, torch.randn(300, 2) @ torch.tensor([[1, 1], [0, 1.0]])])
     flow = cnf.ffjord(2, hidden=(8,), base="mixture")
     assert flow.sample(0).shape == (0, 2)
-    recipe = Recipe(objective="mle", learning_rate=1e-9)
+    recipe = Recipe(learning_rate=1e-9)
     history = cnf.fit(flow, x, recipe=recipe, steps=1)
     assert history.step.tolist() == [0, 1]
     assert flow.base.component_distribution.batch_shape[0] in (2, 5)
@@ -118,9 +124,6 @@ def test_flows_of_a_mixture_take_turns():
     uneven = "gaussianize_uneven"
     assert [each.scaling for each in found[1:5]] == [uneven, "whiten", uneven, "standardize"]
     assert [each.base for each in found[1:5]] == ["normal", *["mixture"] * 3]
-    assert [each.objective for each in found[1:5]] == ["hybrid", *["mle"] * 3]
-    matching = dataclasses.replace(recipe, objective="matching").of_flow(2)
-    assert (matching.base, matching.objective) == ("normal", "matching")
 
 
 def test_noise_is_the_same_for_all_flows():
@@ -130,7 +133,9 @@ def test_noise_is_the_same_for_all_flows():
     assert mixture.noisy
     found = torch.stack([flow.log_prob(x, seed=1, draws=3) for flow in mixture.flows])
     near(mixture.log_prob(x, seed=1, draws=3), found.logsumexp(0) - log(2), 1e-5)
-    assert mixture.score(x, seed=1).stderr.shape == (2,)
+    copies = FlowMixture([mixture.flows[0]] * 4)
+    one, four = (each.score(x, seed=1) for each in (mixture.flows[0], copies))
+    near(four.stderr, one.stderr, 1e-6)  # their noise is not independent
 
 
 @settings(max_examples=20)
@@ -158,6 +163,8 @@ def test_flows_without_a_number_have_no_weight():
     log_probs[1, 0] = -torch.inf  # of a row that is impossible
     mixture.fit_weights(log_probs)
     assert mixture.weights.tolist() == [0.0, 1.0, 0.0]
+    mixture.fit_weights(torch.full((3, 1), torch.nan))
+    assert mixture.weights.tolist() == [0.0, 1.0, 0.0]
 
 
 def test_a_mixture_is_saved_and_loaded(tmp_path):
@@ -168,6 +175,11 @@ def test_a_mixture_is_saved_and_loaded(tmp_path):
     assert isinstance(loaded, FlowMixture)
     assert torch.equal(loaded.log_prob(x), mixture.log_prob(x))
     torch.testing.assert_close(loaded.state_dict(), mixture.state_dict(), rtol=0, atol=0)
+    weights, means = torch.rand(10), torch.randn(10, 2)  # which would round when normalised again
+    base = mixture_base(weights, means, torch.eye(2).expand(10, 2, 2))
+    flow = Flow(base, cnf.ffjord(2).layers)
+    cnf.save(flow, tmp_path)
+    assert torch.equal(cnf.load(tmp_path).log_prob(x), flow.log_prob(x))
 
 
 @pytest.mark.parametrize(
@@ -197,12 +209,13 @@ def data(rows=60):
     return torch.randn(rows, 2, generator=torch.Generator().manual_seed(0)) * 2 + 3
 
 
-def test_a_run_resumes_where_it_stopped(tmp_path):
-    options = {"recipe": QUICK, "steps": 12, "threads": 1}
+@pytest.mark.parametrize("last", [6, 11], ids=["in the second flow", "after a base was fitted"])
+def test_a_run_resumes_where_it_stopped(last, tmp_path, monkeypatch):
+    options = {"recipe": QUICK, "steps": 13, "threads": 1}
     whole, resumed, events = QUICK.model(2), QUICK.model(2), []
 
     def stop(event):
-        if event.step == 6:
+        if event.step == last:
             raise ZeroDivisionError
 
     resumed.load_state_dict(whole.state_dict())
@@ -210,17 +223,66 @@ def test_a_run_resumes_where_it_stopped(tmp_path):
     files = {"state": tmp_path / "state.safetensors", "state_seconds": 0.0}
     with pytest.raises(ZeroDivisionError):
         cnf.fit_mixture(resumed, data(), **options, **files, callbacks=[stop])
+    if last == 11:  # another search for the base would find another one
+        monkeypatch.setattr("cnf.training.loop.MAX_BASE_COMPONENTS", 1)
+        resumed.flows[2].base = unfitted_mixture(2)
     again = cnf.fit_mixture(resumed, data(), **options, **files)
     torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    assert torch.equal(resumed.log_prob(data()), whole.log_prob(data()))
     assert len([*tmp_path.iterdir()]) == 3
-    assert history.steps == again.steps == 12
+    assert history.steps == again.steps == 12  # at most 13
     assert [event.step for event in events] == [*range(1, 13)]
     near(torch.tensor([event.progress for event in events]), torch.arange(1, 13) / 12, 1e-6)
     assert [len(event.model.flows) for event in events] == [1] * 4 + [2] * 4 + [3] * 4
     assert [record.step for record in events[-1].records] == history.step.tolist()
-    assert history.records == events[-1].records
+    assert [*map(repr, history.records)] == [*map(repr, events[-1].records)]
     scalings = [type(flow.layers[-1]).__name__ for flow in whole.flows]
     assert scalings == ["Standardize", "GaussianizeUneven", "Standardize"]
+
+
+def test_ctrl_c_between_two_runs_keeps_the_flows_so_far(monkeypatch):
+    mixture = QUICK.model(2)
+    monkeypatch.setattr("cnf.training.loop.fit_base", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cnf.fit_mixture(QUICK.model(2), data(), recipe=QUICK, steps=6)
+    fitted = [False, False, KeyboardInterrupt]
+    monkeypatch.setattr("cnf.training.loop.fit_base", Mock(side_effect=fitted))
+    history = cnf.fit_mixture(mixture, data(), recipe=QUICK, steps=6)
+    assert (history.reason, history.steps) == ("interrupted", 4)
+    assert (mixture.weights > 0).tolist() == [True, True, False]
+    assert mixture.solves == 2
+
+
+def test_a_base_takes_a_share_of_the_budget_and_leaves_the_generator(monkeypatch):
+    flow = cnf.ffjord(1, hidden=(4,), columns=[Dequantize(1)], base="mixture")
+    choose = Mock(wraps=NormalMixture.choose)
+    monkeypatch.setattr("cnf.mixtures.NormalMixture.choose", choose)
+    rows, before = torch.randint(9, (80, 1)).float(), torch.get_rng_state()
+    cnf.fit(flow, rows, recipe=Recipe(batch_size=16), budget=40.0, steps=2)
+    assert choose.call_args.kwargs["seconds"] == 10.0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_flows_are_distilled_one_after_the_other(monkeypatch):
+    mixture, x, events = shifted(0.0, 1.0, weights=torch.tensor([1.0, 3.0])), 2 * data(200), []
+    fast, history = distil_flows(mixture, x, steps=2, updates=5, callbacks=[events.append])
+    assert torch.equal(fast.weights, mixture.weights)
+    assert [event.step for event in events] == [1, 2, 3, 4] == [*range(1, history.steps + 1)]
+    found = fold_mass(fast)
+    assert found.mass == 0
+    assert abs(found.integral - 1) < 0.1
+    with pytest.raises(ValueError, match="no proposal for a mixture"):
+        fold_mass(fast, proposal=propose(fast.flows[0], 10))
+
+    def slow(*given, **named):  # so that a validation ends each flow's part of the budget
+        sleep(0.3)
+        return fold_mass(*given, **named)
+
+    monkeypatch.setattr("cnf.training.distillation.fold_mass", slow)
+    assert len(distil_flows(mixture, x, steps=2, budget=1.0)[0].flows) == 2
+    for call, other in ((cnf.distil, mixture), (cnf.fit_mixture, mixture.flows[0])):
+        with pytest.raises(TypeError, match="Expected a .*flow"):
+            call(other, x)
 
 
 def test_row_weights_reach_the_flows_and_their_weights():

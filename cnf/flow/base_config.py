@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution
 
 from cnf.flow.cylinder import Cylinder
 
@@ -111,7 +111,12 @@ def rebuild(description: dict[str, Any], prefix: str, tensors: dict[str, Tensor]
             arguments[part] = tensors[full]
         else:
             raise ValueError(f"Expected real numbers for {full}; got {tensors[full].dtype}")
-    return kind(**arguments)
+    made = kind(**arguments)
+    if isinstance(made, Categorical):  # which has normalised, and so rounded, once more
+        for part in {"probs", "logits"} & arguments.keys():
+            setattr(made, part, arguments[part])
+            made._param = arguments[part]
+    return made
 
 
 def map_tensors(base: Distribution, fn: Callable[[Tensor], Tensor]) -> Distribution:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,7 +178,12 @@ def fold_mass(
         (0.0, True, True)
     """
     if isinstance(flow, FlowMixture):
-        parts = [fold_mass(each, draws=draws, context=context, seed=seed) for each in flow.weighted]
+        if proposal is not None:
+            raise ValueError(
+                "Expected no proposal for a mixture, whose flows have their own; got one"
+            )
+        given: dict[str, Any] = {"draws": draws, "context": context}
+        parts = [fold_mass(each, seed=seed + k, **given) for k, each in enumerate(flow.weighted)]
         return _mean_mass(parts, flow.weights[flow.weights > 0].double())
     if proposal is not None:
         return _weighed(flow, proposal)

@@ -98,8 +98,8 @@ class FlowMixture(nn.Module):
 
     @property
     def solves(self) -> int:
-        """The number of ODE solves in one pass through all flows."""
-        return sum(flow.solves for flow in self.flows)
+        """The number of ODE solves in one pass through all flows whose weight is above 0."""
+        return sum(flow.solves for flow in self.weighted)
 
     @property
     def weighted(self) -> list[Flow]:
@@ -146,7 +146,7 @@ class FlowMixture(nn.Module):
         """Return log p(x | context) with its errors, without a gradient, as `Flow.score` does.
 
         A row fails where a flow does. With the flows' shares in a row's density, r_k = w_k p_k / p,
-        its standard error is √Σ (r_k e_k)².
+        its standard error is Σ r_k e_k, since the flows read a row with the same noise.
         """
         if seed is None:
             device = torch.device("cpu") if generator is None else generator.device
@@ -207,7 +207,7 @@ class FlowMixture(nn.Module):
         Args:
             log_probs: The first flows' log p of rows that none was trained on, shape (n, rows).
                 Flows without a number, all NaN, and those after the first n have weight 0; other
-                rows where one is NaN do not count.
+                rows where one is NaN do not count. Weights stay where no flow has a number.
             row_weights: Weights a_i of the rows, whose mean becomes 1; equal when None.
 
         Example:
@@ -218,6 +218,8 @@ class FlowMixture(nn.Module):
             tensor([0.9900, 0.0100])
         """
         trained = ~log_probs.isnan().all(1)
+        if not trained.any():
+            return
         kept = ~log_probs[trained].isnan().any(0) & (log_probs > -inf).any(0)
         found = log_probs[trained][:, kept].double().cpu()
         rows = torch.ones(found.shape[1]).double()
@@ -275,7 +277,7 @@ class FlowMixture(nn.Module):
         change = (log_prob - tighter).abs().masked_fill(log_prob == tighter, 0.0)
         return Scores(
             log_prob,
-            (shares * stacked("stderr")).square().sum(0).sqrt(),
+            (shares * stacked("stderr")).sum(0),
             change.to(log_prob),
             status,
             sum((each.stats for each in scores), start=Stats()),

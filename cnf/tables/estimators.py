@@ -632,8 +632,9 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
         model = self._model()
         if isinstance(model, RowModel):
             return model
+        got = "a flow" if isinstance(model, Flow) else "a mixture of flows"
         raise ValueError(
-            "Expected a model that answers questions about parts of a row; got a flow: fit it with "
+            f"Expected a model that answers questions about parts of a row; got {got}: fit it with "
             'missing="model"'
         )
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from cnf.training.distillation import distil
     from cnf.training.history import Callback, Event, History, Record, StepEvent
     from cnf.training.loop import fit
-    from cnf.training.mixture import fit_mixture
+    from cnf.training.mixture import distil_flows, fit_flows, fit_mixture
     from cnf.training.recipes import COUPLINGS, OBJECTIVES, PATHS, RECIPES, Recipe
     from cnf.training.run import TrainingError
 else:  # recipes are read without PyTorch
@@ -18,7 +18,7 @@ else:  # recipes are read without PyTorch
             "distillation": "distil",
             "history": "Callback Event History Record StepEvent",
             "loop": "fit",
-            "mixture": "fit_mixture",
+            "mixture": "distil_flows fit_flows fit_mixture",
             "recipes": "COUPLINGS OBJECTIVES PATHS RECIPES Recipe",
             "run": "TrainingError",
         },
@@ -37,6 +37,8 @@ __all__ = [
     "StepEvent",
     "TrainingError",
     "distil",
+    "distil_flows",
     "fit",
+    "fit_flows",
     "fit_mixture",
 ]

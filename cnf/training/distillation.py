@@ -20,7 +20,7 @@ from cnf.layers.step_sequence import StepDeterminants
 from cnf.layers.steps import Direction
 from cnf.ode import SolveError, Stats
 from cnf.training.data import BatchSampler, Rows, training_rows
-from cnf.training.history import Callback
+from cnf.training.history import Callback, History
 from cnf.training.learner import Learner
 from cnf.training.loop import PASS_CHUNK_ROWS, FlowRun
 from cnf.training.objectives import Loss
@@ -203,7 +203,34 @@ def distil(
         >>> fast.log_prob(torch.zeros(3, 2)).shape
         torch.Size([3])
     """
+    given = (context, steps, method, learnt, towards, budget, updates, validation, seed, callbacks)
+    return distil_run(flow, data, *given, threads, recipe, objective)[0]
+
+
+def distil_run(
+    flow: Flow,
+    data: Tensor | None,
+    context: Tensor | None,
+    steps: int,
+    method: str | None,
+    learnt: bool,
+    towards: Direction,
+    budget: float | None,
+    updates: int | None,
+    validation: Tensor | tuple[Tensor, Tensor] | None,
+    seed: int,
+    callbacks: Sequence[Callback],
+    threads: Threads,
+    recipe: Recipe,
+    objective: UnfoldedLikelihood,
+) -> tuple[Flow, History]:
+    """Return what `distil` does, with the history of its run; arguments are its own."""
     begin, threads = perf_counter(), check_threads(threads)
+    if not isinstance(flow, Flow):
+        raise TypeError(
+            f"Expected a flow; got {type(flow).__name__}: distil a mixture of flows by "
+            "cnf.training.distil_flows"
+        )
     if updates is not None and not updates > 0:
         raise ValueError(f"Expected updates to be above 0; got {updates}")
     length = TrainingBudget.of(BUDGET if budget is None and updates is None else budget, updates)
@@ -225,7 +252,7 @@ def distil(
     )
     run.run(callbacks, seed)
     student.load_state_dict(run.finish())
-    return student
+    return student, History.of(run.progress)
 
 
 def default_method(flow: Flow) -> str:

@@ -94,7 +94,8 @@ class History:
     The arrays have the names of `Record`'s attributes, and their meaning.
 
     Attributes:
-        best_step: The step whose averaged weights the flow was left with.
+        best_step: The step whose averaged weights the flow was left with; of several flows, one
+            after the other, that of the last.
         steps: Number of steps taken.
         duration: Seconds of training.
         skipped: Steps skipped because the solve, the loss or the gradient failed.

@@ -11,15 +11,16 @@ from time import perf_counter
 
 import torch
 from torch import Tensor
+from torch.distributions import MixtureSameFamily
 
 from cnf.flow import Flow
-from cnf.flow.base_config import map_tensors
+from cnf.flow.base_config import describe, map_tensors, rebuild
 from cnf.flow.mixture_base import is_unfitted, mixture_base
 from cnf.layers import CNF, ConditionalAffine, FieldLayer, Scaling, Standardize, Steps
 from cnf.layers.context import ContextEncoder
 from cnf.mixtures import NormalMixture
 from cnf.ode import SolveError
-from cnf.training.checkpoint import Checkpointer, run_identity
+from cnf.training.checkpoint import Checkpointer, TrainingState, run_identity
 from cnf.training.data import BatchSampler, Rows, training_rows
 from cnf.training.history import Callback, Event, History, Record
 from cnf.training.learner import Learner
@@ -38,6 +39,8 @@ from cnf.utils.threads import Threads, check_threads
 MAX_SCALING_ROWS = 200_000
 # A mixture as a base is fitted to as many rows, and has as many components, which take seconds.
 MAX_BASE_ROWS, MAX_BASE_COMPONENTS = 5000, 50
+BASE_SHARE = 0.25  # of a budget, that this takes at most
+BASE = "base"  # the prefix of its tensors in a state
 PASS_CHUNK_ROWS = 1000  # rows that pass through a flow, or through its layers, at once
 
 
@@ -61,7 +64,8 @@ def fit(
     """Train `flow` on `data` and leave it with its best weights on validation.
 
     Scaling layers next to the data that are not fitted yet are first fitted on the training rows,
-    and so is a base of `cnf.ffjord(base="mixture")`.
+    and so is a base of `cnf.ffjord(base="mixture")`, which the hybrid objective trains by
+    likelihood alone.
     Modules such as dropout train in training mode, and validate and end in evaluation mode.
     The loop takes AdamW steps by the recipe's schedule, solves at the recipe's loose tolerance, and
     validates a moving average of the weights. Ctrl-C ends it cleanly. Its random numbers depend on
@@ -124,14 +128,17 @@ def fit(
         )
     if not isinstance(recipe, Recipe):
         recipe = choose_recipe(recipe, len(train), flow.dim, context is not None, objective)[1]
-    recipe = replace(recipe, objective=objective or recipe.objective)
+    objective = objective or recipe.objective
+    if is_unfitted(flow.base) and objective == "hybrid":
+        objective = "mle"  # matching of independent points would lose what the base is
+    recipe = replace(recipe, objective=objective)
     plan = stages(recipe)
     for stage in plan:
         stage.objective.check(flow, conditional=context is not None)
     flow.train()
     with seeded(seed, flow.like.device):  # the same noise in every process
         fit_scalings(flow, train)
-        new_base = fit_base(flow, train, held_out, seed)
+        new_base = fit_base(flow, train, held_out, seed, BASE_SHARE * length.budget, state)
     (spent,) = mean([perf_counter() - start], held_out.x)
     checkpointer = None
     if state is not None:
@@ -156,7 +163,8 @@ def fit(
         threads,
     )
     if new_base:  # of which the field starts, and which may be better than what it becomes
-        run.validate_start()
+        with seeded(seed, flow.like.device):
+            run.validate_start()
     run.run(callbacks, seed)
     flow.load_state_dict(run.finish())
     flow.eval()
@@ -207,14 +215,27 @@ def fit_scalings(flow: Flow, rows: Rows) -> None:
 
 
 @torch.no_grad()
-def fit_base(flow: Flow, train: Rows, held_out: Rows, seed: int) -> bool:
+def fit_base(
+    flow: Flow,
+    train: Rows,
+    held_out: Rows,
+    seed: int,
+    seconds: float = inf,
+    state: str | Path | None = None,
+) -> bool:
     """Fit a base that is an unfitted mixture by expectation maximisation on rows at the base.
 
-    The number of components is the best one on held-out rows. Other bases stay as they are. Return
-    whether it was fitted.
+    The number of components is the best one on held-out rows that is found in some seconds. A base
+    that a run's state holds is taken from there. Other bases stay as they are. Return whether the
+    base is a new one.
     """
     if not is_unfitted(flow.base):
         return False
+    if state is not None and Path(state).exists():
+        description, _ = describe(flow.base, BASE)
+        base = rebuild(description, BASE, dict(TrainingState.read(Path(state)).tensors))
+        flow.base = map_tensors(base, lambda tensor: tensor.to(flow.like))
+        return True
     train = train[torch.randperm(len(train))[:MAX_BASE_ROWS].to(train.x.device)]
     z, other_z = (
         torch.cat([flow.pull(part.x, part.context).value for part in rows.split(PASS_CHUNK_ROWS)])
@@ -224,6 +245,7 @@ def fit_base(flow: Flow, train: Rows, held_out: Rows, seed: int) -> bool:
         z.double().cpu(),
         other_z.double().cpu(),
         weight=None if train.weight is None else train.weight.double().cpu(),
+        seconds=seconds,
         max_components=MAX_BASE_COMPONENTS,
         seed=seed,
     )
@@ -308,8 +330,9 @@ class FlowRun(Run[Record, Event]):
         self.learner.restart()
 
     def tensors(self) -> dict[str, Tensor]:
-        order = add_prefix("order", self.sampler.state())
-        return {**add_prefix("learner", self.learner.tensors()), **order}
+        order, base = add_prefix("order", self.sampler.state()), self.learner.flow.base
+        found = {**add_prefix("learner", self.learner.tensors()), **order}
+        return found | (describe(base, BASE)[1] if isinstance(base, MixtureSameFamily) else {})
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.learner.restore(strip_prefix("learner", tensors))

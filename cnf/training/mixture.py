@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import reduce
 from math import inf, nan
 from pathlib import Path
-from time import perf_counter
 from typing import Any, cast
 from warnings import warn
 
@@ -15,15 +14,22 @@ import torch
 from torch import Tensor
 
 from cnf.flow import Flow, FlowMixture
-from cnf.training.data import training_rows
-from cnf.training.distillation import BUDGET, distil
+from cnf.layers.steps import Direction
+from cnf.training.data import Rows, training_rows
+from cnf.training.distillation import (
+    BUDGET,
+    DISTILLATION,
+    UnfoldedLikelihood,
+    default_method,
+    distil_run,
+)
 from cnf.training.history import Callback, Event, History, Record
 from cnf.training.loop import fit
 from cnf.training.progress import TrainingBudget
 from cnf.training.recipes import Recipe, choose_recipe
 from cnf.training.run import TrainingError
-
-ENDED_SHARE = 0.9  # of a budget, after which no interruption is told from the end
+from cnf.utils.distributed import world_size
+from cnf.utils.threads import Threads
 
 
 def fit_mixture(
@@ -54,7 +60,7 @@ def fit_mixture(
         weight: Weights of the rows, shape (n,).
         validation: Rows for validation, with their context as a pair; a held-out tenth when None.
         budget: Seconds in all; 60 where neither it nor steps is given.
-        steps: Number of steps of all flows together, at least one for each.
+        steps: Number of steps of all flows together, at most, but one for each.
         seed: Seed of the held-out rows, and of the first flow's training; the next ones follow it.
         callbacks: Called after every step with an event whose `model` is the mixture of the flows
             so far, with equal weights, and whose steps, seconds and progress are of all flows.
@@ -78,6 +84,8 @@ def fit_mixture(
         >>> history.steps, mixture.weights.shape
         (6, torch.Size([2]))
     """
+    if not isinstance(mixture, FlowMixture):
+        raise TypeError(f"Expected a mixture of flows; got {type(mixture).__name__}: use cnf.fit")
     length, count = TrainingBudget.of(budget, steps), len(mixture.flows)
     generator = torch.Generator().manual_seed(seed)
     given = (context, weight, validation)
@@ -86,42 +94,68 @@ def fit_mixture(
         recipe = choose_recipe(recipe, len(train), mixture.dim, context is not None, objective)[1]
     recipe = replace(recipe, objective=objective or recipe.objective)
     held_out = held_out[: recipe.validation_rows]
-    events = _WholeEvents(callbacks, count)
-    histories: list[History] = []
-    log_probs: list[Tensor] = []  # NaN of a flow whose training failed
-    failure = TrainingError("Training ended with nothing to keep: there was no flow")
+    options |= {"context": train.context, "weight": train.weight, "validation": held_out}
+    options["budget"] = None if length.budget == inf else length.budget / count
+    options["steps"] = None if length.steps == inf else _part(length.steps, count)
+    events, found = _WholeEvents(callbacks, count), _TrainedFlows(mixture, held_out, seed)
+    options["callbacks"] = [events] if callbacks else []
     for k, flow in enumerate(mixture.flows):
+        own: dict[str, Any] = {
+            "recipe": recipe.of_flow(k),
+            "seed": seed + k,
+            "state": _numbered(state, k),
+        }
         try:
-            history = fit(
-                flow,
-                train.x,
-                context=train.context,
-                weight=train.weight,
-                validation=held_out,
-                recipe=recipe.of_flow(k),
-                budget=None if length.budget == inf else length.budget / count,
-                steps=None if length.steps == inf else max(1, round(length.steps / count)),
-                seed=seed + k,
-                callbacks=[events] if callbacks else [],
-                state=None if state is None else _numbered(Path(state), k),
-                **options,
-            )
+            history = fit(flow, train.x, **own, **options)
         except TrainingError as error:
-            failure = error
-            events.end(None)
-            log_probs.append(held_out.x.new_full((len(held_out),), nan))
+            found.fail(error)
+            events.end()
             continue
+        except KeyboardInterrupt:  # between two runs, each of which ends cleanly
+            found.interrupt()
+            break
+        found.add(flow, history)
         events.end(flow, history)
-        histories.append(history)
-        log_probs.append(flow.score(held_out.x, held_out.context, seed=seed).log_prob)
         if history.reason == "interrupted":
             break
-    if not histories:
-        raise failure
-    if lost := len(log_probs) - len(histories):
-        warn(f"{lost} flows of {len(log_probs)} have no weight: {failure}", stacklevel=2)
-    mixture.fit_weights(torch.stack(log_probs), held_out.weight)
-    return reduce(History.followed_by, histories)
+    return found.finish()
+
+
+class _TrainedFlows:
+    """The flows of a mixture whose training has ended, by their scores of held-out rows."""
+
+    def __init__(self, mixture: FlowMixture, held_out: Rows, seed: int) -> None:
+        self.mixture, self.held_out, self.seed = mixture, held_out, seed
+        self.histories: list[History] = []
+        self.log_probs: list[Tensor] = []  # NaN of a flow whose training failed
+        self.failure = TrainingError("Training ended with nothing to keep: there was no flow")
+
+    def add(self, flow: Flow, history: History) -> None:
+        """Count a flow whose training has ended."""
+        scores = flow.score(self.held_out.x, self.held_out.context, seed=self.seed)
+        self.log_probs.append(scores.log_prob)
+        self.histories.append(history)
+
+    def fail(self, error: TrainingError) -> None:
+        """Count a flow whose training has failed."""
+        self.failure = error
+        self.log_probs.append(self.held_out.x.new_full((len(self.held_out),), nan))
+
+    def interrupt(self) -> None:
+        """End with the flows so far; raise again where there are none, or others wait."""
+        if not self.histories or world_size() > 1:
+            raise
+        self.histories[-1] = replace(self.histories[-1], reason="interrupted")
+
+    def finish(self) -> History:
+        """Set the mixture's weights, and return the histories, one after the other."""
+        if not self.histories:
+            raise self.failure
+        if lost := len(self.log_probs) - len(self.histories):
+            text = f"{lost} flows of {len(self.log_probs)} have no weight: {self.failure}"
+            warn(text, stacklevel=3)
+        self.mixture.fit_weights(torch.stack(self.log_probs), self.held_out.weight)
+        return reduce(History.followed_by, self.histories)
 
 
 def fit_flows(model: Flow | FlowMixture, data: Tensor, **options: Any) -> History:
@@ -141,49 +175,54 @@ def distil_flows(
     model: Flow | FlowMixture,
     data: Tensor | None = None,
     *,
+    context: Tensor | None = None,
+    steps: int = 2,
+    method: str | None = None,
     budget: float | None = None,
     updates: int | None = None,
+    validation: Tensor | tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
     callbacks: Sequence[Callback] = (),
-    **options: Any,
-) -> Flow | FlowMixture:
-    """Return what `cnf.distil` makes of a flow, or of each flow of a mixture, with their weights.
+    threads: Threads = "auto",
+) -> tuple[Flow | FlowMixture, History]:
+    """Return what `cnf.distil` makes of a flow, or of each flow of a mixture, and its history.
 
-    Each flow has an equal part of the budget, or of the updates. Arguments are those of `distil`;
-    events are as in `fit_mixture`.
+    The flows of a mixture keep their weights, and each has an equal part of the budget or of the
+    updates. Arguments are those of `distil`; events are as in `fit_mixture`.
 
     Example:
         >>> from cnf.flow import ffjord
         >>> mixture = FlowMixture([ffjord(2, hidden=(8,)), ffjord(2, hidden=(8,))])
-        >>> fast = distil_flows(mixture, 2 * torch.randn(300, 2), updates=4)
-        >>> fast.log_prob(torch.zeros(3, 2)).shape
-        torch.Size([3])
+        >>> fast, history = distil_flows(mixture, 2 * torch.randn(300, 2), updates=4)
+        >>> history.steps, fast.log_prob(torch.zeros(3, 2)).shape
+        (4, torch.Size([3]))
     """
-    if isinstance(model, Flow):
-        limits: dict[str, Any] = {"budget": budget, "updates": updates}
-        return distil(model, data, callbacks=callbacks, **limits, **options)
-    flows = model.weighted
-    events = _WholeEvents(callbacks, len(flows))
-    limits = {
-        "budget": None if budget is None else budget / len(flows),
-        "updates": None if updates is None else max(1, round(updates / len(flows))),
-    }
-    if budget is updates is None:
-        limits["budget"] = BUDGET / len(flows)
+    flows = [model] if isinstance(model, Flow) else model.weighted
+    budget = BUDGET if budget is None and updates is None else budget
+    parts = (
+        None if budget is None else budget / len(flows),
+        None if updates is None else _part(updates, len(flows)),
+    )
+    method = method or default_method(flows[0])
+    to_base: tuple[bool, Direction] = (True, "base")
+    last = (threads, DISTILLATION, UnfoldedLikelihood())
+    events, histories = _WholeEvents(callbacks, len(flows)), list[History]()
     for flow in flows:
-        begin = perf_counter()
-        events.end(distil(flow, data, callbacks=[events], **limits, **options))
-        seconds, limit = perf_counter() - begin, limits["budget"]
-        if not is_over(events.last, seconds, inf if limit is None else limit):  # but interrupted
+        given = (context, steps, method, *to_base, *parts, validation, seed, [events])
+        found, history = distil_run(flow, data, *given, *last)
+        events.end(found, history)
+        histories.append(history)
+        if history.reason == "interrupted":
             break
-    return FlowMixture(events.flows, model.weights[model.weights > 0][: len(events.flows)])
+    whole = reduce(History.followed_by, histories)
+    if isinstance(model, Flow):
+        return events.flows[0], whole
+    return FlowMixture(events.flows, model.weights[model.weights > 0][: len(events.flows)]), whole
 
 
-def is_over(last: Event | None, seconds: float, budget: float) -> bool:
-    """Return whether a distillation has ended by itself, by its last event and its time.
-
-    One that a budget ends does so before a step that would exceed it.
-    """
-    return (last is not None and last.progress >= 1) or seconds >= ENDED_SHARE * budget
+def _part(steps: float, count: int) -> int:
+    """Return the steps of each of several flows, at least one."""
+    return max(1, int(steps) // count)
 
 
 class _WholeEvents:
@@ -197,13 +236,9 @@ class _WholeEvents:
         self.flows: list[Flow] = []
         self.ended, self.steps, self.seconds = 0, 0, 0.0
         self.records: list[Record] = []
-        self.last: Event | None = None  # of the flow that is trained now
 
     def __call__(self, event: Event) -> None:
         """Call the others with a flow's event as one of the mixture."""
-        self.last = event
-        if not self.callbacks:
-            return
         whole = replace(
             event,
             step=event.step + self.steps,
@@ -216,25 +251,22 @@ class _WholeEvents:
         for callback in self.callbacks:
             callback(whole)
 
-    def end(self, flow: Flow | None, history: History | None = None) -> None:
-        """Go on to the next flow, from one that is kept unless None, with its history if known."""
+    def end(self, flow: Flow | None = None, history: History | None = None) -> None:
+        """Go on to the next flow, from one that is kept with its history, or from a failed one."""
         self.ended += 1
-        if flow is not None:
+        if flow is not None and history is not None:
             self.flows.append(flow)
-        if history is not None:
-            self._add(history.steps, history.duration, history.records)
-        elif self.last is not None:
-            self._add(self.last.step, self.last.seconds, self.last.records)
-
-    def _add(self, steps: int, seconds: float, records: Sequence[Record]) -> None:
-        self.records += map(self._moved, records)
-        self.steps, self.seconds = self.steps + steps, self.seconds + seconds
+            self.records += map(self._moved, history.records)
+            self.steps, self.seconds = self.steps + history.steps, self.seconds + history.duration
 
     def _moved(self, record: Record) -> Record:
         seconds = record.seconds + self.seconds
         return replace(record, step=record.step + self.steps, seconds=seconds)
 
 
-def _numbered(path: Path, k: int) -> Path:
+def _numbered(state: str | Path | None, k: int) -> Path | None:
     """Return the file of the state of the run of flow k."""
+    if state is None:
+        return None
+    path = Path(state)
     return path.with_stem(f"{path.stem}-{k}") if k else path

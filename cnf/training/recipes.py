@@ -263,19 +263,12 @@ class Recipe:
     def of_flow(self, k: int) -> Recipe:
         """Return the recipe of flow k of a mixture, counted from 0, with its changes in `VARIANTS`.
 
-        A flow whose base is a mixture is trained by likelihood alone, from what the base is: flow
-        matching between independent points would lose it. Where all is matching bases are `base`.
-
         Example:
             >>> recipe = RECIPES["table-tiny"].of_flow(3)
-            >>> recipe.scaling, recipe.base, recipe.objective
-            ('gaussianize_uneven', 'mixture', 'mle')
+            >>> recipe.scaling, recipe.base
+            ('gaussianize_uneven', 'mixture')
         """
-        changes = dict(VARIANTS[k % len(VARIANTS)])
-        if self.objective == "matching":
-            changes.pop("base", None)
-        if changes.get("base") == "mixture":
-            changes["objective"] = "mle"
+        changes: Mapping[str, Any] = VARIANTS[k % len(VARIANTS)]
         return replace(self, **changes)
 
 

@@ -14,7 +14,8 @@ def draw_learning_curve(
 ) -> Axes:
     """Plot training loss and validation NLL over the seconds of training.
 
-    The line of the latter has a gap where another model begins: where no loss follows one.
+    The line of the latter has a gap where no loss follows one, as between models that begin with
+    flow matching.
     """
     if np.isfinite(loss).any():
         ax.plot(seconds, loss, color=DATA_COLOR, lw=1, marker=".", ms=3, label="training loss")

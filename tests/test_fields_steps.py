@@ -1,13 +1,15 @@
 """Whole steps of a perceptron as one function equal its steps stage by stage."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
-from helpers import DOUBLE, pull_gradients
+from helpers import DOUBLE, near, pull_gradients
 
 from cnf.fields import FIELDS
-from cnf.fields.analytic import EAGER
+from cnf.fields.activations import find_activation
+from cnf.fields.analytic import EAGER, Perceptron, trace_matrices
 from cnf.layers import CNF
 from cnf.ode import TABLEAUS
 from cnf.ode.fused_step import fused_step, fused_steps
@@ -129,3 +131,35 @@ def test_no_trace_is_taken_at_unweighted_stages(field):
     with torch.no_grad():
         CNF(field, step="per_sample", first_pass=False).pull(torch.randn(1, 2, dtype=DOUBLE))
     assert calls["velocity"] * 5 + 2 == calls["forward"]
+
+
+@pytest.mark.parametrize("rows", [0, 7], ids=["gates folded in", "gates of rows"])
+@pytest.mark.parametrize("sizes", [(2, 5, 2), (2, 5, 6, 2), (3, 5, 6, 4, 3), (2, 4, 6, 5, 3, 2)])
+def test_adjoints_written_out_are_those_of_autograd(sizes, rows):
+    """Of closed forms and of tangents, for the velocity with its trace and without."""
+    hidden, dim, width = len(sizes) - 2, sizes[0], sum(sizes[1:])
+    weights = [torch.randn(out, into, dtype=DOUBLE) for into, out in pairwise(sizes)]
+    weights = tuple(weight.requires_grad_() for weight in weights)
+    shape = (rows, width) if rows else (width,)
+    offsets = torch.randn(shape, dtype=DOUBLE, requires_grad=True)
+    gates = None
+    if rows:
+        gates = torch.rand(rows, width - dim, dtype=DOUBLE, requires_grad=True)
+    matrices = tuple(each.detach().requires_grad_() for each in trace_matrices(weights))
+    net = Perceptron(weights, offsets, gates, matrices)
+    x = torch.randn(7, dim, dtype=DOUBLE, requires_grad=True)
+    cotangent = torch.randn(7, dim + 1, dtype=DOUBLE)
+    activations = [find_activation("silu")] * hidden
+    for forward, vjp in ((0, 1), (2, 3)):
+        slope, _ = EAGER.stage[forward](net, activations, x)
+        inputs = [x, *net.tensors()]
+        expected = torch.autograd.grad(
+            slope, inputs, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        with torch.no_grad():
+            _, saved = EAGER.stage[forward](net, activations, x)
+            state, found = EAGER.stage[vjp](net, activations, x, saved, cotangent)
+        near(state[:, :-1], expected[0], 1e-10)
+        assert (state[:, -1] == 0).all()
+        for own, other in zip(found.tensors(), expected[1:], strict=True):
+            near(own, other, 1e-10)

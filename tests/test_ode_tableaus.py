@@ -106,7 +106,7 @@ def test_what_each_method_has():
     fixed = {"euler", "midpoint", "heun2", "heun3", "rk4"}
     assert set(TABLEAUS) - set(ADAPTIVE) == fixed
     last = {name for name, tableau in TABLEAUS.items() if tableau.first_same_as_last}
-    assert last == {"bosh3", "dopri5", "tsit5", "dopri8"}
+    assert last == {"bosh3", "radau3", "dopri5", "tsit5", "dopri8"}
     assert all(TABLEAUS[name].solution_stages == TABLEAUS[name].stages - 1 for name in last)
     dense = {name: tableau.dense for name, tableau in TABLEAUS.items() if tableau.order >= 4}
     expected = {"dopri5": "quartic", "tsit5": "quartic", "dopri8": "septic", "rk4": "bootstrap"}

@@ -29,7 +29,7 @@ from cnf.training.progress import TrainingBudget
 from cnf.training.recipes import Recipe, choose_recipe
 from cnf.training.run import Run
 from cnf.training.schedule import Stage, stages
-from cnf.utils.distributed import local_slice, mean, world_size
+from cnf.utils.distributed import gather, local_slice, mean, world_size
 from cnf.utils.random import seeded
 from cnf.utils.serialization import add_prefix, strip_prefix
 from cnf.utils.threads import Threads, check_threads
@@ -249,6 +249,7 @@ def fit_base(
         max_components=MAX_BASE_COMPONENTS,
         seed=seed,
     )
+    mixture = gather(mixture)[0]  # processes may have had time for others
     numbers = (mixture.log_weights.exp(), mixture.means, mixture.covariances)
     flow.base = map_tensors(mixture_base(*numbers), lambda tensor: tensor.to(flow.like))
     return True

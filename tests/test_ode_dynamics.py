@@ -121,7 +121,7 @@ def test_quadratures_at_unweighted_stages_do_not_matter(method, step, gradient, 
 
 
 def test_unweighted_stages_are_those_that_only_later_stages_use():
-    expected = {"dopri5": [1], "dopri8": [1, 2, 3, 4], "heun3": [1]}
+    expected = {"dopri5": [1], "dopri8": [1, 2, 3, 4], "heun3": [1], "radau3": [1]}
     for name, tableau in TABLEAUS.items():
         # An entry for the step's end too; what starts a step and what ends it is never unweighted.
         assert len(tableau.unweighted) == tableau.stages + 1

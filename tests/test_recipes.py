@@ -233,7 +233,7 @@ def test_a_new_regularizer_has_its_option_and_is_trained_with(rows, monkeypatch,
     monkeypatch.setitem(REGULARIZERS, "dummy", Regularizer(dummy, help="weight of a dummy"))
     assert "--dummy X" in (text := run("train", "--help-all").out)
     assert "weight of a dummy (0.0)" in text
-    words = ("train", rows, "--out", tmp_path / "run")
+    words = ("train", rows, "--flows", 1, "--out", tmp_path / "run")
     done(*words, *SMALL, "--dummy", "0.5", "--state-seconds", "1e-9")
     dummy.assert_called()
     metadata = json.loads((tmp_path / "run" / "config.json").read_text())["metadata"]

@@ -216,7 +216,7 @@ def test_the_budget_is_shared_and_kept(data, tmp_path, monkeypatch):
     def failing(*_, **__):
         raise TrainingError("Expected weights without folds: take more steps")
 
-    monkeypatch.setattr("cnf.training.mixture.distil", failing)
+    monkeypatch.setattr("cnf.training.mixture.distil_run", failing)
     line = complaint("train", data, "--out", out, "--hidden", "8", "--resume", status=1)
     assert f"The trained flow is in {out / 'adaptive'}: cnf distil" in line
     assert "--steps 4" in line

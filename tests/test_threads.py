@@ -196,7 +196,8 @@ def test_a_vae_has_its_number(free):
 
 def test_the_programs_say_and_record_it(free, undrawn, tmp_path):
     data, out = write_csv(tmp_path / "rows.csv", rows_of_table(60)), tmp_path / "out"
-    said = done("train", data, "--out", out, "--steps", "2", "--hidden", "4", "--threads", "2")
+    words = ("train", data, "--out", out, "--steps", "2", "--hidden", "4", "--flows", "1")
+    said = done(*words, "--threads", "2")
     assert "2 steps in" in said
     assert " by 2 threads, ended by steps" in said
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -70,8 +70,8 @@ def _adaptive_methods() -> list[str]:
 
 VARIANTS: tuple[Mapping[str, str], ...] = (
     {},
-    {"scaling": "gaussianize_uneven"},
     {"base": "mixture"},
+    {"scaling": "gaussianize_uneven"},
     {"scaling": "gaussianize_uneven", "base": "mixture"},
     {"scaling": "standardize", "base": "mixture"},
 )

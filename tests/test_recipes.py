@@ -125,6 +125,7 @@ def test_the_recipe_is_chosen_by_size_and_dimension():
         (None, 1000, 2, "toy"),
         (None, 300, 3, "table-tiny"),
         (None, 1000, 3, "table-small"),
+        (None, 10_000, 3, "table-medium"),
         (None, 100_000, 3, "table-large"),
         ("toy", 10, 30, "toy"),
     ):

@@ -75,11 +75,11 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     X may be an array, or a table of pandas, polars and pyarrow, and samples are of the same kind
     and types.
 
-    Columns of real numbers are modelled by a `cnf.Flow`, or up to 2,000 rows of three or more of
-    them by a `cnf.FlowMixture`, the weighted mean of five. A schema with categories, booleans, few
-    whole numbers, or values that occur with a mass, such as zeros, or a context with categories,
-    needs a `cnf.tables.RowModel`: first the discrete, by a network whose log p is exact, then what
-    is continuous given that.
+    Columns of real numbers are modelled by a `cnf.Flow`, or up to 10,000 rows of three or more of
+    them by a `cnf.FlowMixture`, the weighted mean of several. A schema with categories, booleans,
+    few whole numbers, or values that occur with a mass, such as zeros, or a context with
+    categories, needs a `cnf.tables.RowModel`: first the discrete, by a network whose log p is
+    exact, then what is continuous given that.
 
     A model of rows also answers questions about parts of a row: log p(some cells | others), draws
     of what is missing, and why a row is unlikely. With `missing="model"` every table has such a

@@ -314,6 +314,8 @@ TABLE = Recipe(scaling="gaussianize", learning_rate=3e-2, ema_decay=0.99)
 # Few rows are overfitted in another way by each flow, and do not tell the better scaling or base.
 SMALL_TABLE = replace(TABLE, flows=len(VARIANTS), matching_batch=256, weight_decay=1e-2)
 
+LARGE_TABLE = replace(TABLE, hidden=(128, 128), scaling="gaussianize_uneven")
+
 # Fourier features of x fit edges; the coupling's paths take two thirds of the evaluations.
 TOY = Recipe(
     hidden=(64, 64, 64, 64),
@@ -342,7 +344,8 @@ RECIPES: dict[str, Recipe] = {
     "table-tiny": replace(SMALL_TABLE, regularizers={"kinetic": 1.0, "jacobian": 1.0}),
     "table-small": replace(SMALL_TABLE, regularizers={"kinetic": 0.1, "jacobian": 0.1}),
     # Many rows show the field the shapes of columns that are nearly even.
-    "table-large": replace(TABLE, hidden=(128, 128), scaling="gaussianize_uneven"),
+    "table-medium": replace(LARGE_TABLE, flows=2),
+    "table-large": LARGE_TABLE,
     "ffjord-paper": PAPER,
     # Table 4 of the paper: hidden layers of 10 or 20 times as many units as there are columns.
     "ffjord-paper-power": replace(PAPER_TABLE, hidden=(60, 60, 60), blocks=5, batch_size=10_000),
@@ -358,7 +361,8 @@ RECIPES: dict[str, Recipe] = {
     ),
 }
 
-MAX_RECIPE_ROWS = {"table-tiny": 300, "table-small": 2000}  # rows of a table that it is chosen for
+# Rows of a table that they are chosen for.
+MAX_RECIPE_ROWS = {"table-tiny": 300, "table-small": 2000, "table-medium": 10_000}
 
 OLD_NAMES = {
     "average": "ema_decay",

@@ -196,6 +196,7 @@ def test_one_process_alone_is_the_identity():
 
 
 WORDS = ("--hidden", "8", "--matching-batch", "32", "--batch-size", "32", "--steps", "10")
+WORDS += ("--flows", "1")
 
 
 @pytest.fixture(scope="module")

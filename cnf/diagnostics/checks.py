@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from cnf.diagnostics import MAX_CHECK_POINTS, MAX_CHECK_ROWS
 from cnf.diagnostics.context import CheckContext, CheckedRows
-from cnf.diagnostics.mixture_checks import check_samples, worst_of
+from cnf.diagnostics.mixture_checks import worst_of
 from cnf.diagnostics.report import Finding, Findings, Report
 from cnf.diagnostics.row_context import RowContext, check_codes
-from cnf.diagnostics.solves import check_rows
+from cnf.diagnostics.solves import check_rows, check_two_samples
 from cnf.flow import Flow, FlowMixture
 from cnf.ode import SolveError
 from cnf.tables.row_model import RowModel
@@ -137,7 +137,7 @@ def _mixture_report(model: FlowMixture, contexts: list[CheckContext]) -> Report:
     """Return the report of a mixture, from the contexts of its flows."""
     checks = {name: each for name, each in CHECKS.items() if name != TWO_SAMPLE}
     worst = worst_of([_report(ctx, check_rows, checks) for ctx in contexts])
-    of_all = {TWO_SAMPLE: partial(check_samples, model=model)}
+    of_all = {TWO_SAMPLE: partial(check_two_samples, mixture=model)}
     samples = _report(contexts[0], lambda _: iter(()), of_all)
     findings, notes = worst.findings + samples.findings, dict.fromkeys(worst.notes + samples.notes)
     return Report(findings, (*notes,), worst.rows)

@@ -1,4 +1,4 @@
-"""The checks of a mixture of flows: the worst of its flows, and its samples against data."""
+"""The checks of a mixture of flows: the worst finding of its flows by each."""
 
 from __future__ import annotations
 
@@ -6,25 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import isnan
 
-from torch import Tensor
-
-from cnf.diagnostics.context import CheckContext, rows_in_solve, seeded_for
-from cnf.diagnostics.report import VERDICTS, Finding, Findings, Report
-from cnf.diagnostics.solves import in_one_turn, told_from_data
-from cnf.flow import FlowMixture
-from cnf.training.data import Rows
-
-
-def check_samples(ctx: CheckContext, model: FlowMixture) -> Findings:
-    """Check whether a classifier can tell samples of a mixture from data."""
-    flow = ctx.full_flow
-
-    def draw(others: Rows) -> Tensor:
-        shape = () if others.context is not None else len(others)
-        with seeded_for(flow, ctx.seed):
-            return model.sample(shape, others.context, max_batch=rows_in_solve(flow))
-
-    yield from told_from_data(ctx, draw, lambda x: in_one_turn(flow, x, ctx.seed))
+from cnf.diagnostics.report import VERDICTS, Finding, Report
 
 
 def worst_of(reports: Sequence[Report]) -> Report:

@@ -22,6 +22,7 @@ from cnf.diagnostics.context import (
 from cnf.diagnostics.report import MAX_NAMED_ROWS, WARN_ERRORS, Finding, Findings, Limit
 from cnf.diagnostics.two_sample import two_sample_test
 from cnf.flow.flow import Flow
+from cnf.flow.mixture import FlowMixture
 from cnf.ode import Status
 from cnf.training.data import Rows
 
@@ -150,16 +151,17 @@ def check_noise(ctx: CheckContext) -> Findings:
     )
 
 
-def check_two_samples(ctx: CheckContext) -> Findings:
-    """Check whether a classifier can tell samples from data."""
+def check_two_samples(ctx: CheckContext, mixture: FlowMixture | None = None) -> Findings:
+    """Check whether a classifier can tell samples, of the flow or of its mixture, from data."""
     flow = ctx.full_flow
+    model = flow if mixture is None else mixture
 
     def draw(others: Rows) -> Tensor:
         shape = () if others.context is not None else len(others)
         with seeded_for(flow, ctx.seed):
-            return flow.sample(shape, others.context, max_batch=rows_in_solve(flow))
+            return model.sample(shape, others.context, max_batch=rows_in_solve(flow))
 
-    yield from told_from_data(ctx, draw, lambda x: in_one_turn(flow, x, ctx.seed))
+    yield from told_from_data(ctx, draw, lambda x: _in_one_turn(flow, x, ctx.seed))
 
 
 def told_from_data(
@@ -196,7 +198,7 @@ def told_from_data(
     )
 
 
-def in_one_turn(flow: Flow, x: Tensor, seed: int) -> Tensor:
+def _in_one_turn(flow: Flow, x: Tensor, seed: int) -> Tensor:
     """Return rows with angles in the turn that the flow draws them from."""
     if not flow.circular:
         return x

@@ -203,26 +203,42 @@ def distil(
         >>> fast.log_prob(torch.zeros(3, 2)).shape
         torch.Size([3])
     """
-    given = (context, steps, method, learnt, towards, budget, updates, validation, seed, callbacks)
-    return distil_run(flow, data, *given, threads, recipe, objective)[0]
+    return distil_run(
+        flow,
+        data,
+        context=context,
+        steps=steps,
+        method=method,
+        learnt=learnt,
+        towards=towards,
+        budget=budget,
+        updates=updates,
+        validation=validation,
+        seed=seed,
+        callbacks=callbacks,
+        threads=threads,
+        recipe=recipe,
+        objective=objective,
+    )[0]
 
 
 def distil_run(
     flow: Flow,
     data: Tensor | None,
-    context: Tensor | None,
+    *,
+    context: Tensor | None = None,
     steps: int,
     method: str | None,
-    learnt: bool,
-    towards: Direction,
+    learnt: bool = True,
+    towards: Direction = "base",
     budget: float | None,
     updates: int | None,
-    validation: Tensor | tuple[Tensor, Tensor] | None,
-    seed: int,
+    validation: Tensor | tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
     callbacks: Sequence[Callback],
-    threads: Threads,
-    recipe: Recipe,
-    objective: UnfoldedLikelihood,
+    threads: Threads = "auto",
+    recipe: Recipe = DISTILLATION,
+    objective: UnfoldedLikelihood = UnfoldedLikelihood(),
 ) -> tuple[Flow, History]:
     """Return what `distil` does, with the history of its run; arguments are its own."""
     begin, threads = perf_counter(), check_threads(threads)

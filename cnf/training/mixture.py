@@ -14,22 +14,14 @@ import torch
 from torch import Tensor
 
 from cnf.flow import Flow, FlowMixture
-from cnf.layers.steps import Direction
 from cnf.training.data import Rows, training_rows
-from cnf.training.distillation import (
-    BUDGET,
-    DISTILLATION,
-    UnfoldedLikelihood,
-    default_method,
-    distil_run,
-)
+from cnf.training.distillation import BUDGET, distil_run
 from cnf.training.history import Callback, Event, History, Record
 from cnf.training.loop import fit
 from cnf.training.progress import TrainingBudget
 from cnf.training.recipes import Recipe, choose_recipe
 from cnf.training.run import TrainingError
 from cnf.utils.distributed import world_size
-from cnf.utils.threads import Threads
 
 
 def fit_mixture(
@@ -107,14 +99,15 @@ def fit_mixture(
         }
         try:
             history = fit(flow, train.x, **own, **options)
+            found.add(flow, history)
         except TrainingError as error:
             found.fail(error)
             events.end()
             continue
         except KeyboardInterrupt:  # between two runs, each of which ends cleanly
-            found.interrupt()
+            if not found.is_kept():
+                raise
             break
-        found.add(flow, history)
         events.end(flow, history)
         if history.reason == "interrupted":
             break
@@ -141,11 +134,15 @@ class _TrainedFlows:
         self.failure = error
         self.log_probs.append(self.held_out.x.new_full((len(self.held_out),), nan))
 
-    def interrupt(self) -> None:
-        """End with the flows so far; raise again where there are none, or others wait."""
+    def is_kept(self) -> bool:
+        """Return whether the flows so far are worth keeping, and if so count them as interrupted.
+
+        They are not where there are none, or where another process waits for this one.
+        """
         if not self.histories or world_size() > 1:
-            raise
+            return False
         self.histories[-1] = replace(self.histories[-1], reason="interrupted")
+        return True
 
     def finish(self) -> History:
         """Set the mixture's weights, and return the histories, one after the other."""
@@ -175,15 +172,12 @@ def distil_flows(
     model: Flow | FlowMixture,
     data: Tensor | None = None,
     *,
-    context: Tensor | None = None,
     steps: int = 2,
     method: str | None = None,
     budget: float | None = None,
     updates: int | None = None,
-    validation: Tensor | tuple[Tensor, Tensor] | None = None,
-    seed: int = 0,
     callbacks: Sequence[Callback] = (),
-    threads: Threads = "auto",
+    **options: Any,
 ) -> tuple[Flow | FlowMixture, History]:
     """Return what `cnf.distil` makes of a flow, or of each flow of a mixture, and its history.
 
@@ -199,17 +193,12 @@ def distil_flows(
     """
     flows = [model] if isinstance(model, Flow) else model.weighted
     budget = BUDGET if budget is None and updates is None else budget
-    parts = (
-        None if budget is None else budget / len(flows),
-        None if updates is None else _part(updates, len(flows)),
-    )
-    method = method or default_method(flows[0])
-    to_base: tuple[bool, Direction] = (True, "base")
-    last = (threads, DISTILLATION, UnfoldedLikelihood())
+    options |= {"steps": steps, "method": method}
+    options["budget"] = None if budget is None else budget / len(flows)
+    options["updates"] = None if updates is None else _part(updates, len(flows))
     events, histories = _WholeEvents(callbacks, len(flows)), list[History]()
     for flow in flows:
-        given = (context, steps, method, *to_base, *parts, validation, seed, [events])
-        found, history = distil_run(flow, data, *given, *last)
+        found, history = distil_run(flow, data, callbacks=[events], **options)
         events.end(found, history)
         histories.append(history)
         if history.reason == "interrupted":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,11 +176,33 @@ def _flow_recipe(
     if changes.get("field") in FIELDS:  # whose features may not be the recipe's
         taken = field_arguments(changes["field"])
         lost = {name: 0 for name in ("time_features", "x_features") if name not in taken}
-    recipe = replace(recipe, **{**lost, **changes})
+    recipe = _with_solver(arguments, replace(recipe, **{**lost, **changes}), changes)
     for useless, why in unused(recipe).items():
         if useless in changes:
             raise ValueError(f"Expected no {option_of(useless)} with {why}, which does not use it")
     return name, recipe
+
+
+def _with_solver(arguments: argparse.Namespace, recipe: Recipe, changes: Collection[str]) -> Recipe:
+    """Return a recipe whose flow is solved, where its explicit steps are in an option's way.
+
+    Raises:
+        ValueError: The steps were asked for as well.
+    """
+    solved = replace(recipe, explicit_steps=0)
+    asked = [
+        option_of(name) for name in changes if name in unused(recipe).keys() - unused(solved).keys()
+    ]
+    if arguments.discretize:
+        asked.append("--discretize")
+    if not recipe.explicit_steps or not asked:
+        return recipe
+    if "explicit_steps" in changes:
+        raise ValueError(
+            f"Expected no {asked[0]} with --explicit-steps, which takes the solver's place; got "
+            "both: leave one of them out"
+        )
+    return solved
 
 
 def _recipe_of(entries: Mapping[str, Any], kind: type[AnyRecipe]) -> AnyRecipe:

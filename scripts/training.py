@@ -19,7 +19,14 @@ from cnf.datasets.reading import drop_option
 from cnf.flow import Flow, FlowMixture
 from cnf.layers import CNF
 from cnf.scripts.data import ColumnChoices, Data, open_data
-from cnf.scripts.distillation import DistillationPlan, TuningRows, comparison, is_tuned, tune
+from cnf.scripts.distillation import (
+    DistillationPlan,
+    TuningRows,
+    comparison,
+    describe_steps,
+    is_tuned,
+    tune,
+)
 from cnf.scripts.evaluation import summarize
 from cnf.scripts.figures import plot
 from cnf.scripts.folder import default_folder, run_folder, write_records
@@ -374,8 +381,10 @@ def _summary(data: Data, model: Model, recipe: str) -> list[str]:
         kind = ", ".join(parts)
     else:
         flows = flows_of(model)
-        layer = next(layer for layer in flows[0].layers if isinstance(layer, CNF))
-        kind = f"divergence {layer.trace()}"
+        kind = describe_steps(flows[0])
+        if not kind:
+            layer = next(layer for layer in flows[0].layers if isinstance(layer, CNF))
+            kind = f"divergence {layer.trace()}"
         kind = f"{len(flows)} flows, {kind}" if len(flows) > 1 else kind
     left_out = f" ({data.dropped} rows with missing values left out)" if data.dropped else ""
     if gaps := np.isnan(data.train.x).mean():

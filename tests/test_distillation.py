@@ -17,13 +17,15 @@ from torch.distributions import (
 )
 
 import cnf
-from cnf.flow.folds import MAX_FOLD_MASS, adaptive, fold_mass
+from cnf.flow.folds import MAX_FOLD_MASS, fold_mass
+from cnf.flow.proposals import adaptive
 from cnf.layers import Standardize, Steps
 from cnf.layers.columns.circular import Circular
 from cnf.layers.step_sequence import StepDeterminants
 from cnf.ode import SolveError, solve
 from cnf.training import TrainingError
-from cnf.training.distillation import DISTILLATION, UnfoldedLikelihood, distil
+from cnf.training.distillation import DISTILLATION, distil
+from cnf.training.unfolded_likelihood import UnfoldedLikelihood
 
 DEFAULT = (2, "midpoint", True)
 FAST = replace(DISTILLATION, validations=2, batch_size=64)
@@ -246,7 +248,7 @@ def test_steps_towards_the_data_are_distilled(teacher: cnf.Flow) -> None:
 
 def test_weights_that_fold_are_refused() -> None:
     flow, data = cnf.Flow(normal(1), [cnf.CNF(Wave(0.6))]), torch.randn(300, 1)
-    message = "^Expected weights without folds after 2 steps; got [^\n]* tune for longer$"
+    message = "^Expected weights without folds after 2 steps; got [^\n]* train for longer$"
     with pytest.raises(TrainingError, match=message):
         distil(flow, data, steps=1, method="midpoint", updates=2, recipe=FAST)
     clear = data[~flow.discretized(1).layers[0].determinants(data).folded]
@@ -255,7 +257,8 @@ def test_weights_that_fold_are_refused() -> None:
 
 
 def test_weights_that_a_solver_cannot_follow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import cnf.training.distillation as module
+    import cnf.training.distillation as tuning
+    import cnf.training.unfolded_run as module
 
     real, nan = module.propose, torch.full((1, 1), torch.nan)
     failed = solve(lambda t, y, args: nan, torch.ones(1, 1), [0.0, 1.0], on_failure="return")
@@ -265,7 +268,8 @@ def test_weights_that_a_solver_cannot_follow_are_refused(monkeypatch: pytest.Mon
             raise SolveError(failed)
         return real(flow, 200, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "propose", few_then_none)
+    for each in (tuning, module):
+        monkeypatch.setattr(each, "propose", few_then_none)
     with pytest.raises(TrainingError, match="an unknown fold mass"):
         distil(cnf.ffjord(2, hidden=(4,)), clusters(300), updates=2, recipe=FAST)
 
@@ -309,8 +313,3 @@ def test_flows_that_cannot_be_distilled_are_refused() -> None:
         distil(cnf.ffjord(100, hidden=(4,)), updates=1)
     with pytest.raises(ValueError, match="with CNF layers"):
         distil(cnf.Flow(normal(2), []), updates=1)
-
-
-def test_fit_refuses_explicit_steps(teacher: cnf.Flow) -> None:
-    with pytest.raises(ValueError, match=r"^Expected .*Steps.*cnf\.distil"):
-        cnf.fit(teacher.discretized(2), clusters(50), steps=1)

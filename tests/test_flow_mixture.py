@@ -18,8 +18,9 @@ from test_scripts_running import complaint, done
 
 import cnf
 from cnf.flow import Flow, FlowMixture
-from cnf.flow.folds import fold_mass, propose
+from cnf.flow.folds import fold_mass
 from cnf.flow.mixture_base import mixture_base, unfitted_mixture
+from cnf.flow.proposals import propose
 from cnf.layers import Dequantize, Standardize, Steps
 from cnf.mixtures import NormalMixture
 from cnf.training import distil_flows

@@ -9,7 +9,7 @@ import torch
 from test_training import small_flow, weights
 
 import cnf
-from cnf.training import loop
+from cnf.training import flow_run
 from cnf.training.learner import Learner
 from cnf.training.objectives import FlowMatching, MaximumLikelihood
 from cnf.training.recipes import Recipe
@@ -133,7 +133,7 @@ def test_each_stage_has_its_own_rates_and_batches(taken):
 def scripted(monkeypatch, *nlls):
     """Have the validations find these, and then the last one on and on."""
     found = iter(nlls)
-    monkeypatch.setattr(loop, "mean_nll", lambda flow, rows: next(found, nlls[-1]))
+    monkeypatch.setattr(flow_run, "mean_nll", lambda flow, rows: next(found, nlls[-1]))
 
 
 def remembered(recipe):

@@ -14,7 +14,7 @@ from cnf.datasets import Table
 from cnf.fields.divergence import AutogradTrace, TangentTrace
 from cnf.ode import Stats, backsolve, solve
 from cnf.tables.schema import Schema
-from cnf.training import loop
+from cnf.training import flow_run
 from cnf.training.data import BatchSampler, Rows
 from cnf.training.learner import Learner
 from cnf.training.objectives import Loss, MaximumLikelihood
@@ -164,7 +164,7 @@ def test_failures_end_a_run_with_the_best_weights_or_with_advice(monkeypatch):
         history = cnf.fit(small_flow(), **options, steps=40)
     assert history.reason.startswith("diverged: The loss is nan")
     assert history.steps == 5 + MAX_FAILURES >= history.best_step > 0
-    monkeypatch.setattr(loop, "mean_nll", lambda flow, rows: math.inf)
+    monkeypatch.setattr(flow_run, "mean_nll", lambda flow, rows: math.inf)
     with pytest.raises(cnf.training.TrainingError, match="none of 4 validations could be scored"):
         cnf.fit(small_flow(), **options, steps=4)
 
@@ -216,8 +216,8 @@ def test_wrong_arguments(arguments, message):
 
 def test_slow_validations_end_a_run_by_its_budget_but_not_one_by_steps(monkeypatch):
     """Another one would overrun the budget; the clock has no say where the steps run out first."""
-    original, pauses = loop.mean_nll, iter([0.3])
-    monkeypatch.setattr(loop, "mean_nll", lambda *_: sleep(next(pauses, 0.02)) or original(*_))
+    original, pauses = flow_run.mean_nll, iter([0.3])
+    monkeypatch.setattr(flow_run, "mean_nll", lambda *_: sleep(next(pauses, 0.02)) or original(*_))
     history = cnf.fit(small_flow(), DATA, recipe=QUICK, budget=0.5)
     assert (history.reason, len(history.step)) == ("budget", 1)
     history = cnf.fit(small_flow(), DATA, recipe=QUICK, steps=20, budget=1000.0)
@@ -273,10 +273,10 @@ def test_rows_come_as_often_as_their_weights_say():
 def test_validation_counts_rows_by_their_weights():
     flow = small_flow().double()
     x, weight = DATA[:40].double(), torch.arange(1.0, 41.0).double()
-    weighted = loop.mean_nll(flow, Rows(x, weight=weight))
-    repeated = loop.mean_nll(flow, Rows(x.repeat_interleave(weight.long(), 0)))
+    weighted = flow_run.mean_nll(flow, Rows(x, weight=weight))
+    repeated = flow_run.mean_nll(flow, Rows(x.repeat_interleave(weight.long(), 0)))
     assert weighted == pytest.approx(repeated, abs=1e-9)
-    assert weighted != pytest.approx(loop.mean_nll(flow, Rows(x)), abs=1e-3)
+    assert weighted != pytest.approx(flow_run.mean_nll(flow, Rows(x)), abs=1e-3)
 
 
 def test_weights_reach_scaling_and_training():

@@ -22,7 +22,8 @@ from cnf.layers.conditional_affine import ConditionalAffine
 from cnf.layers.data_context import DataContext
 from cnf.training import Callback, History, Recipe, fit
 from cnf.training.data import Rows, hold_out, rows_for
-from cnf.training.loop import fit_scalings, mean_nll
+from cnf.training.flow_run import mean_nll
+from cnf.training.loop import fit_scalings
 from cnf.training.progress import TrainingBudget
 
 FEW_SIMULATIONS = 3000

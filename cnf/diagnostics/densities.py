@@ -29,7 +29,8 @@ from cnf.diagnostics.integral import Integral, integrate
 from cnf.diagnostics.report import FAIL_ERRORS, WARN_ERRORS, Finding, Findings, Limit
 from cnf.fields.divergence import Hutchinson
 from cnf.flow.flow import Flow
-from cnf.flow.folds import MAX_FOLD_MASS, adaptive, fold_mass
+from cnf.flow.folds import MAX_FOLD_MASS, fold_mass
+from cnf.flow.proposals import adaptive
 from cnf.training.data import Rows
 
 Array = NDArray[np.float64]

@@ -472,7 +472,7 @@ class Flow(nn.Module):
         flow's the fewer steps there are, and may fold (`cnf.layers.Steps`). `cnf.distil` trains it.
 
         Args:
-            steps: The number of steps in place of each `cnf.CNF` layer.
+            steps: The number of steps in place of each `cnf.CNF` layer, or of other steps.
             method: Name of a tableau in `cnf.ode.TABLEAUS` of at least two stages.
             learnt: Whether the coefficients of each step, and their sizes, are parameters.
             towards: `"base"`, so that log p is explicit and draws are found by Newton's method; or
@@ -494,13 +494,15 @@ class Flow(nn.Module):
                 "Expected a flow over real numbers to discretise, whose log p is then exact; got "
                 "one that draws noise for whole numbers or categories: use the adaptive flow"
             )
-        if not self.solves:
+        if not any(isinstance(layer, FieldLayer) for layer in self.layers):
             raise ValueError(
                 "Expected a flow with CNF layers to discretise; got none: take the adaptive flow, "
                 "not one of explicit steps"
             )
         make = partial(Steps, count=steps, method=method, learnt=learnt, towards=towards)
-        layers = [make(layer.field) if isinstance(layer, CNF) else layer for layer in self.layers]
+        layers = [
+            make(layer.field) if isinstance(layer, FieldLayer) else layer for layer in self.layers
+        ]
         return type(self)(self.base, layers, self.context)
 
     def for_training(self, **changes: Any) -> Self:

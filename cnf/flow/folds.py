@@ -9,29 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import (
-    AffineTransform,
-    Distribution,
-    MixtureSameFamily,
-    MultivariateNormal,
-    TransformedDistribution,
-)
 
 from cnf.flow.flow import Flow
 from cnf.flow.mixture import FlowMixture
+from cnf.flow.proposals import DRAWS, MORE, SOLVE_ROWS, Proposal, propose
 from cnf.flow.scores import log_prob_or_nan
-from cnf.layers import CNF, Steps
+from cnf.layers import Steps
 from cnf.layers.layer import ScoringOptions
-from cnf.utils.random import RowNoise, seeded
+from cnf.utils.random import RowNoise
 
 MAX_FOLD_MASS = 1e-3  # of a flow whose log p is to be trusted
 MIN_EFFECTIVE = 1000  # draws of an estimate: with fewer, one of them may carry the folds' mass
-DRAWS = 4000
-MORE = 4  # times as many draws, where too few of them count
-WIDTH = 1.15  # of the proposal's base, whose tails are then above the density's
-SOLVE_ROWS = 1000  # draws in one solve
-# The weights p/q need log q to the statistical error's size alone.
-PROPOSAL_SOLVER = {"method": "dopri5", "step": "joint", "rtol": 1e-4, "atol": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -72,68 +60,6 @@ class FoldMass:
                 f"{self.draws} draws"
             )
         return f"a fold mass of {self.mass:.2g} ± {self.stderr:.1g}"
-
-
-@dataclass(frozen=True, eq=False)
-class Proposal:
-    """Draws x (draws, dim) given a context (draws, context_dim), with their log q (draws,)."""
-
-    x: Tensor
-    context: Tensor | None
-    log_q: Tensor
-
-
-def adaptive(flow: Flow) -> Flow:
-    """Return a flow that solves on the same fields where another one takes explicit steps.
-
-    It shares the parameters, steps jointly, and is accurate to about 1e-4.
-
-    Example:
-        >>> from cnf.flow import ffjord
-        >>> steps = ffjord(2).discretized(2)
-        >>> adaptive(steps).solves
-        1
-    """
-    layers = [
-        CNF(layer.field, **PROPOSAL_SOLVER)
-        if isinstance(layer, Steps)
-        else layer.with_solver(**PROPOSAL_SOLVER)
-        for layer in flow.layers
-    ]
-    return type(flow)(flow.base, layers, flow.context)
-
-
-@torch.no_grad()
-def propose(
-    flow: Flow, draws: int = DRAWS, context: Tensor | None = None, seed: int = 0
-) -> Proposal:
-    """Return draws from a flow with a base widened by 1.15, solved adaptively, with their log q.
-
-    Args:
-        flow: The flow.
-        draws: Number of draws.
-        context: Rows of context (n, context_dim), which take turns; every draw has one.
-        seed: Seed of the draws.
-
-    Raises:
-        ValueError: The number of draws is below 1, or a conditional flow has no context.
-        SolveError: A solve failed.
-    """
-    if draws < 1:
-        raise ValueError(f"Expected draws of at least 1; got {draws}")
-    if flow.context_dim and (context is None or not len(context)):
-        raise ValueError(
-            "Expected a context for the fold mass of a conditional flow; got no rows: pass rows of "
-            "the context that its densities are wanted for"
-        )
-    wide = type(flow)(_widened(flow.base), adaptive(flow).layers, flow.context)
-    shape: tuple[int, ...] = (draws,)
-    if context is not None:
-        shape = ()
-        context = context[torch.arange(draws, device=context.device) % len(context)].to(flow.like)
-    with seeded(seed, flow.like.device):
-        x, log_q = wide.sample_and_log_prob(shape, context, max_batch=SOLVE_ROWS)
-    return Proposal(x, context, log_q)
 
 
 @torch.no_grad()
@@ -256,22 +182,3 @@ def _absolute_part(flow: Flow, x: Tensor, context: Tensor | None) -> tuple[Tenso
             log_det = log_det - found.logs.sum(1)
             folded |= found.folded
     return log_prob_or_nan(flow.base, x) + log_det, folded
-
-
-def _widened(base: Distribution) -> Distribution:
-    """Return z ↦ m + 1.15 (z − m) of a base of mean m, from 0 where it has or knows none.
-
-    Components of a mixture of normal distributions are widened one by one.
-    """
-    if isinstance(base, MixtureSameFamily):
-        parts = base.component_distribution
-        if isinstance(parts, MultivariateNormal):
-            wide = MultivariateNormal(parts.loc, scale_tril=WIDTH * parts.scale_tril)
-            return MixtureSameFamily(base.mixture_distribution, wide)
-    try:
-        mean = base.mean
-    except NotImplementedError:
-        mean = torch.zeros_like(base.sample())
-    shift = mean.mul(1 - WIDTH) if mean.isfinite().all() else torch.zeros_like(mean)
-    widen = AffineTransform(shift, torch.full_like(shift, WIDTH), event_dim=1)
-    return TransformedDistribution(base, [widen], validate_args=False)

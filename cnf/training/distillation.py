@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import inf, log
+from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from cnf.flow import Flow
-from cnf.flow.folds import DRAWS, MORE, FoldMass, Proposal, fold_mass, propose
-from cnf.flow.scores import base_log_prob
-from cnf.layers import Steps
-from cnf.layers.step_sequence import StepDeterminants
+from cnf.flow.proposals import DRAWS, PLANE, propose
 from cnf.layers.steps import Direction
-from cnf.ode import SolveError, Stats
 from cnf.training.data import BatchSampler, Rows, training_rows
+from cnf.training.flow_run import PASS_CHUNK_ROWS
 from cnf.training.history import Callback, History
 from cnf.training.learner import Learner
-from cnf.training.loop import PASS_CHUNK_ROWS, FlowRun
-from cnf.training.objectives import Loss
 from cnf.training.progress import TrainingBudget
 from cnf.training.recipes import Recipe
-from cnf.training.run import TrainingError
-from cnf.training.schedule import Stage, stages
+from cnf.training.schedule import stages
+from cnf.training.unfolded_likelihood import UNFOLDED, UnfoldedLikelihood
+from cnf.training.unfolded_run import UnfoldedRun
 from cnf.utils.random import seeded
 from cnf.utils.threads import Threads, check_threads
 
 BUDGET = 60.0  # seconds
-PLANE = 2  # columns, up to which two stages are enough
 POOL_ROWS = 20_000  # the flow's own draws, where there is no data
 
 # Rates by two bosh3 steps: 100 steps of 4e-3 left bike 0.14 nats behind the adaptive flow, 150 of
@@ -52,95 +45,6 @@ DISTILLATION = Recipe(
 )
 
 
-@dataclass(frozen=True)
-class UnfoldedLikelihood:
-    """The negative log-likelihood of explicit steps, with a penalty where they fold or might.
-
-        −(1/n) Σ [log p_base(z_i) + Σ_k ℓ(det_ik)] + λ · mean over wanderers of Σ_k relu(1 − δ_k),
-
-    where det_ik is the determinant of step k at row i, ℓ is the logarithm above `extension`^(D/2)
-    and its tangent below, and δ = sign(det) |det|^(2/D) / `least`. Likelihood alone drives
-    determinants through zero where there is no data, and a density then counts space twice.
-    Wanderers stand there: mixtures of two of the batch's rows as the steps see them, with weights
-    from −`reach` to 1 + `reach`, plus noise.
-
-    Attributes:
-        penalty: The weight λ.
-        least: The (2/D)-th power of the determinant above which a step is not penalised. It bounds
-            how sharp an edge can be: with 0.1 checkerboard was 0.011 nats behind the adaptive flow,
-            with 0.05 it is 0.002.
-        extension: The (2/D)-th power of the determinant below which ℓ is linear, so that rows have
-            a finite loss, and a gradient, beyond a fold.
-        share: Wanderers for each row.
-        reach: How far they go beyond the two rows, relative to their distance.
-        noise: Its largest standard deviation, relative to the columns'.
-    """
-
-    name: ClassVar[str] = "likelihood without folds"
-    penalty: float = 5.0
-    least: float = 0.05
-    extension: float = 0.01
-    share: float = 0.5
-    reach: float = 0.2
-    noise: float = 0.3
-
-    def __call__(self, flow: Flow, x: Tensor, context: Tensor | None = None) -> Loss:
-        context = flow.standardized(context)
-        log_det, penalty, evaluations = x.new_zeros(len(x)), x.new_zeros(()), 0
-        for layer in reversed(flow.layers):
-            if not isinstance(layer, Steps):
-                pulled = layer.pull(x, context)
-                x, log_det = pulled.value, log_det + pulled.log_det
-                continue
-            start = x if layer.towards == "base" else layer.preimage(x, context)
-            found = self._determinants(layer, start, context)
-            sign = 1 if layer.towards == "base" else -1
-            log_det = log_det + sign * self._extended(found, slice(0, len(x)), x.shape[1])
-            penalty = penalty + self._penalties(found, slice(len(x), None), x.shape[1])
-            x = found.value[: len(x)] if layer.towards == "base" else start
-            evaluations += layer.count * layer.tableau.solution_stages
-        value = -(base_log_prob(flow.base, x) + log_det).mean() + self.penalty * penalty
-        return Loss(value, Stats(evaluations))
-
-    def check(self, flow: Flow, *, conditional: bool) -> None:
-        if not any(isinstance(layer, Steps) for layer in flow.layers):
-            raise ValueError("Expected a flow with Steps layers to distil; got one without")
-
-    @torch.no_grad()
-    def wanderers(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return points between and beyond pairs of rows, and the number of each one's first row.
-
-        Shapes: (rows, dim) → (share · rows, dim), (share · rows,).
-        """
-        count = int(self.share * len(x))
-        first, second = torch.randint(len(x), (2, count), device=x.device)
-        weight = x.new_empty(count, 1).uniform_() * (1 + 2 * self.reach) - self.reach
-        spread = self.noise * torch.rand_like(weight) * x.std(0, correction=0)
-        between = torch.lerp(x[first], x[second], weight)
-        return between + spread * torch.randn_like(between), first
-
-    def _determinants(self, layer: Steps, x: Tensor, context: Tensor | None) -> StepDeterminants:
-        """Return the steps' determinants at rows and, after them, at wanderers."""
-        extra, first = self.wanderers(x)
-        given = None if context is None else torch.cat([context, context[first]])
-        return layer.determinants(torch.cat([x, extra]), given)
-
-    def _extended(self, found: StepDeterminants, rows: slice, dim: int) -> Tensor:
-        """Return Σ_k log det_k of rows, linear in the determinant below a threshold."""
-        signs, logs = found.signs[rows], found.logs[rows]
-        edge = 0.5 * dim * log(self.extension)
-        beyond = edge - 1 + signs * (logs - edge).clamp(max=50.0).exp()
-        return torch.where((signs > 0) & (logs > edge), logs, beyond).sum(1)
-
-    def _penalties(self, found: StepDeterminants, rows: slice, dim: int) -> Tensor:
-        """Return the mean over wanderers of Σ_k relu(1 − δ_k)."""
-        signs, logs = found.signs[rows], found.logs[rows]
-        if not len(signs):
-            return logs.new_zeros(())
-        roots = signs * (2 / dim * logs - log(self.least)).exp()
-        return (1 - roots).relu().sum(1).mean()
-
-
 def distil(
     flow: Flow,
     data: Tensor | None = None,
@@ -157,7 +61,7 @@ def distil(
     callbacks: Sequence[Callback] = (),
     threads: Threads = "auto",
     recipe: Recipe = DISTILLATION,
-    objective: UnfoldedLikelihood = UnfoldedLikelihood(),
+    objective: UnfoldedLikelihood = UNFOLDED,
 ) -> Flow:
     """Return a flow of few explicit steps with an exact density, tuned from an adaptive flow.
 
@@ -238,7 +142,7 @@ def distil_run(
     callbacks: Sequence[Callback],
     threads: Threads = "auto",
     recipe: Recipe = DISTILLATION,
-    objective: UnfoldedLikelihood = UnfoldedLikelihood(),
+    objective: UnfoldedLikelihood = UNFOLDED,
 ) -> tuple[Flow, History]:
     """Return what `distil` does, with the history of its run; arguments are its own."""
     begin, threads = perf_counter(), check_threads(threads)
@@ -254,17 +158,17 @@ def distil_run(
     student = copy.deepcopy(flow).discretized(steps, method, learnt=learnt, towards=towards)
     generator = torch.Generator().manual_seed(seed)
     train, held_out = _rows(flow, data, context, validation, generator)
-    proposal = propose(flow, DRAWS, held_out.context, seed)
     plan = [replace(stages(recipe)[0], objective=objective)]
     objective.check(student, conditional=context is not None)
-    run = _Distillation(
+    run = UnfoldedRun(
         Learner(student, recipe),
         plan,
         length.without(perf_counter() - begin),
         BatchSampler(train, generator),
         held_out[: recipe.validation_rows],
+        None,
         threads,
-        proposal,
+        proposal=propose(flow, DRAWS, held_out.context, seed),
     )
     run.run(callbacks, seed)
     student.load_state_dict(run.finish())
@@ -314,55 +218,3 @@ def _rows(
             "pass the pair (rows, context)"
         )
     return training_rows(flow, data, context, None, validation, generator)
-
-
-class _Distillation(FlowRun):
-    """A run whose validations refuse weights that fold."""
-
-    def __init__(
-        self,
-        learner: Learner,
-        plan: Sequence[Stage],
-        budget: TrainingBudget,
-        sampler: BatchSampler,
-        held_out: Rows,
-        threads: Threads,
-        proposal: Proposal,
-    ) -> None:
-        super().__init__(learner, plan, budget, sampler, held_out, None, threads)
-        self.proposal = proposal
-        self.folds: FoldMass | None = None  # of the last weights that were weighed
-
-    def validate(self) -> float:
-        """Return the NLL of held-out rows; infinite where it is the best, but of weights that fold.
-
-        Draws serve for all validations, from the given flow at first, until too few of them count.
-        """
-        nll = super().validate()
-        if not nll < self.progress.best_nll:
-            return nll
-        flow = self.learner.validated
-        self.folds = fold_mass(flow, proposal=self.proposal)
-        if not self.folds.known:
-            try:
-                self.proposal = propose(flow, MORE * DRAWS, self.proposal.context)
-            except SolveError:  # of weights that no solver can follow
-                return inf
-            self.folds = fold_mass(flow, proposal=self.proposal)
-        return nll if self.folds.accepted else inf
-
-    def finish(self) -> Mapping[str, Tensor]:
-        """Return the best weights.
-
-        Raises:
-            TrainingError: All weights that were validated fold.
-        """
-        if not self.progress.records:  # interrupted
-            self._validate()
-        if self.progress.best_nll == inf and not self.progress.failures:
-            got = "held-out rows where a step folds" if self.folds is None else str(self.folds)
-            raise TrainingError(
-                f"Expected weights without folds after {self.progress.step} steps; got {got} in "
-                "every validation: take more steps or a method of more stages, or tune for longer"
-            )
-        return super().finish()

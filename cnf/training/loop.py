@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from math import inf, isfinite
+from math import inf
 from pathlib import Path
 from time import perf_counter
 
 import torch
 from torch import Tensor
-from torch.distributions import MixtureSameFamily
 
 from cnf.flow import Flow
 from cnf.flow.base_config import describe, map_tensors, rebuild
 from cnf.flow.mixture_base import is_unfitted, mixture_base
-from cnf.layers import CNF, ConditionalAffine, FieldLayer, Scaling, Standardize, Steps
+from cnf.layers import ConditionalAffine, FieldLayer, Scaling, Standardize, Steps
 from cnf.layers.context import ContextEncoder
 from cnf.mixtures import NormalMixture
-from cnf.ode import SolveError
 from cnf.training.checkpoint import Checkpointer, TrainingState, run_identity
 from cnf.training.data import BatchSampler, Rows, training_rows
-from cnf.training.history import Callback, Event, History, Record
+from cnf.training.flow_run import BASE, PASS_CHUNK_ROWS, FlowRun
+from cnf.training.history import Callback, History
 from cnf.training.learner import Learner
-from cnf.training.optimizer import OptimizerStep
 from cnf.training.progress import TrainingBudget
 from cnf.training.recipes import Recipe, choose_recipe
-from cnf.training.run import Run
-from cnf.training.schedule import Stage, stages
-from cnf.utils.distributed import gather, local_slice, mean, world_size
+from cnf.training.schedule import stages
+from cnf.training.unfolded_likelihood import unfolded
+from cnf.training.unfolded_run import UnfoldedRun
+from cnf.utils.distributed import gather, mean
 from cnf.utils.random import seeded
-from cnf.utils.serialization import add_prefix, strip_prefix
 from cnf.utils.threads import Threads, check_threads
 
 # Scalings are fitted on as many random rows: means are then known to two thousandths of a
@@ -40,8 +38,6 @@ MAX_SCALING_ROWS = 200_000
 # A mixture as a base is fitted to as many rows, and has as many components, which take seconds.
 MAX_BASE_ROWS, MAX_BASE_COMPONENTS = 5000, 50
 BASE_SHARE = 0.25  # of a budget, that this takes at most
-BASE = "base"  # the prefix of its tensors in a state
-PASS_CHUNK_ROWS = 1000  # rows that pass through a flow, or through its layers, at once
 
 
 def fit(
@@ -68,7 +64,9 @@ def fit(
     likelihood alone.
     Modules such as dropout train in training mode, and validate and end in evaluation mode.
     The loop takes AdamW steps by the recipe's schedule, solves at the recipe's loose tolerance, and
-    validates a moving average of the weights. Ctrl-C ends it cleanly. Its random numbers depend on
+    validates a moving average of the weights. A flow of explicit steps (`cnf.layers.Steps`) is
+    trained by likelihood with a penalty on folds, and weights that fold are not kept. Ctrl-C ends
+    it cleanly. Its random numbers depend on
     `seed` alone, and PyTorch's generator is left as it was.
 
     Rows on a line, a curve or a surface have no density, and their likelihood is unbounded: `cnf
@@ -121,18 +119,14 @@ def fit(
     threads = check_threads(threads)
     generator = torch.Generator().manual_seed(seed)
     train, held_out = training_rows(flow, data, context, weight, validation, generator)
-    if any(isinstance(layer, Steps) for layer in flow.layers):
-        raise ValueError(
-            "Expected a flow of CNF layers to fit; got Steps, which likelihood alone would fold: "
-            "fit the flow with CNF layers, and use cnf.distil"
-        )
     if not isinstance(recipe, Recipe):
         recipe = choose_recipe(recipe, len(train), flow.dim, context is not None, objective)[1]
     objective = objective or recipe.objective
     if is_unfitted(flow.base) and objective == "hybrid":
         objective = "mle"  # matching of independent points would lose what the base is
     recipe = replace(recipe, objective=objective)
-    plan = stages(recipe)
+    explicit = any(isinstance(layer, Steps) for layer in flow.layers)
+    plan = unfolded(stages(recipe)) if explicit else stages(recipe)
     for stage in plan:
         stage.objective.check(flow, conditional=context is not None)
     flow.train()
@@ -153,7 +147,7 @@ def fit(
         )
         defaults = json.loads(json.dumps(Recipe().entries()))
         checkpointer = Checkpointer(Path(state), state_seconds, identity, defaults)
-    run = FlowRun(
+    run = (UnfoldedRun if explicit else FlowRun)(
         Learner(flow, recipe),
         plan,
         length.without(spent),
@@ -169,26 +163,6 @@ def fit(
     flow.load_state_dict(run.finish())
     flow.eval()
     return History.of(run.progress)
-
-
-def mean_nll(flow: Flow, rows: Rows) -> float:
-    """Return the weighted mean of −log p over rows, in nats; infinite where a solve fails.
-
-    Each process scores its part of the rows, and all return the mean over all rows.
-    """
-    total = 0.0
-    try:
-        with torch.no_grad():
-            for part in rows[local_slice(len(rows))].split(PASS_CHUNK_ROWS):
-                log_prob = flow.score_rows(part.x, part.context).log_prob.double()
-                weighted = log_prob if part.weight is None else part.weight * log_prob
-                total -= weighted.sum().item()
-    except SolveError:
-        total = inf
-    (total,) = mean([total], rows.x)
-    counted = len(rows) if rows.weight is None else rows.weight.double().sum().item()
-    found = total * world_size() / counted
-    return found if isfinite(found) else inf
 
 
 def fit_scalings(flow: Flow, rows: Rows) -> None:
@@ -262,79 +236,3 @@ def _encoded(flow: Flow, context: Tensor | None) -> Tensor | None:
         return None
     parts = (flow.standardized(part) for part in context.split(PASS_CHUNK_ROWS))
     return torch.cat([part for part in parts if part is not None])
-
-
-def _is_compiled(flow: Flow) -> bool:
-    """Return whether code is compiled, anew for each number of threads."""
-    layers = [layer for layer in flow.layers if isinstance(layer, CNF)]
-    return any(layer.settings.compile for layer in layers)
-
-
-class FlowRun(Run[Record, Event]):
-    """A run of `fit`: its learner, the stages of its plan, and its rows."""
-
-    record_type = Record
-
-    def __init__(
-        self,
-        learner: Learner,
-        plan: Sequence[Stage],
-        budget: TrainingBudget,
-        sampler: BatchSampler,
-        held_out: Rows,
-        checkpointer: Checkpointer | None,
-        threads: Threads,
-    ) -> None:
-        self.learner, self.plan, self.sampler, self.held_out = learner, plan, sampler, held_out
-        validations, patience = learner.recipe.validations, learner.recipe.patience
-        shares = [stage.share for stage in plan]
-        options = (held_out.x, checkpointer, threads, not _is_compiled(learner.flow))
-        super().__init__(budget, validations, shares, patience, *options)
-
-    @property
-    def stage(self) -> Stage:
-        return self.plan[self.progress.stage]
-
-    def step(self, done: float, steps: float) -> tuple[OptimizerStep, float]:
-        stage = self.stage
-        batch = self.sampler.batch(stage.batch_size)
-        rate, factor = stage.rate(done, steps), stage.tolerance_factor(done, steps)
-        return self.learner.step(stage.objective, batch, rate, factor), rate
-
-    def validate_start(self) -> None:
-        """Validate the weights that the run begins with, which are kept where none are better."""
-        record, value = self.record(self.validate(), 0.0)
-        self.progress.add_record(record, value, 0.0)
-
-    def validate(self) -> float:
-        self.learner.copy_statistics()
-        return mean_nll(self.learner.validated, self.held_out)
-
-    def record(self, scores: float, seconds: float) -> tuple[Record, float]:
-        progress = self.progress
-        name, nfe = self.stage.objective.name, progress.mean_nfe
-        counted = (progress.step, seconds, name, progress.mean_loss, scores, nfe, progress.rate)
-        return Record(*counted, progress.threads), scores
-
-    def event(
-        self, step: OptimizerStep, done: float, seconds: float, record: Record | None
-    ) -> Event:
-        improved, records = self.improved(record), self.progress.records
-        taken = (self.progress.step, seconds, done, step.loss, step.nfe)
-        return Event(*taken, record, records, improved, self.learner.ema, self.stage)
-
-    def weights(self) -> Mapping[str, Tensor]:
-        return self.learner.ema.state_dict()
-
-    def begin_stage(self) -> None:
-        self.learner.ema.load_state_dict(self.best)
-        self.learner.restart()
-
-    def tensors(self) -> dict[str, Tensor]:
-        order, base = add_prefix("order", self.sampler.state()), self.learner.flow.base
-        found = {**add_prefix("learner", self.learner.tensors()), **order}
-        return found | (describe(base, BASE)[1] if isinstance(base, MixtureSameFamily) else {})
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self.learner.restore(strip_prefix("learner", tensors))
-        self.sampler.restore(strip_prefix("order", tensors))

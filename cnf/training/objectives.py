@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cnf.fields.regularizers import Regularization
 from cnf.flow import Flow
-from cnf.layers import CNF, Layer, MovingNorm
+from cnf.layers import FieldLayer, Layer, MovingNorm
 from cnf.ode import Stats
 from cnf.training.recipes import COUPLINGS, PATHS
 from cnf.utils.angles import nearest_image
@@ -134,7 +134,7 @@ class FlowMatching:
             x = nearest_image(x, z, flow.circular)
         losses = []
         for k, layer in enumerate(cnfs):
-            assert isinstance(layer, CNF)  # by `check`
+            assert isinstance(layer, FieldLayer)  # by `check`
             rows = slice(len(x) * k // len(cnfs), len(x) * (k + 1) // len(cnfs))
             given = None if context is None else context[rows]
             piece = self.path, k, len(cnfs)
@@ -152,7 +152,7 @@ class FlowMatching:
                 "(mle)"
             )
         for layer in cnfs:
-            if not isinstance(layer, CNF):
+            if not isinstance(layer, FieldLayer):
                 raise ValueError(
                     "Expected the CNF layers to follow one another for flow matching, whose paths "
                     f"are straight from the first one to the last; got {type(layer).__name__} "
@@ -171,7 +171,7 @@ class FlowMatching:
 
 
 def _squared_errors(
-    layer: CNF, piece: tuple[str, int, int], z: Tensor, x: Tensor, context: Tensor | None
+    layer: FieldLayer, piece: tuple[str, int, int], z: Tensor, x: Tensor, context: Tensor | None
 ) -> Tensor:
     """Return the squared errors of layer k of K, at stratified times on paths from z to x."""
     path, k, count = piece
@@ -184,7 +184,7 @@ def _squared_errors(
 
 def _split_layers(flow: Flow) -> tuple[Sequence[Layer], Sequence[Layer], Sequence[Layer]]:
     """Return the layers before the first CNF, from it to the last CNF, and after the last CNF."""
-    is_cnf = [isinstance(layer, CNF) for layer in flow.layers]
+    is_cnf = [isinstance(layer, FieldLayer) for layer in flow.layers]
     if not any(is_cnf):
         return flow.layers, (), ()
     first, last = is_cnf.index(True), len(is_cnf) - is_cnf[::-1].index(True)

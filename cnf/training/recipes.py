@@ -77,6 +77,12 @@ VARIANTS: tuple[Mapping[str, str], ...] = (
 )
 """What the flows of a mixture, which take turns, change in their recipe."""
 
+OF_SOLVES = (
+    *("divergence", "steer", "method", "rtol", "atol"),
+    *("initial_tolerance_factor", "gradient", "activation_bytes"),
+)
+"""The numbers, beside regularizers, that explicit steps do not use."""
+
 
 @dataclass(frozen=True, init=False)
 class Recipe:
@@ -129,6 +135,9 @@ class Recipe:
     learning_rate: float = _likelihood(1e-2, "peak learning rate, in a run of up to horizon steps")
     # In long runs smaller steps keep the field from becoming stiff.
     horizon: int = _likelihood(800, "steps beyond which the peak falls as one over their root")
+    explicit_steps: int = _likelihood(
+        0, "explicit steps in place of the solver, without a context; 0 for none", low=0
+    )
     divergence: str = _likelihood(
         "auto", "trace in training; auto is the flow's", choices=lambda: ("auto", *DIVERGENCES)
     )
@@ -226,6 +235,9 @@ class Recipe:
     def flow(self, dim: int, context_dim: int = 0, columns: Sequence[Layer] = ()) -> Flow:
         """Return a new flow of the recipe's architecture, by `cnf.ffjord`.
 
+        With `explicit_steps` its fields are followed by as many steps, unless it is trained by
+        matching alone, has a context or angles, or draws noise.
+
         Args:
             dim: Number of columns that are modelled.
             context_dim: Size of the context.
@@ -237,11 +249,16 @@ class Recipe:
             1
         """
         from cnf.flow import ffjord
+        from cnf.training.distillation import default_method
 
         names = {"blocks", "field", "field_options", "scaling", "base", "batch_norm"}
         names |= {"hidden", "activation"} & set(field_arguments(self.field))
         options = {name: getattr(self, name) for name in names}
-        return ffjord(dim, context_dim=context_dim, columns=columns, **options)
+        flow = ffjord(dim, context_dim=context_dim, columns=columns, **options)
+        solved = self.objective == "matching" or context_dim or flow.circular or flow.noisy
+        if solved or not self.explicit_steps:
+            return flow
+        return flow.discretized(self.explicit_steps, default_method(flow), learnt=True)
 
     def model(
         self, dim: int, context_dim: int = 0, columns: Sequence[Layer] = ()
@@ -318,7 +335,9 @@ LARGE_TABLE = replace(TABLE, hidden=(128, 128), scaling="gaussianize_uneven")
 
 # Fourier features of x fit edges; the coupling's paths take two thirds of the evaluations.
 TOY = Recipe(
-    hidden=(64, 64, 64, 64),
+    explicit_steps=4,
+    hidden=(48, 48, 48),
+    horizon=2000,
     field="concat",
     x_features=32,
     x_scale=3.0,
@@ -333,6 +352,8 @@ RECIPES: dict[str, Recipe] = {
     # Pictures have finer edges, which flow matching finds sooner than maximum likelihood does.
     "picture": replace(
         TOY,
+        explicit_steps=0,
+        horizon=800,
         hidden=(64, 64, 64),
         x_features=64,
         x_scale=6.0,
@@ -388,6 +409,9 @@ def unused(recipe: Recipe) -> dict[str, str]:
     found |= {} if recipe.x_features else {"x_scale": "x_features 0"}
     if recipe.gradient != "checkpoint":
         found["activation_bytes"] = f"gradient {recipe.gradient}"
+    if recipe.explicit_steps:
+        steps = f"explicit_steps {recipe.explicit_steps}"
+        found |= dict.fromkeys((*OF_SOLVES, *REGULARIZERS), steps)
     return found | {
         name: f"objective {recipe.objective}"
         for name, each in recipe.numbers().items()

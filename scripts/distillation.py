@@ -150,15 +150,16 @@ def comparison(
     by_steps, nfe, fast = _timed(distilled, test)
     by_solver, _, slow = _timed(adaptive, test)
     drop = by_solver - by_steps
+    before = "adaptive" if adaptive.model.solves else "trained"
     given = None if not distilled.context_columns else test.tensors(distilled.flow.like)[1]
     change = f"{float(drop.mean()):+.4f}"
     if np.isfinite(drop).all() and len(drop) > 1:
         change += f" ± {float(drop.std() / np.sqrt(len(drop))):.4f}"
     return [
         *summarize(distilled, test, rows.toy, by_steps, nfe, 1).lines(),
-        f"  adaptive NLL  {-float(by_solver.mean()):10.4f} (the steps': {change})",
+        f"  {before:8s} NLL  {-float(by_solver.mean()):10.4f} (the steps': {change})",
         fold_line(fold_mass(distilled.flow, context=given, seed=seed)),
-        f"  rows a second {fast:10.0f} by steps, {slow:.0f} by the adaptive flow",
+        f"  rows a second {fast:10.0f} by steps, {slow:.0f} by the {before} flow",
     ]
 
 

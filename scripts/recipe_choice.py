@@ -166,7 +166,9 @@ def _flow_recipe(
     if recipe is None or name is None:
         conditional = bool(data.context_columns)
         known = (len(data.train), data.schema.width, conditional, arguments.objective)
-        default = "picture" if isinstance(data.toy, Picture) else None
+        default = None
+        if data.toy is not None and not conditional:
+            default = "picture" if isinstance(data.toy, Picture) else "toy"
         values = data.schema.continuous(data.train.x) if data.toy is None else None
         name, recipe = choose_recipe(name or default, *known, values)
         if recipe.scaling != RECIPES[name].scaling:

@@ -160,7 +160,10 @@ def test_clusters_a_thousand_deviations_apart(columns, share):
 def test_toys_and_plain_columns_are_standardised_and_odd_ones_made_normal():
     for name, toy in TOYS.items():
         rows = toy.sample(3000, rng())
-        assert choose_recipe(None, *rows.shape, values=rows) == ("toy", RECIPES["toy"]), name
+        assert choose_recipe(None, *rows.shape, values=rows) == (
+            "table-narrow",
+            RECIPES["table-narrow"],
+        ), name
     for odd in (line(300), clusters(300, 2, 0.1)[0], rng().standard_cauchy((300, 1))):
         assert choose_recipe(None, *odd.shape, values=odd)[1].scaling == "gaussianize"
         assert choose_recipe("toy", *odd.shape, values=odd)[1].scaling == "standardize"

@@ -122,7 +122,7 @@ def test_numbers_without_a_use_are_named():
 
 def test_the_recipe_is_chosen_by_size_and_dimension():
     for name, rows, dim, chosen in (
-        (None, 1000, 2, "toy"),
+        (None, 1000, 2, "table-narrow"),
         (None, 300, 3, "table-tiny"),
         (None, 1000, 3, "table-small"),
         (None, 10_000, 3, "table-medium"),

@@ -199,7 +199,7 @@ def test_a_flow_without_a_solve_is_trained_too():
         ({"context": torch.zeros(3, 1)}, r"context of shape \(600, context_dim\)"),
         ({"validation": torch.zeros(3, 1)}, "validation of shape"),
         ({"objective": "mel"}, "objective to be one of mle, matching, hybrid; got 'mel'"),
-        ({"recipe": "toys"}, "recipe among toy, picture, table-tiny, table-small, .*; got 'toys'"),
+        ({"recipe": "toys"}, "recipe among toy, picture, table-narrow, table-tiny, .*; got 'toys'"),
         ({"budget": -1.0}, "budget to be above 0"),
         ({"steps": 0}, "steps to be above 0"),
         ({"weight": torch.ones(3)}, r"weights of shape \(600,\) for data; got \(3,\)"),

@@ -112,7 +112,7 @@ def _notes(rows: Sequence[Row]) -> str:
 
 def toy_recipe(objective: str | None = None) -> tuple[str, Recipe]:
     """Return the default recipe of toys with its name, and with another objective if given."""
-    name, recipe = choose_recipe(None, TOY_ROWS["train"], dim=2)
+    name, recipe = choose_recipe("toy", TOY_ROWS["train"], dim=2)
     return name, replace(recipe, objective=objective or recipe.objective)
 
 

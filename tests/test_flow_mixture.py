@@ -279,7 +279,7 @@ def test_flows_are_distilled_one_after_the_other(monkeypatch):
         sleep(0.3)
         return fold_mass(*given, **named)
 
-    monkeypatch.setattr("cnf.training.distillation.fold_mass", slow)
+    monkeypatch.setattr("cnf.training.unfolded_run.fold_mass", slow)
     assert len(distil_flows(mixture, x, steps=2, budget=1.0)[0].flows) == 2
     for call, other in ((cnf.distil, mixture), (cnf.fit_mixture, mixture.flows[0])):
         with pytest.raises(TypeError, match="Expected a .*flow"):

@@ -17,6 +17,7 @@ from torch.distributions import (
 
 from cnf.flow.flow import Flow
 from cnf.layers import CNF, Layer, Steps
+from cnf.ode import SolveError
 from cnf.utils.random import seeded
 
 DRAWS = 4000
@@ -90,8 +91,11 @@ def propose(
             "the context that its densities are wanted for"
         )
     if flow.dim <= PLANE and not flow.context_dim and any(map(_is_towards_base, flow.layers)):
-        with seeded(seed, flow.like.device):
-            return _around_draws(flow, draws)
+        try:
+            with seeded(seed, flow.like.device):
+                return _around_draws(flow, draws)
+        except SolveError:  # of a map that folds so much that some draws have no inverse
+            pass
     wide = type(flow)(_widened(flow.base), adaptive(flow).layers, flow.context)
     shape: tuple[int, ...] = (draws,)
     if context is not None:

@@ -46,7 +46,7 @@ BENCHMARK_SUBJECTS: dict[str, dict[str, BenchmarkSection]] = {
         "log_prob": _section("flow_cost:log_prob_lines", "exact log p", ("torchdiffeq",)),
         "scoring": _section("scoring:rate_lines", "rows a second of trained flows", ("zuko",)),
         "discretised": _section(
-            "discretised:lines", "rows a second and errors of distilled flows", ("zuko",)
+            "discretised:lines", "rows a second and errors of explicit steps", ("zuko",)
         ),
         "regularizers": _section(
             "toys:regularizer_lines", "gain and cost; takes a quarter of an hour"

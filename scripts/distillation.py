@@ -81,10 +81,10 @@ def distil_model(arguments: argparse.Namespace) -> None:
     """Distil the model in a folder to explicit steps, in another folder."""
     with process_group():
         trained = TrainedModel.read(arguments.dir)
-        if not trained.flow.solves or DISTILLED in load_config(arguments.dir)["metadata"]:
+        if DISTILLED in load_config(arguments.dir)["metadata"]:
             raise ValueError(
-                f"Expected a model that is solved adaptively; the one in {arguments.dir} takes "
-                "explicit steps: name the folder of the model that it was distilled from"
+                f"Expected a model that was trained; the one in {arguments.dir} was distilled: "
+                "name the folder of the model that it was distilled from"
             )
         names = ("steps", "budget", "updates", "seed", "threads")
         method = arguments.method or default_method(flows_of(trained.flow)[0])

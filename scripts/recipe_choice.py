@@ -5,19 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cnf.datasets import Picture
 from cnf.fields import FIELDS, field_arguments
+from cnf.fields.regularizers import REGULARIZERS
 from cnf.scripts.data import Data
 from cnf.scripts.options import given_numbers, option_of
 from cnf.tables.code_training import QUESTIONS, CodeRecipe
 from cnf.tables.masked_training import ValuesRecipe
 from cnf.training.numbers import numbers_of
-from cnf.training.recipes import BY_SIZE, CODES, RECIPES, Recipe, choose_recipe, recipe_of, unused
+from cnf.training.recipes import (
+    BY_SIZE,
+    CODES,
+    OF_SOLVES,
+    RECIPES,
+    Recipe,
+    choose_recipe,
+    recipe_of,
+    unused,
+)
 from cnf.utils.serialization import read_file
 
 RowRecipe = CodeRecipe | ValuesRecipe
@@ -163,48 +173,68 @@ def _flow_recipe(
     arguments: argparse.Namespace, data: Data, name: str | None, recipe: Recipe | None
 ) -> tuple[str, Recipe]:
     """Return the name of a flow's recipe, and the recipe with the changes of the command line."""
-    if recipe is None or name is None:
-        conditional = bool(data.context_columns)
-        known = (len(data.train), data.schema.width, conditional, arguments.objective)
-        default = None
-        if data.toy is not None and not conditional:
-            default = "picture" if isinstance(data.toy, Picture) else "toy"
-        values = data.schema.continuous(data.train.x) if data.toy is None else None
-        name, recipe = choose_recipe(name or default, *known, values)
-        if recipe.scaling != RECIPES[name].scaling:
-            name = f"{name} (scaling {recipe.scaling}, as columns are far from normal)"
     changes = given_numbers(arguments, Recipe.numbers())
-    lost = {}
+    needed = _needs_solver(arguments, data, changes)
+    if recipe is None or name is None:
+        default = None
+        if isinstance(data.toy, Picture):
+            default = "picture"
+        elif data.toy is not None and not needed and changes.get("explicit_steps") != 0:
+            default = "toy"
+        name, recipe = _chosen_by_data(arguments, data, name or default)
+    lost: dict[str, Any] = {}
     if changes.get("field") in FIELDS:  # whose features may not be the recipe's
         taken = field_arguments(changes["field"])
         lost = {name: 0 for name in ("time_features", "x_features") if name not in taken}
-    recipe = _with_solver(arguments, replace(recipe, **{**lost, **changes}), changes)
+    lost |= _lost_to_steps(changes, needed)
+    recipe = replace(recipe, **{**lost, **changes})
     for useless, why in unused(recipe).items():
         if useless in changes:
             raise ValueError(f"Expected no {option_of(useless)} with {why}, which does not use it")
     return name, recipe
 
 
-def _with_solver(arguments: argparse.Namespace, recipe: Recipe, changes: Collection[str]) -> Recipe:
-    """Return a recipe whose flow is solved, where its explicit steps are in an option's way.
+def _chosen_by_data(
+    arguments: argparse.Namespace, data: Data, name: str | None
+) -> tuple[str, Recipe]:
+    """Return the recipe of a name, or for the data, with its name."""
+    known = (len(data.train), data.schema.width, bool(data.context_columns))
+    values = data.schema.continuous(data.train.x) if data.toy is None else None
+    name, recipe = choose_recipe(name, *known, arguments.objective, values)
+    if recipe.scaling != RECIPES[name].scaling:
+        name = f"{name} (scaling {recipe.scaling}, as columns are far from normal)"
+    return name, recipe
+
+
+def _lost_to_steps(changes: Mapping[str, Any], needed: str) -> dict[str, Any]:
+    """Return what a recipe loses to explicit steps that are asked for, or the steps themselves.
 
     Raises:
-        ValueError: The steps were asked for as well.
+        ValueError: Something that they cannot have is asked for as well.
     """
-    solved = replace(recipe, explicit_steps=0)
-    asked = [
-        option_of(name) for name in changes if name in unused(recipe).keys() - unused(solved).keys()
-    ]
-    if arguments.discretize:
-        asked.append("--discretize")
-    if not recipe.explicit_steps or not asked:
-        return recipe
-    if "explicit_steps" in changes:
+    if not changes.get("explicit_steps"):
+        return {"explicit_steps": 0} if needed else {}
+    if needed:
         raise ValueError(
-            f"Expected no {asked[0]} with --explicit-steps, which takes the solver's place; got "
-            "both: leave one of them out"
+            f"Expected no --explicit-steps with {needed}, which a solver is for; got both: leave "
+            "--explicit-steps out"
         )
-    return solved
+    return {"regularizers": {}}
+
+
+def _needs_solver(arguments: argparse.Namespace, data: Data, changes: Mapping[str, Any]) -> str:
+    """Return what explicit steps cannot have, of the data or of the command line, if anything."""
+    flow = Recipe().flow(data.schema.width, 0, data.schema.layers(data.train.x))
+    if data.context_columns:
+        return "a context"
+    if flow.circular or flow.noisy:
+        return "angles" if flow.circular else "whole numbers or categories"
+    asked = [name for name in (*OF_SOLVES, *REGULARIZERS, "batch_norm") if changes.get(name)]
+    if changes.get("objective") == "matching":
+        return "--objective matching"
+    if arguments.discretize:
+        return "--discretize"
+    return option_of(asked[0]) if asked else ""
 
 
 def _recipe_of(entries: Mapping[str, Any], kind: type[AnyRecipe]) -> AnyRecipe:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from torch.distributions import MultivariateNormal
 import cnf
 from cnf.flow.folds import fold_mass
 from cnf.flow.proposals import propose
-from cnf.layers import Circular, Dequantize, Steps
+from cnf.layers import Circular, Dequantize, MovingNorm, Standardize, Steps
 from cnf.scripts.__main__ import main
 from cnf.storage import load_flow
 from cnf.training import RECIPES, Recipe, TrainingError
 from cnf.training import unfolded_run as module
+from cnf.training.checkpoint import TrainingState
 from cnf.training.recipes import TOY
 
 SMALL = replace(TOY, hidden=(16, 16), x_features=4, matching_batch=32, validations=4)
@@ -45,7 +47,7 @@ def test_the_trained_map_has_a_density_and_an_inverse() -> None:
     torch.testing.assert_close(flow.log_prob(x), log_prob, atol=1e-3, rtol=1e-3)
 
 
-def test_a_run_resumes_to_the_bit(tmp_path: Path) -> None:
+def test_a_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fitted(state: Path | None = None, stop: int | None = None) -> cnf.Flow:
         torch.manual_seed(0)
         flow = SMALL.flow(2)
@@ -59,9 +61,28 @@ def test_a_run_resumes_to_the_bit(tmp_path: Path) -> None:
         return flow
 
     whole, state = fitted(), tmp_path / "state.safetensors"
-    fitted(state, stop=25)  # after a validation, whose draws are in the state
+    fitted(state, stop=25)
+    assert "proposal.x" in TrainingState.read(state).tensors  # of a validation before
+    monkeypatch.setattr(module, "propose", Mock(side_effect=AssertionError("draws are kept")))
     for name, weight in fitted(state).state_dict().items():
         assert torch.equal(weight, whole.state_dict()[name]), name
+
+
+def test_an_end_in_flow_matching_keeps_weights_that_are_a_map(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(event: cnf.training.Event) -> None:
+        raise KeyboardInterrupt
+
+    flow = SMALL.flow(2)
+    history = cnf.fit(flow, curve(300), recipe=SMALL, steps=100, callbacks=[interrupt])
+    assert history.reason == "interrupted"
+    assert flow.log_prob(curve(50)).isfinite().all()
+    refuse = Mock(return_value=False)
+    monkeypatch.setattr(module.UnfoldedRun, "_is_unfolded", refuse)
+    with pytest.raises(TrainingError, match="without folds after 1 steps"):
+        cnf.fit(SMALL.flow(2), curve(300), recipe=SMALL, steps=1)
+    refuse.assert_called_once()
 
 
 def test_weights_that_fold_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +98,19 @@ def test_weights_that_fold_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_regularizers_are_refused() -> None:
     recipe = replace(SMALL, kinetic=0.1)
-    with pytest.raises(ValueError, match=r"^Expected no regularizers .* explicit_steps 0$"):
+    with pytest.raises(ValueError, match=r"^Expected no regularizers .*got kinetic: leave them"):
         cnf.fit(recipe.flow(2), curve(100), recipe=recipe, steps=2)
+    flow = Recipe(explicit_steps=2, hidden=(8,)).flow(3)
+    assert cnf.fit(flow, torch.randn(100, 3), steps=2).steps == 2  # of the recipe for its size
+
+
+def test_what_explicit_steps_cannot_have_is_refused() -> None:
+    flow, data = SMALL.flow(2), curve(50)
+    with pytest.raises(ValueError, match="got matching alone"):
+        cnf.fit(flow, data, objective="matching", steps=2)
+    moving = cnf.Flow(flow.base, [MovingNorm(2), *flow.layers])
+    with pytest.raises(ValueError, match="no batch normalisation with explicit steps"):
+        cnf.fit(moving, data, objective="mle", steps=2)
 
 
 def test_recipes_take_explicit_steps_where_they_can() -> None:
@@ -88,6 +120,7 @@ def test_recipes_take_explicit_steps_where_they_can() -> None:
         "a context": TOY.flow(2, 1),
         "angles": TOY.flow(2, columns=[Circular(2)]),
         "noise": TOY.flow(2, columns=[Dequantize(2)]),
+        "batch normalisation": replace(TOY, objective="mle", batch_norm=True).flow(2),
         "none": replace(TOY, explicit_steps=0).flow(2),
     }
     assert {why: steps_of(flow) for why, flow in solved.items()} == {why: [] for why in solved}
@@ -105,6 +138,19 @@ def test_draws_around_a_flow_cover_its_density(dim: int) -> None:
     low, high = found.x.double().aminmax(dim=0)
     area = found.log_q.neg().exp().mean()
     assert area == pytest.approx((high - low).prod().item(), rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_folds_are_weighed_in_any_units(dtype: torch.dtype) -> None:
+    x = torch.randn(500, 2, dtype=dtype)
+    data = torch.stack([0.01 * x[:, 0], 1e5 * (x[:, 0] + 1e-3 * x[:, 1])], 1)
+    scaling = Standardize(2).to(dtype)
+    scaling.fit(data)
+    flow = cnf.ffjord(2, hidden=(4,)).to(dtype).discretized(2)
+    found = fold_mass(cnf.Flow(flow.base, [flow.layers[0], scaling]).to(dtype))
+    assert found.draws == 4000
+    assert found.accepted
+    assert found.covered
 
 
 def layers_of(folder: Path) -> list[int]:
@@ -130,5 +176,5 @@ def test_programs_train_explicit_steps(
     capsys.readouterr()
     assert main([*common, "--explicit-steps", "2", "--discretize", "2", "--out", "bad"]) == 2
     error = capsys.readouterr().err
-    assert "Expected no --discretize with --explicit-steps" in error
+    assert "Expected no --explicit-steps with --discretize" in error
     assert error.count("\n") == 1

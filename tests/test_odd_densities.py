@@ -171,7 +171,7 @@ def test_toys_and_plain_columns_are_standardised_and_odd_ones_made_normal():
 
 def test_the_program_says_that_it_makes_columns_normal(trained):
     said = trained(rng().standard_cauchy((500, 2)))[-1].out
-    assert "recipe toy (scaling gaussianize, as columns are far from normal)" in said
+    assert "recipe table-narrow (scaling gaussianize, as columns are far from normal)" in said
 
 
 def test_units_of_1e9_with_1e_9(trained):

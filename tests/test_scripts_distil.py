@@ -92,6 +92,7 @@ def test_a_toy_has_its_truth_and_a_conditional_model_its_contexts(moons, given, 
     text = done("distil", moons, "--out", tmp_path / "moons", *FEW)
     assert "KL" in text
     assert "2 midpoint steps" in text
+    assert "trained  NLL" in text  # of the toy's own explicit steps, not of a solver
     assert "strip.png" in done("plot", tmp_path / "moons", "--figures", "strip,field")
     assert "fold mass" in done("distil", given, "--out", tmp_path / "given", *FEW)
     data = tmp_path / "other.csv"

@@ -20,7 +20,7 @@ from cnf.fields import (
     as_field,
     make_field,
 )
-from cnf.flow import ffjord
+from cnf.flow import Flow, ffjord
 from cnf.layers import CNF, Steps
 from cnf.layers.explicit_step import ExplicitStep, inverse
 from cnf.ode import SolveError, Status
@@ -305,5 +305,5 @@ def test_what_steps_refuse():
     refused("at most 32 columns .* got 100", Steps, ConcatSquash(100, (4, 4)))
     refused("without angles .* columns \\[0\\]", Steps, ConcatSquash(2, (4, 4), circular=(0,)))
     refused("at most 32 columns", Steps(nn.Linear(40, 40)).pull, torch.zeros(1, 40))
-    refused("flow with CNF layers", ffjord(2).discretized(2).discretized, 2)
+    refused("flow with CNF layers", Flow(ffjord(2).base, []).discretized, 2)
     refused("solver settings among", Steps(field).with_solver, tol=1)

@@ -240,7 +240,7 @@ def check_folds(ctx: CheckContext) -> Findings:
     found = fold_mass(ctx.flow, context=ctx.rows.context, seed=SEED_OFFSET + ctx.seed)
     sentence = (
         f"The mass where the determinant of a step is negative: ± {found.stderr:.1g}, by "
-        f"{found.draws} draws of the adaptive flow, as good as {found.effective:.0f} of the "
+        f"{found.draws} draws, as good as {found.effective:.0f} of the "
         f"density, by which it integrates to {found.integral:.4f} ± {found.integral_stderr:.1g}."
     )
     finding = Finding.of("mass of folds", found.mass, FOLD_LIMIT, sentence)

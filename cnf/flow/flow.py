@@ -496,8 +496,7 @@ class Flow(nn.Module):
             )
         if not any(isinstance(layer, FieldLayer) for layer in self.layers):
             raise ValueError(
-                "Expected a flow with CNF layers to discretise; got none: take the adaptive flow, "
-                "not one of explicit steps"
+                "Expected a flow with CNF layers to discretise; got none: take a flow with a field"
             )
         make = partial(Steps, count=steps, method=method, learnt=learnt, towards=towards)
         layers = [

@@ -49,6 +49,11 @@ class FoldMass:
         return self.effective >= MIN_EFFECTIVE
 
     @property
+    def covered(self) -> bool:
+        """Whether the integral is 1 within four standard errors: draws may have missed mass."""
+        return abs(self.integral - 1) <= 4 * self.integral_stderr
+
+    @property
     def accepted(self) -> bool:
         """Whether the mass is known, and at most `MAX_FOLD_MASS`."""
         return self.known and self.mass <= MAX_FOLD_MASS
@@ -75,9 +80,8 @@ def fold_mass(
 
         mass = E_q[ p(x)/q(x) · 1(det ∂F_k/∂y < 0 for some step k) ],   ∫ p dx = E_q[ p(x)/q(x) ],
 
-    with p by the determinants' absolute values. q solves the same field adaptively, from a base
-    widened by 1.15, so that it has mass wherever p has. Where the effective sample size is below
-    1000 the mass is not `known`.
+    with p by the determinants' absolute values, and q of `cnf.flow.proposals.propose`, which has
+    mass wherever p has. Where the effective sample size is below 1000 the mass is not `known`.
 
     With steps towards the data draws are exact, and log p of a draw is wrong only where the map
     takes another point to it too.

@@ -28,8 +28,10 @@ SOLVE_ROWS = 1000  # draws in one solve
 PROPOSAL_SOLVER = {"method": "dopri5", "step": "joint", "rtol": 1e-4, "atol": 1e-4}
 PLANE = 2  # columns, up to which kernels around draws and a uniform share cover a density
 UNIFORM_SHARE = 0.2
-CENTERS = 4000  # of kernels at most
+CENTERS = 4000  # of kernels
 NEIGHBOURS = 20  # as far as the kernel of a draw is wide
+MIN_WIDTH = 1e-6  # of a kernel, in deviations
+RIDGE = 1e-12  # of variances, which makes up for rounding
 BOX = 2.0  # times the range of the draws
 
 
@@ -111,28 +113,39 @@ def _is_towards_base(layer: Layer) -> bool:
 
 
 def _around_draws(flow: Flow, draws: int) -> Proposal:
-    """Return draws from kernels around a flow's own draws, or uniform over their box, doubled."""
-    centers = flow.sample((min(draws, CENTERS),)).double()
+    """Return draws from kernels around a flow's own draws, or uniform over their box, doubled.
+
+    Both are of whitened draws, so that neither the columns' units nor their correlation matter.
+    """
+    found = flow.sample((CENTERS,)).double()
+    middle, spread = found.mean(0), found.T.cov().reshape(flow.dim, flow.dim)
+    spread.diagonal().mul_(1 + RIDGE)
+    factor = torch.linalg.cholesky(spread)
+    centers = torch.linalg.solve_triangular(factor, (found - middle).T, upper=False).T
+    widths = torch.cdist(centers, centers).kthvalue(1 + NEIGHBOURS, 1).values
+    widths = widths.clamp(min=MIN_WIDTH)
+    low, high = (BOX * side for side in centers.aminmax(dim=0))  # about the mean, which is 0
+    chosen = torch.randint(CENTERS, (draws,), device=centers.device)
+    near = centers[chosen] + widths[chosen, None] * torch.randn_like(centers[chosen])
+    uniform = torch.rand(draws, 1, device=near.device) < UNIFORM_SHARE
+    x = middle + torch.where(uniform, low + (high - low) * torch.rand_like(near), near) @ factor.T
+    x = x.to(flow.like)  # rounded, before log q is taken
+    white = torch.linalg.solve_triangular(factor, (x.double() - middle).T, upper=False).T
+    kernels = _log_kernels(white, centers, widths) + log(1 - UNIFORM_SHARE)
+    inside = ((white >= low) & (white <= high)).all(1)
+    level = torch.where(inside, log(UNIFORM_SHARE) - (high - low).log().sum(), -torch.inf)
+    return Proposal(x, None, torch.logaddexp(kernels, level) - factor.diagonal().log().sum())
+
+
+def _log_kernels(x: Tensor, centers: Tensor, widths: Tensor) -> Tensor:
+    """Return the log-density of a mixture of normal kernels, whose widths differ."""
     count, dim = centers.shape
-    near = torch.cdist(centers, centers).kthvalue(min(NEIGHBOURS, count), 1).values
-    widths = near.clamp(min=1e-9 * float(near.max()) + torch.finfo(near.dtype).tiny)
-    low, high = centers.aminmax(dim=0)
-    margin = (BOX - 1) / 2 * (high - low)
-    low, size = low - margin, (high - low) + 2 * margin
-    chosen = torch.randint(count, (draws,), device=centers.device)
-    x = centers[chosen] + widths[chosen, None] * torch.randn_like(centers[chosen])
-    uniform = torch.rand(draws, device=x.device) < UNIFORM_SHARE
-    x = torch.where(uniform[:, None], low + size * torch.rand_like(x), x).to(flow.like)
-    log_kernels = [
-        torch.logsumexp(
-            -0.5 * (torch.cdist(part, centers) / widths).square() - dim * widths.log(), 1
-        )
-        for part in x.double().split(SOLVE_ROWS)
+    scales = dim * (widths.log() + 0.5 * log(2 * pi)) + log(count)
+    parts = [
+        torch.logsumexp(-0.5 * (torch.cdist(part, centers) / widths).square() - scales, 1)
+        for part in x.split(SOLVE_ROWS)
     ]
-    kernels = torch.cat(log_kernels) - log(count) - 0.5 * dim * log(2 * pi)
-    inside = ((x >= low) & (x <= low + size)).all(1)
-    level = torch.where(inside, log(UNIFORM_SHARE) - size.log().sum(), -torch.inf)
-    return Proposal(x, None, torch.logaddexp(kernels + log(1 - UNIFORM_SHARE), level))
+    return torch.cat(parts)
 
 
 def _widened(base: Distribution) -> Distribution:

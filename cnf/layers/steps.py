@@ -45,7 +45,7 @@ class Steps(FieldLayer):
 
     Where a determinant is not positive the map folds: log p is −∞ there, and the status of a row
     FOLDED. Maximum likelihood folds such a map where there is no data, so that it must not be
-    trained by that alone: `cnf.distil` penalises folds.
+    trained by that alone: `cnf.fit` and `cnf.distil` penalise folds.
 
     Args:
         field: A `TracedField`, or any module as for `cnf.CNF`, of at most 32 columns, no angles.

@@ -158,6 +158,7 @@ def distil_run(
     student = copy.deepcopy(flow).discretized(steps, method, learnt=learnt, towards=towards)
     generator = torch.Generator().manual_seed(seed)
     train, held_out = _rows(flow, data, context, validation, generator)
+    proposal = propose(flow, DRAWS, held_out.context, seed)
     plan = [replace(stages(recipe)[0], objective=objective)]
     objective.check(student, conditional=context is not None)
     run = UnfoldedRun(
@@ -168,7 +169,7 @@ def distil_run(
         held_out[: recipe.validation_rows],
         None,
         threads,
-        proposal=propose(flow, DRAWS, held_out.context, seed),
+        proposal=proposal,
     )
     run.run(callbacks, seed)
     student.load_state_dict(run.finish())

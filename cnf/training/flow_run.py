@@ -11,7 +11,7 @@ from torch.distributions import MixtureSameFamily
 
 from cnf.flow import Flow
 from cnf.flow.base_config import describe
-from cnf.layers import CNF
+from cnf.layers import CNF, Steps
 from cnf.ode import SolveError
 from cnf.training.checkpoint import Checkpointer
 from cnf.training.data import BatchSampler, Rows
@@ -121,5 +121,8 @@ def mean_nll(flow: Flow, rows: Rows) -> float:
 
 def _is_compiled(flow: Flow) -> bool:
     """Return whether code is compiled, anew for each number of threads."""
-    layers = [layer for layer in flow.layers if isinstance(layer, CNF)]
-    return any(layer.settings.compile for layer in layers)
+    return any(
+        (isinstance(layer, CNF) and layer.settings.compile)
+        or (isinstance(layer, Steps) and layer.compiles)
+        for layer in flow.layers
+    )

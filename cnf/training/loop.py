@@ -106,7 +106,8 @@ def fit(
         ValueError: The data does not fit the flow, a number or name is out of range, the objective
             cannot train the flow, or the state belongs to another run.
         TypeError: Data, a context or weights are no tensors, or a mixture is given as the flow.
-        TrainingError: Too many steps failed in a row, or no validation could be scored.
+        TrainingError: Too many steps failed in a row, no validation could be scored, or explicit
+            steps fold in all of them.
 
     Example:
         >>> from cnf.flow import ffjord
@@ -119,13 +120,15 @@ def fit(
     threads = check_threads(threads)
     generator = torch.Generator().manual_seed(seed)
     train, held_out = training_rows(flow, data, context, weight, validation, generator)
+    explicit = any(isinstance(layer, Steps) for layer in flow.layers)
     if not isinstance(recipe, Recipe):
         recipe = choose_recipe(recipe, len(train), flow.dim, context is not None, objective)[1]
+        if explicit:  # along which there is nothing to regularize
+            recipe = replace(recipe, regularizers={})
     objective = objective or recipe.objective
     if is_unfitted(flow.base) and objective == "hybrid":
         objective = "mle"  # matching of independent points would lose what the base is
     recipe = replace(recipe, objective=objective)
-    explicit = any(isinstance(layer, Steps) for layer in flow.layers)
     plan = unfolded(stages(recipe)) if explicit else stages(recipe)
     for stage in plan:
         stage.objective.check(flow, conditional=context is not None)

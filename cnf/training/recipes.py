@@ -236,7 +236,7 @@ class Recipe:
         """Return a new flow of the recipe's architecture, by `cnf.ffjord`.
 
         With `explicit_steps` its fields are followed by as many steps, unless it is trained by
-        matching alone, has a context or angles, or draws noise.
+        matching alone, has batch normalisation, a context or angles, or draws noise.
 
         Args:
             dim: Number of columns that are modelled.
@@ -245,7 +245,7 @@ class Recipe:
                 the flow's.
 
         Example:
-            >>> RECIPES["toy"].flow(2).solves
+            >>> RECIPES["table-small"].flow(3).solves
             1
         """
         from cnf.flow import ffjord
@@ -255,8 +255,8 @@ class Recipe:
         names |= {"hidden", "activation"} & set(field_arguments(self.field))
         options = {name: getattr(self, name) for name in names}
         flow = ffjord(dim, context_dim=context_dim, columns=columns, **options)
-        solved = self.objective == "matching" or context_dim or flow.circular or flow.noisy
-        if solved or not self.explicit_steps:
+        solved = self.objective == "matching" or self.batch_norm or context_dim
+        if not self.explicit_steps or solved or flow.circular or flow.noisy:
             return flow
         return flow.discretized(self.explicit_steps, default_method(flow), learnt=True)
 

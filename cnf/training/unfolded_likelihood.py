@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cnf.flow import Flow
 from cnf.flow.scores import base_log_prob
-from cnf.layers import Steps
+from cnf.layers import MovingNorm, Steps
 from cnf.layers.step_sequence import StepDeterminants
 from cnf.ode import Stats
 from cnf.training.objectives import Loss, MaximumLikelihood
@@ -71,7 +71,12 @@ class UnfoldedLikelihood:
 
     def check(self, flow: Flow, *, conditional: bool) -> None:
         if not any(isinstance(layer, Steps) for layer in flow.layers):
-            raise ValueError("Expected a flow with Steps layers to distil; got one without")
+            raise ValueError("Expected a flow with Steps layers; got one without")
+        if any(isinstance(layer, MovingNorm) for layer in flow.layers):
+            raise ValueError(
+                "Expected no batch normalisation with explicit steps, whose likelihood does not "
+                "update its statistics; got MovingNorm: train a flow of CNF layers"
+            )
 
     @torch.no_grad()
     def wanderers(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,7 +120,7 @@ def unfolded(plan: Iterable[Stage]) -> list[Stage]:
     """Return the stages of a run for a flow of explicit steps: likelihood is that without folds.
 
     Raises:
-        ValueError: The likelihood has regularizers.
+        ValueError: The likelihood has regularizers, or there is none.
 
     Example:
         >>> from cnf.training.recipes import Recipe
@@ -126,12 +131,17 @@ def unfolded(plan: Iterable[Stage]) -> list[Stage]:
     found = []
     for stage in plan:
         if isinstance(stage.objective, MaximumLikelihood):
-            if stage.objective.regularization:
+            if regularization := stage.objective.regularization:
                 raise ValueError(
                     "Expected no regularizers of a flow of explicit steps, which has no path to "
-                    f"integrate them along; got {stage.objective.regularization}: leave them out, "
-                    "or train with explicit_steps 0"
+                    f"integrate them along; got {', '.join(regularization.active) or 'steer'}: "
+                    "leave them out, or train a flow of CNF layers"
                 )
             stage = replace(stage, objective=UNFOLDED)
         found.append(stage)
+    if not any(isinstance(stage.objective, UnfoldedLikelihood) for stage in found):
+        raise ValueError(
+            "Expected objective mle or hybrid for a flow of explicit steps, which matching knows "
+            "nothing of; got matching alone: change it, or train a flow of CNF layers"
+        )
     return found

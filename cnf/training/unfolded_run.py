@@ -14,6 +14,7 @@ from cnf.ode import SolveError
 from cnf.training.flow_run import FlowRun, mean_nll
 from cnf.training.objectives import FlowMatching
 from cnf.training.run import TrainingError
+from cnf.utils.distributed import mean
 from cnf.utils.serialization import add_prefix, strip_prefix
 
 PROPOSAL = "proposal"  # the prefix of its tensors in a state
@@ -35,21 +36,25 @@ class UnfoldedRun(FlowRun):
         self.proposal = proposal
         self.folds: FoldMass | None = None  # of the last weights that were weighed
 
+    @property
+    def matches(self) -> bool:
+        """Whether the stage is one of flow matching."""
+        return isinstance(self.stage.objective, FlowMatching)
+
     def validate(self) -> float:
         """Return the NLL of held-out rows; infinite where it is the best, but of weights that fold.
 
         Draws serve for all validations, until too few of them count.
         """
-        if isinstance(self.stage.objective, FlowMatching):
+        if self.matches:
             self.learner.copy_statistics()
             return mean_nll(adaptive(self.learner.validated).eval(), self.held_out)
-        nll = super().validate()
-        return nll if not nll < self.progress.best_nll or self._is_unfolded() else inf
+        return self._nll_of_steps()
 
     def begin_stage(self) -> None:
         """Begin a stage, whose explicit steps are not compared with the adaptive solves before."""
-        super().begin_stage()
         self.progress.best_nll = inf
+        super().begin_stage()
 
     def tensors(self) -> dict[str, Tensor]:
         found = super().tensors()
@@ -63,6 +68,7 @@ class UnfoldedRun(FlowRun):
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         super().restore(tensors)
         if parts := strip_prefix(PROPOSAL, tensors):
+            parts = {name: tensor.to(self.like.device) for name, tensor in parts.items()}
             self.proposal = Proposal(parts["x"], parts.get("context"), parts["log_q"])
 
     def finish(self) -> Mapping[str, Tensor]:
@@ -72,15 +78,31 @@ class UnfoldedRun(FlowRun):
             TrainingError: All weights that were validated fold.
         """
         progress = self.progress
-        if progress.best_nll == inf and progress.reason == "interrupted":
-            self._validate()  # nothing of this stage was
+        if self.matches and progress.records:  # the best weights by an adaptive solve
+            self.learner.ema.load_state_dict(self.best)
+        if self.matches or (progress.best_nll == inf and progress.reason == "interrupted"):
+            progress.best_nll = inf
+            progress.best_nll = self._nll_of_steps()
+            self.remember()
         if progress.best_nll == inf and not progress.failures:
-            got = "held-out rows where a step folds" if self.folds is None else str(self.folds)
+            got = "a fold, or a failed solve," if self.folds is None else str(self.folds)
             raise TrainingError(
                 f"Expected weights without folds after {progress.step} steps; got {got} in "
-                "every validation: take more steps or a method of more stages, or train for longer"
+                "every validation: take more steps or a method of more stages, train for longer, "
+                "or by a solver (explicit_steps 0)"
             )
         return super().finish()
+
+    def _nll_of_steps(self) -> float:
+        """Return the NLL by explicit steps; infinite where it is the best, but of a map that folds.
+
+        All processes take the verdict of the strictest.
+        """
+        nll = super().validate()
+        if not nll < self.progress.best_nll:
+            return nll
+        (accepted,) = mean([float(self._is_unfolded())], self.like)
+        return nll if accepted == 1.0 else inf
 
     def _is_unfolded(self) -> bool:
         """Return whether the validated weights have a known fold mass that is small enough."""
@@ -93,6 +115,6 @@ class UnfoldedRun(FlowRun):
                     return False
             if self.proposal is not None:
                 self.folds = fold_mass(flow, proposal=self.proposal)
-                if self.folds.known:
+                if self.folds.known and self.folds.covered:
                     break
         return self.folds is not None and self.folds.accepted

@@ -32,7 +32,7 @@ from cnf.scripts.benchmarks.scoring import (
     scored_data,
     spline_of,
 )
-from cnf.scripts.benchmarks.toys import KL_ROWS, distance_of, fresh_rows
+from cnf.scripts.benchmarks.toys import KL_ROWS, distance_of, fresh_rows, toy_recipe
 from cnf.training import TrainingError, distil
 from cnf.utils.random import seeded
 
@@ -87,7 +87,7 @@ def _discretised(options: BenchmarkOptions, data: ScoredData, flow: Flow) -> Flo
 
     def train() -> Flow:
         if data.name in TOYS:
-            recipe = replace(data.recipe, explicit_steps=options.steps)
+            recipe = replace(toy_recipe()[1], explicit_steps=options.steps)
             return trained_flow(recipe, data.train, data.validation, 0, budget=options.budget)[0]
         rows, held_out = (
             torch.from_numpy(part).to(flow.like) for part in (data.train, data.validation)

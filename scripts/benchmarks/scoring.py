@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from cnf.scripts.benchmarks.measure import (
 )
 from cnf.scripts.benchmarks.options import BenchmarkOptions, Row, key_of
 from cnf.scripts.benchmarks.tables import prepare, standardized, uci_table
-from cnf.scripts.benchmarks.toys import fresh_rows, toy_recipe
+from cnf.scripts.benchmarks.toys import fresh_rows
 from cnf.scripts.data import open_data
 from cnf.storage import load_flow, save
 from cnf.training.recipes import Recipe, choose_recipe
@@ -85,7 +85,7 @@ def scored_data(options: BenchmarkOptions) -> list[ScoredData]:
 
 def _toy(name: str) -> ScoredData:
     data, test = open_data(name, 0), fresh_rows(name, BENCHMARK_CHUNK_ROWS, 0)
-    recipe = replace(toy_recipe()[1], explicit_steps=0)
+    _, recipe = choose_recipe(None, *data.train.x.shape)  # by a solver
     return ScoredData(name, data.train.x, data.validation.x, test, recipe)
 
 

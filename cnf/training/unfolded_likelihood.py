@@ -120,7 +120,7 @@ def unfolded(plan: Iterable[Stage]) -> list[Stage]:
     """Return the stages of a run for a flow of explicit steps: likelihood is that without folds.
 
     Raises:
-        ValueError: The likelihood has regularizers, or there is none.
+        ValueError: The likelihood has regularizers, or no stage is of likelihood.
 
     Example:
         >>> from cnf.training.recipes import Recipe

@@ -153,10 +153,6 @@ def test_folds_are_weighed_in_any_units(dtype: torch.dtype) -> None:
     assert found.covered
 
 
-def layers_of(folder: Path) -> list[int]:
-    return steps_of(load_flow(folder))
-
-
 def test_programs_train_explicit_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,8 +167,8 @@ def test_programs_train_explicit_steps(
     }
     for name, (options, expected) in cases.items():
         assert main([*common, *options, "--out", name]) in (0, None), name
-        assert layers_of(tmp_path / name) == expected, name
-    assert layers_of(tmp_path / "distilled" / "adaptive") == []
+        assert steps_of(load_flow(tmp_path / name)) == expected, name
+    assert steps_of(load_flow(tmp_path / "distilled" / "adaptive")) == []
     capsys.readouterr()
     assert main([*common, "--explicit-steps", "2", "--discretize", "2", "--out", "bad"]) == 2
     error = capsys.readouterr().err

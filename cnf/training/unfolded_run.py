@@ -26,8 +26,8 @@ class UnfoldedRun(FlowRun):
     Flow matching knows of no steps, and is validated by an adaptive solve of the same field.
 
     Args:
-        proposal: Draws by which folds are weighed; when None, of the flow's own field once the
-            explicit steps are trained.
+        proposal: Draws by which folds are weighed; those of `propose` for the steps as they are
+            when first validated where None.
         options: Those of `FlowRun`.
     """
 

@@ -29,8 +29,8 @@ def parser() -> Parser:
     parser.add_argument(
         "--method",
         metavar="NAME",
-        help="a Runge-Kutta method of at least two stages, such as rk4 (default: midpoint up to 2 "
-        "columns, bosh3 beyond)",
+        default="midpoint",
+        help="a Runge-Kutta method of at least two stages, such as rk4 (default midpoint)",
     )
     parser.add_argument(
         "--budget", metavar="SECONDS", type=positive_number, help="time of tuning (default 60)"

@@ -25,7 +25,6 @@ from cnf.scripts.rows import Array, ContextRows, no_context
 from cnf.scripts.trained import TrainedModel, check_unused, flows_of
 from cnf.storage import CONFIG, load_config, save
 from cnf.training.callbacks import ProgressBar
-from cnf.training.distillation import default_method
 from cnf.training.history import Callback
 from cnf.training.mixture import distil_flows
 from cnf.utils.distributed import barrier, process_group, rank
@@ -50,7 +49,7 @@ class DistillationPlan:
     """
 
     steps: int
-    method: str
+    method: str = "midpoint"
     budget: float | None = None
     updates: int | None = None
     seed: int = 0
@@ -86,10 +85,8 @@ def distil_model(arguments: argparse.Namespace) -> None:
                 f"Expected a model that was trained; the one in {arguments.dir} was distilled: "
                 "name the folder of the model that it was distilled from"
             )
-        names = ("steps", "budget", "updates", "seed", "threads")
-        method = arguments.method or default_method(flows_of(trained.flow)[0])
-        given = {name: getattr(arguments, name) for name in names}
-        plan = DistillationPlan(method=method, **given)
+        names = ("steps", "method", "budget", "updates", "seed", "threads")
+        plan = DistillationPlan(**{name: getattr(arguments, name) for name in names})
         plan.check(trained.flow)
         rows, data, line = _tuning_rows(trained, arguments)
         with run_folder(arguments.out, resume=False) as out:
@@ -158,7 +155,7 @@ def comparison(
     return [
         *summarize(distilled, test, rows.toy, by_steps, nfe, 1).lines(),
         f"  {before:8s} NLL  {-float(by_solver.mean()):10.4f} (the steps': {change})",
-        fold_line(fold_mass(distilled.flow, context=given, seed=seed)),
+        fold_line(fold_mass(distilled.flow, context=given, seed=seed, near=adaptive.flow)),
         f"  rows a second {fast:10.0f} by steps, {slow:.0f} by the {before} flow",
     ]
 

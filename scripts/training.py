@@ -64,7 +64,6 @@ from cnf.tables.row_model import RowModel
 from cnf.tables.row_training import fit_rows
 from cnf.training.callbacks import ProgressBar, TensorBoard
 from cnf.training.checkpoint import TrainingState
-from cnf.training.distillation import default_method
 from cnf.training.history import Callback, Event, History
 from cnf.training.mixture import fit_flows
 from cnf.training.recipes import CODES, Recipe
@@ -221,7 +220,6 @@ def _tuning_plan(arguments: argparse.Namespace, model: Model) -> DistillationPla
     budget, steps = arguments.budget, arguments.steps
     plan = DistillationPlan(
         arguments.discretize,
-        default_method(flows_of(model)[0]),
         budget=None if budget is None else (1 - TRAINING_SHARE) * budget,
         updates=None if steps is None else max(1, round(UPDATES_SHARE * steps)),
         seed=arguments.seed,

@@ -59,7 +59,7 @@ def chain(field, x, s, activation=torch.tanh, gate=torch.sigmoid):
 def test_activations_and_their_derivatives(name):
     activation = INSIDE[name]
     z = torch.linspace(-6, 6, 101, dtype=DOUBLE)
-    z[-48:] = z[-96:-48]  # as those of Fourier features are
+    z[-48:] = z[-96:-48] + torch.pi / 2  # as those of Fourier features are
     z.requires_grad_()
     value, slope = activation(z)
     if name in THEIRS:

@@ -7,6 +7,7 @@ from math import pi, sqrt
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cnf.fields import ACTIVATIONS
 
@@ -150,20 +151,28 @@ def find_activation(name: str) -> Activation:
 
 
 def fourier_activation(dim: int, count: int) -> Activation:
-    """Return the activation of Fourier features: (x, ωx, ωx) → (x, sin ωx, cos ωx).
+    """Return the activation of Fourier features: (x, ωx, ωx + π/2) → (x, sin ωx, cos ωx).
 
     Sine and cosine of one argument are each other's derivatives: nothing is computed twice. There
     are `dim` numbers x and `count` frequencies ω.
     """
     sizes = [dim, count, count]
     return Activation(
-        partial(_fourier, sizes), partial(_fourier_slope, sizes), partial(_fourier_adjoint, sizes)
+        partial(_fourier, dim),
+        partial(_fourier_slope, sizes),
+        partial(_fourier_adjoint, dim),
     )
 
 
-def _fourier(sizes: list[int], z: Tensor) -> tuple[Tensor, None]:
-    x, sine_phase, cosine_phase = z.split(sizes, -1)
-    return torch.cat([x, torch.sin(sine_phase), torch.cos(cosine_phase)], -1), None
+def fourier_phases(dim: int, count: int, like: Tensor) -> Tensor:
+    """Return what is added to (x, ωx, ωx) before its activation, (dim + 2 count,)."""
+    return pad(like.new_full((count,), 0.5 * pi), (dim + count, 0))
+
+
+def _fourier(dim: int, z: Tensor) -> tuple[Tensor, None]:
+    value = torch.sin(z)  # of all columns, since of some it takes longer
+    value[..., :dim] = z[..., :dim]
+    return value, None
 
 
 def _fourier_slope(sizes: list[int], value: Tensor, auxiliary: Tensor | None) -> Tensor:
@@ -172,9 +181,8 @@ def _fourier_slope(sizes: list[int], value: Tensor, auxiliary: Tensor | None) ->
 
 
 def _fourier_adjoint(
-    sizes: list[int], value: Tensor, auxiliary: Tensor | None, slope: Tensor, v: Tensor, d: Tensor
+    dim: int, value: Tensor, auxiliary: Tensor | None, slope: Tensor, v: Tensor, d: Tensor
 ) -> Tensor:
     """Return σ' v̄ + σ'' d̄ with σ'' = −σ for sines and cosines, 0 for the identity."""
-    dim = sizes[0]
     bent = torch.addcmul(v[..., dim:] * slope[..., dim:], d[..., dim:], value[..., dim:], value=-1)
     return torch.cat([v[..., :dim], bent], -1)

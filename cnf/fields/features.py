@@ -6,7 +6,7 @@ from math import pi
 import torch
 from torch import Tensor, nn
 
-from cnf.fields.activations import Activation, fourier_activation
+from cnf.fields.activations import Activation, fourier_activation, fourier_phases
 from cnf.utils.angles import other_columns
 
 
@@ -50,7 +50,7 @@ def affine_in_time(features: Tensor, matrix: Tensor | None, constant: Tensor | N
 
 
 def feature_matrix(circular: Sequence[int], harmonics: int, drawn: Tensor) -> Tensor:
-    """Return the matrix x → (x without its angles, ωx, ωx), the input of `fourier_activation`.
+    """Return the matrix x → (x without its angles, ωx, ωx), which `fourier_activation` is of.
 
     The frequencies ω are k = 1 … harmonics of each angle, and those drawn, shape (count, dim).
     For angles these are rounded, since only whole ones are periodic in a turn.
@@ -88,17 +88,20 @@ class Features(nn.Module):
         self.width = dim
         self.sines: Activation | None = None
         if circular:
-            count = harmonics * len(circular)
-            others = dim - len(circular)
-            self.width, self.sines = others + 2 * count, fourier_activation(others, count)
+            self.count, self.others = harmonics * len(circular), dim - len(circular)
+            self.width = self.others + 2 * self.count
+            self.sines = fourier_activation(self.others, self.count)
             self.register_buffer("matrix", feature_matrix(circular, harmonics, torch.empty(0, dim)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.sines is None else self.sines.function(x @ self.matrix.T)[0]
+        return x if self.sines is None else self.sines.function(self._arguments(x))[0]
 
     def tangents(self, x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features, and their Jacobian's products with vectors (K, rows or 1, dim)."""
         if self.sines is None:
             return x, vectors
-        value, slope = self.sines(x @ self.matrix.T)
+        value, slope = self.sines(self._arguments(x))
         return value, slope * (vectors @ self.matrix.T)
+
+    def _arguments(self, x: Tensor) -> Tensor:
+        return torch.addmm(fourier_phases(self.others, self.count, x), x, self.matrix.T)

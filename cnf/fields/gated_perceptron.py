@@ -97,6 +97,7 @@ class GatedPerceptron(TracedField):
             activations,
             GatedLinear.gate_activation,
             dim,
+            sines,
             self.fixed,
             logistic=activation == "tanh",
             time_features=time_features,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cnf.flow.flow import Flow
 from cnf.flow.mixture import FlowMixture
-from cnf.flow.proposals import DRAWS, MORE, SOLVE_ROWS, Proposal, propose
+from cnf.flow.proposals import DRAWS, MORE, PLANE, SOLVE_ROWS, Proposal, propose
 from cnf.flow.scores import log_prob_or_nan
 from cnf.layers import Steps
 from cnf.layers.layer import ScoringOptions
@@ -74,6 +74,7 @@ def fold_mass(
     draws: int = DRAWS,
     context: Tensor | None = None,
     seed: int = 0,
+    near: Flow | FlowMixture | None = None,
     proposal: Proposal | None = None,
 ) -> FoldMass:
     """Return the mass of a flow's folds, and the integral of its density, by importance sampling.
@@ -92,6 +93,8 @@ def fold_mass(
         draws: Number of draws from q; four times as many where too few of them count.
         context: Rows of context (n, context_dim) of a conditional flow: the mass is their mean.
         seed: Seed of the draws.
+        near: A flow whose draws serve beyond the plane: that which this one was distilled from. Its
+            own field may be that of another density once it is tuned.
         proposal: Draws to weigh in place of new ones.
 
     Raises:
@@ -113,12 +116,18 @@ def fold_mass(
                 "Expected no proposal for a mixture, whose flows have their own; got one"
             )
         given: dict[str, Any] = {"draws": draws, "context": context}
-        parts = [fold_mass(each, seed=seed + k, **given) for k, each in enumerate(flow.weighted)]
+        others = near.weighted if isinstance(near, FlowMixture) else [near] * len(flow.weighted)
+        pairs = zip(flow.weighted, others, strict=True)
+        parts = [
+            fold_mass(each, seed=seed + k, near=other, **given)
+            for k, (each, other) in enumerate(pairs)
+        ]
         return _mean_mass(parts, flow.weights[flow.weights > 0].double())
     if proposal is not None:
         return _weighed(flow, proposal)
-    found = _weighed(flow, propose(flow, draws, context, seed))
-    return found if found.known else _weighed(flow, propose(flow, MORE * draws, context, seed))
+    source = near if isinstance(near, Flow) and flow.dim > PLANE else flow
+    found = _weighed(flow, propose(source, draws, context, seed))
+    return found if found.known else _weighed(flow, propose(source, MORE * draws, context, seed))
 
 
 def _mean_mass(parts: Sequence[FoldMass], weights: Tensor) -> FoldMass:

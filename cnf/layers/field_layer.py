@@ -31,6 +31,10 @@ class FieldLayer(Layer):
             self.circular = self.field.circular
         hold_freed_memory()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        hold_freed_memory()  # in a process that unpickles the layer, and makes none
+
     @property
     def vector_field(self) -> VectorField:
         """The field as it is evaluated."""

@@ -52,11 +52,13 @@ def drop_padding(solution: Solution, rows: int) -> Solution:
 
 
 def row_products(x: Tensor, matrix: Tensor) -> Tensor:
-    """Return x @ matrix, rounded the same for any number of rows.
+    """Return x @ matrix, rounded the same for any number of rows and any place among them.
+
+    BLAS libraries add up by place where the matrix lies row by row and has about ten columns.
 
     Example:
         >>> row_products(torch.ones(1, 2), torch.ones(2, 3))
         tensor([[2., 2., 2.]])
     """
     padded, _ = pad_batch(x, None)
-    return (padded @ matrix)[: len(x)]
+    return (padded @ matrix.T.contiguous().T)[: len(x)]

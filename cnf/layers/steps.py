@@ -25,7 +25,7 @@ from cnf.ode.tableau import Tableau
 # Beyond it the tangents of an exact determinant cost more than the steps save.
 MAX_DIM = 32
 MIN_STAGES = 2  # a method of one stage is of first order: its steps would have to be many
-CHUNK_ROWS = 2048  # whose tensors stay in the caches
+CHUNK_TANGENTS = 8192  # one for each column of a row: with fewer Python's time counts
 INVERSE_ROWS = 8192  # more, since the last rows to converge take their time whatever their number
 MAX_RESIDUAL = 1e-3  # of an inverse, relative to the states
 Direction = Literal["base", "data"]
@@ -40,7 +40,7 @@ class Steps(FieldLayer):
 
     are a map, F, whose determinant is exact: its Jacobians are products of those of the
     stages, by `dim` tangents in one batch. `pull` costs K times the method's stages. `push` inverts
-    each step by Newton's method from the reversed step. With `towards="data"` the steps go from
+    each step by Newton's method from shorter steps back. With `towards="data"` the steps go from
     base to data, and `pull` is the inverse: for posteriors, which are drawn from.
 
     Where a determinant is not positive the map folds: log p is −∞ there, and the status of a row
@@ -234,7 +234,7 @@ class Steps(FieldLayer):
 
     def _explicit(self, x: Tensor, context: Tensor | None) -> TransformResult:
         self._check(x, context)
-        parts = [self._determined(*part) for part in _chunks(x, context)]
+        parts = [self._determined(*part) for part in _chunks(x, context, _fast_rows(x))]
         value, log_det = (torch.cat([each[i] for each in parts]) for i in range(2))
         stats = Stats(self.count * self.tableau.solution_stages, self.count)
         return TransformResult(value, log_det, stats)
@@ -275,7 +275,7 @@ class Steps(FieldLayer):
         if not explicit:
             return self._implicit(x, context, log_det=False).value
         self._check(x, context)
-        parts = _chunks(x, context)
+        parts = _chunks(x, context, _fast_rows(x))
         return torch.cat([self._steps(rows, given).end(rows) for rows, given in parts])
 
     def _inverse(
@@ -344,9 +344,12 @@ def check_steps(count: int, method: str) -> None:
         )
 
 
-def _chunks(
-    x: Tensor, context: Tensor | None, rows: int = CHUNK_ROWS
-) -> list[tuple[Tensor, Tensor | None]]:
+def _fast_rows(x: Tensor) -> int:
+    """Return the number of rows that are fastest together."""
+    return max(1, CHUNK_TANGENTS // max(1, x.shape[1]))
+
+
+def _chunks(x: Tensor, context: Tensor | None, rows: int) -> list[tuple[Tensor, Tensor | None]]:
     """Split rows, where autograd does not record, into parts of a number of rows."""
     if torch.is_grad_enabled() or len(x) <= rows:
         return [(x, context)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cnf.flow import Flow
-from cnf.flow.proposals import DRAWS, PLANE, propose
+from cnf.flow.proposals import DRAWS, propose
 from cnf.layers.steps import Direction
 from cnf.training.data import BatchSampler, Rows, training_rows
 from cnf.training.flow_run import PASS_CHUNK_ROWS
@@ -51,7 +51,7 @@ def distil(
     *,
     context: Tensor | None = None,
     steps: int = 2,
-    method: str | None = None,
+    method: str = "midpoint",
     learnt: bool = True,
     towards: Direction = "base",
     budget: float | None = None,
@@ -76,8 +76,7 @@ def distil(
         data: Rows (n, dim) to tune on, in the flow's units; the flow's own draws when None.
         context: Their context (n, context_dim), for a conditional flow, which needs data.
         steps: Steps in place of each CNF layer.
-        method: Name of a tableau in `cnf.ode.TABLEAUS` of at least two stages; `default_method`'s
-            when None.
+        method: Name of a tableau in `cnf.ode.TABLEAUS` of at least two stages.
         learnt: Whether the steps' coefficients and sizes are tuned too.
         towards: `"base"`, so that log p is explicit and draws are found by Newton's method; or
             `"data"`, the other way round, for posteriors.
@@ -132,7 +131,7 @@ def distil_run(
     *,
     context: Tensor | None = None,
     steps: int,
-    method: str | None,
+    method: str,
     learnt: bool = True,
     towards: Direction = "base",
     budget: float | None,
@@ -154,7 +153,6 @@ def distil_run(
     if updates is not None and not updates > 0:
         raise ValueError(f"Expected updates to be above 0; got {updates}")
     length = TrainingBudget.of(BUDGET if budget is None and updates is None else budget, updates)
-    method = method or default_method(flow)
     student = copy.deepcopy(flow).discretized(steps, method, learnt=learnt, towards=towards)
     generator = torch.Generator().manual_seed(seed)
     train, held_out = _rows(flow, data, context, validation, generator)
@@ -174,20 +172,6 @@ def distil_run(
     run.run(callbacks, seed)
     student.load_state_dict(run.finish())
     return student, History.of(run.progress)
-
-
-def default_method(flow: Flow) -> str:
-    """Return the method of a flow's steps: midpoint for one or two columns, bosh3 for more.
-
-    In the plane two midpoint steps came as near the truth as two of bosh3 by two thirds of their
-    stages; on tables they had folds at test rows.
-
-    Example:
-        >>> from cnf.flow import ffjord
-        >>> default_method(ffjord(2)), default_method(ffjord(3))
-        ('midpoint', 'bosh3')
-    """
-    return "midpoint" if flow.base.event_shape[0] <= PLANE else "bosh3"
 
 
 def _rows(

@@ -173,7 +173,7 @@ def distil_flows(
     data: Tensor | None = None,
     *,
     steps: int = 2,
-    method: str | None = None,
+    method: str = "midpoint",
     budget: float | None = None,
     updates: int | None = None,
     callbacks: Sequence[Callback] = (),

@@ -45,8 +45,8 @@ def lines(options: BenchmarkOptions) -> Iterator[TableItem]:
     parts = scored_data(options)
     yield (
         f"Discretised flows of {options.steps} steps beside adaptive ones by the default recipes, "
-        f"both after {options.budget:g} s: toys by midpoint from the start, tables by bosh3 "
-        f"distilled from the adaptive flow for as long again; rows a second of "
+        f"both after {options.budget:g} s: toys from the start, tables distilled from the adaptive "
+        f"flow for as long again; rows a second of "
         f"{BENCHMARK_CHUNK_ROWS} at a time; {threads_used(options.repeats)}"
     )
     names = {"budget": options.budget, "repeats": options.repeats, "steps": options.steps}
@@ -101,7 +101,7 @@ def _discretised(options: BenchmarkOptions, data: ScoredData, flow: Flow) -> Flo
 def quality_of(data: ScoredData, flow: Flow, fast: Flow) -> dict[str, float]:
     """Return the losses of both flows, integrals of the fast one's density, folds and inverses."""
     adaptive, discretised = (_loss(data, each) for each in (flow, fast))
-    found = fold_mass(fast)
+    found = fold_mass(fast, near=flow)
     return {
         "adaptive": adaptive.mean,
         "discretised": discretised.mean,

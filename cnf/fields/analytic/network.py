@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cnf.fields.activations import Activation
+from cnf.fields.activations import Activation, fourier_phases
 from cnf.fields.analytic.compiled import PerceptronFunctions
 from cnf.fields.analytic.folding import UnfoldedPerceptron, fold
 from cnf.fields.analytic.perceptron import Perceptron, StagedPerceptron, trace_matrices
@@ -95,8 +95,9 @@ class GatedNetwork:
         activations: Activations σ of the hidden layers; of the logistic network where `logistic`.
         gate: The gates' activation γ.
         dim: Size of x.
-        fixed: Width of the first layer where that is of Fourier features, whose gates are one and
-            shifts zero; 0 without it.
+        sines: The number of sines and of cosines in the first layer where that is of Fourier
+            features, whose gates are one and shifts zero; 0 without it.
+        fixed: Width of that layer; 0 without it.
         logistic: Whether the weights that are given are those of a tanh network.
         time_features: The number of sines and of cosines among the features of time.
     """
@@ -104,6 +105,7 @@ class GatedNetwork:
     activations: tuple[Activation, ...]
     gate: Activation
     dim: int
+    sines: int
     fixed: int
     logistic: bool
     time_features: int
@@ -118,7 +120,8 @@ class GatedNetwork:
 
     def biases(self, weights: Sequence[Tensor], biases: list[Tensor]) -> Tensor:
         """Return the biases (width,), for weights of all layers and biases of all but the fixed."""
-        fixed = [biases[0].new_zeros(self.fixed)] if self.fixed else []
+        others = self.fixed - 2 * self.sines
+        fixed = [fourier_phases(others, self.sines, biases[0])] if self.fixed else []
         if self.logistic:
             pairs = zip(weights[len(fixed) + 1 :], biases[1:], strict=True)
             *hidden, last = (bias - weight.sum(1) for weight, bias in pairs)

@@ -202,23 +202,21 @@ def jacobian(
     """
     hidden = _hidden(net, activations, x)
     first, *slopes = _gated(net, _derivatives(activations, hidden))
-    dim, weight = x.shape[1], net.weights[0]
+    weight = net.weights[0]
     if slopes:
-        N = net.weights[1].T.unsqueeze(1) * weight.unsqueeze(2)  # (hidden, dim, hidden)
-        tangents = (first @ N.flatten(1)).unflatten(1, (dim, -1))
+        N = net.weights[1].T * weight.T.unsqueeze(2)  # (dim, hidden, hidden)
+        tangents = first @ N  # (dim, rows, hidden)
         for slope, weight in zip(slopes[:-1], net.weights[2:-1], strict=True):
-            moved = _scaled(tangents, slope)
-            tangents = (moved.flatten(0, 1) @ weight.T).unflatten(0, x.shape)
+            tangents = _scaled(tangents, slope) @ weight.T
         tangents = _scaled(tangents, slopes[-1])
     else:
-        tangents = first.unsqueeze(1) * weight.T
-    columns = (tangents.flatten(0, 1) @ net.weights[-1].T).unflatten(0, x.shape)
-    return _last(net, hidden), columns
+        tangents = first * weight.T.unsqueeze(1)
+    columns = tangents @ net.weights[-1].T
+    return _last(net, hidden), columns.transpose(0, 1)
 
 
 def _scaled(tangents: Tensor, slope: Tensor) -> Tensor:
-    """Return tangents (rows, dim, width) times the slopes of rows, in place without autograd."""
-    slope = slope.unsqueeze(1)
+    """Return tangents (dim, rows, width) times the slopes of rows, in place without autograd."""
     return tangents * slope if torch.is_grad_enabled() else tangents.mul_(slope)
 
 

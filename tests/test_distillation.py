@@ -105,6 +105,30 @@ def test_fold_mass_is_unknown_where_few_draws_count() -> None:
     assert "unknown" in str(found)
 
 
+def test_fold_mass_by_draws_of_another_flow() -> None:
+    """Beyond the plane its draws serve; in the plane those around the flow's own do."""
+    torch.manual_seed(0)
+    teacher = cnf.Flow(normal(3), [cnf.CNF(Wave(0.2))])
+    student = cnf.Flow(normal(3), [Steps(Wave(0.6), 1, "midpoint")])
+    own, by_teacher = (
+        fold_mass(student, draws=20_000),
+        fold_mass(student, draws=20_000, near=teacher),
+    )
+    assert own.mass > 5 * own.stderr > 0
+    assert by_teacher.mass != own.mass
+    errors = own.stderr + by_teacher.stderr
+    assert by_teacher.mass == pytest.approx(own.mass, abs=5 * errors)
+    weights = torch.tensor([0.5, 0.5])
+    both = (
+        cnf.FlowMixture([student, student], weights),
+        cnf.FlowMixture([teacher, teacher], weights),
+    )
+    mixed = fold_mass(both[0], draws=20_000, near=both[1])
+    assert mixed.mass == pytest.approx(own.mass, abs=5 * errors)
+    planar = waved(0.6)
+    assert fold_mass(planar, near=cnf.ffjord(2)).mass == fold_mass(planar).mass
+
+
 def test_fold_mass_of_steps_towards_the_data_and_through_scalings() -> None:
     scaling = Standardize(2)
     scaling.fit(3 + 2 * torch.randn(100, 2))

@@ -201,6 +201,16 @@ def test_a_failed_row_is_named_by_its_number_among_all_and_scored_nan(size):
     assert scores.status[5] is Status.NOT_FINITE
 
 
+@pytest.mark.parametrize("columns", [6, 10, 17])
+def test_whitened_rows_are_rounded_alike_wherever_they_are(columns):
+    x = torch.randn(2001, columns) @ torch.randn(columns, columns)
+    layer = cnf.Whiten(columns).fit(x)
+    whole = layer.pull(x).value
+    alone = torch.cat([layer.pull(row[None]).value for row in x[:50]])
+    assert torch.equal(alone, whole[:50])
+    assert torch.equal(layer.pull(x[3:]).value, whole[3:])
+
+
 def test_few_rows_are_repeated_and_nobody_sees_it():
     """So that a row alone is rounded as it is among many; failures name no copies."""
     flow, x = bent(2), torch.randn(200, 2)

@@ -16,9 +16,10 @@ from cnf.fields import VectorField, as_field
 from cnf.layers.explicit_step import Coefficients, invert
 from cnf.layers.field_layer import FieldLayer
 from cnf.layers.layer import ScoredTransform, ScoringOptions, TransformResult
+from cnf.layers.padding import pad_batch
 from cnf.layers.settings import SolverSettings
 from cnf.layers.step_sequence import StepDeterminants, StepSequence
-from cnf.ode import TABLEAUS, Solution, SolveError, Stats, Status
+from cnf.ode import TABLEAUS, PerRow, Solution, SolveError, Stats, Status
 from cnf.ode.interpolation import interpolate
 from cnf.ode.tableau import Tableau
 
@@ -234,8 +235,8 @@ class Steps(FieldLayer):
 
     def _explicit(self, x: Tensor, context: Tensor | None) -> TransformResult:
         self._check(x, context)
-        parts = [self._determined(*part) for part in _chunks(x, context, _fast_rows(x))]
-        value, log_det = (torch.cat([each[i] for each in parts]) for i in range(2))
+        parts = [self._determined(*part) for part in _explicit_parts(x, context)]
+        value, log_det = (torch.cat([each[i] for each in parts])[: len(x)] for i in range(2))
         stats = Stats(self.count * self.tableau.solution_stages, self.count)
         return TransformResult(value, log_det, stats)
 
@@ -264,7 +265,7 @@ class Steps(FieldLayer):
         """Return the inverse of the explicit steps, whether it was found or not."""
         self._check(end, context)
         parts = [
-            self._inverse(*part, log_det=log_det) for part in _chunks(end, context, INVERSE_ROWS)
+            self._inverse(*part, log_det=log_det) for part in _parts(end, context, INVERSE_ROWS)
         ]
         value, logs, residual, evaluations = (torch.cat(each) for each in zip(*parts, strict=True))
         stats = Stats(evaluations.cpu().numpy().astype(np.int64), self.count)
@@ -275,8 +276,8 @@ class Steps(FieldLayer):
         if not explicit:
             return self._implicit(x, context, log_det=False).value
         self._check(x, context)
-        parts = _chunks(x, context, _fast_rows(x))
-        return torch.cat([self._steps(rows, given).end(rows) for rows, given in parts])
+        parts = _explicit_parts(x, context)
+        return torch.cat([self._steps(rows, given).end(rows) for rows, given in parts])[: len(x)]
 
     def _inverse(
         self, end: Tensor, context: Tensor | None, *, log_det: bool
@@ -344,17 +345,19 @@ def check_steps(count: int, method: str) -> None:
         )
 
 
-def _fast_rows(x: Tensor) -> int:
-    """Return the number of rows that are fastest together."""
-    return max(1, CHUNK_TANGENTS // max(1, x.shape[1]))
+def _explicit_parts(x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+    """Split rows into parts that are fast together; few rows are repeated up to `MIN_BATCH`."""
+    x, args = pad_batch(x, None if context is None else PerRow(context))
+    return _parts(x, args and args.tensor, max(1, CHUNK_TANGENTS // max(1, x.shape[1])))
 
 
-def _chunks(x: Tensor, context: Tensor | None, rows: int) -> list[tuple[Tensor, Tensor | None]]:
-    """Split rows, where autograd does not record, into parts of a number of rows."""
-    if torch.is_grad_enabled() or len(x) <= rows:
+def _parts(x: Tensor, context: Tensor | None, most: int) -> list[tuple[Tensor, Tensor | None]]:
+    """Split rows, where autograd does not record, into parts of at most a number of rows."""
+    if torch.is_grad_enabled() or len(x) <= most:
         return [(x, context)]
-    contexts = [None] * len(x) if context is None else context.split(rows)
-    return [*zip(x.split(rows), contexts, strict=False)]
+    count = -(-len(x) // most)
+    contexts = [None] * count if context is None else context.tensor_split(count)
+    return [*zip(x.tensor_split(count), contexts, strict=True)]
 
 
 def _statuses(start: Tensor, found: TransformResult) -> NDArray[np.object_]:

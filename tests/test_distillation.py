@@ -281,7 +281,6 @@ def test_weights_that_fold_are_refused() -> None:
 
 
 def test_weights_that_a_solver_cannot_follow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import cnf.training.distillation as tuning
     import cnf.training.unfolded_run as module
 
     real, nan = module.propose, torch.full((1, 1), torch.nan)
@@ -292,8 +291,7 @@ def test_weights_that_a_solver_cannot_follow_are_refused(monkeypatch: pytest.Mon
             raise SolveError(failed)
         return real(flow, 200, *given)  # type: ignore[arg-type]
 
-    for each in (tuning, module):
-        monkeypatch.setattr(each, "propose", few_then_none)
+    monkeypatch.setattr(module, "propose", few_then_none)
     with pytest.raises(TrainingError, match="an unknown fold mass"):
         distil(cnf.ffjord(2, hidden=(4,)), clusters(300), updates=2, recipe=FAST)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ BROYDEN_ITERATIONS = 8
 COMPACT_SHARE = 0.6  # of the rows: when no more are left, the others are put aside
 NEWTON_ITERATIONS = 30
 RESTARTS = 8  # where Newton's method ends in a fold
+TOGETHER = 1024  # rows of several restarts, which take hardly longer than those of one
 RESTART_DISTANCE = 0.5  # of their starts, in the base's deviations
 HALVINGS = 16  # of a step of Newton's method, until the residual falls
 
@@ -106,23 +108,60 @@ def inverse(
     search = _broyden(step, end, start, size, tolerance)
     y, residual, evaluations = search.value, search.residual, search.evaluations
     rows = (~(residual <= tolerance) & end.isfinite().all(1)).nonzero().flatten()
-    for restart in range(1 + RESTARTS):
-        rows = rows[~(residual[rows] <= tolerance)]
-        if not len(rows):
+    if len(rows):
+        begin = Inverse(y[rows], residual[rows], evaluations[rows])
+        own = _damped(step, rows, begin, end, tolerance)
+        y[rows], residual[rows], evaluations[rows] = own.value, own.residual, own.evaluations
+    restart = 1
+    while restart <= RESTARTS and len(rows := rows[~(residual[rows] <= tolerance)]):
+        count = max(1, min(TOGETHER // len(rows), 1 + RESTARTS - restart))
+        starts = [_other_start(start, end, restart + k)[rows] for k in range(count)]
+        own = _best_of(step, rows, starts, end, tolerance)
+        lower = ~(own.residual >= residual[rows])
+        y[rows[lower]], residual[rows[lower]] = own.value[lower], own.residual[lower]
+        evaluations[rows] += own.evaluations
+        restart += count
+    return Inverse(y, residual, evaluations)
+
+
+def _best_of(
+    step: Callable[[Tensor | None], ExplicitStep],
+    rows: Tensor,
+    starts: Sequence[Tensor],
+    end: Tensor,
+    tolerance: float,
+) -> Inverse:
+    """Return for some rows the best of what Newton's method finds from several starts."""
+    many, begin = rows.repeat(len(starts)), torch.cat([*starts])
+    size = 1 + end[many].abs().amax(1)
+    residual = (step(many)(begin) - end[many]).abs().amax(1) / size
+    found = _damped(step, many, Inverse(begin, residual, torch.zeros_like(size)), end, tolerance)
+    best = found.residual.nan_to_num(inf).view(len(starts), -1).min(0)
+    chosen = best.indices * len(rows) + torch.arange(len(rows), device=rows.device)
+    evaluations = found.evaluations.view(len(starts), -1).sum(0)
+    return Inverse(found.value[chosen], best.values, evaluations)
+
+
+def _damped(
+    step: Callable[[Tensor | None], ExplicitStep],
+    rows: Tensor,
+    begin: Inverse,
+    end: Tensor,
+    tolerance: float,
+) -> Inverse:
+    """Return what damped steps of Newton's method find for some rows, from where they stand."""
+    y, residual, evaluations = (part.clone() for part in begin)
+    ends, falling = end[rows], torch.arange(len(rows), device=rows.device)
+    sizes = 1 + ends.abs().amax(1)
+    for _ in range(NEWTON_ITERATIONS):
+        falling = falling[~(residual[falling] <= tolerance)]
+        if not len(falling):
             break
-        if restart:
-            y[rows] = _other_start(start, end, restart)[rows]
-            residual[rows] = (step(rows)(y[rows]) - end[rows]).abs().amax(1) / size[rows]
-        falling = rows
-        for _ in range(NEWTON_ITERATIONS):
-            falling = falling[~(residual[falling] <= tolerance)]
-            if not len(falling):
-                break
-            before = residual[falling]
-            own = step(falling), y[falling], end[falling], before, size[falling]
-            y[falling], residual[falling], tries = _newton(*own)
-            evaluations[falling] += tries * len(step(None).stages)
-            falling = falling[residual[falling] < before]  # the others would repeat these trials
+        before = residual[falling]
+        own = step(rows[falling]), y[falling], ends[falling], before, sizes[falling]
+        y[falling], residual[falling], tries = _newton(*own)
+        evaluations[falling] += tries * len(step(None).stages)
+        falling = falling[residual[falling] < before]  # the others would repeat these trials
     return Inverse(y, residual, evaluations)
 
 

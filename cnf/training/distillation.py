@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from cnf.flow import Flow
-from cnf.flow.proposals import DRAWS, propose
 from cnf.layers.steps import Direction
 from cnf.training.data import BatchSampler, Rows, training_rows
 from cnf.training.flow_run import PASS_CHUNK_ROWS
@@ -156,7 +155,6 @@ def distil_run(
     student = copy.deepcopy(flow).discretized(steps, method, learnt=learnt, towards=towards)
     generator = torch.Generator().manual_seed(seed)
     train, held_out = _rows(flow, data, context, validation, generator)
-    proposal = propose(flow, DRAWS, held_out.context, seed)
     plan = [replace(stages(recipe)[0], objective=objective)]
     objective.check(student, conditional=context is not None)
     run = UnfoldedRun(
@@ -167,7 +165,7 @@ def distil_run(
         held_out[: recipe.validation_rows],
         None,
         threads,
-        proposal=proposal,
+        teacher=flow,
     )
     run.run(callbacks, seed)
     student.load_state_dict(run.finish())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any
 
 from torch import Tensor
 
+from cnf.flow import Flow
 from cnf.flow.folds import FoldMass, fold_mass
 from cnf.flow.proposals import DRAWS, MORE, Proposal, adaptive, propose
 from cnf.ode import SolveError
@@ -26,14 +27,16 @@ class UnfoldedRun(FlowRun):
     Flow matching knows of no steps, and is validated by an adaptive solve of the same field.
 
     Args:
-        proposal: Draws by which folds are weighed; those of `propose` for the steps as they are
-            when first validated where None.
+        teacher: The flow that the steps are distilled from, by whose draws folds are weighed where
+            these are worth enough; else, and where None, by those of `propose` for the steps.
         options: Those of `FlowRun`.
     """
 
-    def __init__(self, *options: Any, proposal: Proposal | None = None) -> None:
+    def __init__(self, *options: Any, teacher: Flow | None = None) -> None:
         super().__init__(*options)
-        self.proposal = proposal
+        self.teacher = teacher
+        self.proposal: Proposal | None = None  # of the steps, from when they were last too few
+        self._of_teacher: list[Proposal] = []
         self.folds: FoldMass | None = None  # of the last weights that were weighed
 
     @property
@@ -106,15 +109,26 @@ class UnfoldedRun(FlowRun):
 
     def _is_unfolded(self) -> bool:
         """Return whether the validated weights have a known fold mass that is small enough."""
-        flow, given = self.learner.validated, self.held_out.context
-        for draws in (0, DRAWS, MORE * DRAWS):
-            if draws:
-                try:
-                    self.proposal = propose(flow, draws, given)
-                except SolveError:  # of weights that no solver can follow
-                    return False
-            if self.proposal is not None:
-                self.folds = fold_mass(flow, proposal=self.proposal)
+        flow = self.learner.validated
+        try:
+            for proposal in self._proposals(flow):
+                self.folds = fold_mass(flow, proposal=proposal)
                 if self.folds.known and self.folds.covered:
                     break
+        except SolveError:  # of weights that no solver can follow
+            return False
         return self.folds is not None and self.folds.accepted
+
+    def _proposals(self, flow: Flow) -> Iterator[Proposal]:
+        """Yield draws to weigh folds by, each where those before are not worth enough."""
+        given = self.held_out.context
+        for k, draws in enumerate((DRAWS, MORE * DRAWS)):
+            if self.teacher is not None:
+                if k == len(self._of_teacher):
+                    self._of_teacher.append(propose(self.teacher, draws, given))
+                yield self._of_teacher[k]
+        if self.proposal is not None:
+            yield self.proposal
+        for draws in (DRAWS, MORE * DRAWS):
+            self.proposal = propose(flow, draws, given)
+            yield self.proposal

@@ -5,7 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cnf.ode import SolveError
+from cnf.ode import SolveError, Status
+
+MAX_REDRAWN = 0.01  # of the base draws
+FEW_REDRAWN = 10  # which are, whatever their share
 
 
 def chunks(count: int, max_batch: int | None) -> list[slice]:
@@ -48,3 +51,37 @@ def in_chunks(
                 raise
             raise SolveError(error.solution, first=chunk.start) from None
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def carry_or_redraw(
+    carry: Callable[[Tensor, Tensor | None], Tensor],
+    draw: Callable[[torch.Size], Tensor],
+    z: Tensor,
+    context: Tensor | None,
+) -> Tensor:
+    """Return what base draws are carried to, where those that come from no state are drawn anew.
+
+    Explicit steps may lead to a base draw from nowhere, next to a fold. The others follow the
+    density, divided by its integral.
+
+    Args:
+        carry: Base draws (n, dim) with their contexts → (n, …).
+        draw: A shape → base draws.
+        z: Base draws (n, dim).
+        context: Their contexts (n, context_dim).
+
+    Raises:
+        SolveError: `carry` fails for another reason, or for more than a hundredth of the draws.
+    """
+    lost = 0
+    while True:
+        try:
+            return carry(z, context)
+        except SolveError as error:
+            rows = [*error.solution.rows]
+            lost += len(rows)
+            others = (error.solution.row_status[rows] != Status.NO_INVERSE).any()
+            if others or lost > FEW_REDRAWN + MAX_REDRAWN * len(z):
+                raise
+            anew = draw(torch.Size((len(rows),))).reshape(len(rows), -1).to(z)
+            z = z.index_copy(0, torch.tensor(rows, device=z.device), anew)

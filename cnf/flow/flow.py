@@ -14,7 +14,7 @@ from torch.distributions.constraints import Constraint
 from cnf.fields import TracedField
 from cnf.fields.regularizers import Regularization
 from cnf.flow.base_config import map_tensors
-from cnf.flow.batching import in_chunks
+from cnf.flow.batching import carry_or_redraw, in_chunks
 from cnf.flow.casting import cast_points, cast_tensor, tensors_of
 from cnf.flow.cylinder import Cylinder
 from cnf.flow.distribution import FlowDistribution
@@ -240,7 +240,8 @@ class Flow(nn.Module):
         """Return draws, shape (*shape, *context's batch, dim), without a gradient.
 
         They have the context's dtype, the flow's without one. With `max_batch` that many in one
-        solve, as in `log_prob`; they are the same.
+        solve, as in `log_prob`; they are the same. Base draws that explicit steps lead to from
+        nowhere, next to a fold, are drawn anew.
         """
         with torch.no_grad():
             return self._draw(self.base.sample, shape, context, Flow.transport, max_batch)
@@ -618,7 +619,8 @@ class Flow(nn.Module):
             z = base_sample(torch.Size((1,))).new_empty(*whole, *self.base.event_shape)
         flow, given = self.encoded(given, max_batch)
         rows, given, batch = as_rows(z, given)
-        drawn = in_chunks(partial(carry, flow), rows, given, max_batch)
+        carried = partial(carry_or_redraw, partial(carry, flow), base_sample)
+        drawn = in_chunks(carried, rows, given, max_batch)
         drawn = drawn if context is None else drawn.to(context.dtype)
         return drawn.reshape(*batch, drawn.shape[1])
 

@@ -50,7 +50,7 @@ def affine_in_time(features: Tensor, matrix: Tensor | None, constant: Tensor | N
 
 
 def feature_matrix(circular: Sequence[int], harmonics: int, drawn: Tensor) -> Tensor:
-    """Return the matrix x → (x without its angles, ωx, ωx), which `fourier_activation` is of.
+    """Return the matrix x → (x without its angles, ωx, ωx), to which phases are added.
 
     The frequencies ω are k = 1 … harmonics of each angle, and those drawn, shape (count, dim).
     For angles these are rounded, since only whole ones are periodic in a turn.

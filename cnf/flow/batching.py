@@ -59,10 +59,10 @@ def carry_or_redraw(
     z: Tensor,
     context: Tensor | None,
 ) -> Tensor:
-    """Return what base draws are carried to, where those that come from no state are drawn anew.
+    """Return what base draws are carried to, where those without a preimage are drawn anew.
 
-    Explicit steps may lead to a base draw from nowhere, next to a fold. The others follow the
-    density, divided by its integral.
+    Next to a fold of explicit steps a base draw may have none. The others follow the density,
+    divided by its integral.
 
     Args:
         carry: Base draws (n, dim) with their contexts → (n, …).

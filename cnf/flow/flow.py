@@ -240,8 +240,8 @@ class Flow(nn.Module):
         """Return draws, shape (*shape, *context's batch, dim), without a gradient.
 
         They have the context's dtype, the flow's without one. With `max_batch` that many in one
-        solve, as in `log_prob`; they are the same. Base draws that explicit steps lead to from
-        nowhere, next to a fold, are drawn anew.
+        solve, as in `log_prob`; they are the same, but for base draws without a preimage under
+        explicit steps, next to a fold, which are drawn anew.
         """
         with torch.no_grad():
             return self._draw(self.base.sample, shape, context, Flow.transport, max_batch)

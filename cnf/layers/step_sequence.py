@@ -30,7 +30,7 @@ REFINEMENTS = 4
 # On tables the residual after four steps back was a tenth of that after one, and inverses took a
 # third of the time; in the plane, where a Jacobian costs little more than a velocity, one is best.
 BACKWARD, BACKWARD_STEPS = TABLEAUS["midpoint"], 4
-PLANE = 2
+ONE_BACK_DIM = 2  # columns, up to which one is taken
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class StepSequence:
     def _backward(self) -> list[list[ExplicitStep]]:
         """The steps back from each step's end, in order."""
         layer, stages = self.layer, BACKWARD.solution_stages
-        count = BACKWARD_STEPS if self.like.shape[1] > PLANE else 1
+        count = BACKWARD_STEPS if self.like.shape[1] > ONE_BACK_DIM else 1
         a, b, c = (getattr(BACKWARD, name)[:stages] for name in "abc")
         _, sizes = layer.times(self.like)
         parts = (torch.arange(count).to(sizes).unsqueeze(1) + sizes.new_tensor(c)) / count

@@ -36,7 +36,7 @@ class UnfoldedRun(FlowRun):
         super().__init__(*options)
         self.teacher = teacher
         self.proposal: Proposal | None = None  # of the steps, from when they were last too few
-        self._of_teacher: list[Proposal] = []
+        self._of_teacher: dict[int, Proposal] = {}
         self.folds: FoldMass | None = None  # of the last weights that were weighed
 
     @property
@@ -122,11 +122,11 @@ class UnfoldedRun(FlowRun):
     def _proposals(self, flow: Flow) -> Iterator[Proposal]:
         """Yield draws to weigh folds by, each where those before are not worth enough."""
         given = self.held_out.context
-        for k, draws in enumerate((DRAWS, MORE * DRAWS)):
-            if self.teacher is not None:
-                if k == len(self._of_teacher):
-                    self._of_teacher.append(propose(self.teacher, draws, given))
-                yield self._of_teacher[k]
+        if self.teacher is not None:
+            for draws in (DRAWS, MORE * DRAWS):
+                if draws not in self._of_teacher:
+                    self._of_teacher[draws] = propose(self.teacher, draws, given)
+                yield self._of_teacher[draws]
         if self.proposal is not None:
             yield self.proposal
         for draws in (DRAWS, MORE * DRAWS):

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from torch.utils._pytree import tree_map
 
 from cnf.ode import PerRow, Solution
@@ -14,7 +13,6 @@ from cnf.ode import PerRow, Solution
 # which round differently. The solver then chooses other steps, and in single precision a row alone
 # would differ by up to 1e-5 nats from the same row among many.
 MIN_BATCH = 8
-LINE = 16  # numbers of a cache line, in single precision
 
 
 def pad_batch(y: Tensor, args: Any) -> tuple[Tensor, Any]:
@@ -51,19 +49,3 @@ def drop_padding(solution: Solution, rows: int) -> Solution:
         last_times=solution.last_times[:rows],
         last_states=solution.last_states[:rows],
     )
-
-
-def row_products(x: Tensor, matrix: Tensor) -> Tensor:
-    """Return x @ matrix, rounded the same for any number of rows and wherever a row is.
-
-    BLAS libraries add up small products in an order that depends on a row's place in memory: here
-    all rows begin at the same place of a cache line, and the matrix lies column by column.
-
-    Example:
-        >>> row_products(torch.ones(1, 2), torch.ones(2, 3))
-        tensor([[2., 2., 2.]])
-    """
-    rows, _ = pad_batch(x, None)
-    more = -x.shape[1] % LINE
-    columns = pad(matrix.T, (0, more)).contiguous()
-    return (pad(rows, (0, more)) @ columns.T)[: len(x)]

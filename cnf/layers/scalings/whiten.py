@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from cnf.layers.layer import TransformResult
-from cnf.layers.padding import row_products
 from cnf.layers.scalings.scaling import Scaling
 
 # Smallest ratio of eigenvalues of the shrunk correlation: whitening amplifies the rounding of
@@ -23,6 +22,9 @@ class Whiten(Scaling):
     each column closest to the original (ZCA-cor; Kessy et al. 2018). The sample's correlation C is
     shrunk, R = (1 − s) C + s I, by Ledoit and Wolf's (2004) s, and by more where columns are nearly
     collinear, so that the eigenvalues of R stay within a factor of a million.
+
+    Rows are mapped in double precision: of nearly collinear columns the product has small numbers
+    from large ones, and BLAS libraries round it differently with a row's place in memory.
 
     Arguments are those of `Scaling`.
 
@@ -49,12 +51,12 @@ class Whiten(Scaling):
         self.register_buffer("log_mixing", torch.zeros(()))
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        x = self.loc + self.scale * row_products(z, self.mixing)
-        return TransformResult(x, self._log_det().expand(len(z)))
+        x = self.loc.double() + self.scale.double() * (z.double() @ self.mixing.double())
+        return TransformResult(x.to(z), self._log_det().expand(len(z)))
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        z = row_products((x - self.loc) / self.scale, self.unmixing)
-        return TransformResult(z, -self._log_det().expand(len(x)))
+        u = (x.double() - self.loc.double()) / self.scale.double()
+        return TransformResult((u @ self.unmixing.double()).to(x), -self._log_det().expand(len(x)))
 
     def _log_det(self) -> Tensor:
         return self.scale.log().sum() + self.log_mixing

@@ -36,7 +36,7 @@ SHORTEST, WARP = 6, 1.12
 GENTLE, HALVES = 30.0, 1.5e3
 # The largest error estimate of a step of dopri8 near the data, in units of the tolerance, and its
 # growth until the base: the nearer to the data an error is made, the wider the way to the base
-# spreads it. The solution is one to two digits more accurate than the estimate, and log p as near to
+# spreads it. The solution is one to two digits more accurate than the estimate: log p is as near to
 # that of a tight solve as by dopri5 at a tenth of the tolerance.
 LARGEST_ERROR, GROWTH = 2.0, 2.0
 # Below this share of the largest error a step of twice the length is tried next.
@@ -225,12 +225,12 @@ class _March:
 
     def _from_data(self, place: int) -> float:
         """Return how far a place is from the data, as a share of the way to the base."""
-        share = place / self.last
+        share = float(place / self.last)
         return share if self.span < 0 else 1 - share
 
     def _time(self, place: int) -> float:
         """Return the time at a place."""
-        share = self._from_data(place) ** WARP
+        share: float = self._from_data(place) ** WARP
         return self.begin + self.span * (share if self.span < 0 else 1 - share)
 
     def _pieces(self, rows: Rows | None) -> Sequence[Any]:

@@ -339,10 +339,10 @@ FLAT = torch.stack([THETA[:, 0], torch.ones(20)], 1)
 @pytest.mark.parametrize(
     ("theta", "x", "message"),
     [
-        (THETA, NAN, "finite conditions; got nan in 1 of 20 rows: drop these rows"),
-        (NAN, X, "finite targets; got nan in 1 of 20 rows: drop these rows"),
+        (THETA, NAN, "finite observations; got nan in 1 of 20 rows: drop these rows"),
+        (NAN, X, "finite parameters; got nan in 1 of 20 rows: drop these rows"),
         (THETA[:1], X[:1], "at least 3 pairs; got 1: simulate more"),
-        (FLAT, X, r"targets that vary; got constant: 1 \(columns, counted from 0"),
+        (FLAT, X, r"parameters that vary; got constant: 1 \(columns, counted from 0"),
         (THETA[:5], X, r"as many of both; got \(5, 2\) and \(20, 3\)"),
         (THETA[:, 0], X, r"got \(20,\) and \(20, 3\): single numbers take unsqueeze"),
         (THETA + 1, X, "within the support; got 20 of 20 outside, .*: give the prior"),
@@ -375,7 +375,7 @@ def test_observations_that_are_not_finite_are_refused(estimator, posterior, valu
 
 
 def test_constant_simulations_have_no_likelihood():
-    with pytest.raises(ValueError, match=r"targets that vary; got constant: 1 "):
+    with pytest.raises(ValueError, match=r"observations that vary; got constant: 1 "):
         likelihood_cnf(matching=1)(THETA, FLAT)
     constant = likelihood_cnf(recipe=SMALL, matching=1)(FLAT, X)
     assert constant.log_prob(X, FLAT).isfinite().all()

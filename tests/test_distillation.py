@@ -127,6 +127,8 @@ def test_fold_mass_by_draws_of_another_flow() -> None:
     assert mixed.mass == pytest.approx(own.mass, abs=5 * errors)
     planar = waved(0.6)
     assert fold_mass(planar, near=cnf.ffjord(2)).mass == fold_mass(planar).mass
+    with pytest.raises(ValueError, match="near to have 2 flows of some weight, .*; got 1"):
+        fold_mass(both[0], near=cnf.FlowMixture(both[1].flows[:1]))
 
 
 def test_fold_mass_of_steps_towards_the_data_and_through_scalings() -> None:

@@ -8,12 +8,15 @@ from cnf.utils.shapes import check_tensors
 MIN_PAIRS = 3  # two to train on, and one for validation
 
 
-def check_pairs(target: Tensor, condition: Tensor) -> None:
+def check_pairs(
+    target: Tensor, condition: Tensor, names: tuple[str, str] = ("targets", "conditions")
+) -> None:
     """Check that a density of targets given conditions can be fitted to pairs.
 
     Args:
         target: Rows that are modelled, (pairs, dim): parameters, where it is of a posterior.
         condition: What they are given, (pairs, *shape).
+        names: What errors call the two.
 
     Raises:
         ValueError: There are too few pairs, not as many of both, a column of targets is constant,
@@ -27,20 +30,21 @@ def check_pairs(target: Tensor, condition: Tensor) -> None:
         ValueError: Expected finite conditions; got nan in 5 of 5 rows: drop these rows
     """
     check_tensors(target=target, condition=condition)
+    targets, conditions = names
     if target.ndim != 2 or condition.ndim < 2 or len(target) != len(condition):
         raise ValueError(
-            "Expected targets of shape (pairs, dim) and conditions of shape (pairs, …), as many of "
-            f"both; got {tuple(target.shape)} and {tuple(condition.shape)}: single numbers take "
-            "unsqueeze(1)"
+            f"Expected {targets} of shape (pairs, dim) and {conditions} of shape (pairs, …), as "
+            f"many of both; got {tuple(target.shape)} and {tuple(condition.shape)}: single numbers "
+            "take unsqueeze(1)"
         )
     if len(target) < MIN_PAIRS:
         raise ValueError(f"Expected at least {MIN_PAIRS} pairs; got {len(target)}: simulate more")
-    check_finite("targets", target)
-    check_finite("conditions", condition)
+    check_finite(targets, target)
+    check_finite(conditions, condition)
     if constant := constant_columns(target):
         raise ValueError(
-            f"Expected targets that vary; got constant: {', '.join(map(str, constant))} (columns, "
-            "counted from 0): leave them out"
+            f"Expected {targets} that vary; got constant: {', '.join(map(str, constant))} "
+            "(columns, counted from 0): leave them out"
         )
 
 

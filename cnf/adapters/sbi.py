@@ -21,6 +21,8 @@ check_host("sbi")
 
 from cnf.adapters.sbi_estimators import FieldEstimator, FlowEstimator  # noqa: E402
 
+PAIR = "parameters", "observations"  # in errors
+
 __all__ = [
     "FieldEstimator",
     "FlowEstimator",
@@ -176,7 +178,7 @@ def fit(
         >>> estimator.log_prob(torch.zeros(5, 1, 2), torch.zeros(1, 2)).shape
         torch.Size([5, 1])
     """
-    check_pairs(theta, x)
+    check_pairs(theta, x, PAIR)
     pairs = (theta.float(), x.float())
     copied = copy.deepcopy(embedding_net)
     flow = simulation_flow(*pairs, support=_support_of(prior), embedding_net=copied, recipe=recipe)
@@ -223,8 +225,9 @@ class FlowBuilder:
 
     def __call__(self, theta: Tensor, x: Tensor) -> FlowEstimator:
         """Return the estimator after flow matching on the pairs (pairs, dim), (pairs, *shape)."""
-        target, condition = (x, theta) if self.likelihood else (theta, x)
-        check_pairs(target, condition)
+        turn = -1 if self.likelihood else 1
+        target, condition = (theta, x)[::turn]
+        check_pairs(target, condition, PAIR[::turn])
         recipe = self.recipe or simulation_recipe(len(target))
         recipe = replace(recipe, objective="matching", regularizers={}, steer=0.0)
         pairs = (target.float(), condition.float())
@@ -251,7 +254,7 @@ class FieldBuilder:
 
     def __call__(self, theta: Tensor, x: Tensor) -> FieldEstimator:
         """Return the untrained estimator, its scaling fitted to (pairs, dim), (pairs, *shape)."""
-        check_pairs(theta, x)
+        check_pairs(theta, x, PAIR)
         encoder = DataContext(x.shape[1:], copy.deepcopy(self.embedding_net))
         made = (self.recipe or Recipe()).flow(theta.shape[1], encoder.features)
         flow = Flow(made.base, made.layers, encoder).to(theta.device)

@@ -117,10 +117,14 @@ def fold_mass(
             )
         given: dict[str, Any] = {"draws": draws, "context": context}
         others = near.weighted if isinstance(near, FlowMixture) else [near] * len(flow.weighted)
-        pairs = zip(flow.weighted, others, strict=True)
+        if len(others) != len(flow.weighted):
+            raise ValueError(
+                f"Expected near to have {len(flow.weighted)} flows of some weight, as the mixture "
+                f"has; got {len(others)}"
+            )
         parts = [
             fold_mass(each, seed=seed + k, near=other, **given)
-            for k, (each, other) in enumerate(pairs)
+            for k, (each, other) in enumerate(zip(flow.weighted, others, strict=True))
         ]
         return _mean_mass(parts, flow.weights[flow.weights > 0].double())
     if proposal is not None:

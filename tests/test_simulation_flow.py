@@ -225,6 +225,18 @@ def test_embedding_nets_validate_and_end_in_evaluation_mode():
     near(flow.log_prob(theta[:3], x[:3]), flow.log_prob(theta, x)[:3], 1e-5)
 
 
+def test_a_point_alone_has_the_log_p_of_the_point_among_many():
+    theta, x = pairs()
+    torch.manual_seed(0)
+    flow, generator = simulation_flow(theta, x), torch.Generator().manual_seed(0)
+    for parameter in flow.requires_grad_(False).parameters():
+        parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    given = x[:1].expand(300, -1)
+    alone = [flow.log_prob(theta[i : i + 1], given[:1]) for i in range(50)]
+    # Contexts of a single row would be rounded otherwise, which makes 4e-6.
+    near(torch.cat(alone), flow.log_prob(theta, given)[:50], 5e-7)
+
+
 def test_data_are_encoded_once_for_all_of_their_draws():
     net = Counted(2, 3)
     theta, x = pairs(60)

@@ -225,9 +225,10 @@ class FlowBuilder:
 
     def __call__(self, theta: Tensor, x: Tensor) -> FlowEstimator:
         """Return the estimator after flow matching on the pairs (pairs, dim), (pairs, *shape)."""
-        turn = -1 if self.likelihood else 1
-        target, condition = (theta, x)[::turn]
-        check_pairs(target, condition, PAIR[::turn])
+        target, condition, names = theta, x, PAIR
+        if self.likelihood:
+            target, condition, names = x, theta, (PAIR[1], PAIR[0])
+        check_pairs(target, condition, names)
         recipe = self.recipe or simulation_recipe(len(target))
         recipe = replace(recipe, objective="matching", regularizers={}, steer=0.0)
         pairs = (target.float(), condition.float())

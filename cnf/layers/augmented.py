@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from cnf.fields import VectorField
 from cnf.fields.divergence import Divergence, FieldTrace, random_vectors
 from cnf.fields.regularizers import REGULARIZERS, PathPoint
+from cnf.layers.padding import pad_rows, take_per_row
 from cnf.ode import Linearization, PerRow, StagedDynamics
 
 
@@ -45,7 +46,7 @@ class DensityDynamics(StagedDynamics):
         self, x: Tensor, times: Sequence[float] | Tensor, context: Tensor | None
     ) -> tuple[Any, ...]:
         """Compute the arguments of a solve from states x, each tensor with its gradient."""
-        constants = self.field.constants(context)
+        constants = _constants(self.field, context)
         trace_constants = self.field.trace_constants() if self.divergence == FieldTrace() else None
         probes = probe = None
         if not self.divergence.exact:
@@ -101,10 +102,19 @@ class VelocityDynamics(StagedDynamics):
         return self.dim + 1
 
     def arguments(self, x: Tensor, times: Sequence[float] | Tensor, context: Tensor | None) -> Any:
-        return self.field.constants(context)
+        return _constants(self.field, context)
 
     def prepare(self, times: Tensor, args: Any) -> Sequence[Any]:
         return self.field.prepare(times, args)
 
     def evaluate(self, stage: Any, y: Tensor) -> Tensor:
         return pad(self.field.velocity(stage, y[:, :-1]), (0, 1))
+
+
+def _constants(field: VectorField, context: Tensor | None) -> Any:
+    """Return the constants of a field, rounded for few contexts as for many."""
+    if context is None:
+        return field.constants(None)
+    given, _ = pad_rows(context, None)
+    found = field.constants(given)
+    return found if len(given) == len(context) else take_per_row(found, slice(len(context)))

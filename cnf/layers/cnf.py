@@ -15,9 +15,9 @@ from cnf.fields.divergence import Divergence, Hutchinson, choose_divergence, des
 from cnf.fields.regularizers import Regularization
 from cnf.layers.augmented import DensityDynamics, VelocityDynamics
 from cnf.layers.field_layer import FieldLayer
-from cnf.layers.first_pass import first_pass, take_per_row
+from cnf.layers.first_pass import first_pass
 from cnf.layers.layer import ScoredTransform, ScoringOptions, TransformResult
-from cnf.layers.padding import drop_padding, pad_batch
+from cnf.layers.padding import drop_padding, pad_batch, take_per_row
 from cnf.layers.settings import STEP_NORMS, SolverSettings, row_errors
 from cnf.ode import Solution, SolveError, Tolerance, solve
 from cnf.utils.random import RowNoise
@@ -212,7 +212,7 @@ class CNF(FieldLayer):
         rest, rows = None, found.unfinished
         if len(rows):
             index = torch.from_numpy(rows).to(y0.device)
-            rest = self._solve_rows(dynamics, y0[index], times, take_per_row(args, rows))
+            rest = self._solve_rows(dynamics, y0[index], times, take_per_row(args, index))
         return found.solution(y0, ends, rest)
 
     def _solve_rows(

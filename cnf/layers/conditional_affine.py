@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cnf.layers.layer import Layer, TransformResult
+from cnf.layers.padding import pad_rows
 
 # Candidates of the ridge penalty per row, for standardised columns; some may be constant.
 PENALTIES = tuple(10.0 ** (k / 2) for k in range(-12, 7))
@@ -96,16 +97,18 @@ class ConditionalAffine(Layer):
         self.fitted.fill_(True)
 
     def push(self, z: Tensor, context: Tensor | None = None) -> TransformResult:
-        centre, mean, logs, matrix = self._maps(z, context)
-        white = mean + _solved(matrix, z.unsqueeze(2)).squeeze(2)
+        rows, given = pad_rows(z, context)
+        centre, mean, logs, matrix = self._maps(rows, given)
+        white = mean + _solved(matrix, rows.unsqueeze(2)).squeeze(2)
         x = centre + _solved(self.whitening, white.T).T
-        return TransformResult(x, -self._log_det(logs))
+        return TransformResult(x[: len(z)], -self._log_det(logs)[: len(z)])
 
     def pull(self, x: Tensor, context: Tensor | None = None) -> TransformResult:
-        centre, mean, logs, matrix = self._maps(x, context)
-        white = (x - centre) @ self.whitening.T
+        rows, given = pad_rows(x, context)
+        centre, mean, logs, matrix = self._maps(rows, given)
+        white = (rows - centre) @ self.whitening.T
         z = (matrix * (white - mean).unsqueeze(1)).sum(2)
-        return TransformResult(z, self._log_det(logs))
+        return TransformResult(z[: len(x)], self._log_det(logs)[: len(x)])
 
     def _log_det(self, logs: Tensor) -> Tensor:
         return logs.sum(1) + self.whitening.diagonal().log().sum()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from cnf.layers.augmented import DensityDynamics, VelocityDynamics
 from cnf.layers.padding import MIN_BATCH
@@ -76,17 +76,6 @@ class FirstPass:
             stats, failed = stats + Stats(*own), tuple(rows[list(rest.rows)].tolist())
         ys = torch.stack([y0, end])
         return Solution(y0.new_tensor(times), ys, status, stats, failed, last_times, last_states)
-
-
-def take_per_row(args: Any, rows: Rows) -> Any:
-    """Return arguments with the entries of some rows in `PerRow`."""
-
-    def take(leaf: Any) -> Any:
-        if not isinstance(leaf, PerRow):
-            return leaf
-        return PerRow(leaf.tensor[torch.from_numpy(rows).to(leaf.tensor.device)])
-
-    return tree_map(take, args, is_leaf=lambda leaf: isinstance(leaf, PerRow))
 
 
 @torch.no_grad()

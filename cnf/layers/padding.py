@@ -36,6 +36,32 @@ def pad_batch(y: Tensor, args: Any) -> tuple[Tensor, Any]:
     return torch.cat([y] * times), rows
 
 
+def take_per_row(args: Any, rows: Tensor | slice) -> Any:
+    """Return arguments with the entries of some rows in `PerRow`.
+
+    Example:
+        >>> take_per_row({"context": PerRow(torch.arange(3))}, slice(2))["context"].tensor
+        tensor([0, 1])
+    """
+
+    def take(leaf: Any) -> Any:
+        return PerRow(leaf.tensor[rows]) if isinstance(leaf, PerRow) else leaf
+
+    return tree_map(take, args, is_leaf=lambda leaf: isinstance(leaf, PerRow))
+
+
+def pad_rows(x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Repeat rows (rows, width), each with its context if any, up to `MIN_BATCH` at least.
+
+    Example:
+        >>> x, context = pad_rows(torch.zeros(3, 2), None)
+        >>> x.shape, context
+        (torch.Size([9, 2]), None)
+    """
+    x, args = pad_batch(x, None if context is None else PerRow(context))
+    return x, args and args.tensor
+
+
 def drop_padding(solution: Solution, rows: int) -> Solution:
     """Return the solution of the first `rows` rows."""
     if rows == len(solution.row_status):

@@ -16,10 +16,10 @@ from cnf.fields import VectorField, as_field
 from cnf.layers.explicit_step import Coefficients, invert
 from cnf.layers.field_layer import FieldLayer
 from cnf.layers.layer import ScoredTransform, ScoringOptions, TransformResult
-from cnf.layers.padding import pad_batch
+from cnf.layers.padding import pad_rows
 from cnf.layers.settings import SolverSettings
 from cnf.layers.step_sequence import StepDeterminants, StepSequence
-from cnf.ode import TABLEAUS, PerRow, Solution, SolveError, Stats, Status
+from cnf.ode import TABLEAUS, Solution, SolveError, Stats, Status
 from cnf.ode.interpolation import interpolate
 from cnf.ode.tableau import Tableau
 
@@ -347,8 +347,7 @@ def check_steps(count: int, method: str) -> None:
 
 def _explicit_parts(x: Tensor, context: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
     """Split rows into parts that are fast together; few rows are repeated up to `MIN_BATCH`."""
-    x, args = pad_batch(x, None if context is None else PerRow(context))
-    return _parts(x, args and args.tensor, max(1, CHUNK_TANGENTS // max(1, x.shape[1])))
+    return _parts(*pad_rows(x, context), max(1, CHUNK_TANGENTS // max(1, x.shape[1])))
 
 
 def _parts(x: Tensor, context: Tensor | None, most: int) -> list[tuple[Tensor, Tensor | None]]:

@@ -9,7 +9,7 @@ from cnf.fields import Concat, ConcatSquash, as_field
 from cnf.fields.divergence import Hutchinson
 from cnf.flow import ffjord
 from cnf.layers import CNF
-from cnf.layers.augmented import VelocityDynamics
+from cnf.layers.augmented import DensityDynamics, VelocityDynamics
 from cnf.ode import SolveError, Status
 
 
@@ -94,6 +94,22 @@ class Stiff(nn.Module):
         self.times.append(t.shape)
         fast = torch.sigmoid(10 * (x.detach().square().sum(1, keepdim=True) - 1))
         return (0.5 + self.rate * fast) * torch.stack([-x[:, 1], x[:, 0]], 1)
+
+
+def test_steps_of_both_directions_end_at_the_same_times_and_are_short_near_the_data(monkeypatch):
+    real, ends = DensityDynamics.prepare, list[set[float]]()
+
+    def recorded(self, times, args):
+        ends[-1] |= {round(each.item(), 9) for each in (times.min(), times.max())}
+        return real(self, times, args)
+
+    monkeypatch.setattr(DensityDynamics, "prepare", recorded)
+    layer, x = rough(scale=2.0).with_solver(rtol=1e-6, atol=1e-6), points()
+    for map_rows in (layer.pull, layer.push):
+        ends.append(set())
+        map_rows(x)
+    quarters = {round(1 - (k / 4) ** 1.12, 9) for k in range(5)}  # the data are at time 1
+    assert quarters <= ends[0] & ends[1]
 
 
 def test_rows_that_need_shorter_steps_get_them():

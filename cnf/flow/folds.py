@@ -98,7 +98,7 @@ def fold_mass(
         proposal: Draws to weigh in place of new ones.
 
     Raises:
-        ValueError: As in `propose`.
+        ValueError: As in `propose`; or `near` is a mixture of more or fewer flows than `flow`.
         SolveError: A solve of the proposal failed.
 
     Source: importance sampling of a normalising constant, Owen (2013), Monte Carlo theory, chapter

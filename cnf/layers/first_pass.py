@@ -1,8 +1,8 @@
 """A first pass of a solve: steps at times that rows share, for all rows that these suit.
 
 Where each row has its own time, a field computes for each what depends on time alone, and small
-batches of rows finish one by one. Here steps begin and end at the times of a binary grid, and rows
-that take the same step are advanced together. Each row chooses the lengths of its steps by its own
+batches of rows finish one by one. Here steps begin and end at the times of one grid, and rows that
+take the same step are advanced together. Each row chooses the lengths of its steps by its own
 errors, so that its result does not depend on the others.
 """
 
@@ -27,12 +27,11 @@ from cnf.ode.step import Stages, advance, stage_times
 Rows = NDArray[np.int64]
 Array = NDArray[np.float64]
 
-# A step of level k is 2^−k of the way. At the share s of the way from the data to the base the time
-# is the share s^WARP of the span: fields bend most near the data, where densities are narrow.
+# A step of level k is 2^−k of the way. At the share s of the way from the data to the base the share
+# of the time is s^WARP: fields bend most near the data, where densities are narrow.
 SHORTEST, WARP = 6, 1.12
 # Where the slope's first change is below the first number, in units of the tolerance, one step of
-# dopri5 is tried; below the second a row begins with halves, else with quarters. On flows fitted to
-# toys and tables nine first steps of ten are good.
+# dopri5 is tried; below the second a row begins with halves, else with quarters.
 GENTLE, HALVES = 30.0, 1.5e3
 # The largest error estimate of a step of dopri8 near the data, in units of the tolerance, and its
 # growth until the base: the nearer to the data an error is made, the wider the way to the base
@@ -86,7 +85,7 @@ def first_pass(
     args: Any,
     tolerance: Tolerance,
 ) -> FirstPass:
-    """Solve from rows y0 (rows, width) at the first of two times, by steps on a binary grid.
+    """Solve from rows y0 (rows, width) at the first of two times, by steps between times of one grid.
 
     A row whose slope hardly changes is tried with one step of dopri5, with an error of a tenth of
     the tolerance, the others take steps of dopri8. The first change of a row's slope gives the

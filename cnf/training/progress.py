@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import inf, isfinite, nan
+from math import inf, nan
 from typing import Any
 
 from cnf.training.optimizer import OptimizerStep
@@ -58,7 +58,7 @@ class TrainingProgress:
     taken: int = 0  # number of steps in these sums
     best_nll: float = inf  # the lowest value of a validation that may be selected
     best_step: int = 0  # the step of that validation
-    stale: int = 0  # validations of the stage since the lowest one that could be scored
+    stale: int = 0  # validations of the stage since the lowest one
     next_validation: float = 0.0  # the fraction of the run at which the next one is due
     validating: float = 0.0  # seconds spent on validation
     closing: float = 0.0  # seconds that the last validation and the callbacks after it took
@@ -106,6 +106,6 @@ class TrainingProgress:
         self.records.append(record)
         self.validating += seconds
         self.losses, self.evaluations, self.taken = 0.0, 0.0, 0
-        self.stale += isfinite(value)
+        self.stale += 1
         if value < self.best_nll:
             self.best_nll, self.best_step, self.stale = value, self.step, 0

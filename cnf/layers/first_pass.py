@@ -27,8 +27,8 @@ from cnf.ode.step import Stages, advance, stage_times
 Rows = NDArray[np.int64]
 Array = NDArray[np.float64]
 
-# A step of level k is 2^−k of the way. At the share s of the way from the data to the base the share
-# of the time is s^WARP: fields bend most near the data, where densities are narrow.
+# A step of level k is 2^−k of the way. At the share s of the way from the data to the base s^WARP of
+# the time has passed: fields bend most near the data, where densities are narrow.
 SHORTEST, WARP = 6, 1.12
 # Where the slope's first change is below the first number, in units of the tolerance, one step of
 # dopri5 is tried; below the second a row begins with halves, else with quarters.
@@ -85,7 +85,7 @@ def first_pass(
     args: Any,
     tolerance: Tolerance,
 ) -> FirstPass:
-    """Solve from rows y0 (rows, width) at the first of two times, by steps between times of one grid.
+    """Solve from rows y0 (rows, width) at the first of two times, by steps that rows share.
 
     A row whose slope hardly changes is tried with one step of dopri5, with an error of a tenth of
     the tolerance, the others take steps of dopri8. The first change of a row's slope gives the

@@ -27,7 +27,7 @@ from cnf.ode.step import Stages, advance, stage_times
 Rows = NDArray[np.int64]
 Array = NDArray[np.float64]
 
-# A step of level k is 2^−k of the way. At the share s of the way from the data to the base s^WARP of
+# A step of level k is 2^−k of the way. At a share s of the way from the data to the base s^WARP of
 # the time has passed: fields bend most near the data, where densities are narrow.
 SHORTEST, WARP = 6, 1.12
 # Where the slope's first change is below the first number, in units of the tolerance, one step of

@@ -111,6 +111,18 @@ def test_the_weighted_error_is_that_of_relative_values():
     assert losses[1] - losses[0] == pytest.approx(3 * error)
 
 
+def test_a_posteriors_flow_joins_later(density):
+    series = waves()
+    batch = SeriesBatch.of(density.scaled(series), np.arange(len(series)), density.like)
+    weights = [*density.posterior.parameters()]
+    for done, joined in ((0.0, False), (0.29, False), (0.3, True), (1.0, True)):
+        density.zero_grad()
+        density.loss(batch, batch, done, SeriesRecipe()).backward()
+        moved = [each.grad is not None and each.grad.abs().max() > 0 for each in weights]
+        assert any(moved) is joined
+    density.zero_grad()
+
+
 def test_events_of_constant_rates_have_their_poisson_likelihood():
     """From the start to the last time of a series, by the data's own clock."""
     series = waves(6, 4)

@@ -246,20 +246,24 @@ class LatentODE(nn.Module):
         entries are hidden, those that a baseline sees count a tenth: they say little of its error,
         but enough for columns seen once.
 
+        A posterior's flow, which starts as the identity, joins later: until then the encoder's
+        Gaussian is trained alone, with its KL term in closed form, by steps of less time.
+
         Args:
             seen: What the encoder sees.
             wanted: What has a likelihood; its mask may have other weights than 1.
-            done: Fraction of the run that is done, for β.
+            done: Fraction of the run that is done, for β and for the flow.
             recipe: The numbers of training: β, and the number K of draws.
         """
         if self.baseline != "none" and self.task.kind == "interp" and self.task.hide:
             wanted = replace(wanted, mask=wanted.mask * (1 - (1 - SEEN_WEIGHT) * seen.mask))
         beta = recipe.kl(done)
         h, loc, scale = self._encoded(seen)
-        z, log_q = self._draw(h, loc, scale, recipe.draws)
+        flow = self.posterior is not None and done >= recipe.flow_start
+        z, log_q = self._draw(h, loc, scale, recipe.draws, flow=flow)
         likelihood, curves = self._likelihood(z, seen, wanted)
         likelihood = likelihood.sum(-1)
-        if recipe.draws == 1 and self.posterior is None:
+        if recipe.draws == 1 and not flow:
             kl = (0.5 * (scale.square() + loc.square() - 1) - scale.log()).sum(-1)
             bound = likelihood[:, 0] - beta * kl
         else:
@@ -289,10 +293,17 @@ class LatentODE(nn.Module):
         return h, loc, (log_scale - 2).clamp(-7, 2).exp()
 
     def _draw(
-        self, h: Tensor, loc: Tensor, scale: Tensor, draws: int, noise: Tensor | None = None
+        self,
+        h: Tensor,
+        loc: Tensor,
+        scale: Tensor,
+        draws: int,
+        noise: Tensor | None = None,
+        *,
+        flow: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Return draws of z₀ (B, K, latent) and log q (B, K)."""
-        if self.posterior is not None:
+        """Return draws of z₀ (B, K, latent) and log q (B, K), of the Gaussian if not by a flow."""
+        if self.posterior is not None and flow:
             posterior = self.posterior if torch.is_grad_enabled() else self.posterior.accurate()
             given = None if noise is None else noise.transpose(0, 1)
             z, log_q = posterior(h, loc, scale).rsample_and_log_prob((draws,), given)

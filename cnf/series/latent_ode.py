@@ -247,7 +247,7 @@ class LatentODE(nn.Module):
         but enough for columns seen once.
 
         A posterior's flow, which starts as the identity, joins later: until then the encoder's
-        Gaussian is trained alone, with its KL term in closed form, by steps of less time.
+        Gaussian is trained alone, by faster steps, with its KL term in closed form for one draw.
 
         Args:
             seen: What the encoder sees.

@@ -26,7 +26,7 @@ class SeriesRecipe(AveragedRecipe):
     kl_start: float = _latent(0.01, "first weight of the KL term", low=0)
     kl_warmup: float = _latent(0.3, "fraction of the run in which that weight rises", high=1)
     kl_weight: float = _latent(1.0, "last weight of the KL term; 1 for a bound", low=0)
-    flow_start: float = _latent(0.3, "fraction of the run without a posterior's flow", low=0, high=1)
+    flow_start: float = _latent(0.3, "fraction before a posterior's flow joins", low=0, high=1)
     shown_weight: float = number(
         1.0, "weight of entries that were not hidden, where some are", low=0
     )

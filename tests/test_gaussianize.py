@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import cnf
 from cnf.layers import Gaussianize, GaussianizeUneven, Whiten
-from cnf.layers.scalings.quantiles import gaussianization_gain, normalizing_curve
+from cnf.layers.scalings.quantiles import curve_gains, normalizing_curve
 from cnf.layers.scalings.rational_quadratic import RationalQuadratic
 from cnf.training.recipes import Recipe
 
@@ -142,25 +142,37 @@ def test_a_flow_that_gaussianizes_makes_rows_normal_and_uncorrelated_before_its_
 
 def test_only_columns_far_from_normal_are_gaussianized_where_that_is_asked():
     rng = np.random.default_rng(0)
-    x = torch.cat([drawn(3000), torch.from_numpy(rng.random((3000, 1)))], 1)
-    x[:, 1] = x[:, 1].exp()
-    layer, whole = GaussianizeUneven(4).double().fit(x), Gaussianize(4).double().fit(x)
-    assert layer.shaped.tolist() == [True, True, False, False]  # not the normal and the uniform one
+    rounded = rng.normal(size=(3000, 1)).round() + rng.uniform(-0.25, 0.25, (3000, 1))
+    uniform = rng.random((3000, 1))
+    x = torch.cat([torch.from_numpy(rounded), drawn(3000), torch.from_numpy(uniform)], 1)
+    x[:, 2] = x[:, 2].exp()
+    layer, whole = GaussianizeUneven(5).double().fit(x), Gaussianize(5).double().fit(x)
+    # not the normal and the uniform one
+    assert layer.shaped.tolist() == [True, True, True, False, False]
     (z, log_det), (every, _) = layer.inverse(x), whole.inverse(x)
-    assert_close(z[:, :2], every[:, :2])
-    assert_close(z[:, 2:], ((x - x.mean(0)) / x.std(0, correction=0))[:, 2:])
+    assert_close(z[:, :3], every[:, :3])
+    assert_close(z[:, 3:], ((x - x.mean(0)) / x.std(0, correction=0))[:, 3:])
     assert_close(layer(z)[1], -log_det)
+
+
+def test_gains_of_edges_are_over_smooth_distributions():
+    rng = np.random.default_rng(0)
+    # Noise fills half of the distance between whole numbers, log 2 nats, which curves blur.
+    rounded = rng.normal(size=4000).round() + rng.uniform(-0.25, 0.25, 4000)
+    assert 0.3 < curve_gains(rounded).edges < np.log(2)
+    smooth = [rng.uniform(size=4000), rng.gamma(3.0, size=4000), rng.normal(size=4000)]
+    assert max(curve_gains(each).edges for each in smooth) < 0.05
 
 
 def test_gain_of_weighted_rows_is_that_of_rows_repeated():
     values = np.random.default_rng(1).exponential(size=4000)
     low = values < np.median(values)
-    whole = gaussianization_gain(values)
-    assert gaussianization_gain(values, np.full(4000, 3.0)) == pytest.approx(whole)
+    whole = curve_gains(values)
+    assert curve_gains(values, np.full(4000, 3.0)) == pytest.approx(whole)
     # The rows of the lower half alone are nearly uniform.
-    found = gaussianization_gain(values, low.astype(float))
-    assert found == pytest.approx(gaussianization_gain(values[low]), abs=0.06)
-    assert found < 0.25 < whole
+    found = curve_gains(values, low.astype(float))
+    assert found == pytest.approx(curve_gains(values[low]), abs=0.06)
+    assert found.normal < 0.25 < whole.normal
 
 
 def test_the_time_to_fit_curves_is_part_of_a_runs_budget(monkeypatch):

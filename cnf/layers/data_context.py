@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cnf.layers.context import ContextEncoder
-from cnf.layers.scalings.quantiles import gaussianization_gain
+from cnf.layers.scalings.quantiles import curve_gains
 
 KNOTS = 64  # of each column's scores
 MAX_SCORED = 100  # columns, each of which takes some hundredths of a second to look at
-UNEVEN_GAIN = 0.2  # nats of `gaussianization_gain` from which a column has scores
+UNEVEN_GAIN = 0.2  # nats over a normal distribution from which a column has scores
 # Numbers may be beyond these quantiles of a column by as much as they are apart: to ±7 deviations
 # of a normal column; the outermost of a Cauchy one, a thousand times as far as most, are not.
 QUANTILE = 0.01
@@ -99,7 +99,7 @@ class DataContext(ContextEncoder):
         self.high.copy_(high + reach)
         for column in varies[: self.scored].nonzero().flatten().tolist():
             values = rows[:, column].numpy()
-            if gaussianization_gain(values) > UNEVEN_GAIN:
+            if curve_gains(values).normal > UNEVEN_GAIN:
                 knots, scores = _score_curve(values, shares.numpy())
                 self.knots[column] = torch.from_numpy(knots).to(self.knots)
                 self.scores[column] = torch.from_numpy(scores).to(self.scores)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from cnf.datasets.splitting import divide, row_groups
 from cnf.flow import Flow
-from cnf.layers.scalings.quantiles import gaussianization_gain
+from cnf.layers.scalings.quantiles import curve_gains
 from cnf.training.checkpoint import sha256
 from cnf.utils.distributed import local_slice, world_size
 from cnf.utils.shapes import check_tensors
 
 MAX_INSPECTED_ROWS = 100_000  # rows from which the columns' distributions are judged
 MIN_INSPECTED_ROWS = 40  # fewer rows do not show them
-UNEVEN_GAIN = 0.5  # nats of `gaussianization_gain`. The toys' columns have up to 0.42
+UNEVEN_GAIN = 0.5  # nats over a normal distribution. The toys' columns have up to 0.42
 FLAT_EIGENVALUE = 1e-3  # of the columns' correlations, below which they lie on a line
 
 
@@ -229,4 +229,4 @@ def uneven_columns(values: NDArray[np.float64]) -> bool:
         return False
     correlation = np.atleast_2d(np.corrcoef(values.T))
     flat = np.linalg.eigvalsh(correlation)[0] < FLAT_EIGENVALUE
-    return bool(flat) or any(gaussianization_gain(column) > UNEVEN_GAIN for column in values.T)
+    return bool(flat) or any(curve_gains(column).normal > UNEVEN_GAIN for column in values.T)

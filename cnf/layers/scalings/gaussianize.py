@@ -8,12 +8,7 @@ import torch
 from torch import Tensor
 
 from cnf.layers.layer import TransformResult
-from cnf.layers.scalings.quantiles import (
-    BIN_COUNTS,
-    Array,
-    gaussianization_gain,
-    normalizing_curve,
-)
+from cnf.layers.scalings.quantiles import BIN_COUNTS, Array, normalizing_curve
 from cnf.layers.scalings.rational_quadratic import RationalQuadratic
 from cnf.layers.scalings.scaling import Scaling
 
@@ -31,10 +26,6 @@ class Gaussianize(Scaling):
 
     Arguments are those of `Scaling`.
 
-    Attributes:
-        least_gain: Nats that a column's curve has to gain over a Gaussian, else the column is only
-            standardised; −∞ where all columns have curves.
-
     Shapes: (rows, dim) → (rows, dim), (rows,).
 
     Source: Chen and Gopinath (2000), Gaussianization; Laparra, Camps-Valls and Malo (2011),
@@ -50,7 +41,6 @@ class Gaussianize(Scaling):
     """
 
     follows: ClassVar[str | None] = "whiten"
-    least_gain: ClassVar[float] = -inf
 
     knots: Tensor
     normal: Tensor
@@ -87,7 +77,7 @@ class Gaussianize(Scaling):
     def _fit_standard(self, z: Tensor, shares: Tensor) -> None:
         weights = shares.cpu().numpy()
         for column, values in zip(self.scaled_columns, z.T.cpu().numpy(), strict=True):
-            if not self._gains(values, weights):
+            if not self._needs_curve(values, weights):
                 continue
             curve = normalizing_curve(values, weights)
             count = curve.x.shape[1]
@@ -98,6 +88,6 @@ class Gaussianize(Scaling):
             self.last[column] = count - 1
             self.shaped[column] = True
 
-    def _gains(self, values: Array, weights: Array) -> bool:
-        """Return whether a column's curve gains enough over a Gaussian to be used."""
-        return self.least_gain == -inf or gaussianization_gain(values, weights) > self.least_gain
+    def _needs_curve(self, values: Array, weights: Array) -> bool:
+        """Return whether a column gets a curve, else it is only standardised."""
+        return True

@@ -178,11 +178,13 @@ def test_likelihood_is_linear_in_the_determinant_below_its_edge(dim: int) -> Non
     torch.testing.assert_close(slopes[1:] * edge, torch.ones_like(slopes[1:]))
 
 
-def test_penalty_is_of_small_determinants() -> None:
+@pytest.mark.parametrize(("dim", "factor"), [(1, 1.0), (2, 1.0), (4, 2.0), (16, 3.0)])
+def test_penalty_is_of_small_determinants(dim: int, factor: float) -> None:
     objective = UnfoldedLikelihood(least=0.1)
-    values = torch.tensor([[0.5, 0.2], [0.05, 1.0], [-0.1, 1.0]])
+    roots = factor * torch.tensor([[0.5, 0.2], [0.05, 1.0], [-0.1, 1.0]])
+    values = roots.sign() * roots.abs() ** (dim / 2)
     found = StepDeterminants(values, values.sign(), values.abs().log())
-    got = objective._penalties(found, slice(0, 3), 2)
+    got = objective._penalties(found, slice(0, 3), dim)
     assert got.item() == pytest.approx((0.5 + 2.0) / 3)
 
 

@@ -178,21 +178,15 @@ def test_likelihood_is_linear_in_the_determinant_below_its_edge(dim: int) -> Non
     torch.testing.assert_close(slopes[1:] * edge, torch.ones_like(slopes[1:]))
 
 
-COLUMNS_FACTORS = [(1, 1.0), (2, 1.0), (4, 2.0), (16, 3.0)]
-
-
-@pytest.mark.parametrize(("dim", "factor"), COLUMNS_FACTORS)
-def test_penalty_is_of_small_determinants(dim: int, factor: float) -> None:
+def test_penalty_is_of_small_determinants() -> None:
     objective = UnfoldedLikelihood(least=0.1)
-    shares = torch.tensor([[5.0, 2.0], [0.5, 10.0], [-1.0, 10.0]])  # δ
-    roots = factor * objective.least * shares
-    values = roots.sign() * roots.abs() ** (dim / 2)
+    values = torch.tensor([[0.5, 0.2], [0.05, 1.0], [-0.1, 1.0]])
     found = StepDeterminants(values, values.sign(), values.abs().log())
-    got = objective._penalties(found, slice(0, 3), dim)
-    assert got.item() == pytest.approx((0.5 + 2.0) / 3, rel=1e-4)
+    got = objective._penalties(found, slice(0, 3), 2)
+    assert got.item() == pytest.approx((0.5 + 2.0) / 3)
 
 
-@pytest.mark.parametrize(("dim", "factor"), COLUMNS_FACTORS)
+@pytest.mark.parametrize(("dim", "factor"), [(1, 1.0), (2, 1.0), (4, 2.0), (16, 3.0)])
 def test_wanderers_go_farther_in_more_columns(dim: int, factor: float) -> None:
     objective = UnfoldedLikelihood(share=1.0, reach=0.0, noise=0.3)
     torch.manual_seed(0)

@@ -46,8 +46,9 @@ class UnfoldedLikelihood:
         noise: Its largest standard deviation, relative to the columns', in the plane. In D columns
             it is min(3, max(1, D/2)) times as large, since rows that were not seen lie farther from
             those that were: with 0.3 in bike's 16 columns one or two of 1737 test rows were beyond
-            a fold in six runs of ten, with 0.6 and 1 none in three, by as good a likelihood; and of
-            rows that are moved by a fifth of a deviation 3e-4 to 8e-4 instead of 8e-4 to 1.6e-3.
+            a fold in six runs of ten, with 0.6 to 1 one in one of four, by as good a likelihood;
+            and of rows that are moved by a fifth of a deviation 3e-4 to 8e-4 instead of 8e-4 to
+            1.6e-3.
     """
 
     name: ClassVar[str] = "likelihood without folds"

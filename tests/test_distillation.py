@@ -186,20 +186,6 @@ def test_penalty_is_of_small_determinants() -> None:
     assert got.item() == pytest.approx((0.5 + 2.0) / 3)
 
 
-@pytest.mark.parametrize(("dim", "factor"), [(1, 1.0), (2, 1.0), (4, 2.0), (16, 3.0)])
-def test_wanderers_go_farther_in_more_columns(dim: int, factor: float) -> None:
-    objective = UnfoldedLikelihood(share=1.0, reach=0.0, noise=0.3)
-    torch.manual_seed(0)
-    x = torch.randn(1, dim).repeat(20_000, 1)
-    x[::2] += 2.0  # two points
-    found, _ = objective.wanderers(x)
-    along = (found - x[1]).mean(1, keepdim=True)
-    apart = (found - x[1] - along).square().sum(1) / max(1, dim - 1)
-    # The deviation is uniform up to the largest one, times the columns' of 1.
-    wanted = (0.3 * factor) ** 2 / 3 if dim > 1 else 0.0
-    assert apart.mean().item() == pytest.approx(wanted, rel=0.05, abs=1e-6)
-
-
 @pytest.fixture(scope="module")
 def teacher() -> cnf.Flow:
     """A flow of two columns that is fitted on two clusters."""

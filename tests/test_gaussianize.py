@@ -147,7 +147,7 @@ def test_only_columns_far_from_normal_are_gaussianized_where_that_is_asked():
     x = torch.cat([torch.from_numpy(rounded), drawn(3000), torch.from_numpy(uniform)], 1)
     x[:, 2] = x[:, 2].exp()
     layer, whole = GaussianizeUneven(5).double().fit(x), Gaussianize(5).double().fit(x)
-    # not the normal and the uniform one
+    # Neither the normal nor the uniform column has a curve.
     assert layer.shaped.tolist() == [True, True, True, False, False]
     (z, log_det), (every, _) = layer.inverse(x), whole.inverse(x)
     assert_close(z[:, :3], every[:, :3])

@@ -60,7 +60,7 @@ def ffjord(
         field_options: What else the field takes, such as `{"x_features": 64, "x_scale": 5.0}`.
         scaling: A name in `cnf.layers.SCALINGS`: `"standardize"`; `"whiten"`, which takes the
             columns' correlation out as well; `"gaussianize"`, which first makes each column normal;
-            `"gaussianize_uneven"`, which does so for columns far from it.
+            `"gaussianize_uneven"`, which does so for columns far from it or with edges.
         base: A name in `cnf.flow.BASES`: `"normal"`; or `"mixture"`, of normal distributions, which
             `cnf.fit` fits by expectation maximisation before it trains the field. Angles have none.
         batch_norm: Whether a `cnf.layers.MovingNorm` follows each CNF layer on the way to the base;

@@ -104,8 +104,7 @@ def test_a_folder_is_one_trainings_at_a_time(data, tmp_path):
     finally:
         training.kill()
         training.join()
-    assert finite(tmp_path / "run")
-    assert not list((tmp_path / "run").glob("*.tmp"))
+    assert finite(tmp_path / "run")  # though a kill may come while a temporary file is written
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--print-completion", "bash")])

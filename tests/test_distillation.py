@@ -186,6 +186,19 @@ def test_penalty_is_of_small_determinants() -> None:
     assert got.item() == pytest.approx((0.5 + 2.0) / 3)
 
 
+def test_wanderers_are_the_candidates_nearest_to_folds() -> None:
+    layer, x = Steps(Wave(-3.0), 1, "midpoint"), torch.randn(50, 2)
+    candidates = UnfoldedLikelihood(share=2.0)
+    chosen = replace(candidates, share=0.5, candidates=4)
+
+    def least(objective: UnfoldedLikelihood) -> Tensor:
+        torch.manual_seed(0)  # the same hundred candidates
+        found = objective._determinants(layer, x, None)
+        return (found.signs * found.logs.exp())[len(x) :].amin(1)
+
+    torch.testing.assert_close(least(chosen), least(candidates).sort().values[:25])
+
+
 @pytest.fixture(scope="module")
 def teacher() -> cnf.Flow:
     """A flow of two columns that is fitted on two clusters."""

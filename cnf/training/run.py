@@ -26,7 +26,6 @@ from cnf.utils.threads import (
 )
 
 MAX_FAILURES = 20  # consecutive failed steps that end a run: more would not bring it back
-MAX_VALIDATION_SHARE = 0.05  # of the time of a run that has a budget
 
 R = TypeVar("R")
 E = TypeVar("E")
@@ -41,6 +40,7 @@ class Run(ABC, Generic[R, E]):
 
     record_type: ClassVar[Callable[..., Any]]
     checkpoints_records: ClassVar[bool] = False  # a state after each validation, whatever the time
+    validation_share: float = 0.05  # of the time of a run that has a budget, at most
 
     def __init__(
         self,
@@ -234,7 +234,7 @@ class Run(ABC, Generic[R, E]):
             return False
         cost = progress.validating + progress.closing
         by_steps = self.budget.is_by_steps(progress.seconds, progress.step)
-        return by_steps or cost <= MAX_VALIDATION_SHARE * progress.seconds
+        return by_steps or cost <= self.validation_share * progress.seconds
 
     def _validate(self) -> R:
         begin = perf_counter()

@@ -30,7 +30,8 @@ class UnfoldedLikelihood:
     and its tangent below, and δ = sign(det) |det|^(2/D) / `least`. Likelihood alone drives
     determinants through zero where there is no data, and a density then counts space twice.
     Wanderers stand there: mixtures of two of the batch's rows as the steps see them, with weights
-    from −`reach` to 1 + `reach`, plus noise.
+    from −`reach` to 1 + `reach`, plus noise. Of several `candidates` for each they are the nearest
+    to a fold, of the least δ.
 
     Attributes:
         penalty: The weight λ. The factor D/2 makes up for the (2/D)-th power, of which the slope in
@@ -42,6 +43,7 @@ class UnfoldedLikelihood:
         extension: The (2/D)-th power of the determinant below which ℓ is linear, so that rows have
             a finite loss, and a gradient, beyond a fold.
         share: Wanderers for each row.
+        candidates: Candidates for each wanderer, which take no gradient.
         reach: How far they go beyond the two rows, relative to their distance.
         noise: Its largest standard deviation, relative to the columns'.
     """
@@ -51,6 +53,7 @@ class UnfoldedLikelihood:
     least: float = 0.05
     extension: float = 0.01
     share: float = 0.5
+    candidates: int = 1
     reach: float = 0.2
     noise: float = 0.3
 
@@ -86,9 +89,9 @@ class UnfoldedLikelihood:
     def wanderers(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return points between and beyond pairs of rows, and the number of each one's first row.
 
-        Shapes: (rows, dim) → (share · rows, dim), (share · rows,).
+        Shapes: (rows, dim) → (n, dim), (n,) of n = candidates · share · rows.
         """
-        count = int(self.share * len(x))
+        count = self.candidates * int(self.share * len(x))
         first, second = torch.randint(len(x), (2, count), device=x.device)
         weight = x.new_empty(count, 1).uniform_() * (1 + 2 * self.reach) - self.reach
         spread = self.noise * torch.rand_like(weight) * x.std(0, correction=0)
@@ -98,8 +101,20 @@ class UnfoldedLikelihood:
     def _determinants(self, layer: Steps, x: Tensor, context: Tensor | None) -> StepDeterminants:
         """Return the steps' determinants at rows and, after them, at wanderers."""
         extra, first = self.wanderers(x)
+        if self.candidates > 1:
+            nearest = self._nearest_to_folds(
+                layer, extra, None if context is None else context[first]
+            )
+            extra, first = extra[nearest], first[nearest]
         given = None if context is None else torch.cat([context, context[first]])
         return layer.determinants(torch.cat([x, extra]), given)
+
+    @torch.no_grad()
+    def _nearest_to_folds(self, layer: Steps, x: Tensor, context: Tensor | None) -> Tensor:
+        """Return the places of one candidate in `candidates`, those of the least δ."""
+        found = layer.determinants(x, context)
+        least = self._roots(found.signs, found.logs, x.shape[1]).amin(1)
+        return least.argsort()[: len(x) // self.candidates]
 
     def _extended(self, found: StepDeterminants, rows: slice, dim: int) -> Tensor:
         """Return Σ_k log det_k of rows, linear in the determinant below a threshold."""
@@ -113,8 +128,11 @@ class UnfoldedLikelihood:
         signs, logs = found.signs[rows], found.logs[rows]
         if not len(signs):
             return logs.new_zeros(())
-        roots = signs * (2 / dim * logs - log(self.least)).exp()
-        return (1 - roots).relu().sum(1).mean()
+        return (1 - self._roots(signs, logs, dim)).relu().sum(1).mean()
+
+    def _roots(self, signs: Tensor, logs: Tensor, dim: int) -> Tensor:
+        """Return δ, the (2/D)-th powers of determinants with their signs, over `least`."""
+        return signs * (2 / dim * logs - log(self.least)).exp()
 
 
 UNFOLDED = UnfoldedLikelihood()

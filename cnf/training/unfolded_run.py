@@ -19,6 +19,9 @@ from cnf.utils.distributed import mean
 from cnf.utils.serialization import add_prefix, strip_prefix
 
 PROPOSAL = "proposal"  # the prefix of its tensors in a state
+# Of a distillation's time: its first weights are so far from the teacher's that weighing their
+# folds takes fifteen times as long as later, and a single validation after it may find a fold.
+DISTILLED_SHARE = 0.2
 
 
 class UnfoldedRun(FlowRun):
@@ -35,6 +38,8 @@ class UnfoldedRun(FlowRun):
     def __init__(self, *options: Any, teacher: Flow | None = None) -> None:
         super().__init__(*options)
         self.teacher = teacher
+        if teacher is not None:
+            self.validation_share = DISTILLED_SHARE
         self.proposal: Proposal | None = None  # of the steps, from when they were last too few
         self._of_teacher: dict[int, Proposal] = {}
         self.folds: FoldMass | None = None  # of the last weights that were weighed

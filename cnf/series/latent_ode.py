@@ -37,7 +37,7 @@ from cnf.series.prediction import (
 from cnf.series.recipe import SeriesRecipe
 from cnf.series.scaling import SeriesScaling
 from cnf.series.series import Series
-from cnf.series.summaries import SUMMARIES, Classifier, summaries, traits
+from cnf.series.summaries import Classifier, PiecewiseSummaries, summaries, traits
 from cnf.series.task import Task
 from cnf.series.training import fit_series
 from cnf.training.history import History
@@ -48,6 +48,7 @@ POSTERIORS = ("gaussian", "flow")
 MAX_CELLS = 2**22  # of draws, times and columns that are predicted at once
 SEEN_WEIGHT = 0.1  # of entries that the baseline sees, where others are hidden
 STEPS_OF_A_TURN = 4.0  # of the solver, of the fastest latents at the start
+PASS_SERIES = 1000  # series in a pass
 Array = NDArray[np.float64]
 Label = str | int | float
 
@@ -167,7 +168,8 @@ class LatentODE(nn.Module):
         self.decoder = Decoder(len(columns), latent_dim, hidden, len(static), baseline, state_noise)
         self.noise = NOISES[likelihood](len(columns))
         self.events = None if events is None else EVENTS[events](len(columns), latent_dim)
-        inputs = size + latent_dim + SUMMARIES * len(columns)
+        self.summaries = PiecewiseSummaries(len(columns)) if labels else None
+        inputs = size + latent_dim + (self.summaries.size if self.summaries else 0)
         self.classifier = Classifier(inputs, hidden, len(labels)) if labels else None
 
     @property
@@ -207,6 +209,14 @@ class LatentODE(nn.Module):
                     "Expected training series of at least two classes; got one: leave labels out, "
                     "or add series of another class"
                 )
+            self._fit_summaries(task.split(series, seed=0)[0])
+
+    @torch.no_grad()
+    def _fit_summaries(self, seen: Series) -> None:
+        """Fit the classifier's summaries to what is seen of training series."""
+        assert self.summaries is not None
+        batches = self._batches(self.scaling.scaled(seen))
+        self.summaries.fit(torch.cat([summaries(batch) for batch in batches]))
 
     def scaled(self, series: Series) -> Series:
         """Return series in the model's units, their labels as places in `labels` or −1."""
@@ -410,7 +420,9 @@ class LatentODE(nn.Module):
     def _logits(self, seen: SeriesBatch, h: Tensor, z: Tensor, dropout: float = 0.0) -> Tensor:
         """Return the logits of the classes for each draw, (B, K, classes)."""
         assert self.classifier is not None
-        known = torch.cat([h, summaries(seen)], 1)[:, None].expand(*z.shape[:2], -1)
+        assert self.summaries is not None
+        summed = self.summaries(summaries(seen))
+        known = torch.cat([h, summed], 1)[:, None].expand(*z.shape[:2], -1)
         logits: Tensor = self.classifier(torch.cat([known, z], -1), dropout)
         return logits
 
@@ -620,9 +632,7 @@ class LatentODE(nn.Module):
             ValueError: An error of `predict`.
         """
         seen = self._seen(self.scaling.aligned(series))
-        parts = np.array_split(np.arange(len(seen)), len(seen) // 1000 + 1)
-        batches = (SeriesBatch.of(seen, part, self.like) for part in parts)
-        return np.concatenate([_array(self._encoded(batch)[1]) for batch in batches])
+        return np.concatenate([_array(self._encoded(each)[1]) for each in self._batches(seen)])
 
     @torch.no_grad()
     def sample(self, times: ArrayLike, n: int = 1, seed: int = 0) -> Series:
@@ -652,6 +662,11 @@ class LatentODE(nn.Module):
             values=self.scaling.values(_array(drawn[:, 0])).reshape(-1, len(self.columns)),
             clock=self.scaling.clock or ColumnType(),
         )
+
+    def _batches(self, scaled: Series) -> Iterator[SeriesBatch]:
+        """Yield scaled series in batches."""
+        for part in np.array_split(np.arange(len(scaled)), len(scaled) // PASS_SERIES + 1):
+            yield SeriesBatch.of(scaled, part, self.like)
 
     def _seen(self, series: Series) -> Series:
         """Return what the task lets the model see of series, scaled."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,7 +13,9 @@ from torch.nn.functional import dropout, silu
 from cnf.series.batch import SeriesBatch
 from cnf.series.series import Series
 
-SUMMARIES = 7  # of each column
+SUMMARIES = 7  # of each column, the last whether it was seen
+PIECES = 6  # between quantiles, of each of the others
+LEAST_WIDTH = 1e-6  # between quantiles: where they are equal a piece is a step
 BOUND = 5.0  # of summaries, in standard deviations of a column
 
 
@@ -66,6 +70,50 @@ def traits(series: Series) -> NDArray[np.float64]:
     if filled.any():
         found[filled] = np.add.reduceat(terms, series.offsets[:-1][filled], axis=0)
     return found
+
+
+class PiecewiseSummaries(nn.Module):
+    """Summaries of series by their places between quantiles of those of training series.
+
+    A summary s has K numbers, and its sum with weights is a piecewise linear function of s,
+
+        e_k = min(max((s − q_k) / (q_{k+1} − q_k), 0), 1),   k = 0 … K − 1,
+
+    with the quantiles q_0 … q_K of training series whose column was seen, and 0 where it was not.
+    A risk that rises at both ends of a range, as that of a heart rate, needs no hidden units then.
+
+    Args:
+        columns: Number of columns D.
+
+    Source: Gorishniy et al. (2022), On embeddings for numerical features, section 3.2.
+    """
+
+    quantiles: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.register_buffer("quantiles", torch.zeros(PIECES + 1, (SUMMARIES - 1) * columns))
+
+    @property
+    def size(self) -> int:
+        """The number of numbers, (K · 6 + 1) D."""
+        return self.columns * (PIECES * (SUMMARIES - 1) + 1)
+
+    def fit(self, found: Tensor) -> None:
+        """Take the quantiles of summaries of training series, shape (n, 7 D)."""
+        values, seen = found.split([self.quantiles.shape[1], self.columns], 1)
+        values = values.masked_fill(seen.repeat(1, SUMMARIES - 1) == 0, nan)
+        shares = torch.linspace(0, 1, PIECES + 1, dtype=values.dtype, device=values.device)
+        self.quantiles.copy_(values.nanquantile(shares, 0).nan_to_num())
+
+    def forward(self, found: Tensor) -> Tensor:
+        """Return the encoded summaries, (B, 7 D) → (B, (6 K + 1) D)."""
+        values, seen = found.split([self.quantiles.shape[1], self.columns], 1)
+        low, high = self.quantiles[:-1], self.quantiles[1:]
+        places = (values[:, None] - low) / (high - low).clamp(min=LEAST_WIDTH)
+        known = seen.repeat(1, SUMMARIES - 1)[:, None]
+        return torch.cat([(places.clamp(0, 1) * known).flatten(1), seen], 1)
 
 
 class Classifier(nn.Module):

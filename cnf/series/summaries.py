@@ -105,7 +105,9 @@ class PiecewiseSummaries(nn.Module):
         values, seen = found.split([self.quantiles.shape[1], self.columns], 1)
         values = values.masked_fill(seen.repeat(1, SUMMARIES - 1) == 0, nan)
         shares = torch.linspace(0, 1, PIECES + 1, dtype=values.dtype, device=values.device)
-        self.quantiles.copy_(values.nanquantile(shares, 0).nan_to_num())
+        # Column by column: `nanquantile` takes 16 million numbers at most.
+        found = torch.stack([column.nanquantile(shares) for column in values.unbind(1)], 1)
+        self.quantiles.copy_(found.nan_to_num())
 
     def forward(self, found: Tensor) -> Tensor:
         """Return the encoded summaries, (B, 7 D) → (B, (6 K + 1) D)."""

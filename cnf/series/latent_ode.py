@@ -37,7 +37,7 @@ from cnf.series.prediction import (
 from cnf.series.recipe import SeriesRecipe
 from cnf.series.scaling import SeriesScaling
 from cnf.series.series import Series
-from cnf.series.summaries import Classifier, PiecewiseSummaries, summaries, traits
+from cnf.series.summaries import Classifier, traits
 from cnf.series.task import Task
 from cnf.series.training import fit_series
 from cnf.training.history import History
@@ -168,9 +168,9 @@ class LatentODE(nn.Module):
         self.decoder = Decoder(len(columns), latent_dim, hidden, len(static), baseline, state_noise)
         self.noise = NOISES[likelihood](len(columns))
         self.events = None if events is None else EVENTS[events](len(columns), latent_dim)
-        self.summaries = PiecewiseSummaries(len(columns)) if labels else None
-        inputs = size + latent_dim + (self.summaries.size if self.summaries else 0)
-        self.classifier = Classifier(inputs, hidden, len(labels)) if labels else None
+        self.classifier = (
+            Classifier(len(columns), size, latent_dim, hidden, len(labels)) if labels else None
+        )
 
     @property
     def like(self) -> Tensor:
@@ -209,14 +209,9 @@ class LatentODE(nn.Module):
                     "Expected training series of at least two classes; got one: leave labels out, "
                     "or add series of another class"
                 )
-            self._fit_summaries(task.split(series, seed=0)[0])
-
-    @torch.no_grad()
-    def _fit_summaries(self, seen: Series) -> None:
-        """Fit the classifier's summaries to what is seen of training series."""
-        assert self.summaries is not None
-        batches = self._batches(self.scaling.scaled(seen))
-        self.summaries.fit(torch.cat([summaries(batch) for batch in batches]))
+        if self.classifier is not None:
+            seen, _ = task.split(series, seed=0)
+            self.classifier.fit(self._batches(self.scaling.scaled(seen)))
 
     def scaled(self, series: Series) -> Series:
         """Return series in the model's units, their labels as places in `labels` or −1."""
@@ -288,7 +283,7 @@ class LatentODE(nn.Module):
         if self.classifier is not None and seen.labels is not None:
             targets = seen.labels.long().repeat_interleave(recipe.draws)
             dropout = recipe.dropout if torch.is_grad_enabled() else 0.0
-            logits = self._logits(seen, h, z, dropout).flatten(0, 1)
+            logits = self.classifier(seen, h, z, dropout).flatten(0, 1)
             known = (targets >= 0).sum().clamp(min=1)
             cost = cross_entropy(logits, targets, ignore_index=-1, reduction="sum") / known
             loss = loss + recipe.label_weight * cost
@@ -416,15 +411,6 @@ class LatentODE(nn.Module):
             return torch.zeros_like(seen.times[:, :1])
         cut = (self.task.cut - self.scaling.start.item()) / self.scaling.span.item()
         return torch.full_like(seen.times[:, :1], cut)
-
-    def _logits(self, seen: SeriesBatch, h: Tensor, z: Tensor, dropout: float = 0.0) -> Tensor:
-        """Return the logits of the classes for each draw, (B, K, classes)."""
-        assert self.classifier is not None
-        assert self.summaries is not None
-        summed = self.summaries(summaries(seen))
-        known = torch.cat([h, summed], 1)[:, None].expand(*z.shape[:2], -1)
-        logits: Tensor = self.classifier(torch.cat([known, z], -1), dropout)
-        return logits
 
     # Questions
 
@@ -611,7 +597,7 @@ class LatentODE(nn.Module):
         Raises:
             ValueError: The model has no labels, or an error of `predict`.
         """
-        if self.labels is None:
+        if self.labels is None or self.classifier is None:
             raise ValueError(
                 "Expected a model with labels; got one without: pass labels to LatentODE and train "
                 "on series that have them"
@@ -620,7 +606,7 @@ class LatentODE(nn.Module):
         seen = self._seen(self.scaling.aligned(series))
         for rows, batch, z in self._draws(seen, draws, seed, 1):
             with torch.no_grad():
-                logits = self._logits(batch, self.encoder(batch), z)
+                logits = self.classifier(batch, self.encoder(batch), z)
             found[rows] = _array(logits.softmax(-1).mean(1))
         return found
 

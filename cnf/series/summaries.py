@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import nan
 
 import numpy as np
@@ -121,21 +122,38 @@ class PiecewiseSummaries(nn.Module):
 class Classifier(nn.Module):
     """A linear map and a perceptron, whose sum are the logits of classes: A x + W silu(U x + b).
 
+    The inputs x are the encoder's features, the places of a series' summaries and its latents.
+
     Args:
-        inputs: Number of inputs.
+        columns: Number of columns.
+        features: Number of the encoder's features.
+        latents: Number of latents.
         hidden: Number of hidden units.
         classes: Number of classes.
     """
 
-    def __init__(self, inputs: int, hidden: int, classes: int) -> None:
+    def __init__(
+        self, columns: int, features: int, latents: int, hidden: int, classes: int
+    ) -> None:
         super().__init__()
+        self.summaries = PiecewiseSummaries(columns)
+        inputs = features + self.summaries.size + latents
         self.linear, self.hidden = nn.Linear(inputs, classes), nn.Linear(inputs, hidden)
         self.last = nn.Linear(hidden, classes, bias=False)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.last.weight)
 
-    def forward(self, x: Tensor, rate: float = 0.0) -> Tensor:
-        """Return the logits, (…, inputs) → (…, classes), where a share of the inputs is dropped."""
-        x = dropout(x, rate)
+    @torch.no_grad()
+    def fit(self, batches: Iterable[SeriesBatch]) -> None:
+        """Fit the places of summaries to batches of training series."""
+        self.summaries.fit(torch.cat([summaries(batch) for batch in batches]))
+
+    def forward(self, seen: SeriesBatch, h: Tensor, z: Tensor, rate: float = 0.0) -> Tensor:
+        """Return the logits for each draw of the latents, where a share of the inputs is dropped.
+
+        Shapes: series (B), features (B, H), latents (B, K, L) → (B, K, classes).
+        """
+        known = torch.cat([h, self.summaries(summaries(seen))], 1)
+        x = dropout(torch.cat([known[:, None].expand(*z.shape[:2], -1), z], -1), rate)
         logits: Tensor = self.linear(x) + self.last(dropout(silu(self.hidden(x)), rate))
         return logits

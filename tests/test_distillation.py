@@ -279,6 +279,23 @@ def test_conditional_flow_is_distilled_over_its_contexts() -> None:
             fold_mass(fast, context=none)
 
 
+def test_wanderers_have_candidates_beyond_the_plane(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    nearest = UnfoldedLikelihood._nearest_to_folds
+
+    def counted(self: UnfoldedLikelihood, layer: Steps, x: Tensor, context: Tensor) -> Tensor:
+        sizes.append((len(x), len(context)))
+        return nearest(self, layer, x, context)
+
+    monkeypatch.setattr(UnfoldedLikelihood, "_nearest_to_folds", counted)
+    for dim in (2, 3):
+        flow = cnf.ffjord(dim, context_dim=1, hidden=(4,))
+        fast = distil(flow, torch.randn(300, dim), context=torch.randn(300, 1), updates=2)
+        assert fast.log_prob(torch.zeros(3, dim), torch.zeros(3, 1)).isfinite().all()
+        assert len(sizes) == (0 if dim == 2 else 2)
+    assert sizes == [(16 * 64, 16 * 64)] * 2
+
+
 def test_steps_towards_the_data_are_distilled(teacher: cnf.Flow) -> None:
     fast = distil(teacher, clusters(500), towards="data", updates=6, recipe=FAST)
     rows = clusters(500)

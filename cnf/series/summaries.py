@@ -14,17 +14,19 @@ from torch.nn.functional import dropout, silu
 from cnf.series.batch import SeriesBatch
 from cnf.series.series import Series
 
-SUMMARIES = 7  # of each column, the last whether it was seen
+SUMMARIES = 9  # of each column, the last whether it was seen
 PIECES = 6  # between quantiles, of each of the others
 LEAST_WIDTH = 1e-6  # between quantiles: where they are equal a piece is a step
 BOUND = 5.0  # of summaries, in standard deviations of a column
+LEAST_SPREAD = 0.05  # the sum of squares of times, in spans, that halves a slope
 
 
 def summaries(batch: SeriesBatch) -> Tensor:
-    """Return summaries of each column of scaled series, shape (B, 7 D).
+    """Return summaries of each column of scaled series, shape (B, 9 D).
 
-    They are the mean, the first, the last, the least and the greatest value, ln(1 + n) of the
-    number n of values, and whether there is one; 0 without any. Values are cut to ±5.
+    They are the mean, the first, the last, the least and the greatest value, the standard
+    deviation, the slope Σ (v − v̄)(t − t̄) / (Σ (t − t̄)² + 0.05), ln(1 + n) of the number n of
+    values, and whether there is one; 0 without any. Values are cut to ±5.
 
     Example:
         >>> import torch
@@ -33,22 +35,30 @@ def summaries(batch: SeriesBatch) -> Tensor:
         >>> parts = (torch.zeros(1, 3), values, mask, torch.zeros(1, 0), torch.tensor([3]))
         >>> batch = SeriesBatch(*parts)
         >>> summaries(batch)
-        tensor([[2.0000, 1.0000, 3.0000, 1.0000, 3.0000, 1.0986, 1.0000]])
+        tensor([[2.0000, 1.0000, 3.0000, 1.0000, 3.0000, 1.0000, 0.0000, 1.0986, 1.0000]])
     """
     values, mask = batch.values.clamp(-BOUND, BOUND), batch.mask
     steps = torch.arange(1, mask.shape[1] + 1).to(mask)[:, None]
     count = mask.sum(1)
     seen = (count > 0).to(values)
-    mean = (values * mask).sum(1) / count.clamp(min=1)
+
+    def means(entries: Tensor) -> Tensor:
+        return (entries * mask).sum(1, keepdim=True) / count.clamp(min=1)[:, None]
+
+    mean, times = means(values), batch.times[..., None]
+    apart, away = values - mean, times - means(times)
+    spread = means(away.square()) + LEAST_SPREAD / count.clamp(min=1)[:, None]
     last = (mask * steps).argmax(1, keepdim=True)
     first = (mask * steps.flip(0)).argmax(1, keepdim=True)
     missing = (1 - mask) * 2 * BOUND
     found = [
-        mean,
+        mean[:, 0],
         values.gather(1, first)[:, 0] * seen,
         values.gather(1, last)[:, 0] * seen,
         (values + missing).amin(1) * seen,
         (values - missing).amax(1) * seen,
+        means(apart.square()).sqrt()[:, 0],
+        (means(apart * away) / spread)[:, 0],
         count.log1p(),
         seen,
     ]
@@ -98,11 +108,11 @@ class PiecewiseSummaries(nn.Module):
 
     @property
     def size(self) -> int:
-        """The number of numbers, (K · 6 + 1) D."""
+        """The number of numbers, (K · 8 + 1) D."""
         return self.columns * (PIECES * (SUMMARIES - 1) + 1)
 
     def fit(self, found: Tensor) -> None:
-        """Take the quantiles of summaries of training series, shape (n, 7 D)."""
+        """Take the quantiles of summaries of training series, shape (n, 9 D)."""
         values, seen = found.split([self.quantiles.shape[1], self.columns], 1)
         values = values.masked_fill(seen.repeat(1, SUMMARIES - 1) == 0, nan)
         shares = torch.linspace(0, 1, PIECES + 1, dtype=values.dtype, device=values.device)
@@ -111,7 +121,7 @@ class PiecewiseSummaries(nn.Module):
         self.quantiles.copy_(found.nan_to_num())
 
     def forward(self, found: Tensor) -> Tensor:
-        """Return the encoded summaries, (B, 7 D) → (B, (6 K + 1) D)."""
+        """Return the encoded summaries, (B, 9 D) → (B, (8 K + 1) D)."""
         values, seen = found.split([self.quantiles.shape[1], self.columns], 1)
         low, high = self.quantiles[:-1], self.quantiles[1:]
         places = (values[:, None] - low) / (high - low).clamp(min=LEAST_WIDTH)

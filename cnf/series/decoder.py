@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu, softplus
+from torch.nn.functional import linear, pad, silu, softplus
 
 from cnf.series.batch import SeriesBatch
 from cnf.series.likelihoods import LOWEST_LOG_SCALE
@@ -30,10 +31,10 @@ class Baseline(nn.Module, ABC):
     features = 0
 
     @abstractmethod
-    def forward(self, seen: SeriesBatch, times: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return curves at times (B, T), which broadcast to (B, T, D), and features (B, T, F).
+    def forward(self, seen: SeriesBatch, times: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return curves at times (B, T), which broadcast to (B, T, D), and features (B, T, ·).
 
-        The curves are 0 at the training mean; there are no features where F is 0.
+        The curves are 0 at the training mean; the features' sizes sum to F.
         """
 
 
@@ -43,9 +44,9 @@ class NoBaseline(Baseline):
     def __init__(self, columns: int) -> None:
         super().__init__()
 
-    def forward(self, seen: SeriesBatch, times: Tensor) -> tuple[Tensor, None]:
+    def forward(self, seen: SeriesBatch, times: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Return zeros, shape (1, 1, 1)."""
-        return times.new_zeros(1, 1, 1), None
+        return times.new_zeros(1, 1, 1), ()
 
 
 class OwnMean(Baseline):
@@ -98,10 +99,10 @@ class OwnMean(Baseline):
         start = prior + (-(-prior).expm1()).log()  # whose softplus it is
         self.raw_prior.copy_(torch.where(torch.from_numpy(known), start, self.raw_prior))
 
-    def forward(self, seen: SeriesBatch, times: Tensor) -> tuple[Tensor, None]:
+    def forward(self, seen: SeriesBatch, times: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Return the means (B, 1, D)."""
         total, count = (seen.values * seen.mask).sum(1), seen.mask.sum(1)
-        return (total / (count + self.prior()))[:, None], None
+        return (total / (count + self.prior()))[:, None], ()
 
 
 class LastValue(OwnMean):
@@ -120,7 +121,7 @@ class LastValue(OwnMean):
         self.raw_share = nn.Parameter(torch.full((columns,), 2.0))
         self.log_rate = nn.Parameter(torch.full((columns,), -1.0))
 
-    def forward(self, seen: SeriesBatch, times: Tensor) -> tuple[Tensor, None]:
+    def forward(self, seen: SeriesBatch, times: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Return the curves (B, T, D)."""
         mean, _ = super().forward(seen, times)
         place = seen.mask * torch.arange(1.0, seen.mask.shape[1] + 1).to(seen.mask)[:, None]
@@ -130,7 +131,7 @@ class LastValue(OwnMean):
         since = seen.times.gather(1, index)
         gap = (times[..., None] - since[:, None]).clamp(min=0)
         share = self.raw_share.sigmoid() * (last > 0)[:, None]
-        return mean + share * (-gap * self.log_rate.exp()).exp() * (value - mean), None
+        return mean + share * (-gap * self.log_rate.exp()).exp() * (value - mean), ()
 
 
 class LocalMean(Baseline):
@@ -155,8 +156,8 @@ class LocalMean(Baseline):
         self.raw_prior = nn.Parameter(torch.full((columns,), -2.0))
         self.log_weight = nn.Parameter(torch.zeros(1 + len(RATES), columns))
 
-    def forward(self, seen: SeriesBatch, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the curves (B, T, D) and features (B, T, F)."""
+    def forward(self, seen: SeriesBatch, times: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return the curves (B, T, D), and deviations and amounts of each rate, (B, T, D) each."""
         total, amount = self._kernels(seen, times)
         weight, whole = self.log_weight[1:].exp(), self.log_weight[0].exp()
         upper = whole * (seen.values * seen.mask).sum(1)[:, None]
@@ -165,20 +166,55 @@ class LocalMean(Baseline):
             upper = torch.addcmul(upper, total[rate], weight[rate])
             lower = torch.addcmul(lower, amount[rate], weight[rate])
         mean = upper / lower
-        features = []
+        features: list[Tensor] = []
         for place in NEAR:
             share = 1 / (0.5 + amount[place])
-            features += [(total[place] - amount[place] * mean) * share, amount[place] * share]
-        return mean, torch.cat(features, -1)
+            known = amount[place] * share
+            features += [torch.addcmul(total[place] * share, known, mean, value=-1), known]
+        return mean, features
 
     @torch.no_grad()
-    def _kernels(self, seen: SeriesBatch, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Σ_i e^(−λ|t − t_i|) x_i and Σ_i e^(−λ|t − t_i|), (4, B, T, D)."""
-        both = torch.cat([seen.values * seen.mask, seen.mask], -1)
-        gaps = (times[:, :, None] - seen.times[:, None]).abs_()
-        found = torch.stack([(gaps * -rate).exp_() @ both for rate in RATES])
+    def _kernels(self, seen: SeriesBatch, times: Tensor) -> tuple[Sequence[Tensor], ...]:
+        """Return Σ_i e^(−λ|t − t_i|) x_i and Σ_i e^(−λ|t − t_i|) for each rate, (B, T, D) each."""
+        entries, at = torch.cat([seen.values * seen.mask, seen.mask], -1), seen.times
+        rates = torch.tensor(RATES).to(at)
+        if times is at:
+            found = kernel_sums(at, entries, rates)
+        else:  # the times that are asked for join, without an entry
+            joined = torch.cat([at, times], 1)
+            order, rows = joined.argsort(1), torch.arange(len(at), device=at.device)[:, None]
+            entries = pad(entries, (0, 0, 0, times.shape[1]))[rows, order]
+            found = kernel_sums(joined.gather(1, order), entries, rates)
+            found = found[:, rows, order.argsort(1)[:, at.shape[1] :]]
         total, amount = found.chunk(2, -1)
-        return total, amount
+        return total.unbind(), amount.unbind()
+
+
+def kernel_sums(times: Tensor, entries: Tensor, rates: Tensor) -> Tensor:
+    """Return Σ_j e^(−λ|t_i − t_j|) x_j at sorted times, for each rate λ.
+
+    Sums over earlier entries follow from one another, and those over later ones, so that time and
+    memory grow with the number of times, not with its square.
+
+    Shapes: times (B, T), entries (B, T, C), rates (R,) → (R, B, T, C).
+
+    Example:
+        >>> times, entries = torch.tensor([[0.0, 1.0, 3.0]]), torch.ones(1, 3, 1)
+        >>> kernel_sums(times, entries, torch.tensor([0.0, 100.0])).flatten(1)
+        tensor([[3., 3., 3.],
+                [1., 1., 1.]])
+    """
+    gaps = times.diff(dim=1, prepend=times[:, :1])
+    decay = (-rates[:, None, None] * gaps).exp()[..., None]
+    found = entries.new_empty(len(rates), *entries.shape)
+    found[:, :, 0] = entries[:, 0]
+    for i in range(1, times.shape[1]):
+        torch.addcmul(entries[:, i], found[:, :, i - 1], decay[:, :, i], out=found[:, :, i])
+    later = torch.zeros_like(found[:, :, 0])
+    for i in range(times.shape[1] - 2, -1, -1):
+        later.add_(entries[:, i + 1]).mul_(decay[:, :, i + 1])
+        found[:, :, i] += later
+    return found
 
 
 DECODER_BASELINES: Registry[type[Baseline]] = Registry(
@@ -243,14 +279,26 @@ class Decoder(nn.Module):
         Shapes: states (B, K, T, latent), times (B, T).
         """
         baseline, features = self.baseline(seen, times)
-        if features is not None:
-            features = features[:, None].expand(-1, states.shape[1], -1, -1)
-            states = torch.cat([states, features], -1)
-        hidden = silu(self.hidden(states))
-        loc = self.out(torch.cat([hidden, states], -1))
+        hidden = silu(_linear(self.hidden, states, features))
+        loc = _linear(self.out, torch.cat([hidden, states], -1), features)
         if self.static is not None:
             baseline = baseline + self.static(seen.static.nan_to_num(nan=0.0))[:, None]
         log_scale = self.log_scale.clamp(min=LOWEST_LOG_SCALE)
         if self.state_scale is not None:
             log_scale = log_scale + STATE_NOISE * linear(hidden, self.state_scale.weight).tanh()
         return loc + baseline[:, None], log_scale
+
+
+def _linear(layer: nn.Linear, states: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """Return a layer of states (B, K, T, ·) and features (B, T, ·), side by side.
+
+    None of them is copied, and features are the same for all K draws.
+    """
+    sizes = [states.shape[-1], *(each.shape[-1] for each in features)]
+    weight, *others = layer.weight.split(sizes, 1)
+    if not features:
+        return linear(states, weight, layer.bias)
+    found = layer.bias
+    for each, matrix in zip(features, others, strict=True):
+        found = torch.addmm(found, each.flatten(0, 1), matrix.T)
+    return linear(states, weight) + found.unflatten(0, features[0].shape[:2])[:, None]

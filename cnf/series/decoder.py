@@ -292,13 +292,15 @@ class Decoder(nn.Module):
 def _linear(layer: nn.Linear, states: Tensor, features: Sequence[Tensor]) -> Tensor:
     """Return a layer of states (B, K, T, ·) and features (B, T, ·), side by side.
 
-    None of them is copied, and features are the same for all K draws.
+    Features, the same for all K draws, are not copied.
     """
     sizes = [states.shape[-1], *(each.shape[-1] for each in features)]
     weight, *others = layer.weight.split(sizes, 1)
     if not features:
         return linear(states, weight, layer.bias)
-    found = layer.bias
+    found: Tensor = layer.bias
     for each, matrix in zip(features, others, strict=True):
         found = torch.addmm(found, each.flatten(0, 1), matrix.T)
-    return linear(states, weight) + found.unflatten(0, features[0].shape[:2])[:, None]
+    of_features = found.unflatten(0, features[0].shape[:2])
+    total: Tensor = linear(states, weight) + of_features[:, None]
+    return total

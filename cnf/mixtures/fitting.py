@@ -63,7 +63,10 @@ class MixtureFitting:
         self.z, self.codes = (z - self.center) / self.scale, codes[order]
         self.seen = ~z.isnan()
         self.sizes, self.seed, self.floor = [*sizes], seed, floor
-        self.batches = torch.arange(len(z)).chunk(min(max(1, len(z) // BATCH_ROWS), BATCHES))
+        # Rows that share a mask share factors: they come in few batches, the masks in random order.
+        masks, mask = torch.unique(self.seen, dim=0, return_inverse=True)
+        places = torch.randperm(len(masks), generator=generator)[mask].argsort(stable=True)
+        self.batches = places.chunk(min(max(1, len(z) // BATCH_ROWS), BATCHES))
         self.pass_seconds = 0.0  # of a component, as last measured
         self.prior = 0.0
         self.single = NormalMixture(1, z.shape[1], self.sizes)

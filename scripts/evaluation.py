@@ -51,6 +51,7 @@ class EvaluationResult:
     consistency_gap: float | None = None
     consistency_gap95: float | None = None
     draws: int | None = None  # of noise for each row, with which the NLL is an upper bound
+    exact: bool | None = None  # whether masses have no noise, in a table of mixed types
     entropy: float | None = None  # minus the mean true log-density of the same rows, where known
     kl: float | None = None  # nll − entropy
     kl_stderr: float | None = None
@@ -67,6 +68,8 @@ class EvaluationResult:
     detector: str | None = None  # the library of the classifier
     detection_rows: int | None = None  # of training, and of draws
     mean_shape_error: float | None = None  # of the columns' distributions
+    mean_pair_error: float | None = None  # of the joint shares of pairs of columns
+    chance_pair_error: float | None = None  # of draws of the rows' distribution
     nearer_to_training: float | None = None  # share of draws nearer to training than to held-out
 
     def json(self) -> str:
@@ -88,6 +91,8 @@ class EvaluationResult:
         ]
         if self.draws is not None:
             lines.insert(1, f"                a bound on the log-mass, {self.draws} draws a row")
+        if self.exact:
+            lines.insert(1, "                exact, of masses where values have one")
         lines[1:1] = self._lost()
         if self.gaps is not None:
             lines.insert(1, f"                of what is there: {self.gaps:.1%} of cells are gaps")
@@ -131,8 +136,17 @@ class EvaluationResult:
             f"  detection     {self.detection_score:10.4f} by {self.detector}, of "
             f"{self.detection_rows} training rows and as many draws (1: not told apart)",
             f"  shape error   {self.mean_shape_error:10.4f} in the mean over the columns",
+            *self._pair_lines(),
             f"  nearer        {self.nearer_to_training:10.4f} of draws to training than to "
             "held-out rows (0.5: no copies)",
+        ]
+
+    def _pair_lines(self) -> list[str]:
+        if self.mean_pair_error is None:
+            return []
+        return [
+            f"  pair error    {self.mean_pair_error:10.4f} in the mean over pairs of columns "
+            f"({self.chance_pair_error:.4f} by chance)"
         ]
 
     def with_similarity(self, found: Similarity | None) -> EvaluationResult:
@@ -145,6 +159,8 @@ class EvaluationResult:
             detector=found.detection.detector,
             detection_rows=found.detection.rows,
             mean_shape_error=found.mean_shape,
+            mean_pair_error=found.mean_pair if found.pairs else None,
+            chance_pair_error=found.chance_pair if found.pairs else None,
             nearer_to_training=found.nearer_to_training,
         )
 
@@ -199,6 +215,7 @@ def summarize(
         else clustered_stderr(log_prob - gaussian, groups),
         nfe=nfe,
         draws=draws if trained.model.noisy else None,
+        exact=not trained.model.noisy if isinstance(trained.model, RowModel) else None,
         **known,
     )
 

@@ -76,6 +76,7 @@ def write_scores(
         columns.append(status)
     categories = {"status": STATUS_NAMES} if text else {}
     write_table(out, Table("scores", np.stack(columns, 1), tuple(names), categories=categories))
+    warn_of_rows(trained, rows, columns[0])
     done = status == STATUS_NAMES.index("FINISHED")
     return ", ".join([f"{len(rows)} rows in {out}", _mean(columns[0][done]), *_unscored(status)])
 

@@ -281,7 +281,7 @@ def test_numbers_come_before_the_path_and_the_page_is_the_same_again(
     monkeypatch.setattr(report, "png", png)
     words = ("evaluate", folder, "--data", data)
     lines = done(*words, "--report", tmp_path / "page.html").splitlines()
-    measured = ("  detection", "  shape error", "  nearer")
+    measured = ("  detection", "  shape error", "  pair error", "  nearer")
     found = [line for line in lines if not line.startswith(measured)]
     assert found == [*done(*words).splitlines(), f"  {tmp_path / 'page.html'}"]
     assert len(found) == len(lines) - len(measured)

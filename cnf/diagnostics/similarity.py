@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import combinations
+from math import nan
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -105,6 +106,16 @@ class Similarity:
         return float(np.mean([*self.shapes.values()]))
 
     @property
+    def mean_pair(self) -> float:
+        """The mean error of the pairs of columns; NaN without any."""
+        return float(np.mean([pair.error for pair in self.pairs])) if self.pairs else nan
+
+    @property
+    def chance_pair(self) -> float:
+        """What that mean is about for draws of the rows' distribution; NaN without pairs."""
+        return float(np.mean([pair.chance for pair in self.pairs])) if self.pairs else nan
+
+    @property
     def worst_shapes(self) -> list[tuple[str, float]]:
         """The columns with the largest errors, these first."""
         return sorted(self.shapes.items(), key=lambda each: -each[1])[:MAX_LISTED_COLUMNS]
@@ -120,7 +131,7 @@ class Similarity:
             f"detection score {found.score:.3f} (AUC {found.auc:.3f}) by {found.detector} on "
             f"{found.rows} rows and as many draws; 1: indistinguishable",
             f"column shapes: mean error {self.mean_shape:.4f}; largest: {worst}",
-            *([f"pairs that differ most: {pairs}"] if pairs else []),
+            *([f"pairs: mean error {self.mean_pair:.4f}; differ most: {pairs}"] if pairs else []),
             f"nearer to training than to held-out rows: {self.nearer_to_training:.3f} of the "
             "draws; 0.5 is right, more suggests copies",
         ]

@@ -17,6 +17,7 @@ from cnf.plotting.scatter import draw_contours, draw_dots
 from cnf.plotting.style import DATA_COLOR, MODEL_COLOR, SHARES_MAP
 
 MAX_PAIRS = 10
+LABEL_LETTERS = 16  # of a category's name
 PAIRS_PER_ROW = 2
 PAIR_SIZE = (5.6, 2.9)  # inches
 SHAPE_BINS = 60
@@ -131,7 +132,7 @@ def _draw_shapes(ax: Axes, data: Table, samples: Table, number: str, other: str)
             heights = place + way * scale * shape
             ax.fill_between(edges[:-1] + np.diff(edges) / 2, heights, place, color=color, lw=0)
     ax.set(xlim=window, ylim=(len(labels) - 0.5, -0.5))
-    ax.set_yticks(range(len(labels)), map(_short, labels), parse_math=False)
+    ax.set_yticks(range(len(labels)), short_labels(labels), parse_math=False)
     ax.tick_params(labelsize=7)
     label_numbers(ax.xaxis, data, number)
     _name_axes(ax, number, other)
@@ -155,10 +156,10 @@ def _draw_maps(part: SubFigure, data: Table, samples: Table, pair: PairTrend) ->
         drawn = ax.imshow(share, SHARES_MAP, PowerNorm(0.5, 0, largest), aspect="auto")
         ax.set_title(title, fontsize=8)
         # A $ in a name starts no formula.
-        ax.set_xticks(range(len(across)), map(_short, across), rotation=90, parse_math=False)
+        ax.set_xticks(range(len(across)), short_labels(across), rotation=90, parse_math=False)
         ax.tick_params(labelsize=7)
         _name_axes(ax, pair.a, pair.b)
-    axes[0].set_yticks(range(len(up)), map(_short, up), parse_math=False)
+    axes[0].set_yticks(range(len(up)), short_labels(up), parse_math=False)
     axes[1].set_ylabel("")
     part.colorbar(drawn, ax=[*axes], shrink=0.8, pad=0.02).ax.tick_params(labelsize=7)
 
@@ -168,8 +169,21 @@ def _joint_shares(a: Codes, b: Codes, sides: tuple[int, int]) -> Array:
     return counts.reshape(sides) / len(a)
 
 
-def _short(label: str) -> str:
-    return short_name(label, 16)
+def short_labels(labels: Sequence[str]) -> list[str]:
+    """Return labels of at most 16 letters: their beginnings, or both ends where these are equal.
+
+    Example:
+        >>> short_labels(["white", "a long name of one", "a long name of two"])
+        ['white', 'a long …e of one', 'a long …e of two']
+    """
+    found = [short_name(label, LABEL_LETTERS) for label in labels]
+    if len({*found}) == len(found):
+        return found
+    half = LABEL_LETTERS // 2
+    return [
+        label if len(label) <= LABEL_LETTERS else f"{label[: half - 1]}…{label[-half:]}"
+        for label in labels
+    ]
 
 
 def _name_axes(ax: Axes, across: str, up: str) -> None:

@@ -34,7 +34,8 @@ Array = NDArray[np.float64]
 OURS = "ours"
 TIMES = ("training", "sampling", "scoring")
 MEASURES = (
-    *("NLL", "± NLL", "impossible", "detection", "detector", "shape error", "nearer"),
+    *("NLL", "± NLL", "impossible", "draws", "detection", "detector", "shape error"),
+    *("pair error", "nearer"),
     *(f"{name} s" for name in TIMES),
 )
 """The columns of a result: "impossible" is the share of test rows without any mass."""
@@ -227,9 +228,11 @@ def _run(table: Table, budget: float, seed: int, method: str, python: Path | Non
         "NLL": nll.mean,
         "± NLL": nll.stderr,
         "impossible": float((~possible).mean()),
+        "draws": alike.detection.rows,
         "detection": alike.detection.score,
         "detector": alike.detection.detector,
         "shape error": alike.mean_shape,
+        "pair error": alike.mean_pair,
         "nearer": alike.nearer_to_training,
         **{f"{name} s": found.seconds[name] for name in TIMES},
     }

@@ -19,7 +19,7 @@ from cnf.series import (
     predict_training_mean,
 )
 from cnf.series.batch import SeriesBatch
-from cnf.series.summaries import PiecewiseSummaries
+from cnf.series.summaries import SUMMARIES, PiecewiseSummaries
 from cnf.series.training import LengthSampler, cut_at_random
 
 SMALL = {"latent_dim": 3, "hidden": 8, "field": (8,), "solver": {"steps": 6}}
@@ -346,7 +346,8 @@ def test_classes_are_learned_and_averaged_over_draws():
 
 def test_summaries_are_places_between_quantiles_of_training_series():
     encoded = PiecewiseSummaries(2)
-    training = torch.cat([torch.arange(13.0).repeat(12, 1).T, torch.ones(13, 2)], 1)
+    numbers = 2 * (SUMMARIES - 1)
+    training = torch.cat([torch.arange(13.0).repeat(numbers, 1).T, torch.ones(13, 2)], 1)
     training[:, 1] = 5.0  # the second column's mean is the same in all series
     training[:3, -2] = 0.0  # the first column is not seen in three of them, whose numbers count not
     encoded.fit(training)
@@ -355,7 +356,7 @@ def test_summaries_are_places_between_quantiles_of_training_series():
     rows[1, -2], rows[2, 1] = 0.0, 5.1
     found = encoded(rows)
     assert found.shape == (3, encoded.size)
-    places = found[:, :-2].view(3, 6, 12)
+    places = found[:, :-2].view(3, 6, numbers)
     torch.testing.assert_close(places[0, :, 0], torch.tensor([1.0, 1.0, 2 / 3, 0.0, 0.0, 0.0]))
     assert not places[1, :, 0].any()
     assert places[:, :, 1].sum(1).tolist() == [0.0, 0.0, 6.0]

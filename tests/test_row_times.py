@@ -52,15 +52,15 @@ def gradients(ys, problem):
 
 @every_step
 @pytest.mark.parametrize(
-    "gradient", ["backprop", "checkpoint", KEPT, SOME, Backsolve(rtol=1e-8, atol=1e-8)]
+    "gradient", ["backprop", "checkpoint", KEPT, SOME, Backsolve(rtol=1e-11, atol=1e-11)]
 )
 def test_linear_rows_against_the_matrix_exponential(problem, step, gradient):
     y0, t, matrix = problem
-    tight = {"rtol": 1e-9, "atol": 1e-9, "step": step, "gradient": gradient}
+    tight = {"rtol": 1e-11, "atol": 1e-11, "step": step, "gradient": gradient}
     solved, exact = solve(linear, y0, t, matrix, **tight), exponential(*problem)
-    torch.testing.assert_close(solved.ys, exact, rtol=0, atol=1e-7)
+    torch.testing.assert_close(solved.ys, exact, rtol=0, atol=1e-8)
     found, expected = gradients(solved.ys, problem), gradients(exact, problem)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
     assert np.array_equal(solved.last_times, t[:, -1].detach().numpy())
     assert torch.equal(solved.ys[:, 2], y0[2].expand(5, 3))
     assert torch.equal(solved.ys[0], y0)

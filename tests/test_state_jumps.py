@@ -10,7 +10,7 @@ from cnf.ode import GRADIENTS, PerRow, Status, solve
 
 DOUBLE = torch.float64
 NAN = math.nan
-TIGHT = {"rtol": 1e-10, "atol": 1e-10}
+TIGHT = {"rtol": 1e-11, "atol": 1e-11}
 A = torch.tensor([[-0.4, 1.1], [-1.3, 0.2]], dtype=DOUBLE)
 # Rows that begin, end and turn in their own ways, with jumps at the start, at the end, and none.
 TIMES = torch.tensor(
@@ -67,7 +67,7 @@ def test_impulse_responses_and_their_gradients(gradient, step):
         ],
         1,
     )
-    torch.testing.assert_close(solution.ys, exact, rtol=0, atol=1e-7)
+    torch.testing.assert_close(solution.ys, exact, rtol=0, atol=1e-8)
     assert solution.last_times.tolist() == TIMES[:, -1].tolist()
     torch.testing.assert_close(solution.last_states, solution.ys[-1])
     weights = torch.randn(solution.ys.shape, dtype=DOUBLE)
@@ -77,9 +77,9 @@ def test_impulse_responses_and_their_gradients(gradient, step):
     found, expected = (
         torch.autograd.grad((weights * ys).sum(), inputs) for ys in (solution.ys, exact)
     )
-    torch.testing.assert_close(found[:3], expected[:3], rtol=0, atol=1e-6)
-    torch.testing.assert_close(found[3][:, 1:], expected[3][:, 1:], rtol=0, atol=1e-6)
-    torch.testing.assert_close(found[4].nan_to_num(), expected[4].nan_to_num(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[:3], expected[:3], rtol=0, atol=1e-8)
+    torch.testing.assert_close(found[3][:, 1:], expected[3][:, 1:], rtol=0, atol=1e-8)
+    torch.testing.assert_close(found[4].nan_to_num(), expected[4].nan_to_num(), rtol=0, atol=1e-8)
 
 
 class Update(nn.Module):

@@ -22,7 +22,7 @@ LATENTS, UNITS = 20, 50
 MANY_OUTPUTS = 2001
 LOOSE, TIGHT = {"rtol": 1e-3, "atol": 1e-4}, {"rtol": 1e-10, "atol": 1e-10}
 DEPTH_GRADIENTS = ("checkpoint", "backsolve", "backprop")
-DEPTH_STATE = (512, 32)
+DEPTH_STATE = (2048, 32)
 DEPTH_METHOD = "rk4"
 
 

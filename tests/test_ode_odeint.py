@@ -626,3 +626,15 @@ def test_callbacks_of_the_adjoint(method, dtype):
     assert sum(call[3] for call in ours if call[0] == "step") >= 1.2 - 1e-9
     if method == "rk4":
         assert [call[1::2] for call in ours] == [pytest.approx(call[1::2]) for call in theirs]
+
+
+def test_rejected_steps_of_the_adjoint_are_called_back():
+    rate, counts = wanting(dtype=torch.float64), []
+    for solver in BOTH_ADJOINT:
+        func, calls = partial(lambda t, y: 20 * rate * y * torch.cos(60 * t**2)), []
+        func.callback_reject_step_adjoint = lambda t, y, h, calls=calls: calls.append(float(h))
+        options = {"method": "dopri5", "adjoint_params": (rate,), "rtol": 1e-6, "atol": 1e-6}
+        solver(func, torch.ones(2, dtype=torch.float64), TIMES, **options).abs().sum().backward()
+        assert all(h > 0 for h in calls)
+        counts.append(len(calls))
+    assert all(counts)

@@ -250,17 +250,23 @@ def warn_of_rows(trained: TrainedModel, rows: ContextRows, log_prob: Array) -> N
     unknown = np.isnan(log_prob)
     impossible = (log_prob == -np.inf) & ~folded_rows(trained, rows, log_prob)
     foreign = "unknown categories, or values that their columns cannot have"
-    for found, what, meaning in (
-        (impossible, foreign, "log p is -inf"),
-        (unknown, "gaps, or a context or given cells of unknown categories", "log p is NaN"),
-        (trained.between(rows), "numbers between those of a grid", "the nearest ones count"),
-    ):
-        if found.any() and rank() == 0:
-            warnings.warn(
-                f"{found.sum()} of {len(rows)} rows have {what}; the first is row "
-                f"{found.argmax() + 1} (counting from 1): {meaning}",
-                stacklevel=2,
-            )
+    _warn(impossible, foreign, "log p is -inf")
+    _warn(unknown, "gaps, or a context or given cells of unknown categories", "log p is NaN")
+    warn_between(trained, rows)
+
+
+def warn_between(trained: TrainedModel, rows: ContextRows) -> None:
+    """Warn, in the first process, of rows with numbers between those of a grid."""
+    _warn(trained.between(rows), "numbers between those of a grid", "the nearest ones count")
+
+
+def _warn(found: NDArray[np.bool_], what: str, meaning: str) -> None:
+    if found.any() and rank() == 0:
+        warnings.warn(
+            f"{found.sum()} of {len(found)} rows have {what}; the first is row "
+            f"{found.argmax() + 1} (counting from 1): {meaning}",
+            stacklevel=3,
+        )
 
 
 def _errors(stderr: float | None, with_errors: Scores, n: int) -> dict[str, float]:

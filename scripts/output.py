@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cnf.datasets import Table, check_writable, write_table
 from cnf.ode import Status
-from cnf.scripts.evaluation import folded_rows, warn_of_rows
+from cnf.scripts.evaluation import folded_rows, warn_between, warn_of_rows
 from cnf.scripts.given_cells import GivenCells
 from cnf.scripts.rows import Array, ContextRows, joined_table
 from cnf.scripts.trained import TrainedModel
@@ -76,7 +76,7 @@ def write_scores(
         columns.append(status)
     categories = {"status": STATUS_NAMES} if text else {}
     write_table(out, Table("scores", np.stack(columns, 1), tuple(names), categories=categories))
-    warn_of_rows(trained, rows, columns[0])
+    warn_between(trained, rows)
     done = status == STATUS_NAMES.index("FINISHED")
     return ", ".join([f"{len(rows)} rows in {out}", _mean(columns[0][done]), *_unscored(status)])
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -291,6 +292,22 @@ def test_a_row_that_cannot_be_is_told_of_and_ends_nothing(changes, told, trained
     assert (numbers["n"], numbers["nll"], numbers["impossible"]) == (10, None, 1)
     assert numbers["nll_unfolded"] == pytest.approx(-log_prob[good].mean(), abs=0.3)
     assert "1 rows, without a density" in run("evaluate", place / trained, "--data", file).out
+
+
+@pytest.mark.filterwarnings("default:.* rows have:UserWarning")
+def test_numbers_between_those_of_a_grid_are_told_of_with_errors_too(place, tmp_path):
+    mixed(10).astype({"count": float}).to_csv(tmp_path / "near.csv", index=False)
+    odd = mixed(10).astype({"count": float})
+    odd.loc[2, "count"] += 0.2
+    odd.to_csv(tmp_path / "odd.csv", index=False)
+    told = "1 of 10 rows have numbers between those of a grid; the first is row 3 (counting from 1)"
+    scores = []
+    for name, errors in product(("near", "odd"), ([], ["--errors"])):
+        file, out = tmp_path / f"{name}.csv", tmp_path / "scores.csv"
+        ended = run("log-prob", place / "out", "--data", file, "--out", out, *errors)
+        assert (ended.status, told in ended.err) == (0, name == "odd"), ended.err
+        scores.append(pd.read_csv(out)["log_prob"])
+    np.testing.assert_allclose(scores[2], scores[0], atol=1e-4)
 
 
 def test_read_table_and_the_model_agree_on_categories(place):

@@ -211,6 +211,7 @@ def test_series_of_other_columns_and_constructed_by_hand():
         (made(times=[0, 1, 1, 0]), {}, "got two at time 1.* of series a, rows 2 and 3 .*mean"),
         (made(x=[1, 2, -np.inf, 3]), {}, "finite values in column 'x'; got -inf in row 3 .*ies a"),
         (made(x=[1, "2", "high", 3]), {}, "numbers in column 'x'; got high in row 3 .* series a"),
+        (made(x=list("pqpq")), {}, "got p in row 1 .* series a: enc.*variable and --value"),
         (made(x=pd.to_datetime(["2024"] * 4)), {}, "got 2024-01-01 .* which holds dates"),
         (made(), {"columns": ["y"]}, "columns for columns among id, time, x; got 'y'"),
         (made()[["id", "time"]], {}, "column with values besides id, time; got none"),
@@ -226,6 +227,7 @@ def test_series_of_other_columns_and_constructed_by_hand():
             {"variable": "what", "value": "x"},
             "and variable; got two of one variable at time 1.* of series a, rows 2 and 3",
         ),
+        (made(times=[0, 2, 0, 0]), {}, "got two at time 0.* rows 1 and 3"),  # without a warning
         (
             made(what=["p"] * 4),
             {"variable": "what", "value": "x", "columns": ["q"]},

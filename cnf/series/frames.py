@@ -19,6 +19,11 @@ if TYPE_CHECKING:  # functions import it, since it takes long
     import pandas as pd
 
 NUMBERS = ("real", "whole", "boolean")
+ENCODE = "correct it, or encode it as a number"  # the remedy for text
+NAMES = (  # that for a column of text
+    "encode the column as numbers; or, where it has the names of columns, give it as variable and "
+    "that of their values as value (--variable and --value)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +86,8 @@ class FrameKeys:
         """Return the row and the series of a row, counted from 0, for a message."""
         return f"row {row + 1} (counting from 1) of series {self.ids[self.codes[row]]!s}"
 
-    def order(self) -> Whole:
-        """Return the rows by series and time; warn where a series had them in another order."""
+    def order(self) -> tuple[Whole, str]:
+        """Return the rows by series and time, and a warning where a series had them otherwise."""
         if (np.diff(self.codes) >= 0).all():
             grouped = np.arange(len(self.codes))
         else:
@@ -90,14 +95,12 @@ class FrameKeys:
         codes, times = self.codes[grouped], self.times[grouped]
         back = (np.diff(times) < 0) & (np.diff(codes) == 0)
         if not back.any():
-            return grouped
+            return grouped, ""
         row = int(grouped[int(back.argmax()) + 1])
-        warnings.warn(
+        return np.lexsort((self.times, self.codes)), (
             f"Sorted the rows of {len(np.unique(codes[1:][back]))} series by time: "
-            f"{self.where(row)} is earlier than the one before it",
-            stacklevel=4,  # of the caller of Series.from_frame,
+            f"{self.where(row)} is earlier than the one before it"
         )
-        return np.lexsort((self.times, self.codes))
 
     def twice(self, rows: Whole, what: str = "") -> ValueError:
         """Return the error of two rows of one series at one time."""
@@ -129,7 +132,7 @@ def frame_series(
     constant = [*_listed(static), *_listed(labels)]
     check_names(constant, table, "static and labels")
     own = [*names, *constant]
-    order = keys.order()
+    order, unsorted = keys.order()
     if long == (None, None):
         found, offsets, times, values = _wide(table, keys, columns, own, order)
     else:
@@ -141,6 +144,8 @@ def frame_series(
             f"Expected one column of labels besides {names[0]!r}; got {len(tags[0])}, "
             f"{', '.join(tags[0][:10])}: select one"
         )
+    if unsorted:  # last, so that an error is all that is said
+        warnings.warn(unsorted, stacklevel=3)  # of the caller of Series.from_frame
     return Series(
         found,
         keys.ids,
@@ -176,7 +181,7 @@ def _wide(
         )
     values = np.empty((len(table), len(names)))
     for place, name in enumerate(names):
-        values[:, place] = numbers_of(table[name], keys)[order]
+        values[:, place] = numbers_of(table[name], keys, NAMES)[order]
     codes, times = keys.codes[order], keys.times[order]
     same = (np.diff(codes) == 0) & (np.diff(times) == 0)
     if same.any():
@@ -303,8 +308,8 @@ def _constant(values: Array, starts: Whole, keys: FrameKeys, name: str) -> Array
     return np.asarray(low)
 
 
-def numbers_of(column: pd.Series[Any], keys: FrameKeys | None) -> Array:
-    """Return a column's numbers, NaN for gaps.
+def numbers_of(column: pd.Series[Any], keys: FrameKeys | None, text: str = ENCODE) -> Array:
+    """Return a column's numbers, NaN for gaps; text is the remedy where none of it is a number.
 
     Raises:
         ValueError: A cell is infinite, or no number; the message names its row and its series.
@@ -335,7 +340,7 @@ def numbers_of(column: pd.Series[Any], keys: FrameKeys | None) -> Array:
         raise refusal(int(present.argmax()), "numbers", f"convert the column, which holds {held}s")
     parsed = pd.to_numeric(column.astype(object), errors="coerce").notna().to_numpy()
     row = int((present & ~parsed).argmax()) if (present & ~parsed).any() else int(present.argmax())
-    raise refusal(row, "numbers", "correct it, or encode it as a number")
+    raise refusal(row, "numbers", ENCODE if parsed.any() else text)
 
 
 def check_names(names: Iterable[str], table: pd.DataFrame, argument: str) -> None:

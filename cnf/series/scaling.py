@@ -162,9 +162,8 @@ class SeriesScaling(nn.Module):
                     "leave it out"
                 )
             raise ValueError(
-                f"Expected finite times from the start, {self.start.item():g}, which is where the "
-                f"training series begin; {got}: leave earlier times out, or train on series that "
-                "begin there"
+                f"Expected finite times from the start, {self.start.item():g}, where the model's "
+                f"time begins; {got}: leave earlier times out, or train on series that begin there"
             )
         return np.maximum(found, 0.0)
 

@@ -440,13 +440,56 @@ def test_wrong_series_to_predict_are_one_line(trained, files, tmp_path):
     assert "pulse, temp; got 'age': leave it out" in line
     early = edited(tmp_path, lambda frame: frame.assign(hour=frame["hour"] - 5))
     line = complaint("predict", trained[0], "--data", early, *static, *times, *out)
-    assert "in series 'p00'" in line
+    assert "from 0.0 on, where the model's time begins; got -4.75 in series 'p00'" in line
     late = edited(tmp_path, put(len(waves()) - 1, "hour", 1e6))
     line = complaint("evaluate", trained[0], "--data", late, *static)
     assert "got 1000000.0 in series 'p29'" in line
     pd.DataFrame({"stay": ["p01"], "died": ["maybe"]}).to_csv(tmp_path / "l.csv", index=False)
     named = ("--data", files / "wide.csv", *static, "--labels", tmp_path / "l.csv")
     assert "got 'maybe'" in complaint("evaluate", trained[0], *named)
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_predictions_lack_is_said_in_one_line_each(trained, files, tmp_path):
+    static, times = ("--static", files / "static.csv"), ("--times", files / "asked.csv")
+
+    def warnings_of(program, change, *words):
+        result = run(program, trained[0], "--data", edited(tmp_path, change), *static, *words)
+        assert result.status == 0
+        return result.err.splitlines()
+
+    def far(frame):
+        return frame.assign(hour=frame["hour"] + 400.0 * (frame["stay"] == "p03"))
+
+    said = "the first is at 400.253 in series 'p03'"
+    for words in (("evaluate",), ("predict", *times, "--out", tmp_path / "out.csv")):
+        (line,) = warnings_of(words[0], far, *words[1:])
+        assert said in line
+    for name, column, said in (
+        ("p01", ["pulse", "temp"], "no observation of series 'p01' (1 such series)"),
+        ("p02", ["pulse", "temp"], ""),  # which is not asked for
+        ("p", ["temp"], "no observation of temp"),
+    ):
+
+        def unseen(frame, name=name, column=column):
+            frame.loc[frame["stay"].str.startswith(name), column] = np.nan
+            return frame
+
+        lines = warnings_of("predict", unseen, *times, "--out", tmp_path / "out.csv")
+        assert len(lines) == bool(said)
+        assert said in "".join(lines)
+
+
+@pytest.mark.filterwarnings("default")
+def test_labels_without_an_auroc_are_said(trained, future, files, tmp_path):
+    labels = pd.read_csv(files / "labels.csv").assign(died="no")
+    labels.to_csv(tmp_path / "one.csv", index=False)
+    wide = ("--data", files / "wide.csv", "--static", files / "static.csv")
+    result = run("evaluate", trained[0], *wide, "--labels", tmp_path / "one.csv")
+    assert result.err.count("\n") == 1
+    assert "needs two classes" in result.err
+    dates = ("--data", files / "dates.parquet", "--labels", files / "labels.csv")
+    assert "trained without --labels" in run("evaluate", future[0], *dates).err
 
 
 def test_programs_on_the_other_kind_of_model_are_one_line(trained, table, tmp_path):

@@ -17,7 +17,7 @@ from cnf.scripts.evaluation import clustered_stderr
 from cnf.scripts.options import read_options
 from cnf.scripts.rows import Array
 from cnf.scripts.series.data import label_names
-from cnf.scripts.series.folder import ColumnStatistics, TrainedSeries
+from cnf.scripts.series.folder import ColumnStatistics, TrainedSeries, warned
 from cnf.series import BASELINES, Prediction, Series, entry_error, series_errors
 from cnf.utils.serialization import json_value
 
@@ -206,12 +206,15 @@ def summarize_series(
     scored = np.flatnonzero(wanted.lengths)
     count = len(wanted)  # of series; the error of those with nothing that is wanted is 0
     seen, wanted = seen[scored], wanted[scored]
-    found: Prediction = model.predict(seen, wanted, quantiles=INTERVAL)
+    trained.warn_far(series)
+    with warned():
+        found: Prediction = model.predict(seen, wanted, quantiles=INTERVAL)
     log_prob = model.log_prob(wanted, given=seen).log_prob
     mean = rows_of(wanted, found.mean)
     published = (mean, seen, wanted)
     if task.kind == "interp":  # all entries are seen, and predicted
-        again = model.predict(series, series, quantiles=INTERVAL, draws=MEAN_DRAWS)
+        with warned():
+            again = model.predict(series, series, quantiles=INTERVAL, draws=MEAN_DRAWS)
         published, count = (rows_of(series, again.mean), series, series), len(series)
     return SeriesEvaluation(
         n=len(wanted),
@@ -326,13 +329,21 @@ def _labels(trained: TrainedSeries, series: Series, train: Series | None) -> dic
     """Return the areas under the ROC curve of labels, the model's and a regression's."""
     classes = getattr(trained.model, "labels", None)
     names = label_names(series)
-    if classes is None or names is None:
+    if names is None:
+        return {}
+    if classes is None:
+        warnings.warn(
+            "The model was trained without --labels, so it predicts none: there is no AUROC",
+            stacklevel=2,
+        )
         return {}
     chosen = np.flatnonzero([name is not None for name in names])
     target = np.array([classes.index(names[i]) for i in chosen], dtype=np.int64)
     if len(np.unique(target)) < 2:
         warnings.warn(
-            "The scored series have labels of one class, or none: there is no AUROC", stacklevel=2
+            "The scored series have labels of one class, or none: there is no AUROC, which needs "
+            "two classes",
+            stacklevel=2,
         )
         return {}
     found = {"auroc": _auroc(target, trained.model.classify(series[chosen]))}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cnf.datasets import ColumnType, ReadOptions
 from cnf.scripts.rows import Array
@@ -23,6 +26,7 @@ from cnf.scripts.series.kind import is_series
 from cnf.scripts.trained import check_unused
 from cnf.series import FlowProcess, Series, Task, column_means, column_scales
 from cnf.series.clock import decode_clock
+from cnf.series.scaling import FAR, MARGIN
 from cnf.storage import load, load_config
 
 FARTHEST = 100  # spans of the training's times; fixed steps to later ones are too many
@@ -173,15 +177,40 @@ class TrainedSeries:
         if self.together:
             check_whole(series, "or train without --together")
         self._check_cut(series)
-        if (far := self.spans(series.times) > FARTHEST).any():
-            row = int(far.argmax())
-            last, got = (time_text(t, self.clock) for t in (self.farthest, series.times[row]))
-            raise ValueError(
-                f"Expected times in {data} up to {last}, {FARTHEST} times as far as the training "
-                f"series go; got {got} in series {series.name(int(series.owners[row]))} "
-                f"({far.sum()} such rows): correct them, or leave them out"
-            )
+        self._check_times(data, series)
         return series
+
+    def _check_times(self, data: str, series: Series) -> None:
+        """Refuse times before the start, or too far beyond the training's end, of a file."""
+        spans, scaling = self.spans(series.times), self.model.scaling
+        start, last = (time_text(t, self.clock) for t in (scaling.start.item(), self.farthest))
+        for wrong, wanted in (
+            (spans < -MARGIN, f"from {start} on, where the model's time begins"),
+            (spans > FARTHEST, f"up to {last}, {FARTHEST} times as far as the training series go"),
+        ):
+            if wrong.any():
+                raise ValueError(
+                    f"Expected times in {data} {wanted}; got {self._first(series, wrong)} "
+                    f"({wrong.sum()} such rows): correct them, or leave them out"
+                )
+
+    def _first(self, series: Series, rows: NDArray[np.bool_]) -> str:
+        """Return the time and the series of the first of some rows, for a message."""
+        row = int(rows.argmax())
+        time = time_text(series.times[row], self.clock)
+        return f"{time} in series {series.name(int(series.owners[row]))}"
+
+    def warn_far(self, series: Series) -> None:
+        """Warn of times of series far beyond those of training."""
+        if (far := self.spans(series.times) > FAR).any():
+            scaling = self.model.scaling
+            end = time_text((scaling.start + scaling.span).item(), self.clock)
+            warnings.warn(
+                f"{far.sum()} of {len(far)} rows of the series are far beyond the training series, "
+                f"which end at {end}; the first is at {self._first(series, far)}: nothing was "
+                "learned about such times",
+                stacklevel=2,
+            )
 
     def _check_cut(self, series: Series) -> None:
         """Check that the model sees something of every series, after the task extrap."""
@@ -206,6 +235,14 @@ class TrainedSeries:
         """The time after which nothing is predicted or scored."""
         scaling = self.model.scaling
         return float(scaling.start + FARTHEST * scaling.span)
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Leave out a model's warning of times far beyond training, of which a program warned."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Predictions up to")
+        yield
 
 
 def time_text(time: float, clock: ColumnType) -> str:

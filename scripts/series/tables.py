@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +15,9 @@ import cnf.datasets as datasets
 from cnf.datasets import ReadOptions, frame_table, table_frame, write_table
 from cnf.scripts.options import read_options
 from cnf.scripts.rows import Array
+from cnf.scripts.series.data import listing
 from cnf.scripts.series.evaluation import has_whole_density
-from cnf.scripts.series.folder import FARTHEST, TrainedSeries, time_text
+from cnf.scripts.series.folder import FARTHEST, TrainedSeries, time_text, warned
 from cnf.series import Prediction, Series
 from cnf.series.clock import encode_clock
 from cnf.series.scaling import FAR, MARGIN
@@ -91,7 +91,7 @@ def _check_times(name: str, asked: AskedTimes, trained: TrainedSeries) -> None:
     if (early := spans < -MARGIN).any():
         row = int(early.argmax())
         raise ValueError(
-            f"Expected times from {first} on, where the training series begin, "
+            f"Expected times from {first} on, where the model's time begins, "
             f"in {name}; got {written.iloc[row]} in {where(row)}: leave it out"
         )
     if (beyond := spans > FARTHEST).any():
@@ -111,14 +111,6 @@ def _check_times(name: str, asked: AskedTimes, trained: TrainedSeries) -> None:
         )
 
 
-@contextmanager
-def warned() -> Iterator[None]:
-    """Leave out a model's warning of times far beyond training, of which `read_times` warned."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Predictions up to")
-        yield
-
-
 def write_predictions(arguments: Namespace) -> str:
     """Write the predictions of a file's series, and return a summary."""
     trained, reading = TrainedSeries.read(arguments.dir), read_options(arguments)
@@ -132,6 +124,8 @@ def write_predictions(arguments: Namespace) -> str:
         frame = asked.frame
         owners = _owners(arguments, seen, asked.ids)
         times, places = _ragged(owners, asked.times, len(seen))
+    trained.warn_far(trained.before(seen))
+    _warn_unseen(arguments.data, trained.before(seen), owners)
     found = _predicted(trained, seen, times, owners, places, arguments.seed)
     columns = {}
     for column, name in enumerate(trained.columns):
@@ -142,6 +136,24 @@ def write_predictions(arguments: Namespace) -> str:
     write_table(arguments.out, frame_table(out, arguments.out))
     series = len(np.unique(owners))
     return f"{len(out)} times of {series} series in {arguments.out}"
+
+
+def _warn_unseen(name: str, seen: Series, owners: NDArray[np.int64]) -> None:
+    """Warn of series that are predicted, and of columns, without an observation in a file."""
+    wanted = np.unique(owners)
+    counts = np.bincount(seen.owners, seen.observed.sum(1), len(seen))
+    if len(empty := wanted[counts[wanted] == 0]):
+        warnings.warn(
+            f"{name} has no observation of series {seen.name(int(empty[0]))} ({len(empty)} such "
+            "series): it is predicted as one of which nothing is known",
+            stacklevel=2,
+        )
+    never = [c for c, known in zip(seen.columns, seen.observed.any(0), strict=True) if not known]
+    if never:
+        warnings.warn(
+            f"{name} has no observation of {listing(never)}: predictions rest on no value of it",
+            stacklevel=2,
+        )
 
 
 def _for_every_series(
@@ -276,6 +288,7 @@ def write_series_scores(arguments: Namespace) -> str:
             "its predictions with cnf evaluate"
         )
     series = trained.series(arguments.data, arguments.static, reading=read_options(arguments))
+    trained.warn_far(series)
     scores = trained.model.log_prob(series)
     ids = series.to_frame()[trained.layout.id].iloc[series.offsets[:-1]]
     columns = {

@@ -1,6 +1,7 @@
 """Latent ODEs: closed forms, invariances, training, storage, and users' mistakes."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 
 import cnf
 from cnf.series import (
+    FlowProcess,
     LatentODE,
     Series,
     SeriesRecipe,
@@ -474,6 +476,23 @@ def test_mistakes_are_reported_in_one_line(model, wrong, message):
     with pytest.raises(ValueError, match=message) as caught:
         wrong(model)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [partial(LatentODE, baseline="none", labels=(0, 1)), FlowProcess])
+def test_a_model_answers_once_it_is_fitted_or_has_the_weights_of_one_that_is(kind):
+    series, new = waves(), kind(("x", "y"))
+    questions = [lambda m: m.predict(series, [1.0], draws=2), lambda m: m.log_prob(series)]
+    questions.append(lambda m: m.sample([1.0]))
+    if isinstance(new, LatentODE):
+        questions += [lambda m: m.classify(series), lambda m: m.latents(series)]
+    for question in questions:
+        with pytest.raises(ValueError, match="a model that has been fitted; got a new one: call"):
+            question(new)
+    fitted = kind(("x", "y"))
+    fitted.scaling.fit(series)
+    new.load_state_dict(fitted.state_dict())
+    for question in questions:
+        question(new)
 
 
 def test_times_far_beyond_training_are_warned_of(model):

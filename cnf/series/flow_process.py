@@ -251,7 +251,9 @@ class FlowProcess(nn.Module):
         Example:
             >>> series = Series(("x",), np.array([7]), np.array([0, 2]), np.array([0.0, 1.0]),
             ...                 np.array([[1.0], [0.5]]))
-            >>> FlowProcess(["x"]).log_prob(series).stderr
+            >>> process = FlowProcess(["x"])
+            >>> process.prepare(series, Task())  # as a fit does first
+            >>> process.log_prob(series).stderr
             array([0.])
         """
         series, cut = self.scaling.aligned(series), self.task.cut

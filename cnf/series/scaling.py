@@ -145,8 +145,14 @@ class SeriesScaling(nn.Module):
             series: The series, for the message.
 
         Raises:
-            ValueError: A time is not finite, before the start, or over a hundred spans after it.
+            ValueError: Nothing was fitted, or a time is not finite, before the start, or over a
+                hundred spans after it.
         """
+        # A fit takes a clock, which a saved model keeps; weights alone bring the numbers.
+        if self.clock is None and self.span == 1 and (self.scale == 1).all():
+            raise ValueError(
+                "Expected a model that has been fitted; got a new one: call fit first, or load one"
+            )
         found: Array = (times - self.start.item()) / self.span.item()
         wrong = ~((found >= -MARGIN) & (found <= FARTHEST))
         if wrong.any():

@@ -312,7 +312,10 @@ FILES = {  # a change of the series' file, and what the line on it says
     "no time": (lambda f: f.rename(columns={"hour": "h"}), ("--time", "'hour'", "'h'")),
     "gap in id": (put(3, "stay", None), ("an id in every row", "row 4")),
     "gap in time": (put(4, "hour", None), ("row 5", "p00")),
-    "infinite time": (put(5, "hour", "inf"), ("finite", "'inf'", "hour")),
+    "infinite time": (
+        put(5, "hour", "inf"),
+        ("finite", "'inf'", "hour", "row 6", "leave the row out"),
+    ),
     "text as time": (put(5, "hour", "noon"), ("'noon'", "hour")),
     "twice": (
         lambda f: pd.concat([f[:3], f[2:]]),
@@ -414,6 +417,7 @@ ASKED = [  # a file of times, and what the line on it says
     ({"stay": ["p01", "p02"], "hour": [1.0, -3.0]}, "row 2 (counting from 1), of series p02"),
     ({"stay": ["p01", None], "hour": [1.0, 1.0]}, "a gap in row 2"),
     ({"hour": ["2024-03-01"]}, "Expected numbers"),
+    ({"hour": [1.0, np.inf]}, "or leave the row out"),
 ]
 
 

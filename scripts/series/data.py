@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import torch
 
 import cnf.datasets as datasets
 from cnf.datasets import ColumnType, ReadOptions, Split, Table, closest, table_frame
+from cnf.datasets.reading import drop_option
 from cnf.datasets.series import SERIES_DATASETS, load_series
 from cnf.datasets.series_toys import SERIES_KEYS
 from cnf.datasets.splitting import MIN_SPLIT_ROWS
@@ -229,7 +231,7 @@ def _checked_table(
     reading, keys, wide = layout.reading, layout.keys, layout.variable is None
     if layout.columns is not None and wide:
         reading = replace(reading, only=(*keys.values(), *layout.columns))
-    table = datasets.load(name, "keep", reading)
+    table = load_rows(name, layout, reading)
     for option, column in keys.items():
         _check_column(column, table.columns, option, name)
     if not wide or chosen is None:
@@ -245,6 +247,18 @@ def _checked_table(
             f"{unknown[0]!r}: leave it out (only a model trained with --columns ignores others)"
         )
     return table
+
+
+def load_rows(name: str, layout: SeriesLayout, reading: ReadOptions) -> Table:
+    """Return the table of a file whose columns of ids and times are not to be left out."""
+    try:
+        return datasets.load(name, "keep", reading)
+    except ValueError as error:
+        message = str(error)
+        for option in map(drop_option, layout.keys.values()):  # the remedy of readers
+            advice = rf"the column out (with {re.escape(option)}|\({re.escape(option)}\))"
+            message = re.sub(advice, "the row out", message)
+        raise ValueError(message) from None
 
 
 def listing(names: Sequence[str]) -> str:

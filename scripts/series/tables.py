@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-import cnf.datasets as datasets
 from cnf.datasets import ReadOptions, frame_table, table_frame, write_table
 from cnf.scripts.options import read_options
 from cnf.scripts.rows import Array
-from cnf.scripts.series.data import listing
+from cnf.scripts.series.data import listing, load_rows
 from cnf.scripts.series.evaluation import has_whole_density
 from cnf.scripts.series.folder import FARTHEST, TrainedSeries, time_text, warned
 from cnf.series import Prediction, Series
@@ -48,7 +47,7 @@ def read_times(name: str, trained: TrainedSeries, reading: ReadOptions) -> Asked
         ValueError: There is no column of times, a time is missing, or before the training's start.
     """
     layout = trained.layout
-    table = datasets.load(name, "keep", replace(reading, only=(layout.id, layout.time)))
+    table = load_rows(name, layout, replace(reading, only=(layout.id, layout.time)))
     if layout.time not in table.columns:
         raise ValueError(
             f"Expected a column {layout.time!r} of times in {name}, and perhaps one of ids, "

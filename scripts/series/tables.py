@@ -147,8 +147,7 @@ def _warn_unseen(name: str, seen: Series, owners: NDArray[np.int64]) -> None:
             "series): it is predicted as one of which nothing is known",
             stacklevel=2,
         )
-    never = [c for c, known in zip(seen.columns, seen.observed.any(0), strict=True) if not known]
-    if never:
+    if never := [seen.columns[i] for i in np.flatnonzero(~seen.observed.any(0))]:
         warnings.warn(
             f"{name} has no observation of {listing(never)}: predictions rest on no value of it",
             stacklevel=2,

@@ -47,7 +47,7 @@ BOUND_DRAWS = 64
 # What is fitted; the rest is at its defaults.
 STAY_MODEL: dict[str, Any] = {
     **{"likelihood": "student", "state_noise": True, "baseline": "local"},
-    "solver": {"steps": 8},
+    "solver": {"method": "bosh3", "steps": 4},
 }
 INTERPOLATION, EXTRAPOLATION = Task("interp", hide=0.3), Task("extrap", cut=CUT)
 STAY_RECIPE = SeriesRecipe(error_weight=1000.0)

@@ -20,7 +20,7 @@ from cnf.plotting.cells import (
     spikes_of,
     value_text,
 )
-from cnf.plotting.panels import Array, legend_above, short_name
+from cnf.plotting.panels import Array, legend_above, short_labels, short_name
 from cnf.plotting.style import DATA_COLOR, MODEL_COLOR
 
 MAX_MARGINAL_PANELS = 64
@@ -145,7 +145,7 @@ def _draw_cells(ax: Axes, labels: Sequence[str], data: Codes, samples: Codes) ->
         ax.barh(places + shift, share, 0.4, color=color)
     apart = -(-len(labels) // MAX_NAMED_BARS)
     named = np.union1d(places[::apart], places[-1:])
-    ax.set_yticks(named, [short_name(labels[i], 14) for i in named], parse_math=False)
+    ax.set_yticks(named, short_labels([labels[i] for i in named], 14), parse_math=False)
     ax.invert_yaxis()
     ax.set_xlim(0, None)
     ax.tick_params(labelsize=7)

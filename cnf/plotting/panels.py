@@ -1,6 +1,6 @@
 """Single panels: scatter plots, shaded densities, axis limits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -147,6 +147,23 @@ def short_name(name: str, most: int = 24) -> str:
         'petal w…'
     """
     return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def short_labels(labels: Sequence[str], most: int = 16) -> list[str]:
+    """Return labels of at most so many letters, with both ends where beginnings are equal.
+
+    Example:
+        >>> short_labels(["white", "a long name of one", "a long name of two"])
+        ['white', 'a long …e of one', 'a long …e of two']
+    """
+    found = [short_name(label, most) for label in labels]
+    if len({*found}) == len(found):
+        return found
+    half = most // 2
+    return [
+        label if len(label) <= most else f"{label[: most - half - 1]}…{label[-half:]}"
+        for label in labels
+    ]
 
 
 def aspect_ratio(bounds: Bounds | None) -> float:

@@ -12,12 +12,11 @@ from cnf.datasets import Table
 from cnf.diagnostics.similarity import PairTrend, pair_trends
 from cnf.plotting.cells import Codes, cells_of, column_of, is_smooth, label_numbers
 from cnf.plotting.comparison import draw_marginals, marginals_size
-from cnf.plotting.panels import Array, column_limits, legend_above, short_name
+from cnf.plotting.panels import Array, column_limits, legend_above, short_labels, short_name
 from cnf.plotting.scatter import draw_contours, draw_dots
 from cnf.plotting.style import DATA_COLOR, MODEL_COLOR, SHARES_MAP
 
 MAX_PAIRS = 10
-LABEL_LETTERS = 16  # of a category's name
 PAIRS_PER_ROW = 2
 PAIR_SIZE = (5.6, 2.9)  # inches
 SHAPE_BINS = 60
@@ -167,23 +166,6 @@ def _draw_maps(part: SubFigure, data: Table, samples: Table, pair: PairTrend) ->
 def _joint_shares(a: Codes, b: Codes, sides: tuple[int, int]) -> Array:
     counts = np.bincount(a * sides[1] + b, minlength=sides[0] * sides[1])
     return counts.reshape(sides) / len(a)
-
-
-def short_labels(labels: Sequence[str]) -> list[str]:
-    """Return labels of at most 16 letters: their beginnings, or both ends where these are equal.
-
-    Example:
-        >>> short_labels(["white", "a long name of one", "a long name of two"])
-        ['white', 'a long …e of one', 'a long …e of two']
-    """
-    found = [short_name(label, LABEL_LETTERS) for label in labels]
-    if len({*found}) == len(found):
-        return found
-    half = LABEL_LETTERS // 2
-    return [
-        label if len(label) <= LABEL_LETTERS else f"{label[: half - 1]}…{label[-half:]}"
-        for label in labels
-    ]
 
 
 def _name_axes(ax: Axes, across: str, up: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnf.tables.code_network import CodeNetwork
+from cnf.tables.code_network import GAP, CodeNetwork
 from cnf.tables.coordinates import Coded, Codes
 
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ class CodedRows:
         """Return the sum of values (rows, coordinates) over those that are asked for."""
         asked = self.asked.cpu().numpy()
         return torch.from_numpy(np.where(asked, values, 0.0).sum(1)).to(self.codes.device)
+
+    def without(self, coordinate: int, places: Sequence[int]) -> CodedRows:
+        """Return the rows without a coordinate's cells: neither given nor asked for.
+
+        Their codes are at those places among all codes.
+        """
+        codes, asked = self.codes.clone(), self.asked.clone()
+        codes[:, places], asked[:, coordinate] = GAP, False
+        return replace(self, codes=codes, asked=asked)
 
     def masked(self, log_prob: Tensor) -> Tensor:
         """Return log p of rows, −∞ where a value has no code, and NaN where a row is lost."""

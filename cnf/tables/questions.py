@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cnf.flow.batching import chunks
 from cnf.tables.code_network import GAP
+from cnf.tables.coded_rows import CodedRows
 from cnf.tables.coordinates import Coded, Codes, Coordinate, Flags
 from cnf.tables.row_model import RowModel
 from cnf.utils.random import seeded
@@ -30,8 +31,9 @@ class Explanation:
     Attributes:
         surprise: −log p(cell | the rest) in nats, shape (*batch, dim); ∞ where a cell has no code,
             and NaN for gaps that are no value.
-        excess: The surprise less its mean over draws of the cell given the rest: about 0 for an
-            ordinary cell of any column, and large for an error. The same shape.
+        excess: log p(the rest) − log p(the row), which is the surprise where answers are consistent,
+            less the mean surprise of draws of the cell given the rest: about 0 for an ordinary cell
+            of any column, and large for an error. The same shape.
         expected: The median of a number given the rest, the most probable one of categories, NaN
             where a gap is, as numbers of `Schema.numbers`; for gaps, too.
     """
@@ -52,8 +54,10 @@ def explain(
 ) -> Explanation:
     """Return how surprising each cell of rows is given the rest of its row.
 
-    The cell with the largest excess is the first that one should look at. A cell without a code, as
-    a new category has none, is hidden from the others.
+    The cell with the largest excess is the first that one should look at: what is left without it
+    is the most likely. Of two cells that determine one another each is surprising given the other,
+    and the rest of the row tells which one is wrong. A cell without a code, as a new category has
+    none, is hidden from the others.
 
     Args:
         model: The model.
@@ -98,7 +102,8 @@ def _explain(
     seen = coded.known & ~unseen
     x = x.clone()
     x[:, coding.places] = torch.where(torch.from_numpy(seen).to(x.device), x[:, coding.places], nan)
-    cells = _Cells(model, x, context, before, coded, seen)
+    cells = _Cells(model, x, context, before, coded, seen, model.coded_rows(x, context))
+    whole = cells.log_prob(cells.rows)
     surprise = np.where(np.isnan(numbers), np.nan, 0.0)
     excess = surprise.copy()
     expected = np.tile(np.array(coding.filling), (len(numbers), 1))
@@ -107,7 +112,8 @@ def _explain(
         found = (cells.of_value if model.valued[k] else cells.of_code)(k, draws)
         own = np.where(coded.known[:, k], -found.log_prob - log_dets[:, k], np.inf)
         surprise[:, column] = np.where(unseen[:, k], np.nan, own)
-        excess[:, column] = surprise[:, column] - found.mean
+        gained = np.where(np.isfinite(own), cells.log_prob(cells.without(k)) - whole, own)
+        excess[:, column] = np.where(unseen[:, k], np.nan, gained) - found.mean
         expected[:, column] = found.expected
     lost = np.where(placed, 0.0, np.nan)[:, None]
     return surprise + lost, excess + lost, expected + lost
@@ -132,6 +138,17 @@ class _Cells:
     before: Codes  # of the context
     coded: Coded
     seen: Flags
+    rows: CodedRows  # of x
+
+    def log_prob(self, rows: CodedRows) -> Array:
+        """Return log p of rows in coordinates."""
+        return self.model.parts_of(rows)[0].log_prob.cpu().numpy()
+
+    def without(self, k: int) -> CodedRows:
+        """Return the rows without a coordinate's cells, whose codes may be two."""
+        place = k + self.before.shape[1]
+        finer = (each for each, owner in self.model.network.inputs if owner == place)
+        return self.rows.without(k, [place, *finer])
 
     def of_code(self, k: int, draws: int) -> _Answer:
         """Return a coordinate's answer by the network of codes."""

@@ -363,7 +363,10 @@ class RowModel(nn.Module):
         seed: int | None,
         draws: int,
     ) -> tuple[RowLogDensity, Stats]:
-        rows = self._coded(x, context, given, seed, draws if self.noisy else 1)
+        return self.parts_of(self.coded_rows(x, context, given, seed, draws))
+
+    def parts_of(self, rows: CodedRows) -> tuple[RowLogDensity, Stats]:
+        """Return log p of coded rows in its two parts, and its cost."""
         within = [self._log_values(each, rows) for each in rows.draws]
         values = torch.stack([each.log_prob for each in within]).logsumexp(0) - log(len(within))
         of_codes = rows.masked(self._log_codes(self.network, rows).double())
@@ -425,7 +428,7 @@ class RowModel(nn.Module):
         probes: int,
         seed: int,
     ) -> Scores:
-        rows = self._coded(x, context, given, seed, probes if self.noisy else 1)
+        rows = self.coded_rows(x, context, given, seed, probes)
         within = [self._score_values(double, each, rows) for each in rows.draws]
         values, tighter = within[0].log_prob, within[0].tighter
         variance = torch.zeros_like(values)
@@ -466,20 +469,20 @@ class RowModel(nn.Module):
         nothing = torch.zeros_like(found)
         return Scores(found, nothing, nothing, status, Stats(), tighter, 1)
 
-    def _coded(
+    def coded_rows(
         self,
         x: Tensor,
         context: Tensor | None,
-        given: Tensor | None,
-        seed: int | None,
-        draws: int,
+        given: Tensor | None = None,
+        seed: int | None = None,
+        draws: int = 1,
     ) -> CodedRows:
-        """Return rows with each draw of noise in coordinates."""
+        """Return rows (n, dim) in coordinates, with draws of noise where the model has any."""
         numbers = x.cpu()
         before, placed = self.encode_context(context, len(x))
         noise = None if seed is None else RowNoise(seed, numbers, _on_cpu(context))
         found = []
-        for _ in range(draws):
+        for _ in range(draws if self.noisy else 1):
             drawn = None
             if self.noisy:
                 like = torch.empty_like(numbers)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cnf.fields.conditional import Conditional, GroupedQuestions, OneQuestion
+from cnf.fields.conditional import SUBSET_COLUMNS, Conditional, GroupedQuestions, OneQuestion
 from cnf.layers import CNF
 from cnf.mixtures.normal import NormalMixture
 from cnf.tables import masked_flow
@@ -68,6 +68,24 @@ def test_field_moves_asked_columns_with_the_trace_over_them():
             torch.testing.assert_close(all_found[rows_of], wanted[rows_of])
     with pytest.raises(ValueError, match="two hidden widths"):
         Conditional(3, (4,))
+
+
+def test_trace_over_any_of_many_columns():
+    """Of more columns than there are matrices for each subset of."""
+    torch.manual_seed(0)
+    dim, rows, t = 2 * SUBSET_COLUMNS + 3, 40, torch.tensor(0.3).double()
+    field = Conditional(dim, (9, 7)).double()
+    for parameter in field.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    kinds = torch.randint(3, (rows, dim))
+    kinds[0], kinds[1] = 2, 0
+    context = torch.cat([kinds == 0, kinds == 1], 1).double()
+    x = torch.randn(rows, dim).double()
+    velocity, trace = field.with_divergence(t, x, context)
+    _, columns = field.jacobian(field.at(t, context), x)
+    torch.testing.assert_close(trace, columns.diagonal(dim1=1, dim2=2).sum(1))
+    assert trace[0] == trace[1] == 0
+    torch.testing.assert_close(velocity, field(t, x, context))
 
 
 def test_gradients_do_not_depend_on_how_masks_are_shared():
@@ -209,26 +227,56 @@ def test_questions_are_about_cells_that_their_rows_see():
     torch.manual_seed(0)
     z = torch.randn(200, 5).masked_fill(torch.rand(200, 5) < 0.3, torch.nan)
     z = z[~z.isnan().all(1)]
-    found = draw_questions(z, 10, 7, 0.3)
+    found = draw_questions(z, 10, 7, 3)
     assert found.rows.shape == (70,)
     assert not (found.given & found.asked).any()
     assert found.asked.any(1).all()
-    assert not found.given[:3].any()
-    assert found.given[3:].any()
+    seen = ~z[found.rows[::7]].isnan()
+    assert not found.given[:6].any()
+    assert (found.asked[:3] <= seen[:3]).all()
+    assert (found.asked[:3] == found.asked[3:6] | found.asked[6:9]).all()
+    assert (found.given[6:9] == found.asked[3:6]).all()
+    assert (found.rows[:21] == found.rows[21:42]).all()
+    assert (found.rows[:21] == found.rows[42:63]).all()
     used = (found.given | found.asked).repeat_interleave(7, 0)
     assert z[found.rows][used].isfinite().all()
-    complete = draw_questions(z.nan_to_num(), 4, 60, 0.5)
-    assert complete.asked[:2].all()
+    complete = draw_questions(z.nan_to_num(), 4, 60, 1)
+    assert complete.asked[0].all()
     assert complete.rows.shape == (240,)  # more rows than there are
 
 
-def test_fit_learns_what_the_mixture_cannot(monkeypatch):
+@pytest.fixture
+def two_components(monkeypatch: pytest.MonkeyPatch) -> None:
     few = staticmethod(lambda z, *_, **__: NormalMixture.fit(z, components=2))
     monkeypatch.setattr(NormalMixture, "choose", few)
+
+
+@pytest.mark.usefixtures("two_components")
+def test_answers_become_consistent():
+    def gap(consistency: float) -> float:
+        torch.manual_seed(0)
+        flow, z, both = MaskedFlow(NormalMixture(1, 3), (32, 32)), banana(600), torch.ones(3).bool()
+        recipe = ValuesRecipe(learning_rate=1e-2, patience=16, consistency=consistency)
+        options = {"validation": z[:200], "threads": 1, "recipe": recipe}
+        fit_values(flow, z[200:], steps=100, **options)
+        with torch.no_grad():
+            gaps = [
+                flow.log_prob(z[:200], ~both, both)
+                - flow.log_prob(z[:200], ~both, first)
+                - flow.log_prob(z[:200], first, ~first)
+                for first in torch.eye(3).bool()
+            ]
+        return torch.stack(gaps).abs().mean().item()
+
+    assert gap(1.0) < 0.75 * gap(0.0)
+
+
+@pytest.mark.usefixtures("two_components")
+def test_fit_learns_what_the_mixture_cannot():
     z = banana(1500)
     flow = MaskedFlow(NormalMixture(1, 3), (32, 32))
     events = []
-    recipe = ValuesRecipe(learning_rate=1e-2, patience=16)
+    recipe = ValuesRecipe(learning_rate=1e-2, patience=16, consistency=0.0)
     options = {"validation": z[:300], "threads": 1, "callbacks": [events.append]}
     history = fit_values(flow, z[300:], steps=100, recipe=recipe, **options)
     assert (history.steps, history.reason, len(events)) == (100, "steps", 100)

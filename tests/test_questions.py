@@ -465,6 +465,28 @@ def test_a_planted_error_among_values_is_named(reals: RowModel) -> None:
     assert gap.expected[0, 1] > 0
 
 
+def test_of_twins_the_wrong_one_is_named() -> None:
+    """Each twin is as surprising given the other; a third column tells which one is wrong."""
+    rng = np.random.default_rng(0)
+
+    def rows(count: int) -> np.ndarray:
+        a = rng.normal(size=count)
+        noise = rng.normal(size=(2, count))
+        return np.column_stack([a, 3 * a + 1e-3 * noise[0], a + 0.2 * noise[1]])
+
+    schema = Schema(tuple(Column(name, "real") for name in "abc"))
+    numbers, wrong = rows(500), rows(20)
+    model = new_row_model(schema, numbers, values=True)
+    fit_rows(model, numbers, validation=rows(200), steps=1, threads=1)
+    with torch.no_grad():  # conditionals that contradict one another far from all rows
+        model.values.field.last.linear.weight.normal_(std=0.02)
+    places = np.array([0, 1] * 10)
+    wrong[np.arange(20), places] += 5 * numbers.std(0)[places]
+    found = explain(model, torch.tensor(wrong), draws=4)
+    assert (found.excess.argmax(1).numpy() == places).all()
+    assert (found.surprise.argmax(1).numpy() != places).any()
+
+
 def test_failed_solves_are_those_of_their_rows(
     reals: RowModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,12 +9,15 @@ from torch import Tensor
 from cnf.fields.analytic import (
     GROUPED,
     NetworkConstants,
+    RowSubsets,
     trace_matrices_of_groups,
     velocity_and_trace_over,
 )
 from cnf.fields.concat_squash import ConcatSquash
 from cnf.fields.field import Traced
 from cnf.ode import Linearization, PerRow
+
+SUBSET_COLUMNS = 6  # columns at most, all of whose subsets have a matrix
 
 
 class Conditional(ConcatSquash):
@@ -63,17 +66,26 @@ class Conditional(ConcatSquash):
         return super().constants(context), PerRow(context[:, -self.dim :])
 
     def trace_constants(self) -> Any:
-        """Return the matrices of the trace over each column alone, (dim, H₁, H₂)."""
+        """Return parts of the columns, and the matrices of the trace over each subset of a part.
+
+        These are slices, and (subsets, H₁, H₂) for each.
+        """
         weights = self.network.weights(self._weights())
-        masks = torch.eye(self.dim, dtype=weights[0].dtype, device=weights[0].device)
-        return trace_matrices_of_groups(weights, masks).transpose(1, 2).contiguous()
+        count = -(-self.dim // SUBSET_COLUMNS)
+        found = []
+        for part in torch.arange(self.dim).tensor_split(count):
+            bits = torch.arange(2 ** len(part))[:, None] >> torch.arange(len(part)) & 1
+            masks = weights[0].new_zeros(len(bits), self.dim)
+            masks[:, part] = bits.to(masks)
+            matrices = trace_matrices_of_groups(weights, masks).transpose(1, 2).contiguous()
+            found.append((slice(int(part[0]), int(part[-1]) + 1), matrices))
+        return found
 
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> list[Any]:
         inner, asked = constants
         trace = None
         if trace_constants is not None:
-            places = asked.T.nonzero()[:, 1].split(asked.bool().sum(0).tolist())
-            trace = (places, trace_constants)
+            trace = [RowSubsets.of(asked[:, part] > 0, each) for part, each in trace_constants]
         return [(net, asked, trace) for net in super().prepare(times, inner)]
 
     def velocity(self, stage: Any, x: Tensor) -> Tensor:
@@ -92,9 +104,9 @@ class Conditional(ConcatSquash):
         return asked * velocity, asked.unsqueeze(2) * columns * asked.unsqueeze(1)
 
     def traced(self, stage: Any, x: Tensor) -> Traced:
-        net, asked, (places, matrices) = stage
+        net, asked, subsets = stage
         activations = self.network.activations
-        velocity, trace = velocity_and_trace_over(places, matrices, net, activations, x)
+        velocity, trace = velocity_and_trace_over(subsets, net, activations, x)
         return Traced(asked * velocity, trace)
 
     def linearize(

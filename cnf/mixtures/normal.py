@@ -17,6 +17,7 @@ PATIENCE = 2  # numbers of components in turn that are no better before it ends
 LEAST_PASSES = 4  # that a number of components must have time for to be tried
 PRIORS = (1.0, 10.0)  # rows of the table's covariance that each component is given beforehand
 FLOOR = 1e-4  # of a column's variance
+LEAST_INVERTED = 4  # rows of a mask over columns, from which on its factors are inverted
 BLOCK_NUMBERS = 2**19  # of the largest tensor that is computed at once where masks differ
 
 
@@ -208,20 +209,14 @@ class NormalMixture(nn.Module):
         Returns:
             Log-densities (rows,), differentiable in z; 0 where nothing is asked.
         """
-        values = []
-        blocks = MaskBlocks(given, asked, len(z), self)
         known = self.log_weights + self.log_codes(codes, codes_given, len(z))
         joint = known + self.log_codes(codes, codes_asked, len(z))
-        for block in blocks:
-            factor = self.factor(block)
-            terms = -0.5 * (self._whiten(factor, block, z).square() + log(2 * pi))
-            terms = terms - factor.diagonal(dim1=-2, dim2=-1).log()[..., None]
-            of_given, of_all = block.sums(terms)
-            values.append(
-                torch.logsumexp(of_all + joint[block.rows].mT, 1)
-                - torch.logsumexp(of_given + known[block.rows].mT, 1)
-            )
-        return blocks.join(values).to(z.dtype)
+        # Rows with masks of their own often have one in common of what is given or asked.
+        of_given = of_both = self.log_given(z, given)
+        if asked.any():
+            of_both = self.log_given(z, given | asked)
+        found = (of_both + joint).logsumexp(1) - (of_given + known).logsumexp(1)
+        return found.to(z.dtype)
 
     @torch.no_grad()
     def mean(
@@ -298,24 +293,24 @@ class NormalMixture(nn.Module):
         found: Tensor = torch.linalg.cholesky(chosen.view(*shape[:2], width, width))
         return found
 
-    def _whiten(self, factor: Tensor, block: MaskBlock, z: Tensor) -> Tensor:
-        """Return e = L⁻¹ (z − μ), (M, K, V, r), of a block's rows, 0 in place of absent columns."""
-        seen = torch.where(block.seen[:, None], block.gather(z.double()), 0.0)
-        apart = seen.mT[:, None] - self.means[:, block.order].transpose(0, 1)[..., None]
-        white: Tensor = torch.linalg.solve_triangular(factor, apart, upper=False)
-        return white
-
     def given_terms(
         self, factor: Tensor, block: MaskBlock, z: Tensor, known: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return e of the given columns, 0 elsewhere, and log w_k p_k(given), (M, K, r)."""
-        white = torch.where(block.given[:, None, :, None], self._whiten(factor, block, z), 0.0)
+        """Return the given columns' e = L⁻¹ (z − μ), (M, K, V, r), and log w_k p_k, (M, K, r).
+
+        Other columns' e are 0.
+        """
+        numbers = torch.where(block.given[:, None], block.gather(z.double()), 0.0)
+        white = _whitened(factor, numbers, self.means[:, block.order].transpose(0, 1))
+        if not block.given.all():
+            white = torch.where(block.given[:, None, :, None], white, 0.0)
         scales = factor.diagonal(dim1=-2, dim2=-1).log() * block.given[:, None]
-        log_given = -0.5 * white.square().sum(2) - scales.sum(2)[..., None]
+        constants = 0.5 * log(2 * pi) * block.given.double().sum(1)
+        log_given = -0.5 * white.square().sum(2) - (scales.sum(2) + constants[:, None])[..., None]
         return white, log_given + known[block.rows].mT
 
     def log_given(self, z: Tensor, given: Tensor) -> Tensor:
-        """Return log p_k(given z), up to a constant of the mask, (rows, K)."""
+        """Return log p_k(given z), (rows, K)."""
         blocks = MaskBlocks(given, torch.zeros_like(given), len(z), self)
         known = self.log_weights.new_zeros(len(z), self.components)
         terms = (self.given_terms(self.factor(block), block, z, known)[1].mT for block in blocks)
@@ -335,14 +330,13 @@ class NormalMixture(nn.Module):
 class MaskBlock(NamedTuple):
     """Rows of M masks, r of each: columns in an order of the mask, given ones first, asked next.
 
-    Masks of fewer rows repeat their last one, and masks of fewer columns have absent ones last.
+    Masks of fewer rows repeat their last one, and masks of fewer columns have others last.
     """
 
     rows: Tensor  # (M, r)
     real: Tensor  # (M, r): 1 for a row, 0 for a repeated one
     order: Tensor  # (M, V)
     given: Tensor  # (M, V): whether that column is given
-    seen: Tensor  # (M, V): whether it is given or asked
 
     def gather(self, z: Tensor) -> Tensor:
         """Return numbers (M, r, V) of rows (rows, C)."""
@@ -352,12 +346,6 @@ class MaskBlock(NamedTuple):
         """Return rows (M, r, C) of numbers (M, r, V), 0 in columns outside of the block."""
         index = self.order[:, None].expand_as(numbers)
         return numbers.new_zeros(*numbers.shape[:2], dim).scatter(2, index, numbers)
-
-    def sums(self, terms: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sums over given and over seen columns, (M, K, r), of terms (M, K, V, r)."""
-        masks = torch.stack([self.given, self.seen], 1).to(terms.dtype)
-        given, seen = (masks[:, None] @ terms).unbind(2)
-        return given, seen
 
 
 class MaskBlocks:
@@ -416,12 +404,26 @@ class MaskBlocks:
             (number <= last).double(),
             self.order[self.mask[part], :width],
             kinds == 0,
-            kinds < 2,
         )
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Return the blocks' values (M, r, …) in the order of the rows, (rows, …)."""
         return torch.cat([value.flatten(0, 1) for value in values])[self.places]
+
+
+def _whitened(factor: Tensor, z: Tensor, means: Tensor) -> Tensor:
+    """Return L⁻¹ (z − μ), (M, K, V, r); of many rows by one product of matrices for all components.
+
+    Shapes: factors (M, K, V, V), rows (M, r, V) and means (M, K, V).
+    """
+    if z.shape[1] < LEAST_INVERTED * z.shape[2]:
+        apart = z.mT[:, None] - means[..., None]
+        found: Tensor = torch.linalg.solve_triangular(factor, apart, upper=False)
+        return found
+    identity = torch.eye(z.shape[2], dtype=factor.dtype, device=factor.device)
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    products = (inverse.flatten(1, 2) @ z.mT).unflatten(1, factor.shape[1:3])
+    return products - inverse @ means[..., None]
 
 
 def _draw(shares: Tensor, uniform: Tensor) -> Tensor:

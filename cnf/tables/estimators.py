@@ -467,10 +467,10 @@ class CNFDensity(DensityMixin, BaseEstimator):  # type: ignore[misc]
     def explain(self, X: Any, context: Any = None) -> Any:
         """Return how unlikely each cell of rows is given the others, and what was expected.
 
-        The surprise of a cell is −log p(cell | the others of the row, context), in nats, and its
-        excess is the surprise less the mean of that of draws of this cell, by which the cells of
-        all columns compare. Expected is the median of these draws, or the category that is most
-        frequent among them. See `cnf.tables.questions.explain`.
+        The surprise of a cell is −log p(cell | the others of the row, context), in nats. Its excess
+        says how much likelier the row is without the cell, less the mean surprise of draws of it,
+        by which the cells of all columns compare. Expected is the median of these draws, or the
+        category that is most frequent among them. See `cnf.tables.questions.explain`.
 
         Args:
             X: Shape (n_samples, n_features).

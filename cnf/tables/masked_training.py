@@ -44,7 +44,9 @@ class ValuesRecipe(AveragedRecipe):
 
     groups: int = number(16, "groups of rows of one question, of each process", low=1)
     group_rows: int = number(16, "rows of a group", low=1)
-    joint: float = number(0.2, "share of groups of which everything is asked", low=0, high=1)
+    joint: float = number(0.2, "share of groups of which everything is asked", low=0, high=1 / 3)
+    consistency: float = number(1.3, "weight of the consistency gap at the end", low=0)
+    free_gap: float = number(0.012, "consistency gap that costs nothing, in nats a cell", low=0)
     tolerance: float = number(1e-3, "the solver's tolerance at the end")
     initial_tolerance_factor: float = number(10.0, "its factor at first", low=1)
     validation_groups: int = number(32, "groups of rows for validation", low=1)
@@ -54,6 +56,11 @@ class ValuesRecipe(AveragedRecipe):
         """Return the solver's tolerances, which fall geometrically."""
         value = self.tolerance * self.initial_tolerance_factor ** (1 - min(1.0, done))
         return {"rtol": value, "atol": value}
+
+    @property
+    def splits(self) -> int:
+        """The number of groups that are asked for everything, and for it in two parts."""
+        return int(self.joint * self.groups)
 
 
 document_numbers(ValuesRecipe)
@@ -232,14 +239,15 @@ def _rows(flow: MaskedFlow, z: Tensor, codes: Tensor | None, weight: Tensor | No
 
 
 def draw_questions(
-    z: Tensor, groups: int, rows: int, joint: float, coordinates: int = 0
+    z: Tensor, groups: int, rows: int, splits: int, coordinates: int = 0
 ) -> Questions:
     """Draw questions to rows of a pool z (pool, columns), with NaN in gaps.
 
     Each group has a random row's seen columns: half of the time all, else without a random number
-    of them. A random number of these are given, and the others asked. Of the first groups, the
-    share `joint`, all seen columns are asked. The rows of a group see all of its columns. Half of
-    the groups see all codes, and the others a random part of them.
+    of them. A random number of these are given, and the others asked. The first groups, `splits`,
+    are asked for all seen columns; the next ones are the same rows, asked for a part of them, and
+    those after these for the rest given that part. The rows of a group see all of its columns. Half
+    of the other groups see all codes, and the rest a random part of them.
 
     Shapes: rows (groups · rows,), masks (groups, columns), hides (groups · rows, coordinates).
     """
@@ -252,11 +260,14 @@ def draw_questions(
     uniform = torch.rand(3, groups).to(z.device)
     counts = own.sum(1)
     used = counts - ((uniform[0] < 0.5) * (uniform[1] * counts).floor()).long()
-    number = (uniform[2] * used).floor().long()
-    number[: round(joint * groups)] = 0
-    used[: round(joint * groups)] = counts[: round(joint * groups)]
-    given = rank < number[:, None]
+    given = rank < (uniform[2] * used).floor()[:, None]
     asked = (rank < used[:, None]) & ~given
+    whole = own[:splits]
+    cut = 1 + (uniform[2] * (counts - 1)).floor()[:splits, None]
+    part = whole & (rank[:splits] < cut)
+    nothing = torch.zeros_like(part)
+    given[: 3 * splits] = torch.cat([nothing, nothing, part])
+    asked[: 3 * splits] = torch.cat([whole, part, whole & ~part])
     if bool(seen.all()):
         chosen = torch.randperm(len(z)).to(z.device)
         chosen = chosen.repeat(-(-groups * rows // len(z)))[: groups * rows]
@@ -264,8 +275,10 @@ def draw_questions(
         needed = (given | asked).to(z)
         sees_all = seen.to(z) @ needed.T > needed.sum(1) - 0.5
         chosen = torch.multinomial(sees_all.T.to(z), rows, replacement=True).flatten()
+    size = splits * rows
+    chosen[size : 3 * size] = chosen[:size].repeat(2)
     hidden = torch.rand(groups, 1) * (torch.rand(groups, 1) < 0.5)
-    hidden[: round(joint * groups)] = 0.0
+    hidden[: 3 * splits] = 0.0
     hides = torch.rand(groups, coordinates) < hidden
     return Questions(chosen, given, asked, hides.to(z.device).repeat_interleave(rows, 0))
 
@@ -284,8 +297,16 @@ class _Losses(nn.Module):
         asked: Tensor,
         codes: Tensor | None,
         tolerances: Mapping[str, float],
+        splits: int = 0,
+        consistency: float = 0.0,
+        free_gap: float = 0.0,
     ) -> tuple[Tensor, float, str]:
-        """Return the loss, evaluations per solve, and a failure's message."""
+        """Return the loss, evaluations per solve, and a failure's message.
+
+        It is the mean of −log p(a | g) / |a|, and with the weight `consistency` what the mean of
+        |log p(x) − log p(x_a) − log p(x_b | x_a)| / |x| over rows of the first groups, `splits`, is
+        above `free_gap`: a field of zero is consistent, and is to be left.
+        """
         flow = self.flow.with_solver(**{**TRAINING_SOLVER, **tolerances})
         try:
             log_prob, pulled = flow.log_prob_of_groups(z, given, asked, codes)
@@ -293,7 +314,13 @@ class _Losses(nn.Module):
             connected = torch.stack([p.sum() for p in self.parameters()]).sum()
             return nan * connected, nan, str(error)
         cells = asked.sum(1).repeat_interleave(len(z) // len(asked))
-        return -(log_prob / cells).mean(), float(np.mean(pulled.stats.evaluations)), ""
+        loss = -(log_prob / cells.clamp(min=1)).mean()  # a row of one cell has no second part
+        if splits and consistency:
+            size = splits * (len(z) // len(asked))
+            whole, part, rest = log_prob[: 3 * size].split(size)
+            gap = ((whole - part - rest) / cells[:size]).abs().mean()
+            loss = loss + consistency * (gap - free_gap).relu()
+        return loss, float(np.mean(pulled.stats.evaluations)), ""
 
 
 class ValuesRun(AveragedRun[MaskedFlow]):
@@ -335,14 +362,16 @@ class ValuesRun(AveragedRun[MaskedFlow]):
         self.held_out = rows[: recipe.validation_rows]
         count = max(recipe.validation_groups, -(-len(self.held_out) // recipe.group_rows))
         coordinates = len(self.model.base.sizes)
-        self.questions = draw_questions(self.held_out.x, count, recipe.group_rows, 0.0, coordinates)
+        self.questions = draw_questions(self.held_out.x, count, recipe.group_rows, 0, coordinates)
         self.cells = (~self.held_out.x.isnan()).double().sum(1)
 
     def loss(self, done: float) -> StepLoss:
         recipe, pool = self.recipe, self.sampler.batch(self.pool)
-        numbers = (recipe.groups, recipe.group_rows, recipe.joint)
+        numbers = (recipe.groups, recipe.group_rows, recipe.splits)
         questions = draw_questions(pool.x, *numbers, len(self.model.base.sizes))
-        return StepLoss(*self.losses(*questions.of(pool), recipe.tolerances(done)))
+        # The weight grows: the likelihood of answers comes first.
+        agreement = (recipe.splits, recipe.consistency * min(1.0, done), recipe.free_gap)
+        return StepLoss(*self.losses(*questions.of(pool), recipe.tolerances(done), *agreement))
 
     @torch.no_grad()
     def validate(self) -> Tensor:

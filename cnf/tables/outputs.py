@@ -142,7 +142,7 @@ def long_form(
     Args:
         schema: The columns.
         surprise: −log p of each cell given the others of its row, shape (rows, columns).
-        excess: The surprise less what was expected of it, shape (rows, columns).
+        excess: Of each cell as `cnf.tables.questions.explain` has it, shape (rows, columns).
         expected: The expected numbers of the schema, shape (rows, columns).
 
     Returns:

@@ -31,9 +31,9 @@ class Explanation:
     Attributes:
         surprise: −log p(cell | the rest) in nats, shape (*batch, dim); ∞ where a cell has no code,
             and NaN for gaps that are no value.
-        excess: log p(the rest) − log p(the row), which is the surprise where answers are consistent,
-            less the mean surprise of draws of the cell given the rest: about 0 for an ordinary cell
-            of any column, and large for an error. The same shape.
+        excess: log p(the rest) − log p(the row), which is the surprise in a consistent model, less
+            the mean surprise of draws of the cell given the rest: about 0 for an ordinary cell of
+            any column, and large for an error. The same shape.
         expected: The median of a number given the rest, the most probable one of categories, NaN
             where a gap is, as numbers of `Schema.numbers`; for gaps, too.
     """

@@ -6,7 +6,12 @@ Fields use what is named here and nothing else of this folder.
 from cnf.fields.analytic.compiled import EAGER, BatchSizes, PerceptronFunctions, compiled_functions
 from cnf.fields.analytic.grouped import GROUPED, trace_matrices_of_groups
 from cnf.fields.analytic.network import GatedNetwork, NetworkConstants
-from cnf.fields.analytic.perceptron import Perceptron, trace_matrices, velocity_and_trace_over
+from cnf.fields.analytic.perceptron import (
+    Perceptron,
+    RowSubsets,
+    trace_matrices,
+    velocity_and_trace_over,
+)
 
 __all__ = [
     "EAGER",
@@ -16,6 +21,7 @@ __all__ = [
     "NetworkConstants",
     "Perceptron",
     "PerceptronFunctions",
+    "RowSubsets",
     "compiled_functions",
     "trace_matrices",
     "trace_matrices_of_groups",

@@ -17,7 +17,7 @@ tangents, but through neither the first two layers nor the last two: those are n
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -168,28 +168,53 @@ def jacobian_products(
     return _last(net, hidden), vectors @ net.weights[-1].T
 
 
+class RowSubsets(NamedTuple):
+    """The rows of a batch by the subset that each counts of some columns.
+
+    Attributes:
+        order: Numbers of the rows, those of one subset together, (rows,).
+        counts: The number of rows of each subset.
+        matrices: The matrix P_u of each subset, transposed, (subsets, H₁, H₂).
+    """
+
+    order: Tensor
+    counts: list[int]
+    matrices: Tensor
+
+    @classmethod
+    def of(cls, counted: Tensor, matrices: Tensor) -> Self:
+        """Return them for booleans (rows, k) and the matrices of the 2ᵏ subsets, by their bits."""
+        bits = 2 ** torch.arange(counted.shape[1], device=counted.device)
+        subset = (counted.long() * bits).sum(1)
+        counts = torch.bincount(subset, minlength=len(matrices)).tolist()
+        return cls(subset.argsort(), counts, matrices)
+
+
 def velocity_and_trace_over(
-    places: Sequence[Tensor],
-    matrices: Tensor,
+    subsets: Sequence[RowSubsets],
     net: Perceptron,
     activations: Sequence[Activation],
     x: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the velocity of two hidden layers, and sums of ∂f_j/∂x_j over some columns of a row.
 
+    Rows that count the same subset u of k columns share P_u, so that a sum over any of all columns
+    takes dim / k products of matrices.
+
     Args:
-        places: The numbers of the rows that count column j, for each j.
-        matrices: P_j = W₂ ∘ (W₁[:, j] W₃[j, :])ᵀ transposed, (dim, H₁, H₂).
+        subsets: The rows by what they count of some columns, for parts of all columns.
         net: The perceptron.
         activations: Its activations.
         x: Shape (rows, dim).
     """
     hidden = _hidden(net, activations, x)
     first, second = _gated(net, _derivatives(activations, hidden))
-    ends = torch.zeros_like(second)
-    for rows, matrix in zip(places, matrices, strict=True):
-        ends = ends.index_add_(0, rows, first.index_select(0, rows) @ matrix)
-    return _last(net, hidden), (ends * second).sum(1)
+    trace = x.new_zeros(len(x))
+    for order, counts, matrices in subsets:
+        pairs = zip(first[order].split(counts), matrices, strict=True)
+        ends = torch.cat([rows @ matrix for rows, matrix in pairs if len(rows)])
+        trace = trace.index_add(0, order, (ends * second[order]).sum(1))
+    return _last(net, hidden), trace
 
 
 def jacobian(

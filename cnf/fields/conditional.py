@@ -70,15 +70,14 @@ class Conditional(ConcatSquash):
 
         These are slices, and (subsets, H₁, H₂) for each.
         """
-        weights = self.network.weights(self._weights())
-        count = -(-self.dim // SUBSET_COLUMNS)
+        first, middle, last = self.network.weights(self._weights())
         found = []
-        for part in torch.arange(self.dim).tensor_split(count):
-            bits = torch.arange(2 ** len(part))[:, None] >> torch.arange(len(part)) & 1
-            masks = weights[0].new_zeros(len(bits), self.dim)
-            masks[:, part] = bits.to(masks)
-            matrices = trace_matrices_of_groups(weights, masks).transpose(1, 2).contiguous()
-            found.append((slice(int(part[0]), int(part[-1]) + 1), matrices))
+        for part in torch.arange(self.dim).tensor_split(-(-self.dim // SUBSET_COLUMNS)):
+            columns = slice(int(part[0]), int(part[-1]) + 1)
+            subsets = torch.arange(2 ** len(part))[:, None] >> torch.arange(len(part)) & 1
+            weights = [first[:, columns], middle, last[columns]]
+            matrices = trace_matrices_of_groups(weights, subsets.to(first))
+            found.append((columns, matrices.transpose(1, 2).contiguous()))
         return found
 
     def prepare(self, times: Tensor, constants: Any, trace_constants: Any = None) -> list[Any]:

@@ -416,14 +416,15 @@ def _whitened(factor: Tensor, z: Tensor, means: Tensor) -> Tensor:
 
     Shapes: factors (M, K, V, V), rows (M, r, V) and means (M, K, V).
     """
+    found: Tensor
     if z.shape[1] < LEAST_INVERTED * z.shape[2]:
         apart = z.mT[:, None] - means[..., None]
-        found: Tensor = torch.linalg.solve_triangular(factor, apart, upper=False)
+        found = torch.linalg.solve_triangular(factor, apart, upper=False)
         return found
     identity = torch.eye(z.shape[2], dtype=factor.dtype, device=factor.device)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-    products = (inverse.flatten(1, 2) @ z.mT).unflatten(1, factor.shape[1:3])
-    return products - inverse @ means[..., None]
+    found = (inverse.flatten(1, 2) @ z.mT).unflatten(1, factor.shape[1:3])
+    return found - inverse @ means[..., None]
 
 
 def _draw(shares: Tensor, uniform: Tensor) -> Tensor:

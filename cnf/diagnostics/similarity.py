@@ -112,7 +112,7 @@ class Similarity:
 
     @property
     def chance_pair(self) -> float:
-        """What that mean is about for draws of the rows' distribution; NaN without pairs."""
+        """The expected mean error of draws of the rows' distribution; NaN without pairs."""
         return float(np.mean([pair.chance for pair in self.pairs])) if self.pairs else nan
 
     @property

@@ -85,6 +85,7 @@ def test_trace_over_any_of_many_columns():
     _, columns = field.jacobian(field.at(t, context), x)
     torch.testing.assert_close(trace, columns.diagonal(dim1=1, dim2=2).sum(1))
     assert trace[0] == trace[1] == 0
+    assert field.with_divergence(t, x[:0], context[:0])[1].shape == (0,)
     torch.testing.assert_close(velocity, field(t, x, context))
 
 
@@ -259,6 +260,7 @@ def test_answers_become_consistent():
         recipe = ValuesRecipe(learning_rate=1e-2, patience=16, consistency=consistency)
         options = {"validation": z[:200], "threads": 1, "recipe": recipe}
         fit_values(flow, z[200:], steps=100, **options)
+        assert flow.moves
         with torch.no_grad():
             gaps = [
                 flow.log_prob(z[:200], ~both, both)

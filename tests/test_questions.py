@@ -249,6 +249,26 @@ def test_explanations_of_gaps_and_of_new_categories(mixed: tuple[RowModel, np.nd
     torch.testing.assert_close(alone.excess, before.excess[2], atol=1e-4, rtol=1e-4)
 
 
+def test_a_new_category_is_no_gap_for_the_others() -> None:
+    """Where gaps are a value, whose cell is not that of a category without a code."""
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 2, (100, 2)) * 1.0
+    numbers[:30, 0] = np.nan
+    columns = (
+        Column("a", "categorical", categories=("x", "y"), gaps="value"),
+        Column("b", "boolean"),
+    )
+    model = _spread(new_row_model(Schema(columns), numbers, hidden=16, blocks=1))
+    row = torch.tensor([[5.0, 1.0]], dtype=torch.float64)
+    found = explain(model, row)
+    assert found.surprise[0].isinf().tolist() == [True, False]
+    p = (-found.surprise[0, 1]).exp().item()  # of b alone
+    entropy = -p * np.log(p) - (1 - p) * np.log1p(-p)
+    assert found.excess[0, 1].item() == pytest.approx(-np.log(p) - entropy)
+    gap = explain(model, torch.tensor([[torch.nan, 1.0]], dtype=torch.float64))
+    assert abs(gap.surprise[0, 1] - found.surprise[0, 1]) > 0.01
+
+
 def test_training_with_gaps_recovers_the_conditionals_of_a_known_law() -> None:
     rng = np.random.default_rng(0)
     share = np.array([[0.3, 0.1, 0.05], [0.05, 0.1, 0.4]])  # of two columns

@@ -17,7 +17,7 @@ PATIENCE = 2  # numbers of components in turn that are no better before it ends
 LEAST_PASSES = 4  # that a number of components must have time for to be tried
 PRIORS = (1.0, 10.0)  # rows of the table's covariance that each component is given beforehand
 FLOOR = 1e-4  # of a column's variance
-LEAST_INVERTED = 4  # rows of a mask over columns, from which on its factors are inverted
+LEAST_INVERTED = 4  # rows of a mask for each column, from which on its factors are inverted
 BLOCK_NUMBERS = 2**19  # of the largest tensor that is computed at once where masks differ
 
 
@@ -26,11 +26,12 @@ class NormalMixture(nn.Module):
 
         p(d, z) = Σ_k w_k Π_j p_k(d_j) N(z; μ_k, Σ_k)
 
-    With the given columns g first and the asked columns a after them, the Cholesky factor L of a
-    component's covariance is one of p_k(z_g) and of p_k(z_a | z_g) at once: with
-    e = L⁻¹ (z − μ), log p_k(z_a | z_g) = Σ_{i in a} (−e_i²/2 − log(2π)/2 − log L_ii), and the
-    component's weight given z_g is its posterior. Rows of equal masks share a factor. All numbers
-    are buffers in float64, whatever the type of the module around them; gradients flow to z alone.
+    log p(z_a | z_g) is the difference of two marginals, log Σ_k w_k p_k(z_g, z_a) and that of the
+    given columns g alone. Draws and means of the asked columns a come of a component's Cholesky
+    factor, the given columns first: with e = L⁻¹ (z − μ) of these, z_a = μ_a + (L e)_a, where the
+    rest of e is normal, and the component's weight is its posterior. Rows of equal masks share a
+    factor. All numbers are buffers in float64, whatever the type of the module around them;
+    gradients flow to z alone.
 
     Args:
         components: K, the number of components.
@@ -215,6 +216,7 @@ class NormalMixture(nn.Module):
         of_given = of_both = self.log_given(z, given)
         if asked.any():
             of_both = self.log_given(z, given | asked)
+            of_both = torch.where(asked.any(-1, keepdim=True), of_both, of_given)
         found = (of_both + joint).logsumexp(1) - (of_given + known).logsumexp(1)
         return found.to(z.dtype)
 
@@ -423,8 +425,9 @@ def _whitened(factor: Tensor, z: Tensor, means: Tensor) -> Tensor:
         return found
     identity = torch.eye(z.shape[2], dtype=factor.dtype, device=factor.device)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-    found = (inverse.flatten(1, 2) @ z.mT).unflatten(1, factor.shape[1:3])
-    return found - inverse @ means[..., None]
+    center = means.mean(1)  # far from 0 the difference of both products would be rounded
+    found = (inverse.flatten(1, 2) @ (z - center[:, None]).mT).unflatten(1, factor.shape[1:3])
+    return found - inverse @ (means - center[:, None])[..., None]
 
 
 def _draw(shares: Tensor, uniform: Tensor) -> Tensor:

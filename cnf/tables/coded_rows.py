@@ -38,14 +38,20 @@ class CodedRows:
         asked = self.asked.cpu().numpy()
         return torch.from_numpy(np.where(asked, values, 0.0).sum(1)).to(self.codes.device)
 
-    def without(self, coordinate: int, places: Sequence[int]) -> CodedRows:
-        """Return the rows without a coordinate's cells: neither given nor asked for.
+    def without(self, hidden: Tensor, inputs: Sequence[tuple[int, int]]) -> CodedRows:
+        """Return the rows without some of the cells that are asked for.
 
-        Their codes are at those places among all codes.
+        Args:
+            hidden: Which these are, (rows, coordinates) or (coordinates,).
+            inputs: The network's coordinates that are inputs alone, with those of their columns.
         """
-        codes, asked = self.codes.clone(), self.asked.clone()
-        codes[:, places], asked[:, coordinate] = GAP, False
-        return replace(self, codes=codes, asked=asked)
+        hidden = hidden.to(self.asked.device).expand_as(self.asked)
+        before = self.context.shape[1]
+        lost = torch.zeros_like(self.fixed)
+        lost[:, before : before + hidden.shape[1]] = hidden
+        for place, owner in inputs:
+            lost[:, place] = lost[:, owner]
+        return replace(self, codes=self.codes.masked_fill(lost, GAP), asked=self.asked & ~hidden)
 
     def masked(self, log_prob: Tensor) -> Tensor:
         """Return log p of rows, −∞ where a value has no code, and NaN where a row is lost."""

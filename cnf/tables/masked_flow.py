@@ -19,7 +19,7 @@ from cnf.mixtures.normal import NormalMixture
 from cnf.ode import SolveError, Status
 
 MIN_GROUP = 256  # rows of a mask that are worth a solve
-MAX_NUMBERS = 2**21  # of the matrices of rows that are solved together, each with a mask
+MAX_NUMBERS = 2**21  # of a matrix or a layer of rows that are solved together, each with a mask
 
 
 class Whitening(NamedTuple):
@@ -276,7 +276,8 @@ class MaskedFlow(nn.Module):
             (numbers[inverse == group], *masks[group].split(self.dim))
             for group in large.nonzero().flatten().tolist()
         ]
-        rest = numbers[~large[inverse]].split(max(MIN_GROUP, MAX_NUMBERS // self.dim**2))
+        numbers_of_row = max(self.dim**2, sum(self.field.hidden))
+        rest = numbers[~large[inverse]].split(max(MIN_GROUP, MAX_NUMBERS // numbers_of_row))
         return [*parts, *((rows, given[rows], asked[rows]) for rows in rest if len(rows))]
 
     def _solved(

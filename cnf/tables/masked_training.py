@@ -1,4 +1,4 @@
-"""Training of a `MaskedFlow`: its mixture by EM, then its field by the likelihood of questions."""
+"""Training of a `MaskedFlow`: its mixture by EM, then its field by likelihood and consistency."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class ValuesRecipe(AveragedRecipe):
 
     groups: int = number(16, "groups of rows of one question, of each process", low=1)
     group_rows: int = number(16, "rows of a group", low=1)
-    joint: float = number(0.2, "share of groups of which everything is asked", low=0, high=1 / 3)
+    joint: float = number(
+        0.2, "share of groups that are asked for everything, and again in two parts", low=0, high=1
+    )
     consistency: float = number(1.3, "weight of the consistency gap at the end", low=0)
     free_gap: float = number(0.012, "consistency gap that costs nothing, in nats a cell", low=0)
     tolerance: float = number(1e-3, "the solver's tolerance at the end")
@@ -59,8 +61,8 @@ class ValuesRecipe(AveragedRecipe):
 
     @property
     def splits(self) -> int:
-        """The number of groups that are asked for everything, and for it in two parts."""
-        return int(self.joint * self.groups)
+        """The number of groups that are asked for everything, and again in two parts."""
+        return min(round(self.joint * self.groups), self.groups // 3)
 
 
 document_numbers(ValuesRecipe)
@@ -110,7 +112,8 @@ def fit_values(
     """Train a flow of values and leave it with its best averaged weights on validation.
 
     The base becomes a mixture chosen by held-out likelihood, then the field, zero at first, is
-    trained by the likelihood of random questions: groups of rows that share masks. The mixture
+    trained by the likelihood of random questions: groups of rows that share masks. Some rows are
+    asked for whole and again in two parts, and how far both are apart is penalised. The mixture
     alone is step 0, which stays where nothing validates better.
 
     Args:
@@ -305,7 +308,7 @@ class _Losses(nn.Module):
 
         It is the mean of −log p(a | g) / |a|, and with the weight `consistency` what the mean of
         |log p(x) − log p(x_a) − log p(x_b | x_a)| / |x| over rows of the first groups, `splits`, is
-        above `free_gap`: a field of zero is consistent, and is to be left.
+        above `free_gap`.
         """
         flow = self.flow.with_solver(**{**TRAINING_SOLVER, **tolerances})
         try:
@@ -369,7 +372,7 @@ class ValuesRun(AveragedRun[MaskedFlow]):
         recipe, pool = self.recipe, self.sampler.batch(self.pool)
         numbers = (recipe.groups, recipe.group_rows, recipe.splits)
         questions = draw_questions(pool.x, *numbers, len(self.model.base.sizes))
-        # The weight grows: the likelihood of answers comes first.
+        # The weight grows, since a field of zero is consistent: all weight at first keeps it there.
         agreement = (recipe.splits, recipe.consistency * min(1.0, done), recipe.free_gap)
         return StepLoss(*self.losses(*questions.of(pool), recipe.tolerances(done), *agreement))
 
@@ -423,7 +426,8 @@ class ValuesRun(AveragedRun[MaskedFlow]):
         return self._mean(scores)
 
     def shown_loss(self, mean_loss: float) -> float:
-        return mean_loss * self._mean(self.cells)  # of rows, as the validation's is
+        # Of rows, as the validation's is, but with the penalty.
+        return mean_loss * self._mean(self.cells)
 
     def record(self, scores: Tensor, seconds: float) -> tuple[Record, float]:
         record, value = super().record(scores, seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 
 import numpy as np
@@ -54,10 +54,10 @@ def explain(
 ) -> Explanation:
     """Return how surprising each cell of rows is given the rest of its row.
 
-    The cell with the largest excess is the first that one should look at: what is left without it
-    is the most likely. Of two cells that determine one another each is surprising given the other,
+    The cell with the largest excess is the first that one should look at: without it the row is
+    much more likely. Of two cells that determine one another each is surprising given the other,
     and the rest of the row tells which one is wrong. A cell without a code, as a new category has
-    none, is hidden from the others.
+    none, is hidden from the others. It takes a log p of the whole row for each column.
 
     Args:
         model: The model.
@@ -103,6 +103,7 @@ def _explain(
     x = x.clone()
     x[:, coding.places] = torch.where(torch.from_numpy(seen).to(x.device), x[:, coding.places], nan)
     cells = _Cells(model, x, context, before, coded, seen, model.coded_rows(x, context))
+    cells = replace(cells, rows=cells.without(~seen))
     whole = cells.log_prob(cells.rows)
     surprise = np.where(np.isnan(numbers), np.nan, 0.0)
     excess = surprise.copy()
@@ -112,7 +113,8 @@ def _explain(
         found = (cells.of_value if model.valued[k] else cells.of_code)(k, draws)
         own = np.where(coded.known[:, k], -found.log_prob - log_dets[:, k], np.inf)
         surprise[:, column] = np.where(unseen[:, k], np.nan, own)
-        gained = np.where(np.isfinite(own), cells.log_prob(cells.without(k)) - whole, own)
+        rest = cells.log_prob(cells.without(np.arange(seen.shape[1]) == k))
+        gained = np.where(np.isfinite(own), rest - whole, own)
         excess[:, column] = np.where(unseen[:, k], np.nan, gained) - found.mean
         expected[:, column] = found.expected
     lost = np.where(placed, 0.0, np.nan)[:, None]
@@ -144,11 +146,9 @@ class _Cells:
         """Return log p of rows in coordinates."""
         return self.model.parts_of(rows)[0].log_prob.cpu().numpy()
 
-    def without(self, k: int) -> CodedRows:
-        """Return the rows without a coordinate's cells, whose codes may be two."""
-        place = k + self.before.shape[1]
-        finer = (each for each, owner in self.model.network.inputs if owner == place)
-        return self.rows.without(k, [place, *finer])
+    def without(self, hidden: Flags) -> CodedRows:
+        """Return the rows without some cells, (rows, coordinates) or (coordinates,)."""
+        return self.rows.without(torch.from_numpy(hidden), self.model.network.inputs)
 
     def of_code(self, k: int, draws: int) -> _Answer:
         """Return a coordinate's answer by the network of codes."""

@@ -169,10 +169,10 @@ def jacobian_products(
 
 
 class RowSubsets(NamedTuple):
-    """The rows of a batch by the subset that each counts of some columns.
+    """The rows of a batch that count any of some columns, by the subset that each counts.
 
     Attributes:
-        order: Numbers of the rows, those of one subset together, (rows,).
+        order: Numbers of these rows, those of one subset together.
         counts: The number of rows of each subset.
         matrices: The matrix P_u of each subset, transposed, (subsets, H₁, H₂).
     """
@@ -183,11 +183,14 @@ class RowSubsets(NamedTuple):
 
     @classmethod
     def of(cls, counted: Tensor, matrices: Tensor) -> Self:
-        """Return them for booleans (rows, k) and the matrices of the 2ᵏ subsets, by their bits."""
+        """Return them for booleans (rows, k) and the matrices of the 2ᵏ subsets, by their bits.
+
+        The empty subset is the first one.
+        """
         bits = 2 ** torch.arange(counted.shape[1], device=counted.device)
         subset = (counted.long() * bits).sum(1)
         counts = torch.bincount(subset, minlength=len(matrices)).tolist()
-        return cls(subset.argsort(), counts, matrices)
+        return cls(subset.argsort()[counts[0] :], counts[1:], matrices[1:])
 
 
 def velocity_and_trace_over(
@@ -198,11 +201,11 @@ def velocity_and_trace_over(
 ) -> tuple[Tensor, Tensor]:
     """Return the velocity of two hidden layers, and sums of ∂f_j/∂x_j over some columns of a row.
 
-    Rows that count the same subset u of k columns share P_u, so that a sum over any of all columns
-    takes dim / k products of matrices.
+    Rows that count the same subset u of k columns share P_u, so that a sum over any columns takes
+    dim / k products of matrices.
 
     Args:
-        subsets: The rows by what they count of some columns, for parts of all columns.
+        subsets: The rows by what they count of each part of the columns, which do not overlap.
         net: The perceptron.
         activations: Its activations.
         x: Shape (rows, dim).
@@ -211,6 +214,8 @@ def velocity_and_trace_over(
     first, second = _gated(net, _derivatives(activations, hidden))
     trace = x.new_zeros(len(x))
     for order, counts, matrices in subsets:
+        if not len(order):
+            continue
         pairs = zip(first[order].split(counts), matrices, strict=True)
         ends = torch.cat([rows @ matrix for rows, matrix in pairs if len(rows)])
         trace = trace.index_add(0, order, (ends * second[order]).sum(1))

@@ -426,8 +426,10 @@ def _whitened(factor: Tensor, z: Tensor, means: Tensor) -> Tensor:
     identity = torch.eye(z.shape[2], dtype=factor.dtype, device=factor.device)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
     center = means.mean(1)  # far from 0 the difference of both products would be rounded
-    found = (inverse.flatten(1, 2) @ (z - center[:, None]).mT).unflatten(1, factor.shape[1:3])
-    return found - inverse @ (means - center[:, None])[..., None]
+    products = inverse.flatten(1, 2) @ (z - center[:, None]).mT
+    shifts = inverse @ (means - center[:, None])[..., None]
+    found = products.unflatten(1, factor.shape[1:3]) - shifts
+    return found
 
 
 def _draw(shares: Tensor, uniform: Tensor) -> Tensor:

@@ -300,9 +300,9 @@ class _Losses(nn.Module):
         asked: Tensor,
         codes: Tensor | None,
         tolerances: Mapping[str, float],
-        splits: int = 0,
-        consistency: float = 0.0,
-        free_gap: float = 0.0,
+        splits: int,
+        consistency: float,
+        free_gap: float,
     ) -> tuple[Tensor, float, str]:
         """Return the loss, evaluations per solve, and a failure's message.
 
